@@ -1,0 +1,75 @@
+"""Autograd Functions of the fused operators: what is saved, which mode the backward is in, and the second order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .backends import reference
+from .spec import Spec
+
+__all__ = ["Bcos"]
+
+
+class Bcos(torch.autograd.Function):
+    """y of one transform; saves x, w, y, n (b = 2), or l beside them (other b), or x and w alone (b = 1).
+
+    ``state`` is the late explanation mode: ``state["fixed_weights"]`` is read when the backward runs. A backward that
+    will itself be differentiated is the vector-Jacobian product of the reference, so every order of it is exact.
+    """
+
+    @staticmethod
+    def forward(x, weight, bias, b, spec: Spec, state: dict | None, backend: str):
+        return ops.forward(x, weight, bias, b, spec, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight, bias, b, ctx.spec, ctx.state, ctx.backend = inputs
+        ctx.save_for_backward(x, weight, bias, b, *output)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        none = (None,) * 3
+        if grad is None:
+            return None, None, None, None, *none
+        x, weight, bias, b, *saved = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return *_differentiable_backward(grad, (x, weight, bias, b), needs, ctx.spec, ctx.state), *none
+        explain = ctx.spec.detach or (ctx.state is not None and ctx.state["fixed_weights"])
+        return *ops.backward(grad, x, weight, b, tuple(saved), ctx.spec, explain, needs, ctx.backend), *none
+
+    @staticmethod
+    def vmap(info, in_dims, x, weight, bias, b, spec, state, backend):
+        """A batch of inputs against one weight is a larger batch; anything else is one call per slice."""
+        if in_dims[0] is not None and all(d is None for d in in_dims[1:4]):
+            folded = x.movedim(in_dims[0], 0).flatten(0, 1)
+            outputs = Bcos.apply(folded, weight, bias, b, spec, state, backend)
+            shape = (info.batch_size, -1)
+            return tuple(t.unflatten(0, shape) if t.numel() else t.expand(info.batch_size, 0) for t in outputs), (0,) * 4
+        slices = [
+            Bcos.apply(
+                *(t if d is None else t.select(d, i) for t, d in zip((x, weight, bias, b), in_dims, strict=False)),
+                spec,
+                state,
+                backend,
+            )
+            for i in range(info.batch_size)
+        ]
+        return tuple(torch.stack(outputs) for outputs in zip(*slices, strict=True)), (0,) * 4
+
+
+def _differentiable_backward(grad: Tensor, inputs: tuple, needs: tuple, spec: Spec, state: dict | None) -> tuple:
+    """Gradients of ``inputs`` as a differentiable function of ``grad`` and of ``inputs``."""
+    wanted = tuple(t for t, need in zip(inputs, needs, strict=True) if need)
+
+    def transform(*primals):
+        rest = iter(primals)
+        return reference.bcos(*(next(rest) if need else t for t, need in zip(inputs, needs, strict=True)), spec, state)
+
+    with torch.autocast(grad.device.type, enabled=False):
+        grads = iter(torch.func.vjp(transform, *wanted)[1](grad))
+    return tuple(next(grads) if need else None for need in needs)

@@ -1,0 +1,67 @@
+"""The C++ kernels for CPU tensors (``csrc/cpu``): fp32, fp64 and bf16, NCHW and channels_last."""
+
+from __future__ import annotations
+
+import torch
+
+from ..spec import Call
+
+try:
+    from .. import _C
+except ImportError as error:
+    _C = None
+    _absent = f"the compiled extension bcos_kernels._C is not there ({error})"
+
+__all__ = ["conv2d", "conv2d_backward", "linear", "linear_backward", "why_not"]
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def why_not(call: Call) -> list[str]:
+    """Reasons why the C++ kernels do not serve ``call``; empty when they do."""
+    found = []
+    if _C is None:
+        found.append(_absent)
+    if call.device != "cpu":
+        found.append(f"device is {call.device!r}, the C++ kernels run on 'cpu'")
+    if call.dtype not in _DTYPES:
+        found.append(f"dtype {call.dtype} is none of {', '.join(map(str, _DTYPES))}")
+    elif call.weight_dtype not in (call.dtype, torch.float32):
+        found.append(f"weight dtype {call.weight_dtype} beside input dtype {call.dtype}")
+    if call.spec.max_out > 255:
+        found.append(f"max_out={call.spec.max_out} is above 255, the largest winner index kept")
+    if not call.zero_padded:
+        found.append("the padding mode is not 'zeros': the patch norm sees another input than the convolution")
+    return found
+
+
+def linear(*args):
+    """``bcos_kernels::linear`` of :mod:`bcos_kernels.ops`."""
+    return _forward(_C.linear, args)
+
+
+def conv2d(*args):
+    """``bcos_kernels::conv2d`` of :mod:`bcos_kernels.ops`."""
+    return _forward(_C.conv2d, args)
+
+
+def linear_backward(*args):
+    """``bcos_kernels::linear_backward`` of :mod:`bcos_kernels.ops`."""
+    return _backward(_C.linear_backward, args)
+
+
+def conv2d_backward(*args):
+    """``bcos_kernels::conv2d_backward`` of :mod:`bcos_kernels.ops`."""
+    return _backward(_C.conv2d_backward, args)
+
+
+def _forward(kernel, args):
+    *call, exact_two, out_dtype = args
+    return kernel(*call, out_dtype, exact_two)
+
+
+def _backward(kernel, args):
+    """Operators return tensors only: an absent gradient is an empty one."""
+    *call, exact_two, explain, needs = args
+    grads = kernel(*call[:8], needs[2], *call[8:], explain, needs, exact_two)
+    return tuple(args[0].new_empty(0) if g is None else g for g in grads)
