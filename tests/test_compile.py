@@ -1,0 +1,165 @@
+"""The operators under torch's own machinery: opcheck, torch.compile, torch.export, autocast, checkpointing."""
+
+import pytest
+import torch
+from cases import IDS, Budget, error, upstream
+from torch.autograd import grad
+
+import bcos_kernels as bk
+
+NAMES = ["conv3x3", "grouped", "depthwise", "max_out", "b1", "b1.5", "bias_raw", "linear", "linear_max_out", "linear_3d"]
+
+
+def recorded_calls(case, monkeypatch, **options):
+    """Arguments of every operator that one forward and backward of ``case`` calls."""
+    calls, library = [], torch.ops.bcos_kernels
+    from bcos_kernels import ops
+
+    def recording(spec, direction=""):
+        op = getattr(library, ("linear" if spec.is_linear else "conv2d") + direction)
+
+        def call(*args):
+            calls.append((op.default, tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args)))
+            return op(*args)
+
+        return call
+
+    monkeypatch.setattr(ops, "_op", recording)
+    inputs = [t for t in case.inputs(torch.float32) if t is not None]
+    y = case(*inputs, backend="cpu", **options)
+    grad(y, inputs, torch.randn_like(y))
+    return calls
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name, monkeypatch):
+    options = {"b": torch.tensor(1.5)} if name == "grouped" else {}
+    calls = recorded_calls(IDS[name], monkeypatch, **options)
+    assert len(calls) == 2
+    for op, args in calls:
+        torch.library.opcheck(op, args)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("strided", [False, True])
+def test_fullgraph(name, strided):
+    """torch.compile without a graph break, forward and backward, also with inputs and gradients of odd strides."""
+    case = IDS[name]
+    torch._dynamo.reset()
+    inputs = [t for t in case.inputs(torch.float32) if t is not None]
+
+    def layer(x, *rest):
+        x = torch.cat([x, x], -1)[..., ::2] if strided else x
+        return case(x * 1.5, *rest) * 2
+
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    y, again = layer(*inputs), compiled(*inputs)
+    assert error(again, y) < 1e-6
+    upward = torch.randn_like(y).transpose(0, -1).contiguous().transpose(0, -1)
+    for mine, yours in zip(grad(again, inputs, upward), grad(y, inputs, upward), strict=True):
+        assert error(mine, yours) < 1e-6
+
+
+def test_inductor_and_dynamic_shapes():
+    torch._dynamo.reset()
+    case = IDS["conv3x3"]
+    x, weight, _ = case.inputs(torch.float32, channels_last=True)
+    compiled = torch.compile(lambda x, w: case(torch.relu(x), w).square(), fullgraph=True, dynamic=True)
+    for batch in (2, 3, 5):
+        sample = torch.randn(batch, *x.shape[1:]).requires_grad_()
+        y = compiled(sample, weight)
+        expected = case(torch.relu(sample), weight).square()
+        assert error(y, expected) < 1e-6
+        for mine, yours in zip(grad(y.sum(), (sample, weight)), grad(expected.sum(), (sample, weight)), strict=True):
+            assert error(mine, yours) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["conv3x3", "max_out", "linear"])
+def test_export(name):
+    case = IDS[name]
+
+    class Layer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(case.inputs(torch.float32)[1].detach())
+
+        def forward(self, x):
+            return case(x, self.weight)
+
+    x = case.inputs(torch.float32)[0].detach()
+    layer = Layer()
+    program = torch.export.export(layer, (x,))
+    assert any("bcos_kernels" in str(node.target) for node in program.graph.nodes)
+    assert torch.equal(program.module()(x), layer(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["conv3x3", "conv1x1", "depthwise", "b1", "b1.5", "max_out", "explain", "linear", "linear_b2.5", "linear_explain"])
+def test_autocast(name, dtype):
+    """Trap 5: fp32 parameters, the reference's output dtypes, errors within its own; backward outside of autocast."""
+    case = IDS[name]
+    budget = Budget()
+    for seed in range(5):
+        x, weight, _ = case.inputs(torch.float32, seed)
+        module = upstream(case, torch.float32)
+        with torch.no_grad():
+            module.linear.weight.copy_(weight)
+        with torch.autocast("cpu", dtype):
+            y, theirs = case(x, weight), module(x)
+        assert y.dtype == theirs.dtype
+        upward = torch.randn_like(y)
+        ours, their_grads = grad(y, (x, weight), upward), grad(theirs, (x, module.linear.weight), upward)
+        exact_inputs = [t.detach().double().requires_grad_() for t in (x, weight)]
+        exact = case.naive(*exact_inputs)
+        budget.add("y", y, theirs, exact, dtype)
+        for what, mine, yours, truth in zip(
+            ("dx", "dw"), ours, their_grads, grad(exact, exact_inputs, upward.double()), strict=True
+        ):
+            assert mine.dtype == torch.float32
+            budget.add(what, mine, yours, truth, dtype)
+    budget.check()
+
+
+def test_autocast_low_precision_output_and_backward_inside():
+    case = IDS["conv3x3"]
+    x, weight, _ = case.inputs(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = case(x, weight, out_dtype=torch.bfloat16)
+        assert y.dtype == torch.bfloat16
+        inside = grad(y.float().sum(), (x, weight), create_graph=True)
+        wide = case(x, weight)
+        wide_inside = grad(wide.sum(), (x, weight), retain_graph=True)
+    for mine, yours in zip(inside, grad(case.naive(x, weight).sum(), (x, weight)), strict=True):
+        assert error(mine, yours) < 3e-2
+    for mine, yours in zip(wide_inside, grad(wide.sum(), (x, weight)), strict=True):
+        assert torch.equal(mine, yours)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing(reentrant):
+    from torch.utils.checkpoint import checkpoint
+
+    case = IDS["b1.5"]
+    x, weight, _ = case.inputs(torch.float64)
+    y = checkpoint(case, x, weight, use_reentrant=reentrant)
+    for mine, yours in zip(grad_of(y, x, weight), grad_of(case(x, weight), x, weight), strict=True):
+        assert torch.equal(mine, yours)
+
+
+def grad_of(y, *inputs):
+    for t in inputs:
+        t.grad = None
+    y.square().sum().backward()
+    return [t.grad for t in inputs]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_runs_under_fake_tensors(device):
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        x, w = torch.empty(2, 6, 9, 9), torch.empty(4, 6, 3, 3)
+        assert bk.functional.bcos_conv2d(x, w, padding=1).shape == (2, 4, 9, 9)
+    if device == "meta":
+        x, w = torch.empty(2, 6, 9, 9, device=device), torch.empty(4, 6, 3, 3, device=device)
+        assert bk.functional.bcos_conv2d(x, w, padding=1).shape == (2, 4, 9, 9)

@@ -1,0 +1,155 @@
+"""Defects that hit other kernel libraries: the test owed for each (those that need a GPU stand with the GPU tests)."""
+
+import pytest
+import torch
+from cases import BACKENDS, IDS, error
+from torch.autograd import grad
+
+import bcos_kernels as bk
+
+NAMES = ["conv3x3", "conv1x1", "grouped", "depthwise", "max_out", "b1.5", "explain", "bias_raw", "linear", "linear_b1.5"]
+
+
+def odd_gradients(y):
+    """Gradients with every kind of strides that autograd produces."""
+    gen = torch.Generator().manual_seed(3)
+    full = torch.randn(*y.shape[:-1], 2 * y.shape[-1], generator=gen, dtype=y.dtype)
+    yield "sliced", full[..., ::2]
+    yield "cat-split", full[..., y.shape[-1] :]
+    yield "transposed", torch.randn(y.shape[::-1], generator=gen, dtype=y.dtype).permute(*range(y.dim() - 1, -1, -1))
+    yield "expanded", torch.ones((), dtype=y.dtype).expand(y.shape)
+    yield "row expanded", torch.randn(y.shape[-1], generator=gen, dtype=y.dtype).expand(y.shape)
+    if y.dim() == 4:
+        yield "channels_last", full[..., : y.shape[-1]].contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_strides_are_respected(name, backend):
+    case = IDS[name]
+    inputs = [t for t in case.inputs(torch.float64) if t is not None]
+    y = case(*inputs, backend=backend)
+    for kind, g in odd_gradients(y):
+        strided = grad(y, inputs, g, retain_graph=True)
+        plain = grad(y, inputs, g.clone(memory_format=torch.contiguous_format), retain_graph=True)
+        for mine, yours in zip(strided, plain, strict=True):
+            assert error(mine, yours) < 1e-13, kind
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_input_strides_are_respected(name, backend):
+    case = IDS[name]
+    x, weight, bias = (None if t is None else t.detach() for t in case.inputs(torch.float64))
+    expected = case(x, weight, bias, backend=backend)
+    wide = torch.cat([x, x], -1)
+    for strided in (
+        torch.stack([x, x], -1)[..., 0],
+        wide[..., x.shape[-1] :],
+        x.transpose(0, -1).contiguous().transpose(0, -1),
+    ):
+        assert error(case(strided, weight, bias, backend=backend), expected) < 1e-13
+    strided_weight = torch.stack([weight, weight], -1)[..., 1]
+    assert error(case(x, strided_weight, bias, backend=backend), expected) < 1e-13
+    rows = x[:1].expand(3, *x.shape[1:])
+    assert error(case(rows, weight, bias, backend=backend)[2:], expected[:1]) < 1e-13
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e-4])
+@pytest.mark.parametrize("name", ["conv3x3", "b1.5", "b2.5", "linear", "max_out", "depthwise"])
+def test_large_and_small_inputs(name, scale):
+    case = IDS[name]
+    x, weight, _ = case.inputs(torch.float32)
+    scaled = (scale * x.detach()).requires_grad_()
+    y = case(scaled, weight)
+    exact = case.naive(scaled.detach().double(), weight.detach().double())
+    theirs = case.naive(scaled.detach(), weight.detach())
+    floor = exact.norm()
+    assert (y.double() - exact).norm() <= 1.1 * (theirs.double() - exact).norm() + 2e-7 * floor
+    assert all(torch.isfinite(g).all() for g in grad(y.sum(), (scaled, weight)))
+
+
+@pytest.mark.parametrize("name", ["conv3x3", "depthwise", "max_out", "linear_wide", "wide_1x1"])
+def test_repeats_are_bit_equal(name):
+    """Threads race over tiles: 250 forward and backward runs give the same bits."""
+    case = IDS[name]
+    x, weight, _ = case.inputs(torch.float32, channels_last=True)
+    first = None
+    upward = torch.randn(case(x, weight).shape)
+    for _ in range(250):
+        y = case(x, weight)
+        run = (y, *grad(y, (x, weight), upward))
+        first = first or run
+        assert all(torch.equal(a, b) for a, b in zip(run, first, strict=True))
+
+
+@pytest.mark.parametrize("name", ["conv3x3", "depthwise", "linear", "linear_wide"])
+def test_thread_counts_agree(name):
+    case = IDS[name]
+    x, weight, _ = case.inputs(torch.float64)
+    results, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            y = case(x, weight)
+            results.append((y, *grad(y.square().sum(), (x, weight))))
+    finally:
+        torch.set_num_threads(threads)
+    for run in results[1:]:
+        for mine, yours in zip(run, results[0], strict=True):
+            assert error(mine, yours) < 1e-13
+
+
+@pytest.mark.parametrize("name", ["conv3x3", "max_out", "b1", "b1.5", "linear"])
+def test_partial_gradients(name):
+    """Only what is asked for is computed, whatever is asked for."""
+    case = IDS[name]
+    x, weight, _ = case.inputs(torch.float64)
+    both = grad(case(x, weight).square().sum(), (x, weight))
+    (dx,) = grad(case(x, weight.detach()).square().sum(), x)
+    (dw,) = grad(case(x.detach(), weight).square().sum(), weight)
+    assert error(dx, both[0]) < 1e-14 and error(dw, both[1]) < 1e-14
+    assert not case(x.detach(), weight.detach()).requires_grad
+
+
+def test_saved_memory_is_that_of_a_plain_layer():
+    """b = 2 saves x, w, y and the patch norm: over a stack, where y is the next layer's x, a plain stack's bytes."""
+
+    def saved_bytes(layer):
+        storages = {}
+
+        def pack(t):
+            storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        x = torch.randn(2, 64, 16, 16, requires_grad=True)
+        weights = [torch.randn(64, 64, 3, 3, requires_grad=True) for _ in range(6)]
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            for weight in weights:
+                x = layer(x, weight)
+        weight_bytes = sum(w.untyped_storage().nbytes() for w in weights)
+        return sum(storages.values()) - weight_bytes
+
+    ours = saved_bytes(lambda x, w: bk.functional.bcos_conv2d(x, w, padding=1))
+    plain = saved_bytes(lambda x, w: torch.nn.functional.conv2d(x, w, padding=1))
+    last_output = 2 * 64 * 16 * 16 * 4
+    assert ours - last_output <= 1.05 * plain
+
+
+def test_output_changed_in_place_is_an_error_not_a_wrong_gradient():
+    case = IDS["conv3x3"]
+    x, weight, _ = case.inputs(torch.float32)
+    y = case(x, weight)
+    y += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("rank", range(1, 6))
+def test_linear_of_every_rank(rank):
+    gen = torch.Generator().manual_seed(rank)
+    x = torch.randn(*range(2, 1 + rank), 8, generator=gen, dtype=torch.float64)
+    weight = torch.randn(5, 8, generator=gen, dtype=torch.float64)
+    y = bk.functional.bcos_linear(x, weight)
+    assert y.shape == (*x.shape[:-1], 5)
+    assert error(y.view(-1, 5), bk.functional.bcos_linear(x.view(-1, 8), weight)) < 1e-14

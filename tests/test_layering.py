@@ -1,0 +1,79 @@
+"""The house rule as a test: data travels one way, nothing imports upward; and the package imports lightly."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import bcos_kernels
+
+ROOT = Path(bcos_kernels.__file__).parent
+FLOORS = [
+    {"__main__", "demo", "doctor"},
+    {"integration", "recognise", "compat"},
+    {"modules"},
+    {"functional"},
+    {"autograd"},
+    {"ops"},
+    {"dispatch", "checks"},
+    {"backends"},
+    {"spec", "_C"},
+]
+ALLOWED_SIDEWAYS = {("dispatch", "checks")}
+
+
+def floor(module: str) -> int:
+    return next(i for i, names in enumerate(FLOORS) if module in names)
+
+
+def imported(path: Path):
+    """Names of this package's top-level modules that ``path`` imports."""
+    package = ("bcos_kernels", *path.relative_to(ROOT).with_suffix("").parts)[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            stem = ".".join(filter(None, (base, node.module)))
+            names = [f"{stem}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "bcos_kernels" and len(parts) > 1:
+                yield parts[1]
+
+
+def test_nothing_imports_upward():
+    for path in ROOT.rglob("*.py"):
+        here = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if here == "__init__":
+            continue
+        for name in imported(path):
+            if name == here or (here, name) in ALLOWED_SIDEWAYS or not (ROOT / name).exists() and name != "_C":
+                if name == here or not (ROOT / f"{name}.py").exists():
+                    continue
+            assert floor(name) > floor(here), f"{path.name} imports {name}, which stands above or beside it"
+
+
+def test_every_file_has_a_floor_and_fits_a_screenful_or_ten():
+    for path in ROOT.rglob("*.py"):
+        here = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        assert here == "__init__" or floor(here) >= 0
+    repository = ROOT.parent
+    for folder in ("bcos_kernels", "csrc", "tests", "benchmarks"):
+        for path in (repository / folder).rglob("*"):
+            if path.suffix in (".py", ".cpp", ".h", ".cu", ".cuh"):
+                assert len(path.read_text().splitlines()) <= 410, f"{path} is too long"
+
+
+def test_import_is_light():
+    """bcos_kernels adds under 50 ms to ``import torch`` and pulls in neither Triton, nor bcos, nor torchvision."""
+    code = (
+        "import sys, time, torch; before = set(sys.modules); t = time.perf_counter(); import bcos_kernels; "
+        "print(time.perf_counter() - t); new = set(sys.modules) - before; "
+        "print(sorted({m.split('.')[0] for m in new} & {'triton', 'bcos', 'torchvision', 'rich', 'matplotlib'}))"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split("\n") for _ in range(3)]
+    assert min(float(run[0]) for run in runs) < 0.05
+    assert runs[0][1] == "[]"

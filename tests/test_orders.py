@@ -1,0 +1,177 @@
+"""Derivatives of every order and mode: gradcheck, gradgradcheck, early and late explanation mode, vmap, torch.func."""
+
+import pytest
+import torch
+from cases import BACKENDS, IDS, Case, bcos, error, upstream
+from torch.autograd import grad, gradcheck, gradgradcheck
+
+import bcos_kernels as bk
+
+SMALL = [
+    Case("conv", (2, 4, 5, 4), (3, 4, 3, 3), {"padding": 1, "stride": 2}),
+    Case("grouped", (1, 4, 4, 4), (4, 2, 3, 3), {"padding": 1, "groups": 2}),
+    Case("depthwise_dilated", (1, 3, 5, 5), (3, 1, 3, 3), {"padding": 2, "groups": 3, "dilation": 2}),
+    Case("max_out_bias", (1, 3, 4, 4), (4, 3, 3, 3), {"max_out": 2}, True),
+    Case("raw_bias", (1, 3, 4, 4), (4, 3, 2, 2), {"normalize_weights": False}, True),
+    Case("weight_in_norm", (1, 3, 4, 4), (4, 3, 2, 2), {"normalize_weights": False, "weight_in_norm": True}),
+    Case("reflect", (1, 3, 4, 4), (2, 3, 3, 3), {"padding": 1, "padding_mode": "reflect"}),
+    Case("linear", (3, 5), (4, 5)),
+    Case("linear_max_out", (3, 5), (4, 5), {"max_out": 2}),
+]
+
+
+def backends(case):
+    return ("reference",) if "padding_mode" in case.options else BACKENDS
+
+
+@pytest.mark.parametrize("b", [1, 1.25, 1.5, 2, 2.5, "tensor", "tensor at 2", "tensor at 1"])
+@pytest.mark.parametrize("case", SMALL, ids=lambda c: c.name)
+def test_gradcheck_and_gradgradcheck(case, b):
+    inputs = [t for t in case.inputs(torch.float64) if t is not None]
+    if isinstance(b, str):
+        b = {"tensor": 1.7, "tensor at 2": 2.0, "tensor at 1": 1.0}[b]
+        inputs.append(torch.tensor(b, dtype=torch.float64, requires_grad=True))
+        # at exactly 1 and 2 the reference's formula is discontinuous in b (its epsilon leaves): hold b fixed there
+        inputs[-1].requires_grad_(b == 1.7)
+
+    def layer(*args):
+        *tensors, last = (*args, b) if not isinstance(inputs[-1], torch.Tensor) or inputs[-1].dim() else args
+        return case(*tensors, b=last, backend=backend)
+
+    for backend in backends(case):
+        assert gradcheck(layer, inputs)
+        assert gradgradcheck(layer, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("b", [1.0, 1.5, 2.0, 2.5])
+@pytest.mark.parametrize("name", ["conv3x3", "max_out", "depthwise", "linear"])
+def test_gradient_of_a_tensor_exponent(name, b, backend):
+    """∂y/∂b = y·ln c, also at exactly 2 where the reference's shortcut gives none (trap 6), in explanation mode too."""
+    case = IDS[name]
+    x, weight, _ = case.inputs(torch.float64)
+    exponent = torch.tensor(b, dtype=torch.float64, requires_grad=True)
+    for detach in (False, True):
+        y = case(x, weight, b=exponent, detach=detach, backend=backend)
+        step = 1e-6
+        # exact_two=False is the smooth function on both sides of 2
+        above, below = (case.naive(x, weight, b=b + s, cos_eps=0.0 if b == 2 else 1e-6) for s in (step, -step))
+        if b != 1:
+            assert error(y, case.naive(x, weight, b=b)) < 1e-13
+        (db,) = grad(y.sum(), exponent)
+        assert error(db, ((above - below) / (2 * step)).sum()) < 1e-5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("b", [1, 1.5, 2, 2.5])
+@pytest.mark.parametrize("name", ["conv3x3", "conv1x1_stride2", "grouped", "depthwise", "max_out", "linear", "linear_max_out"])
+def test_second_order_of_an_explanation_loss(name, b, backend):
+    """Early mode: gradients of a loss on the explanation equal those of ``bcos``."""
+    case = IDS[name]
+    case = Case(case.name, case.x, case.weight, {**case.options, "b": b, "detach": True})
+    x, weight, _ = case.inputs(torch.float64)
+    module = upstream(case, torch.float64)
+    with torch.no_grad():
+        module.linear.weight.copy_(weight)
+
+    def loss(y, x):
+        (explanation,) = grad((y * torch.linspace(-1, 1, y.numel()).view(y.shape).double()).sum(), x, create_graph=True)
+        return (explanation * x).abs().sum() + (explanation**2).sum()
+
+    ours = grad(loss(case(x, weight, backend=backend), x), (x, weight))
+    theirs = grad(loss(module(x), x), (x, module.linear.weight))
+    for mine, yours in zip(ours, theirs, strict=True):
+        assert error(mine, yours) < 1e-12
+
+
+def late_formula(case, x, weight, b, state):
+    """Late mode written independently: the multiplication decides in its backward, as model guidance does."""
+
+    class Multiply(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, s, linear):
+            ctx.save_for_backward(s, linear)
+            return s * linear
+
+        @staticmethod
+        def backward(ctx, g):
+            s, linear = ctx.saved_tensors
+            return None if state["fixed_weights"] else g * linear, g * s
+
+    linear = case.naive(x, weight, b=1)
+    y = case.naive(x, weight, b=b)
+    return y if b == 1 else Multiply.apply(y / linear, linear)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("b", [1, 1.5, 2, 2.5])
+@pytest.mark.parametrize("name", ["conv3x3", "grouped", "max_out", "linear"])
+def test_late_mode(name, b, backend):
+    """Forward outside the mode, entered for the explanation alone, left before the loss's backward."""
+    case = IDS[name]
+    results = []
+    for layer in ("ours", "theirs"):
+        state = {"fixed_weights": False}
+        x, weight, _ = case.inputs(torch.float64)
+        if layer == "ours":
+            y = case(x, weight, b=b, detach=state, backend=backend)
+        else:
+            y = late_formula(case, x, weight, b, state)
+        state["fixed_weights"] = True
+        (explanation,) = grad(y.sum(), x, create_graph=True)
+        (explanation_alone,) = grad(y.sum(), x, retain_graph=True)
+        state["fixed_weights"] = False
+        loss = (explanation * x).square().sum() + y.square().sum()
+        results.append((y, explanation, explanation_alone, *grad(loss, (x, weight))))
+    for mine, yours in zip(*results, strict=True):
+        assert error(mine, yours) < 1e-11
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["conv3x3", "max_out", "linear", "b1.5"])
+def test_batched_gradients_and_functional_transforms(name, backend):
+    """Trap 12: is_grads_batched, and torch.func's grad, vjp, vmap, jacrev against plain autograd."""
+    case = IDS[name]
+    x, weight, _ = case.inputs(torch.float64)
+    y = case(x, weight, backend=backend)
+    several = torch.randn(3, *y.shape, dtype=torch.float64)
+    batched = grad(y, (x, weight), several, is_grads_batched=True, retain_graph=True)
+    for i, g in enumerate(several):
+        for stacked, single in zip(batched, grad(y, (x, weight), g, retain_graph=True), strict=True):
+            assert error(stacked[i], single) < 1e-13
+
+    def layer(x, weight):
+        return case(x, weight, backend=backend)
+
+    def loss(x, weight):
+        return layer(x, weight).square().sum()
+
+    plain = grad(loss(x, weight), (x, weight))
+    for mine, yours in zip(torch.func.grad(loss, (0, 1))(x.detach(), weight.detach()), plain, strict=True):
+        assert error(mine, yours) < 1e-13
+    xs = torch.stack([x.detach(), 2 * x.detach(), -x.detach()])
+    ws = torch.stack([weight.detach(), weight.detach().flip(0), 3 * weight.detach()])
+    for in_dims in ((0, None), (None, 0), (0, 0)):
+        args = [t if d == 0 else t[0] for t, d in zip((xs, ws), in_dims, strict=True)]
+        expected = [layer(*(t[i] if d == 0 else t for t, d in zip(args, in_dims, strict=True))) for i in range(3)]
+        assert error(torch.func.vmap(layer, in_dims)(*args), torch.stack(expected)) < 1e-13
+        per_sample = torch.func.vmap(torch.func.grad(loss, (0, 1)), in_dims)(*args)
+        one = torch.func.grad(loss, (0, 1))(*(t[1] if d == 0 else t for t, d in zip(args, in_dims, strict=True)))
+        for mine, yours in zip(per_sample, one, strict=True):
+            assert error(mine[1], yours) < 1e-13
+
+
+def test_per_sample_gradients_of_a_reference_layer():
+    """The same transforms on ``bcos`` itself give the same per-sample gradients."""
+    x, weight, _ = IDS["conv3x3"].inputs(torch.float64)
+    module = bcos.modules.BcosConv2d(6, 5, 3, padding=1, dtype=torch.float64)
+
+    def theirs(weight, sample):
+        return torch.func.functional_call(module, {"linear.weight": weight}, (sample[None],)).square().sum()
+
+    def ours(weight, sample):
+        return bk.functional.bcos_conv2d(sample[None], weight, padding=1).square().sum()
+
+    for per_sample in (torch.func.vmap(torch.func.grad(f), (None, 0)) for f in (ours,)):
+        expected = torch.func.vmap(torch.func.grad(theirs), (None, 0))(weight.detach(), x.detach())
+        assert error(per_sample(weight.detach(), x.detach()), expected) < 1e-12
