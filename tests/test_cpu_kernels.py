@@ -91,7 +91,9 @@ def oracle(case: Case, x, weight, bias, b, explain=False):
         l, wide = l.detach(), wide.detach()  # noqa: E741
     exponent = (case.b if b is None else b) - 1
     cos = l.abs() / torch.where(wide == 0, 1, wide) + (0 if case.b == 2 and case.exact_two else cos_eps)
-    s = torch.where(cos == 0, torch.tensor(float(case.b == 1), dtype=cos.dtype), torch.where(cos == 0, 1, cos) ** exponent)
+    s = torch.where(
+        cos == 0, torch.tensor(float(case.b == 1), dtype=cos.dtype), torch.where(cos == 0, 1, cos) ** exponent
+    )
     return s * linear, n
 
 
@@ -126,7 +128,7 @@ def check(case: Case, explain: bool = False, grad=None, mutate=None):
     if mutate:
         mutate(inputs)
     outputs = forward(case, **inputs)
-    y, n, _, winner = outputs
+    y, n, _, _ = outputs
     leaves = {k: None if v is None else v.to(F64).detach().requires_grad_() for k, v in inputs.items()}
     expected, expected_n = oracle(case, **leaves, explain=explain)
     tol = tolerance(case.dtype, case.weight_dtype or case.dtype)
@@ -286,7 +288,9 @@ def test_strides_of_the_input():
     views = [wide[..., ::2], x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)]
     for view in views:
         assert torch.equal(forward(case, view, weight, None, None)[0], expected)
-    assert torch.equal(forward(case, x, weight.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0), None, None)[0], expected)
+    assert torch.equal(
+        forward(case, x, weight.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0), None, None)[0], expected
+    )
 
 
 @pytest.mark.parametrize("b", [1.0, 1.5, 2.0, 2.5])
@@ -335,7 +339,7 @@ def test_winner_is_the_index_of_torch_max():
             inputs["weight"] = inputs["weight"].sign()  # integers: many ties
             plain = replace(case, max_out=1, outputs=case.outputs * 4)
             members = forward(plain, **inputs)[0].unflatten(1, (-1, 4))
-            values, index = members.max(2)
+            values, _ = members.max(2)
             y, _, _, winner = forward(case, **inputs)
             first = (members == values.unsqueeze(2)).to(torch.uint8).argmax(2)
             assert torch.equal(y, values)
@@ -361,7 +365,9 @@ def test_integers_are_exact():
             assert torch.equal(n.double().square().round(), squares)
 
 
-@pytest.mark.parametrize("needs", [(True, False, False, False), (False, True, False, False), (False, False, True, True)])
+@pytest.mark.parametrize(
+    "needs", [(True, False, False, False), (False, True, False, False), (False, False, True, True)]
+)
 def test_only_what_is_needed(needs):
     for base in (LINEAR, Case()):
         case = replace(base, b=1.5, tensor_b=True, bias=True)
@@ -442,6 +448,21 @@ def test_linear_far_rows_do_not_mix():
     y = forward(case, **inputs)[0]
     inputs["x"] = inputs["x"] * factor
     torch.testing.assert_close(forward(case, **inputs)[0] / factor, y, rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("b", [1.01, 1.25, 1.5, 2.5, 3.0, 7.0])
+def test_power_is_as_exact_as_that_of_torch(b):
+    """One input of 1 and no epsilon make y = |w|^(b-1) w: the power's own error shows, over all magnitudes."""
+    w = torch.cat([torch.logspace(-30, 30, 20001, dtype=F64).float(), torch.linspace(0.01, 1.5, 20001)])
+    y = _C.linear(torch.ones(1, 1), w[:, None], None, None, 1, b, False, 0.0, 0.0, 0.0, F32)[0][0]
+    exact, of_torch = w.to(F64) ** b, w.pow(b - 1) * w
+    normal = (exact > 1.2e-38) & (exact < 3.4e38)
+
+    def error(v):
+        return ((v.to(F64) - exact) / exact)[normal].abs().max()
+
+    assert error(y) <= 1.1 * error(of_torch) + 2**-24
+    assert bool((y[exact > 4e38] == float("inf")).all())
 
 
 BAD = {

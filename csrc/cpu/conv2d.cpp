@@ -1,0 +1,110 @@
+#include "cpu/conv2d.h"
+
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
+
+#include "cpu/depthwise.h"
+#include "cpu/layer.h"
+#include "cpu/linear.h"
+#include "cpu/row_gemm.h"
+
+namespace bcos::cpu {
+namespace {
+
+bool is_channels_last(const at::Tensor& t) {
+  return t.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+}
+
+// Memory order of a result: where both formats describe it, the one with the longer rows.
+bool walks_channels_last(const at::Tensor& t) {
+  return t.is_contiguous(at::MemoryFormat::ChannelsLast) &&
+         (!t.is_contiguous() || t.size(2) * t.size(3) == 1);
+}
+
+at::MemoryFormat format_of(bool channels_last) {
+  return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
+Tiling output_tiling(const Window& w, const Formula& f, bool channels_last, int64_t batch, int64_t filters) {
+  return {channels_last, batch, w.g.groups, filters / f.max_out / w.g.groups, w.out_h * w.out_w};
+}
+
+// A pointwise convolution of channels_last pixels is a linear layer of them.
+bool is_linear(const at::Tensor& x, const at::Tensor& weight, const Window& w, at::ScalarType out_dtype,
+               bool channels_last) {
+  return channels_last && w.pointwise() && w.g.groups == 1 && RowGemm::serves(x, weight, out_dtype);
+}
+
+}  // namespace
+
+Outputs conv2d(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+               const Window& w, const Formula& formula, at::ScalarType out_dtype) {
+  const auto format = format_of(is_channels_last(x) || is_channels_last(weight));
+  const auto input = x.contiguous(format), filters = weight.contiguous(format);
+  if (depthwise_serves(x, weight, w, formula, format == at::MemoryFormat::ChannelsLast))
+    return depthwise(input, filters, bias, w, formula, out_dtype);
+  if (is_linear(x, weight, w, out_dtype, format == at::MemoryFormat::ChannelsLast)) {
+    Outputs out;
+    const auto empty = [&](int64_t channels) {
+      return at::empty({x.size(0), channels, w.out_h, w.out_w}, x.options().memory_format(format));
+    };
+    if (formula.has_norm()) out.n = empty(1);
+    tiled_forward(input, filters, bias, output_tiling(w, formula, true, x.size(0), weight.size(0)), formula,
+                  empty(weight.size(0)), out);
+    return out;
+  }
+  auto z = at::convolution(input, filters.to(x.scalar_type()), std::nullopt, w.g.stride, w.g.padding,
+                           w.g.dilation, false, {0, 0}, w.g.groups);
+  const bool channels_last = walks_channels_last(z);
+  if (!channels_last) z = z.contiguous();
+  Outputs out;
+  if (formula.has_norm())
+    out.n = patch_norm(x.contiguous(format_of(channels_last)), channels_last, w, formula);
+  finish_forward(z, filters, bias, output_tiling(w, formula, channels_last, x.size(0), weight.size(0)),
+                 formula, out_dtype, out);
+  return out;
+}
+
+Gradients conv2d_backward(const Saved& given, const Window& w, const Formula& formula, const Needs& needs) {
+  if (given.x.numel() == 0) return empty_gradients(given, needs);
+  Saved saved = given;
+  const bool channels_last = walks_channels_last(given.y);
+  const auto format = format_of(channels_last);
+  for (auto* t : {&saved.grad, &saved.y, &saved.n, &saved.l, &saved.winner, &saved.x})
+    if (t->defined()) *t = t->contiguous(format);
+  saved.weight = given.weight.contiguous(given.weight.suggest_memory_format());
+
+  if (!needs.b && depthwise_serves(saved.x, saved.weight, w, formula, channels_last)) {
+    auto out = depthwise_backward(saved, w, formula, needs);
+    if (out.x) out.x = out.x->contiguous(given.x.suggest_memory_format());
+    return out;
+  }
+
+  const int64_t batch = saved.x.size(0), filters = saved.weight.size(0);
+  Gradients out;
+  const bool tiled = needs.x && is_linear(saved.x, saved.weight, w, saved.grad.scalar_type(), channels_last);
+  const auto pass = (tiled ? tiled_backward : untiled_backward)(
+      saved, {batch, filters, w.out_h, w.out_w}, format,
+      output_tiling(w, formula, channels_last, batch, filters), formula, needs, out);
+  if (needs.bias) out.bias = out.bias->to(saved.weight.scalar_type());
+  if (tiled) out.x = out.x->contiguous(given.x.suggest_memory_format());
+  const bool vendor_x = needs.x && !tiled;
+  if (!vendor_x && !needs.weight) return out;
+
+  auto [dx, dw, unused] = at::convolution_backward(pass.u, saved.x, saved.weight.to(saved.x.scalar_type()),
+                                                   std::nullopt, w.g.stride, w.g.padding, w.g.dilation, false,
+                                                   {0, 0}, w.g.groups, {vendor_x, needs.weight, false});
+  if (vendor_x) {
+    dx = dx.contiguous(format);
+    if (formula.has_norm() && !formula.explain) {
+      const Tiling inputs{channels_last, batch, w.g.groups, dx.size(1) / w.g.groups, w.in_h * w.in_w};
+      add_norm_gradient(saved.x, spread(pass.t, channels_last, w), inputs, dx);
+    }
+    out.x = dx.contiguous(given.x.suggest_memory_format());
+  }
+  if (needs.weight) out.weight = finish_weight_gradient(saved, pass.alpha, formula, dw);
+  return out;
+}
+
+}  // namespace bcos::cpu

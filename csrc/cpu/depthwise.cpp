@@ -1,0 +1,144 @@
+#include "cpu/depthwise.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+
+#include "cpu/layer.h"
+#include "cpu/weight_norm.h"
+
+namespace bcos::cpu {
+namespace {
+
+constexpr int64_t kTileBytes = 256 << 10;  // a few tiles stay in the L2 of one core
+
+DepthwiseShape make_shape(const at::Tensor& x, const Window& w, const Formula& formula) {
+  DepthwiseShape s{x.size(0), w.in_h, w.in_w, x.size(1), w.kh, 0, formula.power};
+  const int64_t row_bytes = (s.width + s.kernel) * kLanes * int64_t(sizeof(float));
+  const int64_t most = std::max(s.kernel, kTileBytes / row_bytes - s.kernel),
+                bands = (s.height + most - 1) / most;
+  s.band = (s.height + bands - 1) / bands;
+  return s;
+}
+
+// alpha w as [lane block, kernel * kernel, lane], for the input gradient turned by 180 degrees
+at::Tensor pack_taps(const at::Tensor& weight, const at::Tensor& alpha, const DepthwiseShape& s,
+                     bool turned) {
+  const int64_t area = s.kernel * s.kernel;
+  auto out = at::zeros({s.lane_blocks(), area, kLanes}, alpha.options());
+  const float *w = weight.const_data_ptr<float>(), *a = alpha.const_data_ptr<float>();
+  float* to = out.mutable_data_ptr<float>();
+  for (int64_t c = 0; c < s.channels; c++)
+    for (int64_t i = 0; i < area; i++)
+      to[(c / kLanes * area + (turned ? area - 1 - i : i)) * kLanes + c % kLanes] = a[c] * w[c * area + i];
+  return out;
+}
+
+// The inverse of pack_taps, summed over the threads' slots: alpha * dtaps as [channels, 1, kernel, kernel]
+at::Tensor unpack_taps(const at::Tensor& slots, const at::Tensor& alpha, const DepthwiseShape& s) {
+  const int64_t area = s.kernel * s.kernel;
+  const auto dtaps = slots.sum(0);
+  auto out = at::empty({s.channels, 1, s.kernel, s.kernel}, alpha.options());
+  const float *d = dtaps.const_data_ptr<float>(), *a = alpha.const_data_ptr<float>();
+  float* to = out.mutable_data_ptr<float>();
+  for (int64_t c = 0; c < s.channels; c++)
+    for (int64_t i = 0; i < area; i++)
+      to[c * area + i] = a[c] * d[(c / kLanes * area + i) * kLanes + c % kLanes];
+  return out;
+}
+
+int64_t unit_size(const DepthwiseShape& s) {
+  return s.band * s.width * kLanes * s.kernel;
+}
+
+}  // namespace
+
+int64_t DepthwiseShape::lane_blocks() const {
+  return (channels + kLanes - 1) / kLanes;
+}
+
+bool depthwise_serves(const at::Tensor& x, const at::Tensor& weight, const Window& w, const Formula& formula,
+                      bool channels_last) {
+#if defined(__GNUC__)
+  const std::array<int64_t, 2> one{1, 1}, same{w.kh / 2, w.kw / 2};
+  return channels_last && x.scalar_type() != at::kDouble && w.g.groups == x.size(1) &&
+         x.size(1) >= kLanes / 2 && weight.size(0) == x.size(1) && formula.max_out == 1 && w.kh == w.kw &&
+         (w.kh == 3 || w.kh == 5 || w.kh == 7) && w.g.stride == one && w.g.dilation == one &&
+         w.g.padding == same;
+#else
+  return false;
+#endif
+}
+
+Outputs depthwise(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                  const Window& w, const Formula& formula, at::ScalarType out_dtype) {
+  const auto s = make_shape(x, w, formula);
+  const auto alpha = filter_scale(weight, formula.unit);
+  const auto taps = pack_taps(weight.to(at::kFloat).contiguous(), alpha, s, false);
+  const auto beta = bias ? bias->to(at::kFloat).contiguous() : at::zeros({s.channels}, alpha.options());
+  const auto options = x.options().memory_format(at::MemoryFormat::ChannelsLast);
+  Outputs out;
+  out.y = at::empty(x.sizes(), options.dtype(out_dtype));
+  if (formula.has_norm()) out.n = at::empty(x.sizes(), options.dtype(at::kFloat));
+  if (formula.saves_l()) out.l = at::empty_like(out.y);
+  with_types(x.scalar_type(), out_dtype, [&](auto t, auto u) {
+    using T = decltype(t);
+    using U = decltype(u);
+    if constexpr (!std::is_same_v<T, double>) {
+      const DepthwiseForward<T, U> pass{s,
+                                        pointer<T>(x),
+                                        pointer<float>(taps),
+                                        pointer<float>(beta),
+                                        mutable_pointer<float>(out.n),
+                                        mutable_pointer<U>(out.y),
+                                        mutable_pointer<U>(out.l),
+                                        formula.constants<float>()};
+      parallel(s.units(), unit_size(s), [&](int64_t begin, int64_t end) { run(pass, begin, end); });
+    }
+  });
+  return out;
+}
+
+Gradients depthwise_backward(const Saved& saved, const Window& w, const Formula& formula,
+                             const Needs& needs) {
+  const auto s = make_shape(saved.x, w, formula);
+  const auto weight = saved.weight.to(at::kFloat).contiguous();
+  const auto alpha = filter_scale(saved.weight, formula.unit);
+  const auto taps = pack_taps(weight, alpha, s, true);
+  const int64_t slots = at::get_num_threads(), area = s.kernel * s.kernel;
+  at::Tensor dx, dtaps, dbias;
+  if (needs.x) dx = at::empty_like(saved.x);
+  if (needs.weight) dtaps = at::zeros({slots, s.lane_blocks(), area, kLanes}, alpha.options());
+  if (needs.bias) dbias = at::zeros({slots, s.lane_blocks() * kLanes}, alpha.options());
+  with_types(saved.x.scalar_type(), saved.grad.scalar_type(), [&](auto t, auto u) {
+    using T = decltype(t);
+    using U = decltype(u);
+    if constexpr (!std::is_same_v<T, double>) {
+      const DepthwiseBackward<T, U> pass{s,
+                                         pointer<T>(saved.x),
+                                         pointer<U>(saved.grad),
+                                         pointer<U>(saved.y),
+                                         pointer<U>(saved.l),
+                                         pointer<float>(saved.n),
+                                         pointer<float>(taps),
+                                         mutable_pointer<T>(dx),
+                                         nullptr,
+                                         nullptr,
+                                         formula.constants<float>()};
+      parallel_slots(slots, s.units(), [&](int64_t slot, int64_t begin, int64_t end) {
+        auto mine = pass;
+        if (needs.weight)
+          mine.dtaps = dtaps.mutable_data_ptr<float>() + slot * s.lane_blocks() * area * kLanes;
+        if (needs.bias) mine.dbias = dbias.mutable_data_ptr<float>() + slot * s.lane_blocks() * kLanes;
+        run(mine, begin, end);
+      });
+    }
+  });
+  Gradients out;
+  if (needs.x) out.x = dx;
+  if (needs.bias) out.bias = dbias.sum(0).narrow(0, 0, s.channels).to(saved.weight.scalar_type()).clone();
+  if (needs.weight) out.weight = finish_weight_gradient(saved, alpha, formula, unpack_taps(dtaps, alpha, s));
+  return out;
+}
+
+}  // namespace bcos::cpu

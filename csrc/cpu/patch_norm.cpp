@@ -1,0 +1,240 @@
+#include "cpu/patch_norm.h"
+
+#include <ATen/ops/empty.h>
+
+#include <memory>
+
+#include "cpu/types.h"
+
+namespace bcos::cpu {
+namespace {
+
+template <typename T>
+BCOS_INLINE void sum_squares(const T* x, Accumulate<T>* q, const Tiling& t, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  for (int64_t unit = begin; unit < end; unit++) {
+    if (t.channels_last && t.per_group == 1) {
+      const T* row = x + unit * t.groups;
+      A* out = q + unit * t.groups;
+#pragma omp simd
+      for (int64_t i = 0; i < t.groups; i++) out[i] = A(row[i]) * A(row[i]);
+    } else if (t.channels_last) {
+      for (int64_t g = 0; g < t.groups; g++) {
+        const T* row = x + (unit * t.groups + g) * t.per_group;
+        A sum = 0;
+        if (t.per_group < 16) {  // too short for a vector: the reduction would cost more than the sum
+          for (int64_t i = 0; i < t.per_group; i++) sum += A(row[i]) * A(row[i]);
+        } else {
+#pragma omp simd reduction(+ : sum)
+          for (int64_t i = 0; i < t.per_group; i++) sum += A(row[i]) * A(row[i]);
+        }
+        q[unit * t.groups + g] = sum;
+      }
+    } else {
+      const Block b(t, unit);
+      A* out = q + b.group * t.pixels + b.begin;
+      std::fill_n(out, b.size, A(0));
+      for (int64_t c = 0; c < t.per_group; c++) {
+        const T* row = x + (b.group * t.per_group + c) * t.pixels + b.begin;
+#pragma omp simd
+        for (int64_t i = 0; i < b.size; i++) out[i] += A(row[i]) * A(row[i]);
+      }
+    }
+  }
+}
+
+// Outputs [first, last) whose tap at `offset` falls inside the input: 0 <= index * stride + offset < in.
+struct Inside {
+  int64_t first, last;
+  Inside(int64_t offset, int64_t stride, int64_t in, int64_t out) {
+    first = offset >= 0 ? 0 : (-offset + stride - 1) / stride;
+    last = offset >= in ? 0 : std::min(out, (in - offset + stride - 1) / stride);
+  }
+};
+
+template <typename A>
+BCOS_INLINE void add_row(A* out, const A* in, int64_t size) {
+#pragma omp simd
+  for (int64_t i = 0; i < size; i++) out[i] += in[i];
+}
+
+// out[ow] += in[ow * stride + offset] where inside; each position holds `inner` values.
+template <typename A>
+BCOS_INLINE void gather_tap(A* out, const A* in, int64_t offset, int64_t stride, const Window& w,
+                            int64_t inner) {
+  const Inside r(offset, stride, w.in_w, w.out_w);
+  if (stride == 1) {
+    if (r.first < r.last)
+      add_row(out + r.first * inner, in + (r.first + offset) * inner, (r.last - r.first) * inner);
+  } else if (inner == 1) {
+    for (int64_t i = r.first; i < r.last; i++) out[i] += in[i * stride + offset];
+  } else {
+    for (int64_t i = r.first; i < r.last; i++)
+      add_row(out + i * inner, in + (i * stride + offset) * inner, inner);
+  }
+}
+
+// out[ow * stride + offset] += in[ow] where inside
+template <typename A>
+BCOS_INLINE void scatter_tap(A* out, const A* in, int64_t offset, int64_t stride, const Window& w,
+                             int64_t inner) {
+  const Inside r(offset, stride, w.in_w, w.out_w);
+  if (stride == 1) {
+    if (r.first < r.last)
+      add_row(out + (r.first + offset) * inner, in + r.first * inner, (r.last - r.first) * inner);
+  } else if (inner == 1) {
+    for (int64_t i = r.first; i < r.last; i++) out[i * stride + offset] += in[i];
+  } else {
+    for (int64_t i = r.first; i < r.last; i++)
+      add_row(out + (i * stride + offset) * inner, in + i * inner, inner);
+  }
+}
+
+// Output rows [begin, end) of planes [in_h, in_w, inner]: rows are summed first, columns of the sum after.
+template <typename A>
+BCOS_INLINE void window_rows(const A* q, A* out, const Window& w, int64_t inner, const Constants<A>& k,
+                             int64_t begin, int64_t end) {
+  const int64_t in_row = w.in_w * inner, out_row = w.out_w * inner;
+  const auto column = std::make_unique<A[]>(in_row);
+  for (int64_t row = begin; row < end; row++) {
+    const int64_t plane = row / w.out_h, oh = row % w.out_h;
+    A* dst = out + row * out_row;
+    std::fill_n(column.get(), in_row, A(0));
+    std::fill_n(dst, out_row, A(0));
+    for (int64_t i = 0; i < w.kh; i++) {
+      const int64_t h = oh * w.g.stride[0] - w.g.padding[0] + i * w.g.dilation[0];
+      if (h >= 0 && h < w.in_h) add_row(column.get(), q + (plane * w.in_h + h) * in_row, in_row);
+    }
+    for (int64_t j = 0; j < w.kw; j++)
+      gather_tap(dst, column.get(), j * w.g.dilation[1] - w.g.padding[1], w.g.stride[1], w, inner);
+#pragma omp simd
+    for (int64_t i = 0; i < out_row; i++) dst[i] = root_norm(dst[i], k);
+  }
+}
+
+// Input rows [begin, end): the transpose of window_rows.
+template <typename A>
+BCOS_INLINE void spread_rows(const A* t, A* out, const Window& w, int64_t inner, int64_t begin, int64_t end) {
+  const int64_t in_row = w.in_w * inner, out_row = w.out_w * inner;
+  const auto column = std::make_unique<A[]>(out_row);
+  for (int64_t row = begin; row < end; row++) {
+    const int64_t plane = row / w.in_h, h = row % w.in_h;
+    A* dst = out + row * in_row;
+    std::fill_n(column.get(), out_row, A(0));
+    std::fill_n(dst, in_row, A(0));
+    for (int64_t i = 0; i < w.kh; i++) {
+      const int64_t reach = h + w.g.padding[0] - i * w.g.dilation[0], oh = reach / w.g.stride[0];
+      if (reach >= 0 && reach % w.g.stride[0] == 0 && oh < w.out_h)
+        add_row(column.get(), t + (plane * w.out_h + oh) * out_row, out_row);
+    }
+    for (int64_t j = 0; j < w.kw; j++)
+      scatter_tap(dst, column.get(), j * w.g.dilation[1] - w.g.padding[1], w.g.stride[1], w, inner);
+  }
+}
+
+template <typename A>
+BCOS_INLINE void roots(A* q, const Constants<A>& k, int64_t begin, int64_t end) {
+#pragma omp simd
+  for (int64_t i = begin; i < end; i++) q[i] = root_norm(q[i], k);
+}
+
+#define BCOS_DEFINE(T)                                                                                      \
+  BCOS_CLONES void run_squares(const T* x, Accumulate<T>* q, const Tiling& t, int64_t begin, int64_t end) { \
+    sum_squares(x, q, t, begin, end);                                                                       \
+  }
+BCOS_DEFINE(float)
+BCOS_DEFINE(double)
+BCOS_DEFINE(c10::BFloat16)
+#undef BCOS_DEFINE
+
+#define BCOS_DEFINE(A)                                                                                   \
+  BCOS_CLONES void run_window(const A* q, A* out, const Window& w, int64_t inner, const Constants<A>& k, \
+                              int64_t begin, int64_t end) {                                              \
+    window_rows(q, out, w, inner, k, begin, end);                                                        \
+  }                                                                                                      \
+  BCOS_CLONES void run_spread(const A* t, A* out, const Window& w, int64_t inner, int64_t begin,         \
+                              int64_t end) {                                                             \
+    spread_rows(t, out, w, inner, begin, end);                                                           \
+  }                                                                                                      \
+  BCOS_CLONES void run_roots(A* q, const Constants<A>& k, int64_t begin, int64_t end) {                  \
+    roots(q, k, begin, end);                                                                             \
+  }
+BCOS_DEFINE(float)
+BCOS_DEFINE(double)
+#undef BCOS_DEFINE
+
+at::Tensor empty_planes(const at::Tensor& like, std::array<int64_t, 4> shape, bool channels_last) {
+  const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  return at::empty(shape, like.options().dtype(accumulate_type(like.scalar_type())).memory_format(format));
+}
+
+}  // namespace
+
+bool Window::pointwise() const {
+  return kh == 1 && kw == 1 && g.stride == std::array<int64_t, 2>{1, 1} &&
+         g.padding == std::array<int64_t, 2>{0, 0};
+}
+
+void square_sums(const at::Tensor& x, const Tiling& tiling, at::Tensor& q) {
+  with_type(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const T* in = x.const_data_ptr<T>();
+    auto* out = q.mutable_data_ptr<Accumulate<T>>();
+    parallel(tiling.units(), tiling.unit_size(),
+             [&](int64_t begin, int64_t end) { run_squares(in, out, tiling, begin, end); });
+  });
+}
+
+void row_norms(const float* x, float* n, int64_t size, const Constants<float>& k, int64_t begin,
+               int64_t end) {
+  run_squares(x, n, {true, 1, 1, size, end}, begin, end);
+  run_roots(n, k, begin, end);
+}
+
+void finish_norm(at::Tensor& q, const Formula& formula) {
+  with_type(q.scalar_type(), [&](auto zero) {
+    using A = Accumulate<decltype(zero)>;
+    A* p = q.mutable_data_ptr<A>();
+    const auto k = formula.constants<A>();
+    parallel(q.numel(), 1, [&](int64_t begin, int64_t end) { run_roots(p, k, begin, end); });
+  });
+}
+
+at::Tensor patch_norm(const at::Tensor& x, bool channels_last, const Window& w, const Formula& formula) {
+  const int64_t groups = w.g.groups, batch = x.size(0);
+  const Tiling tiling{channels_last, batch, groups, x.size(1) / groups, w.in_h * w.in_w};
+  auto q = empty_planes(x, {batch, groups, w.in_h, w.in_w}, channels_last);
+  square_sums(x, tiling, q);
+  if (w.pointwise()) {
+    finish_norm(q, formula);
+    return q;
+  }
+  auto n = empty_planes(x, {batch, groups, w.out_h, w.out_w}, channels_last);
+  with_type(q.scalar_type(), [&](auto zero) {
+    using A = Accumulate<decltype(zero)>;
+    const A* in = q.const_data_ptr<A>();
+    A* out = n.mutable_data_ptr<A>();
+    const auto k = formula.constants<A>();
+    const int64_t inner = channels_last ? groups : 1, planes = channels_last ? batch : batch * groups;
+    parallel(planes * w.out_h, (w.kh * w.in_w + w.kw * w.out_w) * inner,
+             [&](int64_t begin, int64_t end) { run_window(in, out, w, inner, k, begin, end); });
+  });
+  return n;
+}
+
+at::Tensor spread(const at::Tensor& t, bool channels_last, const Window& w) {
+  if (w.pointwise()) return t;
+  const int64_t groups = w.g.groups, batch = t.size(0);
+  auto r = empty_planes(t, {batch, groups, w.in_h, w.in_w}, channels_last);
+  with_type(t.scalar_type(), [&](auto zero) {
+    using A = Accumulate<decltype(zero)>;
+    const A* in = t.const_data_ptr<A>();
+    A* out = r.mutable_data_ptr<A>();
+    const int64_t inner = channels_last ? groups : 1, planes = channels_last ? batch : batch * groups;
+    parallel(planes * w.in_h, (w.kh * w.out_w + w.kw * w.in_w) * inner,
+             [&](int64_t begin, int64_t end) { run_spread(in, out, w, inner, begin, end); });
+  });
+  return r;
+}
+
+}  // namespace bcos::cpu

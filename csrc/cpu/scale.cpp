@@ -1,0 +1,242 @@
+#include "cpu/scale.h"
+
+namespace bcos::cpu {
+namespace {
+
+// A row is a run of elements with consecutive norms (PerNorm) or one norm, and consecutive filters
+// (PerFilter) or one.
+template <Power P, bool Max, bool PerNorm, bool PerFilter, typename T, typename U, typename A>
+BCOS_INLINE void forward_row(const ScaleForward<T, U>& f, int64_t z0, int64_t stride, int64_t member_stride,
+                             int64_t y0, int64_t n0, int64_t filter, int64_t size, const Constants<A>& k) {
+  constexpr bool normed = P != Power::One;
+  const int64_t members = Max ? f.members : 1;
+  const int64_t step = PerFilter ? members : 0;
+  const T* z = f.z + z0;
+  const A *alpha = f.alpha + filter, *bias = f.bias + filter, *n = shift(f.n, n0);
+  const A inv_row = normed && !PerNorm ? safe_inverse(*n) : A(0);
+  U *y = f.y + y0, *l = shift(f.l, y0);
+  uint8_t* winner = shift(f.winner, y0);
+#pragma omp simd
+  for (int64_t i = 0; i < size; i++) {
+    A best = A(z[i * stride]) * alpha[i * step] + bias[i * step];
+    if constexpr (Max) {
+      uint8_t index = 0;
+      for (int64_t m = 1; m < members; m++) {
+        const A v = A(z[i * stride + m * member_stride]) * alpha[i * step + m] + bias[i * step + m];
+        const bool take = replaces(v, best);
+        best = take ? v : best;
+        index = take ? uint8_t(m) : index;
+      }
+      winner[i] = index;
+    }
+    if constexpr (P == Power::General) l[i] = U(best);
+    const A inv_n = normed && PerNorm ? safe_inverse(n[i]) : inv_row;
+    y[i] = U(transform<P>(best, inv_n, k));
+  }
+}
+
+template <Power P, bool Max, typename T, typename U>
+BCOS_INLINE void forward(const ScaleForward<T, U>& f, int64_t begin, int64_t end) {
+  const auto k = f.k;
+  const Tiling& t = f.tiling;
+  const int64_t M = f.members, per_group = t.per_group, channels = t.channels();
+  for (int64_t unit = begin; unit < end; unit++) {
+    if (t.channels_last && per_group == 1) {
+      const int64_t y0 = unit * channels;
+      forward_row<P, Max, true, true>(f, y0 * M, M, 1, y0, y0, 0, channels, k);
+    } else if (t.channels_last) {
+      for (int64_t g = 0; g < t.groups; g++) {
+        const int64_t y0 = unit * channels + g * per_group;
+        forward_row<P, Max, false, true>(f, y0 * M, M, 1, y0, unit * t.groups + g, g * per_group * M,
+                                         per_group, k);
+      }
+    } else {
+      const Block b(t, unit);
+      for (int64_t o = 0; o < per_group; o++) {
+        const int64_t plane = b.group * per_group + o;
+        forward_row<P, Max, true, false>(f, plane * M * t.pixels + b.begin, 1, t.pixels,
+                                         plane * t.pixels + b.begin, b.group * t.pixels + b.begin,
+                                         (b.filter + o) * M, b.size, k);
+      }
+    }
+  }
+}
+
+// Returns the row's sum of grad * dy/dn, or adds each element's to t (PerNorm).
+template <Power P, bool Max, bool PerNorm, bool PerFilter, bool Bias, typename T, typename U, typename A>
+BCOS_INLINE A backward_row(const ScaleBackward<T, U>& f, int64_t u0, int64_t stride, int64_t member_stride,
+                           int64_t y0, int64_t n0, int64_t filter, int64_t size, const Constants<A>& k) {
+  constexpr bool normed = P != Power::One;
+  const int64_t members = Max ? f.members : 1;
+  const int64_t step = PerFilter ? members : 0;
+  const U *grad = f.grad + y0, *y = f.y + y0, *l = shift(f.l, y0);
+  const uint8_t* winner = shift(f.winner, y0);
+  const A *alpha = f.alpha + filter, *n = shift(f.n, n0);
+  const A inv_row = normed && !PerNorm ? safe_inverse(*n) : A(0);
+  T* u = f.u + u0;
+  A* t = shift(f.t, n0);
+  A* dbias = shift(f.dbias, filter);
+  A sum = 0, sum_bias = 0;
+#pragma omp simd reduction(+ : sum, sum_bias)
+  for (int64_t i = 0; i < size; i++) {
+    const A inv_n = normed && PerNorm ? safe_inverse(n[i]) : inv_row;
+    const A l_i = P == Power::General ? A(l[i]) : A(0), y_i = P == Power::Two ? A(y[i]) : A(0);
+    const Partials<A> d = partials<P>(y_i, l_i, inv_n, k);
+    const A g = A(grad[i]), du = g * d.l;
+    if constexpr (normed && PerNorm) {
+      t[i] += g * d.n;
+    } else if constexpr (normed) {
+      sum += g * d.n;
+    }
+    if constexpr (Max) {
+      for (int64_t m = 0; m < members; m++) {
+        const A v = winner[i] == m ? du : A(0);
+        u[i * stride + m * member_stride] = T(v * alpha[i * step + m]);
+        if constexpr (Bias) dbias[i * step + m] += v;
+      }
+    } else {
+      u[i * stride] = T(du * alpha[i * step]);
+      if constexpr (Bias && PerFilter) {
+        dbias[i] += du;
+      } else if constexpr (Bias) {
+        sum_bias += du;
+      }
+    }
+  }
+  if constexpr (Bias && !Max && !PerFilter) *dbias += sum_bias;
+  return sum;
+}
+
+template <Power P, bool Max, bool Bias, typename T, typename U>
+BCOS_INLINE void backward_units(const ScaleBackward<T, U>& f, int64_t begin, int64_t end) {
+  const auto k = f.k;
+  const Tiling& t = f.tiling;
+  const int64_t M = f.members, per_group = t.per_group, channels = t.channels();
+  constexpr bool with_t = P != Power::One;
+  const auto finish = [&](int64_t first, int64_t size) {
+    for (int64_t i = first; i < first + size; i++) f.t[i] *= root_gradient(f.n[i], k);
+  };
+  for (int64_t unit = begin; unit < end; unit++) {
+    if (t.channels_last && per_group == 1) {
+      const int64_t y0 = unit * channels;
+      if (with_t) std::fill_n(f.t + y0, channels, 0);
+      backward_row<P, Max, true, true, Bias>(f, y0 * M, M, 1, y0, y0, 0, channels, k);
+      if (with_t) finish(y0, channels);
+    } else if (t.channels_last) {
+      for (int64_t g = 0; g < t.groups; g++) {
+        const int64_t y0 = unit * channels + g * per_group, n0 = unit * t.groups + g;
+        const auto sum =
+            backward_row<P, Max, false, true, Bias>(f, y0 * M, M, 1, y0, n0, g * per_group * M, per_group, k);
+        if (with_t) f.t[n0] = sum * root_gradient(f.n[n0], k);
+      }
+    } else {
+      const Block b(t, unit);
+      const int64_t n0 = b.group * t.pixels + b.begin;
+      if (with_t) std::fill_n(f.t + n0, b.size, 0);
+      for (int64_t o = 0; o < per_group; o++) {
+        const int64_t plane = b.group * per_group + o;
+        backward_row<P, Max, true, false, Bias>(f, plane * M * t.pixels + b.begin, 1, t.pixels,
+                                                plane * t.pixels + b.begin, n0, (b.filter + o) * M, b.size,
+                                                k);
+      }
+      if (with_t) finish(n0, b.size);
+    }
+  }
+}
+
+template <Power P, bool Max, typename T, typename U>
+BCOS_INLINE void backward(const ScaleBackward<T, U>& f, int64_t begin, int64_t end) {
+  f.dbias ? backward_units<P, Max, true>(f, begin, end) : backward_units<P, Max, false>(f, begin, end);
+}
+
+template <typename T, typename U>
+BCOS_INLINE double exponent_sum(const ScaleBackward<T, U>& f, int64_t begin, int64_t end) {
+  const Tiling& t = f.tiling;
+  double sum = 0;
+  for (int64_t unit = begin; unit < end; unit++) {
+    const auto add = [&](int64_t y0, int64_t n0, int64_t n_step, int64_t size) {
+      for (int64_t i = 0; i < size; i++)
+        sum += double(f.grad[y0 + i]) * partial_b(Accumulate<T>(f.y[y0 + i]), Accumulate<T>(f.l[y0 + i]),
+                                                  safe_inverse(f.n[n0 + i * n_step]), f.k);
+    };
+    if (t.channels_last) {
+      for (int64_t g = 0; g < t.groups; g++)
+        add(unit * t.channels() + g * t.per_group, unit * t.groups + g, 0, t.per_group);
+    } else {
+      const Block b(t, unit);
+      for (int64_t o = 0; o < t.per_group; o++)
+        add((b.group * t.per_group + o) * t.pixels + b.begin, b.group * t.pixels + b.begin, 1, b.size);
+    }
+  }
+  return sum;
+}
+
+template <typename T>
+BCOS_INLINE void add_scaled(const AddScaled<T>& f, int64_t begin, int64_t end) {
+  const Tiling& t = f.tiling;
+  const auto add = [&](int64_t x0, int64_t r0, auto per_pixel, int64_t size) {
+    const T* x = f.x + x0;
+    const auto* r = f.r + r0;
+    const auto r_row = *r;
+    T* dx = f.dx + x0;
+#pragma omp simd
+    for (int64_t i = 0; i < size; i++)
+      dx[i] = T(Accumulate<T>(dx[i]) + Accumulate<T>(x[i]) * (per_pixel ? r[i] : r_row));
+  };
+  constexpr std::true_type each;
+  constexpr std::false_type row;
+  for (int64_t unit = begin; unit < end; unit++) {
+    if (t.channels_last && t.per_group == 1) {
+      add(unit * t.groups, unit * t.groups, each, t.groups);
+    } else if (t.channels_last) {
+      for (int64_t g = 0; g < t.groups; g++)
+        add(unit * t.channels() + g * t.per_group, unit * t.groups + g, row, t.per_group);
+    } else {
+      const Block b(t, unit);
+      for (int64_t c = 0; c < t.per_group; c++)
+        add((b.group * t.per_group + c) * t.pixels + b.begin, b.group * t.pixels + b.begin, each, b.size);
+    }
+  }
+}
+
+// One instantiation of a pass for each power, with and without a maximum.
+#define BCOS_BY_POWER(call, f, begin, end)                                                              \
+  switch ((f).power) {                                                                                  \
+    case Power::One:                                                                                    \
+      (f).members > 1 ? call<Power::One, true>(f, begin, end) : call<Power::One, false>(f, begin, end); \
+      break;                                                                                            \
+    case Power::Two:                                                                                    \
+      (f).members > 1 ? call<Power::Two, true>(f, begin, end) : call<Power::Two, false>(f, begin, end); \
+      break;                                                                                            \
+    case Power::General:                                                                                \
+      (f).members > 1 ? call<Power::General, true>(f, begin, end)                                       \
+                      : call<Power::General, false>(f, begin, end);                                     \
+      break;                                                                                            \
+  }
+
+}  // namespace
+
+#define BCOS_DEFINE(T, U)                                                                                    \
+  BCOS_CLONES void run(const ScaleForward<T, U>& f, int64_t begin, int64_t end){                             \
+      BCOS_BY_POWER(forward, f, begin, end)} BCOS_CLONES void run(const ScaleBackward<T, U>& f,              \
+                                                                  int64_t begin, int64_t end){BCOS_BY_POWER( \
+      backward, f, begin, end)} BCOS_CLONES double exponent_gradient(const ScaleBackward<T, U>& f,           \
+                                                                     int64_t begin, int64_t end) {           \
+    return exponent_sum(f, begin, end);                                                                      \
+  }
+BCOS_DEFINE(float, float)
+BCOS_DEFINE(double, double)
+BCOS_DEFINE(c10::BFloat16, c10::BFloat16)
+BCOS_DEFINE(c10::BFloat16, float)
+
+BCOS_CLONES void run(const AddScaled<float>& f, int64_t begin, int64_t end) {
+  add_scaled(f, begin, end);
+}
+BCOS_CLONES void run(const AddScaled<double>& f, int64_t begin, int64_t end) {
+  add_scaled(f, begin, end);
+}
+BCOS_CLONES void run(const AddScaled<c10::BFloat16>& f, int64_t begin, int64_t end) {
+  add_scaled(f, begin, end);
+}
+
+}  // namespace bcos::cpu

@@ -1,0 +1,77 @@
+#include "cpu/weight_norm.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/ones.h>
+
+#include "common/formula.h"
+#include "cpu/tiling.h"
+#include "cpu/types.h"
+
+namespace bcos::cpu {
+namespace {
+
+template <typename T>
+BCOS_INLINE Accumulate<T> dot(const T* a, const T* b, int64_t size) {
+  Accumulate<T> sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < size; i++) sum += Accumulate<T>(a[i]) * Accumulate<T>(b[i]);
+  return sum;
+}
+
+template <typename T>
+BCOS_INLINE void project(const T* w, Accumulate<T> alpha, T* d, int64_t size) {
+  const auto along = dot(w, d, size) * alpha * alpha;
+#pragma omp simd
+  for (int64_t i = 0; i < size; i++) d[i] = T(Accumulate<T>(d[i]) - Accumulate<T>(w[i]) * along);
+}
+
+#define BCOS_DEFINE(T)                                                                                   \
+  BCOS_CLONES void norms(const T* w, Accumulate<T>* out, int64_t begin, int64_t end, int64_t size) {     \
+    for (int64_t o = begin; o < end; o++) out[o] = std::sqrt(dot(w + o * size, w + o * size, size));     \
+  }                                                                                                      \
+  BCOS_CLONES void projections(const T* w, const Accumulate<T>* alpha, T* d, int64_t begin, int64_t end, \
+                               int64_t size) {                                                           \
+    for (int64_t o = begin; o < end; o++) project(w + o * size, alpha[o], d + o * size, size);           \
+  }
+BCOS_DEFINE(float)
+BCOS_DEFINE(double)
+BCOS_DEFINE(c10::BFloat16)
+#undef BCOS_DEFINE
+
+}  // namespace
+
+at::Tensor weight_norm(const at::Tensor& weight) {
+  const int64_t filters = weight.size(0), size = weight.numel() / filters;
+  auto out = at::empty({filters}, weight.options().dtype(accumulate_type(weight.scalar_type())));
+  with_type(weight.scalar_type(), [&](auto t) {
+    using T = decltype(t);
+    const T* w = weight.const_data_ptr<T>();
+    auto* o = out.mutable_data_ptr<Accumulate<T>>();
+    parallel(filters, size, [&](int64_t begin, int64_t end) { norms(w, o, begin, end, size); });
+  });
+  return out;
+}
+
+at::Tensor filter_scale(const at::Tensor& weight, bool unit) {
+  if (!unit) return at::ones({weight.size(0)}, weight.options().dtype(accumulate_type(weight.scalar_type())));
+  auto alpha = weight_norm(weight);
+  with_type(alpha.scalar_type(), [&](auto t) {
+    auto* a = alpha.mutable_data_ptr<Accumulate<decltype(t)>>();
+    for (int64_t o = 0; o < alpha.numel(); o++) a[o] = safe_inverse(a[o]);
+  });
+  return alpha;
+}
+
+void weight_norm_backward(const at::Tensor& weight, const at::Tensor& alpha, at::Tensor& d) {
+  const int64_t filters = weight.size(0), size = weight.numel() / filters;
+  with_type(weight.scalar_type(), [&](auto t) {
+    using T = decltype(t);
+    const T* w = weight.const_data_ptr<T>();
+    const auto* a = alpha.const_data_ptr<Accumulate<T>>();
+    T* out = d.mutable_data_ptr<T>();
+    parallel(filters, 2 * size,
+             [&](int64_t begin, int64_t end) { projections(w, a, out, begin, end, size); });
+  });
+}
+
+}  // namespace bcos::cpu

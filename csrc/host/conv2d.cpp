@@ -1,0 +1,54 @@
+#include "cpu/conv2d.h"
+
+#include "host/ops.h"
+
+namespace bcos::host {
+namespace {
+
+void check_filters(const at::Tensor& x, const at::Tensor& weight, const Geometry& g) {
+  TORCH_CHECK_VALUE(weight.size(1) * g.groups == x.size(1), "weight has ", weight.size(1),
+                    " channels and groups is ", g.groups, ", allowed: a product of x's ", x.size(1),
+                    " channels");
+}
+
+}  // namespace
+
+Forward conv2d(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
+               const OptionalTensor& b, const Ints& stride, const Ints& padding, const Ints& dilation,
+               int64_t groups, int64_t max_out, double exponent, bool unit, double eps_inside,
+               double eps_outside, double cos_eps, at::ScalarType out_dtype, bool exact_two) {
+  const PlainAten guard;
+  check_input(x, 4);
+  check_weight(x, weight);
+  check_bias(x, weight, bias);
+  check_out_dtype(x, out_dtype);
+  const auto geometry = make_geometry(stride, padding, dilation, groups);
+  const auto window = make_window(x, weight.sizes().slice(2), geometry);
+  check_filters(x, weight, geometry);
+  const auto formula = make_formula(weight.size(0), groups, b, max_out, exponent, unit, eps_inside,
+                                    eps_outside, cos_eps, exact_two);
+  return pack(cpu::conv2d(x, weight, bias, window, formula, out_dtype), x);
+}
+
+Backward conv2d_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
+                         const OptionalTensor& b, const at::Tensor& y, const at::Tensor& n,
+                         const at::Tensor& l, const at::Tensor& winner, bool has_bias, const Ints& stride,
+                         const Ints& padding, const Ints& dilation, int64_t groups, int64_t max_out,
+                         double exponent, bool unit, double eps_inside, double eps_outside, double cos_eps,
+                         bool explain, const std::vector<bool>& needs, bool exact_two) {
+  const PlainAten guard;
+  check_input(x, 4);
+  check_weight(x, weight);
+  const auto geometry = make_geometry(stride, padding, dilation, groups);
+  const auto window = make_window(x, weight.sizes().slice(2), geometry);
+  check_filters(x, weight, geometry);
+  auto formula = make_formula(weight.size(0), groups, b, max_out, exponent, unit, eps_inside, eps_outside,
+                              cos_eps, exact_two);
+  formula.explain = explain;
+  const auto saved = make_saved(grad, x, weight, b, y, n, l, winner,
+                                {x.size(0), weight.size(0) / max_out, window.out_h, window.out_w},
+                                {x.size(0), groups, window.out_h, window.out_w}, formula);
+  return pack(cpu::conv2d_backward(saved, window, formula, make_needs(needs, has_bias, b)));
+}
+
+}  // namespace bcos::host

@@ -1,0 +1,51 @@
+// The static parameters of a call, checked once in csrc/host and passed down by reference.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <optional>
+
+#include "common/formula.h"
+
+namespace bcos {
+
+struct Geometry {
+  std::array<int64_t, 2> stride, padding, dilation;
+  int64_t groups;
+};
+
+struct Formula {
+  int64_t max_out;
+  double exponent;
+  bool unit;  // divide each filter by its norm
+  double eps_inside, eps_outside, cos_eps;
+  Power power;
+  bool explain = false;
+
+  template <typename A>
+  Constants<A> constants() const {
+    return {A(exponent - 1), A(cos_eps), A(eps_inside), A(eps_outside), A(explain ? 0 : 1)};
+  }
+  bool has_norm() const { return power != Power::One; }
+  bool saves_l() const { return power == Power::General; }
+};
+
+struct Outputs {
+  at::Tensor y, n, l, winner;  // undefined where the formula has no such tensor
+};
+
+struct Saved {
+  at::Tensor grad, x, weight, y, n, l, winner;
+  std::optional<at::Tensor> b;
+};
+
+struct Needs {
+  bool x, weight, bias, b;
+};
+
+struct Gradients {
+  std::optional<at::Tensor> x, weight, bias, b;
+};
+
+}  // namespace bcos

@@ -1,0 +1,77 @@
+"""Builds bcos_kernels._C: C++ for CPUs always, CUDA where torch has it. Metadata is in pyproject.toml."""
+
+import os
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+try:
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+except ImportError:
+    sys.exit(
+        "bcos_kernels builds against the torch that will run it, and torch cannot be imported here: "
+        "install torch first, then `pip install --no-build-isolation .`"
+    )
+
+ROOT = Path(__file__).parent
+GIB_PER_JOB = 2.0  # a translation unit that includes torch's binding headers needs about this much memory
+
+
+def sources(suffix: str) -> list[str]:
+    return sorted(str(p.relative_to(ROOT)) for p in ROOT.glob(f"csrc/**/*{suffix}"))
+
+
+def cap_jobs() -> None:
+    """Set MAX_JOBS so that parallel compilers fit into the free memory, unless the user set it."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    except (AttributeError, OSError, ValueError):
+        return
+    jobs = max(1, min(os.cpu_count() or 1, int(free / GIB_PER_JOB)))
+    os.environ.setdefault("MAX_JOBS", str(jobs))
+
+
+def extension():
+    cuda = sources(".cu")
+    with_cuda = bool(torch.version.cuda and CUDA_HOME and cuda)
+    if sys.platform == "win32":
+        compile_args, link_args = ["/O2", "/openmp:experimental"], []
+    else:
+        openmp = [] if sys.platform == "darwin" else ["-fopenmp"]  # Apple's compiler ships without OpenMP
+        compile_args = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", *openmp]
+        link_args = list(openmp)
+        if os.environ.get("BCOS_KERNELS_SANITIZE") == "1":
+            sanitize = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
+            compile_args += ["-O1", "-g", "-DBCOS_NO_CLONES", *sanitize]
+            link_args += sanitize
+    if with_cuda:
+        compile_args.append("-DBCOS_WITH_CUDA")
+    return (CUDAExtension if with_cuda else CppExtension)(
+        name="bcos_kernels._C",
+        sources=sources(".cpp") + (cuda if with_cuda else []),
+        include_dirs=[str(ROOT / "csrc")],
+        depends=sources(".h") + sources(".cuh"),
+        extra_compile_args={"cxx": compile_args, "nvcc": ["-O3"]} if with_cuda else compile_args,
+        extra_link_args=link_args,
+        optional=True,
+    )
+
+
+class OptionalBuild(BuildExtension):
+    """A machine without a working compiler still gets the package, on its slower backends."""
+
+    def build_extensions(self) -> None:
+        try:
+            super().build_extensions()
+        except Exception as error:
+            if os.environ.get("BCOS_KERNELS_REQUIRE_C") == "1":
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            print(f"bcos_kernels: built without the compiled extension, its backend is off: {reason}", flush=True)
+            self.extensions = []
+
+
+cap_jobs()
+setup(ext_modules=[extension()], cmdclass={"build_ext": OptionalBuild})
