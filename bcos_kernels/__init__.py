@@ -1,0 +1,8 @@
+"""B-cos layers at the price of plain ones: fused kernels of the B-cos transform (Böhle et al., CVPR 2022)."""
+
+from . import functional
+from .integration import accelerate, report, restore
+from .modules import BcosConv2d, BcosConv2dWithScale, BcosLinear
+
+__version__ = "0.1.0"
+__all__ = ["BcosConv2d", "BcosConv2dWithScale", "BcosLinear", "accelerate", "functional", "report", "restore"]

@@ -1,0 +1,131 @@
+"""``python -m bcos_kernels doctor``: what is built, which backend serves what, and why not the others."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+from dataclasses import replace
+
+import torch
+
+from . import __version__, dispatch
+from .spec import Call, Spec
+
+__all__ = ["main"]
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+_LINEAR = Call(Spec(norm_eps=(0.0, 1e-12)), "cpu", torch.float32, torch.float32, (8, 64), (64, 64))
+_CONV = Call(
+    Spec(stride=(1, 1), padding=(1, 1), dilation=(1, 1)),
+    "cpu", torch.float32, torch.float32, (8, 64, 14, 14), (64, 64, 3, 3),
+)  # fmt: skip
+
+CASES = {
+    "linear": _LINEAR,
+    "linear, b=1.5": replace(_LINEAR, spec=replace(_LINEAR.spec, b=1.5)),
+    "conv2d": _CONV,
+    "conv2d, depthwise": replace(_CONV, spec=replace(_CONV.spec, groups=64), weight_shape=(64, 1, 3, 3)),
+    "conv2d, 4 groups": replace(_CONV, spec=replace(_CONV.spec, groups=4), weight_shape=(64, 16, 3, 3)),
+    "conv2d, max_out=2": replace(_CONV, spec=replace(_CONV.spec, max_out=2), weight_shape=(128, 64, 3, 3)),
+    "conv2d, learned b": replace(_CONV, spec=replace(_CONV.spec, b=None)),
+    "conv2d, no unit norm": replace(_CONV, spec=replace(_CONV.spec, unit=False)),
+    "conv2d, reflect": replace(_CONV, zero_padded=False),
+}
+"""One call of each kind; the table shows them in every dtype and on every kind of device that is here."""
+
+
+def main(argv: list[str]) -> int:
+    """Prints the report and returns 0."""
+    parser = argparse.ArgumentParser(prog="python -m bcos_kernels doctor", description=__doc__.split(": ", 1)[1])
+    parser.parse_args(argv)
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    parts = [_versions(), _build(), _environment()]
+    parts += [_table(device) for device in devices]
+    parts.append(_reasons(devices))
+    print("\n\n".join(parts))
+    return 0
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _versions() -> str:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    cpu = torch.backends.cpu.get_cpu_capability()
+    rows = {
+        "bcos_kernels": __version__,
+        "python": platform.python_version(),
+        "torch": f"{torch.__version__} (CUDA {torch.version.cuda or 'none'})",
+        "triton": _version("triton"),
+        "bcos": _version("bcos"),
+        "cpu": f"{platform.machine()} {cpu}, {torch.get_num_threads()} threads",
+        "gpu": ", ".join(gpus) or "none",
+    }
+    return _aligned(rows)
+
+
+def _build() -> str:
+    """The compiled extension: whether it is there, and whether it was built for the torch that runs."""
+    try:
+        from . import _C
+    except ImportError as error:
+        return f"compiled extension: not there ({error}); slower backends serve its calls"
+    info = _C.build_info()
+    facts = ", ".join(f"{key} {value}" for key, value in info.items() if key != "torch")
+    built_for = info["torch"]
+    # the local label of a version tells where a wheel comes from, not which interface it has
+    if built_for.partition("+")[0] != torch.__version__.partition("+")[0]:
+        return f"compiled extension: made for torch {built_for}, not {torch.__version__}: rebuild it ({facts})"
+    return f"compiled extension: made for torch {built_for}, running {torch.__version__} ({facts})"
+
+
+def _environment() -> str:
+    value = dispatch.FORCED
+    if value is None:
+        return "environment: BCOS_KERNELS_BACKEND is not set: the fastest backend that serves a call is taken"
+    known = "" if value in dispatch.BACKENDS else f", which is unknown: allowed are {', '.join(dispatch.BACKENDS)}"
+    return f"environment: BCOS_KERNELS_BACKEND={value}{known}"
+
+
+def _call(case: Call, device: str, dtype: torch.dtype) -> Call:
+    return replace(case, device=device, dtype=dtype, weight_dtype=dtype, spec=replace(case.spec, out_dtype=dtype))
+
+
+def _table(device: str) -> str:
+    """Which backend serves each kind of call on one kind of device."""
+    rows = [(f"on {device}", *(str(d)[6:] for d in DTYPES))]
+    for name, case in CASES.items():
+        rows.append((name, *(_served(_call(case, device, dtype)) for dtype in DTYPES)))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _served(call: Call) -> str:
+    try:
+        return dispatch.choose(call)
+    except ValueError:
+        return "none"
+
+
+def _reasons(devices: list[str]) -> str:
+    """Every distinct reason of each backend, over all calls of the tables."""
+    found: dict[str, dict[str, None]] = {name: {} for name in dispatch.BACKENDS}
+    calls = [_call(case, device, dtype) for device in devices for case in CASES.values() for dtype in DTYPES]
+    for call in calls:
+        for name, reasons in dispatch.reasons(call).items():
+            found[name].update(dict.fromkeys(reasons))
+    lines = ["why not:"]
+    for name, reasons in found.items():
+        lines += [f"  {name}: {reason}" for reason in reasons] or [f"  {name}: serves every call above"]
+    return "\n".join(lines)
+
+
+def _aligned(rows: dict[str, str]) -> str:
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())

@@ -1,0 +1,293 @@
+"""The B-cos layers as modules, with the constructors, attributes and state dicts of the package ``bcos``.
+
+Formula: Böhle et al., B-cos Networks, CVPR 2022 (arXiv 2205.10268), eq. 3, and TPAMI 2024 (arXiv 2306.10898).
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import checks
+from .backends import reference
+from .functional import bcos_conv2d, bcos_linear
+from .spec import Spec
+
+__all__ = ["BcosConv2d", "BcosConv2dWithScale", "BcosLayer", "BcosLinear", "NormedConv2d", "NormedLinear"]
+
+
+class NormedConv2d(nn.Conv2d):
+    """``nn.Conv2d`` with filters of norm 1 (a zero filter stays zero): the linear part of a B-cos layer."""
+
+    def forward(self, in_tensor: Tensor) -> Tensor:
+        """``[N, in_channels, H, W]`` or ``[in_channels, H, W]`` -> the same rank with ``out_channels``."""
+        return bcos_conv2d(
+            in_tensor, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
+            padding_mode=self.padding_mode, b=1,
+        )  # fmt: skip
+
+
+class NormedLinear(nn.Linear):
+    """``nn.Linear`` with rows of norm 1 (a zero row stays zero): the linear part of :class:`BcosLinear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[..., in_features]`` -> ``[..., out_features]``."""
+        return bcos_linear(input, self.weight, self.bias, b=1)
+
+
+class BcosLayer(nn.Module):
+    """What all B-cos layers share: the exponent, MaxOut, and the explanation mode.
+
+    ``detach`` is the explanation mode: while it is true, the scale |cos|^(b-1) is a constant of the
+    forward, so the gradient of an output is its row of the dynamic linear map. It may be assigned directly.
+    """
+
+    def __init__(self, b: float | Tensor, max_out: int, out_dtype: torch.dtype | None, backend: str | None) -> None:
+        super().__init__()
+        self.detach = False
+        self.b = _exponent(b)
+        self.max_out = checks._integer("max_out", max_out, 1)
+        self.out_dtype = out_dtype
+        self.backend = backend
+
+    def set_explanation_mode(self, activate: bool = True) -> None:
+        """Turns the explanation mode on or off."""
+        self.detach = activate
+
+    @property
+    def is_in_explanation_mode(self) -> bool:
+        """Whether the explanation mode is on."""
+        return self.detach
+
+    def _transform_options(self, x: Tensor) -> dict:
+        """Keyword arguments of the functional layer that both kinds of layer pass."""
+        # outside autocast y has x's dtype; a training script's validation pass then runs unchanged
+        out_dtype = self.out_dtype if torch.is_autocast_enabled(x.device.type) else None
+        return {
+            "b": self.b,
+            "max_out": self.max_out,
+            "detach": bool(self.detach),
+            "out_dtype": out_dtype,
+            "backend": self.backend,
+        }
+
+    def extra_repr(self) -> str:
+        b = self.b.item() if isinstance(self.b, Tensor) else self.b
+        return f"B={b}" + (f", max_out={self.max_out}" if self.max_out > 1 else "") + ","
+
+
+class BcosConv2d(BcosLayer):
+    """B-cos 2-D convolution; drop-in for ``bcos.modules.BcosConv2d``.
+
+    ``y = |cos(x, w)|^(b-1) · ŵᵀx`` per patch x and filter w of unit norm (Böhle et al., CVPR 2022, eq. 3).
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode: as of
+            ``nn.Conv2d``; ints or tuples, padding also ``"same"`` or ``"valid"``.
+        device, dtype: of the weight.
+        b: exponent of at least 1; an ``nn.Parameter`` of one value is learned.
+        max_out: filters per output channel, of which the largest linear output is kept.
+        out_dtype: dtype of the outputs under autocast; None gives fp32 as the reference does.
+        backend: see :func:`bcos_kernels.functional.bcos_conv2d`.
+        **kwargs: ignored, as the reference ignores them (``bias`` among them: there is none).
+
+    Raises:
+        TypeError, ValueError: an argument outside of the above.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int] = 1,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        padding_mode: str = "zeros",
+        device=None,
+        dtype=None,
+        b: float | Tensor = 2,
+        max_out: int = 1,
+        *,
+        out_dtype: torch.dtype | None = None,
+        backend: str | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(b, max_out, out_dtype, backend)
+        _check_conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.padding = padding
+        self.dilation = dilation
+        self.groups = groups
+        self.padding_mode = padding_mode
+        self.device = device
+        self.dtype = dtype
+        self.bias = False
+        self.linear = NormedConv2d(
+            in_channels,
+            out_channels * max_out,
+            checks._pair("kernel_size", kernel_size, 1),
+            checks._pair("stride", stride, 1),
+            padding if isinstance(padding, str) else checks._pair("padding", padding, 0),
+            checks._pair("dilation", dilation, 1),
+            groups,
+            bias=False,
+            padding_mode=padding_mode,
+            device=device,
+            dtype=dtype,
+        )
+        self.patch_size = math.prod(self.linear.kernel_size)
+
+    def forward(self, in_tensor: Tensor) -> Tensor:
+        """``[N, in_channels, H, W]`` or ``[in_channels, H, W]`` -> the same rank with ``out_channels``."""
+        return self.forward_impl(in_tensor)
+
+    def forward_impl(self, in_tensor: Tensor) -> Tensor:
+        """The transform itself, which :class:`BcosConv2dWithScale` divides."""
+        conv = self.linear
+        return bcos_conv2d(
+            in_tensor, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups,
+            padding_mode=conv.padding_mode, **self._transform_options(in_tensor),
+        )  # fmt: skip
+
+    def calc_patch_norms(self, in_tensor: Tensor) -> Tensor:
+        """n = √(Σ_patch x² + 1e-6): ``[N, 1, OH, OW]``; with groups ``[N, out_channels, OH, OW]``."""
+        conv = self.linear
+        stride, (top, bottom, left, right), dilation, groups = checks.conv2d_geometry(
+            in_tensor, conv.weight, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
+        )
+        spec = Spec(stride=stride, padding=(0, 0), dilation=dilation, groups=groups)
+        padded = F.pad(in_tensor, (left, right, top, bottom))
+        batch = padded if padded.dim() == 4 else padded.unsqueeze(0)
+        norms = reference.patch_norm(batch, conv.kernel_size, spec).to(in_tensor.dtype)
+        if groups > 1:
+            norms = norms.repeat_interleave(self.out_channels // groups, 1)
+        return norms if padded.dim() == 4 else norms.squeeze(0)
+
+
+class BcosConv2dWithScale(BcosConv2d):
+    """:class:`BcosConv2d` divided by a constant; drop-in for ``bcos.modules.BcosConv2dWithScale``.
+
+    Args:
+        scale: the divisor; None gives ``k·√in_channels / scale_factor`` with k the kernel's (mean) side, the
+            rule of the first version of B-cos networks.
+        scale_factor: see ``scale``.
+
+    The other arguments are those of :class:`BcosConv2d`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int] = 1,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        padding_mode: str = "zeros",
+        device=None,
+        dtype=None,
+        b: float | Tensor = 2,
+        max_out: int = 1,
+        scale: float | None = None,
+        scale_factor: float = 100.0,
+        **kwargs,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode, device,
+            dtype, b, max_out, **kwargs,
+        )  # fmt: skip
+        if scale is None:
+            divisor = _positive("scale_factor", scale_factor)
+            scale = math.sqrt(self.patch_size) * math.sqrt(in_channels) / divisor
+        elif _positive("scale", scale) == 1:
+            raise ValueError("scale=1.0: BcosConv2d is the layer without a scale")
+        self.scale = scale
+
+    def forward(self, in_tensor: Tensor) -> Tensor:
+        """As of :class:`BcosConv2d`, divided by ``scale``."""
+        return self.forward_impl(in_tensor) / self.scale
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale:.3f}, {super().extra_repr()}"
+
+
+class BcosLinear(BcosLayer):
+    """B-cos linear layer; drop-in for ``bcos.modules.BcosLinear``.
+
+    Args:
+        in_features, out_features, device, dtype: as of ``nn.Linear``.
+        bias: must be False: a B-cos layer has none.
+        b, max_out, out_dtype, backend: as of :class:`BcosConv2d`.
+
+    Raises:
+        TypeError, ValueError: an argument outside of the above.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        device=None,
+        dtype=None,
+        b: float | Tensor = 2,
+        max_out: int = 1,
+        *,
+        out_dtype: torch.dtype | None = None,
+        backend: str | None = None,
+    ) -> None:
+        if bias:
+            raise ValueError(f"bias={bias!r}: a B-cos layer has no bias, False is needed")
+        super().__init__(b, max_out, out_dtype, backend)
+        self.in_features = checks._integer("in_features", in_features, 1)
+        self.out_features = checks._integer("out_features", out_features, 1)
+        self.bias = False
+        self.linear = NormedLinear(in_features, out_features * max_out, bias=False, device=device, dtype=dtype)
+
+    def forward(self, in_tensor: Tensor) -> Tensor:
+        """``[..., in_features]`` -> ``[..., out_features]``."""
+        return bcos_linear(in_tensor, self.linear.weight, self.linear.bias, **self._transform_options(in_tensor))
+
+
+def _exponent(b: float | Tensor) -> float | Tensor:
+    """``b`` as it is, checked as far as the host can read it."""
+    checks.exponent(b, b if isinstance(b, Tensor) else torch.empty(0, device="cpu"))
+    return b
+
+
+def _positive(name: str, value) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}={value!r}: a float is needed, not {type(value).__name__}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}={value!r}: must be finite and above 0")
+    return float(value)
+
+
+def _check_conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode) -> None:
+    """What ``nn.Conv2d`` would find later, or in words that do not name the value."""
+    for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
+        checks._integer(name, value, 1)
+    for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
+        if value % groups:
+            raise ValueError(f"groups={groups} does not divide {name}={value}")
+    for name, value in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation)):
+        checks._pair(name, value, 1)
+    if padding_mode not in checks.PADDING_MODES:
+        allowed = ", ".join(map(repr, checks.PADDING_MODES))
+        raise ValueError(f"padding_mode={padding_mode!r}: allowed are {allowed}")
+    if not isinstance(padding, str):
+        checks._pair("padding", padding, 0)
+    elif padding not in ("same", "valid"):
+        raise ValueError(f"padding={padding!r}: an int, a tuple of two ints, 'same' or 'valid'")
+    elif padding == "same" and checks._pair("stride", stride, 1) != (1, 1):
+        raise ValueError(f"padding='same' needs stride 1, not {stride!r}")
