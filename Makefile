@@ -1,0 +1,62 @@
+# Every target sets itself up: a .venv with torch 2.13.0, or BCOS_PYTHON=/path/to/python with a torch of its own.
+
+ARGS ?=
+
+ifdef BCOS_PYTHON
+  PYTHON := $(BCOS_PYTHON)
+  READY := build/.ready$(subst /,-,$(BCOS_PYTHON))
+else
+  PYTHON := .venv/bin/python
+  READY := .venv/.ready
+endif
+
+# make runs from the repository, and so does everything it starts: no installation, the sources are the package
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+NATIVE := $(shell find csrc -type f 2>/dev/null)
+
+.PHONY: help setup demo test lint bench wheel clean always
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+
+setup: $(READY) build/.extension ## the environment and the compiled extension, as the targets below need them
+
+demo: setup ## reference models on real images, as they are and accelerated; writes demo.png (ARGS="--quick")
+	$(PYTHON) -m bcos_kernels demo $(ARGS)
+
+test: setup ## the whole test suite (ARGS="-k conv2d")
+	$(PYTHON) -m pytest -q $(ARGS)
+
+lint: $(READY) ## ruff and clang-format, as checks
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	PATH="$(dir $(PYTHON)):$$PATH" clang-format --dry-run -Werror $(filter %.cpp %.h %.cu %.cuh,$(NATIVE))
+
+bench: setup ## layers and models on this CPU, into benchmarks/results and the README's table (ARGS="--no-compile")
+	$(PYTHON) -m benchmarks.cpu_layers $(ARGS)
+	$(PYTHON) -m benchmarks.report --readme README.md
+
+wheel: $(READY) ## a wheel and a source archive in dist/
+	rm -rf build/lib* build/bdist*
+	$(PYTHON) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+	$(PYTHON) setup.py --quiet sdist
+
+clean: ## removes what was built, keeps .venv
+	rm -rf build dist *.egg-info bcos_kernels/_C.*.so bcos_kernels/_C.*.pyd .pytest_cache .ruff_cache .hypothesis
+
+# ready when every requirement is there; again after a change of the requirements
+$(READY): .ci/environment.py pyproject.toml
+	@python3 .ci/environment.py $(BCOS_PYTHON)
+	@mkdir -p $(@D) && touch $@
+
+build/.extension: $(READY) build/.interpreter setup.py pyproject.toml $(NATIVE)
+	@echo "building the extension (build/extension.log)"
+	@$(PYTHON) setup.py --quiet build_ext --inplace > build/extension.log 2>&1 || { cat build/extension.log; exit 1; }
+	@grep '^bcos_kernels:' build/extension.log || true
+	@touch $@
+
+# holds the interpreter that the extension was built for; touched only when that changes
+build/.interpreter: always
+	@mkdir -p build
+	@test "$$(cat $@ 2>/dev/null)" = "$(PYTHON)" || echo "$(PYTHON)" > $@

@@ -1,0 +1,83 @@
+"""The demo at its smallest: it runs, measures, draws, and says in one line what is missing."""
+
+import copy
+import sys
+
+import pytest
+import torch
+
+import bcos_kernels as bk
+from bcos_kernels import demo
+from bcos_kernels.compat import import_reference
+from bcos_kernels.demo import explaining, measure
+
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
+import_reference()
+
+
+def test_quick_demo_draws_and_prints(tmp_path, capsys):
+    out = tmp_path / "demo.png"
+    assert demo.main(["--quick", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    for text in (
+        "test accuracy",
+        "loss curves",
+        "training step",
+        "bytes saved",
+        "explanation",
+        "error vs float64",
+    ):
+        assert text in printed
+    matplotlib_image = pytest.importorskip("matplotlib.image")
+    pixels = matplotlib_image.imread(out)
+    assert min(pixels.shape[:2]) > 1000 and pixels[..., :3].std() > 0.05
+
+
+def test_missing_dependency_is_one_line_and_status_2(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert demo.main([]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "demo needs rich" in message and "bcos_kernels[demo]" in message
+
+
+@pytest.mark.parametrize("argv", (["--epochs", "0"], ["--epochs", "x"], ["--out", "/no/such/folder/demo.png"]))
+def test_bad_options_end_with_status_2(argv, capsys):
+    with pytest.raises(SystemExit) as ended:
+        demo.main(argv)
+    assert ended.value.code == 2 and argv[0] in capsys.readouterr().err
+
+
+def test_saved_bytes_counts_each_storage_once_and_leaves_parameters_out():
+    x, w = torch.randn(8, 4), torch.randn(4, 4, requires_grad=True)
+    assert measure.saved_bytes(lambda: (x @ w).relu().sum()) == 4 * (8 * 4 + 8 * 4)  # x and the output of relu
+    assert measure.saved_bytes(lambda: (x @ w) + (x @ w)) == 4 * 8 * 4
+    assert measure.saved_bytes(lambda: (x * w[0]) @ w) == 4 * (8 * 4 + 8 * 4 + 4 * 4)
+    assert measure.saved_bytes(lambda: (x * w[0]) @ w, [w]) == 4 * (8 * 4 + 8 * 4)
+
+
+def test_alternate_swaps_the_order():
+    order = []
+    calls = [lambda: order.append("a") or 1, lambda: order.append("b") or 2]
+    for turn in range(2):
+        assert [result for result, _ in measure.alternate(calls, turn)] == [1, 2]
+    assert order == ["a", "b", "b", "a"]
+    assert measure.paired_ratio([2.0, 4.0, 30.0], [1.0, 2.0, 3.0]) == 2
+
+
+def test_explanation_error_sees_other_weights():
+    """Equal weights: rounding apart; one changed weight: far apart."""
+    from bcos.models.resnet import cifar10_resnet20
+
+    torch.manual_seed(0)
+    reference = cifar10_resnet20().eval()
+    accelerated = bk.accelerate(copy.deepcopy(reference))
+    image = torch.rand(1, 6, 16, 16)
+    explained = explaining.explain((reference, accelerated), image, repeats=1, smooth=3)
+    assert max(*explained.errors, explained.difference) < 1e-4
+    with torch.no_grad():
+        accelerated.layer1[0].conv1.linear.weight[0] *= 1.5
+        accelerated.layer1[0].conv1.linear.weight[0, 0] *= -1
+    changed = explaining.explain((reference, accelerated), image, repeats=1, smooth=3)
+    assert changed.errors[0] == explained.errors[0] and changed.difference > 1e-3
