@@ -27,6 +27,7 @@ class Bcos(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         x, weight, bias, b, ctx.spec, ctx.state, ctx.backend = inputs
         ctx.save_for_backward(x, weight, bias, b, *output)
+        ctx.save_for_forward(x, weight, bias, b)
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
 
@@ -36,11 +37,20 @@ class Bcos(torch.autograd.Function):
         if grad is None:
             return None, None, None, None, *none
         x, weight, bias, b, *saved = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:4]
+        needs = _wanted(ctx, (x, weight, bias, b))
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return *_differentiable_backward(grad, (x, weight, bias, b), needs, ctx.spec, ctx.state), *none
         explain = ctx.spec.detach or (ctx.state is not None and ctx.state["fixed_weights"])
         return *ops.backward(grad, x, weight, b, tuple(saved), ctx.spec, explain, needs, ctx.backend), *none
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        """Forward-mode derivative of y, by that of the reference."""
+        inputs = ctx.saved_tensors[:4]
+        given = [(t, tangent) for t, tangent in zip(inputs, tangents, strict=False) if tangent is not None]
+        transform = _of_some(inputs, [tangent is not None for tangent in tangents[:4]], ctx.spec, ctx.state)
+        _, tangent = torch.func.jvp(transform, *(tuple(side) for side in zip(*given, strict=True)))
+        return tangent, None, None, None
 
     @staticmethod
     def vmap(info, in_dims, x, weight, bias, b, spec, state, backend):
@@ -48,8 +58,8 @@ class Bcos(torch.autograd.Function):
         if in_dims[0] is not None and all(d is None for d in in_dims[1:4]):
             folded = x.movedim(in_dims[0], 0).flatten(0, 1)
             outputs = Bcos.apply(folded, weight, bias, b, spec, state, backend)
-            shape = (info.batch_size, -1)
-            return tuple(t.unflatten(0, shape) if t.numel() else t.expand(info.batch_size, 0) for t in outputs), (0,) * 4
+            size = (info.batch_size, folded.shape[0] // info.batch_size)
+            return tuple(t.unflatten(0, size) if t.dim() > 1 else t.expand(size[0], 0) for t in outputs), (0,) * 4
         slices = [
             Bcos.apply(
                 *(t if d is None else t.select(d, i) for t, d in zip((x, weight, bias, b), in_dims, strict=False)),
@@ -62,14 +72,36 @@ class Bcos(torch.autograd.Function):
         return tuple(torch.stack(outputs) for outputs in zip(*slices, strict=True)), (0,) * 4
 
 
+def _wanted(ctx, inputs: tuple) -> tuple[bool, ...]:
+    """Which gradients the running backward will use: ``autograd.grad(y, x)`` needs no dw, though w requires one."""
+    needs = ctx.needs_input_grad[:4]
+    if torch.compiler.is_compiling() or not all(needs[:2]):
+        return needs
+    nodes = iter(ctx.next_functions)
+    return tuple(t is not None and _will_run(next(nodes)[0]) and need for t, need in zip(inputs, needs, strict=True))
+
+
+def _will_run(node) -> bool:
+    try:
+        return node is not None and torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # raised for a leaf that autograd.grad was asked for
+        return True
+
+
 def _differentiable_backward(grad: Tensor, inputs: tuple, needs: tuple, spec: Spec, state: dict | None) -> tuple:
     """Gradients of ``inputs`` as a differentiable function of ``grad`` and of ``inputs``."""
     wanted = tuple(t for t, need in zip(inputs, needs, strict=True) if need)
-
-    def transform(*primals):
-        rest = iter(primals)
-        return reference.bcos(*(next(rest) if need else t for t, need in zip(inputs, needs, strict=True)), spec, state)
-
+    transform = _of_some(inputs, needs, spec, state)
     with torch.autocast(grad.device.type, enabled=False):
         grads = iter(torch.func.vjp(transform, *wanted)[1](grad))
     return tuple(next(grads) if need else None for need in needs)
+
+
+def _of_some(inputs: tuple, chosen, spec: Spec, state: dict | None):
+    """The reference transform as a function of the chosen ones of its four inputs, the others held fixed."""
+
+    def transform(*primals):
+        rest = iter(primals)
+        return reference.bcos(*(next(rest) if c else t for t, c in zip(inputs, chosen, strict=True)), spec, state)
+
+    return transform

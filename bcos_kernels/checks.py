@@ -151,7 +151,9 @@ def conv2d_geometry(x: Tensor, weight: Tensor, stride, padding, dilation, groups
         amounts = [(p, p) for p in _pair("padding", padding, 0)]
     for name, size, reach, amount in zip(("height", "width"), x.shape[-2:], span, amounts, strict=True):
         if reach + 1 > size + sum(amount):
-            raise ValueError(f"the kernel spans {reach + 1} pixels of {name}, more than the padded {size + sum(amount)}")
-        if padding_mode == "reflect" and max(amount) >= size or padding_mode == "circular" and max(amount) > size:
+            raise ValueError(
+                f"the kernel spans {reach + 1} pixels of {name}, more than the padded {size + sum(amount)}"
+            )
+        if (padding_mode == "reflect" and max(amount) >= size) or (padding_mode == "circular" and max(amount) > size):
             raise ValueError(f"padding={max(amount)} is too large for padding_mode={padding_mode!r} at {name} {size}")
     return stride, (*amounts[0], *amounts[1]), dilation, groups

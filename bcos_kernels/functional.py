@@ -37,9 +37,10 @@ def bcos_linear(
     out_dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """B-cos linear layer: ``x [..., in_features]``, ``weight [out_features·max_out, in_features]`` -> ``[..., out_features]``.
+    """B-cos linear layer: x ``[..., in_features]`` -> ``[..., out_features]``.
 
-    The arguments are those of :func:`bcos_conv2d`; the norm's epsilon stands beside the root by default, as in ``bcos``.
+    ``weight`` is ``[out_features·max_out, in_features]``. The other arguments and the errors are those of
+    :func:`bcos_conv2d`; by default the norm's epsilon stands beside the root, as in ``bcos``.
     """
     checks.tensors(x, weight, bias, 2)
     checks.filters(weight, bias, max_out)
@@ -117,7 +118,7 @@ def bcos_conv2d(
 
 
 def _pad(x: Tensor, pads: tuple[int, int, int, int], padding_mode: str) -> tuple[Tensor, Tensor | None]:
-    """The convolution's input and, where it is another, the patch norm's: what symmetric zero padding cannot express."""
+    """The input of the convolution and, where it is another, of the norm: what symmetric zero padding cannot do."""
     top, bottom, left, right = pads
     zero_padded = F.pad(x, (0, right - left, 0, bottom - top)) if (bottom, right) != (top, left) else x
     if padding_mode == "zeros" or not any(pads):

@@ -1,8 +1,8 @@
 """The operators of ``torch.library``: one schema per noun and direction, its fake and its vmap rule beside it.
 
-``bcos_kernels::linear`` and ``bcos_kernels::conv2d`` return ``(y, n, l, winner)``: the output, the patch norm, the linear
-output where y cannot stand for it (b other than 1 and 2) and the winning filter of each maximum; what a call does
-not need is an empty tensor. The backward operators return ``(dx, dweight, dbias, db)``, empty where not asked for.
+``bcos_kernels::linear`` and ``bcos_kernels::conv2d`` return ``(y, n, l, winner)``: the output, the patch norm, the
+linear output where y cannot stand for it (b other than 1 and 2) and the winning filter of each maximum; what a call
+does not need is an empty tensor. The backward operators return ``(dx, dweight, dbias, db)``, empty where not asked for.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from .spec import Spec
 
 __all__ = ["backward", "forward"]
 
-_FORMULA = (
-    "int max_out, float exponent, bool unit, float eps_inside, float eps_outside, float cos_eps, bool exact_two"
-)
+_FORMULA = "int max_out, float exponent, bool unit, float eps_inside, float eps_outside, float cos_eps, bool exact_two"
 _GEOMETRY = {"linear": "", "conv2d": "int[2] stride, int[2] padding, int[2] dilation, int groups, "}
 _BACKWARD_INPUTS = "Tensor grad, Tensor x, Tensor weight, Tensor? b, Tensor y, Tensor n, Tensor l, Tensor winner"
 
@@ -79,9 +77,7 @@ def _memory_format(t: Tensor) -> torch.memory_format:
 
 def _fake_backward(grad, x, weight, b, *rest):
     likes = (x, weight, weight.new_empty(weight.shape[0]), b)
-    return tuple(
-        torch.empty_like(like) if need else x.new_empty(0) for like, need in zip(likes, rest[-2], strict=True)
-    )
+    return tuple(torch.empty_like(like) if need else x.new_empty(0) for like, need in zip(likes, rest[-2], strict=True))
 
 
 def _vmap_by_slices(name: str):

@@ -13,7 +13,7 @@ __all__ = ["Call", "Spec"]
 class Spec:
     """Static parameters of one B-cos transform; ``stride == ()`` marks the linear layer.
 
-    The formula, with ŵ = w/‖w‖ if ``unit`` else w (Böhle et al., CVPR 2022, eq. 3; B-cosification drops the unit norm)::
+    The formula, with ŵ = w/‖w‖ if ``unit`` else w (Böhle et al., CVPR 2022, eq. 3; B-cosification takes w itself)::
 
         l = x ⋆ ŵ + bias          the maximum over ``max_out`` filters of an output unit
         n = √(Σ_patch x² + norm_eps[0]) + norm_eps[1]

@@ -7,7 +7,18 @@ from torch.autograd import grad
 
 import bcos_kernels as bk
 
-NAMES = ["conv3x3", "grouped", "depthwise", "max_out", "b1", "b1.5", "bias_raw", "linear", "linear_max_out", "linear_3d"]
+NAMES = [
+    "conv3x3",
+    "grouped",
+    "depthwise",
+    "max_out",
+    "b1",
+    "b1.5",
+    "bias_raw",
+    "linear",
+    "linear_max_out",
+    "linear_3d",
+]
 
 
 def recorded_calls(case, monkeypatch, **options):
@@ -94,7 +105,10 @@ def test_export(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["conv3x3", "conv1x1", "depthwise", "b1", "b1.5", "max_out", "explain", "linear", "linear_b2.5", "linear_explain"])
+@pytest.mark.parametrize(
+    "name",
+    ["conv3x3", "conv1x1", "depthwise", "b1", "b1.5", "max_out", "explain", "linear", "linear_b2.5", "linear_explain"],
+)
 def test_autocast(name, dtype):
     """Trap 5: fp32 parameters, the reference's output dtypes, errors within its own; backward outside of autocast."""
     case = IDS[name]

@@ -7,7 +7,18 @@ from torch.autograd import grad
 
 import bcos_kernels as bk
 
-NAMES = ["conv3x3", "conv1x1", "grouped", "depthwise", "max_out", "b1.5", "explain", "bias_raw", "linear", "linear_b1.5"]
+NAMES = [
+    "conv3x3",
+    "conv1x1",
+    "grouped",
+    "depthwise",
+    "max_out",
+    "b1.5",
+    "explain",
+    "bias_raw",
+    "linear",
+    "linear_b1.5",
+]
 
 
 def odd_gradients(y):
@@ -110,6 +121,25 @@ def test_partial_gradients(name):
     (dw,) = grad(case(x.detach(), weight).square().sum(), weight)
     assert error(dx, both[0]) < 1e-14 and error(dw, both[1]) < 1e-14
     assert not case(x.detach(), weight.detach()).requires_grad
+
+
+@pytest.mark.parametrize("is_leaf", [True, False])
+def test_an_explanation_computes_no_weight_gradient(is_leaf, monkeypatch):
+    """autograd.grad(y, x) and backward(inputs=[x]) use no dw: a kernel that forms it doubles an explanation's price."""
+    from bcos_kernels import autograd
+
+    asked = []
+    backward = autograd.ops.backward
+    monkeypatch.setattr(autograd.ops, "backward", lambda *args: asked.append(tuple(args[7])) or backward(*args))
+    x, weight, _ = IDS["conv3x3"].inputs(torch.float64)
+    x = x if is_leaf else x * 1
+    y = IDS["conv3x3"](x, weight).sum()
+    grad(y, x, retain_graph=True)
+    grad(y, weight, retain_graph=True)
+    grad(y, (x, weight), retain_graph=True)
+    y.backward(inputs=[weight], retain_graph=True)
+    y.backward()
+    assert [a[:2] for a in asked] == [(True, False), (False, True), (True, True), (False, True), (True, True)]
 
 
 def test_saved_memory_is_that_of_a_plain_layer():

@@ -1,4 +1,4 @@
-"""Hypothesis draws shapes and options that nn.Conv2d and nn.Linear accept: every backend agrees with the naive formula."""
+"""Hypothesis draws what nn.Conv2d and nn.Linear accept: every backend agrees with the naive formula."""
 
 import torch
 from cases import BACKENDS, Case, error
@@ -33,7 +33,12 @@ def linears(draw):
     max_out = draw(st.integers(1, 3))
     features, outputs = draw(st.integers(1, 70)), draw(st.integers(1, 70))
     shape = (*draw(st.lists(size, max_size=3)), features)
-    options = {"b": draw(exponents), "max_out": max_out, "normalize_weights": draw(st.booleans()), "detach": draw(st.booleans())}
+    options = {
+        "b": draw(exponents),
+        "max_out": max_out,
+        "normalize_weights": draw(st.booleans()),
+        "detach": draw(st.booleans()),
+    }
     return Case("drawn", shape, (outputs * max_out, features), options, draw(st.booleans()))
 
 

@@ -50,7 +50,9 @@ def test_trap_3_what_conv2d_accepts_and_the_reference_refuses(backend):
     ):
         plain = {k: v for k, v in options.items() if k != "max_out"}
         padding = 0 if plain.pop("padding", 0) == "valid" else options.get("padding", 0)
-        expected_l = F.conv2d(x, weight / weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1), **{**plain, "padding": padding})
+        expected_l = F.conv2d(
+            x, weight / weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1), **{**plain, "padding": padding}
+        )
         expected_n = (F.conv2d(x**2, torch.ones_like(weight[:1]), **{**plain, "padding": padding}) + 1e-6).sqrt()
         if "max_out" in options:
             expected_l = expected_l.unflatten(1, (-1, 3)).amax(2)

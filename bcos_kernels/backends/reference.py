@@ -55,7 +55,7 @@ def patch_norm(x: Tensor, kernel_size: tuple[int, ...], spec: Spec) -> Tensor:
 
 
 def scale(linear: Tensor, norm: Tensor, b: Tensor | None, spec: Spec) -> Tensor:
-    """s = |cos|^(b-1) of ``linear`` ``[N, O, ...]`` (or ``[..., O]``) against ``norm`` ``[N, G, ...]`` (or ``[..., 1]``)."""
+    """s = |cos|^(b-1) of ``linear`` ``[N, O, ...]`` or ``[..., O]``, given ``norm`` ``[N, G, ...]`` or ``[..., 1]``."""
     if not spec.is_linear and 1 < spec.groups < linear.shape[1]:
         norm = norm.repeat_interleave(linear.shape[1] // spec.groups, 1)
     cos = linear.abs() / norm
@@ -123,9 +123,6 @@ def bcos(
         return linear.to(spec.out_dtype)
     linear = _accumulate(linear)
     norm = patch_norm(x if normed is None else normed, tuple(weight.shape[2:]), spec)
-    if spec.detach:
-        s = scale(linear.detach(), norm.detach(), b, spec)
-    else:
-        s = scale(linear, norm, b, spec)
+    s = scale(linear.detach(), norm.detach(), b, spec) if spec.detach else scale(linear, norm, b, spec)
     y = s * linear if state is None else FrozenScale.apply(linear, s, state)
     return y.to(spec.out_dtype)

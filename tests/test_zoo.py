@@ -1,0 +1,145 @@
+"""The zoo of ``bcos.models.pretrained``, random weights: logits, gradients, explanations, second order, training."""
+
+import copy
+import warnings
+from statistics import median
+
+import pytest
+import torch
+from cases import bcos, error
+from torch.autograd import grad
+
+import bcos_kernels as bk
+
+FAMILIES = {
+    "resnet18": 224, "resnext50_32x4d": 224, "densenet121": 224, "vgg11_bnu": 224, "convnext_tiny": 224,
+    "convnext_tiny_bnu": 224, "simple_vit_ti_patch16_224": 224, "vitc_ti_patch1_14": 224,
+}  # fmt: skip
+
+
+def build(name: str, dtype=torch.float32):
+    """A model of the zoo in eval mode, its batch statistics set on noise: without them B-cos signals fade to zero."""
+    torch.manual_seed(len(name))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = getattr(bcos.pretrained, name)(pretrained=False)
+    model = model.to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        for module in model.modules():
+            if hasattr(module, "running_var"):
+                module.momentum = 1.0
+        model.train()(image(64, dtype, batch=4, seed=9))
+    return model.eval()
+
+
+def image(size: int, dtype=torch.float32, batch: int = 1, seed: int = 0):
+    rgb = torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.cat([rgb, 1 - rgb], 1).to(dtype)
+
+
+def logits_gradients_explanation(model, x):
+    """``(logits, parameter gradients as one vector, explanation of the largest logit)``."""
+    x = x.clone().requires_grad_()
+    logits = model(x)
+    loss = torch.nn.functional.cross_entropy(logits, torch.arange(len(x)))
+    gradients = torch.cat([g.flatten() for g in grad(loss, [p for p in model.parameters() if p.requires_grad])])
+    with model.explanation_mode():
+        (explanation,) = grad(model(x).max(1).values.sum(), x)
+    return logits.detach(), gradients, explanation
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_family_at_full_size(name):
+    """fp32 at 224²: the error against float64 is no worse than the reference's own, in the median over three images."""
+    reference, exact = build(name), build(name, torch.float64)
+    accelerated = bk.accelerate(copy.deepcopy(reference))
+    assert bk.report(accelerated).accelerated > 0
+    errors = []
+    for seed in range(3):
+        x = image(FAMILIES[name], seed=seed)
+        truth = logits_gradients_explanation(exact, x.double())
+        ours, theirs = (logits_gradients_explanation(m, x) for m in (accelerated, reference))
+        errors.append([(error(a, t, 0.0), error(b, t, 0.0)) for a, b, t in zip(ours, theirs, truth, strict=True)])
+    for i, what in enumerate(("logits", "parameter gradients", "explanation")):
+        mine, yours = (median(run[i][j] for run in errors) for j in (0, 1))
+        assert mine <= 1.1 * yours + torch.finfo(torch.float32).eps, (what, mine, yours)
+
+
+@pytest.mark.parametrize("name", [n for n in bcos.pretrained.list_available() if not n.startswith("standard")])
+def test_every_entry_point_in_float64(name):
+    """Each model, accelerated: in float64 logits, parameter gradients and explanation equal the reference's."""
+    model = build(name, torch.float64)
+    x = image(64, torch.float64)
+    theirs = logits_gradients_explanation(model, x)
+    ours = logits_gradients_explanation(bk.accelerate(model), x)
+    for mine, yours in zip(ours, theirs, strict=True):
+        assert error(mine, yours, 0.0) < 1e-9
+
+
+def test_standard_networks_are_left_alone():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = bcos.pretrained.standard_simple_vit_ti_patch16_224(pretrained=False)
+    classes = [type(m) for m in model.modules()]
+    assert bk.report(bk.accelerate(model)).accelerated == 0
+    assert [type(m) for m in model.modules()] == classes
+
+
+# VGG's 100 million parameter classifier takes a minute here and adds no operator that the others lack
+@pytest.mark.parametrize("name", [n for n in FAMILIES if n != "vgg11_bnu"])
+def test_second_order_of_an_explanation_loss(name):
+    """Training on explanations: parameter gradients of a loss on the contribution map, in float64."""
+    model = build(name, torch.float64)
+    x = image(64, torch.float64, batch=2)
+    mask = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def gradients(model):
+        sample = x.clone().requires_grad_()
+        with model.explanation_mode():
+            logits = model(sample)
+            (explanation,) = grad(logits.max(1).values.sum(), sample, create_graph=True)
+        loss = ((explanation * sample).sum(1, keepdim=True) * mask).abs().sum() + logits.logsumexp(1).sum()
+        return torch.cat(
+            [g.flatten() for g in grad(loss, list(model.parameters()), allow_unused=True) if g is not None]
+        )
+
+    theirs = gradients(model)
+    assert theirs.abs().max() > 1e-6
+    assert error(gradients(bk.accelerate(model)), theirs, 0.0) < 1e-8
+
+
+def test_training_runs_agree_step_by_step():
+    """Fifty optimiser steps from one seed in float64: losses and parameters are those of the reference network."""
+
+    def run(accelerate: bool):
+        torch.manual_seed(0)
+        layers = bcos.modules
+        model = layers.BcosSequential(
+            layers.BcosConv2d(6, 16, 3, padding=1),
+            layers.norms.BatchNormUncentered2d(16),
+            layers.BcosConv2d(16, 16, 3, stride=2, padding=1, b=1.5),
+            layers.BcosConv2d(16, 24, 3, padding=1, max_out=2),
+            torch.nn.AdaptiveAvgPool2d(1),
+            torch.nn.Flatten(),
+            layers.BcosLinear(24, 5),
+        ).double()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        if accelerate:
+            bk.accelerate(model)
+        losses = []
+        for step in range(50):
+            x, target = image(16, torch.float64, batch=8, seed=step), torch.arange(8) % 5
+            loss = torch.nn.functional.cross_entropy(20 * model(x), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return torch.tensor(losses), torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    (our_losses, ours), (their_losses, theirs) = run(True), run(False)
+    assert their_losses[-1] < their_losses[0] - 0.1
+    assert (our_losses - their_losses).abs().max() < 1e-8
+    assert error(ours, theirs, 0.0) < 1e-7
