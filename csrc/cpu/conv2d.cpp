@@ -30,6 +30,8 @@ Tiling output_tiling(const Window& w, const Formula& f, bool channels_last, int6
   return {channels_last, batch, w.g.groups, filters / f.max_out / w.g.groups, w.out_h * w.out_w};
 }
 
+constexpr int64_t kPacksFrom = 2048;  // pixels: with fewer, packing the weight costs more than the tiles gain
+
 // A pointwise convolution of channels_last pixels is a linear layer of them.
 bool is_linear(const at::Tensor& x, const at::Tensor& weight, const Window& w, at::ScalarType out_dtype,
                bool channels_last) {
@@ -44,7 +46,8 @@ Outputs conv2d(const at::Tensor& x, const at::Tensor& weight, const std::optiona
   const auto input = x.contiguous(format), filters = weight.contiguous(format);
   if (depthwise_serves(x, weight, w, formula, format == at::MemoryFormat::ChannelsLast))
     return depthwise(input, filters, bias, w, formula, out_dtype);
-  if (is_linear(x, weight, w, out_dtype, format == at::MemoryFormat::ChannelsLast)) {
+  if (x.size(0) * w.out_h * w.out_w >= kPacksFrom &&
+      is_linear(x, weight, w, out_dtype, format == at::MemoryFormat::ChannelsLast)) {
     Outputs out;
     const auto empty = [&](int64_t channels) {
       return at::empty({x.size(0), channels, w.out_h, w.out_w}, x.options().memory_format(format));
