@@ -35,13 +35,14 @@ def conv2d(
     eps_inside: float,
     eps_outside: float,
     cos_eps: float,
+    exact_two: bool,
     out_dtype: torch.dtype,
-    exact_two: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x [N, C, H, W], weight [O*M, C/G, kh, kw] -> y [N, O, OH, OW], n [N, G, OH, OW], l as y, winner uint8 as y.
 
-    ``b`` (one element) overrides ``exponent``; ``exact_two`` drops ``cos_eps`` at b = 2. n is fp32 (fp64 for fp64);
-    l is produced for b other than 1 and 2 and for b as a tensor, winner for max_out > 1.
+    ``b`` (one element) overrides ``exponent``; ``exact_two`` drops ``cos_eps`` at b = 2. n is fp32 (fp64 for fp64)
+    and not produced for b = 1 and depthwise layers; l is for b other than 1 and 2 and for b as a tensor, winner for
+    max_out > 1.
     """
 
 def conv2d_backward(
@@ -49,11 +50,10 @@ def conv2d_backward(
     x: Tensor,
     weight: Tensor,
     b: Tensor | None,
-    y: Tensor,
+    y: Tensor | None,
     n: Tensor,
     l: Tensor,
     winner: Tensor,
-    has_bias: bool,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
@@ -64,13 +64,13 @@ def conv2d_backward(
     eps_inside: float,
     eps_outside: float,
     cos_eps: float,
+    exact_two: bool,
     explain: bool,
     needs: Sequence[bool],
-    exact_two: bool = True,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients (dx, dweight, dbias, db), each in its input's shape and dtype (dbias in the weight's), where ``needs``.
 
-    ``explain`` takes the scale as a constant (explanation mode).
+    ``explain`` takes the scale as a constant (explanation mode). y is read for b = 2 only.
     """
 
 def linear(
@@ -84,8 +84,8 @@ def linear(
     eps_inside: float,
     eps_outside: float,
     cos_eps: float,
+    exact_two: bool,
     out_dtype: torch.dtype,
-    exact_two: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x [P, K], weight [O*M, K] -> y [P, O], n [P, 1], l as y, winner uint8 as y; otherwise as ``conv2d``."""
 
@@ -94,20 +94,19 @@ def linear_backward(
     x: Tensor,
     weight: Tensor,
     b: Tensor | None,
-    y: Tensor,
+    y: Tensor | None,
     n: Tensor,
     l: Tensor,
     winner: Tensor,
-    has_bias: bool,
     max_out: int,
     exponent: float,
     unit: bool,
     eps_inside: float,
     eps_outside: float,
     cos_eps: float,
+    exact_two: bool,
     explain: bool,
     needs: Sequence[bool],
-    exact_two: bool = True,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """As ``conv2d_backward``."""
 

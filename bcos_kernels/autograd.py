@@ -9,11 +9,11 @@ from . import ops
 from .backends import reference
 from .spec import Spec
 
-__all__ = ["Bcos"]
+__all__ = ["Bcos", "BcosForwardMode", "bcos"]
 
 
 class Bcos(torch.autograd.Function):
-    """y of one transform; saves x, w, y, n (b = 2), or l beside them (other b), or x and w alone (b = 1).
+    """y of one transform; saves x, w, n and y (b = 2) or l (other b), or x and w alone (b = 1).
 
     ``state`` is the late explanation mode: ``state["fixed_weights"]`` is read when the backward runs. A backward that
     will itself be differentiated is the vector-Jacobian product of the reference, so every order of it is exact.
@@ -26,7 +26,7 @@ class Bcos(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         x, weight, bias, b, ctx.spec, ctx.state, ctx.backend = inputs
-        ctx.save_for_backward(x, weight, bias, b, *output)
+        ctx.save_for_backward(x, weight, bias, b, output[0] if ctx.spec.saves_output else None, *output[1:])
         ctx.save_for_forward(x, weight, bias, b)
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
@@ -44,24 +44,15 @@ class Bcos(torch.autograd.Function):
         return *ops.backward(grad, x, weight, b, tuple(saved), ctx.spec, explain, needs, ctx.backend), *none
 
     @staticmethod
-    def jvp(ctx, *tangents):
-        """Forward-mode derivative of y, by that of the reference."""
-        inputs = ctx.saved_tensors[:4]
-        given = [(t, tangent) for t, tangent in zip(inputs, tangents, strict=False) if tangent is not None]
-        transform = _of_some(inputs, [tangent is not None for tangent in tangents[:4]], ctx.spec, ctx.state)
-        _, tangent = torch.func.jvp(transform, *(tuple(side) for side in zip(*given, strict=True)))
-        return tangent, None, None, None
-
-    @staticmethod
     def vmap(info, in_dims, x, weight, bias, b, spec, state, backend):
         """A batch of inputs against one weight is a larger batch; anything else is one call per slice."""
         if in_dims[0] is not None and all(d is None for d in in_dims[1:4]):
             folded = x.movedim(in_dims[0], 0).flatten(0, 1)
-            outputs = Bcos.apply(folded, weight, bias, b, spec, state, backend)
+            outputs = _function().apply(folded, weight, bias, b, spec, state, backend)
             size = (info.batch_size, folded.shape[0] // info.batch_size)
             return tuple(t.unflatten(0, size) if t.dim() > 1 else t.expand(size[0], 0) for t in outputs), (0,) * 4
         slices = [
-            Bcos.apply(
+            _function().apply(
                 *(t if d is None else t.select(d, i) for t, d in zip((x, weight, bias, b), in_dims, strict=False)),
                 spec,
                 state,
@@ -70,6 +61,29 @@ class Bcos(torch.autograd.Function):
             for i in range(info.batch_size)
         ]
         return tuple(torch.stack(outputs) for outputs in zip(*slices, strict=True)), (0,) * 4
+
+
+class BcosForwardMode(Bcos):
+    """With forward-mode derivatives, by those of the reference; torch.compile takes no Function that has them."""
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        inputs = ctx.saved_tensors[:4]
+        given = [(t, tangent) for t, tangent in zip(inputs, tangents, strict=False) if tangent is not None]
+        transform = _of_some(inputs, [tangent is not None for tangent in tangents[:4]], ctx.spec, ctx.state)
+        _, tangent = torch.func.jvp(transform, *(tuple(side) for side in zip(*given, strict=True)))
+        return tangent, None, None, None
+
+
+def _function() -> type[Bcos]:
+    return Bcos if torch.compiler.is_compiling() else BcosForwardMode
+
+
+def bcos(x, weight, bias, b, spec: Spec, state: dict | None, backend: str) -> Tensor:
+    """y of one transform by the fused operators of ``backend``: see :class:`Bcos`."""
+    if state is not None and torch.compiler.is_compiling():
+        torch._dynamo.graph_break()  # a compiled backward would keep the mode of its first run
+    return _function().apply(x, weight, bias, b, spec, state, backend)[0]
 
 
 def _wanted(ctx, inputs: tuple) -> tuple[bool, ...]:

@@ -43,6 +43,13 @@ def epsilon(name: str, value) -> float:
     return float(value)
 
 
+def flag(name: str, value) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}: True or False is needed, not {type(value).__name__}")
+    return value
+
+
 def norm_epsilons(value) -> tuple[float, float]:
     """``norm_eps`` as two floats of which one is positive: without any, a zero patch has no cosine."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:

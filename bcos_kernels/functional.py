@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import checks, dispatch
-from .autograd import Bcos
+from . import autograd, checks, dispatch
 from .backends import reference
 from .spec import Call, Spec
 
@@ -133,9 +132,10 @@ def _transform(
     """The part that both layers share: dtypes, the exponent, the choice of the backend, the call."""
     exponent, b = checks.exponent(b, x)
     state = checks.explanation_state(detach)
+    checks.flag("normalize_weights", normalize_weights)
     x, weight, bias, normed, default_dtype = _autocast(x, weight, bias, normed, exponent)
     gain = None
-    if weight_in_norm:
+    if checks.flag("weight_in_norm", weight_in_norm):
         checks.single_filters(max_out)
         weight, bias, gain = _weight_in_norm(weight, bias, normalize_weights)
         normalize_weights = not normalize_weights
@@ -146,7 +146,7 @@ def _transform(
         unit=normalize_weights,
         norm_eps=checks.norm_epsilons(norm_eps),
         cos_eps=checks.epsilon("cos_eps", cos_eps),
-        exact_two=exact_two,
+        exact_two=checks.flag("exact_two", exact_two),
         detach=state is None and detach,
         out_dtype=checks.out_dtype(out_dtype, x) or default_dtype,
     )
@@ -157,9 +157,10 @@ def _transform(
             y = reference.bcos(x, weight, bias, b, spec, state, normed)
         elif spec.is_linear:
             rows = x.reshape(-1, x.shape[-1])
-            y = Bcos.apply(rows, weight, bias, b, spec, state, name)[0].view(*x.shape[:-1], weight.shape[0] // max_out)
+            y = autograd.bcos(rows, weight, bias, b, spec, state, name)
+            y = y.view(*x.shape[:-1], weight.shape[0] // max_out)
         else:
-            y = Bcos.apply(x, weight, bias, b, spec, state, name)[0]
+            y = autograd.bcos(x, weight, bias, b, spec, state, name)
         return y if gain is None else y * gain.to(y.dtype)
 
 

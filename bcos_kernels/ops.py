@@ -2,7 +2,8 @@
 
 ``bcos_kernels::linear`` and ``bcos_kernels::conv2d`` return ``(y, n, l, winner)``: the output, the patch norm, the
 linear output where y cannot stand for it (b other than 1 and 2) and the winning filter of each maximum; what a call
-does not need is an empty tensor. The backward operators return ``(dx, dweight, dbias, db)``, empty where not asked for.
+does not need is an empty tensor, and so is the norm of a depthwise layer, which is as large as x and formed again.
+The backward operators return ``(dx, dweight, dbias, db)``, empty where not asked for.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ __all__ = ["backward", "forward"]
 
 _FORMULA = "int max_out, float exponent, bool unit, float eps_inside, float eps_outside, float cos_eps, bool exact_two"
 _GEOMETRY = {"linear": "", "conv2d": "int[2] stride, int[2] padding, int[2] dilation, int groups, "}
-_BACKWARD_INPUTS = "Tensor grad, Tensor x, Tensor weight, Tensor? b, Tensor y, Tensor n, Tensor l, Tensor winner"
+_BACKWARD_INPUTS = "Tensor grad, Tensor x, Tensor weight, Tensor? b, Tensor? y, Tensor n, Tensor l, Tensor winner"
 
 _library = torch.library.Library("bcos_kernels", "DEF")
 
@@ -53,16 +54,16 @@ def _fake_forward(x, weight, bias, b, *rest):
             x, weight.to(x.dtype), None, stride, padding, dilation, False, [0, 0], groups
         )
         norm_shape = (x.shape[0], groups, *linear.shape[2:])
+        saves_norm = groups == 1 or weight.shape[1] > 1
     else:
-        groups, linear, norm_shape = 1, x.new_empty(x.shape[0], weight.shape[0]), (x.shape[0], 1)
+        linear, norm_shape, saves_norm = x.new_empty(x.shape[0], weight.shape[0]), (x.shape[0], 1), True
     y_shape = (linear.shape[0], weight.shape[0] // max_out, *linear.shape[2:])
     layout = _memory_format(linear)
     y = x.new_empty(y_shape, dtype=out_dtype).contiguous(memory_format=layout)
     accumulated = torch.float64 if x.dtype == torch.float64 else torch.float32
-    trivial = b is None and exponent == 1
-    n = x.new_empty((0,) if trivial else norm_shape, dtype=accumulated)
-    if not trivial and layout == torch.channels_last:
-        n = n.contiguous(memory_format=layout)
+    n = x.new_empty((0,), dtype=accumulated)
+    if saves_norm and (b is not None or exponent != 1):
+        n = n.new_empty(norm_shape).contiguous(memory_format=layout)
     keeps_linear = b is not None or exponent not in (1, 2)
     l = torch.empty_like(y) if keeps_linear else y.new_empty(0)  # noqa: E741
     winner = torch.empty_like(y, dtype=torch.uint8) if max_out > 1 else y.new_empty(0, dtype=torch.uint8)

@@ -44,6 +44,11 @@ class Spec:
         return -1 if self.is_linear else 1
 
     @property
+    def saves_output(self) -> bool:
+        """Whether y stands for l in the backward: |l| = √(|y|·n) at b = 2."""
+        return self.b == 2 and (self.exact_two or self.cos_eps == 0)
+
+    @property
     def geometry(self) -> tuple:
         """Arguments of the convolution, in the order of the operators' schemas."""
         return () if self.is_linear else (self.stride, self.padding, self.dilation, self.groups)

@@ -40,16 +40,16 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using unlocked = py::call_guard<py::gil_scoped_release>;
   m.def("conv2d", &host::conv2d, unlocked(), "x"_a, "weight"_a, "bias"_a, "b"_a, "stride"_a, "padding"_a,
         "dilation"_a, "groups"_a, "max_out"_a, "exponent"_a, "unit"_a, "eps_inside"_a, "eps_outside"_a,
-        "cos_eps"_a, "out_dtype"_a, "exact_two"_a = true);
+        "cos_eps"_a, "exact_two"_a, "out_dtype"_a);
   m.def("conv2d_backward", &host::conv2d_backward, unlocked(), "grad"_a, "x"_a, "weight"_a, "b"_a, "y"_a,
-        "n"_a, "l"_a, "winner"_a, "has_bias"_a, "stride"_a, "padding"_a, "dilation"_a, "groups"_a,
-        "max_out"_a, "exponent"_a, "unit"_a, "eps_inside"_a, "eps_outside"_a, "cos_eps"_a, "explain"_a,
-        "needs"_a, "exact_two"_a = true);
+        "n"_a, "l"_a, "winner"_a, "stride"_a, "padding"_a, "dilation"_a, "groups"_a, "max_out"_a,
+        "exponent"_a, "unit"_a, "eps_inside"_a, "eps_outside"_a, "cos_eps"_a, "exact_two"_a, "explain"_a,
+        "needs"_a);
   m.def("linear", &host::linear, unlocked(), "x"_a, "weight"_a, "bias"_a, "b"_a, "max_out"_a, "exponent"_a,
-        "unit"_a, "eps_inside"_a, "eps_outside"_a, "cos_eps"_a, "out_dtype"_a, "exact_two"_a = true);
+        "unit"_a, "eps_inside"_a, "eps_outside"_a, "cos_eps"_a, "exact_two"_a, "out_dtype"_a);
   m.def("linear_backward", &host::linear_backward, unlocked(), "grad"_a, "x"_a, "weight"_a, "b"_a, "y"_a,
-        "n"_a, "l"_a, "winner"_a, "has_bias"_a, "max_out"_a, "exponent"_a, "unit"_a, "eps_inside"_a,
-        "eps_outside"_a, "cos_eps"_a, "explain"_a, "needs"_a, "exact_two"_a = true);
+        "n"_a, "l"_a, "winner"_a, "max_out"_a, "exponent"_a, "unit"_a, "eps_inside"_a, "eps_outside"_a,
+        "cos_eps"_a, "exact_two"_a, "explain"_a, "needs"_a);
   m.def("patch_norm", &host::patch_norm, unlocked(), "x"_a, "kernel"_a, "stride"_a, "padding"_a, "dilation"_a,
         "groups"_a, "eps_inside"_a, "eps_outside"_a);
   m.def("weight_norm", &host::weight_norm, unlocked(), "weight"_a);

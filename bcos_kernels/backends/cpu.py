@@ -37,31 +37,24 @@ def why_not(call: Call) -> list[str]:
 
 def linear(*args):
     """``bcos_kernels::linear`` of :mod:`bcos_kernels.ops`."""
-    return _forward(_C.linear, args)
+    return _C.linear(*args)
 
 
 def conv2d(*args):
     """``bcos_kernels::conv2d`` of :mod:`bcos_kernels.ops`."""
-    return _forward(_C.conv2d, args)
+    return _C.conv2d(*args)
 
 
 def linear_backward(*args):
     """``bcos_kernels::linear_backward`` of :mod:`bcos_kernels.ops`."""
-    return _backward(_C.linear_backward, args)
+    return _gradients(_C.linear_backward(*args), args)
 
 
 def conv2d_backward(*args):
     """``bcos_kernels::conv2d_backward`` of :mod:`bcos_kernels.ops`."""
-    return _backward(_C.conv2d_backward, args)
+    return _gradients(_C.conv2d_backward(*args), args)
 
 
-def _forward(kernel, args):
-    *call, exact_two, out_dtype = args
-    return kernel(*call, out_dtype, exact_two)
-
-
-def _backward(kernel, args):
+def _gradients(grads, args):
     """Operators return tensors only: an absent gradient is an empty one."""
-    *call, exact_two, explain, needs = args
-    grads = kernel(*call[:8], needs[2], *call[8:], explain, needs, exact_two)
     return tuple(args[0].new_empty(0) if g is None else g for g in grads)

@@ -82,7 +82,8 @@ BCOS_HOST_DEVICE BCOS_INLINE Partials<A> partials(A y, A l, A inv_n, const Const
 
 // dy/db = y ln c, which tends to 0 with y
 template <typename A>
-BCOS_HOST_DEVICE BCOS_INLINE A partial_b(A y, A l, A inv_n, const Constants<A>& k) {
+BCOS_HOST_DEVICE BCOS_INLINE A partial_b(A l, A inv_n, const Constants<A>& k) {
+  const A y = transform<Power::General>(l, inv_n, k);
   return y == A(0) ? A(0) : y * std::log(magnitude(l) * inv_n + k.cos_eps);
 }
 

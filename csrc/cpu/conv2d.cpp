@@ -43,9 +43,14 @@ bool is_linear(const at::Tensor& x, const at::Tensor& weight, const Window& w, a
 Outputs conv2d(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                const Window& w, const Formula& formula, at::ScalarType out_dtype) {
   const auto format = format_of(is_channels_last(x) || is_channels_last(weight));
-  const auto input = x.contiguous(format), filters = weight.contiguous(format);
-  if (depthwise_serves(x, weight, w, formula, format == at::MemoryFormat::ChannelsLast))
-    return depthwise(input, filters, bias, w, formula, out_dtype);
+  const auto filters = weight.contiguous(format);
+  if (depthwise_serves(x, weight, w, formula)) {
+    auto out = depthwise(x.contiguous(at::MemoryFormat::ChannelsLast), filters, bias, w, formula, out_dtype);
+    for (auto* t : {&out.y, &out.l})
+      if (t->defined()) *t = t->contiguous(format);
+    return out;
+  }
+  const auto input = x.contiguous(format);
   if (x.size(0) * w.out_h * w.out_w >= kPacksFrom &&
       is_linear(x, weight, w, out_dtype, format == at::MemoryFormat::ChannelsLast)) {
     Outputs out;
@@ -66,19 +71,23 @@ Outputs conv2d(const at::Tensor& x, const at::Tensor& weight, const std::optiona
     out.n = patch_norm(x.contiguous(format_of(channels_last)), channels_last, w, formula);
   finish_forward(z, filters, bias, output_tiling(w, formula, channels_last, x.size(0), weight.size(0)),
                  formula, out_dtype, out);
+  if (!saves_norm(weight, w.g)) out.n = at::Tensor();
   return out;
 }
 
 Gradients conv2d_backward(const Saved& given, const Window& w, const Formula& formula, const Needs& needs) {
   if (given.x.numel() == 0) return empty_gradients(given, needs);
   Saved saved = given;
-  const bool channels_last = walks_channels_last(given.y);
+  const bool by_depthwise = !needs.b && depthwise_serves(given.x, given.weight, w, formula);
+  const bool channels_last =
+      by_depthwise || is_channels_last(given.x) || is_channels_last(given.weight) || w.out_h * w.out_w == 1;
   const auto format = format_of(channels_last);
   for (auto* t : {&saved.grad, &saved.y, &saved.n, &saved.l, &saved.winner, &saved.x})
     if (t->defined()) *t = t->contiguous(format);
+  if (formula.has_norm() && !saved.n.defined()) saved.n = patch_norm(saved.x, channels_last, w, formula);
   saved.weight = given.weight.contiguous(given.weight.suggest_memory_format());
 
-  if (!needs.b && depthwise_serves(saved.x, saved.weight, w, formula, channels_last)) {
+  if (by_depthwise) {
     auto out = depthwise_backward(saved, w, formula, needs);
     if (out.x) out.x = out.x->contiguous(given.x.suggest_memory_format());
     return out;
@@ -106,7 +115,7 @@ Gradients conv2d_backward(const Saved& given, const Window& w, const Formula& fo
     }
     out.x = dx.contiguous(given.x.suggest_memory_format());
   }
-  if (needs.weight) out.weight = finish_weight_gradient(saved, pass.alpha, formula, dw);
+  if (needs.weight) out.weight = finish_weight_gradient(saved, formula, dw);
   return out;
 }
 

@@ -57,11 +57,11 @@ int64_t DepthwiseShape::lane_blocks() const {
   return (channels + kLanes - 1) / kLanes;
 }
 
-bool depthwise_serves(const at::Tensor& x, const at::Tensor& weight, const Window& w, const Formula& formula,
-                      bool channels_last) {
+bool depthwise_serves(const at::Tensor& x, const at::Tensor& weight, const Window& w,
+                      const Formula& formula) {
 #if defined(__GNUC__)
   const std::array<int64_t, 2> one{1, 1}, same{w.kh / 2, w.kw / 2};
-  return channels_last && x.scalar_type() != at::kDouble && w.g.groups == x.size(1) &&
+  return x.numel() > 0 && x.scalar_type() != at::kDouble && w.g.groups == x.size(1) &&
          x.size(1) >= kLanes / 2 && weight.size(0) == x.size(1) && formula.max_out == 1 && w.kh == w.kw &&
          (w.kh == 3 || w.kh == 5 || w.kh == 7) && w.g.stride == one && w.g.dilation == one &&
          w.g.padding == same;
@@ -79,7 +79,6 @@ Outputs depthwise(const at::Tensor& x, const at::Tensor& weight, const std::opti
   const auto options = x.options().memory_format(at::MemoryFormat::ChannelsLast);
   Outputs out;
   out.y = at::empty(x.sizes(), options.dtype(out_dtype));
-  if (formula.has_norm()) out.n = at::empty(x.sizes(), options.dtype(at::kFloat));
   if (formula.saves_l()) out.l = at::empty_like(out.y);
   with_types(x.scalar_type(), out_dtype, [&](auto t, auto u) {
     using T = decltype(t);
@@ -89,7 +88,6 @@ Outputs depthwise(const at::Tensor& x, const at::Tensor& weight, const std::opti
                                         pointer<T>(x),
                                         pointer<float>(taps),
                                         pointer<float>(beta),
-                                        mutable_pointer<float>(out.n),
                                         mutable_pointer<U>(out.y),
                                         mutable_pointer<U>(out.l),
                                         formula.constants<float>()};
@@ -137,7 +135,7 @@ Gradients depthwise_backward(const Saved& saved, const Window& w, const Formula&
   Gradients out;
   if (needs.x) out.x = dx;
   if (needs.bias) out.bias = dbias.sum(0).narrow(0, 0, s.channels).to(saved.weight.scalar_type()).clone();
-  if (needs.weight) out.weight = finish_weight_gradient(saved, alpha, formula, unpack_taps(dtaps, alpha, s));
+  if (needs.weight) out.weight = finish_weight_gradient(saved, formula, unpack_taps(dtaps, alpha, s));
   return out;
 }
 

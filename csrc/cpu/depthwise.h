@@ -10,7 +10,7 @@ namespace bcos::cpu {
 
 // Whether the kernels below serve a call; else the vendor's convolution does.
 bool depthwise_serves(const at::Tensor& x, const at::Tensor& weight, const Window& window,
-                      const Formula& formula, bool channels_last);
+                      const Formula& formula);
 
 Outputs depthwise(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                   const Window& window, const Formula& formula, at::ScalarType out_dtype);
@@ -34,7 +34,6 @@ struct DepthwiseForward {
   DepthwiseShape shape;
   const T* x;
   const float *taps, *bias;  // [lane block, kernel * kernel, lane] of alpha w, [channels]
-  float* n;                  // null for b = 1
   U *y, *l;
   Constants<float> k;
 };

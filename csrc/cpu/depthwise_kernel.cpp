@@ -213,14 +213,11 @@ BCOS_INLINE void forward(const DepthwiseForward<T, U>& f, int64_t begin, int64_t
         const int64_t to = u.at(s, u.first + r, w);
         const float *z = rows.lanes(0, w), *q = rows.lanes(1, w);
         U *y = f.y + to, *l = shift(f.l, to);
-        float* n = shift(f.n, to);
         each_lane(u.lanes, [&](int64_t c) {
           const float linear = z[c] + bias[c];
           float inverse = 0;
           if constexpr (P != Power::One) {
-            const float norm = root_norm(q[c], k);
-            n[c] = norm;
-            inverse = safe_inverse(norm);
+            inverse = safe_inverse(root_norm(q[c], k));
           }
           if constexpr (P == Power::General) l[c] = U(linear);
           y[c] = U(transform<P>(linear, inverse, k));
@@ -247,7 +244,7 @@ BCOS_INLINE void backward(const DepthwiseBackward<T, U>& f, int64_t begin, int64
     if (with_t)
       fill(t, s, u, margin, padded, [](int64_t, int64_t, int64_t) {});  // its inside comes with du's
     fill(du, s, u, margin, padded, [&](int64_t r, int64_t w, int64_t from) {
-      const U *grad = f.grad + from, *y = f.y + from, *l = shift(f.l, from);
+      const U *grad = f.grad + from, *y = shift(f.y, from), *l = shift(f.l, from);
       const float* n = shift(f.n, from);
       float *to = du.lanes(r, w), *to_t = with_t ? t.lanes(r, w) : rows.lanes(0, 0);
       each_lane(u.lanes, [&](int64_t c) {

@@ -134,12 +134,11 @@ void add_norm_gradient(const at::Tensor& x, const at::Tensor& r, const Tiling& i
   });
 }
 
-at::Tensor finish_weight_gradient(const Saved& saved, const at::Tensor& alpha, const Formula& formula,
-                                  const at::Tensor& wgrad) {
+at::Tensor finish_weight_gradient(const Saved& saved, const Formula& formula, const at::Tensor& wgrad) {
   const auto& weight = saved.weight;
   const auto format = weight.suggest_memory_format();
   auto dw = wgrad.to(weight.scalar_type()).contiguous(format);
-  if (formula.unit) weight_norm_backward(weight.contiguous(format), alpha, dw);
+  if (formula.unit) weight_norm_backward(weight.contiguous(format), dw);
   return dw;
 }
 

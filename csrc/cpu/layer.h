@@ -34,8 +34,7 @@ BackwardPass start_backward(const Saved& saved, at::IntArrayRef z_shape, at::Mem
 void add_norm_gradient(const at::Tensor& x, const at::Tensor& r, const Tiling& inputs, at::Tensor& dx);
 
 // The vendor's wgrad of u, as a gradient of the raw weight in the weight's dtype and memory format
-at::Tensor finish_weight_gradient(const Saved& saved, const at::Tensor& alpha, const Formula& formula,
-                                  const at::Tensor& wgrad);
+at::Tensor finish_weight_gradient(const Saved& saved, const Formula& formula, const at::Tensor& wgrad);
 
 // Zeros where there is nothing to sum over
 Gradients empty_gradients(const Saved& saved, const Needs& needs);

@@ -94,8 +94,7 @@ Gradients linear_backward(const Saved& given, const Formula& formula, const Need
       add_norm_gradient(saved.x, pass.t, {true, 1, 1, saved.x.size(1), rows}, dx);
     out.x = dx;
   }
-  if (needs.weight)
-    out.weight = finish_weight_gradient(saved, pass.alpha, formula, at::mm(pass.u.t(), saved.x));
+  if (needs.weight) out.weight = finish_weight_gradient(saved, formula, at::mm(pass.u.t(), saved.x));
   return out;
 }
 

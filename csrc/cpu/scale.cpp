@@ -69,7 +69,7 @@ BCOS_INLINE A backward_row(const ScaleBackward<T, U>& f, int64_t u0, int64_t str
   constexpr bool normed = P != Power::One;
   const int64_t members = Max ? f.members : 1;
   const int64_t step = PerFilter ? members : 0;
-  const U *grad = f.grad + y0, *y = f.y + y0, *l = shift(f.l, y0);
+  const U *grad = f.grad + y0, *y = shift(f.y, y0), *l = shift(f.l, y0);
   const uint8_t* winner = shift(f.winner, y0);
   const A *alpha = f.alpha + filter, *n = shift(f.n, n0);
   const A inv_row = normed && !PerNorm ? safe_inverse(*n) : A(0);
@@ -156,8 +156,8 @@ BCOS_INLINE double exponent_sum(const ScaleBackward<T, U>& f, int64_t begin, int
   for (int64_t unit = begin; unit < end; unit++) {
     const auto add = [&](int64_t y0, int64_t n0, int64_t n_step, int64_t size) {
       for (int64_t i = 0; i < size; i++)
-        sum += double(f.grad[y0 + i]) * partial_b(Accumulate<T>(f.y[y0 + i]), Accumulate<T>(f.l[y0 + i]),
-                                                  safe_inverse(f.n[n0 + i * n_step]), f.k);
+        sum += double(f.grad[y0 + i]) *
+               partial_b(Accumulate<T>(f.l[y0 + i]), safe_inverse(f.n[n0 + i * n_step]), f.k);
     };
     if (t.channels_last) {
       for (int64_t g = 0; g < t.groups; g++)

@@ -18,20 +18,20 @@ BCOS_INLINE Accumulate<T> dot(const T* a, const T* b, int64_t size) {
   return sum;
 }
 
+// d -= w <w, d> / <w, w>; a division, so that it leaves nothing of a filter of one entry
 template <typename T>
-BCOS_INLINE void project(const T* w, Accumulate<T> alpha, T* d, int64_t size) {
-  const auto along = dot(w, d, size) * alpha * alpha;
+BCOS_INLINE void project(const T* w, T* d, int64_t size) {
+  const auto squares = dot(w, w, size), along = squares == 0 ? 0 : dot(w, d, size) / squares;
 #pragma omp simd
   for (int64_t i = 0; i < size; i++) d[i] = T(Accumulate<T>(d[i]) - Accumulate<T>(w[i]) * along);
 }
 
-#define BCOS_DEFINE(T)                                                                                   \
-  BCOS_CLONES void norms(const T* w, Accumulate<T>* out, int64_t begin, int64_t end, int64_t size) {     \
-    for (int64_t o = begin; o < end; o++) out[o] = std::sqrt(dot(w + o * size, w + o * size, size));     \
-  }                                                                                                      \
-  BCOS_CLONES void projections(const T* w, const Accumulate<T>* alpha, T* d, int64_t begin, int64_t end, \
-                               int64_t size) {                                                           \
-    for (int64_t o = begin; o < end; o++) project(w + o * size, alpha[o], d + o * size, size);           \
+#define BCOS_DEFINE(T)                                                                               \
+  BCOS_CLONES void norms(const T* w, Accumulate<T>* out, int64_t begin, int64_t end, int64_t size) { \
+    for (int64_t o = begin; o < end; o++) out[o] = std::sqrt(dot(w + o * size, w + o * size, size)); \
+  }                                                                                                  \
+  BCOS_CLONES void projections(const T* w, T* d, int64_t begin, int64_t end, int64_t size) {         \
+    for (int64_t o = begin; o < end; o++) project(w + o * size, d + o * size, size);                 \
   }
 BCOS_DEFINE(float)
 BCOS_DEFINE(double)
@@ -62,15 +62,13 @@ at::Tensor filter_scale(const at::Tensor& weight, bool unit) {
   return alpha;
 }
 
-void weight_norm_backward(const at::Tensor& weight, const at::Tensor& alpha, at::Tensor& d) {
+void weight_norm_backward(const at::Tensor& weight, at::Tensor& d) {
   const int64_t filters = weight.size(0), size = weight.numel() / filters;
   with_type(weight.scalar_type(), [&](auto t) {
     using T = decltype(t);
     const T* w = weight.const_data_ptr<T>();
-    const auto* a = alpha.const_data_ptr<Accumulate<T>>();
     T* out = d.mutable_data_ptr<T>();
-    parallel(filters, 2 * size,
-             [&](int64_t begin, int64_t end) { projections(w, a, out, begin, end, size); });
+    parallel(filters, 2 * size, [&](int64_t begin, int64_t end) { projections(w, out, begin, end, size); });
   });
 }
 

@@ -11,7 +11,7 @@ at::Tensor weight_norm(const at::Tensor& weight);
 // 1/|w|, 0 for a zero filter; ones where filters are not normalised
 at::Tensor filter_scale(const at::Tensor& weight, bool unit);
 
-// dw = d - w (w . d) alpha^2, in place of d = alpha * (gradient at w/|w|); both of one memory format
-void weight_norm_backward(const at::Tensor& weight, const at::Tensor& alpha, at::Tensor& d);
+// dw = d - w (w . d) / (w . w), in place of d = alpha * (gradient at w/|w|); both of one memory format
+void weight_norm_backward(const at::Tensor& weight, at::Tensor& d);
 
 }  // namespace bcos::cpu

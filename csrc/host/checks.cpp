@@ -120,20 +120,24 @@ Formula make_formula(int64_t filters, int64_t groups, const OptionalTensor& b, i
 }
 
 Saved make_saved(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
-                 const OptionalTensor& b, const at::Tensor& y, const at::Tensor& n, const at::Tensor& l,
+                 const OptionalTensor& b, const OptionalTensor& y, const at::Tensor& n, const at::Tensor& l,
                  const at::Tensor& winner, at::IntArrayRef y_shape, at::IntArrayRef n_shape,
                  const Formula& formula) {
-  check_plain("y", y);
-  check_out_dtype(x, y.scalar_type());
-  check_saved("y", y, y_shape, y.scalar_type());
-  check_saved("grad", grad, y_shape, y.scalar_type());
-  Saved saved{grad, x, weight, y, {}, {}, {}, b};
-  if (formula.has_norm()) {
+  check_plain("grad", grad);
+  check_out_dtype(x, grad.scalar_type());
+  check_saved("grad", grad, y_shape, grad.scalar_type());
+  Saved saved{grad, x, weight, {}, {}, {}, {}, b};
+  if (formula.power == Power::Two) {
+    TORCH_CHECK_VALUE(y.has_value(), "y is None, allowed: the output, which b = 2 needs");
+    check_saved("y", *y, y_shape, grad.scalar_type());
+    saved.y = *y;
+  }
+  if (formula.has_norm() && !n_shape.empty()) {
     check_saved("n", n, n_shape, cpu::accumulate_type(x.scalar_type()));
     saved.n = n;
   }
   if (formula.saves_l()) {
-    check_saved("l", l, y_shape, y.scalar_type());
+    check_saved("l", l, y_shape, grad.scalar_type());
     saved.l = l;
   }
   if (formula.max_out > 1) {
@@ -143,9 +147,9 @@ Saved make_saved(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& 
   return saved;
 }
 
-Needs make_needs(const std::vector<bool>& needs, bool has_bias, const OptionalTensor& b) {
+Needs make_needs(const std::vector<bool>& needs, const OptionalTensor& b) {
   TORCH_CHECK_VALUE(needs.size() == 4, "needs has ", needs.size(), " values, allowed: 4");
-  return {needs[0], needs[1], needs[2] && has_bias, needs[3] && b.has_value()};
+  return {needs[0], needs[1], needs[2], needs[3] && b.has_value()};
 }
 
 }  // namespace bcos::host

@@ -23,11 +23,12 @@ cpu::Window make_window(const at::Tensor& x, at::IntArrayRef kernel, const Geome
 Formula make_formula(int64_t filters, int64_t groups, const OptionalTensor& b, int64_t max_out,
                      double exponent, bool unit, double eps_inside, double eps_outside, double cos_eps,
                      bool exact_two);
-// The saved tensors of a backward with an output of this shape; drops those the formula does not use.
+// The saved tensors of a backward with an output of this shape; drops those the formula does not use, and n
+// where n_shape is empty.
 Saved make_saved(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
-                 const OptionalTensor& b, const at::Tensor& y, const at::Tensor& n, const at::Tensor& l,
+                 const OptionalTensor& b, const OptionalTensor& y, const at::Tensor& n, const at::Tensor& l,
                  const at::Tensor& winner, at::IntArrayRef y_shape, at::IntArrayRef n_shape,
                  const Formula& formula);
-Needs make_needs(const std::vector<bool>& needs, bool has_bias, const OptionalTensor& b);
+Needs make_needs(const std::vector<bool>& needs, const OptionalTensor& b);
 
 }  // namespace bcos::host

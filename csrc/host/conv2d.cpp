@@ -16,7 +16,7 @@ void check_filters(const at::Tensor& x, const at::Tensor& weight, const Geometry
 Forward conv2d(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
                const OptionalTensor& b, const Ints& stride, const Ints& padding, const Ints& dilation,
                int64_t groups, int64_t max_out, double exponent, bool unit, double eps_inside,
-               double eps_outside, double cos_eps, at::ScalarType out_dtype, bool exact_two) {
+               double eps_outside, double cos_eps, bool exact_two, at::ScalarType out_dtype) {
   const PlainAten guard;
   check_input(x, 4);
   check_weight(x, weight);
@@ -31,11 +31,11 @@ Forward conv2d(const at::Tensor& x, const at::Tensor& weight, const OptionalTens
 }
 
 Backward conv2d_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
-                         const OptionalTensor& b, const at::Tensor& y, const at::Tensor& n,
-                         const at::Tensor& l, const at::Tensor& winner, bool has_bias, const Ints& stride,
+                         const OptionalTensor& b, const OptionalTensor& y, const at::Tensor& n,
+                         const at::Tensor& l, const at::Tensor& winner, const Ints& stride,
                          const Ints& padding, const Ints& dilation, int64_t groups, int64_t max_out,
                          double exponent, bool unit, double eps_inside, double eps_outside, double cos_eps,
-                         bool explain, const std::vector<bool>& needs, bool exact_two) {
+                         bool exact_two, bool explain, const std::vector<bool>& needs) {
   const PlainAten guard;
   check_input(x, 4);
   check_weight(x, weight);
@@ -45,10 +45,12 @@ Backward conv2d_backward(const at::Tensor& grad, const at::Tensor& x, const at::
   auto formula = make_formula(weight.size(0), groups, b, max_out, exponent, unit, eps_inside, eps_outside,
                               cos_eps, exact_two);
   formula.explain = explain;
-  const auto saved = make_saved(grad, x, weight, b, y, n, l, winner,
-                                {x.size(0), weight.size(0) / max_out, window.out_h, window.out_w},
-                                {x.size(0), groups, window.out_h, window.out_w}, formula);
-  return pack(cpu::conv2d_backward(saved, window, formula, make_needs(needs, has_bias, b)));
+  using Shape = std::vector<int64_t>;
+  const auto n_shape =
+      saves_norm(weight, geometry) ? Shape{x.size(0), groups, window.out_h, window.out_w} : Shape{};
+  const Shape y_shape{x.size(0), weight.size(0) / max_out, window.out_h, window.out_w};
+  const auto saved = make_saved(grad, x, weight, b, y, n, l, winner, y_shape, n_shape, formula);
+  return pack(cpu::conv2d_backward(saved, window, formula, make_needs(needs, b)));
 }
 
 }  // namespace bcos::host

@@ -17,7 +17,7 @@ void check_filters(const at::Tensor& x, const at::Tensor& weight) {
 
 Forward linear(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
                const OptionalTensor& b, int64_t max_out, double exponent, bool unit, double eps_inside,
-               double eps_outside, double cos_eps, at::ScalarType out_dtype, bool exact_two) {
+               double eps_outside, double cos_eps, bool exact_two, at::ScalarType out_dtype) {
   const PlainAten guard;
   check_input(x, 2);
   check_weight(x, weight);
@@ -30,10 +30,10 @@ Forward linear(const at::Tensor& x, const at::Tensor& weight, const OptionalTens
 }
 
 Backward linear_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
-                         const OptionalTensor& b, const at::Tensor& y, const at::Tensor& n,
-                         const at::Tensor& l, const at::Tensor& winner, bool has_bias, int64_t max_out,
-                         double exponent, bool unit, double eps_inside, double eps_outside, double cos_eps,
-                         bool explain, const std::vector<bool>& needs, bool exact_two) {
+                         const OptionalTensor& b, const OptionalTensor& y, const at::Tensor& n,
+                         const at::Tensor& l, const at::Tensor& winner, int64_t max_out, double exponent,
+                         bool unit, double eps_inside, double eps_outside, double cos_eps, bool exact_two,
+                         bool explain, const std::vector<bool>& needs) {
   const PlainAten guard;
   check_input(x, 2);
   check_weight(x, weight);
@@ -43,7 +43,7 @@ Backward linear_backward(const at::Tensor& grad, const at::Tensor& x, const at::
   formula.explain = explain;
   const auto saved = make_saved(grad, x, weight, b, y, n, l, winner, {x.size(0), weight.size(0) / max_out},
                                 {x.size(0), 1}, formula);
-  return pack(cpu::linear_backward(saved, formula, make_needs(needs, has_bias, b)));
+  return pack(cpu::linear_backward(saved, formula, make_needs(needs, b)));
 }
 
 Forward pack(const Outputs& out, const at::Tensor& x) {

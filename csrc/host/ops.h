@@ -17,24 +17,24 @@ using Backward =
 Forward conv2d(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
                const OptionalTensor& b, const Ints& stride, const Ints& padding, const Ints& dilation,
                int64_t groups, int64_t max_out, double exponent, bool unit, double eps_inside,
-               double eps_outside, double cos_eps, at::ScalarType out_dtype, bool exact_two);
+               double eps_outside, double cos_eps, bool exact_two, at::ScalarType out_dtype);
 
 Backward conv2d_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
-                         const OptionalTensor& b, const at::Tensor& y, const at::Tensor& n,
-                         const at::Tensor& l, const at::Tensor& winner, bool has_bias, const Ints& stride,
+                         const OptionalTensor& b, const OptionalTensor& y, const at::Tensor& n,
+                         const at::Tensor& l, const at::Tensor& winner, const Ints& stride,
                          const Ints& padding, const Ints& dilation, int64_t groups, int64_t max_out,
                          double exponent, bool unit, double eps_inside, double eps_outside, double cos_eps,
-                         bool explain, const std::vector<bool>& needs, bool exact_two);
+                         bool exact_two, bool explain, const std::vector<bool>& needs);
 
 Forward linear(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
                const OptionalTensor& b, int64_t max_out, double exponent, bool unit, double eps_inside,
-               double eps_outside, double cos_eps, at::ScalarType out_dtype, bool exact_two);
+               double eps_outside, double cos_eps, bool exact_two, at::ScalarType out_dtype);
 
 Backward linear_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
-                         const OptionalTensor& b, const at::Tensor& y, const at::Tensor& n,
-                         const at::Tensor& l, const at::Tensor& winner, bool has_bias, int64_t max_out,
-                         double exponent, bool unit, double eps_inside, double eps_outside, double cos_eps,
-                         bool explain, const std::vector<bool>& needs, bool exact_two);
+                         const OptionalTensor& b, const OptionalTensor& y, const at::Tensor& n,
+                         const at::Tensor& l, const at::Tensor& winner, int64_t max_out, double exponent,
+                         bool unit, double eps_inside, double eps_outside, double cos_eps, bool exact_two,
+                         bool explain, const std::vector<bool>& needs);
 
 at::Tensor patch_norm(const at::Tensor& x, const Ints& kernel, const Ints& stride, const Ints& padding,
                       const Ints& dilation, int64_t groups, double eps_inside, double eps_outside);

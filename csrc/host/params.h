@@ -31,6 +31,11 @@ struct Formula {
   bool saves_l() const { return power == Power::General; }
 };
 
+// A depthwise layer's norm is as large as its input: the backward forms it again.
+inline bool saves_norm(const at::Tensor& weight, const Geometry& g) {
+  return g.groups == 1 || weight.size(1) > 1;
+}
+
 struct Outputs {
   at::Tensor y, n, l, winner;  // undefined where the formula has no such tensor
 };
