@@ -15,7 +15,7 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 def _integer(name: str, value, least: int) -> int:
-    if isinstance(value, torch.SymInt):
+    if type(value) is int and least <= value < 2**31 or isinstance(value, torch.SymInt):
         return value
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}={value!r}: an int is needed, not {type(value).__name__}")
@@ -36,6 +36,8 @@ def _pair(name: str, value, least: int) -> tuple[int, int]:
 
 def epsilon(name: str, value) -> float:
     """A finite float of at least 0."""
+    if type(value) is float and 0 <= value < math.inf:
+        return value
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}={value!r}: a float is needed, not {type(value).__name__}")
     if not 0 <= value < math.inf:
@@ -68,6 +70,8 @@ def exponent(b, x: Tensor) -> tuple[float | None, Tensor | None]:
         if b.device != x.device:
             raise ValueError(f"b is on {b.device}, x on {x.device}: they must be on one device")
         return None, b
+    if type(b) in (int, float) and 1 <= b < math.inf:
+        return float(b), None
     if isinstance(b, bool) or not isinstance(b, Real):
         raise TypeError(f"b={b!r}: a float of at least 1 or a tensor is needed, not {type(b).__name__}")
     if not 1 <= b < math.inf:

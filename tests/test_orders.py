@@ -181,6 +181,10 @@ def test_forward_mode_and_hessian(name, backend):
         torch.func.jvp(loss, (x, weight), tangents), torch.func.jvp(naive_loss, (x, weight), tangents), strict=True
     ):
         assert error(mine, yours) < 1e-13
+    expected = torch.func.jvp(lambda x: case.naive(x, weight), (x,), tangents[:1])[1]
+    with torch.autograd.forward_ad.dual_level(), torch.no_grad():
+        y = case(torch.autograd.forward_ad.make_dual(x, tangents[0]), weight, backend=backend)
+        assert error(torch.autograd.forward_ad.unpack_dual(y).tangent, expected) < 1e-13
     assert error(torch.func.hessian(loss, 1)(x, weight), torch.func.hessian(naive_loss, 1)(x, weight)) < 1e-12
 
 

@@ -149,11 +149,14 @@ BCOS_INLINE void wgrad(const Tile& u, const Tile& x, int64_t rows, int64_t width
     Vec sum[K] = {};
     for (int64_t r = 0; r < rows; r++) {
       const Vec *grad = u.row(r + K / 2) + K / 2, *in = x.row(r + i);
+      Vec row[K] = {};  // summed by rows first: the rounding error grows with the terms of one sum
       for (int64_t w = 0; w < width; w++) {
         const Vec g = grad[w];
 #pragma GCC unroll 7
-        for (int j = 0; j < K; j++) sum[j] += g * in[w + j];
+        for (int j = 0; j < K; j++) row[j] += g * in[w + j];
       }
+#pragma GCC unroll 7
+      for (int j = 0; j < K; j++) sum[j] += row[j];
     }
     for (int j = 0; j < K; j++)
       for (int64_t c = 0; c < kLanes; c++) dtaps[(i * K + j) * kLanes + c] += sum[j][c];
