@@ -14,8 +14,9 @@ __all__ = ["PADDING_MODES"]
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-def _integer(name: str, value, least: int) -> int:
-    if type(value) is int and least <= value < 2**31 or isinstance(value, torch.SymInt):
+def integer(name: str, value, least: int) -> int:
+    """An int of at least ``least``; a symbolic one passes."""
+    if (type(value) is int and least <= value < 2**31) or isinstance(value, torch.SymInt):
         return value
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}={value!r}: an int is needed, not {type(value).__name__}")
@@ -24,14 +25,15 @@ def _integer(name: str, value, least: int) -> int:
     return int(value)
 
 
-def _pair(name: str, value, least: int) -> tuple[int, int]:
+def pair(name: str, value, least: int) -> tuple[int, int]:
+    """Two ints, from an int or a tuple of one or two."""
     if isinstance(value, (tuple, list)):
         if len(value) not in (1, 2):
             raise ValueError(f"{name}={value!r}: an int, or a tuple of one or two ints")
         value = tuple(value) * (2 if len(value) == 1 else 1)
     else:
         value = (value, value)
-    return _integer(name, value[0], least), _integer(name, value[1], least)
+    return integer(name, value[0], least), integer(name, value[1], least)
 
 
 def epsilon(name: str, value) -> float:
@@ -129,7 +131,7 @@ def tensors(x: Tensor, weight: Tensor, bias: Tensor | None, weight_dims: int) ->
 def filters(weight: Tensor, bias: Tensor | None, max_out: int, groups: int = 1) -> None:
     """``max_out`` and ``groups`` divide the filters; one bias entry per filter."""
     count = weight.shape[0]
-    if count % _integer("max_out", max_out, 1):
+    if count % integer("max_out", max_out, 1):
         raise ValueError(f"max_out={max_out} does not divide the weight's {count} filters")
     if (count // max_out) % groups:
         raise ValueError(f"groups={groups} does not divide the {count // max_out} output channels")
@@ -141,8 +143,8 @@ def conv2d_geometry(x: Tensor, weight: Tensor, stride, padding, dilation, groups
     """Normalised ``(stride, (top, bottom, left, right), dilation, groups)`` of a valid convolution."""
     if x.dim() not in (3, 4):
         raise ValueError(f"x has shape {tuple(x.shape)}: (N, C, H, W) or (C, H, W) is needed")
-    stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
-    groups = _integer("groups", groups, 1)
+    stride, dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
+    groups = integer("groups", groups, 1)
     if padding_mode not in PADDING_MODES:
         raise ValueError(f"padding_mode={padding_mode!r}: allowed are {', '.join(map(repr, PADDING_MODES))}")
     channels, kernel = x.shape[-3], tuple(weight.shape[2:])
@@ -159,7 +161,7 @@ def conv2d_geometry(x: Tensor, weight: Tensor, stride, padding, dilation, groups
             raise ValueError(f"padding='same' needs stride 1, not {stride}")
         amounts = [(s // 2, s - s // 2) if padding == "same" else (0, 0) for s in span]
     else:
-        amounts = [(p, p) for p in _pair("padding", padding, 0)]
+        amounts = [(p, p) for p in pair("padding", padding, 0)]
     for name, size, reach, amount in zip(("height", "width"), x.shape[-2:], span, amounts, strict=True):
         if reach + 1 > size + sum(amount):
             raise ValueError(

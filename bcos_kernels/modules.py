@@ -50,7 +50,7 @@ class BcosLayer(nn.Module):
         super().__init__()
         self.detach = False
         self.b = _exponent(b)
-        self.max_out = checks._integer("max_out", max_out, 1)
+        self.max_out = checks.integer("max_out", max_out, 1)
         self.out_dtype = out_dtype
         self.backend = backend
 
@@ -134,10 +134,10 @@ class BcosConv2d(BcosLayer):
         self.linear = NormedConv2d(
             in_channels,
             out_channels * max_out,
-            checks._pair("kernel_size", kernel_size, 1),
-            checks._pair("stride", stride, 1),
-            padding if isinstance(padding, str) else checks._pair("padding", padding, 0),
-            checks._pair("dilation", dilation, 1),
+            checks.pair("kernel_size", kernel_size, 1),
+            checks.pair("stride", stride, 1),
+            padding if isinstance(padding, str) else checks.pair("padding", padding, 0),
+            checks.pair("dilation", dilation, 1),
             groups,
             bias=False,
             padding_mode=padding_mode,
@@ -249,8 +249,8 @@ class BcosLinear(BcosLayer):
         if bias:
             raise ValueError(f"bias={bias!r}: a B-cos layer has no bias, False is needed")
         super().__init__(b, max_out, out_dtype, backend)
-        self.in_features = checks._integer("in_features", in_features, 1)
-        self.out_features = checks._integer("out_features", out_features, 1)
+        self.in_features = checks.integer("in_features", in_features, 1)
+        self.out_features = checks.integer("out_features", out_features, 1)
         self.bias = False
         self.linear = NormedLinear(in_features, out_features * max_out, bias=False, device=device, dtype=dtype)
 
@@ -276,18 +276,18 @@ def _positive(name: str, value) -> float:
 def _check_conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode) -> None:
     """What ``nn.Conv2d`` would find later, or in words that do not name the value."""
     for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
-        checks._integer(name, value, 1)
+        checks.integer(name, value, 1)
     for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
         if value % groups:
             raise ValueError(f"groups={groups} does not divide {name}={value}")
     for name, value in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation)):
-        checks._pair(name, value, 1)
+        checks.pair(name, value, 1)
     if padding_mode not in checks.PADDING_MODES:
         allowed = ", ".join(map(repr, checks.PADDING_MODES))
         raise ValueError(f"padding_mode={padding_mode!r}: allowed are {allowed}")
     if not isinstance(padding, str):
-        checks._pair("padding", padding, 0)
+        checks.pair("padding", padding, 0)
     elif padding not in ("same", "valid"):
         raise ValueError(f"padding={padding!r}: an int, a tuple of two ints, 'same' or 'valid'")
-    elif padding == "same" and checks._pair("stride", stride, 1) != (1, 1):
+    elif padding == "same" and checks.pair("stride", stride, 1) != (1, 1):
         raise ValueError(f"padding='same' needs stride 1, not {stride!r}")

@@ -12,6 +12,12 @@
 #include "cpu/types.h"
 
 namespace bcos::cpu {
+namespace {
+
+constexpr int64_t kPacksFrom = 1024;  // rows: with fewer, packing the weight costs more than the tiles gain
+
+}  // namespace
+
 Outputs linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                const Formula& formula, at::ScalarType out_dtype) {
   const auto input = x.contiguous(), filters = weight.contiguous();
@@ -19,7 +25,7 @@ Outputs linear(const at::Tensor& x, const at::Tensor& weight, const std::optiona
   const Tiling outputs{true, 1, 1, weight.size(0) / formula.max_out, rows};
   Outputs out;
   if (formula.has_norm()) out.n = at::empty({rows, 1}, x.options().dtype(accumulate_type(x.scalar_type())));
-  if (RowGemm::serves(x, weight, out_dtype)) {
+  if (rows >= kPacksFrom && RowGemm::serves(x, weight, out_dtype)) {
     const auto z = at::empty({rows, weight.size(0)}, x.options());
     tiled_forward(input, filters, bias, outputs, formula, z, out);
     return out;
