@@ -84,7 +84,6 @@ Gradients conv2d_backward(const Saved& given, const Window& w, const Formula& fo
   const auto format = format_of(channels_last);
   for (auto* t : {&saved.grad, &saved.y, &saved.n, &saved.l, &saved.winner, &saved.x})
     if (t->defined()) *t = t->contiguous(format);
-  if (formula.has_norm() && !saved.n.defined()) saved.n = patch_norm(saved.x, channels_last, w, formula);
   saved.weight = given.weight.contiguous(given.weight.suggest_memory_format());
 
   if (by_depthwise) {
@@ -93,6 +92,7 @@ Gradients conv2d_backward(const Saved& given, const Window& w, const Formula& fo
     return out;
   }
 
+  if (formula.has_norm() && !saved.n.defined()) saved.n = patch_norm(saved.x, channels_last, w, formula);
   const int64_t batch = saved.x.size(0), filters = saved.weight.size(0);
   Gradients out;
   const bool tiled = needs.x && is_linear(saved.x, saved.weight, w, saved.grad.scalar_type(), channels_last);

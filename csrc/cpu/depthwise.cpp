@@ -117,7 +117,6 @@ Gradients depthwise_backward(const Saved& saved, const Window& w, const Formula&
                                          pointer<U>(saved.grad),
                                          pointer<U>(saved.y),
                                          pointer<U>(saved.l),
-                                         pointer<float>(saved.n),
                                          pointer<float>(taps),
                                          mutable_pointer<T>(dx),
                                          nullptr,

@@ -43,9 +43,9 @@ struct DepthwiseBackward {
   DepthwiseShape shape;
   const T* x;
   const U *grad, *y, *l;
-  const float *n, *taps;  // taps are turned by 180 degrees
-  T* dx;                  // null where not needed, as the next two
-  float *dtaps, *dbias;   // added to: [lane block, kernel * kernel, lane], [lane block, lane]
+  const float* taps;     // turned by 180 degrees
+  T* dx;                 // null where not needed, as the next two
+  float *dtaps, *dbias;  // added to: [lane block, kernel * kernel, lane], [lane block, lane]
   Constants<float> k;
 };
 

@@ -142,13 +142,13 @@ BCOS_INLINE void box(const Tile& tile, int64_t r, int64_t width, Vec* column, Ve
   }
 }
 
-// dtaps[i][j] += sum over the band's pixels of u * x shifted by (i, j)
+// dtaps[i][j] += sum over the band's pixels of u * x shifted by (i, j); x has twice the margin of u
 template <int K>
 BCOS_INLINE void wgrad(const Tile& u, const Tile& x, int64_t rows, int64_t width, float* dtaps) {
   for (int i = 0; i < K; i++) {
     Vec sum[K] = {};
     for (int64_t r = 0; r < rows; r++) {
-      const Vec *grad = u.row(r + K / 2) + K / 2, *in = x.row(r + i);
+      const Vec *grad = u.row(r + K / 2) + K / 2, *in = x.row(r + K / 2 + i) + K / 2;
       Vec row[K] = {};  // summed by rows first: the rounding error grows with the terms of one sum
       for (int64_t w = 0; w < width; w++) {
         const Vec g = grad[w];
@@ -235,27 +235,36 @@ BCOS_INLINE void backward(const DepthwiseBackward<T, U>& f, int64_t begin, int64
   const auto& s = f.shape;
   const auto k = f.k;
   const int64_t K = s.kernel, margin = K / 2;
-  const bool with_t = P != Power::One && f.dx && k.detached != 0;
+  constexpr bool normed = P != Power::One;
+  const bool with_t = normed && f.dx && k.detached != 0;
   const int64_t wide = (s.width + kStep - 1) / kStep * kStep, padded = wide + K - 1,
                 height = s.band + 2 * margin;
-  const Tile du(height, padded), taps(1, K * K);
+  const Tile du(height, padded), taps(1, K * K), t(with_t ? height : 0, padded);
   const Tile rows(3, padded + 2 * K);  // box writes and reads whole groups of K
-  const Tile t(with_t ? height : 0, padded), x(f.dtaps ? height : 0, padded);
+  // reaches two margins beyond the band: the norms of the pixels that the band's window takes need it
+  const Tile x(normed || f.dtaps ? height + 2 * margin : 0, padded + 2 * K);
   for (int64_t index = begin; index < end; index++) {
     const Unit u(s, index);
     std::copy_n(f.taps + u.block * K * K * kLanes, K * K * kLanes, taps.lanes(0, 0));
+    if (normed || f.dtaps)
+      fill(x, s, u, 2 * margin, padded + 2 * margin, [&](int64_t r, int64_t w, int64_t from) {
+        float* to = x.lanes(r, w);
+        const T* in = f.x + from;
+        each_lane(u.lanes, [&](int64_t c) { to[c] = float(in[c]); });
+      });
     if (with_t)
       fill(t, s, u, margin, padded, [](int64_t, int64_t, int64_t) {});  // its inside comes with du's
     fill(du, s, u, margin, padded, [&](int64_t r, int64_t w, int64_t from) {
+      if (normed && w == margin) square_box_row(K, x, r, s.width + margin, rows.row(2), rows.row(1));
       const U *grad = f.grad + from, *y = shift(f.y, from), *l = shift(f.l, from);
-      const float* n = shift(f.n, from);
+      const float* q = rows.lanes(1, w);
       float *to = du.lanes(r, w), *to_t = with_t ? t.lanes(r, w) : rows.lanes(0, 0);
       each_lane(u.lanes, [&](int64_t c) {
-        const float norm = P == Power::One ? 0.f : n[c], g = float(grad[c]);
+        const float norm = normed ? root_norm(q[c], k) : 0.f, g = float(grad[c]);
         const auto d = partials<P>(P == Power::Two ? float(y[c]) : 0.f,
                                    P == Power::General ? float(l[c]) : 0.f, safe_inverse(norm), k);
         to[c] = g * d.l;
-        if constexpr (P != Power::One) to_t[c] = g * d.n * root_gradient(norm, k);
+        if constexpr (normed) to_t[c] = g * d.n * root_gradient(norm, k);
       });
     });
     if (f.dbias) {
@@ -266,14 +275,7 @@ BCOS_INLINE void backward(const DepthwiseBackward<T, U>& f, int64_t begin, int64
           each_lane(u.lanes, [&](int64_t c) { dbias[c] += g[c]; });
         }
     }
-    if (f.dtaps) {
-      fill(x, s, u, margin, padded, [&](int64_t r, int64_t w, int64_t from) {
-        float* to = x.lanes(r, w);
-        const T* in = f.x + from;
-        each_lane(u.lanes, [&](int64_t c) { to[c] = float(in[c]); });
-      });
-      wgrad_band(K, du, x, u.rows, s.width, f.dtaps + u.block * K * K * kLanes);
-    }
+    if (f.dtaps) wgrad_band(K, du, x, u.rows, s.width, f.dtaps + u.block * K * K * kLanes);
     if (!f.dx) continue;
     for (int64_t r = 0; r < u.rows; r++) {
       correlate_row(K, du, r, taps.row(0), wide, rows.row(0));
