@@ -87,10 +87,15 @@ def _function() -> type[Bcos]:
     return Bcos if torch.compiler.is_compiling() else EagerBcos
 
 
+def _eager(*args) -> Tensor:
+    return EagerBcos.apply(*args)[0]
+
+
 def bcos(x, weight, bias, b, spec: Spec, state: dict | None, backend: str) -> Tensor:
     """y of one transform by the fused operators of ``backend``: see :class:`Bcos`."""
     if state is not None and torch.compiler.is_compiling():
-        torch._dynamo.graph_break()  # a compiled backward would keep the mode of its first run
+        # a compiled backward would keep the mode of its first run
+        return torch.compiler.disable(_eager)(x, weight, bias, b, spec, state, backend)
     return _function().apply(x, weight, bias, b, spec, state, backend)[0]
 
 

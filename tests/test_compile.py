@@ -85,6 +85,21 @@ def test_inductor_and_dynamic_shapes():
             assert error(mine, yours) < 1e-5
 
 
+def test_compiled_late_mode_still_reads_its_state():
+    """A compiled backward would keep the mode of its first run; the call breaks the graph instead."""
+    torch._dynamo.reset()
+    case, state = IDS["conv3x3"], {"fixed_weights": False}
+    x, weight, _ = case.inputs(torch.float64)
+    compiled = torch.compile(lambda x, w: case(x * 2, w, detach=state), backend="aot_eager")
+    for fixed in (False, True, False):
+        y = compiled(x, weight)
+        state["fixed_weights"] = fixed
+        expected = grad(case.naive(x * 2, weight, detach=fixed).sum(), (x, weight))
+        for mine, yours in zip(grad(y.sum(), (x, weight)), expected, strict=True):
+            assert error(mine, yours) < 1e-13
+        state["fixed_weights"] = False
+
+
 @pytest.mark.parametrize("name", ["conv3x3", "max_out", "linear"])
 def test_export(name):
     case = IDS[name]
