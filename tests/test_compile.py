@@ -124,8 +124,8 @@ def test_export(name):
     "name",
     ["conv3x3", "conv1x1", "depthwise", "b1", "b1.5", "max_out", "explain", "linear", "linear_b2.5", "linear_explain"],
 )
-def test_autocast(name, dtype):
-    """Trap 5: fp32 parameters, the reference's output dtypes, errors within its own; backward outside of autocast."""
+def test_trap_5_autocast_dtypes_and_errors(name, dtype):
+    """fp32 parameters, the reference's output dtypes, errors within its own; backward outside of autocast."""
     case = IDS[name]
     budget = Budget()
     for seed in range(5):

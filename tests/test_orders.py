@@ -132,8 +132,8 @@ def test_late_mode(name, b, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["conv3x3", "max_out", "linear", "b1.5"])
-def test_batched_gradients_and_functional_transforms(name, backend):
-    """Trap 12: is_grads_batched, and torch.func's grad, vjp, vmap, jacrev against plain autograd."""
+def test_trap_12_batched_gradients_and_functional_transforms(name, backend):
+    """is_grads_batched, and torch.func's grad, vjp, vmap, jacrev against plain autograd."""
     case = IDS[name]
     x, weight, _ = case.inputs(torch.float64)
     y = case(x, weight, backend=backend)

@@ -1,5 +1,7 @@
 """The parity traps of B-cos code, one named test each; what only a module can show stands in test_integration.py."""
 
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,12 +68,12 @@ def test_trap_3_what_conv2d_accepts_and_the_reference_refuses(backend):
     assert error(same, plain_l.abs() * plain_l / plain_n) < 1e-13
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "backend, dtype",
+    [("reference", torch.float16), *product(BACKENDS, (torch.float64, torch.float32, torch.bfloat16))],
+)
 @pytest.mark.parametrize("b", [1, 1.25, 1.5, 2, 2.5, "tensor"])
 def test_trap_4_zero_rows_and_zero_filters_never_give_nan(backend, dtype, b):
-    if backend == "cpu" and dtype == torch.float16:
-        pytest.skip("the C++ kernels do not serve fp16")
     b = torch.tensor(1.5, dtype=dtype, requires_grad=True) if b == "tensor" else b
     for layer, x_shape, w_shape, options in (
         (conv2d, (2, 3, 5, 5), (4, 3, 3, 3), {"padding": 1}),
@@ -113,6 +115,84 @@ def test_trap_6_tensor_exponent_is_never_read_by_the_host():
 def test_trap_7_half_precision_does_not_overflow_at_l_times_l():
     x = torch.full((1, 1, 1, 1), 300.0, dtype=torch.float16)
     assert conv2d(x, torch.ones(1, 1, 1, 1, dtype=torch.float16)).item() == 300.0
+
+
+def in_both_ways(build, x):
+    """``(y, parameter gradients, explanation)`` of a model as it is and accelerated, from equal weights."""
+    results = []
+    for accelerate in (lambda model: model, bk.accelerate):
+        torch.manual_seed(0)
+        model = accelerate(build())
+        sample = x.clone().requires_grad_()
+        gradients = grad(model(sample).square().sum(), list(model.parameters()), allow_unused=True)
+        with bcos.explanation_mode(model):
+            y = model(sample)
+            (explanation,) = grad(y.sum(), sample)
+        results.append((y, explanation, *(g for g in gradients if g is not None)))
+    return results
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_trap_8_detachable_norms_stay_the_references(training):
+    """BatchNormUncentered2d and its kin are no layers of ours: their class, buffers and detached variance stay."""
+    norms = bcos.modules.norms
+
+    def build():
+        return torch.nn.Sequential(
+            bcos.modules.BcosConv2d(6, 8, 3, padding=1),
+            norms.BatchNormUncentered2d(8),
+            bcos.modules.BcosConv2d(8, 8, 3, b=1.5),
+            norms.DetachablePositionNorm2d(8),
+            bcos.modules.BcosConv2d(8, 4, 1),
+        ).double().train(training)  # fmt: skip
+
+    x = torch.rand(3, 6, 8, 8, dtype=torch.float64)
+    for mine, yours in zip(*in_both_ways(build, x), strict=True):
+        assert error(mine, yours) < 1e-12
+    model = bk.accelerate(build())
+    assert type(model[1]) is norms.BatchNormUncentered2d and type(model[3]) is norms.DetachablePositionNorm2d
+
+
+def test_trap_9_attention_flows_through_v_alone():
+    """q and k are detached in explanation mode, and to_qkv is a plain nn.Linear that nobody touches."""
+
+    def build():
+        return bcos.pretrained.simple_vit_ti_patch16_224(pretrained=False).double()
+
+    x = torch.rand(1, 6, 32, 32, dtype=torch.float64)
+    for mine, yours in zip(*in_both_ways(build, x), strict=True):
+        assert error(mine, yours) < 1e-10
+    plain = [m for n, m in bk.accelerate(build()).named_modules() if n.endswith("to_qkv")]
+    assert plain and all(type(m) is torch.nn.Linear for m in plain)
+
+
+def test_trap_10_attributes_and_keys_that_callers_read():
+    for make in (bcos.modules.BcosConv2d, bk.BcosConv2d):
+        layer = bk.accelerate(make(4, 6, 3, padding=1, b=2, max_out=2, bias=True, scale_fact=200))
+        assert list(layer.state_dict()) == ["linear.weight"]
+        assert isinstance(layer.linear, torch.nn.Conv2d)
+        assert (layer.b, layer.max_out, layer.detach) == (2, 2, False)
+        x = torch.rand(2, 4, 5, 5)
+        assert torch.allclose(
+            layer.calc_patch_norms(x), (F.conv2d(x**2, torch.ones(1, 4, 3, 3), padding=1) + 1e-6).sqrt()
+        )
+        layer.forward = lambda x: x
+        assert layer(x) is x
+    assert isinstance(bk.BcosLinear(3, 4).linear, torch.nn.Linear)
+
+
+def test_trap_11_explain_returns_the_inputs_own_gradient():
+    """A second explanation overwrites the first, accelerated or not: keep a clone."""
+    model = bcos.modules.BcosSequential(
+        bcos.modules.BcosConv2d(6, 5, 3, padding=1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    ).eval()
+    x = torch.rand(1, 6, 32, 32, requires_grad=True)
+    theirs = [model.explain(x, idx)["dynamic_linear_weights"].clone() for idx in (0, 1)]
+    bk.accelerate(model)
+    first = model.explain(x, 0)["dynamic_linear_weights"]
+    assert first is x.grad and error(first, theirs[0]) < 1e-6
+    model.explain(x, 1)
+    assert error(first, theirs[1]) < 1e-6
 
 
 @pytest.mark.parametrize("layer", ["conv", "linear"])
