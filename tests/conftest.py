@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from bcos_kernels import dispatch
-
 
 @pytest.fixture(autouse=True)
 def _seed():
@@ -22,6 +20,10 @@ def _poisoned_buffers():
     torch.use_deterministic_algorithms(mode)
 
 
-@pytest.fixture(scope="session")
-def has_cpu_kernels() -> bool:
-    return dispatch.backend("cpu")._C is not None
+@pytest.fixture
+def one_thread():
+    """Shapes are tiny: waking other threads would take most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import pytest
 import torch
 import torch.nn.functional as F
 
-_C = pytest.importorskip("bcos_kernels._C")
+from bcos_kernels import _C
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last

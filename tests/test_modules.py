@@ -40,13 +40,7 @@ LAYERS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Shapes are tiny: waking other threads would take most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pair(name, args, options):

@@ -16,13 +16,7 @@ bcos = import_reference()
 M = bcos.modules
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Shapes are tiny: waking other threads would take most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("b", [1, 1.5, 2, 2.5])
