@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import ops
 from .backends import reference
@@ -27,7 +28,6 @@ class Bcos(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         x, weight, bias, b, ctx.spec, ctx.state, ctx.backend = inputs
         ctx.save_for_backward(x, weight, bias, b, output[0] if ctx.spec.saves_output else None, *output[1:])
-        ctx.save_for_forward(x, weight, bias, b)
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
 
@@ -43,16 +43,16 @@ class Bcos(torch.autograd.Function):
         explain = ctx.spec.detach or (ctx.state is not None and ctx.state["fixed_weights"])
         return *ops.backward(grad, x, weight, b, tuple(saved), ctx.spec, explain, needs, ctx.backend), *none
 
-    @staticmethod
-    def vmap(info, in_dims, x, weight, bias, b, spec, state, backend):
+    @classmethod
+    def vmap(cls, info, in_dims, x, weight, bias, b, spec, state, backend):
         """A batch of inputs against one weight is a larger batch; anything else is one call per slice."""
         if in_dims[0] is not None and all(d is None for d in in_dims[1:4]):
             folded = x.movedim(in_dims[0], 0).flatten(0, 1)
-            outputs = _function().apply(folded, weight, bias, b, spec, state, backend)
+            outputs = cls.apply(folded, weight, bias, b, spec, state, backend)
             size = (info.batch_size, folded.shape[0] // info.batch_size)
             return tuple(t.unflatten(0, size) if t.dim() > 1 else t.expand(size[0], 0) for t in outputs), (0,) * 4
         slices = [
-            _function().apply(
+            cls.apply(
                 *(t if d is None else t.select(d, i) for t, d in zip((x, weight, bias, b), in_dims, strict=False)),
                 spec,
                 state,
@@ -63,14 +63,13 @@ class Bcos(torch.autograd.Function):
         return tuple(torch.stack(outputs) for outputs in zip(*slices, strict=True)), (0,) * 4
 
 
-class EagerBcos(Bcos):
-    """What torch.compile takes no Function with: forward-mode derivatives, and an ``apply`` of less host time."""
+class TransformedBcos(Bcos):
+    """With the forward-mode derivatives that torch.compile takes no Function with."""
 
-    @classmethod
-    def apply(cls, *args):
-        if torch._C._are_functorch_transforms_active():
-            return super().apply(*args)
-        return super(torch.autograd.Function, cls).apply(*args)  # without inspecting the signature of forward
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        Bcos.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:4])
 
     @staticmethod
     def jvp(ctx, *tangents):
@@ -83,20 +82,43 @@ class EagerBcos(Bcos):
         return *transposed(tuple(t for t in tangents[:4] if t is not None)), None, None, None
 
 
-def _function() -> type[Bcos]:
-    return Bcos if torch.compiler.is_compiling() else EagerBcos
+class EagerBcos(torch.autograd.Function):
+    """The same at less host time, outside of torch.compile, torch.func and forward mode: y is its only output."""
 
+    @classmethod
+    def apply(cls, *args):
+        return super(torch.autograd.Function, cls).apply(*args)  # without looking for torch.func's transforms
 
-def _eager(*args) -> Tensor:
-    return EagerBcos.apply(*args)[0]
+    @staticmethod
+    def forward(ctx, x, weight, bias, b, spec: Spec, state: dict | None, backend: str):
+        y, *saved = ops.forward(x, weight, bias, b, spec, backend)
+        ctx.spec, ctx.state, ctx.backend = spec, state, backend
+        ctx.save_for_backward(x, weight, bias, b, y if spec.saves_output else None, *saved)
+        ctx.set_materialize_grads(False)
+        return y
+
+    backward = staticmethod(Bcos.backward)
 
 
 def bcos(x, weight, bias, b, spec: Spec, state: dict | None, backend: str) -> Tensor:
     """y of one transform by the fused operators of ``backend``: see :class:`Bcos`."""
-    if state is not None and torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling():
+        return _eager(x, weight, bias, b, spec, state, backend)
+    if state is not None:
         # a compiled backward would keep the mode of its first run
         return torch.compiler.disable(_eager)(x, weight, bias, b, spec, state, backend)
-    return _function().apply(x, weight, bias, b, spec, state, backend)[0]
+    # as outputs of an operator: Dynamo believes that an argument of torch.func.grad needs no gradient
+    x, weight, bias, b = (t if t is None else t.view_as(t) for t in (x, weight, bias, b))
+    return Bcos.apply(x, weight, bias, b, spec, state, backend)[0]
+
+
+def _eager(*args) -> Tensor:
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return TransformedBcos.apply(*args)[0]
+    if torch.is_grad_enabled():
+        return EagerBcos.apply(*args)
+    *inputs, _state, backend = args
+    return ops.forward(*inputs, backend)[0]
 
 
 def _wanted(ctx, inputs: tuple) -> tuple[bool, ...]:

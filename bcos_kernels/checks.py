@@ -96,17 +96,18 @@ def single_filters(max_out: int) -> None:
         raise ValueError(f"max_out={max_out}: weight_in_norm=True needs max_out=1")
 
 
-def out_dtype(dtype: torch.dtype | None, x: Tensor) -> torch.dtype | None:
+def out_dtype(dtype: torch.dtype | None, x_dtype: torch.dtype) -> torch.dtype | None:
     """x's dtype, or fp32 for half-precision x."""
-    allowed = (x.dtype,) if x.dtype == torch.float64 else (x.dtype, torch.float32)
+    allowed = (x_dtype,) if x_dtype == torch.float64 else (x_dtype, torch.float32)
     if dtype is not None and dtype not in allowed:
-        raise ValueError(f"out_dtype={dtype}: allowed for x of {x.dtype} are {', '.join(map(str, allowed))} and None")
+        raise ValueError(f"out_dtype={dtype}: allowed for x of {x_dtype} are {', '.join(map(str, allowed))} and None")
     return dtype
 
 
-def autocasts(device: str) -> bool:
-    """Whether autocast is on for the device type."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """The dtype that autocast casts to on the device type; None where it is off."""
+    is_on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if is_on else None
 
 
 def tensors(x: Tensor, weight: Tensor, bias: Tensor | None, weight_dims: int) -> None:
@@ -122,7 +123,7 @@ def tensors(x: Tensor, weight: Tensor, bias: Tensor | None, weight_dims: int) ->
             raise TypeError(f"{name} has layout {t.layout}: torch.strided is needed")
         if t.device != x.device:
             raise ValueError(f"{name} is on {t.device}, x on {x.device}: they must be on one device")
-        if t.dtype != x.dtype and not autocasts(x.device.type):
+        if t.dtype != x.dtype and autocast_dtype(x.device.type) is None:
             raise TypeError(f"{name} has dtype {t.dtype}, x {x.dtype}: they must be equal outside autocast")
     if weight.dim() != weight_dims or 0 in weight.shape:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: {weight_dims} non-empty dimensions are needed")

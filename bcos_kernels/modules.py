@@ -66,7 +66,9 @@ class BcosLayer(nn.Module):
     def _transform_options(self, x: Tensor) -> dict:
         """Keyword arguments of the functional layer that both kinds of layer pass."""
         # outside autocast y has x's dtype; a training script's validation pass then runs unchanged
-        out_dtype = self.out_dtype if torch.is_autocast_enabled(x.device.type) else None
+        out_dtype = self.out_dtype
+        if out_dtype is not None and not torch.is_autocast_enabled(x.device.type):
+            out_dtype = None
         return {
             "b": self.b,
             "max_out": self.max_out,

@@ -26,10 +26,11 @@ def recorded_calls(case, monkeypatch, **options):
     calls, library = [], torch.ops.bcos_kernels
     from bcos_kernels import ops
 
-    def recording(spec, direction=""):
+    def recording(spec, backend, tensors, direction=""):
         op = getattr(library, ("linear" if spec.is_linear else "conv2d") + direction)
 
         def call(*args):
+            args = (*args, backend)
             calls.append((op.default, tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args)))
             return op(*args)
 
