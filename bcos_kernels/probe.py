@@ -66,7 +66,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _key(module: nn.Module) -> tuple:
-    """What can change the formula: classes and plain attributes, not sizes or values."""
+    """What can change the formula: classes, plain attributes and functions on the instance, not sizes or values."""
     layer = protocol.weighted(module)
     sized = {
         "in_channels",
@@ -82,7 +82,9 @@ def _key(module: nn.Module) -> tuple:
 
     def plain(of: nn.Module) -> tuple:
         kinds = (bool, int, float, str, tuple, type(None))
-        return tuple((k, repr(v)) for k, v in vars(of).items() if isinstance(v, kinds) and k not in sized)
+        values = ((k, v) for k, v in vars(of).items() if k not in sized and (isinstance(v, kinds) or callable(v)))
+        # a function itself: its name does not tell it from another; without the object that it is bound to
+        return tuple((k, getattr(v, "__func__", v) if callable(v) else repr(v)) for k, v in values)
 
     learned = isinstance(module.b, Tensor)
     grouped = (layer.groups > 1, layer.groups == layer.in_channels) if isinstance(layer, nn.Conv2d) else ()

@@ -180,6 +180,12 @@ def test_left_alone_with_the_reason(make, reason):
     assert bk.report(layer).left_alone == 1
 
 
+def test_a_function_on_the_instance_is_seen_after_a_layer_without():
+    assert is_accelerated(bk.accelerate(M.BcosConv2d(6, 4, 3)))
+    layer = altered(M.BcosConv2d(6, 4, 3), calc_patch_norms=lambda x: x)
+    assert not is_accelerated(bk.accelerate(layer))
+
+
 def test_a_forward_with_a_side_effect_is_left_alone():
     layer = bk.accelerate(Remembering())
     assert "changes the module" in bk.report(layer).rows[0].reason
