@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 10)
 TORCH = "torch==2.13.0"
-PINNED = {"torchvision": "torchvision==0.28.0"}  # the release that goes with TORCH
+PINNED = {"torchvision": "torchvision==0.28.0", "triton": "triton==3.7.1"}  # the releases that go with TORCH
 ALONE = ("torchvision", "bcos")  # without their dependencies: torchvision's is a torch of its choice
 BUILD = ["pip", "setuptools>=77", "wheel"]
 NEWER = ("python3.13", "python3.12", "python3.11", "python3.10")
@@ -61,7 +61,7 @@ def complete(python: str, pinned: dict[str, str]) -> None:
     wanted = {distribution(r): r for r in requirements("test")}
     absent = missing(python, list(wanted))
     alone = [pinned.get(name, wanted[name]) for name in absent if name in ALONE]
-    rest = [wanted[name] for name in absent if name not in ALONE]
+    rest = [pinned.get(name, wanted[name]) for name in absent if name not in ALONE]
     if rest:
         print(f"installing {', '.join(rest)}", flush=True)
         pip_install(python, *rest)

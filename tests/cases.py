@@ -49,7 +49,7 @@ class Case:
 
 def naive(
     x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, padding_mode="zeros", b=2.0, max_out=1,
-    normalize_weights=True, weight_in_norm=False, norm_eps=None, cos_eps=1e-6, detach=False,
+    normalize_weights=True, weight_in_norm=False, norm_eps=None, cos_eps=1e-6, exact_two=True, detach=False,
 ) -> Tensor:  # fmt: skip
     """The eager formula, step by step in x's dtype as the published layers compute it; no care for zeros."""
     linear_layer = weight.dim() == 2
@@ -76,7 +76,7 @@ def naive(
     if weight_in_norm:
         norm = norm * length.view(column[:-1])
     cos = (out.detach() / norm.detach() if detach is True else out / norm).abs()
-    s = cos if b == 2 else (cos + cos_eps).pow(b - 1)
+    s = cos if b == 2 and exact_two else (cos + cos_eps).pow(b - 1)
     return s * out
 
 

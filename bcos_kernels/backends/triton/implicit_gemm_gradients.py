@@ -1,0 +1,248 @@
+"""The gradients of the convolution as implicit matrix products, with those of the norm and the scale inside."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import plan
+from .formula import cast, exponent, matmul, partials, root_gradient, safe_inverse
+from .launch import cdiv, launch, shares
+from .plan import Tile
+from .problem import Problem
+from .window import output_site, pixel, pooled_norm_gradient
+
+
+@triton.jit
+def upstream(
+    grad_ptr, v_ptr, winner_ptr, outputs, slot, inv_n, inside, b_minus_1, cos_eps,
+    MAX_OUT: tl.constexpr, POWER: tl.constexpr, DETACHED: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """(∂L/∂l, ∂L/∂n of each output) at offsets ``outputs``; v is y where b = 2, else l."""
+    grad = tl.load(grad_ptr + outputs, mask=inside, other=0.0).to(tl.float32)
+    if MAX_OUT > 1:
+        grad = tl.where(tl.load(winner_ptr + outputs, mask=inside, other=0) == slot, grad, 0.0)
+    if POWER == 1:
+        return grad, grad
+    v = tl.load(v_ptr + outputs, mask=inside, other=0.0).to(tl.float32)
+    dl, dn = partials(v, inv_n, b_minus_1, cos_eps, POWER, DETACHED, EXACT)
+    return grad * dl, grad * dn
+
+
+@triton.jit
+def conv2d_dgrad_kernel(
+    u_ptr, t_ptr, grad_ptr, v_ptr, winner_ptr, n_ptr, b_ptr, w_ptr, alpha_ptr, x_ptr, dx_ptr,
+    pixels, H, W, OH, OW, CG, FG, tiles_n, b_minus_1, cos_eps, eps_outside,
+    G: tl.constexpr, PACK: tl.constexpr, MAX_OUT: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+    PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
+    POWER: tl.constexpr, TENSOR_B: tl.constexpr, EXACT_TWO: tl.constexpr, ALPHA: tl.constexpr,
+    FUSED: tl.constexpr, DETACHED: tl.constexpr,
+    EXACT: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """dx = u ⋆ᵀ w + x · poolᵀ(t) with u = ∂L/∂z and t = ∂L/∂n · dn/dx ÷ x; the second term unless ``DETACHED``.
+
+    dx, x [N, H, W, G·CG]; w [G·FG, KH, KW, CG]. ``FUSED`` forms u and t here of grad, v (y where b = 2, else l) and
+    winner [N, OH, OW, G·FG/MAX_OUT] and n [N, OH, OW, G]; otherwise u [N, OH, OW, G·FG] and t [N, OH, OW, G] are given.
+    """
+    TAPS: tl.constexpr = KH * KW
+    WITH_T: tl.constexpr = not DETACHED and POWER != 1
+    C = CG * G
+    pid_n = tl.program_id(0) % tiles_n
+    group0 = tl.program_id(1) * PACK
+    row = (tl.program_id(0) // tiles_n) * BM + tl.arange(0, BM)
+    inside = row < pixels
+    image, h, w = pixel(row, H, W)
+    channel = pid_n * BN + tl.arange(0, BN)  # within the pack
+    live = channel < PACK * CG
+    w_columns = w_ptr + (channel % CG if PACK > 1 else channel)
+    rk = tl.arange(0, BK)
+    if FUSED:
+        b_minus_1, cos_eps = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO)
+    acc = tl.zeros((BM, BN), tl.float32)
+    pooled = tl.zeros((BM,), tl.float32)
+    blocks = tl.cdiv(PACK * FG, BK)
+    for step in range(TAPS * blocks):
+        tap = step // blocks
+        f = (step - tap * blocks) * BK + rk  # within the pack
+        known = f < PACK * FG
+        site, reads = output_site(image, h, w, tap // KW, tap % KW, OH, OW, SH, SW, PH, PW, DH, DW)
+        reads = reads & inside
+        a_mask = reads[:, None] & known[None, :]
+        if FUSED:
+            output = site[:, None] * (G * FG // MAX_OUT) + (group0 * FG // MAX_OUT + f // MAX_OUT)[None, :]
+            inv_n = tl.zeros((BM, 1), tl.float32)
+            if POWER != 1:
+                n = tl.load(n_ptr + site * G + group0, mask=reads, other=0.0)
+                inv_n = safe_inverse(n)[:, None]
+            u, dn = upstream(
+                grad_ptr, v_ptr, winner_ptr, output, (f % MAX_OUT)[None, :], inv_n, a_mask, b_minus_1, cos_eps,
+                MAX_OUT, POWER, DETACHED, EXACT,
+            )  # fmt: skip
+            if WITH_T:
+                pooled += tl.sum(dn, axis=1) * root_gradient(n, eps_outside)
+            if ALPHA:
+                u *= tl.load(alpha_ptr + group0 * FG + f, mask=known, other=0.0)[None, :]
+            a = cast(u, w_ptr.dtype.element_ty)
+        else:
+            a = tl.load(u_ptr + site[:, None] * (G * FG) + (group0 * FG + f)[None, :], mask=a_mask, other=0.0)
+        b_mask = known[:, None] & live[None, :]
+        if PACK > 1:
+            b_mask = b_mask & ((f // FG)[:, None] == (channel // CG)[None, :])
+        b_rows = (group0 * FG + f).to(tl.int64) * (TAPS * CG) + tap * CG
+        b = tl.load(w_columns[None, :] + b_rows[:, None], mask=b_mask, other=0.0)  # [BK, BN]
+        acc = matmul(a, b, acc, PRECISION)
+
+    offsets = row.to(tl.int64)[:, None] * C + (group0 * CG + channel)[None, :]
+    stored = inside[:, None] & live[None, :]
+    if WITH_T:
+        x = tl.load(x_ptr + offsets, mask=stored, other=0.0).to(tl.float32)
+        if PACK > 1:
+            acc += x * pooled_norm_gradient(
+                t_ptr, image[:, None], h[:, None], w[:, None], (group0 + channel // CG)[None, :], stored, OH, OW,
+                G, KH, KW, SH, SW, PH, PW, DH, DW,
+            )  # fmt: skip
+        else:
+            if not FUSED:
+                pooled = pooled_norm_gradient(
+                    t_ptr, image, h, w, group0, inside, OH, OW, G, KH, KW, SH, SW, PH, PW, DH, DW
+                )  # fmt: skip
+            acc += x * pooled[:, None]
+    tl.store(dx_ptr + offsets, cast(acc, dx_ptr.dtype.element_ty), mask=stored)
+
+
+@triton.jit
+def conv2d_wgrad_kernel(
+    u_ptr, grad_ptr, v_ptr, winner_ptr, n_ptr, b_ptr, x_ptr, alpha_ptr, dw_ptr, dbias_ptr,
+    pixels, H, W, OH, OW, CG, FG, tiles_n, splits, b_minus_1, cos_eps,
+    G: tl.constexpr, PACK: tl.constexpr, MAX_OUT: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+    PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
+    POWER: tl.constexpr, TENSOR_B: tl.constexpr, EXACT_TWO: tl.constexpr, ALPHA: tl.constexpr, BIAS: tl.constexpr,
+    FUSED: tl.constexpr, DETACHED: tl.constexpr, FLAT: tl.constexpr,
+    EXACT: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """dw[split] = Σ_pixels uᵀ x over every ``splits``-th block of pixels, summed afterwards: the same in every run.
+
+    dw [splits, G·FG, KH, KW, CG] fp32; dbias [splits, G·FG] fp32, the column sums of u. u as in the dgrad kernel.
+    """
+    TAPS: tl.constexpr = KH * KW
+    C = CG * G
+    F = FG * G
+    pid_n = tl.program_id(0) % tiles_n
+    pid_m = tl.program_id(0) // tiles_n
+    split = tl.program_id(2)
+    if FLAT:
+        group0 = tl.program_id(1) * PACK
+        channel = pid_n * BN + tl.arange(0, BN)
+        tap = channel // CG
+        channel = channel - tap * CG
+        live = tap < TAPS
+        down = (tap // KW * DH)[None, :]
+        along = (tap % KW * DW)[None, :]
+        leads = pid_n == 0
+    else:
+        group0 = tl.program_id(1) // TAPS * PACK
+        tap = tl.program_id(1) % TAPS
+        channel = pid_n * BN + tl.arange(0, BN)  # within the pack
+        live = channel < PACK * CG
+        down = tap // KW * DH
+        along = tap % KW * DW
+        leads = (pid_n == 0) & (tap == 0)
+    f = pid_m * BM + tl.arange(0, BM)  # within the pack
+    known = f < PACK * FG
+    if FUSED:
+        b_minus_1, cos_eps = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO)
+    acc = tl.zeros((BM, BN), tl.float32)
+    total = tl.zeros((BM,), tl.float32)
+    for start in range(split * BK, pixels, splits * BK):
+        index = start + tl.arange(0, BK)
+        inside = index < pixels
+        image, oh, ow = pixel(index, OH, OW)
+        site = index.to(tl.int64)
+        u_mask = inside[:, None] & known[None, :]
+        if FUSED:
+            output = site[:, None] * (F // MAX_OUT) + (group0 * FG // MAX_OUT + f // MAX_OUT)[None, :]
+            inv_n = tl.zeros((BK, 1), tl.float32)
+            if POWER != 1:
+                inv_n = safe_inverse(tl.load(n_ptr + site * G + group0, mask=inside, other=0.0))[:, None]
+            u, _ = upstream(
+                grad_ptr, v_ptr, winner_ptr, output, (f % MAX_OUT)[None, :], inv_n, u_mask, b_minus_1, cos_eps,
+                MAX_OUT, POWER, DETACHED, EXACT,
+            )  # fmt: skip
+            if ALPHA:
+                u *= tl.load(alpha_ptr + group0 * FG + f, mask=known, other=0.0)[None, :]
+            if BIAS:
+                total += tl.sum(u, axis=0)
+            u = cast(u, x_ptr.dtype.element_ty)
+        else:
+            u = tl.load(u_ptr + site[:, None] * F + (group0 * FG + f)[None, :], mask=u_mask, other=0.0)  # [BK, BM]
+            if BIAS:
+                total += tl.sum(u.to(tl.float32), axis=0)
+        h = oh[:, None] * SH - PH + down
+        w = ow[:, None] * SW - PW + along
+        x_mask = (inside[:, None] & live[None, :]) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+        x_offsets = ((image[:, None] * H + h) * W + w) * C + (group0 * CG + channel)[None, :]
+        x = tl.load(x_ptr + x_offsets, mask=x_mask, other=0.0)  # [BK, BN]
+        acc = matmul(tl.trans(u), x, acc, PRECISION)
+
+    filters = group0 * FG + f
+    stored = known[:, None] & live[None, :]
+    if PACK > 1:
+        stored = stored & ((f // FG)[:, None] == (channel // CG)[None, :])
+    rows = (split * F + filters).to(tl.int64) * (TAPS * CG)
+    tl.store(dw_ptr + rows[:, None] + (tap * CG + channel % CG)[None, :], acc, mask=stored)
+    if BIAS:
+        tl.store(dbias_ptr + split * F + filters, total, mask=known & leads)
+
+
+class Upstream(NamedTuple):
+    """The gradient at the output: u and t where a kernel formed them, else what they are formed of in the products."""
+
+    u: Tensor | None
+    t: Tensor | None
+    grad: Tensor
+    v: Tensor | None
+    winner: Tensor
+    n: Tensor
+    detached: bool
+
+
+def dgrad(p: Problem, upstream: Upstream, b, weights, x: Tensor, tile: Tile) -> Tensor:
+    """dx ``[N, C, H, W]``."""
+    dx = torch.empty_like(x, memory_format=torch.channels_last)
+    tiles_n = cdiv(p.pack * p.group_channels, tile.n)
+    *tensors, detached = upstream
+    launch(
+        conv2d_dgrad_kernel, (cdiv(p.in_pixels, tile.m) * tiles_n, p.groups // p.pack),
+        *tensors, b, weights.operand, weights.alpha, x, dx,
+        p.in_pixels, *p.sizes, p.group_channels, p.group_filters, tiles_n, p.exponent - 1, p.eps[2], p.eps[1],
+        G=p.groups, PACK=p.pack, MAX_OUT=p.max_out, **p.window, **p.formula,
+        ALPHA=weights.alpha is not None, FUSED=upstream.u is None, DETACHED=detached, PRECISION=p.precision,
+        BM=tile.m, BN=tile.n, BK=tile.k, warps=tile.warps, stages=tile.stages,
+    )  # fmt: skip
+    return dx
+
+
+def wgrad(p: Problem, upstream: Upstream, b, weights, x: Tensor, with_bias: bool) -> tuple[Tensor, Tensor | None]:
+    """Shares ``[splits, F, KH, KW, CG]`` of the operand's gradient, and dbias."""
+    tile = plan.wgrad_tile(p)
+    columns = p.taps * p.group_channels if p.flat else p.pack * p.group_channels
+    tiles_n = cdiv(columns, tile.n)
+    grid = (
+        cdiv(p.pack * p.group_filters, tile.m) * tiles_n,
+        (1 if p.flat else p.taps) * (p.groups // p.pack),
+    )
+    splits = plan.splits(p.pixels, grid[0] * grid[1], tile.k)
+    partial, total = shares(p, splits, x.device, with_bias)
+    u, _, *tensors, detached = upstream
+    launch(
+        conv2d_wgrad_kernel, (*grid, splits), u, *tensors, b, x, weights.alpha, partial, total,
+        p.pixels, *p.sizes, p.group_channels, p.group_filters, tiles_n, splits, p.exponent - 1, p.eps[2],
+        G=p.groups, PACK=p.pack, MAX_OUT=p.max_out, **p.window, **p.formula,
+        ALPHA=weights.alpha is not None, BIAS=with_bias, FUSED=u is None, DETACHED=detached, FLAT=p.flat,
+        PRECISION=p.precision, BM=tile.m, BN=tile.n, BK=tile.k, warps=tile.warps, stages=tile.stages,
+    )  # fmt: skip
+    return partial, total.sum(0) if with_bias else None

@@ -1,0 +1,311 @@
+"""Defects that hit other kernel libraries, on the Triton kernels; those that only a GPU can show stand in tests/gpu."""
+
+import pytest
+import torch
+from cases import IDS, Budget, Case, error, upstream
+from parity import check
+from torch.autograd import grad
+from where import DEVICE, INTERPRETED
+
+import bcos_kernels as bk
+from bcos_kernels.backends.triton import plan
+
+CONV = Case("conv", (2, 6, 5, 4), (5, 6, 3, 3), {"padding": 1})
+DEPTHWISE = Case("depthwise", (2, 5, 4, 5), (5, 1, 3, 3), {"padding": 1, "groups": 5})
+GROUPED = Case("grouped", (2, 4, 4, 4), (4, 2, 3, 3), {"padding": 1, "groups": 2, "b": 1.5})
+MAX_OUT = Case("max_out", (2, 4, 4, 4), (6, 4, 3, 3), {"padding": 1, "max_out": 2})
+LINEAR = Case("linear", (11, 24), (17, 24))
+BY_NAME = {case.name: case for case in (CONV, DEPTHWISE, GROUPED, MAX_OUT, LINEAR)}
+
+
+def tensors(case: Case, dtype=torch.float32, seed: int = 0):
+    """Detached ``(x, weight)`` of a case on the device, channels_last."""
+    x, weight, _ = case.inputs(dtype, seed, channels_last=True)
+    return x.detach().to(DEVICE), weight.detach().to(DEVICE)
+
+
+def run(case: Case, x, weight, upward=None, **options):
+    """(y, dx, dw) with ``upward`` as the gradient of y, ones where it is None."""
+    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+    y = case(x, weight, backend="triton", **options)
+    return y.detach(), *grad(y, (x, weight), torch.ones_like(y) if upward is None else upward)
+
+
+def odd_gradients(y):
+    """Gradients with every kind of strides that autograd produces."""
+    full = torch.randn(*y.shape[:-1], 2 * y.shape[-1], device=y.device)
+    yield "sliced", full[..., ::2]
+    yield "cat-split", full[..., y.shape[-1] :]
+    yield "transposed", torch.randn(y.shape[::-1], device=y.device).permute(*range(y.dim() - 1, -1, -1))
+    yield "expanded", torch.ones((), device=y.device).expand(y.shape)
+    yield "row expanded", torch.randn(y.shape[-1], device=y.device).expand(y.shape)
+    if y.dim() == 4:
+        yield "channels permuted", torch.randn(*y.shape[:1], *y.shape[:0:-1], device=y.device).transpose(1, 3)
+        yield "channels_last", full[..., : y.shape[-1]].contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name, candidate", [
+    ("conv", "one-pass"), ("conv", "vendor"), ("max_out", "semi"), ("linear", "one-pass"),
+] + [("depthwise", "one-pass"), ("grouped", "semi")] * (not INTERPRETED))  # fmt: skip
+def test_gradient_strides_are_respected(name, candidate, force):
+    force(candidate)
+    case = BY_NAME[name]
+    x, weight = (t.requires_grad_() for t in tensors(case))
+    y = case(x, weight, backend="triton")
+    for kind, upward in odd_gradients(y):
+        strided = grad(y, (x, weight), upward, retain_graph=True)
+        plain = grad(y, (x, weight), upward.clone(memory_format=torch.contiguous_format), retain_graph=True)
+        assert all(torch.equal(mine, yours) for mine, yours in zip(strided, plain, strict=True)), kind
+
+
+@pytest.mark.parametrize("name", ["conv", "linear"] + ["depthwise"] * (not INTERPRETED))
+def test_input_strides_are_respected(name, force):
+    force("one-pass")
+    case = BY_NAME[name]
+    x, weight = tensors(case)
+    expected = run(case, x, weight)
+    wide = torch.cat([x, x], -1)
+    for strided in (
+        torch.stack([x, x], -1)[..., 0],
+        wide[..., x.shape[-1] :],
+        x.transpose(0, -1).contiguous().transpose(0, -1),
+    ):
+        found = run(case, strided, torch.stack([weight, weight], -1)[..., 1])
+        assert all(torch.equal(mine, yours) for mine, yours in zip(found, expected, strict=True))
+    y = case(x[:1].expand(3, *x.shape[1:]), weight, backend="triton")
+    assert torch.equal(y[2:], expected[0][:1])
+
+
+@pytest.mark.parametrize("name", ["conv", "depthwise", "linear"])
+def test_views_beyond_the_start_of_a_storage(name, force):
+    """An unaligned first element: the kernels are specialised on 16-byte pointers."""
+    force("one-pass")
+    case = BY_NAME[name]
+    x, weight = tensors(case, torch.bfloat16)
+
+    def moved(t):
+        shifted = torch.empty(t.numel() + 1, dtype=t.dtype, device=t.device)[1:].as_strided(t.shape, t.stride(), 1)
+        return shifted.copy_(t)
+
+    for mine, yours in zip(run(case, moved(x), moved(weight)), run(case, x, weight), strict=True):
+        assert torch.equal(mine, yours)
+
+
+TILE = plan.Tile(16, 16, 16, 4, 2)
+
+
+@pytest.mark.parametrize("n", [15, 16, 17])
+@pytest.mark.parametrize("candidate", ["one-pass", "semi"])
+def test_partial_tiles(n, candidate, force):
+    """Sizes of a tile - 1, a tile and a tile + 1 in every axis of the product."""
+    force(candidate, TILE)
+    check(Case("tiles", (n, n), (n, n)), "triton", torch.float32, device=DEVICE, seeds=range(3))
+
+
+@pytest.mark.parametrize("rows", [127, 128, 129])
+def test_partial_default_tiles(rows, force):
+    force("one-pass")
+    check(Case("rows", (rows, 65), (33, 65)), "triton", torch.bfloat16, device=DEVICE, seeds=range(3))
+
+
+@pytest.mark.parametrize("n", [1, 2, 5] if INTERPRETED else [1, 2, 5, 17, 31, 33])
+def test_partial_tiles_of_a_convolution(n, force):
+    """Images of n² pixels, n channels and n filters."""
+    force("one-pass")
+    case = Case("sizes", (1, n, n, n), (n, n, 3, 3), {"padding": 1})
+    check(case, "triton", torch.float32, device=DEVICE, seeds=range(3), formats=(True,))
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e-4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["grouped", "max_out", "linear"] + ["conv", "depthwise"] * (not INTERPRETED))
+def test_large_and_small_inputs(name, dtype, scale, force):
+    force("one-pass")
+    case, budget = BY_NAME[name], Budget()
+    for seed in range(3):
+        x, weight = tensors(case, dtype, seed)
+        x = scale * x
+        found = run(case, x, weight)
+        truth, theirs = (naive_run(case, x.cpu(), weight.cpu(), kind) for kind in (torch.float64, dtype))
+        for what, mine, yours, exact in zip(("y", "dx", "dw"), found, theirs, truth, strict=True):
+            size = exact.norm().clamp(min=1e-30)  # relative to the result: dw at 1e-4 is 1e-8
+            budget.add(what, mine.cpu().double() / size, yours.double() / size, exact / size, dtype)
+    budget.check()
+
+
+def naive_run(case: Case, x, weight, dtype):
+    """(y, dx, dw) of the eager formula in ``dtype`` on the CPU."""
+    x, weight = (t.detach().to(dtype).requires_grad_() for t in (x, weight))
+    y = case.naive(x, weight)
+    return y.detach(), *grad(y, (x, weight), torch.ones_like(y))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name, candidate", [
+    ("conv", "one-pass"), ("depthwise", "one-pass"), ("max_out", "one-pass"), ("max_out", "vendor"),
+    ("linear", "one-pass"),
+])  # fmt: skip
+def test_nan_and_inf_reach_what_they_reach_in_the_reference(name, candidate, value, force):
+    """A maximum that drops NaN hides a diverged training run."""
+    force(candidate)
+    case = BY_NAME[name]
+    x, weight = tensors(case)
+    x[(1, 2, 2, 2) if x.dim() == 4 else (1, 2)] = value
+    y, dx, _ = run(case, x, weight)
+    their_y, their_dx, _ = naive_run(case, x.cpu(), weight.cpu(), torch.float32)
+    assert torch.equal(y.isnan().cpu(), their_y.isnan()) and y.isnan().any()
+    assert torch.equal(dx.isfinite().cpu(), their_dx.isfinite()) and not dx.isfinite().all()
+
+
+@pytest.mark.parametrize("candidate", ["one-pass", "vendor"])
+def test_nan_in_one_filter_wins_its_maximum(candidate, force):
+    force(candidate)
+    x, weight = tensors(MAX_OUT)
+    weight[3] = float("nan")
+    y = MAX_OUT(x, weight, backend="triton")
+    assert y[:, 1].isnan().all() and not y[:, [0, 2]].isnan().any()
+
+
+@pytest.mark.parametrize("name", ["conv", "grouped", "max_out", "linear"])
+def test_zero_patches_and_zero_filters(name, force):
+    """Neither becomes NaN, and both are what the reference backend makes of them."""
+    force("one-pass")
+    case = BY_NAME[name]
+    x, weight = tensors(case)
+    x[0], weight[1] = 0, 0
+    wide = [t.detach().cpu().double().requires_grad_() for t in (x, weight)]
+    y = case(*wide, backend="reference")
+    exact = (y, *grad(y, wide, torch.ones_like(y)))
+    for mine, truth in zip(run(case, x, weight), exact, strict=True):
+        assert error(mine.cpu(), truth) < 1e-5
+
+
+@pytest.mark.parametrize("candidate", plan.CANDIDATES)
+@pytest.mark.parametrize("case", [
+    Case("batch0", (0, 6, 5, 5), (5, 6, 3, 3), {"padding": 1}), Case("rows0", (0, 8), (5, 8)),
+    Case("depthwise0", (0, 6, 5, 5), (6, 1, 3, 3), {"groups": 6}),
+    Case("max_out0", (0, 8), (6, 8), {"max_out": 2, "b": 1.5}),
+], ids=lambda c: c.name)  # fmt: skip
+def test_empty_batch(case, candidate, force):
+    """A grid of no programs is never started; the weight's gradient is zero, not what was in memory."""
+    force(candidate)
+    x, weight = tensors(case)
+    y, dx, dw = run(case, x, weight)
+    assert y.numel() == 0 and dx.shape == x.shape and torch.equal(dw, torch.zeros_like(weight))
+
+
+def test_partial_gradients(force):
+    """Only what is asked for is computed, whatever is asked for."""
+    for candidate in plan.CANDIDATES:
+        force(candidate)
+        x, weight = tensors(CONV)
+        _, dx, dw = run(CONV, x, weight)
+        mine = x.clone().requires_grad_()
+        assert torch.equal(grad(CONV(mine, weight, backend="triton").sum(), mine)[0], dx)
+        mine = weight.clone().requires_grad_()
+        assert torch.equal(grad(CONV(x, mine, backend="triton").sum(), mine)[0], dw)
+
+
+@pytest.mark.parametrize("candidate", plan.CANDIDATES)
+def test_first_call_on_a_fresh_shape(candidate, force):
+    """The first call compiles and chooses; it returns what the second does."""
+    force(candidate)
+    size = 3 + plan.CANDIDATES.index(candidate)
+    case = Case("fresh", (1, 7, size, 4), (9, 7, 2, 3), {"padding": 1})
+    x, weight = tensors(case)
+    first, second = run(case, x, weight), run(case, x, weight)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    for mine, truth in zip(first, naive_run(case, x.cpu(), weight.cpu(), torch.float64), strict=True):
+        assert error(mine.cpu(), truth) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("name", ["conv3x3", "linear"] if INTERPRETED else [
+    "conv3x3", "conv1x1", "depthwise", "grouped", "b1", "b1.5", "max_out", "explain", "linear", "linear_b2.5",
+    "linear_explain",
+])  # fmt: skip
+def test_autocast_of_fp32_parameters(name, dtype):
+    """The reference's output dtypes, fp32 gradients, errors within its own; the backward outside of autocast."""
+    case, budget = IDS[name], Budget()
+    for seed in range(3):
+        x, weight, _ = (None if t is None else t.detach().to(DEVICE) for t in case.inputs(torch.float32, seed))
+        module = upstream(case, torch.float32).to(DEVICE)
+        with torch.no_grad():
+            module.linear.weight.copy_(weight)
+        x, weight = x.requires_grad_(), weight.requires_grad_()
+        with torch.autocast(DEVICE, dtype):
+            y, theirs = case(x, weight, backend="triton"), module(x)
+        assert y.dtype == theirs.dtype
+        upward = torch.randn_like(y)
+        found, others = grad(y, (x, weight), upward), grad(theirs, (x, module.linear.weight), upward)
+        exact_inputs = [t.detach().double().requires_grad_() for t in (x, weight)]
+        exact = case.naive(*exact_inputs)
+        budget.add("y", y, theirs, exact, dtype)
+        truth = grad(exact, exact_inputs, upward.double())
+        for what, mine, yours, true in zip(("dx", "dw"), found, others, truth, strict=True):
+            assert mine.dtype == torch.float32
+            budget.add(what, mine, yours, true, dtype)
+    budget.check()
+
+
+@pytest.mark.parametrize("name", ["conv", "linear"])
+def test_opcheck(name, monkeypatch):
+    from bcos_kernels import ops
+
+    calls, library, case = [], torch.ops.bcos_kernels, BY_NAME[name]
+
+    def recording(spec, direction=""):
+        op = getattr(library, ("linear" if spec.is_linear else "conv2d") + direction)
+        return lambda *args: calls.append((op.default, args)) or op(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, "_op", recording)
+        run(case, *tensors(case))
+    assert len(calls) == 2
+    for op, args in calls:
+        args = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args)
+        torch.library.opcheck(op, args)
+
+
+@pytest.mark.parametrize("name", ["conv", "linear"])
+def test_func_grad(name):
+    """torch.func.grad keeps the backward of its own, eagerly and compiled."""
+    case = BY_NAME[name]
+    x, weight = tensors(case)
+    expected = run(case, x, weight)[1:]
+
+    def gradients(x, weight):
+        return torch.func.grad(lambda x, w: case(x, w, backend="triton").sum(), argnums=(0, 1))(x, weight)
+
+    torch._dynamo.reset()
+    for found in (gradients(x, weight), torch.compile(gradients, fullgraph=True, backend="aot_eager")(x, weight)):
+        for mine, yours in zip(found, expected, strict=True):
+            assert error(mine, yours) < 1e-6
+
+
+def test_fullgraph_with_strided_inputs():
+    """torch.compile drops a .contiguous() before a kernel of the user's; ours reads what it is given."""
+    torch._dynamo.reset()
+
+    def layer(x, weight):
+        return CONV(torch.cat([x, x], -1)[..., ::2] * 1.5, weight.transpose(2, 3), backend="triton") * 2
+
+    x, weight = (t.requires_grad_() for t in tensors(CONV))
+    y, again = layer(x, weight), torch.compile(layer, fullgraph=True, backend="aot_eager")(x, weight)
+    assert error(again, y) < 1e-6
+    upward = torch.randn_like(y).transpose(0, -1).contiguous().transpose(0, -1)
+    for mine, yours in zip(grad(again, (x, weight), upward), grad(y, (x, weight), upward), strict=True):
+        assert error(mine, yours) < 1e-6
+
+
+@pytest.mark.parametrize("candidate", plan.CANDIDATES)
+def test_tensor_exponent(candidate, force):
+    """b as a tensor gets the gradient that the reference gives it."""
+    force(candidate)
+    x, weight = tensors(CONV)
+    b, wide = (torch.tensor(1.5, dtype=kind, requires_grad=True) for kind in (torch.float32, torch.float64))
+    b = b.detach().to(DEVICE).requires_grad_()
+    (mine,) = grad(bk.functional.bcos_conv2d(x, weight, padding=1, b=b, backend="triton").square().sum(), b)
+    wide_inputs = (t.cpu().double() for t in (x, weight))
+    y = bk.functional.bcos_conv2d(*wide_inputs, padding=1, b=wide, backend="reference")
+    assert error(mine.cpu(), grad(y.square().sum(), wide)[0]) < 1e-5
