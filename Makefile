@@ -14,7 +14,7 @@ endif
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help setup demo test lint bench wheel clean always
+.PHONY: help setup demo test lint bench gpu triton wheel clean always
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -36,6 +36,15 @@ lint: $(READY) ## ruff and clang-format, as checks
 bench: setup ## layers and models on this CPU, into benchmarks/results and the README's table (ARGS="--no-compile")
 	$(PYTHON) -m benchmarks.cpu_layers $(ARGS)
 	$(PYTHON) -m benchmarks.report --readme README.md
+
+gpu: ## tests and times on this machine's GPU, in 9 minutes; installs nothing (ARGS="--no-bench", OUT=/a/folder)
+	$(or $(BCOS_PYTHON),python3) -m benchmarks.gpu $(ARGS)
+
+TRITON ?= 3.6.0
+
+triton: setup ## the Triton tests on another Triton, into build/ (TRITON=3.9.0)
+	$(PYTHON) -m pip install --quiet --no-deps --upgrade --target build/triton-$(TRITON) triton==$(TRITON) 'numpy<2.4'
+	PYTHONPATH="$(CURDIR)/build/triton-$(TRITON):$$PYTHONPATH" $(PYTHON) -m pytest -q tests/test_triton.py tests/test_triton_compiled.py $(ARGS)
 
 wheel: $(READY) ## a wheel and a source archive in dist/
 	rm -rf build/lib* build/bdist*

@@ -4,83 +4,39 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import os
-import platform
 import re
 import shlex
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
 
-import bcos_kernels
-
 from . import contenders as c
+from . import stored
+from .devices import machine
 from .models import resnet50_step, saved_by_stack
+from .stored import RESULTS, ROOT, store
 from .timing import interleave, keep_pages_warm, ratios, summarise
 from .workloads import BATCH, Layer, layers
 
 __all__ = ["main"]
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "cpu_layers.json"
+RESULT = RESULTS / "cpu_layers.json"
 COMPARED = (("ours", "plain"), ("reference", "ours"), ("compiled", "ours"))
 COMPILED = r"k[37]s1|k1s1-(64|256|1024)$|dw7|vit_s"
 """Layers that torch.compile takes part in: every kind and size, not all: each takes 5 to 10 seconds."""
 
 
-def machine() -> dict:
-    """The CPU, its cores, and the threads in use."""
-    try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-        cpu = found.group(1) if found else platform.processor()
-    except OSError:
-        cpu = platform.processor()
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def commit() -> str | None:
-    """The commit that is checked out, with ``+changes`` where files differ; None outside of a repository."""
-    git = ("git", "-C", str(ROOT))
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.strip() + ("+changes" if changed.strip() else "")
-
-
 def header(arguments: argparse.Namespace) -> dict:
     """Everything beside the figures."""
-    command = "python -m benchmarks.cpu_layers " + shlex.join(arguments.argv)
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": machine(),
-        "versions": {
-            "bcos_kernels": bcos_kernels.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "commit": commit(),
-        "command": command.strip(),
-        "settings": {
-            "batch": BATCH,
-            "dtype": "float32",
-            "memory_format": "channels_last",
-            "seconds": arguments.seconds,
-            "pages_warm": keep_pages_warm(),
-        },
-        "complete": False,
+    settings = {
+        "batch": BATCH,
+        "dtype": "float32",
+        "memory_format": "channels_last",
+        "seconds": arguments.seconds,
+        "pages_warm": keep_pages_warm(),
     }
+    return stored.header("python -m benchmarks.cpu_layers " + shlex.join(arguments.argv), machine(), settings)
 
 
 def measure(layer: Layer, seconds: float, compile_too: bool) -> list[dict]:
@@ -103,14 +59,6 @@ def measure(layer: Layer, seconds: float, compile_too: bool) -> list[dict]:
             }
         )
     return rows
-
-
-def store(result: dict, path: Path) -> None:
-    """Replaces the file in one step, so that an interruption never leaves half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)
 
 
 def show(row: dict) -> None:

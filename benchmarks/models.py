@@ -17,31 +17,37 @@ from .contenders import error, refusal
 from .timing import interleave, ratios, summarise
 from .workloads import BATCH
 
-__all__ = ["resnet50_step", "saved_by_stack"]
+__all__ = ["resnet50_step", "saved_by_stack", "stacks"]
 
 DEPTH = 6
 
 
-def saved_by_stack(size: int = 28) -> dict[str, float]:
-    """Bytes kept for the backward of ``DEPTH`` bottlenecks of ResNet-50 (convolutions alone), by contender.
-
-    Neither parameters nor the stack's output count: both are alive without autograd as well.
-    """
+def stacks(size: int, batch: int, like: Tensor) -> tuple[Tensor, dict[str, nn.Module]]:
+    """The input of ``DEPTH`` bottlenecks of ResNet-50 (convolutions alone) and the contenders, as ``like`` is."""
     import_reference()
     from bcos.modules import BcosConv2d
 
     def stack(conv: Callable[..., nn.Module]) -> nn.Module:
         block = (512, 128, 1, 0), (128, 128, 3, 1), (128, 512, 1, 0)
         layers = [conv(i, o, k, padding=p, bias=False) for _ in range(DEPTH) for i, o, k, p in block]
-        return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        return nn.Sequential(*layers).to(like.device, like.dtype).to(memory_format=torch.channels_last)
 
-    x = torch.randn(BATCH, 512, size, size).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(batch, 512, size, size, dtype=like.dtype, device=like.device)
+    x = x.contiguous(memory_format=torch.channels_last)
     reference = stack(BcosConv2d)
-    contenders = {
+    return x, {
         "plain": stack(nn.Conv2d),
         "reference": reference,
         "ours": bcos_kernels.accelerate(copy.deepcopy(reference)),
     }
+
+
+def saved_by_stack(size: int = 28, batch: int = BATCH, like: Tensor | None = None) -> dict[str, float]:
+    """Bytes kept for the backward of a stack of layers, by contender; on the CPU in fp32 unless ``like`` says more.
+
+    Neither parameters nor the stack's output count: both are alive without autograd as well.
+    """
+    x, contenders = stacks(size, batch, torch.empty(0) if like is None else like)
     found: dict[str, float] = {}
     for name, module in contenders.items():
         excluded = list(module.parameters())

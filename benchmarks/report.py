@@ -6,10 +6,12 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from .cpu_layers import RESULT
 from .timing import geomean
+from .workloads import OTHERS
 
 __all__ = ["fill", "main", "table"]
 
@@ -26,16 +28,48 @@ def medians(result: dict, measure: str, pair: str, group: str | None = None) -> 
     }
 
 
-def goals(result: dict) -> Iterator[tuple[str, float | None, str, str]]:
-    """``(what, figure, goal, remark)``; the figure is None where nothing was measured."""
+Goal = tuple[str, float | None, str, str]
+"""``(what, figure, goal, remark)``; the figure is None where nothing was measured."""
 
-    def row(what: str, goal: str, measure: str, pair: str, group=None, reduce: Callable = geomean):
-        values = medians(result, measure, pair, group)
-        remark = f"{len(values)} layers"
-        if reduce is max and values:
-            remark = max(values, key=values.__getitem__)
-        return what, reduce(list(values.values())) if values else None, goal, remark
 
+def _row(
+    result: dict, what: str, goal: str, measure: str, pair: str, group: str | None = None, reduce: Callable = geomean
+) -> Goal:
+    """One goal over the layers of a group; a goal for the largest value names its layer."""
+    values = medians(result, measure, pair, group)
+    remark = f"{len(values)} layers"
+    if reduce is max and values:
+        remark = max(values, key=values.__getitem__)
+    return what, reduce(list(values.values())) if values else None, goal, remark
+
+
+def gpu_goals(result: dict) -> Iterator[Goal]:
+    """Those of a GPU."""
+    row = partial(_row, result)
+    forward, explanation, training = "forward", "explanation (dx)", "forward + backward"
+    for group in (CONVOLUTIONS, LINEARS, OTHERS):
+        yield row(f"{forward}, ours ÷ plain: {group}", "≤ 1.05", "forward", "ours/plain", group)
+    yield row(f"{forward}, ours ÷ plain: {DEPTHWISE}", "≤ 0.8", "forward", "ours/plain", DEPTHWISE)
+    yield row(f"{forward}, ours ÷ plain", "≤ 1.05", "forward", "ours/plain")
+    yield row(f"{forward}, torch.compile(reference) ÷ ours", "≥ 1.6", "forward", "compiled/ours")
+    yield row(f"{forward}, reference ÷ ours", "≥ 3.5", "forward", "reference/ours")
+    yield row(f"{explanation}, ours ÷ plain", "≤ 1.25", "explanation", "ours/plain")
+    yield row(f"{training}, ours ÷ plain", "≤ 1.30", "training", "ours/plain")
+    yield row(f"{training}, torch.compile(reference) ÷ ours", "≥ 1.6", "training", "compiled/ours")
+    yield row(f"{training}, reference ÷ ours", "≥ 4", "training", "reference/ours")
+    host = {f"{h['layer']}, {h['measure']}": h["above"] for h in result.get("host", ())}
+    if host:
+        worst = max(host, key=host.__getitem__)
+        yield "host time of a call above plain, µs: worst", host[worst], "≤ 15", worst
+    for what, key in (("bytes saved for backward", "saved"), ("peak memory of a training step", "peak")):
+        if key in result:
+            goal = "≤ 1.05" if key == "saved" else ""
+            yield f"{what}, ours ÷ plain", result[key]["ours/plain"], goal, "a stack of layers"
+
+
+def cpu_goals(result: dict) -> Iterator[Goal]:
+    """Those of a CPU."""
+    row = partial(_row, result)
     forward = "forward, ours ÷ plain"
     yield row(f"{forward}: {CONVOLUTIONS}", "≤ 1.08", "forward", "ours/plain", CONVOLUTIONS)
     yield row(f"{forward}: {LINEARS}", "≤ 0.65", "forward", "ours/plain", LINEARS)
@@ -54,41 +88,69 @@ def goals(result: dict) -> Iterator[tuple[str, float | None, str, str]]:
         yield "bytes saved for backward by a stack of layers, ours ÷ plain", figure, "≤ 1.05", ""
 
 
-def met(figure: float, goal: str) -> bool:
+def verdict(figure: float | None, goal: str) -> str:
+    """``met``, ``missed``, or nothing where there is no figure or no goal."""
+    if figure is None or not goal:
+        return ""
     sign, bound = goal.split()
-    return figure <= float(bound) if sign == "≤" else figure >= float(bound)
+    return "met" if (figure <= float(bound) if sign == "≤" else figure >= float(bound)) else "missed"
 
 
-def table(result: dict) -> str:
-    """The goals, the layers in detail, and where all of it was measured, as Markdown."""
+def table(result: dict, layers: bool = True) -> str:
+    """The goals, the layers in detail unless told otherwise, and where all of it was measured, as Markdown."""
     lines = ["| measured | figure | goal | | over |", "|---|---:|---:|---|---|"]
-    for what, figure, goal, remark in goals(result):
-        verdict = "" if figure is None else "met" if met(figure, goal) else "missed"
-        lines.append(f"| {what} | {'–' if figure is None else f'{figure:.2f}'} | {goal} | {verdict} | {remark} |")
-    m, v = result["machine"], result["versions"]
-    partial = "" if result["complete"] else " The run was interrupted: layers are missing."
+    gpu = result.get("kind") == "gpu"
+    for what, figure, goal, remark in (gpu_goals if gpu else cpu_goals)(result):
+        shown = "–" if figure is None else f"{figure:.2f}"
+        lines.append(f"| {what} | {shown} | {goal} | {verdict(figure, goal)} | {remark} |")
+    left_out = "" if result["complete"] else " The run was interrupted: layers are missing."
+    if result.get("not_measured"):
+        left_out = f" Not measured for want of time: {', '.join(result['not_measured'])}."
     lines += [
         "",
-        f"{m['cpu']}, {m['threads']} threads, torch {v['torch']}, batch {result['settings']['batch']}, fp32, "
-        f"channels_last; `{result['command']}` at commit {(result['commit'] or 'unknown')[:10]}. "
-        f"A figure is the geometric mean over layers of the median of paired ratios.{partial}",
-        "",
-        *details(result),
+        f"{(on_gpu if gpu else on_cpu)(result)}, channels_last; `{result['command']}` at commit "
+        f"{(result['commit'] or 'unknown')[:10]}. "
+        f"A figure is the geometric mean over layers of the median of paired ratios.{left_out}",
     ]
+    if layers:
+        lines += ["", *details(result, GPU_COLUMNS if gpu else CPU_COLUMNS)]
     return "\n".join(lines) + "\n"
 
 
-def details(result: dict) -> Iterator[str]:
+def on_cpu(result: dict) -> str:
+    m = result["machine"]
+    torch = result["versions"]["torch"]
+    return f"{m['cpu']}, {m['threads']} threads, torch {torch}, batch {result['settings']['batch']}, fp32"
+
+
+def on_gpu(result: dict) -> str:
+    m, v, s = result["machine"], result["versions"], result["settings"]
+    rates = result.get("rates", {"bytes/s": 0, "FLOP/s": 0})
+    return (
+        f"{m['device']} (driver {m.get('driver')}; copies {rates['bytes/s'] / 1e12:.2f} TB/s, matrix products "
+        f"{rates['FLOP/s'] / 1e12:.0f} TFLOP/s), torch {v['torch']}, Triton {v['triton']}, batch {s['batch']} "
+        f"(ViT-S a quarter), {s['dtype']}"
+    )
+
+
+CPU_COLUMNS = {"ours": "ours", "reference": "reference", "compiled": "compiled reference"}
+GPU_COLUMNS = CPU_COLUMNS | {"one-pass": "one-pass", "semi": "semi", "vendor": "vendor", "floor": "floor"}
+"""Contender -> its title; ``floor`` is the byte model's."""
+
+
+def details(result: dict, columns: dict[str, str]) -> Iterator[str]:
     """Every layer: milliseconds of the plain layer, and ratios to it."""
     yield "<details><summary>Layer by layer: the plain layer, and the others relative to it</summary>"
     yield ""
-    yield "| layer | measure | plain, ms | ours | reference | compiled reference | refused |"
-    yield "|---|---|---:|---:|---:|---:|---|"
+    yield f"| layer | measure | plain, ms | {' | '.join(columns.values())} | refused |"
+    yield f"|---|---|---:|{'---:|' * len(columns)}---|"
     for row in result.get("layers", ()):
         seconds = {name: summary["p50"] for name, summary in row["seconds"].items()}
-        cells = [f"{1e3 * seconds['plain']:.2f}"]
-        for name in ("ours", "reference", "compiled"):
-            cells.append(f"{seconds[name] / seconds['plain']:.2f}" if name in seconds else "–")
+        if row.get("floor"):
+            seconds["floor"] = row["floor"]
+        cells = [f"{1e3 * seconds['plain']:.{3 if 'floor' in columns else 2}f}" if "plain" in seconds else "–"]
+        for name in columns:
+            cells.append(f"{seconds[name] / seconds['plain']:.2f}" if {name, "plain"} <= seconds.keys() else "–")
         refused = "; ".join(f"{name}: {reason}" for name, reason in row["refused"].items())
         yield f"| {row['layer']} | {row['measure']} | {' | '.join(cells)} | {refused} |"
     yield ""

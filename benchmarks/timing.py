@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-__all__ = ["geomean", "interleave", "keep_pages_warm", "ratios", "summarise"]
+__all__ = ["geomean", "interleave", "keep_pages_warm", "ratios", "summarise", "wall_clock"]
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from malloc.h
 WARM_UP = 2
@@ -25,10 +25,21 @@ def keep_pages_warm() -> bool:
     return mallopt(M_MMAP_MAX, 0) == 1 and mallopt(M_TRIM_THRESHOLD, 2**31 - 1) == 1
 
 
+def wall_clock(call: Callable[[], object]) -> float:
+    """Seconds until ``call`` returns."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def interleave(
-    calls: dict[str, Callable[[], object]], seconds: float, least: int = 5, most: int = 200
+    calls: dict[str, Callable[[], object]],
+    seconds: float,
+    least: int = 5,
+    most: int = 200,
+    clock: Callable[[Callable[[], object]], float] = wall_clock,
 ) -> dict[str, list[float]]:
-    """Seconds of each call in each round, ``least`` to ``most`` rounds and about ``seconds`` in all.
+    """Seconds of each call in each round by ``clock``, ``least`` to ``most`` rounds and about ``seconds`` in all.
 
     Every round starts with another contender, so that none is always the first.
     """
@@ -43,9 +54,7 @@ def interleave(
             break
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            start = time.perf_counter()
-            calls[name]()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock(calls[name]))
     return times
 
 

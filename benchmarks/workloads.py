@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from bcos_kernels.compat import import_reference
 
-__all__ = ["BATCH", "Layer", "MODELS", "layers"]
+__all__ = ["BATCH", "Layer", "MODELS", "OTHERS", "layers"]
 
 BATCH = 8
 MODELS = {
@@ -19,6 +20,7 @@ MODELS = {
     "convnext_t": ("convnext_tiny", "ConvNeXt-T depthwise"),
 }
 """Short name -> (entry point of ``bcos.models.pretrained``, title of the group of layers taken from it)."""
+OTHERS = "ConvNeXt-T other convolutions"
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,14 @@ class Layer:
     @property
     def group(self) -> str:
         """Title of the layers that are averaged together."""
-        return MODELS[self.model][1]
+        return OTHERS if self.model == "convnext_t" and self.groups == 1 else MODELS[self.model][1]
+
+    @property
+    def taps(self) -> int:
+        """Products of one output value."""
+        if self.kind == "linear":
+            return self.input_shape[-1]
+        return self.input_shape[1] // self.groups * math.prod(self.kernel_size)
 
     def reference(self) -> nn.Module:
         """The layer as the reference package has it."""
@@ -69,9 +78,10 @@ class Layer:
         layer = nn.Conv2d(self.input_shape[1], self.out_features, *geometry, groups=self.groups, bias=False)
         return layer.to(memory_format=torch.channels_last)
 
-    def input(self) -> Tensor:
-        """Normally distributed, fp32, channels_last for a convolution."""
-        x = torch.randn(self.input_shape)
+    def input(self, like: Tensor | None = None) -> Tensor:
+        """Normally distributed, channels_last for a convolution; of ``like``'s dtype and device, fp32 without."""
+        like = torch.empty(0) if like is None else like
+        x = torch.randn(self.input_shape, dtype=like.dtype, device=like.device)
         return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
@@ -79,7 +89,7 @@ def _pair(value) -> tuple[int, int]:
     return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
 
-def _read(model: str) -> list[Layer]:
+def _read(model: str, batch: int) -> list[Layer]:
     """The distinct B-cos layers of one model; on the meta device nothing is computed."""
     import_reference()
     from bcos.models import pretrained
@@ -101,11 +111,16 @@ def _read(model: str) -> list[Layer]:
         for module in network.modules():
             module.register_forward_hook(note)
         with torch.no_grad():
-            network(torch.empty(BATCH, 6, 224, 224))
+            network(torch.empty(batch, 6, 224, 224))
     return list(found)
 
 
-def layers(pattern: str = "") -> list[Layer]:
-    """Distinct convolutions of ResNet-50, linears of ViT-S, depthwise ones of ConvNeXt-T, by name."""
-    found = _read("resnet50") + _read("vit_s") + [x for x in _read("convnext_t") if x.groups > 1]
+def layers(pattern: str = "", batch: int = BATCH, vit_batch: int | None = None, others: bool = False) -> list[Layer]:
+    """Distinct convolutions of ResNet-50, linears of ViT-S, depthwise ones of ConvNeXt-T, by name.
+
+    ``vit_batch`` is the batch of ViT-S where it is another; ``others`` adds what else ConvNeXt-T has.
+    """
+    convnext = _read("convnext_t", batch)
+    found = _read("resnet50", batch) + _read("vit_s", vit_batch or batch) + [x for x in convnext if x.groups > 1]
+    found += [x for x in convnext if others and x.groups == 1]
     return [layer for layer in found if re.search(pattern, layer.name)]

@@ -1,7 +1,16 @@
 """Shared fixtures: one thread count, fixed seeds, and NaN in every fresh buffer."""
 
+from pathlib import Path
+
 import pytest
 import torch
+
+
+def pytest_ignore_collect(collection_path, config):
+    """``-m gpu`` leaves out what needs no GPU, and may need packages that a GPU machine lacks."""
+    here = collection_path.parent == Path(__file__).parent
+    if here and collection_path.name.startswith("test_") and config.getoption("markexpr") == "gpu":
+        return True
 
 
 @pytest.fixture(autouse=True)

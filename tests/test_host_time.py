@@ -33,7 +33,7 @@ def checked(monkeypatch):
     [
         lambda: linear(ROWS, FILTERS),
         lambda: linear(ROWS[None], FILTERS, torch.ones(6), b=1.5),
-        lambda: linear(ROWS, FILTERS, b=torch.tensor(torch.rand(()) + 1)),
+        lambda: linear(ROWS, FILTERS, b=torch.rand(()) + 1),
         lambda: linear(ROWS, FILTERS, detach={"fixed_weights": True}),
         lambda: conv2d(X, W, stride=2, padding=(1, 1)),
         lambda: conv2d(X[0], W, padding="same", padding_mode="reflect", backend="reference"),

@@ -1,4 +1,4 @@
-"""Runs the Triton kernels' tests in Triton's interpreter: a process of its own, because Triton decides when imported."""
+"""Runs the Triton kernels' tests in Triton's interpreter, in processes of their own: Triton decides when imported."""
 
 import os
 import subprocess

@@ -22,6 +22,12 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.gpu)
 
 
+@pytest.fixture(autouse=True)
+def _full_precision(monkeypatch):
+    """torch lets cuDNN take tf32 for fp32 convolutions."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.fixture
 def force(monkeypatch):
     """``force(candidate, tile)`` serves every call by one candidate, or by the first that there is."""

@@ -5,10 +5,12 @@ import torch
 from cases import IDS, Budget, Case, error, upstream
 from parity import check
 from torch.autograd import grad
+from torch.utils._python_dispatch import TorchDispatchMode
 from where import DEVICE, INTERPRETED
 
 import bcos_kernels as bk
 from bcos_kernels.backends.triton import plan
+from bcos_kernels.backends.triton.problem import Problem
 
 CONV = Case("conv", (2, 6, 5, 4), (5, 6, 3, 3), {"padding": 1})
 DEPTHWISE = Case("depthwise", (2, 5, 4, 5), (5, 1, 3, 3), {"padding": 1, "groups": 5})
@@ -248,23 +250,26 @@ def test_autocast_of_fp32_parameters(name, dtype):
     budget.check()
 
 
+class Recording(TorchDispatchMode):
+    """Keeps every call of this package's operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "bcos_kernels":
+            self.calls.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("name", ["conv", "linear"])
-def test_opcheck(name, monkeypatch):
-    from bcos_kernels import ops
-
-    calls, library, case = [], torch.ops.bcos_kernels, BY_NAME[name]
-
-    def recording(spec, direction=""):
-        op = getattr(library, ("linear" if spec.is_linear else "conv2d") + direction)
-        return lambda *args: calls.append((op.default, args)) or op(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ops, "_op", recording)
-        run(case, *tensors(case))
-    assert len(calls) == 2
-    for op, args in calls:
-        args = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args)
-        torch.library.opcheck(op, args)
+def test_opcheck(name):
+    with Recording() as recorded:
+        run(BY_NAME[name], *tensors(BY_NAME[name]))
+    assert len(recorded.calls) == 2
+    for op, args in recorded.calls:
+        torch.library.opcheck(op, tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args))
 
 
 @pytest.mark.parametrize("name", ["conv", "linear"])
@@ -309,3 +314,15 @@ def test_tensor_exponent(candidate, force):
     wide_inputs = (t.cpu().double() for t in (x, weight))
     y = bk.functional.bcos_conv2d(*wide_inputs, padding=1, b=wide, backend="reference")
     assert error(mine.cpu(), grad(y.square().sum(), wide)[0]) < 1e-5
+
+
+@pytest.mark.parametrize("groups, multiplier", [(37, 2), (2, 33)])
+def test_backward_reads_no_norm_that_was_not_saved(groups, multiplier, force):
+    """One channel to a group, several filters, no groups that share a tile: the forward saves no norm."""
+    options = {"padding": 1, "groups": groups}
+    case = Case("multiplier", (1, groups, 3, 3), (groups * multiplier, 1, 3, 3), options)
+    p = Problem(case.x, case.weight, padding=(1, 1), groups=groups)
+    assert p.pack == 1 and not p.saves_norm
+    assert "one-pass" not in plan.candidates(p, "training") + plan.candidates(p, "explanation")
+    force("one-pass")
+    check(case, "triton", torch.float32, device=DEVICE, seeds=range(3), formats=(True,))

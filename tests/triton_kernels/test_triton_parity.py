@@ -8,7 +8,7 @@ from cases import CASES, IDS, Case, error
 from parity import check
 from where import DEVICE, INTERPRETED
 
-from bcos_kernels.backends.triton import plan, problem
+from bcos_kernels.backends.triton import layer, plan
 
 SERVED = [case for case in CASES if case.options.get("padding_mode", "zeros") == "zeros"]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -90,30 +90,21 @@ TILED = {
 
 @pytest.mark.parametrize("direction", ["forward", "training"])
 @pytest.mark.parametrize("name", TILED)
-def test_every_tile(name, direction, force):
+def test_every_tile(name, direction, force, monkeypatch):
     """A tile changes the order of sums, never more: all agree with the first to rounding."""
     case, dtype = TILED[name]
     x, weight, _ = (None if t is None else t.detach().to(DEVICE).requires_grad_() for t in case.inputs(dtype))
-    images, filters = (t if t.dim() == 4 else t[:, :, None, None] for t in (x, weight))
-    geometry = () if case.is_linear else tuple(
-        pair if isinstance(pair, tuple) else (pair, pair)
-        for pair in (case.options.get(k, d) for k, d in (("stride", 1), ("padding", 0), ("dilation", 1)))
-    ) + (case.options.get("groups", 1),)  # fmt: skip
-    rest = (*geometry, case.options.get("max_out", 1), 2.0, True, 1e-6, 0.0, 1e-6, True)
-    p = problem(images, filters, False, False, rest, dtype, case.is_linear)
-    tiles = plan.tiles(p, direction)
+    problems = []
+    monkeypatch.setattr(layer, "choose", lambda p, d: problems.append(p) or plan.choose(p, d))
+    case(x, weight, backend="triton")
+    tiles = plan.tiles(problems[0], direction, "one-pass")
     assert len(set(tiles)) == len(tiles) > 1
     results = []
     for tile in tiles:
-        if direction == "forward":
-            force("one-pass", tile)
-            y = case(x, weight, backend="triton")
-            results.append((y,))
-        else:
-            force("vendor")
-            y = case(x, weight, backend="triton")
-            force("one-pass", tile)
-            results.append(torch.autograd.grad(y, (x, weight), torch.ones_like(y)))
+        force("one-pass", tile if direction == "forward" else None)
+        y = case(x, weight, backend="triton")
+        force("one-pass", tile)
+        results.append((y,) if direction == "forward" else torch.autograd.grad(y, (x, weight), torch.ones_like(y)))
     for result in results[1:]:
         for value, first in zip(result, results[0], strict=True):
             assert error(value, first) < 4 * torch.finfo(dtype).eps

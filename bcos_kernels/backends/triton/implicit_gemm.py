@@ -27,7 +27,7 @@ def in_registers(a, REGISTERS: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr)
 def conv2d_fwd_kernel(
     x_ptr, w_ptr, alpha_ptr, bias_ptr, squares_ptr, b_ptr, y_ptr, n_ptr, l_ptr, winner_ptr,
     pixels, H, W, OH, OW, CG, OG, tiles_n, b_minus_1, cos_eps, eps_inside, eps_outside,
-    G: tl.constexpr, PACK: tl.constexpr, MAX_OUT: tl.constexpr, LOG_SLOTS: tl.constexpr,
+    G: tl.constexpr, PACK: tl.constexpr, ALIGN: tl.constexpr, MAX_OUT: tl.constexpr, LOG_SLOTS: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     POWER: tl.constexpr, TENSOR_B: tl.constexpr, EXACT_TWO: tl.constexpr, ALPHA: tl.constexpr, BIAS: tl.constexpr,
@@ -42,6 +42,8 @@ def conv2d_fwd_kernel(
     """
     BO: tl.constexpr = BN >> LOG_SLOTS
     TAPS: tl.constexpr = KH * KW
+    CG = CG // ALIGN * ALIGN  # tells the compiler what divides a row
+    OG = OG // ALIGN * ALIGN
     C = CG * G
     pid_n = tl.program_id(0) % tiles_n
     group0 = tl.program_id(1) * PACK
@@ -154,8 +156,9 @@ def forward(p: Problem, x, weights, bias, b, out, tile: Tile) -> None:
         x, weights.operand, weights.alpha, bias, patch_norm.squares(p, x) if norm == "window" else None, b,
         out.y, out.n, out.l, out.winner,
         p.pixels, *p.sizes, p.group_channels, p.group_outputs, tiles_n, p.exponent - 1, p.eps[2], *p.eps[:2],
-        G=p.groups, PACK=p.pack, MAX_OUT=p.max_out, LOG_SLOTS=slots.bit_length() - 1, **p.window, **p.formula,
-        ALPHA=weights.alpha is not None, BIAS=bias is not None, NORM=norm, SAVE_N=p.saves_norm, SAVE_L=p.power == 0,
-        FLAT=p.flat, REGISTERS=p.arch in ("sm_90", "sm_100"), PRECISION=p.precision,
+        G=p.groups, PACK=p.pack, ALIGN=p.align, MAX_OUT=p.max_out, LOG_SLOTS=slots.bit_length() - 1, **p.window,
+        **p.formula, ALPHA=weights.alpha is not None, BIAS=bias is not None, NORM=norm, SAVE_N=p.saves_norm,
+        SAVE_L=p.power == 0,
+        FLAT=p.flat, REGISTERS=p.arch == "sm_90", PRECISION=p.precision,
         BM=tile.m, BN=tile.n, BK=tile.k, warps=tile.warps, stages=tile.stages,
     )  # fmt: skip

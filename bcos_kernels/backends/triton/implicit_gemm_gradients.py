@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import plan
-from .formula import cast, exponent, matmul, partials, root_gradient, safe_inverse
+from .formula import cast, matmul, partials, root_gradient, safe_inverse
 from .launch import cdiv, launch, shares
 from .plan import Tile
 from .problem import Problem
@@ -17,38 +17,37 @@ from .window import output_site, pixel, pooled_norm_gradient
 
 @triton.jit
 def upstream(
-    grad_ptr, v_ptr, winner_ptr, outputs, slot, inv_n, inside, b_minus_1, cos_eps,
-    MAX_OUT: tl.constexpr, POWER: tl.constexpr, DETACHED: tl.constexpr, EXACT: tl.constexpr,
+    grad_ptr, y_ptr, at, inv_n, inside, POWER: tl.constexpr, DETACHED: tl.constexpr, EXACT: tl.constexpr
 ):  # fmt: skip
-    """(∂L/∂l, ∂L/∂n of each output) at offsets ``outputs``; v is y where b = 2, else l."""
-    grad = tl.load(grad_ptr + outputs, mask=inside, other=0.0).to(tl.float32)
-    if MAX_OUT > 1:
-        grad = tl.where(tl.load(winner_ptr + outputs, mask=inside, other=0) == slot, grad, 0.0)
+    """(∂L/∂l, ∂L/∂n of each output) at offsets ``at``, for b = 1 or 2."""
+    grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if POWER == 1:
         return grad, grad
-    v = tl.load(v_ptr + outputs, mask=inside, other=0.0).to(tl.float32)
-    dl, dn = partials(v, inv_n, b_minus_1, cos_eps, POWER, DETACHED, EXACT)
-    return grad * dl, grad * dn
+    else:  # not after the branch: Triton would compile it for b = 1 too, where there is no y
+        y = tl.load(y_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        dl, dn = partials(y, inv_n, 1.0, 0.0, POWER, DETACHED, EXACT)
+        return grad * dl, grad * dn
 
 
 @triton.jit
 def conv2d_dgrad_kernel(
-    u_ptr, t_ptr, grad_ptr, v_ptr, winner_ptr, n_ptr, b_ptr, w_ptr, alpha_ptr, x_ptr, dx_ptr,
-    pixels, H, W, OH, OW, CG, FG, tiles_n, b_minus_1, cos_eps, eps_outside,
-    G: tl.constexpr, PACK: tl.constexpr, MAX_OUT: tl.constexpr,
+    u_ptr, t_ptr, grad_ptr, y_ptr, n_ptr, w_ptr, alpha_ptr, x_ptr, dx_ptr,
+    pixels, H, W, OH, OW, CG, FG, tiles_n, eps_outside,
+    G: tl.constexpr, PACK: tl.constexpr, ALIGN: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
-    POWER: tl.constexpr, TENSOR_B: tl.constexpr, EXACT_TWO: tl.constexpr, ALPHA: tl.constexpr,
-    FUSED: tl.constexpr, DETACHED: tl.constexpr,
+    POWER: tl.constexpr, ALPHA: tl.constexpr, FUSED: tl.constexpr, DETACHED: tl.constexpr,
     EXACT: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """dx = u ⋆ᵀ w + x · poolᵀ(t) with u = ∂L/∂z and t = ∂L/∂n · dn/dx ÷ x; the second term unless ``DETACHED``.
 
-    dx, x [N, H, W, G·CG]; w [G·FG, KH, KW, CG]. ``FUSED`` forms u and t here of grad, v (y where b = 2, else l) and
-    winner [N, OH, OW, G·FG/MAX_OUT] and n [N, OH, OW, G]; otherwise u [N, OH, OW, G·FG] and t [N, OH, OW, G] are given.
+    dx, x [N, H, W, G·CG]; w [G·FG, KH, KW, CG]. ``FUSED`` (b = 1 or 2, no maximum) forms u and t here of grad and
+    y [N, OH, OW, G·FG] and n [N, OH, OW, G]; otherwise u [N, OH, OW, G·FG] and t [N, OH, OW, G] are given.
     """
     TAPS: tl.constexpr = KH * KW
     WITH_T: tl.constexpr = not DETACHED and POWER != 1
+    CG = CG // ALIGN * ALIGN  # tells the compiler what divides a row
+    FG = FG // ALIGN * ALIGN
     C = CG * G
     pid_n = tl.program_id(0) % tiles_n
     group0 = tl.program_id(1) * PACK
@@ -59,8 +58,6 @@ def conv2d_dgrad_kernel(
     live = channel < PACK * CG
     w_columns = w_ptr + (channel % CG if PACK > 1 else channel)
     rk = tl.arange(0, BK)
-    if FUSED:
-        b_minus_1, cos_eps = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO)
     acc = tl.zeros((BM, BN), tl.float32)
     pooled = tl.zeros((BM,), tl.float32)
     blocks = tl.cdiv(PACK * FG, BK)
@@ -71,23 +68,20 @@ def conv2d_dgrad_kernel(
         site, reads = output_site(image, h, w, tap // KW, tap % KW, OH, OW, SH, SW, PH, PW, DH, DW)
         reads = reads & inside
         a_mask = reads[:, None] & known[None, :]
+        at = site[:, None] * (G * FG) + (group0 * FG + f)[None, :]
         if FUSED:
-            output = site[:, None] * (G * FG // MAX_OUT) + (group0 * FG // MAX_OUT + f // MAX_OUT)[None, :]
             inv_n = tl.zeros((BM, 1), tl.float32)
             if POWER != 1:
                 n = tl.load(n_ptr + site * G + group0, mask=reads, other=0.0)
                 inv_n = safe_inverse(n)[:, None]
-            u, dn = upstream(
-                grad_ptr, v_ptr, winner_ptr, output, (f % MAX_OUT)[None, :], inv_n, a_mask, b_minus_1, cos_eps,
-                MAX_OUT, POWER, DETACHED, EXACT,
-            )  # fmt: skip
+            u, dn = upstream(grad_ptr, y_ptr, at, inv_n, a_mask, POWER, DETACHED, EXACT)
             if WITH_T:
                 pooled += tl.sum(dn, axis=1) * root_gradient(n, eps_outside)
             if ALPHA:
                 u *= tl.load(alpha_ptr + group0 * FG + f, mask=known, other=0.0)[None, :]
             a = cast(u, w_ptr.dtype.element_ty)
         else:
-            a = tl.load(u_ptr + site[:, None] * (G * FG) + (group0 * FG + f)[None, :], mask=a_mask, other=0.0)
+            a = tl.load(u_ptr + at, mask=a_mask, other=0.0)
         b_mask = known[:, None] & live[None, :]
         if PACK > 1:
             b_mask = b_mask & ((f // FG)[:, None] == (channel // CG)[None, :])
@@ -115,13 +109,13 @@ def conv2d_dgrad_kernel(
 
 @triton.jit
 def conv2d_wgrad_kernel(
-    u_ptr, grad_ptr, v_ptr, winner_ptr, n_ptr, b_ptr, x_ptr, alpha_ptr, dw_ptr, dbias_ptr,
-    pixels, H, W, OH, OW, CG, FG, tiles_n, splits, b_minus_1, cos_eps,
-    G: tl.constexpr, PACK: tl.constexpr, MAX_OUT: tl.constexpr,
+    u_ptr, grad_ptr, y_ptr, n_ptr, x_ptr, alpha_ptr, dw_ptr, dbias_ptr,
+    pixels, H, W, OH, OW, CG, FG, tiles_n, splits,
+    G: tl.constexpr, PACK: tl.constexpr, ALIGN: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
-    POWER: tl.constexpr, TENSOR_B: tl.constexpr, EXACT_TWO: tl.constexpr, ALPHA: tl.constexpr, BIAS: tl.constexpr,
-    FUSED: tl.constexpr, DETACHED: tl.constexpr, FLAT: tl.constexpr,
+    POWER: tl.constexpr, ALPHA: tl.constexpr, BIAS: tl.constexpr, FUSED: tl.constexpr, DETACHED: tl.constexpr,
+    FLAT: tl.constexpr,
     EXACT: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """dw[split] = Σ_pixels uᵀ x over every ``splits``-th block of pixels, summed afterwards: the same in every run.
@@ -129,6 +123,8 @@ def conv2d_wgrad_kernel(
     dw [splits, G·FG, KH, KW, CG] fp32; dbias [splits, G·FG] fp32, the column sums of u. u as in the dgrad kernel.
     """
     TAPS: tl.constexpr = KH * KW
+    CG = CG // ALIGN * ALIGN  # tells the compiler what divides a row
+    FG = FG // ALIGN * ALIGN
     C = CG * G
     F = FG * G
     pid_n = tl.program_id(0) % tiles_n
@@ -153,8 +149,6 @@ def conv2d_wgrad_kernel(
         leads = (pid_n == 0) & (tap == 0)
     f = pid_m * BM + tl.arange(0, BM)  # within the pack
     known = f < PACK * FG
-    if FUSED:
-        b_minus_1, cos_eps = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO)
     acc = tl.zeros((BM, BN), tl.float32)
     total = tl.zeros((BM,), tl.float32)
     for start in range(split * BK, pixels, splits * BK):
@@ -163,24 +157,19 @@ def conv2d_wgrad_kernel(
         image, oh, ow = pixel(index, OH, OW)
         site = index.to(tl.int64)
         u_mask = inside[:, None] & known[None, :]
+        at = site[:, None] * F + (group0 * FG + f)[None, :]
         if FUSED:
-            output = site[:, None] * (F // MAX_OUT) + (group0 * FG // MAX_OUT + f // MAX_OUT)[None, :]
             inv_n = tl.zeros((BK, 1), tl.float32)
             if POWER != 1:
                 inv_n = safe_inverse(tl.load(n_ptr + site * G + group0, mask=inside, other=0.0))[:, None]
-            u, _ = upstream(
-                grad_ptr, v_ptr, winner_ptr, output, (f % MAX_OUT)[None, :], inv_n, u_mask, b_minus_1, cos_eps,
-                MAX_OUT, POWER, DETACHED, EXACT,
-            )  # fmt: skip
+            u, _ = upstream(grad_ptr, y_ptr, at, inv_n, u_mask, POWER, DETACHED, EXACT)
             if ALPHA:
                 u *= tl.load(alpha_ptr + group0 * FG + f, mask=known, other=0.0)[None, :]
             if BIAS:
                 total += tl.sum(u, axis=0)
             u = cast(u, x_ptr.dtype.element_ty)
         else:
-            u = tl.load(u_ptr + site[:, None] * F + (group0 * FG + f)[None, :], mask=u_mask, other=0.0)  # [BK, BM]
-            if BIAS:
-                total += tl.sum(u.to(tl.float32), axis=0)
+            u = tl.load(u_ptr + at, mask=u_mask, other=0.0)  # [BK, BM]
         h = oh[:, None] * SH - PH + down
         w = ow[:, None] * SW - PW + along
         x_mask = (inside[:, None] & live[None, :]) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
@@ -204,29 +193,28 @@ class Upstream(NamedTuple):
     u: Tensor | None
     t: Tensor | None
     grad: Tensor
-    v: Tensor | None
-    winner: Tensor
+    y: Tensor | None
     n: Tensor
     detached: bool
 
 
-def dgrad(p: Problem, upstream: Upstream, b, weights, x: Tensor, tile: Tile) -> Tensor:
+def dgrad(p: Problem, upstream: Upstream, weights, x: Tensor, tile: Tile) -> Tensor:
     """dx ``[N, C, H, W]``."""
     dx = torch.empty_like(x, memory_format=torch.channels_last)
     tiles_n = cdiv(p.pack * p.group_channels, tile.n)
     *tensors, detached = upstream
     launch(
         conv2d_dgrad_kernel, (cdiv(p.in_pixels, tile.m) * tiles_n, p.groups // p.pack),
-        *tensors, b, weights.operand, weights.alpha, x, dx,
-        p.in_pixels, *p.sizes, p.group_channels, p.group_filters, tiles_n, p.exponent - 1, p.eps[2], p.eps[1],
-        G=p.groups, PACK=p.pack, MAX_OUT=p.max_out, **p.window, **p.formula,
-        ALPHA=weights.alpha is not None, FUSED=upstream.u is None, DETACHED=detached, PRECISION=p.precision,
+        *tensors, weights.operand, weights.alpha, x, dx,
+        p.in_pixels, *p.sizes, p.group_channels, p.group_filters, tiles_n, p.eps[1],
+        G=p.groups, PACK=p.pack, ALIGN=p.align, **p.window, POWER=p.power, ALPHA=weights.alpha is not None,
+        FUSED=upstream.u is None, DETACHED=detached, EXACT=p.exact, PRECISION=p.precision,
         BM=tile.m, BN=tile.n, BK=tile.k, warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
     return dx
 
 
-def wgrad(p: Problem, upstream: Upstream, b, weights, x: Tensor, with_bias: bool) -> tuple[Tensor, Tensor | None]:
+def wgrad(p: Problem, upstream: Upstream, weights, x: Tensor, with_bias: bool) -> tuple[Tensor, Tensor | None]:
     """Shares ``[splits, F, KH, KW, CG]`` of the operand's gradient, and dbias."""
     tile = plan.wgrad_tile(p)
     columns = p.taps * p.group_channels if p.flat else p.pack * p.group_channels
@@ -236,13 +224,17 @@ def wgrad(p: Problem, upstream: Upstream, b, weights, x: Tensor, with_bias: bool
         (1 if p.flat else p.taps) * (p.groups // p.pack),
     )
     splits = plan.splits(p.pixels, grid[0] * grid[1], tile.k)
-    partial, total = shares(p, splits, x.device, with_bias)
     u, _, *tensors, detached = upstream
+    fused = u is None
+    partial, total = shares(p, splits, x.device, with_bias and fused)
     launch(
-        conv2d_wgrad_kernel, (*grid, splits), u, *tensors, b, x, weights.alpha, partial, total,
-        p.pixels, *p.sizes, p.group_channels, p.group_filters, tiles_n, splits, p.exponent - 1, p.eps[2],
-        G=p.groups, PACK=p.pack, MAX_OUT=p.max_out, **p.window, **p.formula,
-        ALPHA=weights.alpha is not None, BIAS=with_bias, FUSED=u is None, DETACHED=detached, FLAT=p.flat,
-        PRECISION=p.precision, BM=tile.m, BN=tile.n, BK=tile.k, warps=tile.warps, stages=tile.stages,
+        conv2d_wgrad_kernel, (*grid, splits), u, *tensors, x, weights.alpha, partial, total,
+        p.pixels, *p.sizes, p.group_channels, p.group_filters, tiles_n, splits,
+        G=p.groups, PACK=p.pack, ALIGN=p.align, **p.window, POWER=p.power, ALPHA=weights.alpha is not None,
+        BIAS=with_bias and fused, FUSED=fused, DETACHED=detached, FLAT=p.flat, EXACT=p.exact, PRECISION=p.precision,
+        BM=tile.m, BN=tile.n, BK=tile.k, warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
-    return partial, total.sum(0) if with_bias else None
+    if not with_bias:
+        return partial, None
+    # given u is not summed in the kernel: on sm_90 a tile that a product and a sum read is refilled too early
+    return partial, total.sum(0) if fused else u.sum((0, 2, 3), dtype=torch.float32)

@@ -48,7 +48,7 @@ def forward(p: Problem, x: Tensor, weight: Tensor, bias: Tensor | None, b: Tenso
     elif p.depthwise:
         depthwise.forward(p, x, weights, bias, b, out)
     else:
-        implicit_gemm.forward(p, x, weights, bias, b, out, choice.tile or plan.tiles(p, "forward")[0])
+        implicit_gemm.forward(p, x, weights, bias, b, out, choice.tile or plan.tiles(p, "forward", choice.candidate)[0])
     return out
 
 
@@ -101,21 +101,17 @@ def _implicit_gemm(p: Problem, grad, x, weights: Weights, b, saved: Saved, detac
     dx = partial = dbias = u = t = db = None
     if choice.candidate != "one-pass" or needs[3]:  # only the scale's own kernel forms db
         u, t, db = _semi(p, grad, x, weights, b, saved, detached, needs)
-    upstream = implicit_gemm_gradients.Upstream(u, t, grad, _scaled(p, saved), saved.winner, saved.n, detached)
+    upstream = implicit_gemm_gradients.Upstream(u, t, grad, saved.y, saved.n, detached)
     if needs[0]:
-        tile = choice.tile or plan.tiles(p, "training")[0]
-        dx = implicit_gemm_gradients.dgrad(p, upstream, b, weights, x, tile)
+        tile = choice.tile or plan.tiles(p, "training", choice.candidate)[0]
+        dx = implicit_gemm_gradients.dgrad(p, upstream, weights, x, tile)
     if needs[1] or needs[2]:
-        partial, dbias = implicit_gemm_gradients.wgrad(p, upstream, b, weights, x, needs[2])
+        partial, dbias = implicit_gemm_gradients.wgrad(p, upstream, weights, x, needs[2])
     return dx, partial, dbias, db
 
 
 def _semi(p: Problem, grad, x, weights: Weights, b, saved: Saved, detached: bool, needs):
     """u, t and db of one kernel; the norm is formed again where it was not saved."""
+    v = saved.l if p.power == 0 else saved.y
     n = saved.n if p.saves_norm else patch_norm.norm(p, x, saved.n)
-    return scale.backward(p, grad, _scaled(p, saved), saved.winner, n, weights, b, detached, needs[3])
-
-
-def _scaled(p: Problem, saved: Saved) -> Tensor | None:
-    """What the derivatives of the scale are formed of: y where b = 2, else l."""
-    return saved.l if p.power == 0 else saved.y
+    return scale.backward(p, grad, v, saved.winner, n, weights, b, detached, needs[3])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import gcd
 
 import torch
 
@@ -121,6 +122,11 @@ class Problem:
         return max((d for d in range(1, most + 1) if self.groups % d == 0), default=1)
 
     @cached_property
+    def align(self) -> int:
+        """What divides every row's length, for wide loads: Triton itself only knows multiples of 16."""
+        return gcd(self.group_channels, self.group_filters, self.group_outputs, 16)
+
+    @cached_property
     def flat(self) -> bool:
         """Whether taps and channels are walked as one axis, because the channels do not fill a step."""
         return self.pack == 1 and self.taps > 1 and self.group_channels < 16
@@ -151,8 +157,13 @@ class Problem:
             "POWER": self.power,
             "TENSOR_B": self.tensor_b,
             "EXACT_TWO": self.exact_two,
-            "EXACT": self.dtype == torch.float32,
+            "EXACT": self.exact,
         }
+
+    @cached_property
+    def exact(self) -> bool:
+        """Whether results are to be right to fp32's last places."""
+        return self.dtype == torch.float32
 
     @cached_property
     def precision(self) -> str:

@@ -1,0 +1,296 @@
+"""``python -m benchmarks.triton_aot``: what the Triton kernels compile to, and what the byte model predicts.
+
+Nothing is run and no GPU is needed: registers, copies and instructions are read from the binaries that Triton makes,
+times are **predicted**, not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from math import prod
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+import triton
+from rich.progress import track
+
+import bcos_kernels
+from bcos_kernels.backends.triton import aot, plan
+from bcos_kernels.backends.triton.problem import Problem
+
+from .stored import ROOT, commit, store
+from .timing import geomean
+from .workloads import Layer, layers
+
+__all__ = ["inspected", "loop", "main", "predicted", "problem"]
+
+RESULT = ROOT / "benchmarks" / "results" / "triton_aot.json"
+IMAGES, IMAGES_OF_TOKENS = 256, 64  # a transformer's batch has 196 rows an image
+QUICK = (
+    r"resnet50/(56x56-(64-k3|256-k1s1-64)|14x14-1024-k1s1-256)|resnext50/56x56-128-|vit_s/\d+-384-1536|"
+    r"convnext_t/56x56-96-dw"
+)
+CLOCK = {"sm_90": (132, 1.755e9, 4096)}
+"""Multiprocessors, cycles/s and FLOP/cycle of one in half precision (H200), for the times of loops."""
+PRODUCTS = {
+    "tcgen05": r"tcgen05\.mma\.",
+    "wgmma": r"wgmma\.mma_async",
+    "mma.sync": r"mma\.sync",
+    "mfma": r"v_mfma_",
+    "dot": r"v_dot\d",
+}
+
+
+# ------------------------------------------------------------------------------------------------ layers
+
+
+def problem(layer: Layer, arch: str) -> Problem:
+    """The layer in bf16."""
+    if layer.kind == "linear":
+        rows, features = layer.input_shape
+        shapes = (rows, features, 1, 1), (layer.out_features, features, 1, 1)
+        return Problem(*shapes, eps=(0.0, 1e-12, 1e-6), arch=arch, is_linear=True)
+    weight = (layer.out_features, layer.input_shape[1] // layer.groups, *layer.kernel_size)
+    return Problem(layer.input_shape, weight, layer.stride, layer.padding, groups=layer.groups, arch=arch)
+
+
+def grouped() -> list[Layer]:
+    """The 3×3 convolutions of ResNeXt-50 (32×4d)."""
+    found = []
+    for stage in range(4):
+        channels, size = 128 << stage, 56 >> stage
+        for stride in (2, 1) if stage else (1,):
+            shape = (IMAGES, channels, size * stride, size * stride)
+            found.append(Layer("resnext50", "conv2d", shape, channels, (3, 3), (stride, stride), (1, 1), 32))
+    return found
+
+
+def workloads(pattern: str) -> list[Layer]:
+    """The distinct layers whose name matches, of the models that the other benchmarks read and of ResNeXt-50."""
+    found = layers("", IMAGES, IMAGES_OF_TOKENS, others=True) + grouped()
+    return [layer for layer in found if re.search(pattern, layer.name)]
+
+
+# ------------------------------------------------------------------------------------------------ predictions
+
+
+def predicted(found: list[Layer], arch: str) -> list[dict]:
+    """Times in µs by the byte model of ``plan``, for each layer and direction."""
+    rows = []
+    for layer in found:
+        p = problem(layer, arch)
+        for direction in plan.DIRECTIONS:
+            times = {name: 1e6 * plan.predict(p, direction, name) for name in plan.candidates(p, direction)}
+            plain, chosen = 1e6 * plan.plain_time(p, direction), min(times, key=times.get)
+            row = {"layer": layer.name, "model": layer.model, "direction": direction, "plain": plain} | times
+            rows.append(row | {"chosen": chosen, "chosen/plain": times[chosen] / plain})
+    return rows
+
+
+def prediction_table(rows: list[dict], arch: str) -> Iterator[str]:
+    yield f"\n## {arch}: predicted, not measured (byte model, bf16, batch {IMAGES}), µs"
+    yield "\n| layer | direction | plain | one-pass | semi | vendor | chosen | chosen ÷ plain |"
+    yield "|---|---|---:|---:|---:|---:|---|---:|"
+    for row in rows:
+        times = (f"{row[name]:.0f}" if name in row else "–" for name in ("plain", *plan.CANDIDATES))
+        cells = row["layer"], row["direction"], *times, row["chosen"], f"{row['chosen/plain']:.2f}"
+        yield f"| {' | '.join(cells)} |"
+    yield f"\n| predicted geomean of chosen ÷ plain | {' | '.join(plan.DIRECTIONS)} |\n|---|---:|---:|---:|"
+    for model in dict.fromkeys(row["model"] for row in rows):
+        ratios = (
+            geomean([r["chosen/plain"] for r in rows if r["model"] == model and r["direction"] == direction])
+            for direction in plan.DIRECTIONS
+        )
+        yield f"| {model} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |"
+
+
+# ------------------------------------------------------------------------------------------------ binaries
+
+
+def loop(sass: str) -> Counter[str]:
+    """Instructions of the shortest loop with a product on a tensor core, by name; empty where there is none."""
+    code: list[str] = []
+    labels: dict[str, int] = {}
+    best: Counter[str] = Counter()
+    for line in sass.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(code)
+        elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line):
+            code.append(instruction[1])
+    for end, instruction in enumerate(code):
+        target = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", instruction)
+        if target is None or labels.get(target[1], end + 1) > end:
+            continue
+        body = [re.sub(r"^@!?U?P\w+\s+", "", text) for text in code[labels[target[1]] : end + 1]]
+        mix = Counter(text.split()[0].split(".")[0] for text in body)
+        if any("MMA" in name for name in mix) and (not best or mix.total() < best.total()):
+            best = mix
+    return best
+
+
+def operands(ptx: str) -> str:
+    """Where wgmma takes A from: shared memory (SS) or registers (RS)."""
+    after = [m[0].split("}", 1)[1].lstrip(" ,\t\n") for m in re.finditer(r"wgmma\.mma_async[^;]*;", ptx)]
+    found = Counter("RS" if rest.startswith("{") else "SS" for rest in after)
+    return "+".join(sorted(found))
+
+
+def copies(assembly: str) -> str:
+    """How tiles reach shared memory, the widest first; plain loads where nothing else does."""
+    if "cp.async.bulk.tensor" in assembly:
+        return "TMA"
+    widths = {
+        int(m[1], 0) for m in re.finditer(r"cp\.async\.c[ag]\.shared\.global[^;]*?, (0x[0-9a-f]+|\d+)[,;]", assembly)
+    }
+    if widths:
+        return "cp.async " + "/".join(f"{width} B" for width in sorted(widths, reverse=True))
+    return "buffer_load" if "buffer_load" in assembly else "global_load" if "global_load" in assembly else "ld.global"
+
+
+def inspected(what: aot.Specialisation) -> dict:
+    """One row about a kernel, made in a worker process; its ``error`` where it does not compile."""
+    constants = dict(what.constants)
+    tile = [constants[name] for name in ("BM", "BN", "BK") if name in constants]
+    row = {"arch": what.arch, "kernel": what.kernel, "tile": tile, "warps": what.warps}
+    row["stages"] = what.stages
+    try:
+        kernel = aot.compiled(what)
+    except Exception as error:
+        return row | {"error": f"{type(error).__name__}: {error}"[-1000:]}
+    row |= kernel.resources._asdict() | {"excesses": kernel.excesses(), "copies": copies(kernel.assembly)}
+    unit = next((name for name, pattern in PRODUCTS.items() if re.search(pattern, kernel.assembly)), None)
+    row |= {"products": unit, "operands": operands(kernel.assembly)}
+    if aot.ARCHITECTURES[what.arch].target.backend == "cuda":
+        row["loop"] = dict(loop(aot.disassembled(kernel.binary)).most_common())
+    return row
+
+
+def started(chosen: list[Layer], arch: str) -> dict[aot.Specialisation, tuple[str, Problem, aot.Launch]]:
+    """Every distinct kernel of the layers in every candidate's first tile, with what starts it."""
+    found = {}
+    for layer in chosen:
+        p = problem(layer, arch)
+        for direction in plan.DIRECTIONS:
+            for candidate in plan.candidates(p, direction):
+                for launch in aot.launches(p, direction, candidate):
+                    origin = f"{layer.name} {direction} {candidate}"
+                    found.setdefault(aot.specialise(launch, arch), (origin, p, launch))
+    return found
+
+
+def loop_time(row: dict, p: Problem, grid: tuple[int, ...]) -> dict:
+    """Cycles of a step of the loop and predicted µs of all steps, of products on a GPU in ``CLOCK``.
+
+    A multiprocessor issues one instruction to each of four warps a cycle.
+    """
+    if row["arch"] not in CLOCK or not row.get("loop") or len(row["tile"]) != 3:
+        return {}
+    processors, rate, flops = CLOCK[row["arch"]]
+    m, n, k = row["tile"]
+    issue, tensor = sum(row["loop"].values()) * row["warps"] / 4, 2 * m * n * k / flops
+    depth = p.pack * (p.group_channels if "fwd" in row["kernel"] else p.group_filters)
+    steps = -(-p.taps * depth // k) if p.flat and "fwd" in row["kernel"] else p.taps * -(-depth // k)
+    if "wgrad" in row["kernel"]:
+        steps = -(-p.pixels // (grid[2] * k))
+    cycles = prod(grid) * steps * max(issue, tensor)
+    return {"issue_cycles": issue, "tensor_cycles": tensor, "loop_us": 1e6 * cycles / (processors * rate)}
+
+
+def binary_table(rows: list[dict], arch: str) -> Iterator[str]:
+    yield f"\n## {arch}: what the kernels compile to"
+    yield (
+        "\n| kernel | first of | tile | warps × stages | registers | spills, B | shared, KiB | products | copies "
+        "| loop: instructions | issue ÷ tensor cycles | predicted µs of the loop |"
+    )
+    yield "|---|---|---|---|---:|---:|---:|---|---|---|---:|---:|"
+    for row in rows:
+        if "error" in row:
+            yield f"| {row['kernel']} | {row['of']} | does not compile: {row['error'].splitlines()[-1]} ||||||||||"
+            continue
+        mix = Counter(row.get("loop", {}))
+        shown = f"{mix.total()}: " + " ".join(f"{name} {count}" for name, count in mix.most_common(6)) if mix else "–"
+        cycles = f"{row['issue_cycles']:.0f} ÷ {row['tensor_cycles']:.0f}" if "issue_cycles" in row else "–"
+        cells = (
+            row["kernel"].removesuffix("_kernel"), row["of"], "×".join(map(str, row["tile"])),
+            f"{row['warps']} × {row['stages']}", row["registers"], row["spills"], f"{row['shared'] / 1024:.0f}",
+            " ".join(filter(None, (row["products"], row["operands"]))) or "–", row["copies"], shown, cycles,
+            f"{row['loop_us']:.0f}" if "loop_us" in row else "–",
+        )  # fmt: skip
+        yield f"| {' | '.join(map(str, cells))} |"
+
+
+# ------------------------------------------------------------------------------------------------ command
+
+
+def header(argv: list[str]) -> dict:
+    """Everything beside the figures."""
+    return {
+        "kind": "compiled ahead of time; times are predicted, nothing was measured",
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "device": "none: compiled for the architectures named, predicted with plan.RATES",
+        "versions": {
+            "bcos_kernels": bcos_kernels.__version__,
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+            "python": platform.python_version(),
+        },
+        "commit": commit(),
+        "command": ("python -m benchmarks.triton_aot " + shlex.join(argv)).strip(),
+        "settings": {
+            "images": IMAGES,
+            "vit_images": IMAGES_OF_TOKENS,
+            "dtype": "bfloat16",
+            "memory_format": "channels_last",
+        },
+        "complete": False,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints and stores the tables; returns 1 where a kernel does not compile or exceeds the GPU."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.triton_aot")
+    parser.add_argument("--arch", nargs="+", default=["sm_90"], choices=list(aot.ARCHITECTURES), help="(default sm_90)")
+    parser.add_argument("--quick", action="store_true", help="six typical layers instead of all")
+    parser.add_argument("--layers", default="", metavar="REGEX", help="layers whose name matches (default all)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that compile (default cores)")
+    parser.add_argument("--out", type=Path, default=RESULT, help=f"(default {RESULT.relative_to(ROOT)})")
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = parser.parse_args(argv)
+    chosen = workloads(arguments.layers or (QUICK if arguments.quick else ""))
+    if not chosen:
+        parser.error(f"--layers {arguments.layers!r} matches no layer")
+    result = header(argv) | {"predicted": {}, "compiled": []}
+    exceeding = 0
+    with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
+        for arch in arguments.arch:
+            result["predicted"][arch] = predicted(chosen, arch)
+            found = started(chosen, arch)
+            work = {pool.submit(inspected, what): what for what in found}
+            rows = {}
+            for done in track(as_completed(work), f"compiling for {arch}", len(work)):
+                origin, p, launch = found[work[done]]
+                row = done.result()
+                rows[work[done]] = {"of": origin} | row | loop_time(row, p, launch.grid)
+            ordered = [rows[what] for what in found]
+            result["compiled"] += ordered
+            exceeding += sum("error" in row or bool(row["excesses"]) for row in ordered)
+            store(result, arguments.out)
+            print("\n".join([*prediction_table(result["predicted"][arch], arch), *binary_table(ordered, arch)]))
+    result["complete"] = True
+    store(result, arguments.out)
+    print(f"\nstored in {arguments.out}; {exceeding} kernels exceed what a GPU has or spill")
+    return 1 if exceeding else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Tests that only a GPU can run: ``pytest -m gpu``. ``make gpu`` shares them among processes, which compile at once."""
+
+import fcntl
+import os
+import tempfile
+import zlib
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.contenders import forced
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once; without it no run is deterministic
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+    if all(item.path.parent.name in (HERE.name, "triton_kernels") for item in items):
+        items.sort(key=place)
+
+
+def place(item) -> int:
+    """The longest tests first, the kernels' own last and mixed: a run that is stopped has seen some of every kind."""
+    if HERE in item.path.parents:
+        return 0 if "models" in item.path.name else 1
+    return 2 + zlib.crc32(item.nodeid.encode())
+
+
+def pytest_collection_finish(session):
+    if not torch.cuda.is_available() and any(item.get_closest_marker("gpu") for item in session.items):
+        pytest.exit("the tests marked gpu need a GPU: torch.cuda.is_available() is False here", returncode=4)
+
+
+@pytest.fixture(autouse=True)
+def _full_precision():
+    """cuDNN takes tf32 unless told otherwise; errors are compared with those of fp32 on a CPU."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture
+def force():
+    """``force(candidate)`` serves every call by one candidate, or by the first that there is."""
+    with ExitStack() as stack:
+        yield lambda candidate: stack.enter_context(forced(candidate))
+
+
+@pytest.fixture
+def room():
+    """``room(gib)`` waits for the other processes' large tests, then skips where the GPU has less free memory."""
+    with open(Path(tempfile.gettempdir()) / "bcos_kernels_gpu.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def check(gib: float) -> None:
+            free = torch.cuda.mem_get_info()[0] / 2**30
+            if free < gib:
+                pytest.skip(f"needs {gib} GiB of GPU memory, {free:.0f} GiB are free")
+
+        yield check
+        torch.cuda.empty_cache()

@@ -1,0 +1,82 @@
+"""Networks of the reference at 224², accelerated: logits, explanation and one training step's gradients."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from cases import Budget, bcos
+from torch import nn
+from torch.autograd import grad
+
+import bcos_kernels as bk
+
+MODELS = ("resnet50", "convnext_tiny", "simple_vit_s_patch16_224")
+BATCHES = 4  # of two images: the error of a deep network differs by a fifth from one image to the next
+
+
+def images(seed: int) -> torch.Tensor:
+    rgb = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.cat([rgb, 1 - rgb], 1)
+
+
+def network(name: str) -> nn.Module:
+    """A model in float64 on the CPU; its batch statistics are set on noise, B-cos signals fade without."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = getattr(bcos.pretrained, name)(pretrained=False).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        for module in model.modules():
+            if hasattr(module, "running_var"):
+                module.momentum = 1.0
+        model.train()(images(BATCHES))
+    return model.eval()
+
+
+@pytest.fixture
+def eight_threads():
+    """The float64 runs of a network take a minute with one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(8)
+    yield
+    torch.set_num_threads(threads)
+
+
+def results(model: nn.Module, x: torch.Tensor, top: torch.Tensor | None = None):
+    """Name -> the results of each image, and the class that each is explained for: the largest logit's unless given.
+
+    The gradients of a training step's loss are one vector for both images.
+    """
+    x = x.clone().requires_grad_()
+    logits = model(x)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    loss = nn.functional.cross_entropy(wide, torch.arange(len(x), device=x.device))
+    gradients = torch.cat([g.flatten() for g in grad(loss, [p for p in model.parameters() if p.requires_grad])])
+    top = logits.argmax(1) if top is None else top.to(x.device)
+    with model.explanation_mode():
+        (explanation,) = grad(model(x).gather(1, top[:, None]).sum(), x)
+    found = {"logits": logits, "explanation": explanation, "training": gradients[None]}
+    return {name: t.detach().cpu() for name, t in found.items()}, top
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_accelerated_network(name, eight_threads):
+    """Errors against float64 at most 1.1 times those of the reference on this GPU in the same dtype, plus 1 ulp."""
+    model, budget = network(name), Budget()
+    exact = [results(model, images(seed)) for seed in range(BATCHES)]
+    for dtype in (torch.float32, torch.bfloat16):
+        reference = copy.deepcopy(model).to("cuda", dtype).to(memory_format=torch.channels_last)
+        ours = bk.accelerate(copy.deepcopy(reference), backend="triton")
+        assert bk.report(ours).accelerated > 0
+        for seed, (truth, top) in enumerate(exact):
+            x = images(seed).to("cuda", dtype).contiguous(memory_format=torch.channels_last)
+            found, theirs = results(ours, x, top)[0], results(reference, x, top)[0]
+            for what in truth:
+                for mine, yours, true in zip(found[what], theirs[what], truth[what], strict=True):
+                    size = true.norm()
+                    scaled = (mine.double() / size, yours.double() / size, true / size)
+                    budget.add(f"{what} in {dtype}", *scaled, dtype)
+    budget.check()

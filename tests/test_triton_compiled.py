@@ -1,0 +1,275 @@
+"""The Triton kernels compiled for four GPUs that need not be there: resources, tensor cores, races, wide offsets."""
+
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from typing import NamedTuple
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton_ir import Pipeline, wrapping_products
+
+from bcos_kernels.backends.triton import aot, plan
+from bcos_kernels.backends.triton.problem import Problem
+
+WORKERS = 2
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
+EVERY_TILE = Problem((256, 128, 28, 28), (128, 128, 3, 3), padding=(1, 1))
+PROBLEMS = {
+    "1x1": Problem((256, 256, 56, 56), (64, 256, 1, 1)),
+    "3x3, stride 2": Problem((256, 128, 56, 56), (128, 128, 3, 3), (2, 2), (1, 1)),
+    "7x7 of 6 channels, stride 2": Problem((256, 6, 224, 224), (64, 6, 7, 7), (2, 2), (3, 3)),
+    "32 groups": Problem((256, 128, 56, 56), (128, 4, 3, 3), padding=(1, 1), groups=32),
+    "depthwise 7x7": Problem((256, 96, 56, 56), (96, 1, 7, 7), padding=(3, 3), groups=96),
+    "linear": Problem((50176, 384, 1, 1), (1536, 384, 1, 1), is_linear=True),
+    "1000 classes": Problem((256, 2048, 7, 7), (1000, 2048, 1, 1)),
+    "max_out 2": Problem((256, 64, 56, 56), (128, 64, 3, 3), padding=(1, 1), max_out=2),
+    "b = 1.5": Problem((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), exponent=1.5),
+    "b = 1": Problem((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), exponent=1.0),
+    "b a tensor, bias": Problem((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), exponent=0.0, bias=True),
+    "weights of any length": Problem((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), unit=False),
+    "fp32 weights": Problem((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), weight_dtype=torch.float32),
+}
+
+
+def typed(p: Problem, dtype: str, arch: str) -> Problem:
+    kind = DTYPES[dtype]
+    weight = torch.float32 if p.weight_dtype == torch.float32 else kind
+    return replace(p, dtype=kind, weight_dtype=weight, out_dtype=kind, tf32=dtype == "tf32", arch=arch)
+
+
+def cases() -> Iterator[tuple[str, Problem, bool]]:
+    """(what, problem, whether every tile)."""
+    for arch in aot.ARCHITECTURES:
+        yield f"3x3 bf16 {arch}", typed(EVERY_TILE, "bf16", arch), True
+    for dtype in ("fp32", "tf32"):
+        yield f"3x3 {dtype} sm_90", typed(EVERY_TILE, dtype, "sm_90"), True
+    for dtype, arch in (("fp16", "sm_90"), ("fp32", "sm_80"), ("tf32", "sm_80"), ("fp32", "gfx942")):
+        yield f"3x3 {dtype} {arch}", typed(EVERY_TILE, dtype, arch), False
+    for name, p in PROBLEMS.items():
+        yield f"{name} bf16 sm_90", typed(p, "bf16", "sm_90"), False
+    for arch in ("sm_80", "sm_100", "gfx942"):
+        for name in ("7x7 of 6 channels, stride 2", "depthwise 7x7"):
+            yield f"{name} bf16 {arch}", typed(PROBLEMS[name], "bf16", arch), False
+
+
+def selection() -> dict[aot.Specialisation, str]:
+    """Every distinct kernel that the cases start, in every candidate, with the case that starts it first."""
+    found = {}
+    for what, p, every_tile in cases():
+        channels_last = what != "fp32 weights bf16 sm_90"  # one of them as PyTorch makes a weight
+        for direction in plan.DIRECTIONS:
+            for candidate in plan.candidates(p, direction):
+                tiles = [None] if candidate == "vendor" or p.depthwise else plan.tiles(p, direction, candidate)
+                for tile in tiles if every_tile else tiles[:1]:
+                    for started in aot.launches(p, direction, candidate, tile, channels_last):
+                        found.setdefault(aot.specialise(started, p.arch), f"{what}, {direction}, {candidate}, {tile}")
+    return found
+
+
+class Examined(NamedTuple):
+    """What is asserted on, of one compiled kernel."""
+
+    excesses: list[str]
+    products: int
+    """Asynchronous ones that were followed."""
+    races: list[str]
+    wrapping: list[str]
+    tensor_core: str | None
+
+
+TENSOR_CORES = {
+    "tcgen05": r"tcgen05\.mma",
+    "wgmma": r"wgmma\.mma_async",
+    "mma.sync": r"mma\.sync",
+    "mfma": r"v_mfma_",
+}
+
+
+def examine(what: aot.Specialisation) -> Examined | str:
+    """Compiles a kernel in a worker; the compiler's message where it does not compile."""
+    try:
+        kernel = aot.compiled(what)
+    except Exception as error:  # of any kind: the message is the test's
+        causes = [error]
+        while causes[-1].__cause__ is not None:
+            causes.append(causes[-1].__cause__)
+        return "\n".join(f"{type(cause).__name__}: {cause}"[-1000:] for cause in causes)
+    pipeline = Pipeline(kernel.ttgir)
+    used = next((name for name, pattern in TENSOR_CORES.items() if re.search(pattern, kernel.assembly)), None)
+    return Examined(
+        kernel.excesses(), pipeline.products, pipeline.races, wrapping_products(kernel.ttir), used
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def kernels() -> dict[aot.Specialisation, tuple[str, Examined | str]]:
+    """Every kernel of the selection, where it comes from, and what was found."""
+    chosen = selection()
+    workers = min(WORKERS, os.cpu_count())
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        results = list(pool.map(examine, chosen, chunksize=2))
+    return {what: (chosen[what], result) for what, result in zip(chosen, results, strict=True)}
+
+
+def of_arch(kernels, arch: str) -> dict[str, Examined]:
+    """Description -> what was found, of the kernels of one GPU that compile."""
+    found = {}
+    for what, (origin, result) in kernels.items():
+        if what.arch == arch and not isinstance(result, str):
+            sizes = {
+                k: v for k, v in what.constants if k in ("BM", "BN", "BK", "PRECISION", "FUSED", "DETACHED", "FLAT")
+            }
+            found[f"{what.kernel} {sizes} {what.warps} warps, {what.stages} stages, of {origin}"] = result
+    return found
+
+
+def shown(found: dict[str, list]) -> str:
+    return "\n".join(f"{what}: {', '.join(map(str, v))}" for what, v in found.items())
+
+
+def test_every_kernel_compiles(kernels):
+    failed = {origin: result for origin, result in kernels.values() if isinstance(result, str)}
+    assert not failed, "\n".join(f"{origin}: {message}" for origin, message in failed.items())
+    assert {what.kernel for what in kernels} >= {
+        "conv2d_fwd_kernel", "conv2d_dgrad_kernel", "conv2d_wgrad_kernel", "depthwise_fwd_kernel",
+        "depthwise_bwd_kernel", "depthwise_dgrad_kernel", "depthwise_wgrad_kernel", "patch_norm_squares_kernel",
+        "patch_norm_fwd_kernel", "patch_norm_bwd_kernel", "scale_fwd_kernel", "scale_bwd_kernel",
+        "weight_norm_fwd_kernel", "weight_norm_bwd_kernel",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", aot.ARCHITECTURES)
+def test_no_kernel_spills_or_takes_more_than_there_is(kernels, arch):
+    excessive = {what: result.excesses for what, result in of_arch(kernels, arch).items() if result.excesses}
+    assert not excessive, shown(excessive)
+
+
+@pytest.mark.parametrize(
+    ("arch", "unit"), {"sm_80": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "mfma"}.items()
+)
+def test_half_precision_products_run_on_the_newest_tensor_cores(kernels, arch, unit):
+    """In tiles of 64 rows and more, as wgmma and tcgen05 demand."""
+    used = {
+        origin: result.tensor_core
+        for what, (origin, result) in kernels.items()
+        if what.arch == arch and "conv2d_" in what.kernel and "bf16" in origin and dict(what.constants)["BM"] >= 64
+    }
+    assert len(used) > 10 and set(used.values()) == {unit}, used
+
+
+@pytest.mark.parametrize("arch", ["sm_90", "sm_100"])
+def test_no_buffer_is_refilled_while_a_product_reads_it(kernels, arch):
+    found = of_arch(kernels, arch)
+    assert sum(result.products > 0 for result in found.values()) > 10
+    racing = {what: result.races for what, result in found.items() if result.races}
+    assert not racing, shown(racing)
+
+
+def test_no_offset_of_a_row_is_formed_in_32_bits(kernels):
+    found = {origin: r.wrapping for origin, r in kernels.values() if not isinstance(r, str) and r.wrapping}
+    assert not found, shown(found)
+
+
+# ------------------------------------------------------------------------------------------------ the checks themselves
+
+
+@triton.jit
+def racing_kernel(x_ptr, w_ptr, y_ptr, n_ptr, pixels, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """y = x wᵀ and Σx² of each row from one tile: the product still reads the buffer that the next copy fills."""
+    row = tl.program_id(0) * BM + tl.arange(0, BM)
+    inside = row < pixels
+    column = tl.arange(0, BN)
+    rk = tl.arange(0, BK)
+    acc = tl.zeros((BM, BN), tl.float32)
+    squares = tl.zeros((BM,), tl.float32)
+    start = row.to(tl.int64)[:, None] * K
+    for k in range(0, K, BK):
+        a = tl.load(x_ptr + start + (k + rk)[None, :], mask=inside[:, None], other=0.0)
+        b = tl.load(w_ptr + column[None, :] * K + (k + rk)[:, None])
+        wide = a.to(tl.float32)
+        squares += tl.sum(wide * wide, axis=1)
+        acc = tl.dot(a, b, acc)
+    at = row.to(tl.int64)[:, None] * BN + column[None, :]
+    tl.store(y_ptr + at, acc.to(y_ptr.dtype.element_ty), mask=inside[:, None])
+    tl.store(n_ptr + row, squares, mask=inside)
+
+
+@triton.jit
+def wrapping_kernel(x_ptr, y_ptr, pixels, C, BM: tl.constexpr, BN: tl.constexpr):
+    """y = x with a row's offset formed in 32 bits, in a loop over the rows."""
+    column = tl.arange(0, BN)
+    for start in range(tl.program_id(1) * BM, pixels, BM):
+        row = start + tl.arange(0, BM)
+        inside = (row < pixels)[:, None] & (column < C)[None, :]
+        offsets = row[:, None] * C + column[None, :]
+        tl.store(y_ptr + offsets, tl.load(x_ptr + offsets, mask=inside, other=0.0), mask=inside)
+
+
+BF16, FP32 = aot.Pointer(torch.bfloat16, False), aot.Pointer(torch.float32, False)
+
+
+def planted(kernel: str, arguments: tuple, arch: str = "sm_90", **constants) -> aot.Compiled:
+    return aot.compiled(aot.Specialisation(arch, __name__, kernel, arguments, tuple(constants.items()), 4, 3))
+
+
+def test_the_race_check_finds_a_planted_race():
+    """The one that triton-lang/triton issue 6691 describes; tcgen05 waits for its barrier instead."""
+    arguments = (BF16, BF16, BF16, FP32, 7, 16)
+    hopper = Pipeline(planted("racing_kernel", arguments, BM=128, BN=64, BK=64).ttgir)
+    assert hopper.products and hopper.races
+    blackwell = Pipeline(planted("racing_kernel", arguments, "sm_100", BM=128, BN=64, BK=64).ttgir)
+    assert blackwell.products and not blackwell.races
+
+
+def test_the_race_check_finds_our_kernel_without_its_register_operand():
+    p = typed(PROBLEMS["1x1"], "bf16", "sm_90")
+    what = aot.specialise(aot.launches(p, "forward", "one-pass")[-1], "sm_90")
+    for registers in (True, False):
+        constants = dict(what.constants) | {"REGISTERS": registers}
+        pipeline = Pipeline(aot.compiled(what._replace(constants=tuple(constants.items()))).ttgir)
+        assert pipeline.products and bool(pipeline.races) is not registers
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_the_race_check_finds_a_buffer_too_few(after):
+    """In the form itself: the copies' buffers turn over one buffer too early."""
+    p = typed(EVERY_TILE, "bf16", "sm_90")
+    ttgir = aot.compiled(aot.specialise(aot.launches(p, "forward", "one-pass")[-1], "sm_90")).ttgir
+    assert "%c3_i32" in ttgir and not Pipeline(ttgir).races
+    fewer = re.sub(r"(arith\.cmpi sge, \S+) %c3_i32", rf"\1 %c{after}_i32", ttgir)
+    assert fewer != ttgir and Pipeline(fewer).races
+
+
+def test_the_offset_check_finds_a_planted_product():
+    assert wrapping_products(planted("wrapping_kernel", (BF16, BF16, 7, 16), BM=128, BN=64).ttir)
+    assert not wrapping_products(planted("racing_kernel", (BF16, BF16, BF16, FP32, 7, 16), BM=128, BN=64, BK=64).ttir)
+
+
+def test_what_exceeds_the_gpu_is_named():
+    p = typed(EVERY_TILE, "bf16", "sm_90")
+    tile = plan.Tile(128, 128, 64, 4, 3)  # 4 warps cannot hold what 8 do
+    what = aot.specialise(aot.launches(p, "training", "one-pass", tile)[1], "sm_90")
+    assert "conv2d_dgrad" in what.kernel and any("spills" in excess for excess in aot.compiled(what).excesses())
+    deep = aot.compiled(what._replace(stages=9))._replace(of=what._replace(arch="gfx942"))
+    assert any("shared" in excess for excess in deep.excesses())
+
+
+@pytest.mark.parametrize("arch", aot.ARCHITECTURES)
+def test_specialisations_are_what_triton_would_compile(arch, monkeypatch):
+    """The arguments of a specialisation stand for those of the launch: Triton keys both alike."""
+    monkeypatch.setattr(triton.runtime.driver, "_active", aot._Driver(arch))
+    assert isinstance(aot.ARCHITECTURES[arch].target, GPUTarget)
+    large = replace(PROBLEMS["linear"], x_shape=(1 << 22, 384, 1, 1))
+    for p in (EVERY_TILE, PROBLEMS["7x7 of 6 channels, stride 2"], PROBLEMS["depthwise 7x7"], large):
+        for started in aot.launches(replace(p, arch=arch), "training", "semi" if not p.depthwise else "one-pass"):
+            binder = started.kernel.create_binder()[-1]
+            what = aot.specialise(started, arch)
+            keys = [binder(*a, **started.constants)[1] for a in (started.arguments, map(aot._value, what.arguments))]
+            assert keys[0] == keys[1], what
