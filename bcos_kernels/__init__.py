@@ -3,6 +3,7 @@
 from . import functional
 from .integration import accelerate, report, restore
 from .modules import BcosConv2d, BcosConv2dWithScale, BcosLinear
+from .tune import tune
 
 __version__ = "0.1.0"
-__all__ = ["BcosConv2d", "BcosConv2dWithScale", "BcosLinear", "accelerate", "functional", "report", "restore"]
+__all__ = ["BcosConv2d", "BcosConv2dWithScale", "BcosLinear", "accelerate", "functional", "report", "restore", "tune"]

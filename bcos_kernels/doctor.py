@@ -10,7 +10,10 @@ from dataclasses import replace
 import torch
 
 from . import __version__, dispatch
+from .backends import triton
+from .backends.triton import choices
 from .spec import Call, Spec
+from .text import aligned
 
 __all__ = ["main"]
 
@@ -41,7 +44,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bcos_kernels doctor", description=__doc__.split(": ", 1)[1])
     parser.parse_args(argv)
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    parts = [_versions(), _build(), _environment()]
+    parts = [_versions(), _build(), _triton(devices), _environment()]
     parts += [_table(device) for device in devices]
     parts.append(_reasons(devices))
     print("\n\n".join(parts))
@@ -67,7 +70,7 @@ def _versions() -> str:
         "cpu": f"{platform.machine()} {cpu}, {torch.get_num_threads()} threads",
         "gpu": ", ".join(gpus) or "none",
     }
-    return _aligned(rows)
+    return aligned(rows.items())
 
 
 def _build() -> str:
@@ -83,6 +86,19 @@ def _build() -> str:
     if built_for.partition("+")[0] != torch.__version__.partition("+")[0]:
         return f"compiled extension: made for torch {built_for}, not {torch.__version__}: rebuild it ({facts})"
     return f"compiled extension: made for torch {built_for}, running {torch.__version__} ({facts})"
+
+
+def _triton(devices: list[str]) -> str:
+    """The Triton kernels: where they run, or why not, and what was tuned for them here."""
+    reasons = triton.why_not(_call(_CONV, devices[-1], torch.float32))
+    if reasons:
+        return f"triton kernels: not used here: {'; '.join(reasons)}"
+    where = "on the GPU" if devices[-1] == "cuda" else "in the interpreter (TRITON_INTERPRET=1), where asked for"
+    try:
+        count = len(choices.read().get(choices.device(), {}))
+    except ValueError as error:
+        return f"triton kernels: {where}; the choices between them are predicted: {error}"
+    return f"triton kernels: {where}; {count} choices tuned for {choices.device()} in {choices.PATH}"
 
 
 def _environment() -> str:
@@ -102,8 +118,7 @@ def _table(device: str) -> str:
     rows = [(f"on {device}", *(str(d)[6:] for d in DTYPES))]
     for name, case in CASES.items():
         rows.append((name, *(_served(_call(case, device, dtype)) for dtype in DTYPES)))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return aligned(rows)
 
 
 def _served(call: Call) -> str:
@@ -124,8 +139,3 @@ def _reasons(devices: list[str]) -> str:
     for name, reasons in found.items():
         lines += [f"  {name}: {reason}" for reason in reasons] or [f"  {name}: serves every call above"]
     return "\n".join(lines)
-
-
-def _aligned(rows: dict[str, str]) -> str:
-    width = max(map(len, rows))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())

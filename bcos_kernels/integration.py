@@ -7,22 +7,25 @@ class, with the same name and a fused forward. Values (b, detach, weight, stride
 from __future__ import annotations
 
 import functools
+import itertools
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from . import dispatch, probe, protocol
+from .backends.triton.plan import DIRECTIONS, Choice
 from .modules import BcosLayer
 from .protocol import Variant
 from .spec import Call, Spec
+from .text import aligned
 
-__all__ = ["Report", "Row", "accelerate", "accelerate_as_built", "report", "restore"]
+__all__ = ["Report", "Row", "accelerate", "accelerate_as_built", "arguments", "report", "restore", "run_once"]
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,8 @@ class Row:
     kind: str
     backend: str | None
     reason: str | None = None
+    choices: tuple[str, ...] = ()
+    """The kernels that serve its forward, explanation and training, and why; known of an example, on ``triton``."""
 
 
 @dataclass(frozen=True)
@@ -194,25 +199,83 @@ class Report:
     def __str__(self) -> str:
         if not self.rows:
             return "no B-cos layers"
-        head = ("module", "class", "backend")
-        cells = [(r.name, r.kind, r.backend or f"left alone: {r.reason}") for r in self.rows]
-        widths = [max(len(row[i]) for row in (head, *cells)) for i in range(2)]
-        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in (head, *cells)]
+        wide = any(row.choices for row in self.rows)
+        cells = [("module", "class", "backend", *(DIRECTIONS if wide else ()))]
+        for row in self.rows:
+            choices = row.choices or ("",) * len(DIRECTIONS)
+            cells.append((row.name, row.kind, row.backend or f"left alone: {row.reason}", *(choices if wide else ())))
+        lines = [aligned(cells)]
+        if not wide and any(row.backend == "triton" for row in self.rows):
+            lines.append("which kernels of triton serve a layer depends on the input: report(model, example_input)")
         backends = Counter(r.backend for r in self.rows if r.backend)
         served = ", ".join(f"{count} by {name}" for name, count in backends.items())
         total = f"{len(self.rows)} B-cos layers: {self.accelerated} accelerated"
         return "\n".join([*lines, f"{total}{f' ({served})' if served else ''}, {self.left_alone} left alone"])
 
 
-def report(model: nn.Module) -> Report:
-    """Every B-cos layer of ``model``: the backend that serves inputs like its weight, or why none does."""
+def report(model: nn.Module, example_input: torch.Tensor | tuple | None = None) -> Report:
+    """Every B-cos layer of ``model``: the backend that serves inputs like its weight, or why none does.
+
+    With an example (a tensor, or a tuple of the model's arguments) the model runs on it once, without gradients and
+    leaving buffers and random numbers as they were, and layers on ``triton`` tell which kernels serve such an input.
+
+    Raises:
+        TypeError: ``model`` is no module, or ``example_input`` neither a tensor nor a tuple with one.
+    """
     _check(model, None, None)
-    rows = []
-    for name, module in model.named_modules():
-        row = _row(name or "(model)", module)
-        if row is not None:
-            rows.append(row)
-    return Report(tuple(rows))
+    args = None if example_input is None else arguments(example_input)
+    rows = {name: row for name, module in model.named_modules() if (row := _row(name or "(model)", module)) is not None}
+    on_triton = [name for name, row in rows.items() if row.backend == "triton"]
+    if args is not None and on_triton:
+        choices = _choices(model, args, on_triton)
+        rows.update((name, replace(rows[name], choices=texts)) for name, texts in choices.items())
+    return Report(tuple(rows.values()))
+
+
+def _choices(model: nn.Module, args: tuple, names: list[str]) -> dict[str, tuple[str, ...]]:
+    """What serves each direction of each named layer in its first call of a run of the model, and why."""
+    from .backends.triton import trials
+
+    found = dict.fromkeys(names, ("not run by the example",) * len(DIRECTIONS))
+    called = set()
+    with trials.noting() as noted, ExitStack() as hooks:
+
+        def before(module, args) -> None:
+            noted.clear()
+
+        def after(module, args, output, name: str) -> None:
+            if name not in called and noted:
+                called.add(name)
+                p, _ = next(iter(noted))
+                found[name] = tuple(map(_words, trials.served(p)))
+
+        for name in names:
+            layer = model.get_submodule(name)
+            hooks.callback(layer.register_forward_pre_hook(before).remove)
+            hooks.callback(layer.register_forward_hook(functools.partial(after, name=name)).remove)
+        with torch.no_grad():
+            run_once(model, args)
+    return found
+
+
+def _words(choice: Choice) -> str:
+    return f"{choice.candidate} ({choice.reason})"
+
+
+def arguments(example_input) -> tuple:
+    """The positional arguments of a model; raises TypeError for neither a tensor nor a tuple with one."""
+    args = example_input if isinstance(example_input, tuple) else (example_input,)
+    if not any(isinstance(arg, torch.Tensor) for arg in args):
+        raise TypeError(f"example_input={example_input!r}: a tensor or a tuple of the model's arguments is needed")
+    return args
+
+
+def run_once(model: nn.Module, args: tuple):
+    """``model(*args)`` in its present mode, with its buffers and the random numbers left as they were."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    tensors = itertools.chain(model.parameters(), buffers.values(), (a for a in args if isinstance(a, torch.Tensor)))
+    with torch.random.fork_rng({t.get_device() for t in tensors if t.is_cuda}):
+        return torch.func.functional_call(model, buffers, args)
 
 
 def _row(name: str, module: nn.Module) -> Row | None:

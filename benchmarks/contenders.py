@@ -60,11 +60,8 @@ def forced(candidate: str | None) -> Iterator[dict[str, object]]:
         chosen[direction] = p, choice
         return choice
 
-    layer.choose = note
-    try:
+    with layer.choosing(note):
         yield chosen
-    finally:
-        layer.choose = choose
 
 
 def outputs(module: nn.Module, x: Tensor, grad: Tensor, measure: str) -> tuple[Tensor, ...]:

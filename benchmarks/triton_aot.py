@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 import triton
+from rich.console import Console
 from rich.progress import track
 
 import bcos_kernels
@@ -270,6 +271,8 @@ def main(argv: list[str] | None = None) -> int:
     if not chosen:
         parser.error(f"--layers {arguments.layers!r} matches no layer")
     result = header(argv) | {"predicted": {}, "compiled": []}
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    print(f"`{result['command']}` at commit {result['commit'][:10]}; {versions}. {result['kind'].capitalize()}.")
     exceeding = 0
     with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
         for arch in arguments.arch:
@@ -277,7 +280,8 @@ def main(argv: list[str] | None = None) -> int:
             found = started(chosen, arch)
             work = {pool.submit(inspected, what): what for what in found}
             rows = {}
-            for done in track(as_completed(work), f"compiling for {arch}", len(work)):
+            compiling = f"compiling for {arch}"
+            for done in track(as_completed(work), compiling, len(work), console=Console(stderr=True)):
                 origin, p, launch = found[work[done]]
                 row = done.result()
                 rows[work[done]] = {"of": origin} | row | loop_time(row, p, launch.grid)

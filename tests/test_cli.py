@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from bcos_kernels import dispatch, run
 from bcos_kernels.__main__ import main
@@ -42,13 +43,32 @@ def test_doctor():
     assert "  reference: serves every call above" in result.stdout
 
 
+def test_doctor_tells_of_the_kernels_for_gpus(tmp_path):
+    """Why they are not used here; in the interpreter how many choices there are, or why none can be read."""
+
+    def line(**environment):
+        result = command("doctor", CUDA_VISIBLE_DEVICES="", **environment)
+        assert result.returncode == 0, result.stderr
+        (found,) = (line for line in result.stdout.splitlines() if line.startswith("triton kernels: "))
+        return found.removeprefix("triton kernels: ")
+
+    assert line(TRITON_INTERPRET="0").startswith("not used here: device is 'cpu', the Triton kernels run on 'cuda'")
+    file = tmp_path / "choices.json"
+    assert f"; 0 choices tuned for interpreter, torch {torch.__version__}, triton" in line(
+        TRITON_INTERPRET="1", BCOS_KERNELS_CACHE=str(file)
+    )
+    file.write_text("{")
+    damaged = line(TRITON_INTERPRET="1", BCOS_KERNELS_CACHE=str(file))
+    assert "are predicted: " in damaged and str(file) in damaged and "delete it" in damaged
+
+
 @pytest.mark.parametrize("name, known", [("reference", True), ("quick", False)])
 def test_doctor_tells_what_the_environment_forces(name, known, monkeypatch, capsys):
     monkeypatch.setattr(dispatch, "FORCED", name)
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
     assert f"BCOS_KERNELS_BACKEND={name}" in shown
-    assert ("which is unknown: allowed are cpu, reference" in shown) != known
+    assert ("which is unknown: allowed are cpu, triton, reference" in shown) != known
     row = next(line for line in shown.splitlines() if line.startswith("linear "))
     assert row.split()[1:] == ["reference" if known else "none"] * 4
 

@@ -10,7 +10,7 @@ import bcos_kernels
 ROOT = Path(bcos_kernels.__file__).parent
 FLOORS = [
     {"__main__"},
-    {"demo", "doctor", "run"},
+    {"demo", "doctor", "run", "tune"},
     {"integration"},
     {"probe"},
     {"protocol"},
@@ -20,7 +20,7 @@ FLOORS = [
     {"ops"},
     {"dispatch", "checks"},
     {"backends"},
-    {"spec", "_C"},
+    {"spec", "_C", "text"},
 ]
 
 

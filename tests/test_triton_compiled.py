@@ -66,7 +66,7 @@ def selection() -> dict[aot.Specialisation, str]:
         channels_last = what != "fp32 weights bf16 sm_90"  # one of them as PyTorch makes a weight
         for direction in plan.DIRECTIONS:
             for candidate in plan.candidates(p, direction):
-                tiles = [None] if candidate == "vendor" or p.depthwise else plan.tiles(p, direction, candidate)
+                tiles = plan.tiles(p, direction, candidate) if plan.has_tile(p, candidate) else [None]
                 for tile in tiles if every_tile else tiles[:1]:
                     for started in aot.launches(p, direction, candidate, tile, channels_last):
                         found.setdefault(aot.specialise(started, p.arch), f"{what}, {direction}, {candidate}, {tile}")

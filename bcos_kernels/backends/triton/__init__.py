@@ -123,7 +123,7 @@ def problem(x: Tensor, weight: Tensor, bias: bool, tensor_b: bool, rest: tuple, 
     arch = _architecture(x.device.index) if x.is_cuda else "interpreter"
     return _problem(
         x.shape, weight.shape, tuple(tuple(a) if isinstance(a, list) else a for a in rest), bias, tensor_b,
-        x.dtype, weight.dtype, out_dtype, _allows_tf32(is_linear), arch, is_linear,
+        x.dtype, weight.dtype, out_dtype, x.dtype == torch.float32 and _allows_tf32(is_linear), arch, is_linear,
     )  # fmt: skip
 
 

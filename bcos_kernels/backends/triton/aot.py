@@ -9,8 +9,6 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from typing import NamedTuple
 
@@ -117,7 +115,8 @@ def launches(
     x, weight = image(p.x_shape, p.dtype), image(p.weight_shape, p.weight_dtype)
     bias = weight.new_empty(p.filters) if p.bias else None
     b = x.new_empty((), dtype=torch.float32) if p.tensor_b else None
-    with _chosen(Choice(candidate, tile, "asked for")):
+    choice = Choice(candidate, tile, "asked for")
+    with layer.choosing(lambda p, direction: choice):
         with recording() as forward:
             saved = layer.forward(p, x, weight, bias, b)
         if direction == "forward":
@@ -128,15 +127,6 @@ def launches(
             saved = saved._replace(y=saved.y if p.power == 2 else None)
             layer.backward(p, grad, x, weight, b, saved, not training, needs)
     return backward
-
-
-@contextmanager
-def _chosen(choice: Choice) -> Iterator[None]:
-    usual, layer.choose = layer.choose, lambda p, direction: choice
-    try:
-        yield
-    finally:
-        layer.choose = usual
 
 
 def specialise(started: Launch, arch: str) -> Specialisation:

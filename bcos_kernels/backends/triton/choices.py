@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from . import INTERPRETED
 from .problem import Problem
 
 try:
@@ -36,10 +37,10 @@ CURE = "delete it, or set BCOS_KERNELS_CACHE to another file"
 
 
 def device() -> str:
-    """What a measurement holds for: the current GPU and everything that compiles for it."""
+    """What a measurement holds for: the current GPU, or the interpreter, and everything that compiles for it."""
     from triton import __version__
 
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "interpreter"
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() and not INTERPRETED else "interpreter"
     return f"{name}, torch {torch.__version__}, triton {__version__}"
 
 
@@ -50,7 +51,7 @@ def key(p: Problem, direction: str) -> str:
 
 
 def read() -> dict[str, dict[str, dict]]:
-    """Everything stored, ``{device: {key: choice}}``.
+    """Every choice stored, ``{device: {key: choice}}``; an entry that is none is left out.
 
     Raises:
         ValueError: the file cannot be read, or is not one of this package's.
@@ -64,15 +65,17 @@ def read() -> dict[str, dict[str, dict]]:
     devices = stored.get("devices") if isinstance(stored, dict) and stored.get("schema") == SCHEMA else None
     if not isinstance(devices, dict) or not all(isinstance(known, dict) for known in devices.values()):
         raise ValueError(f"{PATH} is no file of choices of schema {SCHEMA}: {CURE}")
-    return devices
+    return {name: {call: c for call, c in known.items() if _is_choice(c)} for name, known in devices.items()}
 
 
 def find(p: Problem, direction: str) -> dict | None:
-    """``{"candidate": ..., "tile": [...] | None, ...}`` of a call that was tuned on this device, else None."""
+    """The choice of a call that was tuned on this device, else None.
+
+    ``{"candidate": str, "tile": [m, n, k, warps, stages] | None, "seconds": {candidate: float}}``
+    """
     stored = _readable()
     known = stored and stored.get(device())
-    choice = known.get(key(p, direction)) if known else None
-    return choice if _is_choice(choice) else None
+    return known.get(key(p, direction)) if known else None
 
 
 @cache
@@ -85,10 +88,10 @@ def _readable() -> dict[str, dict[str, dict]]:
 
 
 def _is_choice(stored) -> bool:
-    if not isinstance(stored, dict) or not isinstance(stored.get("candidate"), str):
-        return False
-    tile = stored.get("tile")
-    return tile is None or (isinstance(tile, list) and len(tile) == 5 and all(type(v) is int for v in tile))
+    match stored:
+        case {"candidate": str(), "tile": None | [int(), int(), int(), int(), int()], "seconds": dict(seconds)}:
+            return all(isinstance(time, float) for time in seconds.values())
+    return False
 
 
 def store(measured: dict[str, dict]) -> None:

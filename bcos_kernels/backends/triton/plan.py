@@ -81,13 +81,20 @@ def choose(p: Problem, direction: str) -> Choice:
     """What serves one direction: the stored choice, or the candidate of the shortest predicted time."""
     stored = choices.find(p, direction)
     if stored is not None and stored["candidate"] in candidates(p, direction):
-        tile = stored.get("tile")
-        return Choice(stored["candidate"], Tile(*tile) if tile else None, "measured on this device")
+        offered = tiles(p, direction, stored["candidate"]) if has_tile(p, stored["candidate"]) else [None]
+        tile = Tile(*stored["tile"]) if stored["tile"] else None
+        if tile in offered:
+            return Choice(stored["candidate"], tile, "measured on this device")
     times = {name: predict(p, direction, name) for name in candidates(p, direction)}
     best = min(times, key=times.get)
     listed = ", ".join(f"{name} {1e6 * time:.0f} µs" for name, time in times.items())
-    tile = None if best == "vendor" or p.depthwise else tiles(p, direction, best)[0]
+    tile = tiles(p, direction, best)[0] if has_tile(p, best) else None
     return Choice(best, tile, f"predicted: {listed}")
+
+
+def has_tile(p: Problem, candidate: str) -> bool:
+    """Whether the candidate has a product of ours whose tile can be chosen."""
+    return candidate != "vendor" and (candidate == "semi" or not p.depthwise)
 
 
 def tiles(p: Problem, direction: str, candidate: str) -> list[Tile]:

@@ -1,0 +1,288 @@
+"""Tuning: what is measured, stored and refused; the choice in the report; the command."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import bcos_kernels as bk
+from bcos_kernels.__main__ import main
+from bcos_kernels.backends.triton import choices
+
+ROOT = Path(__file__).parent.parent
+tuning = importlib.import_module("bcos_kernels.tune")  # beside the function of that name
+
+NET = """
+import json, signal, sys
+import torch
+from torch import nn
+import bcos_kernels as bk
+from bcos_kernels.backends.triton import choices, layer, trials
+
+class Net(nn.Module):
+    def __init__(self, backend="triton"):
+        super().__init__()
+        self.conv = bk.BcosConv2d(3, 4, 3, padding=1, backend=backend)
+        conv = bk.BcosConv2d(4, 4, 3, padding=1, backend=backend)
+        self.body = nn.Sequential(nn.BatchNorm2d(4), nn.Dropout(0.5), conv)
+        self.head = bk.BcosLinear(4, 3, backend=backend)
+        self.unused = bk.BcosLinear(4, 3, backend=backend)
+
+    def forward(self, x):
+        return self.head(self.body(self.conv(x)).mean((2, 3)))
+
+x = torch.randn(2, 3, 3, 3)
+"""
+"""Two convolutions of unequal and one linear layer of equal calls: three distinct ones."""
+
+
+def python(*args, cache, cwd=None, **environment):
+    """A process with Triton's interpreter and no GPU."""
+    env = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    env |= {"BCOS_KERNELS_CACHE": str(cache), "BCOS_KERNELS_BACKEND": "", **environment}
+    return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def script(code, cache):
+    result = python("-c", NET + code, cache=cache)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+TUNE = """
+model = Net()
+model.body[1].eval()
+model(x).sum().backward()
+state = {name: t.clone() for name, t in model.state_dict().items()}
+grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+flags, random = [m.training for m in model.modules()], torch.get_rng_state()
+model.body[1].train()
+result = bk.tune(model, x)
+model.body[1].eval()
+assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
+assert len(grads) == 5 and all(torch.equal(p.grad, grads[n]) for n, p in model.named_parameters() if n in grads)
+assert [m.training for m in model.modules()] == flags and torch.equal(torch.get_rng_state(), random)
+assert all(t.seconds > 0 and t.refusal is None for row in result.rows for t in row.trials)
+print(result)
+"""
+
+REPORT = """
+model = Net()
+before = torch.get_rng_state(), model.body[0].running_mean.clone()
+report = bk.report(model, x)
+assert torch.equal(torch.get_rng_state(), before[0]) and torch.equal(model.body[0].running_mean, before[1])
+print(json.dumps([[row.name, *row.choices] for row in report.rows]))
+print(json.dumps([row.choices for row in bk.report(model, x[:1]).rows]))
+print(bk.report(model))
+"""
+
+
+def test_winners_serve_other_processes(tmp_path):
+    cache = tmp_path / "deep" / "choices.json"
+    result = script(TUNE, cache)
+    lines = result.stdout.splitlines()
+    assert len(lines) == 1 + 9 + 1 and "9 of 9 measured on interpreter" in lines[-1] and str(cache) in lines[-1]
+    assert "100%" in result.stderr  # the bar
+    (stored,) = json.loads(cache.read_text())["devices"].values()
+    assert len(stored) == 9
+    for call, choice in stored.items():
+        assert choice["candidate"] == min(choice["seconds"], key=choice["seconds"].get)
+        assert (choice["tile"] is None) == (choice["candidate"] == "vendor")
+        candidates = {"one-pass", "vendor"} if call.startswith("forward") else {"one-pass", "semi", "vendor"}
+        assert set(choice["seconds"]) == candidates
+
+    known, other, *text = script(REPORT, cache).stdout.splitlines()
+    rows, winners = json.loads(known), [choice["candidate"] for choice in stored.values()]
+    assert [name for name, *_ in rows] == ["conv", "body.2", "head", "unused"]
+    expected = [f"{winner} (measured on this device)" for winner in winners]
+    assert [choice for _, *row in rows[:3] for choice in row] == expected
+    assert rows[3][1:] == ["not run by the example"] * 3
+    assert all("(predicted: " in choice for row in json.loads(other)[:3] for choice in row)
+    assert "depends on the input: report(model, example_input)" in text[-2]
+
+    def command(*args):
+        result = python("-m", "bcos_kernels", *args, cache=cache)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    listed = command("tune", "--list")
+    assert str(cache) in listed and "9 choices" in listed and all(call in listed for call in stored)
+    assert f"9 choices tuned for interpreter, torch {torch.__version__}" in command("doctor")
+    assert command("tune", "--clear").startswith("9 choices of interpreter")
+    assert json.loads(cache.read_text())["devices"] == {}
+
+
+INTERRUPT = """
+usual, served = layer.choose, []
+def measure(*args, measure=trials.measure):
+    served.append(args[1])
+    if len(served) == 3:
+        signal.raise_signal(signal.SIGINT)
+    return measure(*args)
+trials.measure = measure
+result = bk.tune(Net(), x, directions=("forward", "explanation"), progress=False)
+assert layer.choose is usual
+print(len(result.rows), result.calls, len(choices.read()[choices.device()]))
+print(str(result).splitlines()[-1])
+"""
+
+
+def test_an_interrupt_keeps_what_was_measured(tmp_path):
+    counts, line = script(INTERRUPT, tmp_path / "c.json").stdout.splitlines()
+    assert counts == "2 6 2"
+    assert line.startswith("interrupted: 2 of 6 measured")
+
+
+WRONG = """
+def forward(p, x, weights, bias, b, out, tile, forward=layer.implicit_gemm.forward):
+    if tile.m == 32:
+        raise MemoryError("out of resources")
+    forward(p, x, weights, bias, b, out, tile)
+    out.y.mul_(1.01)
+layer.implicit_gemm.forward = forward
+result = bk.tune(bk.BcosConv2d(3, 4, 1, backend="triton"), torch.randn(1, 3, 7, 7), directions=("forward",))
+(row,) = result.rows
+print(row.winner.candidate, [t.refusal is not None for t in row.trials])
+print(result)
+"""
+
+
+def test_failing_and_wrong_kernels_are_refused(tmp_path):
+    line, _, row, *refused, last = script(WRONG, tmp_path / "c.json").stdout.splitlines()
+    assert line == "vendor [True, True, False]"
+    assert row.split()[-1] == "–"  # the predicted kernel was refused: no gain to tell
+    assert "its y is 1.0e-02 away from the vendor's, 4.0e-03 is allowed" in refused[0]
+    assert "MemoryError: out of resources" in refused[1]
+    assert last.startswith("1 of 1 measured")
+
+
+def test_the_command(tmp_path):
+    """A model of a module in the working directory, with arguments, autocast and some directions."""
+    (tmp_path / "mine.py").write_text(
+        "import bcos_kernels as bk\ndef make(n): return bk.BcosLinear(4, n)\ndef plain(): return bk.functional\n"
+    )
+    arguments = ["--input", "2,4", "--factory-args", '{"n": 3}', "--directions", "forward", "--amp", "--dtype", "bf16"]
+
+    def command(name, **environment):
+        options = {"cache": tmp_path / "c.json", "cwd": tmp_path, **environment}
+        return python("-m", "bcos_kernels", "tune", "--model", f"mine:{name}", *arguments, **options)
+
+    result = command("make", BCOS_KERNELS_BACKEND="triton")
+    assert result.returncode == 0, result.stderr
+    assert "linear 2×4 -> 3 bfloat16" in result.stdout
+    (stored,) = json.loads((tmp_path / "c.json").read_text())["devices"].values()
+    (call,) = stored
+    assert call.startswith("forward ") and "weight_dtype=float32 out_dtype=float32" in call
+    result = command("make")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "no call of the model is served by Triton" in result.stderr and "1 served by cpu" in result.stderr
+
+
+@pytest.mark.parametrize("show, lines", [(True, "tune: 1 of 2: a\ntune: 2 of 2: b\n"), (False, "")])
+def test_progress_without_rich(show, lines, monkeypatch, capsys):
+    for name in ("rich", "rich.console", "rich.progress"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with tuning._progress(2, show) as advance:
+        advance("a")
+        advance("b")
+    assert capsys.readouterr() == ("", lines)
+
+
+# bad input
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(tuning, "INTERPRETED", False)
+
+
+@pytest.mark.parametrize(
+    "arguments, options, error, message",
+    [
+        ((3, torch.ones(1)), {}, TypeError, r"model=3: a torch\.nn\.Module is needed"),
+        ((torch.nn.ReLU(), "x"), {}, TypeError, "example_input='x': a tensor or a tuple"),
+        ((torch.nn.ReLU(), (1, 2)), {}, TypeError, r"example_input=\(1, 2\): a tensor or a tuple"),
+        ((torch.nn.ReLU(), torch.ones(1)), {"directions": ("up",)}, ValueError, r"directions=\('up',\): allowed are"),
+        ((torch.nn.ReLU(), torch.ones(1)), {"directions": "forward"}, ValueError, "directions='forward': allowed are"),
+        ((torch.nn.ReLU(), torch.ones(1)), {"directions": ()}, ValueError, r"directions=\(\): allowed are"),
+        (
+            (torch.nn.ReLU(), torch.ones(1)),
+            {},
+            RuntimeError,
+            "on the GPU that is to run the model, and torch sees none",
+        ),
+    ],
+)
+def test_bad_input(arguments, options, error, message, no_gpu):
+    with pytest.raises(error, match=message):
+        bk.tune(*arguments, **options)
+
+
+def test_triton_must_be_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tuning, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="the package triton is not installed"):
+        bk.tune(torch.nn.ReLU(), torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        (torch.nn.ReLU(), "model has no B-cos layers"),
+        (bk.BcosLinear(1, 2, backend="reference"), "served by Triton.*: B-cos layers 1 served by reference"),
+    ],
+)
+def test_nothing_to_tune(model, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "_check_device", lambda: None)
+    monkeypatch.setattr(choices, "PATH", tmp_path / "choices.json")
+    with pytest.raises(ValueError, match=message):
+        bk.tune(model, torch.ones(2, 1))
+
+
+@pytest.mark.parametrize("example", ["x", (1, None)])
+def test_report_needs_a_tensor(example):
+    with pytest.raises(TypeError, match=r"example_input=.*: a tensor or a tuple"):
+        bk.report(bk.BcosLinear(2, 2), example)
+
+
+def test_report_of_other_backends_runs_nothing():
+    layer = bk.BcosLinear(2, 2, backend="reference")
+    assert bk.report(layer, torch.ones(1, 77)).rows == bk.report(layer).rows
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model", "math:sqrt", "--input", "1,2"], "on the GPU that is to run the model, and torch sees none"),
+        (["--model", "math.sqrt", "--input", "1,2"], "--model math.sqrt: pkg.module:factory is needed"),
+        (["--model", "math:nowhere", "--input", "1,2"], "--model math:nowhere: math has no nowhere"),
+        (["--model", "math:pi", "--input", "1,2"], "--model math:pi: pi is float, not callable"),
+        (["--model", "nowhere.at.all:f", "--input", "1,2"], "No module named 'nowhere'"),
+    ],
+)
+def test_bad_models(arguments, message, no_gpu, capsys):
+    assert main(["tune", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1) and err.startswith("bcos_kernels tune: ") and message in err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "--model and --input are needed, or --list, or --clear"),
+        (["--model", "math:sqrt", "--input", "1,0"], "'1,0': positive sizes are needed"),
+        (["--model", "math:sqrt", "--input", "1,2", "--factory-args", "[1]"], "'[1]': a JSON object is needed"),
+        (["--directions", "up"], "argument --directions: invalid choice: 'up'"),
+    ],
+)
+def test_bad_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["tune", *arguments])
+    assert stop.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
