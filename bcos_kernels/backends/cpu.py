@@ -7,6 +7,7 @@ from types import ModuleType
 import torch
 
 from ..spec import Call
+from . import unserved
 
 
 def _load() -> tuple[ModuleType | None, str]:
@@ -36,14 +37,7 @@ def why_not(call: Call) -> list[str]:
         found.append(_absent)
     if call.device != "cpu":
         found.append(f"device is {call.device!r}, the C++ kernels run on 'cpu'")
-    if call.dtype not in _DTYPES:
-        found.append(f"dtype {call.dtype} is none of {', '.join(map(str, _DTYPES))}")
-    elif call.weight_dtype not in (call.dtype, torch.float32):
-        found.append(f"weight dtype {call.weight_dtype} beside input dtype {call.dtype}")
-    if call.spec.max_out > 255:
-        found.append(f"max_out={call.spec.max_out} is above 255, the largest winner index kept")
-    if not call.zero_padded:
-        found.append("the padding mode is not 'zeros': the patch norm sees another input than the convolution")
+    found += unserved(call, _DTYPES)
     return found
 
 

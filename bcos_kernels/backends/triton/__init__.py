@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...spec import Call
+from .. import unserved
 from .problem import Problem
 
 __all__ = ["conv2d", "conv2d_backward", "linear", "linear_backward", "problem", "why_not"]
@@ -35,14 +36,7 @@ def why_not(call: Call) -> list[str]:
     elif call.device != "cpu" or not INTERPRETED:
         hint = ", or on 'cpu' in the interpreter (TRITON_INTERPRET=1)" if call.device == "cpu" else ""
         found.append(f"device is {call.device!r}, the Triton kernels run on 'cuda'{hint}")
-    if call.dtype not in _DTYPES:
-        found.append(f"dtype {call.dtype} is none of {', '.join(map(str, _DTYPES))}")
-    elif call.weight_dtype not in (call.dtype, torch.float32):
-        found.append(f"weight dtype {call.weight_dtype} beside input dtype {call.dtype}")
-    if call.spec.max_out > 255:
-        found.append(f"max_out={call.spec.max_out} is above 255, the largest winner index kept")
-    if not call.zero_padded:
-        found.append("the padding mode is not 'zeros': the patch norm sees another input than the convolution")
+    found += unserved(call, _DTYPES)
     rows = _rows(call)
     if rows > _LARGEST:
         found.append(f"{rows} pixels × groups of the input are above {_LARGEST}, the largest 32-bit index")

@@ -26,6 +26,13 @@ def zeros(BM: tl.constexpr, BN: tl.constexpr, count: tl.constexpr):
 
 
 @triton.jit
+def at_position(x_ptr, start, left, p, within, channel, W, C):
+    """x [N, H, W, C] at position p of the rows that begin at ``start``, column ``left``: [BM, BN] in fp32."""
+    mask = within & ((left + p >= 0) & (left + p < W))[:, None]
+    return tl.load(x_ptr + (start + p)[:, None] * C + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def tap_row(w_ptr, channel, live, i, KH: tl.constexpr, KW: tl.constexpr):
     """Row i of the taps of each channel, w [C, KH, KW]: a tuple of KW vectors [1, BN]."""
     row = ()
@@ -103,8 +110,7 @@ def depthwise_fwd_kernel(
         start = (image * H + h) * W + left
         within = inside & ((h >= 0) & (h < H))[:, None]
         for p in tl.static_range(P):
-            mask = within & ((left + p >= 0) & (left + p < W))[:, None]
-            x = tl.load(x_ptr + (start + p)[:, None] * C + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+            x = at_position(x_ptr, start, left, p, within, channel, W, C)
             z = add_products(z, x, row, p, V, KW, SW, DW, False)
             squares = add_at(squares, x * x, p, P)
     b_minus_1, cos_eps = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO)
@@ -149,8 +155,7 @@ def depthwise_bwd_kernel(
         start = (image * H + h) * W + left
         within = inside & ((h >= 0) & (h < H))[:, None]
         for p in tl.static_range(P):
-            mask = within & ((left + p >= 0) & (left + p < W))[:, None]
-            x = tl.load(x_ptr + (start + p)[:, None] * C + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+            x = at_position(x_ptr, start, left, p, within, channel, W, C)
             squares = add_at(squares, x * x, p, P)
     b_minus_1, cos_eps = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO)
     for v in tl.static_range(V):
@@ -245,8 +250,7 @@ def depthwise_wgrad_kernel(
         start = (image * H + h) * W + left
         within = inside & ((h >= 0) & (h < H))[:, None]
         for p in tl.static_range(P):
-            mask = within & ((left + p >= 0) & (left + p < W))[:, None]
-            x = tl.load(x_ptr + (start + p)[:, None] * C + channel[None, :], mask=mask, other=0.0).to(tl.float32)
+            x = at_position(x_ptr, start, left, p, within, channel, W, C)
             for v in tl.static_range(V):
                 dw = add_at(dw, us[v] * x, tap_of(p, v, KW, SW, DW), KW)
     at = ((split * C + channel) * KH + i).to(tl.int64) * KW
