@@ -31,7 +31,7 @@ test: setup ## the whole test suite (ARGS="-k conv2d")
 lint: $(READY) ## ruff and clang-format, as checks
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	PATH="$(dir $(PYTHON)):$$PATH" clang-format --dry-run -Werror $(filter %.cpp %.h %.cu %.cuh,$(NATIVE))
+	PATH="$(dir $(PYTHON)):$$PATH" clang-format --dry-run -Werror $(filter %.cpp %.h %.cu %.cuh,$(NATIVE) $(shell find tests/cuda_emulation -type f))
 
 bench: setup ## layers and models on this CPU, into benchmarks/results and the README's table (ARGS="--no-compile")
 	$(PYTHON) -m benchmarks.cpu_layers $(ARGS)

@@ -1,0 +1,189 @@
+// Small parts that every kernel is built of: dtypes, 16-byte
+// accesses, sums over lanes and blocks, the formula's constants.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/intrinsics.cuh"
+#include "cuda/params.h"
+
+namespace bcos::cuda {
+
+template <typename T>
+constexpr int kVector = 16 / int(sizeof(T));  // values of a 16-byte access
+
+template <typename T>
+struct alignas(16) Vector {
+  T v[kVector<T>];
+};
+
+__device__ __forceinline__ float to_float(float v) {
+  return v;
+}
+__device__ __forceinline__ float to_float(__half v) {
+  return __half2float(v);
+}
+__device__ __forceinline__ float to_float(__nv_bfloat16 v) {
+  return __bfloat162float(v);
+}
+
+template <typename T>
+__device__ __forceinline__ T rounded(float v) {
+  if constexpr (sizeof(T) == 4)
+    return v;
+  else if constexpr (std::is_same_v<T, __half>)
+    return __float2half_rn(v);
+  else
+    return __float2bfloat16_rn(v);
+}
+
+// The half-type value in the lower 16 bits.
+template <typename T>
+__device__ __forceinline__ T low_half(uint32_t word) {
+  if constexpr (std::is_same_v<T, __half>)
+    return __ushort_as_half(uint16_t(word));
+  else
+    return __ushort_as_bfloat16(uint16_t(word));
+}
+
+// Values whose dtype is known at run time; for tensors that are small beside the others.
+__device__ __forceinline__ float load_as(const void* p, Dtype dtype, int64_t at) {
+  switch (dtype) {
+    case Dtype::Float16:
+      return to_float(static_cast<const __half*>(p)[at]);
+    case Dtype::BFloat16:
+      return to_float(static_cast<const __nv_bfloat16*>(p)[at]);
+    default:
+      return static_cast<const float*>(p)[at];
+  }
+}
+
+__device__ __forceinline__ void store_as(void* p, Dtype dtype, int64_t at, float v) {
+  switch (dtype) {
+    case Dtype::Float16:
+      static_cast<__half*>(p)[at] = rounded<__half>(v);
+      break;
+    case Dtype::BFloat16:
+      static_cast<__nv_bfloat16*>(p)[at] = rounded<__nv_bfloat16>(v);
+      break;
+    default:
+      static_cast<float*>(p)[at] = v;
+  }
+}
+
+// COUNT values from p + at as fp32; 16 bytes at a time where `vector`, which asks for that alignment.
+template <int COUNT, typename T>
+__device__ __forceinline__ void load(float (&out)[COUNT], const T* p, int64_t at, bool vector) {
+  if (COUNT % kVector<T> == 0 && vector) {
+#pragma unroll
+    for (int i = 0; i + kVector<T> <= COUNT; i += kVector<T>) {
+      const auto packed = *reinterpret_cast<const Vector<T>*>(p + at + i);
+#pragma unroll
+      for (int j = 0; j < kVector<T>; ++j) out[i + j] = to_float(packed.v[j]);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) out[i] = to_float(p[at + i]);
+  }
+}
+
+template <int COUNT, typename T>
+__device__ __forceinline__ void store(T* p, int64_t at, const float (&values)[COUNT], bool vector) {
+  if (COUNT % kVector<T> == 0 && vector) {
+#pragma unroll
+    for (int i = 0; i + kVector<T> <= COUNT; i += kVector<T>) {
+      Vector<T> packed;
+#pragma unroll
+      for (int j = 0; j < kVector<T>; ++j) packed.v[j] = rounded<T>(values[i + j]);
+      *reinterpret_cast<Vector<T>*>(p + at + i) = packed;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) p[at + i] = rounded<T>(values[i]);
+  }
+}
+
+// The sum over `lanes` (a power of two) neighbouring lanes, in each of them.
+__device__ __forceinline__ float lane_sum(float v, int lanes = 32) {
+  for (int mask = lanes / 2; mask > 0; mask /= 2) v += shuffle_xor(v, mask);
+  return v;
+}
+
+// The sum over the block, in every thread and alike in every
+// run; uses 4 bytes of shared memory a warp, from `at`.
+__device__ __forceinline__ float block_sum(float v, uint32_t at) {
+  v = lane_sum(v);
+  if (threadIdx.x % 32 == 0) shared_store(at + threadIdx.x / 32 * 4, v);
+  barrier();
+  float total = 0;
+  for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) total += shared_load<float>(at + warp * 4);
+  return total;
+}
+
+// The formula's constants, with b from the device where it is a tensor.
+__device__ __forceinline__ Constants<float> constants(const Formula& f, bool detached = false) {
+  Constants<float> k{f.b_minus_1, f.cos_eps, f.eps_inside, f.eps_outside, detached ? 0.f : 1.f};
+  if (f.b != nullptr) {
+    k.b_minus_1 = *f.b - 1;
+    if (f.exact_two && k.b_minus_1 == 1) k.cos_eps = 0;
+  }
+  return k;
+}
+
+template <Power P>
+struct Exponent {
+  static constexpr Power power = P;
+};
+
+// f of the power as a type, so that a loop does not branch on it.
+template <typename F>
+__device__ __forceinline__ void by_power(Power power, F&& f) {
+  if (power == Power::One)
+    f(Exponent<Power::One>{});
+  else if (power == Power::Two)
+    f(Exponent<Power::Two>{});
+  else
+    f(Exponent<Power::General>{});
+}
+
+template <typename T>
+struct Type {
+  using type = T;
+};
+
+// f of the dtype as a type, on the host.
+template <typename F>
+cudaError_t by_dtype(Dtype dtype, F&& f) {
+  switch (dtype) {
+    case Dtype::Float32:
+      return f(Type<float>{});
+    case Dtype::Float16:
+      return f(Type<__half>{});
+    case Dtype::BFloat16:
+      return f(Type<__nv_bfloat16>{});
+  }
+  return cudaErrorInvalidValue;
+}
+
+// f of both; `out` is `dtype` or fp32.
+template <typename F>
+cudaError_t by_dtypes(Dtype dtype, Dtype out, F&& f) {
+  return by_dtype(dtype, [&](auto type) {
+    if (out == dtype) return f(type, type);
+    return out == Dtype::Float32 ? f(type, Type<float>{}) : cudaErrorInvalidValue;
+  });
+}
+
+BCOS_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// Lanes that share a row of `values`, 16 bytes each at a time: a power of two up to a warp.
+template <typename T>
+int lanes_of_row(int values) {
+  int lanes = 1;
+  while (lanes < 32 && lanes * kVector<T> < values) lanes *= 2;
+  return lanes;
+}
+
+}  // namespace bcos::cuda

@@ -1,0 +1,229 @@
+// weight_norm, patch_norm and scale, run on the emulator against float64.
+#include "testing.h"
+
+using namespace bcos::cuda;
+using namespace testing;
+
+template <typename T, typename O>
+void weight_norm(int F, int CG, int taps, bool ohwi, bool raw) {
+  const int K = CG * taps;
+  const std::string what = std::string("weight_norm ") + name_of<T> + " " + name_of<O> + " " +
+                           std::to_string(F) + "x" + std::to_string(CG) + "x" + std::to_string(taps) +
+                           (ohwi ? " ohwi" : " oihw") + (raw ? " raw" : "");
+  auto w = normal<T>(size_t(F) * K, 1);
+  std::fill_n(w.begin(), K, T{});  // a zero filter
+  auto alpha = unwritten<float>(F);
+  auto operand = unwritten<O>(w.size());
+  expect_success(weight_norm_fwd(
+      {w.data(), alpha.data(), operand.data(), F, CG, taps, ohwi, raw, dtype_of<T>, dtype_of<O>}, nullptr));
+  const auto at = [&](int f, int c, int tap) { return f * K + (ohwi ? tap * CG + c : c * taps + tap); };
+  std::vector<double> inverse(F), units(w.size());
+  for (int f = 0; f < F; ++f) {
+    double squares = 0;
+    for (int k = 0; k < K; ++k) squares += std::pow(to_float(w[f * K + k]), 2);
+    inverse[f] = squares == 0 ? 0 : 1 / std::sqrt(squares);
+    for (int c = 0; c < CG; ++c)
+      for (int tap = 0; tap < taps; ++tap)
+        units[f * K + tap * CG + c] = to_float(w[at(f, c, tap)]) * (raw ? 1 : inverse[f]);
+  }
+  expect(what + " alpha", alpha, inverse);
+  expect(what + " operand", operand, units);
+
+  for (const bool unit : {true, false})
+    for (const int splits : {1, 3}) {
+      auto partial = normal<float>(size_t(splits) * F * K, 2);
+      const auto shares = wide(partial);
+      auto dw = unwritten<T>(w.size());
+      expect_success(weight_norm_bwd({partial.data(), w.data(), unit ? alpha.data() : nullptr, dw.data(), F,
+                                      CG, taps, splits, ohwi, raw, dtype_of<T>, Dtype::Float32},
+                                     nullptr));
+      std::vector<double> truth(w.size());
+      for (int f = 0; f < F; ++f) {
+        std::vector<double> d(K);
+        double dot = 0;
+        for (int k = 0; k < K; ++k) {
+          for (int split = 0; split < splits; ++split) d[k] += shares[(split * F + f) * K + k];
+          dot += d[k] * to_float(w[at(f, k % CG, k / CG)]);
+        }
+        for (int k = 0; k < K; ++k) {
+          const double projected = (raw ? 1 : inverse[f]) * (d[k] - dot * inverse[f] * inverse[f] *
+                                                                        to_float(w[at(f, k % CG, k / CG)]));
+          truth[at(f, k % CG, k / CG)] = unit ? projected : d[k];
+        }
+      }
+      expect(what + (unit ? " dw" : " dw of any length") + " splits " + std::to_string(splits), dw, truth);
+    }
+}
+
+template <typename T>
+void patch_norm(int N, int G, int CG, const Window& w, float eps_inside, float eps_outside) {
+  const std::string what = std::string("patch_norm ") + name_of<T> + " groups " + std::to_string(G) + "x" +
+                           std::to_string(CG) + " window " + std::to_string(w.KH) + "x" +
+                           std::to_string(w.KW);
+  const Formula formula = Exponents{2}.formula(eps_inside, eps_outside);
+  const int rows = N * w.H * w.W * G, sites = N * w.OH * w.OW * G;
+  auto x = normal<T>(size_t(rows) * CG, 1);
+  std::vector<double> sums(rows), roots(rows), norms(sites, 0.);
+  for (int row = 0; row < rows; ++row) {
+    for (int c = 0; c < CG; ++c) sums[row] += std::pow(to_float(x[row * CG + c]), 2);
+    roots[row] = std::sqrt(sums[row] + eps_inside) + eps_outside;
+  }
+  for (const bool root : {false, true}) {
+    auto out = unwritten<float>(rows);
+    expect_success(patch_norm_squares({x.data(), out.data(), rows, CG, root, formula, dtype_of<T>}, nullptr));
+    expect(what + (root ? " root" : " squares"), out, root ? roots : sums);
+  }
+  const auto squares = std::vector<float>(sums.begin(), sums.end());
+  const auto t = normal<float>(sites, 2);
+  auto dx = normal<T>(x.size(), 3);
+  auto sum = wide(dx);
+  std::vector<double> pooled(rows);
+  for (int image = 0; image < N; ++image)
+    for (int oh = 0; oh < w.OH; ++oh)
+      for (int ow = 0; ow < w.OW; ++ow)
+        for (int i = 0; i < w.KH; ++i)
+          for (int j = 0; j < w.KW; ++j) {
+            const int h = oh * w.SH - w.PH + i * w.DH, v = ow * w.SW - w.PW + j * w.DW;
+            if (h < 0 || h >= w.H || v < 0 || v >= w.W) continue;
+            for (int g = 0; g < G; ++g) {
+              const int site = ((image * w.OH + oh) * w.OW + ow) * G + g,
+                        from = ((image * w.H + h) * w.W + v) * G + g;
+              norms[site] += squares[from];
+              pooled[from] += t[site];
+            }
+          }
+  for (double& n : norms) n = std::sqrt(n + eps_inside) + eps_outside;
+  for (size_t i = 0; i < sum.size(); ++i) sum[i] += to_float(x[i]) * pooled[i / CG];
+  auto n = unwritten<float>(sites);
+  expect_success(patch_norm_fwd({squares.data(), n.data(), sites, G, w, formula}, nullptr));
+  expect(what + " n", n, norms);
+  expect_success(patch_norm_bwd({dx.data(), x.data(), t.data(), rows, G, CG, w, dtype_of<T>}, nullptr));
+  expect(what + " dx", dx, sum);
+}
+
+template <typename T, typename O>
+void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factors, bool detached) {
+  const Formula formula = b.formula();
+  const Power power = formula.power;
+  const std::string what = std::string("scale ") + name_of<T> + " " + name_of<O> + " " +
+                           std::to_string(rows) + "x" + std::to_string(G) + "x" + std::to_string(OG) + "/" +
+                           std::to_string(max_out) + " " + b.name() + (factors ? " alpha bias" : "") +
+                           (detached ? " detached" : "");
+  const int outputs = rows * OG, filters = G * OG * max_out;
+  const auto z = normal<T>(size_t(outputs) * max_out, 1);
+  const auto alpha = normal<float>(filters, 2), bias = normal<float>(filters, 3);
+  auto n = normal<float>(rows, 4);
+  for (float& v : n) v = std::abs(v) + 0.5f;
+  n[0] = 0;  // a zero patch
+  auto y = unwritten<O>(outputs), l = unwritten<O>(outputs);
+  std::vector<uint8_t> winner(max_out > 1 ? outputs : 0, 255);
+  expect_success(scale_fwd({z.data(), factors ? alpha.data() : nullptr, factors ? bias.data() : nullptr,
+                            n.data(), y.data(), power == Power::General ? l.data() : nullptr, winner.data(),
+                            rows, G, OG, max_out, formula, dtype_of<T>, Dtype::Float32, dtype_of<O>},
+                           nullptr));
+  std::vector<double> best(outputs), truth(outputs);
+  std::vector<uint8_t> first(winner.size());
+  for (int o = 0; o < outputs; ++o) {
+    for (int slot = 0; slot < max_out; ++slot) {
+      const int f = (o / OG % G * OG + o % OG) * max_out + slot;
+      double value = to_float(z[o * max_out + slot]);
+      if (factors) value = value * alpha[f] + bias[f];
+      if (slot == 0 || value > best[o]) {
+        best[o] = value;
+        if (max_out > 1) first[o] = uint8_t(slot);
+      }
+    }
+    truth[o] = transform(power, best[o], n[o / OG], b.constants());
+  }
+  expect(what + " y", y, truth);
+  if (power == Power::General) expect(what + " l", l, best);
+  expect_equal(what + " winner", winner, first);
+
+  const auto grad = normal<O>(outputs, 5);
+  const auto v = normal<O>(outputs, 6);
+  auto u = unwritten<T>(z.size());
+  auto t = unwritten<float>(rows);
+  const bool with_t = !detached && power != Power::One, with_db = power == Power::General;
+  ScaleBwd p{grad.data(),
+             v.data(),
+             winner.data(),
+             n.data(),
+             factors ? alpha.data() : nullptr,
+             u.data(),
+             with_t ? t.data() : nullptr,
+             nullptr,
+             rows,
+             G,
+             OG,
+             max_out,
+             detached,
+             formula,
+             dtype_of<T>,
+             dtype_of<O>};
+  auto db = unwritten<float>(scale_bwd_blocks(p));
+  if (with_db) p.db = db.data();
+  expect_success(scale_bwd(p, nullptr));
+  std::vector<double> du(z.size()), dt(rows);
+  double db_sum = 0, db_terms = 0, db_found = 0;
+  for (int o = 0; o < outputs; ++o) {
+    const double norm = n[o / OG];
+    const Slopes d = slopes(power, to_float(v[o]), norm, b.constants(detached));
+    const int slot = max_out > 1 ? first[o] : 0, f = (o / OG % G * OG + o % OG) * max_out + slot;
+    du[o * max_out + slot] = to_float(grad[o]) * d.l * (factors ? alpha[f] : 1);
+    if (norm != 0) dt[o / OG] += to_float(grad[o]) * d.n / norm;
+    db_sum += to_float(grad[o]) * d.b;
+    db_terms += std::abs(to_float(grad[o]) * d.b);
+  }
+  expect(what + " u", u, du);
+  if (with_t) expect(what + " t", t, dt);
+  for (const float share : db) db_found += share;
+  if (with_db)
+    expect(what + " db", std::vector<float>{float(db_found)}, {db_sum}, 1e-6 * db_terms / std::abs(db_sum));
+}
+
+// The first of equals wins a maximum, and the first NaN.
+void ties() {
+  const float z[] = {2, 2, 1, 1, NAN, NAN, NAN, 5, 5, -1, -2, -1};
+  float y[4];
+  std::vector<uint8_t> winner(4, 255);
+  expect_success(scale_fwd({z, nullptr, nullptr, nullptr, y, nullptr, winner.data(), 2, 1, 2, 3,
+                            Exponents{1}.formula(), Dtype::Float32, Dtype::Float32, Dtype::Float32},
+                           nullptr));
+  expect_equal("scale winner of equals and of NaN", winner, {0, 1, 0, 0});
+  expect_equal("scale NaN stays", {uint8_t(std::isnan(y[1])), uint8_t(std::isnan(y[2]))}, {1, 1});
+}
+
+void refusals() {
+  ScaleFwd p{};
+  p.rows = p.G = p.OG = p.max_out = 1;
+  p.dtype = Dtype::Float16, p.out_dtype = Dtype::BFloat16;
+  const bool pair = scale_fwd(p, nullptr) == cudaErrorInvalidValue;
+  p.dtype = Dtype(7);
+  const bool dtype = scale_fwd(p, nullptr) == cudaErrorInvalidValue;
+  p.rows = 0;
+  expect_equal("refused dtypes, and no rows", {pair, dtype, scale_fwd(p, nullptr) == cudaSuccess}, {1, 1, 1});
+}
+
+int main() {
+  ties();
+  refusals();
+  for_dtypes([](auto type) {
+    using T = typename decltype(type)::type;
+    weight_norm<T, T>(3, 40, 9, true, false);
+    weight_norm<T, T>(5, 3, 4, false, false);
+    weight_norm<T, T>(2, 129, 1, true, true);
+    if constexpr (!std::is_same_v<T, float>) weight_norm<float, T>(3, 7, 9, false, true);
+
+    patch_norm<T>(2, 1, 24, {5, 7, 5, 7, 3, 3, 1, 1, 1, 1, 1, 1}, 1e-6f, 0);
+    patch_norm<T>(1, 3, 5, {9, 8, 4, 3, 3, 2, 2, 3, 1, 0, 2, 1}, 0, 1e-12f);
+    patch_norm<T>(1, 1, 300, {3, 3, 5, 5, 1, 1, 1, 1, 1, 1, 1, 1}, 1e-6f, 0.5f);
+
+    for (const Exponents b : {Exponents{2}, {1}, {1.5f}, {2.5f, true}, {2, true}, {2, true, false}}) {
+      scale<T, T>(37, 1, 24, 1, b, true, false);
+      scale<T, float>(6, 2, 7, 3, b, true, false);
+      scale<T, float>(33, 3, 16, 2, b, false, true);
+    }
+    scale<T, T>(5, 5, 600, 1, {2}, false, true);
+  });
+  return result();
+}

@@ -1,0 +1,173 @@
+// Tensors of more than 2^31 elements: the last block of each kernel gives the same bits as on its rows alone.
+//
+// Memory is reserved, not taken: only the pages of the last rows are touched. A 32-bit product of sizes is a
+// sanitizer's error, or ends in other pages.
+#include <sys/mman.h>
+
+#include "convolution.h"
+
+using namespace bcos::cuda;
+using namespace testing;
+
+constexpr int kRows = (1 << 21) + 35, kLast = 35;  // rows, and how many of them the last block has
+constexpr int kChannels = 1024, kFilters = 1032;
+
+// A tensor [rows, width] that ends with `end`.
+template <typename T>
+struct Large {
+  int64_t size;
+  T* data;
+
+  Large(int64_t rows, int64_t width, const std::vector<T>& end) : size(rows * width) {
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void* memory = mmap(nullptr, size * sizeof(T), PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (memory == MAP_FAILED) std::puts("FAILED to reserve memory"), std::exit(1);
+    data = static_cast<T*>(memory);
+    std::copy(end.begin(), end.end(), data + size - int64_t(end.size()));
+  }
+  ~Large() { munmap(data, size * sizeof(T)); }
+  Large(const Large&) = delete;
+};
+
+// Whether the entries that `small` has written are those of
+// the end of `large`, and that there are `least` of them.
+template <typename T>
+void expect_same(const std::string& what, const Large<T>& large, const std::vector<T>& small, int64_t least) {
+  const T* end = large.data + large.size - int64_t(small.size());
+  int64_t written = 0;
+  bool good = true;
+  for (size_t i = 0; i < small.size(); ++i) {
+    if (std::isnan(to_float(small[i]))) continue;
+    ++written;
+    good = good && to_float(small[i]) == to_float(end[i]);
+  }
+  good = good && written >= least;
+  std::printf("%-6s %s\n", good ? "ok" : "FAILED", what.c_str());
+  note(good);
+}
+
+// Runs the last block alone.
+template <typename F>
+void last_block(F f) {
+  emulation::last_block_only = true;
+  expect_success(f());
+  emulation::last_block_only = false;
+}
+
+template <typename T>
+void elementwise() {
+  const std::string name = name_of<T>;
+  const auto values = normal<T>(size_t(kLast) * kChannels, 1), grads = normal<T>(values.size(), 2);
+  auto norms = normal<float>(kLast, 3);
+  for (float& n : norms) n = std::abs(n) + 0.5f;
+  const Large<T> x(kRows, kChannels, values), grad(kRows, kChannels, grads);
+  const Large<float> n(kRows, 1, norms);
+  const Formula formula = Exponents{2}.formula();
+  const auto squares = [&](const T* from, float* to, int rows) {
+    return patch_norm_squares({from, to, rows, kChannels, false, formula, dtype_of<T>}, nullptr);
+  };
+  const auto forward = [&](const T* z, const float* norm, T* y, int rows) {
+    return scale_fwd({z, nullptr, nullptr, norm, y, nullptr, nullptr, rows, 1, kChannels, 1, formula,
+                      dtype_of<T>, Dtype::Float32, dtype_of<T>},
+                     nullptr);
+  };
+  const auto backward = [&](const T* g, const T* v, const float* norm, T* u, float* t, int rows) {
+    return scale_bwd({g, v, nullptr, norm, nullptr, u, t, nullptr, rows, 1, kChannels, 1, false, formula,
+                      dtype_of<T>, dtype_of<T>},
+                     nullptr);
+  };
+  auto small_y = unwritten<T>(values.size()), small_u = unwritten<T>(values.size());
+  auto small_q = unwritten<float>(kLast), small_t = unwritten<float>(kLast);
+  const Large<T> y(kRows, kChannels, small_y), u(kRows, kChannels, small_u);
+  const Large<float> q(kRows, 1, small_q), t(kRows, 1, small_t);
+  last_block([&] { return squares(values.data(), small_q.data(), kLast); });
+  last_block([&] { return forward(values.data(), norms.data(), small_y.data(), kLast); });
+  last_block([&] {
+    return backward(grads.data(), values.data(), norms.data(), small_u.data(), small_t.data(), kLast);
+  });
+  last_block([&] { return squares(x.data, q.data, kRows); });
+  last_block([&] { return forward(x.data, n.data, y.data, kRows); });
+  last_block([&] { return backward(grad.data, x.data, n.data, u.data, t.data, kRows); });
+  expect_same(name + " squares", q, small_q, 3);
+  expect_same(name + " scale y", y, small_y, kChannels / 2);
+  expect_same(name + " scale u", u, small_u, 3 * kChannels);
+  expect_same(name + " scale t", t, small_t, 3);
+}
+
+template <typename T>
+void product(bool large) {
+  const std::string name = std::string(name_of<T>) + (large ? " large" : "");
+  const auto values = normal<T>(size_t(kLast) * kChannels, 1), us = normal<T>(size_t(kLast) * kFilters, 2);
+  const auto w = normal<T>(size_t(kFilters) * kChannels, 3, 0.1f);
+  const auto ts = normal<float>(kLast, 4);
+  auto small_y = unwritten<T>(us.size()), small_dx = unwritten<T>(values.size());
+  const Large<T> x(kRows, kChannels, values), u(kRows, kFilters, us);
+  const Large<T> y(kRows, kFilters, small_y), dx(kRows, kChannels, small_dx);
+  const Large<float> t(kRows, 1, ts);
+  const Formula formula = Exponents{2}.formula();
+  const auto sizes = [](int rows) { return shape(rows, 1, kChannels, kFilters, 1, 1, 1, 1); };
+  const auto forward = [&](const T* from, T* to, int rows) {
+    return implicit_gemm_fwd({from, w.data(), nullptr, nullptr, nullptr, to, nullptr, nullptr, nullptr,
+                              sizes(rows), formula, dtype_of<T>, Dtype::Float32, dtype_of<T>, false, large},
+                             nullptr);
+  };
+  const auto dgrad = [&](const T* of, const float* pooled, const T* from, T* to, int rows) {
+    return implicit_gemm_dgrad({of, pooled, nullptr, nullptr, nullptr, nullptr, w.data(), nullptr, from, to,
+                                sizes(rows), false, formula, dtype_of<T>, dtype_of<T>, false, large},
+                               nullptr);
+  };
+  last_block([&] { return forward(values.data(), small_y.data(), kLast); });
+  last_block([&] { return dgrad(us.data(), ts.data(), values.data(), small_dx.data(), kLast); });
+  last_block([&] { return forward(x.data, y.data, kRows); });
+  last_block([&] { return dgrad(u.data, t.data, x.data, dx.data, kRows); });
+  expect_same(name + " y", y, small_y, kLast * 8);
+  expect_same(name + " dx", dx, small_dx, kLast * 64);
+}
+
+// The shares of the weight's gradient, too, pass 2^31 values.
+template <typename T>
+void weight_gradient() {
+  constexpr int splits = 65535, last = 29, rows = (splits - 1) * 32 + last, channels = 1040, filters = 64;
+  const auto values = normal<T>(size_t(last) * channels, 1), us = normal<T>(size_t(last) * filters, 2);
+  auto small_dw = unwritten<float>(filters * channels);
+  const Large<T> x(rows, channels, values), u(rows, filters, us);
+  const Large<float> dw(splits, filters * channels, small_dw);
+  const auto wgrad = [&](const T* of, const T* from, float* to, int count, int shares) {
+    return implicit_gemm_wgrad({of, nullptr, nullptr, nullptr, nullptr, nullptr, from, to, nullptr, shares,
+                                shape(count, 1, channels, filters, 1, 1, 1, 1), false, Exponents{2}.formula(),
+                                dtype_of<T>, dtype_of<T>, false, false},
+                               nullptr);
+  };
+  last_block([&] { return wgrad(us.data(), values.data(), small_dw.data(), last, 1); });
+  last_block([&] { return wgrad(u.data, x.data, dw.data, rows, splits); });
+  expect_same(std::string(name_of<T>) + " dw", dw, small_dw, filters * 16);
+}
+
+// A depthwise layer's rows are images, and its last block has the last channels.
+template <typename T>
+void depthwise_layer() {
+  const int rows = (1 << 21) + 3;
+  const auto values = normal<T>(3 * kChannels, 1), w = normal<T>(kChannels, 2);
+  auto small_y = unwritten<T>(values.size());
+  const Large<T> x(rows, kChannels, values), y(rows, kChannels, small_y);
+  const auto forward = [&](const T* from, T* to, int images) {
+    return depthwise_fwd({from, w.data(), nullptr, nullptr, to, nullptr, images, kChannels,
+                          shape(images, kChannels, 1, 1, 1, 1, 1, 1).window, Exponents{2}.formula(),
+                          dtype_of<T>, Dtype::Float32, dtype_of<T>},
+                         nullptr);
+  };
+  last_block([&] { return forward(values.data(), small_y.data(), 3); });
+  last_block([&] { return forward(x.data, y.data, rows); });
+  expect_same(std::string(name_of<T>) + " depthwise y", y, small_y, 3 * 64);
+}
+
+int main() {
+  elementwise<float>();
+  elementwise<__nv_bfloat16>();
+  product<float>(false);
+  product<__nv_bfloat16>(false);
+  product<__half>(true);
+  weight_gradient<__nv_bfloat16>();
+  depthwise_layer<__half>();
+  return result();
+}

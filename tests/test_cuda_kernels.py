@@ -1,0 +1,196 @@
+"""The CUDA kernels without a GPU: their own sources run on the CPU against float64, and compiled for three GPUs.
+
+``tests/cuda_emulation`` stands in for the few functions that only a GPU has; everything else is what nvcc compiles. The
+programs need g++ and the headers of the CUDA toolkit, the compilation nvcc: found by CUDA_HOME or on the PATH. Where
+one is missing its tests are not collected.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+EMULATION = ROOT / "tests" / "cuda_emulation"
+PROGRAMS = sorted(EMULATION.glob("*.cpp"))
+BUILD = ROOT / "build" / "cuda_kernels"
+WORKERS = 2
+
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+EMULATED = ["-std=c++20", "-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", *SANITIZERS]
+ARCHITECTURES = ("80", "90a", "100a")
+STRICT = [
+    "-std=c++17", "-O3", "-Xcompiler", "-Wall,-fPIC", "-Werror", "all-warnings",
+    "-Xptxas", "-v,--warn-on-spills,--warn-on-local-memory-usage",
+]  # fmt: skip
+# what torch's extensions are compiled with
+STRICT += [
+    "-D__CUDA_NO_HALF_OPERATORS__", "-D__CUDA_NO_HALF_CONVERSIONS__", "-D__CUDA_NO_HALF2_OPERATORS__",
+    "-D__CUDA_NO_BFLOAT16_CONVERSIONS__",
+]  # fmt: skip
+
+PLANTS = {
+    1: ("missing barrier", "another thread"),
+    2: ("wait off by one", "another thread"),
+    3: ("missing row guard", "FAILED"),
+    4: ("missing column guard", "heap-buffer-overflow"),
+    5: ("wrong stage", "another thread"),
+    6: ("unreduced lane", "FAILED"),
+    7: ("transposed fragment", "FAILED"),
+}
+"""Number of a bug in ``cuda_emulation/cuda/intrinsics.cuh``: what it is, and how it shows."""
+
+
+def find_nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME")
+    return shutil.which("nvcc", path=str(Path(home, "bin"))) if home else shutil.which("nvcc")
+
+
+def find_headers(nvcc: str | None) -> Path | None:
+    """The toolkit's folder of headers; nvcc on the PATH may be a wrapper, and says itself where its toolkit is."""
+    home = os.environ.get("CUDA_HOME")
+    if not home and nvcc:
+        told = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True)
+        top = re.search(r"^#\$ TOP=(.+)$", told.stderr, re.M)
+        home = top and top[1]
+    headers = Path(home, "include") if home else None
+    return headers if headers and (headers / "cuda_bf16.h").exists() else None
+
+
+NVCC = find_nvcc()
+HEADERS = find_headers(NVCC)
+GXX = shutil.which("g++")
+
+
+def digest(compiler: str, *flags: str) -> str:
+    """Of the sources, the compiler and how it is called: what was built of the same is built once."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+    found = hashlib.sha256(version + " ".join(flags).encode())
+    for folder in (ROOT / "csrc" / "cuda", ROOT / "csrc" / "common", EMULATION):
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def execute(*command) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+if GXX and HEADERS:
+
+    @cache
+    def programs() -> dict[str, Path]:
+        """Every program, linked with every kernel."""
+        folder = BUILD / digest(GXX, *EMULATED)
+        folder.mkdir(parents=True, exist_ok=True)
+        places = {path: folder / f"{path.name}.o" for path in (*KERNELS, *PROGRAMS)}
+        linked = {path.stem: folder / path.stem for path in PROGRAMS}
+
+        def compile_one(path: Path) -> None:
+            if not places[path].exists():
+                draft = places[path].with_suffix(f".{os.getpid()}")
+                include = ("-I", EMULATION, "-I", "csrc", "-isystem", HEADERS)
+                done = execute(GXX, *EMULATED, *include, "-x", "c++", "-c", path, "-o", draft)
+                assert done.returncode == 0, done.stdout
+                draft.replace(places[path])
+
+        with ThreadPoolExecutor(WORKERS) as pool:
+            list(pool.map(compile_one, places))
+        for path in PROGRAMS:
+            objects = (places[path], *(places[kernel] for kernel in KERNELS))
+            done = execute(GXX, *SANITIZERS, *objects, "-o", linked[path.stem])
+            assert done.returncode == 0, done.stdout
+        return linked
+
+    def run(name: str, plant: int = 0) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "BCOS_PLANT": str(plant), "ASAN_OPTIONS": "detect_leaks=0"}
+        return subprocess.run(
+            [programs()[name]],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
+
+    @pytest.mark.parametrize("name", [path.stem for path in PROGRAMS])
+    def test_against_float64(name):
+        done = run(name)
+        assert done.returncode == 0, done.stdout[-4000:]
+        assert done.stdout.count("\nok ") >= 14
+        assert done.stdout.endswith("\n0 failed\n")
+
+    @pytest.mark.parametrize("plant", PLANTS, ids=lambda n: PLANTS[n][0].replace(" ", "_"))
+    def test_a_planted_bug_is_found(plant):
+        """By the program of the implicit product's backward, which uses everything that can be broken."""
+        done = run("implicit_gemm_bwd", plant)
+        assert done.returncode != 0, f"{PLANTS[plant][0]} went unnoticed"
+        assert PLANTS[plant][1] in done.stdout, done.stdout[-4000:]
+
+    def test_every_planted_bug_is_tried():
+        listed = re.search(r"enum Plant \{\s*kNone,(.*?)\}", (EMULATION / "cuda" / "intrinsics.cuh").read_text(), re.S)
+        assert len(re.findall(r"^\s*k\w+,", listed[1], re.M)) == len(PLANTS)
+
+
+if NVCC:
+
+    def strictly_compiled(source: Path, folder: Path) -> str:
+        """What the compilers say; raises AssertionError for a warning, a spill or local memory."""
+        log = folder / f"{source.stem}.log"
+        if not log.exists():
+            targets = (f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES)
+            done = execute(NVCC, *STRICT, "-I", "csrc", *targets, "-c", source, "-o", folder / f"{source.stem}.o")
+            assert done.returncode == 0, done.stdout
+            log.write_text(done.stdout)
+        said = log.read_text()
+        stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said)
+        assert stacks and all(set(numbers) == {"0"} for numbers in stacks), said
+        return said
+
+    @cache
+    def compiled() -> dict[str, str | AssertionError]:
+        folder = BUILD / digest(NVCC, *STRICT, *ARCHITECTURES)
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def attempt(source: Path) -> str | AssertionError:
+            try:
+                return strictly_compiled(source, folder)
+            except AssertionError as error:
+                return error
+
+        longest_first = sorted(KERNELS, key=lambda path: -path.stat().st_size)
+        with ThreadPoolExecutor(WORKERS) as pool:
+            found = pool.map(attempt, longest_first)
+        return {source.stem: said for source, said in zip(longest_first, found, strict=True)}
+
+    @pytest.mark.parametrize("name", [path.stem for path in KERNELS])
+    def test_compiles_without_a_warning_or_a_spill(name):
+        said = compiled()[name]
+        if isinstance(said, AssertionError):
+            raise said
+        for arch in ARCHITECTURES:
+            assert f"for 'sm_{arch}'" in said
+        assert max(int(n) for n in re.findall(r"Used (\d+) registers", said)) <= 168
+
+    def test_local_memory_is_refused(tmp_path):
+        source = tmp_path / "indexing.cu"
+        source.write_text(
+            "__global__ void kernel(float* p, int n) {\n"
+            "  float values[64];\n"
+            "  for (int i = 0; i < 64; ++i) values[i * n % 64] = p[i];\n"
+            "  for (int i = 0; i < n; ++i) p[i] = values[i % 64];\n"
+            "}\n"
+        )
+        with pytest.raises(AssertionError, match="Local memory used"):
+            strictly_compiled(source, tmp_path)
