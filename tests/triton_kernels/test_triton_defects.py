@@ -8,7 +8,6 @@ from torch.autograd import grad
 from torch.utils._python_dispatch import TorchDispatchMode
 from where import DEVICE, INTERPRETED
 
-import bcos_kernels as bk
 from bcos_kernels.backends.triton import plan
 from bcos_kernels.backends.triton.problem import Problem
 
@@ -303,16 +302,16 @@ def test_fullgraph_with_strided_inputs():
         assert error(mine, yours) < 1e-6
 
 
+@pytest.mark.parametrize("case", [CONV, IDS["depthwise_multiplier"], DEPTHWISE], ids=lambda case: case.name)
 @pytest.mark.parametrize("candidate", plan.CANDIDATES)
-def test_tensor_exponent(candidate, force):
-    """b as a tensor gets the gradient that the reference gives it."""
+def test_tensor_exponent(candidate, case, force):
+    """b as a tensor gets the gradient that the reference gives it, also where the norm was not saved."""
     force(candidate)
-    x, weight = tensors(CONV)
+    x, weight = tensors(case)
     b, wide = (torch.tensor(1.5, dtype=kind, requires_grad=True) for kind in (torch.float32, torch.float64))
     b = b.detach().to(DEVICE).requires_grad_()
-    (mine,) = grad(bk.functional.bcos_conv2d(x, weight, padding=1, b=b, backend="triton").square().sum(), b)
-    wide_inputs = (t.cpu().double() for t in (x, weight))
-    y = bk.functional.bcos_conv2d(*wide_inputs, padding=1, b=wide, backend="reference")
+    (mine,) = grad(case(x, weight, b=b, backend="triton").square().sum(), b)
+    y = case(*(t.cpu().double() for t in (x, weight)), b=wide, backend="reference")
     assert error(mine.cpu(), grad(y.square().sum(), wide)[0]) < 1e-5
 
 
