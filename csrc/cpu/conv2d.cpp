@@ -76,7 +76,7 @@ Outputs conv2d(const at::Tensor& x, const at::Tensor& weight, const std::optiona
 }
 
 Gradients conv2d_backward(const Saved& given, const Window& w, const Formula& formula, const Needs& needs) {
-  if (given.x.numel() == 0) return empty_gradients(given, needs);
+  if (given.x.numel() == 0) return Gradients::zeros(given, needs);
   Saved saved = given;
   const bool by_depthwise = !needs.b && depthwise_serves(given.x, given.weight, w, formula);
   const bool channels_last =

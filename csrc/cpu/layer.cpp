@@ -4,7 +4,6 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 
 #include "cpu/row_gemm.h"
 #include "cpu/scale.h"
@@ -140,15 +139,6 @@ at::Tensor finish_weight_gradient(const Saved& saved, const Formula& formula, co
   auto dw = wgrad.to(weight.scalar_type()).contiguous(format);
   if (formula.unit) weight_norm_backward(weight.contiguous(format), dw);
   return dw;
-}
-
-Gradients empty_gradients(const Saved& saved, const Needs& needs) {
-  Gradients out;
-  if (needs.x) out.x = at::zeros_like(saved.x);
-  if (needs.weight) out.weight = at::zeros_like(saved.weight);
-  if (needs.bias) out.bias = at::zeros({saved.weight.size(0)}, saved.weight.options());
-  if (needs.b) out.b = at::zeros_like(*saved.b);
-  return out;
 }
 
 }  // namespace bcos::cpu

@@ -36,7 +36,4 @@ void add_norm_gradient(const at::Tensor& x, const at::Tensor& r, const Tiling& i
 // The vendor's wgrad of u, as a gradient of the raw weight in the weight's dtype and memory format
 at::Tensor finish_weight_gradient(const Saved& saved, const Formula& formula, const at::Tensor& wgrad);
 
-// Zeros where there is nothing to sum over
-Gradients empty_gradients(const Saved& saved, const Needs& needs);
-
 }  // namespace bcos::cpu

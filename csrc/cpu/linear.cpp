@@ -82,7 +82,7 @@ BackwardPass untiled_backward(const Saved& saved, at::IntArrayRef z_shape, at::M
 }
 
 Gradients linear_backward(const Saved& given, const Formula& formula, const Needs& needs) {
-  if (given.x.numel() == 0) return empty_gradients(given, needs);
+  if (given.x.numel() == 0) return Gradients::zeros(given, needs);
   Saved saved = given;
   for (auto* t : {&saved.grad, &saved.x, &saved.weight, &saved.y, &saved.n, &saved.l, &saved.winner})
     if (t->defined()) *t = t->contiguous();

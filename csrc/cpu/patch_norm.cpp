@@ -170,11 +170,6 @@ at::Tensor empty_planes(const at::Tensor& like, std::array<int64_t, 4> shape, bo
 
 }  // namespace
 
-bool Window::pointwise() const {
-  return kh == 1 && kw == 1 && g.stride == std::array<int64_t, 2>{1, 1} &&
-         g.padding == std::array<int64_t, 2>{0, 0};
-}
-
 void square_sums(const at::Tensor& x, const Tiling& tiling, at::Tensor& q) {
   with_type(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);

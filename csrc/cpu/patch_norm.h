@@ -7,14 +7,6 @@
 
 namespace bcos::cpu {
 
-// A convolution's window over one image: kernel taps, input and output size.
-struct Window {
-  Geometry g;
-  int64_t kh, kw, in_h, in_w, out_h, out_w;
-
-  bool pointwise() const;  // every patch is one pixel, in order
-};
-
 // x [N, C, H, W] contiguous or channels_last -> n [N, G, OH, OW] of the same memory format, fp32 (fp64 for
 // double)
 at::Tensor patch_norm(const at::Tensor& x, bool channels_last, const Window& window, const Formula& formula);

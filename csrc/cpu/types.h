@@ -1,21 +1,17 @@
 // Element types of the CPU kernels: T of the input, U of the output, A of the sums.
 #pragma once
 
-#include <ATen/core/Tensor.h>
 #include <c10/util/BFloat16.h>
 
 #include <type_traits>
 
 #include "common/macros.h"
+#include "host/params.h"
 
 namespace bcos::cpu {
 
 template <typename T>
 using Accumulate = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-inline at::ScalarType accumulate_type(at::ScalarType t) {
-  return t == at::kDouble ? at::kDouble : at::kFloat;
-}
 
 // Calls body(T{}) with the element type of t.
 template <typename F>

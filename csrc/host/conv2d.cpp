@@ -3,29 +3,19 @@
 #include "host/ops.h"
 
 namespace bcos::host {
-namespace {
-
-void check_filters(const at::Tensor& x, const at::Tensor& weight, const Geometry& g) {
-  TORCH_CHECK_VALUE(weight.size(1) * g.groups == x.size(1), "weight has ", weight.size(1),
-                    " channels and groups is ", g.groups, ", allowed: a product of x's ", x.size(1),
-                    " channels");
-}
-
-}  // namespace
-
 Forward conv2d(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
                const OptionalTensor& b, const Ints& stride, const Ints& padding, const Ints& dilation,
                int64_t groups, int64_t max_out, double exponent, bool unit, double eps_inside,
                double eps_outside, double cos_eps, bool exact_two, at::ScalarType out_dtype) {
   const PlainAten guard;
-  check_input(x, 4);
+  check_input(kCpu, x, 4);
   check_weight(x, weight);
   check_bias(x, weight, bias);
   check_out_dtype(x, out_dtype);
   const auto geometry = make_geometry(stride, padding, dilation, groups);
   const auto window = make_window(x, weight.sizes().slice(2), geometry);
-  check_filters(x, weight, geometry);
-  const auto formula = make_formula(weight.size(0), groups, b, max_out, exponent, unit, eps_inside,
+  check_channels(x, weight, groups);
+  const auto formula = make_formula(x, weight.size(0), groups, b, max_out, exponent, unit, eps_inside,
                                     eps_outside, cos_eps, exact_two);
   return pack(cpu::conv2d(x, weight, bias, window, formula, out_dtype), x);
 }
@@ -37,12 +27,12 @@ Backward conv2d_backward(const at::Tensor& grad, const at::Tensor& x, const at::
                          double exponent, bool unit, double eps_inside, double eps_outside, double cos_eps,
                          bool exact_two, bool explain, const std::vector<bool>& needs) {
   const PlainAten guard;
-  check_input(x, 4);
+  check_input(kCpu, x, 4);
   check_weight(x, weight);
   const auto geometry = make_geometry(stride, padding, dilation, groups);
   const auto window = make_window(x, weight.sizes().slice(2), geometry);
-  check_filters(x, weight, geometry);
-  auto formula = make_formula(weight.size(0), groups, b, max_out, exponent, unit, eps_inside, eps_outside,
+  check_channels(x, weight, groups);
+  auto formula = make_formula(x, weight.size(0), groups, b, max_out, exponent, unit, eps_inside, eps_outside,
                               cos_eps, exact_two);
   formula.explain = explain;
   using Shape = std::vector<int64_t>;

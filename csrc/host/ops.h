@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <tuple>
@@ -9,6 +10,8 @@
 #include "host/checks.h"
 
 namespace bcos::host {
+
+inline const Takes kCpu{c10::kCPU, {at::kFloat, at::kDouble, at::kBFloat16}};
 
 using Forward = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;  // y, n, l, winner
 using Backward =
@@ -48,7 +51,13 @@ struct PlainAten {
 };
 
 // Tensors the formula does not produce come out empty: the schema of an op has no optional outputs.
-Forward pack(const Outputs& out, const at::Tensor& x);
+inline Forward pack(const Outputs& out, const at::Tensor& x) {
+  const auto or_empty = [&](const at::Tensor& t, at::ScalarType dtype) {
+    return t.defined() ? t : at::empty({0}, x.options().dtype(dtype));
+  };
+  return {out.y, or_empty(out.n, accumulate_type(x.scalar_type())), or_empty(out.l, out.y.scalar_type()),
+          or_empty(out.winner, at::kByte)};
+}
 inline Backward pack(Gradients&& g) {
   return {g.x, g.weight, g.bias, g.b};
 }

@@ -10,9 +10,25 @@
 
 namespace bcos {
 
+// Of sums over values of this type, and of the patch norm.
+inline at::ScalarType accumulate_type(at::ScalarType t) {
+  return t == at::kDouble ? at::kDouble : at::kFloat;
+}
+
 struct Geometry {
   std::array<int64_t, 2> stride, padding, dilation;
   int64_t groups;
+};
+
+// A convolution's window over one image: kernel taps, input and output size.
+struct Window {
+  Geometry g;
+  int64_t kh, kw, in_h, in_w, out_h, out_w;
+
+  bool pointwise() const {  // every patch is one pixel, in order
+    constexpr std::array<int64_t, 2> kOnes{1, 1}, kZeros{0, 0};
+    return kh * kw == 1 && g.stride == kOnes && g.padding == kZeros;
+  }
 };
 
 struct Formula {
@@ -21,6 +37,7 @@ struct Formula {
   bool unit;  // divide each filter by its norm
   double eps_inside, eps_outside, cos_eps;
   Power power;
+  bool exact_two;  // b as a tensor of exactly 2 has no cos_eps
   bool explain = false;
 
   template <typename A>
@@ -51,6 +68,8 @@ struct Needs {
 
 struct Gradients {
   std::optional<at::Tensor> x, weight, bias, b;
+
+  static Gradients zeros(const Saved& saved, const Needs& needs);  // where there is nothing to sum over
 };
 
 }  // namespace bcos
