@@ -16,6 +16,8 @@ except ImportError:
     )
 
 ROOT = Path(__file__).parent
+ARCHITECTURES = "8.0+PTX;8.6;9.0a;10.0a"
+"""Of a build for GPUs that are not here: Ampere, Hopper and Blackwell, and what a driver compiles for any later one."""
 GIB_PER_JOB = 2.0  # a translation unit that includes torch's binding headers needs about this much memory
 
 
@@ -34,9 +36,8 @@ def cap_jobs() -> None:
 
 
 def extension():
-    # the kernels are built in with their glue to torch; until it is there they are compiled by their tests only
-    cuda = sources(".cu") if (ROOT / "csrc/host/cuda.cpp").exists() else []
-    with_cuda = bool(torch.version.cuda and CUDA_HOME and cuda)
+    with_cuda = bool(torch.version.cuda and CUDA_HOME)
+    cpp = [path for path in sources(".cpp") if with_cuda or "host/cuda" not in Path(path).as_posix()]
     if sys.platform == "win32":
         compile_args, link_args = ["/O2", "/openmp:experimental"], []
     else:
@@ -49,9 +50,11 @@ def extension():
             link_args += sanitize
     if with_cuda:
         compile_args.append("-DBCOS_WITH_CUDA")
+        if not torch.cuda.is_available():  # else torch compiles for the GPUs that it sees
+            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
     return (CUDAExtension if with_cuda else CppExtension)(
         name="bcos_kernels._C",
-        sources=sources(".cpp") + (cuda if with_cuda else []),
+        sources=cpp + (sources(".cu") if with_cuda else []),
         include_dirs=[str(ROOT / "csrc")],
         depends=sources(".h") + sources(".cuh"),
         extra_compile_args={"cxx": compile_args, "nvcc": ["-O3"]} if with_cuda else compile_args,

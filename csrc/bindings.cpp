@@ -4,6 +4,9 @@
 
 #include "common/macros.h"
 #include "host/ops.h"
+#if defined(BCOS_WITH_CUDA)
+#include "host/cuda/bindings.h"
+#endif
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -54,4 +57,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         "groups"_a, "eps_inside"_a, "eps_outside"_a);
   m.def("weight_norm", &host::weight_norm, unlocked(), "weight"_a);
   m.def("build_info", &build_info);
+#if defined(BCOS_WITH_CUDA)
+  host::gpu::bind(m.def_submodule("cuda"));
+#endif
 }
