@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 from types import ModuleType
 
-from .backends import cpu, reference, triton
+from .backends import cpu, cuda, gpu, reference, triton
 from .spec import Call
 
 __all__ = ["BACKENDS", "backend", "choose", "reasons"]
 
-BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "triton": triton, "reference": reference}
+BACKENDS: dict[str, ModuleType] = {
+    "cpu": cpu,
+    "gpu": gpu,
+    "cuda": cuda,
+    "triton": triton,
+    "reference": reference,
+}
 """In the order of preference; the last serves every valid call."""
 
 FORCED: str | None = os.environ.get("BCOS_KERNELS_BACKEND") or None

@@ -10,8 +10,8 @@ from dataclasses import replace
 import torch
 
 from . import __version__, dispatch
-from .backends import triton
-from .backends.triton import choices
+from .backends import gpu
+from .backends.gpu import choices
 from .spec import Call, Spec
 from .text import aligned
 
@@ -44,7 +44,13 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bcos_kernels doctor", description=__doc__.split(": ", 1)[1])
     parser.parse_args(argv)
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    parts = [_versions(), _build(), _triton(devices), _environment()]
+    parts = [
+        _versions(),
+        _build(),
+        *(_gpu_kernels(name, devices[-1]) for name in gpu.BACKENDS),
+        _tuned(),
+        _environment(),
+    ]
     parts += [_table(device) for device in devices]
     parts.append(_reasons(devices))
     print("\n\n".join(parts))
@@ -80,6 +86,10 @@ def _build() -> str:
     except ImportError as error:
         return f"compiled extension: not there ({error}); slower backends serve its calls"
     info = _C.build_info()
+    if info["cuda"]:
+        cuda = _C.cuda.build_info()
+        compiled = " ".join(f"sm_{arch // 10}" for arch in cuda["architectures"])
+        info["cuda"] = f"{cuda['runtime'] // 1000}.{cuda['runtime'] % 1000 // 10} for {compiled}"
     facts = ", ".join(f"{key} {value}" for key, value in info.items() if key != "torch")
     built_for = info["torch"]
     # the local label of a version tells where a wheel comes from, not which interface it has
@@ -88,17 +98,21 @@ def _build() -> str:
     return f"compiled extension: made for torch {built_for}, running {torch.__version__} ({facts})"
 
 
-def _triton(devices: list[str]) -> str:
-    """The Triton kernels: where they run, or why not, and what was tuned for them here."""
-    reasons = triton.why_not(_call(_CONV, devices[-1], torch.float32))
+def _gpu_kernels(name: str, device: str) -> str:
+    """Where the kernels of a GPU backend run, or why not."""
+    reasons = gpu.kernels(name).why_not(_call(_CONV, device, torch.float32))
     if reasons:
-        return f"triton kernels: not used here: {'; '.join(reasons)}"
-    where = "on the GPU" if devices[-1] == "cuda" else "in the interpreter (TRITON_INTERPRET=1), where asked for"
+        return f"{name} kernels: not used here: {'; '.join(reasons)}"
+    where = "on the GPU" if device == "cuda" else "in the interpreter (TRITON_INTERPRET=1), where asked for"
+    return f"{name} kernels: {where}"
+
+
+def _tuned() -> str:
     try:
         count = len(choices.read().get(choices.device(), {}))
     except ValueError as error:
-        return f"triton kernels: {where}; the choices between them are predicted: {error}"
-    return f"triton kernels: {where}; {count} choices tuned for {choices.device()} in {choices.PATH}"
+        return f"tuned choices: none, the choice of GPU kernels is predicted: {error}"
+    return f"tuned choices: {count} for {choices.device()} in {choices.PATH}"
 
 
 def _environment() -> str:

@@ -19,7 +19,9 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from . import dispatch, probe, protocol
-from .backends.triton.plan import DIRECTIONS, Choice
+from .backends import gpu
+from .backends.gpu.choice import Choice
+from .backends.gpu.tile import DIRECTIONS
 from .modules import BcosLayer
 from .protocol import Variant
 from .spec import Call, Spec
@@ -205,8 +207,8 @@ class Report:
             choices = row.choices or ("",) * len(DIRECTIONS)
             cells.append((row.name, row.kind, row.backend or f"left alone: {row.reason}", *(choices if wide else ())))
         lines = [aligned(cells)]
-        if not wide and any(row.backend == "triton" for row in self.rows):
-            lines.append("which kernels of triton serve a layer depends on the input: report(model, example_input)")
+        if not wide and any(row.backend in _ON_GPU for row in self.rows):
+            lines.append("which kernels serve a layer on a GPU depends on the input: report(model, example_input)")
         backends = Counter(r.backend for r in self.rows if r.backend)
         served = ", ".join(f"{count} by {name}" for name, count in backends.items())
         total = f"{len(self.rows)} B-cos layers: {self.accelerated} accelerated"
@@ -217,7 +219,7 @@ def report(model: nn.Module, example_input: torch.Tensor | tuple | None = None) 
     """Every B-cos layer of ``model``: the backend that serves inputs like its weight, or why none does.
 
     With an example (a tensor, or a tuple of the model's arguments) the model runs on it once, without gradients and
-    leaving buffers and random numbers as they were, and layers on ``triton`` tell which kernels serve such an input.
+    leaving buffers and random numbers as they were, and layers on a GPU tell which kernels serve such an input.
 
     Raises:
         TypeError: ``model`` is no module, or ``example_input`` neither a tensor nor a tuple with one.
@@ -225,16 +227,19 @@ def report(model: nn.Module, example_input: torch.Tensor | tuple | None = None) 
     _check(model, None, None)
     args = None if example_input is None else arguments(example_input)
     rows = {name: row for name, module in model.named_modules() if (row := _row(name or "(model)", module)) is not None}
-    on_triton = [name for name, row in rows.items() if row.backend == "triton"]
-    if args is not None and on_triton:
-        choices = _choices(model, args, on_triton)
+    on_gpu = [name for name, row in rows.items() if row.backend in _ON_GPU]
+    if args is not None and on_gpu:
+        choices = _choices(model, args, on_gpu)
         rows.update((name, replace(rows[name], choices=texts)) for name, texts in choices.items())
     return Report(tuple(rows.values()))
 
 
+_ON_GPU = ("gpu", *gpu.BACKENDS)
+
+
 def _choices(model: nn.Module, args: tuple, names: list[str]) -> dict[str, tuple[str, ...]]:
     """What serves each direction of each named layer in its first call of a run of the model, and why."""
-    from .backends.triton import trials
+    from .backends.gpu import trials
 
     found = dict.fromkeys(names, ("not run by the example",) * len(DIRECTIONS))
     called = set()
@@ -246,8 +251,8 @@ def _choices(model: nn.Module, args: tuple, names: list[str]) -> dict[str, tuple
         def after(module, args, output, name: str) -> None:
             if name not in called and noted:
                 called.add(name)
-                p, _ = next(iter(noted))
-                found[name] = tuple(map(_words, trials.served(p)))
+                first = next(iter(noted))
+                found[name] = tuple(map(_words, trials.served(first.problem, first.backends)))
 
         for name in names:
             layer = model.get_submodule(name)
@@ -259,7 +264,7 @@ def _choices(model: nn.Module, args: tuple, names: list[str]) -> dict[str, tuple
 
 
 def _words(choice: Choice) -> str:
-    return f"{choice.candidate} ({choice.reason})"
+    return f"{choice} ({choice.reason})"
 
 
 def arguments(example_input) -> tuple:

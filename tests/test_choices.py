@@ -4,20 +4,24 @@ import importlib
 import json
 import threading
 import warnings
-from dataclasses import fields, replace
+from dataclasses import astuple, fields, replace
 
 import pytest
 import torch
 
 import bcos_kernels as bk
 from bcos_kernels.__main__ import main
-from bcos_kernels.backends.triton import choices, plan
-from bcos_kernels.backends.triton.problem import Problem
+from bcos_kernels.backends.gpu import choices
+from bcos_kernels.backends.gpu.choice import Choice, choose, ways
+from bcos_kernels.backends.gpu.problem import Problem
+from bcos_kernels.backends.gpu.tile import DIRECTIONS
 
 tuning = importlib.import_module("bcos_kernels.tune")  # beside the function of that name
 
 CALL = Problem((2, 6, 9, 8), (5, 6, 3, 3))
-CHOICE = {"candidate": "one-pass", "tile": [64, 32, 16, 4, 2], "seconds": {"one-pass": 1e-5, "vendor": 2e-5}}
+WAY = {"candidate": "one-pass", "tile": [64, 32, 16, 4, 2], "seconds": {"one-pass": 1e-5, "vendor": 2e-5}}
+CHOICE = {"triton": WAY}
+BOTH = ("cuda", "triton")
 
 
 @pytest.fixture
@@ -25,8 +29,10 @@ def cache(tmp_path, monkeypatch):
     """An own file; nothing that was read before is remembered, here and afterwards."""
     monkeypatch.setattr(choices, "PATH", tmp_path / "cache" / "choices.json")
     choices.forget()
+    choose.cache_clear()
     yield choices.PATH
     choices.forget()
+    choose.cache_clear()
 
 
 def test_choices_are_found_again(cache):
@@ -35,10 +41,24 @@ def test_choices_are_found_again(cache):
     assert choices.find(CALL, "forward") == CHOICE
     assert choices.find(CALL, "training") is None
     assert choices.find(replace(CALL, exact_two=False), "forward") is None
-    assert plan.choose(CALL, "training").reason.startswith("predicted")
-    tile = plan.tiles(CALL, "forward", "one-pass")[-1]
-    choices.store({choices.key(CALL, "forward"): {**CHOICE, "tile": [tile.m, tile.n, tile.k, tile.warps, tile.stages]}})
-    assert plan.choose(CALL, "forward") == plan.Choice("one-pass", tile, "measured on this device")
+    assert choose(CALL, "training", BOTH).reason.startswith("predicted")
+
+
+def test_the_fastest_of_the_backends_that_are_left_serves(cache):
+    def way(backend: str, seconds: float) -> dict:
+        tile = next(
+            tile for name, candidate, tile in ways(CALL, "forward", BOTH) if (name, candidate) == (backend, "one-pass")
+        )
+        return {**WAY, "tile": list(astuple(tile)), "seconds": {"one-pass": seconds}}
+
+    choices.store({choices.key(CALL, "forward"): {"triton": way("triton", 1e-5), "cuda": way("cuda", 2e-5)}})
+    for backends, served in ((BOTH, "triton"), (("triton",), "triton"), (("cuda",), "cuda")):
+        choice = choose(CALL, "forward", backends)
+        assert (choice.backend, choice.candidate, choice.reason) == (served, "one-pass", "measured on this device")
+    gone = {**way("cuda", 1e-6), "tile": [1, 2, 3, 4, 5]}  # a tile that this version does not have
+    choices.store({choices.key(CALL, "forward"): {"cuda": gone}})
+    assert choose.__wrapped__(CALL, "forward", BOTH).reason.startswith("predicted")
+    assert isinstance(choice, Choice)
 
 
 def test_a_key_tells_calls_apart_and_reads_the_same_in_every_run():
@@ -50,7 +70,7 @@ def test_a_key_tells_calls_apart_and_reads_the_same_in_every_run():
     }  # fmt: skip
     assert {*changed, "arch"} == {field.name for field in fields(Problem)}
     keys = {choices.key(replace(CALL, **{name: value}), "forward") for name, value in changed.items()}
-    assert len(keys | {choices.key(CALL, d) for d in plan.DIRECTIONS}) == len(changed) + 3
+    assert len(keys | {choices.key(CALL, d) for d in DIRECTIONS}) == len(changed) + 3
     assert choices.key(replace(CALL, arch="sm_80"), "forward") == choices.key(CALL, "forward")  # the device has it
     assert choices.key(CALL, "forward").startswith(
         "forward x_shape=(2, 6, 9, 8) weight_shape=(5, 6, 3, 3) stride=(1, 1)"
@@ -60,7 +80,7 @@ def test_a_key_tells_calls_apart_and_reads_the_same_in_every_run():
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", "null", '{"schema": 0, "devices": {}}', '{"schema": 1}', '{"schema": 1, "devices": {"a": 3}}', "\xff"],
+    ["{", "[]", "null", '{"schema": 1, "devices": {}}', '{"schema": 2}', '{"schema": 2, "devices": {"a": 3}}', "\xff"],
 )
 def test_a_foreign_file_is_left_alone(text, cache, monkeypatch, capsys):
     """Calls go by predictions, with one warning of the file and the cure; nothing overwrites it."""
@@ -68,8 +88,8 @@ def test_a_foreign_file_is_left_alone(text, cache, monkeypatch, capsys):
     cache.write_text(text, encoding="latin1")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for direction in plan.DIRECTIONS:
-            assert plan.choose(CALL, direction).reason.startswith("predicted")
+        for direction in DIRECTIONS:
+            assert choose(CALL, direction, BOTH).reason.startswith("predicted")
     (warning,) = caught
     assert str(cache) in str(warning.message) and "delete it, or set BCOS_KERNELS_CACHE" in str(warning.message)
     monkeypatch.setattr(tuning, "_check_device", lambda: None)
@@ -98,19 +118,21 @@ def test_a_place_that_cannot_be_written(cache):
     "entry",
     [
         None,
-        {**CHOICE, "candidate": 1},
-        {**CHOICE, "tile": [64, 32]},
-        {**CHOICE, "tile": "64"},
-        {**CHOICE, "seconds": {"vendor": "1"}},
-        {**CHOICE, "candidate": "no-pass"},
-        {"candidate": "vendor"},
+        {},
+        WAY,
+        {"triton": {**WAY, "candidate": 1}},
+        {"triton": {**WAY, "tile": [64, 32]}},
+        {"triton": {**WAY, "tile": "64"}},
+        {"triton": {**WAY, "seconds": {"vendor": "1"}}},
+        {"triton": {**WAY, "candidate": "no-pass"}},
+        {"triton": {"candidate": "vendor"}},
     ],
 )
 def test_unknown_entries_are_ignored(entry, cache, capsys):
     cache.parent.mkdir()
     key = choices.key(CALL, "forward")
-    cache.write_text(json.dumps({"schema": 1, "devices": {choices.device(): {key: entry}, "other": {"x": CHOICE}}}))
-    assert plan.choose(CALL, "forward").reason.startswith("predicted")
+    cache.write_text(json.dumps({"schema": 2, "devices": {choices.device(): {key: entry}, "other": {"x": CHOICE}}}))
+    assert choose(CALL, "forward", BOTH).reason.startswith("predicted")
     assert main(["tune", "--list"]) == 0
     assert "other: 1 choices" in capsys.readouterr().out
 

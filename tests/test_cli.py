@@ -46,20 +46,22 @@ def test_doctor():
 def test_doctor_tells_of_the_kernels_for_gpus(tmp_path):
     """Why they are not used here; in the interpreter how many choices there are, or why none can be read."""
 
-    def line(**environment):
+    def line(of: str, **environment):
         result = command("doctor", CUDA_VISIBLE_DEVICES="", **environment)
         assert result.returncode == 0, result.stderr
-        (found,) = (line for line in result.stdout.splitlines() if line.startswith("triton kernels: "))
-        return found.removeprefix("triton kernels: ")
+        (found,) = (line for line in result.stdout.splitlines() if line.startswith(f"{of}: "))
+        return found.removeprefix(f"{of}: ")
 
-    assert line(TRITON_INTERPRET="0").startswith("not used here: device is 'cpu', the Triton kernels run on 'cuda'")
+    refused = "not used here: device is 'cpu', the Triton kernels run on 'cuda'"
+    assert line("triton kernels", TRITON_INTERPRET="0").startswith(refused)
+    assert line("triton kernels", TRITON_INTERPRET="1").startswith("in the interpreter (TRITON_INTERPRET=1)")
+    assert line("cuda kernels").startswith("not used here: ")
     file = tmp_path / "choices.json"
-    assert f"; 0 choices tuned for interpreter, torch {torch.__version__}, triton" in line(
-        TRITON_INTERPRET="1", BCOS_KERNELS_CACHE=str(file)
-    )
+    nothing = f"0 for interpreter, torch {torch.__version__}, triton"
+    assert line("tuned choices", TRITON_INTERPRET="1", BCOS_KERNELS_CACHE=str(file)).startswith(nothing)
     file.write_text("{")
-    damaged = line(TRITON_INTERPRET="1", BCOS_KERNELS_CACHE=str(file))
-    assert "are predicted: " in damaged and str(file) in damaged and "delete it" in damaged
+    damaged = line("tuned choices", TRITON_INTERPRET="1", BCOS_KERNELS_CACHE=str(file))
+    assert "is predicted: " in damaged and str(file) in damaged and "delete it" in damaged
 
 
 @pytest.mark.parametrize("name, known", [("reference", True), ("quick", False)])
@@ -68,7 +70,7 @@ def test_doctor_tells_what_the_environment_forces(name, known, monkeypatch, caps
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
     assert f"BCOS_KERNELS_BACKEND={name}" in shown
-    assert ("which is unknown: allowed are cpu, triton, reference" in shown) != known
+    assert ("which is unknown: allowed are cpu, gpu, cuda, triton, reference" in shown) != known
     row = next(line for line in shown.splitlines() if line.startswith("linear "))
     assert row.split()[1:] == ["reference" if known else "none"] * 4
 

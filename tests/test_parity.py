@@ -6,6 +6,7 @@ from cases import BACKENDS, CASES, IDS, error, their_result, upstream
 from parity import check
 
 from bcos_kernels import dispatch
+from bcos_kernels.backends import gpu
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -62,4 +63,4 @@ def test_integers_are_exact(name, backend):
 
 
 def test_every_backend_is_in_the_table():
-    assert {*BACKENDS, "triton"} == set(dispatch.BACKENDS)
+    assert {*BACKENDS, "gpu", *gpu.BACKENDS} == set(dispatch.BACKENDS)

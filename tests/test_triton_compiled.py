@@ -15,8 +15,8 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton_ir import Pipeline, wrapping_products
 
+from bcos_kernels.backends.gpu.problem import Problem
 from bcos_kernels.backends.triton import aot, plan
-from bcos_kernels.backends.triton.problem import Problem
 
 WORKERS = 2
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
@@ -66,7 +66,7 @@ def selection() -> dict[aot.Specialisation, str]:
         channels_last = what != "fp32 weights bf16 sm_90"  # one of them as PyTorch makes a weight
         for direction in plan.DIRECTIONS:
             for candidate in plan.candidates(p, direction):
-                tiles = plan.tiles(p, direction, candidate) if plan.has_tile(p, candidate) else [None]
+                tiles = plan.tiles(p, direction, candidate) or [None]
                 for tile in tiles if every_tile else tiles[:1]:
                     for started in aot.launches(p, direction, candidate, tile, channels_last):
                         found.setdefault(aot.specialise(started, p.arch), f"{what}, {direction}, {candidate}, {tile}")

@@ -12,7 +12,7 @@ import torch
 
 import bcos_kernels as bk
 from bcos_kernels.__main__ import main
-from bcos_kernels.backends.triton import choices
+from bcos_kernels.backends.gpu import choices
 
 ROOT = Path(__file__).parent.parent
 tuning = importlib.import_module("bcos_kernels.tune")  # beside the function of that name
@@ -22,7 +22,8 @@ import json, signal, sys
 import torch
 from torch import nn
 import bcos_kernels as bk
-from bcos_kernels.backends.triton import choices, layer, trials
+from bcos_kernels.backends.gpu import choice, choices, trials
+from bcos_kernels.backends.triton import layer
 
 class Net(nn.Module):
     def __init__(self, backend="triton"):
@@ -91,14 +92,17 @@ def test_winners_serve_other_processes(tmp_path):
     assert "100%" in result.stderr  # the bar
     (stored,) = json.loads(cache.read_text())["devices"].values()
     assert len(stored) == 9
-    for call, choice in stored.items():
+    winners = []
+    for call, backends in stored.items():
+        (choice,) = backends.values()  # the interpreter's only backend
+        winners.append(f"triton {choice['candidate']}")
         assert choice["candidate"] == min(choice["seconds"], key=choice["seconds"].get)
         assert (choice["tile"] is None) == (choice["candidate"] == "vendor")
         candidates = {"one-pass", "vendor"} if call.startswith("forward") else {"one-pass", "semi", "vendor"}
         assert set(choice["seconds"]) == candidates
 
     known, other, *text = script(REPORT, cache).stdout.splitlines()
-    rows, winners = json.loads(known), [choice["candidate"] for choice in stored.values()]
+    rows = json.loads(known)
     assert [name for name, *_ in rows] == ["conv", "body.2", "head", "unused"]
     expected = [f"{winner} (measured on this device)" for winner in winners]
     assert [choice for _, *row in rows[:3] for choice in row] == expected
@@ -113,13 +117,13 @@ def test_winners_serve_other_processes(tmp_path):
 
     listed = command("tune", "--list")
     assert str(cache) in listed and "9 choices" in listed and all(call in listed for call in stored)
-    assert f"9 choices tuned for interpreter, torch {torch.__version__}" in command("doctor")
+    assert f"tuned choices: 9 for interpreter, torch {torch.__version__}" in command("doctor")
     assert command("tune", "--clear").startswith("9 choices of interpreter")
     assert json.loads(cache.read_text())["devices"] == {}
 
 
 INTERRUPT = """
-usual, served = layer.choose, []
+usual, served = choice.choose, []
 def measure(*args, measure=trials.measure):
     served.append(args[1])
     if len(served) == 3:
@@ -127,7 +131,7 @@ def measure(*args, measure=trials.measure):
     return measure(*args)
 trials.measure = measure
 result = bk.tune(Net(), x, directions=("forward", "explanation"), progress=False)
-assert layer.choose is usual
+assert choice.choose is usual
 print(len(result.rows), result.calls, len(choices.read()[choices.device()]))
 print(str(result).splitlines()[-1])
 """
@@ -181,7 +185,7 @@ def test_the_command(tmp_path):
     assert call.startswith("forward ") and "weight_dtype=float32 out_dtype=float32" in call
     result = command("make")
     assert result.returncode == 2 and result.stderr.count("\n") == 1
-    assert "no call of the model is served by Triton" in result.stderr and "1 served by cpu" in result.stderr
+    assert "no call is served by GPU kernels" in result.stderr and "1 served by cpu" in result.stderr
 
 
 @pytest.mark.parametrize("show, lines", [(True, "tune: 1 of 2: a\ntune: 2 of 2: b\n"), (False, "")])
@@ -225,18 +229,11 @@ def test_bad_input(arguments, options, error, message, no_gpu):
         bk.tune(*arguments, **options)
 
 
-def test_triton_must_be_there(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(tuning, "find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match="the package triton is not installed"):
-        bk.tune(torch.nn.ReLU(), torch.ones(1))
-
-
 @pytest.mark.parametrize(
     "model, message",
     [
         (torch.nn.ReLU(), "model has no B-cos layers"),
-        (bk.BcosLinear(1, 2, backend="reference"), "served by Triton.*: B-cos layers 1 served by reference"),
+        (bk.BcosLinear(1, 2, backend="reference"), "served by GPU kernels.*: B-cos layers 1 served by reference"),
     ],
 )
 def test_nothing_to_tune(model, message, tmp_path, monkeypatch):

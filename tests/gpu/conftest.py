@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.contenders import forced
+from bcos_kernels import dispatch
+from bcos_kernels.backends import gpu
+from bcos_kernels.backends.gpu.choice import forced
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once; without it no run is deterministic
 HERE = Path(__file__).parent
@@ -20,7 +22,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu)
-    if all(item.path.parent.name in (HERE.name, "triton_kernels") for item in items):
+    if all(item.path.parent.name in (HERE.name, "gpu_kernels") for item in items):
         items.sort(key=place)
 
 
@@ -34,6 +36,13 @@ def place(item) -> int:
 def pytest_collection_finish(session):
     if not torch.cuda.is_available() and any(item.get_closest_marker("gpu") for item in session.items):
         pytest.exit("the tests marked gpu need a GPU: torch.cuda.is_available() is False here", returncode=4)
+
+
+@pytest.fixture(autouse=True, params=gpu.BACKENDS)
+def backend(request, monkeypatch):
+    """The backend of every call that names none."""
+    monkeypatch.setattr(dispatch, "FORCED", request.param)
+    return request.param
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ def tensors(case: Case, dtype: torch.dtype = torch.bfloat16, seed: int = 0, chan
 
 def run(case: Case, x: Tensor, weight: Tensor, upward: Tensor | None = None, **options) -> tuple[Tensor, ...]:
     """(y, dx, dw) with ``upward`` as the gradient of y, ones where it is None."""
-    y = case(x, weight, backend="triton", **options)
+    y = case(x, weight, **options)
     return y.detach(), *torch.autograd.grad(y, (x, weight), torch.ones_like(y) if upward is None else upward)
 
 

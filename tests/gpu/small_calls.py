@@ -1,9 +1,12 @@
-"""A small set of calls for compute-sanitizer: every own kernel, on partial tiles and several steps of each loop."""
+"""A small set of calls for compute-sanitizer: every own kernel, on partial tiles and several steps of each loop.
+
+``BCOS_KERNELS_BACKEND`` says whose.
+"""
 
 import torch
 
+from bcos_kernels.backends.gpu.choice import forced
 from bcos_kernels.functional import bcos_conv2d, bcos_linear
-from benchmarks.contenders import forced
 
 CALLS = [
     (bcos_conv2d, (2, 80, 9, 7), (72, 80, 3, 3), {"padding": 1}),
@@ -24,7 +27,7 @@ def main() -> None:
                 x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
                 x, weight = x.requires_grad_(), torch.randn(filters).to("cuda", dtype).requires_grad_()
                 with forced(candidate):
-                    y = layer(x, weight, backend="triton", **options)
+                    y = layer(x, weight, **options)
                     results = (y, *torch.autograd.grad(y, (x, weight), torch.ones_like(y)))
                 assert all(t.isfinite().all().item() for t in results), (candidate, dtype, shape)
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from on_gpu import SMALL, equal, run, tensors
 
-from bcos_kernels.backends.triton import plan
+from bcos_kernels.backends.gpu.tile import CANDIDATES
 
 CALLS = Path(__file__).with_name("small_calls.py")
 CLEAN = re.compile(r"SUMMARY: .*\b0 errors")
 
 
-@pytest.mark.parametrize("candidate", plan.CANDIDATES)
+@pytest.mark.parametrize("candidate", CANDIDATES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("name", SMALL)
 def test_runs_are_bit_equal(name, dtype, candidate, force, deterministic):
@@ -43,7 +43,7 @@ def test_repeats_are_bit_equal(name, dtype, candidate, force):
     """250 repeats: a tile overwritten while an asynchronous product still reads it differs once in a while."""
     force(candidate)
     x, weight = tensors(SMALL[name], dtype)
-    upward = torch.randn_like(SMALL[name](x, weight, backend="triton"))
+    upward = torch.randn_like(SMALL[name](x, weight))
     first = run(SMALL[name], x, weight, upward)
     different = torch.zeros((), dtype=torch.int64, device="cuda")
     for _ in range(250):  # without a sync in between, so that launches follow one another closely
@@ -52,11 +52,15 @@ def test_repeats_are_bit_equal(name, dtype, candidate, force):
     assert different.item() == 0
 
 
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
-def test_compute_sanitizer(tool):
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck", "synccheck"])
+def test_compute_sanitizer(tool, backend):
     program = sanitizer()
     calls = [sys.executable, str(CALLS)]
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # each tensor an allocation with its own bounds
+    environment = {
+        **os.environ,
+        "BCOS_KERNELS_BACKEND": backend,
+        "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
+    }  # each tensor an allocation with its own bounds
     environment["PYTHONPATH"] = os.pathsep.join([str(CALLS.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     alone = subprocess.run(calls, env=environment, capture_output=True, text=True)  # compiles, too
     assert alone.returncode == 0, alone.stderr[-3000:]

@@ -22,7 +22,7 @@ def test_compiled_without_a_graph_break(name, channels_last):
 
     def layer(x, weight):
         x = torch.cat([x, x], -1)[..., ::2] * 1.5
-        return case(x, weight * 0.5, backend="triton") * 2
+        return case(x, weight * 0.5) * 2
 
     y, again = layer(x, weight), torch.compile(layer, fullgraph=True)(x, weight)
     assert error(again, y) < 1e-6
@@ -37,7 +37,7 @@ def test_compiled_gradient_of_torch_func():
     x, weight = (t.detach() for t in tensors(case, torch.float32))
 
     def gradients(x, weight):
-        return torch.func.grad(lambda x, w: case(x, w, backend="triton").sum(), argnums=(0, 1))(x, weight)
+        return torch.func.grad(lambda x, w: case(x, w).sum(), argnums=(0, 1))(x, weight)
 
     expected = run(case, x.requires_grad_(), weight.requires_grad_())[1:]
     for found in (gradients, torch.compile(gradients, fullgraph=True)):
@@ -53,7 +53,7 @@ def test_compiled_under_autocast(dtype):
 
     def layer(x, weight):
         with torch.autocast("cuda", dtype):
-            return case(x, weight, backend="triton")
+            return case(x, weight)
 
     y, again = layer(x, weight), torch.compile(layer, fullgraph=True)(x, weight)
     assert again.dtype == y.dtype == torch.float32 and torch.equal(again, y)
@@ -90,7 +90,7 @@ def test_scaled_inputs_of_many_steps(name, scale, dtype):
     for seed in range(3):
         x, weight = tensors(case, dtype, seed)
         x = (scale * x.detach()).requires_grad_()
-        upward = torch.randn_like(case(x, weight, backend="triton"))
+        upward = torch.randn_like(case(x, weight))
         y = case.naive(x, weight)
         theirs = y.detach(), *grad(y, (x, weight), upward)
         truth = exact(case, x, weight, upward)

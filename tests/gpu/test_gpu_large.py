@@ -5,7 +5,7 @@ import torch
 from cases import Case, error
 from on_gpu import run
 
-from bcos_kernels.backends.triton import plan
+from bcos_kernels.backends.gpu.tile import CANDIDATES
 
 ROWS = 2**20 + 64  # of 2048 values: the last 64 rows lie beyond 2³¹
 IMAGES = 130  # of 64 channels and 512² pixels, 2²⁴ values: the last two lie beyond
@@ -18,7 +18,7 @@ LARGE = [
 ]
 
 
-@pytest.mark.parametrize("candidate", plan.CANDIDATES)
+@pytest.mark.parametrize("candidate", CANDIDATES)
 @pytest.mark.parametrize("case", LARGE, ids=lambda case: case.name)
 def test_more_than_2_to_the_31_elements(case, candidate, force, room):
     """The first and the last rows, alone in having a gradient, are what a call of them alone gives."""
@@ -29,7 +29,7 @@ def test_more_than_2_to_the_31_elements(case, candidate, force, room):
     x = torch.empty(case.x, dtype=dtype, device="cuda", memory_format=form).normal_().requires_grad_()
     weight = torch.randn(case.weight, dtype=dtype, device="cuda", requires_grad=True)
     with torch.no_grad():
-        y = case(x, weight, backend="triton")
+        y = case(x, weight)
         assert max(x.numel(), y.numel()) > 2**31
         upward = torch.zeros_like(y)
         del y

@@ -10,6 +10,7 @@ from torch import nn
 from torch.autograd import grad
 
 import bcos_kernels as bk
+from bcos_kernels.backends import gpu
 
 MODELS = ("resnet50", "convnext_tiny", "simple_vit_s_patch16_224")
 BATCHES = 4  # of two images: the error of a deep network differs by a fifth from one image to the next
@@ -62,14 +63,15 @@ def results(model: nn.Module, x: torch.Tensor, top: torch.Tensor | None = None):
     return {name: t.detach().cpu() for name, t in found.items()}, top
 
 
+@pytest.mark.parametrize("backend", [*gpu.BACKENDS, "gpu"])
 @pytest.mark.parametrize("name", MODELS)
-def test_accelerated_network(name, eight_threads):
+def test_accelerated_network(name, backend, eight_threads):
     """Errors against float64 at most 1.1 times those of the reference on this GPU in the same dtype, plus 1 ulp."""
     model, budget = network(name), Budget()
     exact = [results(model, images(seed)) for seed in range(BATCHES)]
     for dtype in (torch.float32, torch.bfloat16):
         reference = copy.deepcopy(model).to("cuda", dtype).to(memory_format=torch.channels_last)
-        ours = bk.accelerate(copy.deepcopy(reference), backend="triton")
+        ours = bk.accelerate(copy.deepcopy(reference), backend=backend)
         assert bk.report(ours).accelerated > 0
         for seed, (truth, top) in enumerate(exact):
             x = images(seed).to("cuda", dtype).contiguous(memory_format=torch.channels_last)

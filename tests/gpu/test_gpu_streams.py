@@ -8,7 +8,7 @@ from cases import error
 from on_gpu import SMALL, run, tensors
 
 import bcos_kernels as bk
-from bcos_kernels.backends.triton import plan
+from bcos_kernels.backends.gpu.tile import CANDIDATES
 
 
 def assert_agree(found, expected, candidate: str = "vendor") -> None:
@@ -28,14 +28,14 @@ def warmed_up(call) -> None:
     torch.cuda.current_stream().wait_stream(stream)
 
 
-@pytest.mark.parametrize("candidate", plan.CANDIDATES)
+@pytest.mark.parametrize("candidate", CANDIDATES)
 @pytest.mark.parametrize("name", ["conv3x3", "strided_b1.5", "depthwise", "max_out", "linear"])
 def test_graph_replays_forward_and_backward_with_new_data(name, candidate, force):
     """A sync or an autotune would kill the capture; a value read by the host would stay that of the capture."""
     force(candidate)
     case = SMALL[name]
     x, weight = tensors(case)
-    upward = torch.randn_like(case(x, weight, backend="triton"))
+    upward = torch.randn_like(case(x, weight))
     warmed_up(lambda: run(case, x, weight, upward))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -56,7 +56,7 @@ def test_graph_reads_a_tensor_exponent_at_replay():
     b = torch.tensor(1.5, device="cuda", requires_grad=True)
 
     def call():
-        y = case(x, weight, b=b, backend="triton")
+        y = case(x, weight, b=b)
         return y.detach(), *torch.autograd.grad(y, (x, weight, b), torch.ones_like(y))
 
     warmed_up(call)
@@ -90,14 +90,14 @@ def test_graphed_callable_trains_with_new_data(name):
         assert_agree(*results)
 
 
-@pytest.mark.parametrize("candidate", plan.CANDIDATES)
+@pytest.mark.parametrize("candidate", CANDIDATES)
 @pytest.mark.parametrize("name", ["conv3x3", "grouped", "depthwise", "linear"])
 def test_delayed_producer_on_a_side_stream(name, candidate, force):
     """A kernel on the default stream would read x before it is there."""
     force(candidate)
     case = SMALL[name]
     x, weight = tensors(case)
-    upward = torch.randn_like(case(x, weight, backend="triton"))
+    upward = torch.randn_like(case(x, weight))
     expected = run(case, x, weight, upward)
     late = torch.full_like(x, float("nan"))
     side = torch.cuda.Stream()

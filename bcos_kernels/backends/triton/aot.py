@@ -18,10 +18,11 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from ..gpu.choice import Choice
+from ..gpu.problem import Problem
+from ..gpu.tile import Tile
 from . import layer
 from .launch import Launch, recording
-from .plan import Choice, Tile
-from .problem import Problem
 
 __all__ = ["ARCHITECTURES", "Compiled", "Pointer", "Resources", "Specialisation", "compiled", "launches", "specialise"]
 
@@ -115,17 +116,16 @@ def launches(
     x, weight = image(p.x_shape, p.dtype), image(p.weight_shape, p.weight_dtype)
     bias = weight.new_empty(p.filters) if p.bias else None
     b = x.new_empty((), dtype=torch.float32) if p.tensor_b else None
-    choice = Choice(candidate, tile, "asked for")
-    with layer.choosing(lambda p, direction: choice):
-        with recording() as forward:
-            saved = layer.forward(p, x, weight, bias, b)
-        if direction == "forward":
-            return forward
-        grad, training = torch.empty_like(saved.y), direction == "training"
-        needs = (True, training, training and p.bias, training and p.tensor_b)
-        with recording() as backward:
-            saved = saved._replace(y=saved.y if p.power == 2 else None)
-            layer.backward(p, grad, x, weight, b, saved, not training, needs)
+    choice = Choice("triton", candidate, tile, "asked for")
+    with recording() as forward:
+        saved = layer.forward(p, choice, x, weight, bias, b)
+    if direction == "forward":
+        return forward
+    grad, training = torch.empty_like(saved.y), direction == "training"
+    needs = (True, training, training and p.bias, training and p.tensor_b)
+    with recording() as backward:
+        saved = saved._replace(y=saved.y if p.power == 2 else None)
+        layer.backward(p, choice, grad, x, weight, b, saved, not training, needs)
     return backward
 
 

@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..gpu.problem import Problem, power_of_two
 from . import plan
 from .formula import cast, exponent, partials, root_gradient, root_norm, safe_inverse, transform
 from .launch import cdiv, image, launch, shares
-from .problem import Problem, power_of_two
 from .window import pixel
 
 

@@ -7,11 +7,11 @@ groups share a tile whose weights outside of their own group are zero, so that n
 import triton
 import triton.language as tl
 
+from ..gpu.problem import Problem
 from . import patch_norm, plan
 from .formula import INTERPRETED, cast, exponent, first_max, matmul, root_norm, safe_inverse, transform
 from .launch import cdiv, launch
 from .plan import Tile
-from .problem import Problem
 from .window import pixel
 
 

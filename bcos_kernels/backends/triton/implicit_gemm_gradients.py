@@ -7,11 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..gpu.problem import Problem
 from . import plan
 from .formula import cast, matmul, partials, root_gradient, safe_inverse
 from .launch import cdiv, launch, shares
 from .plan import Tile
-from .problem import Problem
 from .window import output_site, pixel, pooled_norm_gradient
 
 

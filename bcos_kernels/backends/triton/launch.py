@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import KernelInterface
 
-from .problem import Problem, power_of_two
+from ..gpu.problem import Problem, power_of_two
 
 __all__ = ["Launch", "cdiv", "channels_last", "image", "launch", "recording", "row_tile", "shares"]
 

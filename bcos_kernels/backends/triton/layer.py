@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..gpu.choice import Choice
+from ..gpu.problem import Problem
 from . import depthwise, implicit_gemm, implicit_gemm_gradients, patch_norm, plan, scale, vendor, weight_norm
 from .launch import channels_last, image
-from .plan import Choice
-from .problem import Problem
 from .weight_norm import Weights
 
-__all__ = ["Saved", "backward", "choosing", "forward"]
-
-choose = lru_cache(maxsize=4096)(plan.choose)
-
-
-@contextmanager
-def choosing(choice: Callable[[Problem, str], Choice]) -> Iterator[None]:
-    """Within the context ``choice(problem, direction)`` says what serves a call: for measuring and for tests."""
-    global choose
-    usual, choose = choose, choice
-    try:
-        yield
-    finally:
-        choose = usual
+__all__ = ["Saved", "backward", "forward"]
 
 
 class Saved(NamedTuple):
@@ -41,7 +25,7 @@ class Saved(NamedTuple):
     winner: Tensor
 
 
-def forward(p: Problem, x: Tensor, weight: Tensor, bias: Tensor | None, b: Tensor | None) -> Saved:
+def forward(p: Problem, choice: Choice, x: Tensor, weight: Tensor, bias: Tensor | None, b: Tensor | None) -> Saved:
     """(y, n, l, winner) of x ``[N, C, H, W]``, all channels_last; empty where the problem has none."""
     x = channels_last(x)
     out = Saved(
@@ -54,20 +38,20 @@ def forward(p: Problem, x: Tensor, weight: Tensor, bias: Tensor | None, b: Tenso
         return out
     weights = weight_norm.prepare(p, weight_norm.dense(weight))
     bias = None if bias is None else bias.contiguous()
-    choice = choose(p, "forward")
     if choice.candidate == "vendor":
         z = vendor.product(p, x, weights.operand)
         scale.forward(p, z, weights, bias, patch_norm.norm(p, x, out.n), b, out)
     elif p.depthwise:
         depthwise.forward(p, x, weights, bias, b, out)
     else:
-        implicit_gemm.forward(p, x, weights, bias, b, out, choice.tile or plan.tiles(p, "forward", choice.candidate)[0])
+        implicit_gemm.forward(p, x, weights, bias, b, out, choice.tile or plan.tiles(p, "forward", "one-pass")[0])
     return out
 
 
 def backward(
-    p: Problem, grad: Tensor, x: Tensor, weight: Tensor, b: Tensor | None, saved: Saved, explain: bool, needs
-) -> tuple[Tensor | None, ...]:
+    p: Problem, choice: Choice, grad: Tensor, x: Tensor, weight: Tensor, b: Tensor | None, saved: Saved,
+    explain: bool, needs,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     """(dx, dweight, dbias, db), None where not needed; ``explain`` freezes the scale."""
     if p.in_pixels == 0 or p.pixels == 0:
         likes = (x, weight, weight.new_empty(p.filters), b)
@@ -75,7 +59,6 @@ def backward(
     saved = Saved(*(None if t is None else channels_last(t) for t in saved))
     weight = weight_norm.dense(weight)
     weights = weight_norm.prepare(p, weight)
-    choice = choose(p, "explanation" if explain and not needs[1] else "training")
     if choice.candidate == "vendor":
         gradients = _vendor
     elif p.depthwise and choice.candidate == "one-pass" and not needs[3]:
@@ -116,7 +99,7 @@ def _implicit_gemm(p: Problem, grad, x, weights: Weights, b, saved: Saved, detac
         u, t, db = _semi(p, grad, x, weights, b, saved, detached, needs)
     upstream = implicit_gemm_gradients.Upstream(u, t, grad, saved.y, saved.n, detached)
     if needs[0]:
-        tile = choice.tile or plan.tiles(p, "training", choice.candidate)[0]
+        tile = choice.tile or plan.tiles(p, "training", "semi" if p.depthwise else choice.candidate)[0]
         dx = implicit_gemm_gradients.dgrad(p, upstream, weights, x, tile)
     if needs[1] or needs[2]:
         partial, dbias = implicit_gemm_gradients.wgrad(p, upstream, weights, x, needs[2])

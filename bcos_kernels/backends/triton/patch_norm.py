@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..gpu.problem import Problem
 from .formula import cast, root_norm
 from .launch import cdiv, image, launch, row_tile
-from .problem import Problem
 from .window import pixel, pooled_norm_gradient
 
 

@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..gpu.problem import Problem
 from .formula import cast, exponent, partial_b, partials, root_gradient, safe_inverse, transform
 from .launch import cdiv, image, launch, row_tile
-from .problem import Problem
 
 
 @triton.jit

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..gpu.problem import Problem
 from .launch import channels_last
-from .problem import Problem
 
 __all__ = ["gradients", "product"]
 

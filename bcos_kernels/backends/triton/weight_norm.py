@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..gpu.problem import Problem, power_of_two
 from .formula import cast, safe_inverse
 from .launch import channels_last, launch
-from .problem import Problem, power_of_two
 
 
 @triton.jit

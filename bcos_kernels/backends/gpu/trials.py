@@ -1,4 +1,4 @@
-"""Which calls a run makes of these kernels, and how long each way to serve one takes: the only place that times."""
+"""Which calls a run makes of a GPU, and how long each way to serve one takes: the only place that times."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import choices, layer, plan
-from .plan import Choice, Tile
+from . import choice, choices, kernels
+from .choice import Choice
 from .problem import Problem
+from .tile import DIRECTIONS, Tile
 
-__all__ = ["Trial", "keep", "listed", "measure", "noting", "of", "predicted", "served"]
+__all__ = ["Noted", "Trial", "keep", "listed", "measure", "noting", "of", "served"]
 
 ROUNDS = 12
 ROUNDS_INTERPRETED = 2  # there a time means nothing
@@ -30,6 +32,7 @@ TOLERANCE_TF32 = 4e-3
 class Trial(NamedTuple):
     """One way to serve one direction of a call."""
 
+    backend: str
     candidate: str
     tile: Tile | None
     seconds: float | None = None
@@ -37,25 +40,14 @@ class Trial(NamedTuple):
     """Why it must not be chosen; then without a time."""
 
 
-def listed(p: Problem, direction: str) -> list[Trial]:
+def listed(p: Problem, direction: str, backends: tuple[str, ...]) -> list[Trial]:
     """Every way to serve one direction, untimed."""
-    return [
-        Trial(name, tile)
-        for name in plan.candidates(p, direction)
-        for tile in (plan.tiles(p, direction, name) if plan.has_tile(p, name) else [None])
-    ]
+    return [Trial(*way) for way in choice.ways(p, direction, backends)]
 
 
-def predicted(p: Problem, direction: str) -> Trial:
-    """What the byte model chooses, whatever was measured."""
-    times = {name: plan.predict(p, direction, name) for name in plan.candidates(p, direction)}
-    best = min(times, key=times.get)
-    return next(trial for trial in listed(p, direction) if trial.candidate == best)
-
-
-def served(p: Problem) -> tuple[Choice, ...]:
-    """What serves each direction of a call whose forward is ``p``, in the order of ``plan.DIRECTIONS``."""
-    return tuple(layer.choose(of(p, direction), direction) for direction in plan.DIRECTIONS)
+def served(p: Problem, backends: tuple[str, ...]) -> tuple[Choice, ...]:
+    """What serves each direction of a call whose forward is ``p``, in the order of ``DIRECTIONS``."""
+    return tuple(choice.choose(of(p, direction), direction, backends) for direction in DIRECTIONS)
 
 
 def of(p: Problem, direction: str) -> Problem:
@@ -64,36 +56,41 @@ def of(p: Problem, direction: str) -> Problem:
 
 
 def keep(p: Problem, direction: str, trials: list[Trial]) -> None:
-    """Stores the fastest of the timed trials, so that the next call is served that way; nothing if there is none."""
-    timed = sorted((t for t in trials if t.seconds is not None), key=lambda t: t.seconds)
-    if timed:
-        tile = timed[0].tile
-        seconds = {t.candidate: t.seconds for t in reversed(timed)}
-        choice = {"candidate": timed[0].candidate, "tile": tile and list(astuple(tile)), "seconds": seconds}
-        choices.store({choices.key(p, direction): choice})
-        layer.choose.cache_clear()
+    """Stores what each backend does best, so that the next call is served that way; nothing where nothing was timed."""
+    best: dict[str, dict] = {}
+    for t in sorted((t for t in trials if t.seconds is not None), key=lambda t: t.seconds):
+        first = {"candidate": t.candidate, "tile": t.tile and list(astuple(t.tile)), "seconds": {}}
+        best.setdefault(t.backend, first)["seconds"].setdefault(t.candidate, t.seconds)
+    if best:
+        choices.store({choices.key(p, direction): best})
+        choice.choose.cache_clear()
+
+
+class Noted(NamedTuple):
+    """A call that was served: its problem, its direction, and the backends that it was left to."""
+
+    problem: Problem
+    direction: str
+    backends: tuple[str, ...]
 
 
 @contextmanager
-def noting() -> Iterator[dict[tuple[Problem, str], None]]:
-    """Within the context the distinct (problem, direction) that are served are noted, in their order."""
-    usual, noted = layer.choose, {}
+def noting() -> Iterator[dict[Noted, None]]:
+    """Within the context the distinct calls that are served are noted, in their order."""
+    usual, noted = choice.choose, {}
 
-    def note(p: Problem, direction: str) -> Choice:
-        noted[p, direction] = None
-        return usual(p, direction)
+    def note(p: Problem, direction: str, backends: tuple[str, ...]) -> Choice:
+        noted[Noted(p, direction, backends)] = None
+        return usual(p, direction, backends)
 
-    with layer.choosing(note):
+    with choice.choosing(note):
         yield noted
 
 
-def _served_by(candidate: str, tile: Tile | None):
-    choice = Choice(candidate, tile, "on trial")
-    return layer.choosing(lambda p, direction: choice)
-
-
 @torch.no_grad()
-def measure(p: Problem, direction: str, device: torch.device, done: Callable[[], None]) -> list[Trial]:
+def measure(
+    p: Problem, direction: str, backends: tuple[str, ...], device: torch.device, done: Callable[[], None]
+) -> list[Trial]:
     """The trials of one direction on random tensors, each with its time or the reason of its refusal.
 
     Refused are those that fail, and those whose result is not the vendor's up to rounding. ``done`` is called after
@@ -101,11 +98,11 @@ def measure(p: Problem, direction: str, device: torch.device, done: Callable[[],
     """
     on_cuda = device.type == "cuda"
     with torch.cuda.device(device) if on_cuda else nullcontext(), torch.autocast(device.type, enabled=False):
-        trials = listed(p, direction)
+        trials = listed(p, direction, backends)
         try:
-            with _served_by("vendor", None):
-                call = _call(p, direction, device)
-                truth = call()
+            vendor = Choice(backends[0], "vendor", None, "the measure of all others")
+            call = _call(p, direction, device, vendor)
+            truth = call(vendor)
         except Exception as error:  # the vendor's libraries raise what they like; out of memory is the usual one
             refusal = f"there is nothing to compare with: {_line(error)}"
             return [trial._replace(refusal=refusal) for trial in trials]
@@ -114,50 +111,59 @@ def measure(p: Problem, direction: str, device: torch.device, done: Callable[[],
             done()
         del truth
         times = {trial: [] for trial in trials if trial.refusal is None}
+        calls = {trial: partial(call, _on_trial(trial)) for trial in times}
         flushed = torch.empty(FLUSHED, dtype=torch.int8, device=device) if on_cuda else None
         for _ in range(ROUNDS if on_cuda else ROUNDS_INTERPRETED):
             for trial, samples in times.items():
-                with _served_by(trial.candidate, trial.tile):
-                    samples.append(_seconds(call, flushed))
+                samples.append(_seconds(calls[trial], flushed))
     return [t._replace(seconds=statistics.median(times[t])) if t in times else t for t in trials]
 
 
-def _call(p: Problem, direction: str, device: torch.device) -> Callable[[], dict[str, Tensor]]:
-    """One direction of the call on random tensors; returns what it computes, by name."""
+def _on_trial(trial: Trial) -> Choice:
+    return Choice(trial.backend, trial.candidate, trial.tile, "on trial")
+
+
+def _call(p: Problem, direction: str, device: torch.device, first: Choice) -> Callable[[Choice], dict[str, Tensor]]:
+    """One direction of the call on random tensors, served by a choice; ``first`` serves the forward of a backward.
+
+    Results are by name.
+    """
     generator = torch.Generator(device).manual_seed(0)
 
     def random(shape: tuple[int, ...], dtype: torch.dtype, scale: float = 1.0) -> Tensor:
         values = torch.randn(shape, generator=generator, device=device).mul_(scale).to(dtype)
         return values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
 
-    x = random(p.x_shape, p.dtype)
-    weight = random(p.weight_shape, p.weight_dtype, (p.group_channels * p.taps) ** -0.5)
+    dims = 2 if p.is_linear else 4
+    x = random(p.x_shape[:dims], p.dtype)
+    weight = random(p.weight_shape[:dims], p.weight_dtype, (p.group_channels * p.taps) ** -0.5)
     bias = random((p.filters,), p.weight_dtype) if p.bias else None
     b = torch.full((), 2.0, device=device) if p.tensor_b else None
 
-    def forward() -> dict[str, Tensor]:
-        return layer.Saved(*layer.forward(p, x, weight, bias, b))._asdict()
+    def forward(chosen: Choice) -> dict[str, Tensor]:
+        outputs = kernels(chosen.backend).forward(p, chosen, x, weight, bias, b)
+        return dict(zip(("y", "n", "l", "winner"), outputs, strict=True))
 
     if direction == "forward":
         return forward
-    saved = layer.Saved(**forward())
-    grad = random(saved.y.shape, p.out_dtype)
-    saved = saved._replace(y=saved.y if p.power == 2 else None)
+    y, *kept = forward(first).values()
+    grad = random(y.shape, p.out_dtype)
+    saved = (y if p.power == 2 else None, *kept)
     training = direction == "training"
     needs = (True, training, training and p.bias, training and p.tensor_b)
 
-    def backward() -> dict[str, Tensor]:
-        grads = layer.backward(p, grad, x, weight, b, saved, not training, needs)
+    def backward(chosen: Choice) -> dict[str, Tensor]:
+        grads = kernels(chosen.backend).backward(p, chosen, grad, x, weight, b, saved, not training, needs)
         return {name: g for name, g in zip(("dx", "dw", "dbias", "db"), grads, strict=True) if g is not None}
 
     return backward
 
 
-def _refusal(p: Problem, trial: Trial, call: Callable[[], dict[str, Tensor]], truth: dict[str, Tensor]) -> str | None:
+def _refusal(
+    p: Problem, trial: Trial, call: Callable[[Choice], dict[str, Tensor]], truth: dict[str, Tensor]
+) -> str | None:
     try:
-        with _served_by(trial.candidate, trial.tile):
-            results = call()
-        return _disagreement(p, results, truth)
+        return _disagreement(p, call(_on_trial(trial)), truth)
     except Exception as error:  # a compiler's or a driver's
         return _line(error)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from math import gcd
+from functools import cached_property, lru_cache
+from math import gcd, prod
 
 import torch
+from torch import Tensor
 
-__all__ = ["HALF", "Problem", "power_of_two"]
+from ...spec import Call
+from .device import architecture
+
+__all__ = ["HALF", "Problem", "most_rows", "power_of_two", "problem"]
 
 HALF = (torch.float16, torch.bfloat16)
 PACKED_WIDTH = 32  # channels or filters of neighbouring narrow groups that share a tile
@@ -42,7 +46,7 @@ class Problem:
     out_dtype: torch.dtype = torch.bfloat16
     tf32: bool = False
     arch: str = "sm_90"
-    """``sm_<capability>``, ``gfx<name>`` or ``interpreter``."""
+    """``sm_<capability>``, ``gfx<name>`` or ``none``."""
     is_linear: bool = False
 
     def __post_init__(self) -> None:
@@ -140,6 +144,16 @@ class Problem:
         return self.unit and self.dtype == self.weight_dtype and self.dtype != torch.float16 and not self.bias
 
     @cached_property
+    def geometry(self) -> tuple | None:
+        """As the schemas have it; None of a linear layer."""
+        return None if self.is_linear else (self.stride, self.padding, self.dilation, self.groups)
+
+    @cached_property
+    def formula_arguments(self) -> tuple:
+        """As the schemas have them."""
+        return self.max_out, self.exponent, self.unit, *self.eps, self.exact_two
+
+    @cached_property
     def sizes(self) -> tuple[int, int, int, int]:
         """H, W, OH, OW."""
         return *self.x_shape[2:], *self.out_size
@@ -169,3 +183,42 @@ class Problem:
     def precision(self) -> str:
         """Of a product of fp32 tiles."""
         return "tf32" if self.tf32 and self.dtype == torch.float32 else "ieee"
+
+
+def most_rows(call: Call) -> int:
+    """The most rows that a kernel indexes: pixels × groups of the input, padding counted in."""
+    if call.spec.is_linear:
+        return prod(call.x_shape[:-1])
+    batch, _, height, width = call.x_shape
+    pads = call.spec.padding
+    return batch * (height + 2 * pads[0]) * (width + 2 * pads[1]) * call.spec.groups
+
+
+def problem(
+    x: Tensor, weight: Tensor, bias: bool, tensor_b: bool, rest: tuple, out_dtype: torch.dtype, is_linear: bool
+) -> Problem:
+    """The call of an operator in numbers; ``rest`` is its geometry and formula, in the order of the schemas."""
+    arch = architecture(x.device.index) if x.is_cuda else "none"
+    return _problem(
+        x.shape, weight.shape, tuple(tuple(a) if isinstance(a, list) else a for a in rest), bias, tensor_b,
+        x.dtype, weight.dtype, out_dtype, x.dtype == torch.float32 and _allows_tf32(is_linear), arch, is_linear,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _problem(x_shape, weight_shape, rest, bias, tensor_b, dtype, weight_dtype, out_dtype, tf32, arch, is_linear):
+    geometry, (max_out, exponent, unit, inside, outside, cos_eps, exact_two) = rest[:-7], rest[-7:]
+    stride, padding, dilation, groups = geometry or ((1, 1), (0, 0), (1, 1), 1)
+    pixel = (1, 1) if is_linear else ()
+    return Problem(
+        (*x_shape, *pixel), (*weight_shape, *pixel), stride, padding, dilation, groups, max_out,
+        0.0 if tensor_b else exponent, unit, (inside, outside, cos_eps), exact_two, bias, dtype, weight_dtype,
+        out_dtype, tf32, arch, is_linear,
+    )  # fmt: skip
+
+
+def _allows_tf32(is_linear: bool) -> bool:
+    backends = torch.backends
+    chain = (backends.cuda.matmul,) if is_linear else (backends.cudnn.conv, backends.cudnn)
+    settings = (place.fp32_precision for place in (*chain, backends))
+    return next((setting for setting in settings if setting != "none"), "ieee") == "tf32"

@@ -1,4 +1,4 @@
-"""Defects that hit other kernel libraries, on the Triton kernels; those that only a GPU can show stand in tests/gpu."""
+"""Defects that hit other kernel libraries, on the GPU kernels; those that only a GPU can show stand in tests/gpu."""
 
 import pytest
 import torch
@@ -6,10 +6,11 @@ from cases import IDS, Budget, Case, error, upstream
 from parity import check
 from torch.autograd import grad
 from torch.utils._python_dispatch import TorchDispatchMode
-from where import DEVICE, INTERPRETED
+from where import DEVICE, STANDS_IN
 
-from bcos_kernels.backends.triton import plan
-from bcos_kernels.backends.triton.problem import Problem
+from bcos_kernels.backends.gpu.choice import plan_of
+from bcos_kernels.backends.gpu.problem import Problem
+from bcos_kernels.backends.gpu.tile import CANDIDATES, Tile
 
 CONV = Case("conv", (2, 6, 5, 4), (5, 6, 3, 3), {"padding": 1})
 DEPTHWISE = Case("depthwise", (2, 5, 4, 5), (5, 1, 3, 3), {"padding": 1, "groups": 5})
@@ -28,7 +29,7 @@ def tensors(case: Case, dtype=torch.float32, seed: int = 0):
 def run(case: Case, x, weight, upward=None, **options):
     """(y, dx, dw) with ``upward`` as the gradient of y, ones where it is None."""
     x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
-    y = case(x, weight, backend="triton", **options)
+    y = case(x, weight, **options)
     return y.detach(), *grad(y, (x, weight), torch.ones_like(y) if upward is None else upward)
 
 
@@ -47,19 +48,19 @@ def odd_gradients(y):
 
 @pytest.mark.parametrize("name, candidate", [
     ("conv", "one-pass"), ("conv", "vendor"), ("max_out", "semi"), ("linear", "one-pass"),
-] + [("depthwise", "one-pass"), ("grouped", "semi")] * (not INTERPRETED))  # fmt: skip
+] + [("depthwise", "one-pass"), ("grouped", "semi")] * (not STANDS_IN))  # fmt: skip
 def test_gradient_strides_are_respected(name, candidate, force):
     force(candidate)
     case = BY_NAME[name]
     x, weight = (t.requires_grad_() for t in tensors(case))
-    y = case(x, weight, backend="triton")
+    y = case(x, weight)
     for kind, upward in odd_gradients(y):
         strided = grad(y, (x, weight), upward, retain_graph=True)
         plain = grad(y, (x, weight), upward.clone(memory_format=torch.contiguous_format), retain_graph=True)
         assert all(torch.equal(mine, yours) for mine, yours in zip(strided, plain, strict=True)), kind
 
 
-@pytest.mark.parametrize("name", ["conv", "linear"] + ["depthwise"] * (not INTERPRETED))
+@pytest.mark.parametrize("name", ["conv", "linear"] + ["depthwise"] * (not STANDS_IN))
 def test_input_strides_are_respected(name, force):
     force("one-pass")
     case = BY_NAME[name]
@@ -73,7 +74,7 @@ def test_input_strides_are_respected(name, force):
     ):
         found = run(case, strided, torch.stack([weight, weight], -1)[..., 1])
         assert all(torch.equal(mine, yours) for mine, yours in zip(found, expected, strict=True))
-    y = case(x[:1].expand(3, *x.shape[1:]), weight, backend="triton")
+    y = case(x[:1].expand(3, *x.shape[1:]), weight)
     assert torch.equal(y[2:], expected[0][:1])
 
 
@@ -92,7 +93,7 @@ def test_views_beyond_the_start_of_a_storage(name, force):
         assert torch.equal(mine, yours)
 
 
-TILE = plan.Tile(16, 16, 16, 4, 2)
+TILE = Tile(16, 16, 16, 4, 2)
 
 
 @pytest.mark.parametrize("n", [15, 16, 17])
@@ -100,26 +101,26 @@ TILE = plan.Tile(16, 16, 16, 4, 2)
 def test_partial_tiles(n, candidate, force):
     """Sizes of a tile - 1, a tile and a tile + 1 in every axis of the product."""
     force(candidate, TILE)
-    check(Case("tiles", (n, n), (n, n)), "triton", torch.float32, device=DEVICE, seeds=range(3))
+    check(Case("tiles", (n, n), (n, n)), None, torch.float32, device=DEVICE, seeds=range(3))
 
 
 @pytest.mark.parametrize("rows", [127, 128, 129])
 def test_partial_default_tiles(rows, force):
     force("one-pass")
-    check(Case("rows", (rows, 65), (33, 65)), "triton", torch.bfloat16, device=DEVICE, seeds=range(3))
+    check(Case("rows", (rows, 65), (33, 65)), None, torch.bfloat16, device=DEVICE, seeds=range(3))
 
 
-@pytest.mark.parametrize("n", [1, 2, 5] if INTERPRETED else [1, 2, 5, 17, 31, 33])
+@pytest.mark.parametrize("n", [1, 2, 5] if STANDS_IN else [1, 2, 5, 17, 31, 33])
 def test_partial_tiles_of_a_convolution(n, force):
     """Images of n² pixels, n channels and n filters."""
     force("one-pass")
     case = Case("sizes", (1, n, n, n), (n, n, 3, 3), {"padding": 1})
-    check(case, "triton", torch.float32, device=DEVICE, seeds=range(3), formats=(True,))
+    check(case, None, torch.float32, device=DEVICE, seeds=range(3), formats=(True,))
 
 
 @pytest.mark.parametrize("scale", [1e4, 1e-4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", ["grouped", "max_out", "linear"] + ["conv", "depthwise"] * (not INTERPRETED))
+@pytest.mark.parametrize("name", ["grouped", "max_out", "linear"] + ["conv", "depthwise"] * (not STANDS_IN))
 def test_large_and_small_inputs(name, dtype, scale, force):
     force("one-pass")
     case, budget = BY_NAME[name], Budget()
@@ -163,7 +164,7 @@ def test_nan_in_one_filter_wins_its_maximum(candidate, force):
     force(candidate)
     x, weight = tensors(MAX_OUT)
     weight[3] = float("nan")
-    y = MAX_OUT(x, weight, backend="triton")
+    y = MAX_OUT(x, weight)
     assert y[:, 1].isnan().all() and not y[:, [0, 2]].isnan().any()
 
 
@@ -181,7 +182,7 @@ def test_zero_patches_and_zero_filters(name, force):
         assert error(mine.cpu(), truth) < 1e-5
 
 
-@pytest.mark.parametrize("candidate", plan.CANDIDATES)
+@pytest.mark.parametrize("candidate", CANDIDATES)
 @pytest.mark.parametrize("case", [
     Case("batch0", (0, 6, 5, 5), (5, 6, 3, 3), {"padding": 1}), Case("rows0", (0, 8), (5, 8)),
     Case("depthwise0", (0, 6, 5, 5), (6, 1, 3, 3), {"groups": 6}),
@@ -197,21 +198,21 @@ def test_empty_batch(case, candidate, force):
 
 def test_partial_gradients(force):
     """Only what is asked for is computed, whatever is asked for."""
-    for candidate in plan.CANDIDATES:
+    for candidate in CANDIDATES:
         force(candidate)
         x, weight = tensors(CONV)
         _, dx, dw = run(CONV, x, weight)
         mine = x.clone().requires_grad_()
-        assert torch.equal(grad(CONV(mine, weight, backend="triton").sum(), mine)[0], dx)
+        assert torch.equal(grad(CONV(mine, weight).sum(), mine)[0], dx)
         mine = weight.clone().requires_grad_()
-        assert torch.equal(grad(CONV(x, mine, backend="triton").sum(), mine)[0], dw)
+        assert torch.equal(grad(CONV(x, mine).sum(), mine)[0], dw)
 
 
-@pytest.mark.parametrize("candidate", plan.CANDIDATES)
+@pytest.mark.parametrize("candidate", CANDIDATES)
 def test_first_call_on_a_fresh_shape(candidate, force):
     """The first call compiles and chooses; it returns what the second does."""
     force(candidate)
-    size = 3 + plan.CANDIDATES.index(candidate)
+    size = 3 + CANDIDATES.index(candidate)
     case = Case("fresh", (1, 7, size, 4), (9, 7, 2, 3), {"padding": 1})
     x, weight = tensors(case)
     first, second = run(case, x, weight), run(case, x, weight)
@@ -221,7 +222,7 @@ def test_first_call_on_a_fresh_shape(candidate, force):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-@pytest.mark.parametrize("name", ["conv3x3", "linear"] if INTERPRETED else [
+@pytest.mark.parametrize("name", ["conv3x3", "linear"] if STANDS_IN else [
     "conv3x3", "conv1x1", "depthwise", "grouped", "b1", "b1.5", "max_out", "explain", "linear", "linear_b2.5",
     "linear_explain",
 ])  # fmt: skip
@@ -235,7 +236,7 @@ def test_autocast_of_fp32_parameters(name, dtype):
             module.linear.weight.copy_(weight)
         x, weight = x.requires_grad_(), weight.requires_grad_()
         with torch.autocast(DEVICE, dtype):
-            y, theirs = case(x, weight, backend="triton"), module(x)
+            y, theirs = case(x, weight), module(x)
         assert y.dtype == theirs.dtype
         upward = torch.randn_like(y)
         found, others = grad(y, (x, weight), upward), grad(theirs, (x, module.linear.weight), upward)
@@ -279,7 +280,7 @@ def test_func_grad(name):
     expected = run(case, x, weight)[1:]
 
     def gradients(x, weight):
-        return torch.func.grad(lambda x, w: case(x, w, backend="triton").sum(), argnums=(0, 1))(x, weight)
+        return torch.func.grad(lambda x, w: case(x, w).sum(), argnums=(0, 1))(x, weight)
 
     torch._dynamo.reset()
     for found in (gradients(x, weight), torch.compile(gradients, fullgraph=True, backend="aot_eager")(x, weight)):
@@ -292,7 +293,7 @@ def test_fullgraph_with_strided_inputs():
     torch._dynamo.reset()
 
     def layer(x, weight):
-        return CONV(torch.cat([x, x], -1)[..., ::2] * 1.5, weight.transpose(2, 3), backend="triton") * 2
+        return CONV(torch.cat([x, x], -1)[..., ::2] * 1.5, weight.transpose(2, 3)) * 2
 
     x, weight = (t.requires_grad_() for t in tensors(CONV))
     y, again = layer(x, weight), torch.compile(layer, fullgraph=True, backend="aot_eager")(x, weight)
@@ -303,25 +304,26 @@ def test_fullgraph_with_strided_inputs():
 
 
 @pytest.mark.parametrize("case", [CONV, IDS["depthwise_multiplier"], DEPTHWISE], ids=lambda case: case.name)
-@pytest.mark.parametrize("candidate", plan.CANDIDATES)
+@pytest.mark.parametrize("candidate", CANDIDATES)
 def test_tensor_exponent(candidate, case, force):
     """b as a tensor gets the gradient that the reference gives it, also where the norm was not saved."""
     force(candidate)
     x, weight = tensors(case)
     b, wide = (torch.tensor(1.5, dtype=kind, requires_grad=True) for kind in (torch.float32, torch.float64))
     b = b.detach().to(DEVICE).requires_grad_()
-    (mine,) = grad(case(x, weight, b=b, backend="triton").square().sum(), b)
+    (mine,) = grad(case(x, weight, b=b).square().sum(), b)
     y = case(*(t.cpu().double() for t in (x, weight)), b=wide, backend="reference")
     assert error(mine.cpu(), grad(y.square().sum(), wide)[0]) < 1e-5
 
 
 @pytest.mark.parametrize("groups, multiplier", [(37, 2), (2, 33)])
-def test_backward_reads_no_norm_that_was_not_saved(groups, multiplier, force):
+def test_backward_reads_no_norm_that_was_not_saved(groups, multiplier, force, backend):
     """One channel to a group, several filters, no groups that share a tile: the forward saves no norm."""
     options = {"padding": 1, "groups": groups}
     case = Case("multiplier", (1, groups, 3, 3), (groups * multiplier, 1, 3, 3), options)
     p = Problem(case.x, case.weight, padding=(1, 1), groups=groups)
     assert p.pack == 1 and not p.saves_norm
-    assert "one-pass" not in plan.candidates(p, "training") + plan.candidates(p, "explanation")
+    candidates = plan_of(backend).candidates
+    assert "one-pass" not in candidates(p, "training") + candidates(p, "explanation")
     force("one-pass")
-    check(case, "triton", torch.float32, device=DEVICE, seeds=range(3), formats=(True,))
+    check(case, None, torch.float32, device=DEVICE, seeds=range(3), formats=(True,))

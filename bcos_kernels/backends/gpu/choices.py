@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from . import INTERPRETED
+from .device import INTERPRETED
 from .problem import Problem
 
 try:
@@ -26,7 +26,7 @@ except ImportError:  # Windows: writers at the same time may lose each other's c
 
 __all__ = ["PATH", "delete", "device", "find", "forget", "key", "read", "store"]
 
-SCHEMA = 1
+SCHEMA = 2
 PATH = Path(
     os.path.expanduser(
         os.environ.get("BCOS_KERNELS_CACHE")
@@ -38,10 +38,18 @@ CURE = "delete it, or set BCOS_KERNELS_CACHE to another file"
 
 def device() -> str:
     """What a measurement holds for: the current GPU, or the interpreter, and everything that compiles for it."""
-    from triton import __version__
-
     name = torch.cuda.get_device_name() if torch.cuda.is_available() and not INTERPRETED else "interpreter"
-    return f"{name}, torch {torch.__version__}, triton {__version__}"
+    return f"{name}, torch {torch.__version__}, triton {_triton()}"
+
+
+@cache
+def _triton() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # slow to import
+
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return "none"
 
 
 def key(p: Problem, direction: str) -> str:
@@ -68,10 +76,10 @@ def read() -> dict[str, dict[str, dict]]:
     return {name: {call: c for call, c in known.items() if _is_choice(c)} for name, known in devices.items()}
 
 
-def find(p: Problem, direction: str) -> dict | None:
-    """The choice of a call that was tuned on this device, else None.
+def find(p: Problem, direction: str) -> dict[str, dict] | None:
+    """What each backend does best in a call that was tuned on this device, else None.
 
-    ``{"candidate": str, "tile": [m, n, k, warps, stages] | None, "seconds": {candidate: float}}``
+    ``{backend: {"candidate": str, "tile": [m, n, k, warps, stages] | None, "seconds": {candidate: float}}}``
     """
     stored = _readable()
     known = stored and stored.get(device())
@@ -88,9 +96,13 @@ def _readable() -> dict[str, dict[str, dict]]:
 
 
 def _is_choice(stored) -> bool:
+    return isinstance(stored, dict) and bool(stored) and all(map(_is_way, stored.values()))
+
+
+def _is_way(stored) -> bool:
     match stored:
-        case {"candidate": str(), "tile": None | [int(), int(), int(), int(), int()], "seconds": dict(seconds)}:
-            return all(isinstance(time, float) for time in seconds.values())
+        case {"candidate": str(name), "tile": None | [int(), int(), int(), int(), int()], "seconds": dict(seconds)}:
+            return name in seconds and all(isinstance(time, float) for time in seconds.values())
     return False
 
 

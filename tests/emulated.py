@@ -1,0 +1,121 @@
+"""What runs the CUDA kernels on the CPU: their sources compiled against the emulation of a thread block.
+
+``tests/cuda_emulation`` stands in for the few functions that only a GPU has; everything else is what nvcc compiles. It
+needs g++ and the headers of the CUDA toolkit, found by CUDA_HOME or by nvcc on the PATH.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch.utils.cpp_extension import include_paths, library_paths
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+HOST = ROOT / "csrc" / "host"
+GLUE = [*sorted((HOST / "cuda").glob("*.cpp")), HOST / "checks.cpp", HOST / "params.cpp"]
+EMULATION = ROOT / "tests" / "cuda_emulation"
+PROGRAMS = sorted(EMULATION.glob("*.cpp"))
+MODULE = EMULATION / "module" / "module.cpp"
+BUILD = ROOT / "build" / "cuda_kernels"
+WORKERS = 2
+
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+STRICT = ("-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
+CHECKED = (*STRICT, "-O1", "-g1", *SANITIZERS)
+FAST = (*STRICT, "-O2", "-Wno-maybe-uninitialized", "-fPIC", "-DTORCH_EXTENSION_NAME=emulated")
+
+
+def find_nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME")
+    return shutil.which("nvcc", path=str(Path(home, "bin"))) if home else shutil.which("nvcc")
+
+
+def find_headers(nvcc: str | None) -> Path | None:
+    """The toolkit's folder of headers; nvcc on the PATH may be a wrapper, and says itself where its toolkit is."""
+    home = os.environ.get("CUDA_HOME")
+    if not home and nvcc:
+        told = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True)
+        top = re.search(r"^#\$ TOP=(.+)$", told.stderr, re.M)
+        home = top and top[1]
+    headers = Path(home, "include") if home else None
+    return headers if headers and (headers / "cuda_bf16.h").exists() else None
+
+
+NVCC = find_nvcc()
+HEADERS = find_headers(NVCC)
+GXX = shutil.which("g++")
+
+
+def digest(compiler: str, *flags: str) -> str:
+    """Of the sources, the compiler and how it is called: what was built of the same is built once."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+    found = hashlib.sha256(version + " ".join(flags).encode())
+    for folder in (*(ROOT / "csrc" / name for name in ("common", "cuda", "host")), EMULATION):
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def execute(*command) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def compiled(flags: tuple[str, ...], sources: list[Path]) -> dict[Path, Path]:
+    """Source -> object file, compiled as C++ where that was not done before."""
+    folder = BUILD / digest(GXX, *flags)
+    folder.mkdir(parents=True, exist_ok=True)
+    places = {path: folder / f"{path.name}.o" for path in sources}
+
+    def compile_one(path: Path) -> None:
+        if not places[path].exists():
+            draft = places[path].with_suffix(f".{os.getpid()}")
+            include = ("-I", EMULATION, "-I", "csrc", "-isystem", HEADERS)
+            done = execute(GXX, *flags, *include, "-x", "c++", "-c", path, "-o", draft)
+            assert done.returncode == 0, done.stdout
+            draft.replace(places[path])
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        list(pool.map(compile_one, places))
+    return places
+
+
+def link(target: Path, *arguments) -> None:
+    if not target.exists():
+        draft = target.with_suffix(f".{os.getpid()}")
+        done = execute(GXX, *arguments, "-o", draft)
+        assert done.returncode == 0, done.stdout
+        draft.replace(target)
+
+
+@cache
+def programs() -> dict[str, Path]:
+    """Every program of ``tests/cuda_emulation`` under sanitizers, linked with every kernel."""
+    places = compiled(CHECKED, [*KERNELS, *PROGRAMS])
+    linked = {path.stem: places[path].with_suffix("") for path in PROGRAMS}
+    for path in PROGRAMS:
+        link(linked[path.stem], *SANITIZERS, places[path], *(places[kernel] for kernel in KERNELS))
+    return linked
+
+
+@cache
+def module() -> Path:
+    """The CUDA submodule of the extension for CPU tensors: its glue to torch, and the kernels on the emulator."""
+    python = [path for option in include_paths() for path in ("-isystem", option)]
+    flags = (*FAST, *python, "-isystem", sysconfig.get_paths()["include"], f"-DTORCH={torch.__version__}")
+    places = compiled(flags, [*KERNELS, *GLUE, MODULE])
+    libraries = ("-ltorch", "-ltorch_cpu", "-ltorch_python", "-lc10")
+    target = places[MODULE].with_name("emulated.so")
+    link(target, "-shared", *places.values(), "-L", library_paths()[0], *libraries)
+    return target

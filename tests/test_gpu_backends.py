@@ -1,0 +1,212 @@
+"""What the GPU backends say of calls that they do not serve, and how one is chosen: without GPU and stand-ins."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+import bcos_kernels
+from bcos_kernels import dispatch
+from bcos_kernels.backends import cuda, extension, gpu, triton
+from bcos_kernels.backends.gpu import byte_model, choice, device
+from bcos_kernels.backends.gpu.problem import Problem
+from bcos_kernels.backends.gpu.tile import CANDIDATES, DIRECTIONS
+from bcos_kernels.spec import Call, Spec
+
+CONV = Call(
+    Spec((1, 1), (1, 1), (1, 1), out_dtype=torch.bfloat16), "cuda", torch.bfloat16, torch.bfloat16, (2, 8, 5, 5),
+    (4, 8, 3, 3),
+)  # fmt: skip
+LAYER = Problem((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1))
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    monkeypatch.setattr(device, "architecture", lambda index=None: "sm_90")
+
+
+@pytest.mark.parametrize(
+    "changed, reason",
+    [
+        ({"device": "cpu"}, "device is 'cpu', the Triton kernels run on 'cuda', or on 'cpu' in the interpreter"),
+        ({"device": "meta"}, "device is 'meta', the Triton kernels run on 'cuda'"),
+        ({"dtype": torch.float64}, "dtype torch.float64 is none of torch.float32, torch.float16, torch.bfloat16"),
+        ({"weight_dtype": torch.float16}, "weight dtype torch.float16 beside input dtype torch.bfloat16"),
+        ({"zero_padded": False}, "the padding mode is not 'zeros'"),
+        ({"spec": replace(CONV.spec, max_out=256)}, "max_out=256 is above 255"),
+        ({"x_shape": (2**20, 8, 64, 64)}, "above 2147483647, the largest 32-bit index"),
+        ({"spec": Spec(), "x_shape": (2**16, 2**15, 8), "weight_shape": (4, 8)}, "are above 2147483647"),
+    ],
+)
+def test_reasons(hopper, changed, reason):
+    assert triton.why_not(CONV) == []
+    (found,) = triton.why_not(replace(CONV, **changed))
+    assert reason in found
+
+
+@pytest.mark.parametrize("arch, served", [("sm_75", False), ("sm_80", True), ("sm_120", True), ("gfx942", True)])
+def test_architectures(monkeypatch, arch, served):
+    monkeypatch.setattr(device, "architecture", lambda index=None: arch)
+    found = triton.why_not(CONV)
+    assert found == ([] if served else [f"the GPU's architecture is {arch}, the Triton kernels need sm_80 or later"])
+
+
+def test_without_triton(hopper, monkeypatch):
+    monkeypatch.setattr(triton, "find_spec", lambda name: None)
+    assert triton.why_not(CONV) == ["the package triton is not installed"]
+
+
+def test_the_reasons_import_no_triton():
+    code = (
+        "import sys, torch, bcos_kernels; from bcos_kernels import dispatch; from bcos_kernels.spec import Call, Spec; "
+        "call = Call(Spec(), 'cuda', torch.bfloat16, torch.bfloat16, (5, 8), (4, 8)); "
+        "dispatch.reasons(call); print('triton' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
+class Extension:
+    """In the place of ``bcos_kernels._C`` built with CUDA."""
+
+    def __init__(self, refusal: str = "", torch_version: str = torch.__version__, with_cuda: bool = True) -> None:
+        if with_cuda:
+            self.cuda = self
+        self.refusal, self.torch_version = refusal, torch_version
+
+    def build_info(self) -> dict:
+        return {"torch": self.torch_version, "device": "cuda", "architectures": [800, 900]}
+
+    def why_not(self) -> str:
+        return self.refusal
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """``built(extension)`` loads it in the place of the compiled one."""
+
+    def load(module: Extension) -> None:
+        monkeypatch.setattr(bcos_kernels, "_C", module)
+        monkeypatch.setitem(sys.modules, "bcos_kernels._C", module)
+        kernels, absent = cuda._load()
+        monkeypatch.setattr(cuda, "_kernels", kernels)
+        monkeypatch.setattr(cuda, "_absent", absent)
+        monkeypatch.setattr(cuda, "_device", kernels and kernels.build_info()["device"])
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        cuda._unserved_by.cache_clear()
+
+    yield load
+    cuda._unserved_by.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "changed, reason",
+    [
+        ({"device": "cpu"}, "device is 'cpu', the CUDA kernels run on 'cuda'"),
+        ({"dtype": torch.float64}, "dtype torch.float64 is none of torch.float32, torch.float16, torch.bfloat16"),
+        ({"zero_padded": False}, "the padding mode is not 'zeros'"),
+        ({"spec": replace(CONV.spec, max_out=256)}, "max_out=256 is above 255"),
+        ({"x_shape": (2**20, 8, 64, 64)}, "above 2147483520, the largest index"),
+    ],
+)
+def test_reasons_of_cuda(built, changed, reason):
+    built(Extension())
+    assert cuda.why_not(CONV) == []
+    (found,) = cuda.why_not(replace(CONV, **changed))
+    assert reason in found
+
+
+@pytest.mark.parametrize(
+    "module, reason",
+    [
+        (Extension(with_cuda=False), "the compiled extension was built without CUDA"),
+        (Extension(torch_version="2.0.1"), f"built for torch 2.0.1, running is {torch.__version__}: build it again"),
+        (Extension("no kernel image"), "were compiled for sm_80, sm_90 and cannot run on GPU 0: no kernel image"),
+    ],
+    ids=["without CUDA", "another torch", "another architecture"],
+)
+def test_an_extension_that_does_not_fit_leaves_the_call_to_the_next_backend(built, hopper, module, reason):
+    built(Extension())
+    assert dispatch.choose(CONV) == "gpu"
+    built(module)
+    (found,) = cuda.why_not(CONV)
+    assert reason in found
+    assert dispatch.choose(CONV) == "triton"
+    with pytest.raises(ValueError, match="backend='cuda' cannot serve this call: "):
+        dispatch.choose(CONV, "cuda")
+
+
+def test_without_triton_cuda_serves_alone(built, monkeypatch):
+    built(Extension())
+    monkeypatch.setattr(triton, "find_spec", lambda name: None)
+    assert dispatch.choose(CONV) == "cuda"
+    assert gpu.why_not(CONV) == ["triton: the package triton is not installed"]
+
+
+def test_without_the_extension(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bcos_kernels._C", None)
+    monkeypatch.delattr(bcos_kernels, "_C", raising=False)
+    assert extension.load()[0] is None and "bcos_kernels._C is not there" in cuda._load()[1]
+
+
+@pytest.mark.parametrize(
+    "changed, missing",
+    [
+        ({}, ()),
+        ({"max_out": 2}, ("one-pass",)),
+        ({"exponent": 1.5}, ("one-pass",)),
+        ({"weight_shape": (64, 4, 3, 3), "groups": 16}, ("one-pass",)),
+        ({"max_out": 32}, ("one-pass", "semi")),
+        ({"weight_shape": (64, 1, 3, 3), "groups": 64}, ("semi",)),
+    ],
+)
+def test_candidates_of_triton(changed, missing):
+    p, plan = replace(LAYER, **changed), choice.plan_of("triton")
+    assert set(plan.candidates(p, "training")) == set(CANDIDATES) - set(missing)
+    assert set(plan.candidates(p, "forward")) == ({"vendor"} if p.max_out > 16 else {"one-pass", "vendor"})
+
+
+@pytest.mark.parametrize(
+    "changed, missing",
+    [
+        ({}, ()),
+        ({"max_out": 2}, ()),
+        ({"exponent": 1.5}, ()),
+        ({"weight_shape": (64, 4, 3, 3), "groups": 16}, ()),
+        ({"weight_shape": (130, 64, 3, 3), "max_out": 65}, ("one-pass", "semi")),
+        ({"weight_shape": (64, 1, 3, 3), "groups": 64}, ("semi",)),
+        ({"weight_shape": (64, 1, 25, 25), "groups": 64, "padding": (12, 12)}, ("one-pass", "semi")),
+        ({"x_shape": (1, 2**14, 9, 9), "weight_shape": (2**14, 2, 3, 3), "groups": 2**13}, ("one-pass", "semi")),
+    ],
+)
+def test_candidates_of_cuda(changed, missing):
+    p, plan = replace(LAYER, **changed), choice.plan_of("cuda")
+    assert set(plan.candidates(p, "training")) == set(CANDIDATES) - set(missing)
+    assert set(plan.candidates(p, "forward")) == set(CANDIDATES) - {"semi", *missing}
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_the_choice_is_the_shortest_prediction(direction, monkeypatch):
+    monkeypatch.setattr(choice.choices, "find", lambda p, direction: None)
+    for channels, size in ((64, 56), (512, 7)):
+        p = replace(LAYER, x_shape=(256, channels, size, size), weight_shape=(channels, channels, 3, 3))
+        chosen = choice.choose(p, direction, gpu.BACKENDS)
+        times = {
+            way: byte_model.predict(p, direction, choice.plan_of(way[0]), way[1])
+            for way in choice.candidates(p, direction, gpu.BACKENDS)
+        }
+        assert {backend for backend, _ in times} == set(gpu.BACKENDS)
+        assert times[chosen.backend, chosen.candidate] == min(times.values()) > byte_model.plain_time(p, direction)
+        assert chosen.reason.startswith("predicted: ")
+        assert chosen == choice.choose(p, direction, gpu.BACKENDS)
+
+
+def test_memory_and_arithmetic_decide():
+    """Large images of few channels are bound by memory; small ones of many by arithmetic, the vendor's strength."""
+    wide = replace(LAYER, x_shape=(256, 256, 56, 56), weight_shape=(64, 256, 1, 1), padding=(0, 0))
+    deep = replace(LAYER, x_shape=(256, 512, 7, 7), weight_shape=(512, 512, 3, 3))
+    for backend in gpu.BACKENDS:
+        assert choice.predicted(wide, "forward", (backend,)).candidate == "one-pass"
+        assert choice.predicted(deep, "forward", (backend,)).candidate == "vendor"

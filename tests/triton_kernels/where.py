@@ -1,5 +1,0 @@
-"""Where the Triton kernels run in these tests."""
-
-from bcos_kernels.backends.triton import INTERPRETED
-
-DEVICE = "cpu" if INTERPRETED else "cuda"
