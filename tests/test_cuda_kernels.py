@@ -1,32 +1,21 @@
 """The CUDA kernels without a GPU: their own sources run on the CPU against float64, and compiled for three GPUs.
 
-``tests/cuda_emulation`` stands in for the few functions that only a GPU has; everything else is what nvcc compiles. The
-programs need g++ and the headers of the CUDA toolkit, the compilation nvcc: found by CUDA_HOME or on the PATH. Where
-one is missing its tests are not collected.
+The programs need g++ and the headers of the CUDA toolkit (``emulated.py``), the compilation nvcc: found by CUDA_HOME or
+on the PATH. Where one is missing its tests are not collected.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 import pytest
+from emulated import BUILD, EMULATION, GXX, HEADERS, KERNELS, NVCC, PROGRAMS, WORKERS, digest, execute, programs
 
-ROOT = Path(__file__).resolve().parent.parent
-KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-EMULATION = ROOT / "tests" / "cuda_emulation"
-PROGRAMS = sorted(EMULATION.glob("*.cpp"))
-BUILD = ROOT / "build" / "cuda_kernels"
-WORKERS = 2
-
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-EMULATED = ["-std=c++20", "-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", *SANITIZERS]
 ARCHITECTURES = ("80", "90a", "100a")
 STRICT = [
     "-std=c++17", "-O3", "-Xcompiler", "-Wall,-fPIC", "-Werror", "all-warnings",
@@ -46,72 +35,11 @@ PLANTS = {
     5: ("wrong stage", "another thread"),
     6: ("unreduced lane", "FAILED"),
     7: ("transposed fragment", "FAILED"),
+    8: ("whole chunk", "misaligned"),
 }
 """Number of a bug in ``cuda_emulation/cuda/intrinsics.cuh``: what it is, and how it shows."""
 
-
-def find_nvcc() -> str | None:
-    home = os.environ.get("CUDA_HOME")
-    return shutil.which("nvcc", path=str(Path(home, "bin"))) if home else shutil.which("nvcc")
-
-
-def find_headers(nvcc: str | None) -> Path | None:
-    """The toolkit's folder of headers; nvcc on the PATH may be a wrapper, and says itself where its toolkit is."""
-    home = os.environ.get("CUDA_HOME")
-    if not home and nvcc:
-        told = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True)
-        top = re.search(r"^#\$ TOP=(.+)$", told.stderr, re.M)
-        home = top and top[1]
-    headers = Path(home, "include") if home else None
-    return headers if headers and (headers / "cuda_bf16.h").exists() else None
-
-
-NVCC = find_nvcc()
-HEADERS = find_headers(NVCC)
-GXX = shutil.which("g++")
-
-
-def digest(compiler: str, *flags: str) -> str:
-    """Of the sources, the compiler and how it is called: what was built of the same is built once."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    found = hashlib.sha256(version + " ".join(flags).encode())
-    for folder in (ROOT / "csrc" / "cuda", ROOT / "csrc" / "common", EMULATION):
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            found.update(path.name.encode() + path.read_bytes())
-    return found.hexdigest()[:16]
-
-
-def execute(*command) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
 if GXX and HEADERS:
-
-    @cache
-    def programs() -> dict[str, Path]:
-        """Every program, linked with every kernel."""
-        folder = BUILD / digest(GXX, *EMULATED)
-        folder.mkdir(parents=True, exist_ok=True)
-        places = {path: folder / f"{path.name}.o" for path in (*KERNELS, *PROGRAMS)}
-        linked = {path.stem: folder / path.stem for path in PROGRAMS}
-
-        def compile_one(path: Path) -> None:
-            if not places[path].exists():
-                draft = places[path].with_suffix(f".{os.getpid()}")
-                include = ("-I", EMULATION, "-I", "csrc", "-isystem", HEADERS)
-                done = execute(GXX, *EMULATED, *include, "-x", "c++", "-c", path, "-o", draft)
-                assert done.returncode == 0, done.stdout
-                draft.replace(places[path])
-
-        with ThreadPoolExecutor(WORKERS) as pool:
-            list(pool.map(compile_one, places))
-        for path in PROGRAMS:
-            objects = (places[path], *(places[kernel] for kernel in KERNELS))
-            done = execute(GXX, *SANITIZERS, *objects, "-o", linked[path.stem])
-            assert done.returncode == 0, done.stdout
-        return linked
 
     def run(name: str, plant: int = 0) -> subprocess.CompletedProcess:
         environment = {**os.environ, "BCOS_PLANT": str(plant), "ASAN_OPTIONS": "detect_leaks=0"}

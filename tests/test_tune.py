@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from emulated import GXX, HEADERS, module
 
 import bcos_kernels as bk
 from bcos_kernels.__main__ import main
@@ -45,7 +46,8 @@ x = torch.randn(2, 3, 3, 3)
 def python(*args, cache, cwd=None, **environment):
     """A process with Triton's interpreter and no GPU."""
     env = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    more = environment.pop("PYTHONPATH", None), os.environ.get("PYTHONPATH")
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), *more)))
     env |= {"BCOS_KERNELS_CACHE": str(cache), "BCOS_KERNELS_BACKEND": "", **environment}
     return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True)
 
@@ -120,6 +122,31 @@ def test_winners_serve_other_processes(tmp_path):
     assert f"tuned choices: 9 for interpreter, torch {torch.__version__}" in command("doctor")
     assert command("tune", "--clear").startswith("9 choices of interpreter")
     assert json.loads(cache.read_text())["devices"] == {}
+
+
+if GXX and HEADERS:
+
+    def test_candidates_of_both_backends_are_measured(tmp_path):
+        """Triton's interpreter and the emulation of the CUDA kernels together stand in for a GPU with both."""
+        code = """
+import where
+model = Net("gpu")
+print(bk.tune(model, x, progress=False))
+print(bk.report(model, x))
+"""
+        cache = tmp_path / "choices.json"
+        emulated = {"BCOS_TEST_EMULATED": str(module()), "PYTHONPATH": str(ROOT / "tests" / "gpu_kernels")}
+        result = python("-c", NET + code, cache=cache, **emulated)
+        assert result.returncode == 0, result.stderr
+        head, *_ = lines = result.stdout.splitlines()
+        for way in ("cuda one-pass", "cuda semi", "cuda vendor", "triton one-pass", "triton semi", "triton vendor"):
+            assert f"{way}, µs" in head
+        assert any(line.startswith("9 of 9 measured") for line in lines)
+        assert not any(line.startswith("refused") for line in lines)
+        (stored,) = json.loads(cache.read_text())["devices"].values()
+        assert all(set(known) == {"cuda", "triton"} for known in stored.values())
+        row = next(line for line in lines if line.startswith("conv "))
+        assert row.count("(measured on this device)") == 3 and " gpu " in row
 
 
 INTERRUPT = """

@@ -63,7 +63,7 @@ BCOS_INLINE float power(float c, float e) {
   value = value * r + 0.5;
   value = value * r + 1.0;
   value = value * r + 1.0;
-  const float result = float(bits_of<double>(bits_of<int64_t>(value) + (bits_of<int64_t>(rounded) << 52)));
+  const float result = float(bits_of<double>(bits_of<uint64_t>(value) + (bits_of<uint64_t>(rounded) << 52)));
   // Outside the positive finite numbers: x^0 = 1, 0^e, inf^e, and NaN for NaN
   const float infinite = std::numeric_limits<float>::infinity();
   const float at_zero = e > 0 ? 0.f : infinite, at_infinity = e > 0 ? infinite : 0.f;

@@ -31,17 +31,12 @@ struct Lane {
   __device__ bool paired() const { return C % 2 == 0; }
 };
 
-template <typename T>
-struct alignas(2 * sizeof(T)) Pair {
-  T v[2];
-};
-
 // The lane's two channels of a pixel.
 template <typename T>
 __device__ __forceinline__ float2 load_pair(const T* p, int64_t site, const Lane& lane) {
   const T* from = p + site * lane.C + lane.channel;
   if (lane.paired()) {
-    const auto pair = *reinterpret_cast<const Pair<T>*>(from);
+    const auto pair = *reinterpret_cast<const Vector<T, 2>*>(from);
     return {to_float(pair.v[0]), to_float(pair.v[1])};
   }
   return {to_float(from[0]), within(lane.channel + 1, lane.C) ? to_float(from[1]) : 0.f};
@@ -51,7 +46,7 @@ template <typename T>
 __device__ __forceinline__ void store_pair(T* p, int64_t site, const Lane& lane, float2 v) {
   T* to = p + site * lane.C + lane.channel;
   if (lane.paired()) {
-    *reinterpret_cast<Pair<T>*>(to) = {{rounded<T>(v.x), rounded<T>(v.y)}};
+    *reinterpret_cast<Vector<T, 2>*>(to) = {{rounded<T>(v.x), rounded<T>(v.y)}};
   } else {
     to[0] = rounded<T>(v.x);
     if (within(lane.channel + 1, lane.C)) to[1] = rounded<T>(v.y);

@@ -1,6 +1,7 @@
 // Convolution as an implicit matrix product with the norm and the scale inside: rows of C are output pixels,
-// columns filters of a group, k channels of all taps.
+// columns filters of a group, k channels of all taps. A group is a pack of them where they are narrow.
 #include "cuda/launch.h"
+#include "cuda/packing.cuh"
 #include "cuda/tile.cuh"
 #include "cuda/window.cuh"
 
@@ -34,19 +35,28 @@ struct Loader {
 
   const ImplicitGemmFwd& p;
   const Shape& s;
-  const T *x, *w;        // of the group
+  const T *x, *w;
+  int width, piece;      // channels of a filter, and the most bytes of them that a pack's copy takes
   int chunk, first_row;  // the thread's place in a stage
-  int top[kCopies], left[kCopies], filter[kCopies];
-  int64_t image[kCopies];    // its first pixel
+  int top[kCopies], left[kCopies];
+  int64_t corner[kCopies];   // where the row's window begins in x: the thread's chunk of the first tap
+  int64_t filter[kCopies];   // likewise in w; negative where the tile has no such filter
+  int own[kCopies];          // the first channel of the filter's own group, within a pack
   int i = 0, j = 0, k0 = 0;  // of the next step: the tap and the first channel, or the first of all values
+  int64_t ahead = 0;         // from the corner to the tap's channel k0
+  int w_ahead = 0;           // likewise in w
   Vector<T> a[ALIGNED ? 1 : kCopies], b[ALIGNED ? 1 : kCopies];
 
-  __device__ Loader(const ImplicitGemmFwd& params, const Place<Tile>& place) : p(params), s(params.shape) {
+  __device__ Loader(const Packed<ImplicitGemmFwd>& params, const Place<Tile>& place)
+      : p(params.p), s(params.p.shape) {
     const Window& window = s.window;
-    x = static_cast<const T*>(p.x) + place.group * s.CG;
-    w = static_cast<const T*>(p.w) + int64_t(place.group) * s.FG * window.KH * window.KW * s.CG;
+    x = static_cast<const T*>(p.x);
+    w = static_cast<const T*>(p.w);
+    width = Tile::kPacked ? s.CG / params.pack : s.CG;
+    piece = piece_of(width * int(sizeof(T)));
     chunk = threadIdx.x % 4;
     first_row = threadIdx.x / 4;
+    const int first = ALIGNED ? chunk * V : 0;
 #pragma unroll
     for (int r = 0; r < kCopies; ++r) {
       const int row = first_row + r * (Tile::kThreads / 4), site = place.row0 + row;
@@ -54,36 +64,45 @@ struct Loader {
       const Pixel at = pixel(known ? site : 0, window.OH, window.OW);
       top[r] = known ? at.row * window.SH - window.PH : kOutside;
       left[r] = at.column * window.SW - window.PW;
-      image[r] = at.image * window.H * window.W;
-      filter[r] = within(row, place.outputs * s.max_out) && within(place.filter0 + row, s.FG)
-                      ? place.filter0 + row
-                      : -1;
+      const int64_t line = at.image * window.H + at.row * window.SH - window.PH;
+      corner[r] = ((line * window.W + left[r]) * s.G + place.group) * s.CG + first;
+      const int f = place.filter0 + row;
+      const bool live = within(row, place.outputs * s.max_out) && within(f, s.FG);
+      own[r] = Tile::kPacked ? f / (s.FG / params.pack) * width : 0;
+      filter[r] =
+          live ? (int64_t(place.group) * s.FG + f) * (window.KH * window.KW) * width + first - own[r] : -1;
     }
-  }
-
-  __device__ __forceinline__ int64_t offset(int r, int h, int v, int c) const {
-    return (image[r] + int64_t(h) * s.window.W + v) * (int64_t(s.G) * s.CG) + c;
   }
 
   __device__ __forceinline__ void start(uint32_t stage) {
     const Window& window = s.window;
     if constexpr (ALIGNED) {
-      const int c = k0 + chunk * V, tap = i * window.KW + j;
+      const int c = k0 + chunk * V;
       const bool known = within(c, s.CG);
 #pragma unroll
       for (int r = 0; r < kCopies; ++r) {
         const int row = first_row + r * (Tile::kThreads / 4);
         const int h = top[r] + i * window.DH, v = left[r] + j * window.DW;
         const bool sees = known && within(h, window.H) && within(v, window.W);
-        copy_async(stage + A::at(row, chunk), x + (sees ? offset(r, h, v, c) : 0), sees);
-        const bool live = known && filter[r] >= 0;
-        const int64_t from = (int64_t(filter[r]) * (window.KH * window.KW) + tap) * s.CG + c;
-        copy_async(stage + A::kBytes + B::at(row, chunk), w + (live ? from : 0), live);
+        copy_async(stage + A::at(row, chunk), x + (sees ? corner[r] + ahead : 0), sees);
+        const int64_t from = filter[r] + w_ahead;
+        const uint32_t at = stage + A::kBytes + B::at(row, chunk);
+        if constexpr (Tile::kPacked) {
+          copy_pieces(at, w, piece,
+                      [&](int e) { return filter[r] >= 0 && within(c + e - own[r], width) ? from + e : -1; });
+        } else {
+          const bool live = known && filter[r] >= 0;
+          copy_async(at, w + (live ? from : 0), live);
+        }
       }
       k0 += Tile::BK;
+      ahead += Tile::BK;
+      w_ahead += Tile::BK;
       if (k0 >= s.CG) {
         k0 = 0;
         if (++j == window.KW) j = 0, ++i;
+        ahead = (int64_t(i) * window.DH * window.W + j * window.DW) * (s.G * s.CG);
+        w_ahead = (i * window.KW + j) * width;
       }
     } else {
       const int K = window.KH * window.KW * s.CG;
@@ -95,8 +114,9 @@ struct Loader {
         for (int r = 0; r < kCopies; ++r) {
           const int h = top[r] + down, v = left[r] + along;
           const bool sees = k < K && within(h, window.H) && within(v, window.W);
-          a[r].v[e] = sees ? x[offset(r, h, v, k % s.CG)] : rounded<T>(0);
-          b[r].v[e] = k < K && filter[r] >= 0 ? w[int64_t(filter[r]) * K + k] : rounded<T>(0);
+          const int64_t pixels = int64_t(down) * window.W + along;
+          a[r].v[e] = sees ? x[corner[r] + pixels * (s.G * s.CG) + k % s.CG] : rounded<T>(0);
+          b[r].v[e] = k < K && filter[r] >= 0 ? w[filter[r] + k] : rounded<T>(0);
         }
       }
       k0 += Tile::BK;
@@ -138,9 +158,33 @@ __device__ __forceinline__ void form_norms(const ImplicitGemmFwd& p, const Place
   }
 }
 
-// V neighbouring outputs of a row to a thread; b = 1 and b = 2 without a maximum.
+// The same of a pack: at the first word of each group. Words are the 4 bytes that A's rows are made of.
+template <typename Tile>
+__device__ __forceinline__ void form_norms_of_pack(const Packed<ImplicitGemmFwd>& params,
+                                                   const Place<Tile>& place, Tile& tile, int words) {
+  const ImplicitGemmFwd& p = params.p;
+  const Window& window = p.shape.window;
+  if (p.squares == nullptr) tile.share_word_sums();
+  for (int at = threadIdx.x; at < Tile::BM * params.pack; at += Tile::kThreads) {
+    const int row = at / params.pack, own = at % params.pack, site = place.row0 + row;
+    if (!within(site, p.shape.N * window.OH * window.OW)) continue;
+    const int groups = p.shape.G * params.pack, group = place.group * params.pack + own;
+    float squares = 0;
+    if (p.squares != nullptr)
+      squares = window_sum(p.squares, window, pixel(site, window.OH, window.OW), group, groups);
+    else
+      for (int word = 0; word < words; ++word) squares += Tile::group_value(row, own * words + word);
+    const float n = root_norm(squares, constants(p.formula));
+    if (p.n != nullptr) p.n[int64_t(site) * groups + group] = n;
+    shared_store(Tile::group_at(row, own * words), safe_inverse(n));
+  }
+}
+
+// V neighbouring outputs of a row to a thread; `width` filters and `words` of A to a group of a pack. b = 1
+// and b = 2 without a maximum.
 template <int V, typename Tile>
-__device__ __forceinline__ void store_vectors(const ImplicitGemmFwd& p, const Place<Tile>& place) {
+__device__ __forceinline__ void store_vectors(const ImplicitGemmFwd& p, const Place<Tile>& place, int words,
+                                              int width) {
   const Shape& s = p.shape;
   const Constants<float> k = constants(p.formula);
   const bool has_norm = p.formula.power == Power::Two;
@@ -148,11 +192,14 @@ __device__ __forceinline__ void store_vectors(const ImplicitGemmFwd& p, const Pl
     const int row = at / (Tile::BN / V), column = at % (Tile::BN / V) * V, filter = place.filter0 + column;
     const int site = place.row0 + row;
     if (!within(site, s.N * s.window.OH * s.window.OW) || !within(filter, s.FG)) continue;
-    const float inv_n = has_norm ? Tile::row_value(row) : 0.f;
     float y[V];
+    Tile::products(y, row, column);
+    float inv_n = has_norm && !Tile::kPacked ? Tile::row_value(row) : 0.f;
+    Neighbours neighbours(filter, width);
 #pragma unroll
     for (int e = 0; e < V; ++e) {
-      float l = Tile::product(row, column + e);
+      if (Tile::kPacked && has_norm) inv_n = Tile::group_value(row, neighbours.group_of(filter + e) * words);
+      float l = y[e];
       const int f = place.group * s.FG + filter + e;
       if (p.alpha != nullptr) l *= p.alpha[f];
       if (p.bias != nullptr) l += load_as(p.bias, p.bias_dtype, f);
@@ -168,7 +215,8 @@ __device__ __forceinline__ void store_vectors(const ImplicitGemmFwd& p, const Pl
 
 // One output to a thread; everything.
 template <typename Tile>
-__device__ __forceinline__ void store_values(const ImplicitGemmFwd& p, const Place<Tile>& place) {
+__device__ __forceinline__ void store_values(const ImplicitGemmFwd& p, const Place<Tile>& place, int words,
+                                             int width) {
   const Shape& s = p.shape;
   const Constants<float> k = constants(p.formula);
   const bool has_norm = p.formula.power != Power::One;
@@ -189,7 +237,9 @@ __device__ __forceinline__ void store_values(const ImplicitGemmFwd& p, const Pla
         winner = slot;
       }
     }
-    const float inv_n = has_norm ? Tile::row_value(row) : 0.f;
+    const int own = output * s.max_out / width;
+    float inv_n = 0;
+    if (has_norm) inv_n = Tile::kPacked ? Tile::group_value(row, own * words) : Tile::row_value(row);
     const int64_t to = (int64_t(site) * s.G + place.group) * OG + output;
     float y = best;
     by_power(p.formula.power,
@@ -202,28 +252,48 @@ __device__ __forceinline__ void store_values(const ImplicitGemmFwd& p, const Pla
 
 template <typename Tile, bool ALIGNED>
 __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, ALIGNED>)
-    implicit_gemm_fwd_kernel(const ImplicitGemmFwd p) {
+    implicit_gemm_fwd_kernel(const Packed<ImplicitGemmFwd> params) {
+  const ImplicitGemmFwd& p = params.p;
   const Place<Tile> place(p.shape);
   const bool has_norm = p.formula.power != Power::One;
+  const int width = p.shape.FG / params.pack;
   Tile tile;
-  Loader<Tile, ALIGNED> loader(p, place);
+  Loader<Tile, ALIGNED> loader(params, place);
+  if constexpr (Tile::kPacked) tile.mark_diagonal(params.pack, width, loader.width);
   tile.multiply(loader, loader.steps(), has_norm && p.squares == nullptr);
-  if (has_norm) form_norms(p, place, tile);
+  const int words = loader.width * int(sizeof(typename Tile::T)) / 4;
+  if constexpr (Tile::kPacked) {
+    if (has_norm) form_norms_of_pack(params, place, tile, words);
+  } else if (has_norm) {
+    form_norms(p, place, tile);
+  }
   tile.share_product();
   constexpr int V = kVector<typename Tile::T>;
   if (p.shape.max_out == 1 && p.shape.FG % V == 0 && p.formula.power != Power::General && p.l == nullptr)
-    store_vectors<V>(p, place);
+    store_vectors<V>(p, place, words, width);
   else
-    store_values(p, place);
+    store_values(p, place, words, width);
 }
 
-template <typename T, bool TF32, bool LARGE, bool ALIGNED>
-cudaError_t start_fwd(const ImplicitGemmFwd& p, cudaStream_t stream) {
-  using Tile = TileOf<T, TF32, LARGE, true, true, RowSum::Squares>;
-  const Shape& s = p.shape;
+template <typename T, bool TF32, bool LARGE, bool ALIGNED, Diagonal DIAGONAL = Diagonal::None>
+cudaError_t start_fwd(const ImplicitGemmFwd& params, int pack, cudaStream_t stream) {
+  using Tile = TileOf<T, TF32, LARGE, true, true, RowSum::Squares, DIAGONAL>;
+  const Packed<ImplicitGemmFwd> p(params, pack);
+  const Shape& s = p.p.shape;
   const int64_t tiles_m = ceil_div(int64_t(s.N) * s.window.OH * s.window.OW, Tile::BM);
   const dim3 grid(tiles_m * ceil_div(s.FG / s.max_out, Tile::BN / s.max_out), s.G);
   return start(implicit_gemm_fwd_kernel<Tile, ALIGNED>, grid, Tile::kThreads, Tile::kShared, p, stream);
+}
+
+template <typename T, bool TF32>
+cudaError_t start_fwd_of(const ImplicitGemmFwd& p, cudaStream_t stream) {
+  const bool aligned = p.shape.CG % kVector<T> == 0;
+  const int pack = groups_of_tile(p.shape, sizeof(T));
+  if (pack > 1) return start_fwd<T, TF32, false, true, Diagonal::B>(p, pack, stream);
+  if constexpr (sizeof(T) == 2)
+    if (aligned && p.large) return start_fwd<T, false, true, true>(p, 1, stream);
+  return aligned ? start_fwd<T, TF32, false, true>(p, 1, stream)
+                 : start_fwd<T, TF32, false, false>(p, 1, stream);
 }
 
 }  // namespace
@@ -234,15 +304,9 @@ cudaError_t implicit_gemm_fwd(const ImplicitGemmFwd& p, cudaStream_t stream) {
   if (p.out_dtype != p.dtype && p.out_dtype != Dtype::Float32) return cudaErrorInvalidValue;
   return by_dtype(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const bool aligned = s.CG % kVector<T> == 0;
-    if constexpr (sizeof(T) == 2) {
-      if (aligned && p.large) return start_fwd<T, false, true, true>(p, stream);
-    } else if (p.tf32) {
-      return aligned ? start_fwd<T, true, false, true>(p, stream)
-                     : start_fwd<T, true, false, false>(p, stream);
-    }
-    return aligned ? start_fwd<T, false, false, true>(p, stream)
-                   : start_fwd<T, false, false, false>(p, stream);
+    if constexpr (sizeof(T) == 4)
+      if (p.tf32) return start_fwd_of<T, true>(p, stream);
+    return start_fwd_of<T, false>(p, stream);
   });
 }
 

@@ -51,11 +51,18 @@ __device__ __forceinline__ void shared_store(uint32_t at, V value) {
   *reinterpret_cast<V*>(shared_bytes() + at) = value;
 }
 
-// 16 bytes to shared memory, zeros where not inside (then `from` is not read). Lands at wait_for_copies.
+// 16, 8 or 4 bytes to shared memory, zeros where not inside (then `from` is not read). Lands at
+// wait_for_copies.
+template <int BYTES = 16>
 __device__ __forceinline__ void copy_async(uint32_t at, const void* from, bool inside) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(at)), "l"(from),
-               "r"(inside ? 16 : 0)
-               : "memory");
+  if constexpr (BYTES == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(at)), "l"(from),
+                 "r"(inside ? 16 : 0)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(shared_address(at)), "l"(from),
+                 "n"(BYTES), "r"(inside ? BYTES : 0)
+                 : "memory");
 }
 
 __device__ __forceinline__ void commit_copies() {

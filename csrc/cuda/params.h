@@ -1,8 +1,11 @@
 // What the CUDA kernels take, for host and device: plain structs of raw device pointers and sizes.
 //
 // Images are NHWC without gaps, weights OHWI; a linear layer is the 1 x 1 convolution of images of one pixel.
-// "rows" are pixels x groups. Pointers are aligned to 16 bytes; those of tensors that a call does not have
-// are null. Products of sizes may pass 2^31; what is an int here may not. A size of 0 starts nothing.
+// "rows" are pixels x groups. What has a field `plane` takes NCHW images, too: the plane is then the pixels
+// of an image, the rows lie as [N, G, plane] and not as [N, plane, G], and "[rows, C]" reads [N, G, C,
+// plane]. So lie the tensors of one value a row; for one group both orders are the same memory. Pointers are
+// aligned to 16 bytes; those of tensors that a call does not have are null. Products of sizes may pass 2^31;
+// what is an int here may not. A size of 0 starts nothing.
 #pragma once
 
 #include <cstdint>
@@ -59,10 +62,11 @@ struct PatchNormSquares {
   int rows, CG;
   bool root;
   Formula formula;
-  Dtype dtype;  // of x
+  Dtype dtype;    // of x
+  int plane = 0;  // NCHW: H * W
 };
 
-// n = sqrt(window sum of squares + eps_inside) + eps_outside
+// n = sqrt(window sum of squares + eps_inside) + eps_outside; in NCHW of N * G images of one group
 struct PatchNormFwd {
   const float* squares;  // [N, H, W, G]
   float* n;              // [N, OH, OW, G]
@@ -78,7 +82,8 @@ struct PatchNormBwd {
   const float* t;   // [N, OH, OW, G]
   int rows, G, CG;  // rows of dx
   Window window;
-  Dtype dtype;  // of dx and x
+  Dtype dtype;    // of dx and x
+  int plane = 0;  // NCHW: H * W
 };
 
 // y = transform(max over max_out of (alpha z + bias), n)
@@ -95,6 +100,7 @@ struct ScaleFwd {
   Dtype dtype;       // of z
   Dtype bias_dtype;  // of bias
   Dtype out_dtype;   // of y and l: as z, or fp32
+  int plane = 0;     // NCHW: OH * OW
 };
 
 // u = dL/dz, t = dL/dn * dn/dx / x, and each block's share of dL/db
@@ -112,9 +118,13 @@ struct ScaleBwd {
   Formula formula;
   Dtype dtype;      // of u
   Dtype out_dtype;  // of grad and v: as u, or fp32
+  int plane = 0;    // NCHW: OH * OW
 };
 
-// Sizes of a convolution.
+// Sizes of a convolution. Narrow groups share a tile with their neighbours, in the gradients where u is
+// given: as many as divide G, have at most 64 channels and filters together (32 in fp32) and make whole
+// chunks of 16 bytes; in half types CG is even. A value that is not finite then reaches the other groups of
+// its tile.
 struct Shape {
   int N, G, CG, FG;  // images, groups, channels and filters of a group
   int max_out;       // filters of an output; divides FG
@@ -139,7 +149,7 @@ struct ImplicitGemmFwd {
   Dtype bias_dtype;  // of bias
   Dtype out_dtype;   // of y and l: as x, or fp32
   bool tf32;         // fp32 products may round their operands to ten bits of mantissa
-  bool large;  // the tile of 128 x 128 in place of 64 x 64: half types, CG a multiple of 8; else ignored
+  bool large;        // tiles of 128 x 128: half types, CG a multiple of 8, no shared tile; else ignored
 };
 
 // dx = u *^T w + x * (sum of t over the outputs that read the pixel), u = dL/dz, t = dL/dn * dn/dx / x.

@@ -3,8 +3,7 @@
 // Neighbouring lanes share a row (a pixel's channels of one
 // group), as many as it has chunks of 16 bytes, up to a warp.
 #include "cuda/launch.h"
-#include "cuda/primitives.cuh"
-#include "cuda/window.cuh"
+#include "cuda/planes.cuh"
 
 namespace bcos::cuda {
 namespace {
@@ -93,6 +92,7 @@ __global__ void __launch_bounds__(kThreads) patch_norm_bwd_kernel(const Shared<P
 
 cudaError_t patch_norm_squares(const PatchNormSquares& p, cudaStream_t stream) {
   if (p.rows == 0) return cudaSuccess;
+  if (p.plane > 0) return planes::patch_norm_squares(p, stream);
   return by_dtype(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const int lanes = lanes_of_row<T>(p.CG);
@@ -108,6 +108,7 @@ cudaError_t patch_norm_fwd(const PatchNormFwd& p, cudaStream_t stream) {
 
 cudaError_t patch_norm_bwd(const PatchNormBwd& p, cudaStream_t stream) {
   if (p.rows == 0) return cudaSuccess;
+  if (p.plane > 0) return planes::patch_norm_bwd(p, stream);
   return by_dtype(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const int lanes = lanes_of_row<T>(p.CG);

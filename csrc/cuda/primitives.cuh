@@ -12,9 +12,9 @@ namespace bcos::cuda {
 template <typename T>
 constexpr int kVector = 16 / int(sizeof(T));  // values of a 16-byte access
 
-template <typename T>
-struct alignas(16) Vector {
-  T v[kVector<T>];
+template <typename T, int COUNT = kVector<T>>
+struct alignas(COUNT * sizeof(T)) Vector {
+  T v[COUNT];
 };
 
 __device__ __forceinline__ float to_float(float v) {
@@ -71,15 +71,17 @@ __device__ __forceinline__ void store_as(void* p, Dtype dtype, int64_t at, float
   }
 }
 
-// COUNT values from p + at as fp32; 16 bytes at a time where `vector`, which asks for that alignment.
+// COUNT values, a power of two, from p + at as fp32; up to 16 bytes at a time where `vector`, which asks for
+// that alignment.
 template <int COUNT, typename T>
 __device__ __forceinline__ void load(float (&out)[COUNT], const T* p, int64_t at, bool vector) {
-  if (COUNT % kVector<T> == 0 && vector) {
+  constexpr int EACH = COUNT < kVector<T> ? COUNT : kVector<T>;
+  if (vector) {
 #pragma unroll
-    for (int i = 0; i + kVector<T> <= COUNT; i += kVector<T>) {
-      const auto packed = *reinterpret_cast<const Vector<T>*>(p + at + i);
+    for (int i = 0; i < COUNT; i += EACH) {
+      const auto packed = *reinterpret_cast<const Vector<T, EACH>*>(p + at + i);
 #pragma unroll
-      for (int j = 0; j < kVector<T>; ++j) out[i + j] = to_float(packed.v[j]);
+      for (int j = 0; j < EACH; ++j) out[i + j] = to_float(packed.v[j]);
     }
   } else {
 #pragma unroll
@@ -89,13 +91,14 @@ __device__ __forceinline__ void load(float (&out)[COUNT], const T* p, int64_t at
 
 template <int COUNT, typename T>
 __device__ __forceinline__ void store(T* p, int64_t at, const float (&values)[COUNT], bool vector) {
-  if (COUNT % kVector<T> == 0 && vector) {
+  constexpr int EACH = COUNT < kVector<T> ? COUNT : kVector<T>;
+  if (vector) {
 #pragma unroll
-    for (int i = 0; i + kVector<T> <= COUNT; i += kVector<T>) {
-      Vector<T> packed;
+    for (int i = 0; i < COUNT; i += EACH) {
+      Vector<T, EACH> packed;
 #pragma unroll
-      for (int j = 0; j < kVector<T>; ++j) packed.v[j] = rounded<T>(values[i + j]);
-      *reinterpret_cast<Vector<T>*>(p + at + i) = packed;
+      for (int j = 0; j < EACH; ++j) packed.v[j] = rounded<T>(values[i + j]);
+      *reinterpret_cast<Vector<T, EACH>*>(p + at + i) = packed;
     }
   } else {
 #pragma unroll

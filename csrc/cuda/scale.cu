@@ -1,6 +1,6 @@
 // The scale |cos|^(b-1) beside a vendor convolution, forward and backward. Rows are pixels x groups.
 #include "cuda/launch.h"
-#include "cuda/primitives.cuh"
+#include "cuda/planes.cuh"
 
 namespace bcos::cuda {
 namespace {
@@ -122,6 +122,7 @@ int backward_lanes(const ScaleBwd& p) {
 cudaError_t scale_fwd(const ScaleFwd& p, cudaStream_t stream) {
   const int64_t outputs = int64_t(p.rows) * p.OG;
   if (outputs == 0) return cudaSuccess;
+  if (p.plane > 0) return planes::scale_fwd(p, stream);
   return by_dtypes(p.dtype, p.out_dtype, [&](auto type, auto out) {
     using T = typename decltype(type)::type;
     using O = typename decltype(out)::type;
@@ -133,11 +134,14 @@ cudaError_t scale_fwd(const ScaleFwd& p, cudaStream_t stream) {
 }
 
 int scale_bwd_blocks(const ScaleBwd& p) {
+  if (p.plane > 0)
+    return planes::strip_grid(p.rows, planes::slices_of(p.OG), planes::width_of(p.plane, p.dtype)).x;
   return int(ceil_div(p.rows, kThreads / backward_lanes(p)));
 }
 
 cudaError_t scale_bwd(const ScaleBwd& p, cudaStream_t stream) {
   if (p.rows == 0) return cudaSuccess;
+  if (p.plane > 0) return planes::scale_bwd(p, stream);
   return by_dtypes(p.dtype, p.out_dtype, [&](auto type, auto out) {
     using T = typename decltype(type)::type;
     using O = typename decltype(out)::type;

@@ -10,9 +10,13 @@ namespace bcos::cuda {
 // What is summed over k for each row of A, of the fragments that the product reads anyway.
 enum class RowSum { None, Plain, Squares };
 
+// Which matrix is zero outside of blocks on its diagonal, one for each of the groups that share a tile: B; or
+// C, of which the rest is not wanted. Parts of 16 columns that hold nothing of a block are not multiplied.
+enum class Diagonal { None, B, C };
+
 // Where an operand's values lie within its part of a stage: rows of 16-byte chunks, permuted so that eight
-// rows of one chunk, or eight chunks of one row, take all banks. K_MAJOR: a row is an index of C and runs
-// along k; else the reverse.
+// rows of one chunk (fp32 not K_MAJOR: four rows of two), or eight chunks of one row, take all banks.
+// K_MAJOR: a row is an index of C and runs along k; else the reverse.
 template <typename T, int SIZE, bool K_MAJOR>
 struct Operand {
   static constexpr int kDepth = 64 / int(sizeof(T));               // values of k in a stage
@@ -20,7 +24,7 @@ struct Operand {
   static constexpr int kBytes = SIZE * 64;
 
   __device__ static __forceinline__ uint32_t at(int row, int chunk) {
-    const int permuted = K_MAJOR ? chunk ^ (row >> 1 & 3) : chunk ^ (row & 7);
+    const int permuted = chunk ^ (K_MAJOR ? row >> 1 & 3 : sizeof(T) == 2 ? row & 7 : (row & 3) * 2);
     return uint32_t(row * kChunks + permuted) * 16;
   }
   // One value (16-bit types are read as matrices).
@@ -39,7 +43,7 @@ struct Operand {
 };
 
 template <typename T_, bool TF32, int BM_, int BN_, int WARPS_M, int WARPS_N, int STAGES_, bool A_K_MAJOR,
-          bool B_K_MAJOR, RowSum SUM>
+          bool B_K_MAJOR, RowSum SUM, Diagonal DIAGONAL = Diagonal::None>
 struct Tile {
   using T = T_;
   static constexpr int BM = BM_, BN = BN_, STAGES = STAGES_, kThreads = WARPS_M * WARPS_N * 32;
@@ -51,10 +55,19 @@ struct Tile {
   static constexpr int kShared = kSums + BM * 4;  // a ring, then C in its place; and a value for each row
   static constexpr int MI = BM / WARPS_M / 16, NI = BN / WARPS_N / 8;
   static constexpr int kCopies = BM * 4 / kThreads;  // 16-byte chunks of an operand to a thread
+  static constexpr bool kPacked = DIAGONAL != Diagonal::None;
+  // A pack's values for each row and group lie between C and the ring's end, in other banks for the next row.
+  static constexpr int kGroups = BM * kRow * 4, kGroupRow = 33;
+  // Sums of a pack, whose k are at most two stages: one for each 4-byte word of a row of A.
+  static constexpr bool kWordSums = DIAGONAL == Diagonal::B && SUM == RowSum::Squares;
+  static constexpr int kParts = kWordSums ? 8 : 1;
   static_assert(BM == BN && MI == WARPS_N && NI % 2 == 0 && (sizeof(T) == 4 || !TF32));
+  static_assert(!kPacked || (kGroups + BM * kGroupRow * 4 <= kSums && MI == 1 && NI <= 16));
 
   float c[MI][NI][4] = {};
-  float sums[2] = {};  // of rows g and g + 8 of the warp's own fragment, the warp_n-th
+  float sums[kParts][2] = {};  // of rows g and g + 8 of the warp's own fragment, the warp_n-th
+  uint32_t diagonal = 0;       // a bit for each part of the warp's blocks; see mark_diagonal
+  int stages_of_pack = 1;      // stages that a pack's k take: 1 or 2
 
   __device__ static int warp_m() { return threadIdx.x / 32 / WARPS_N; }
   __device__ static int warp_n() { return threadIdx.x / 32 % WARPS_N; }
@@ -63,6 +76,24 @@ struct Tile {
     return warp_m() * MI * 16 + i * 16 + lane() / 4 + half * 8;
   }
   __device__ static int column_of(int j) { return warp_n() * NI * 8 + j * 8 + lane() % 4 * 2; }
+
+  // Finds which parts hold anything of a block: of half a stage of k x 16 columns (Diagonal::B), or of the
+  // warp's rows x 16 columns (Diagonal::C). A group has `width` columns, and `depth` k or rows.
+  __device__ __forceinline__ void mark_diagonal(int pack, int width, int depth) {
+    constexpr bool OF_B = DIAGONAL == Diagonal::B;
+    constexpr int PARTS = OF_B ? 4 : 1, SIZE = OF_B ? BK / 2 : MI * 16;
+    const int first = OF_B ? 0 : warp_m() * SIZE, column0 = warp_n() * NI * 8;
+    if (OF_B) stages_of_pack = pack * depth > BK ? 2 : 1;
+#pragma unroll
+    for (int pair = 0; pair < NI / 2; ++pair) {
+      const int low = (column0 + pair * 16) / width, high = (column0 + pair * 16 + 15) / width;
+#pragma unroll
+      for (int part = 0; part < PARTS; ++part) {
+        const int begin = low * depth, end = (high + 1) * depth, at = first + part * SIZE;
+        diagonal |= uint32_t(begin < at + SIZE && at < end) << (part * (NI / 2) + pair);
+      }
+    }
+  }
 
   // Multiplies all steps. The loader's start(stage) begins to fetch the next step, of which finish(stage)
   // leaves in shared memory what was fetched to registers; `with_sums` asks for SUM.
@@ -75,17 +106,24 @@ struct Tile {
       const uint32_t filled = stage_of<STAGES>(step + STAGES - 1) * kStage;
       if (more) loader.start(filled);
       commit_copies();
-      if (step >= 0) multiply_stage(step % STAGES * kStage, with_sums);
+      if (step >= 0) multiply_stage(step % STAGES * kStage, with_sums, step & (stages_of_pack - 1));
       if (more) loader.finish(filled);
     }
     wait_for_copies<0>();
     barrier();
   }
 
-  __device__ __forceinline__ void multiply_stage(uint32_t a_base, bool with_sums) {
-    const uint32_t b_base = a_base + A::kBytes;
+  // Whether columns 8 j and 8 (j + 1) hold anything of a block in this half of a stage.
+  __device__ static bool meets(uint32_t marks, int half, int j) {
+    const int part = DIAGONAL == Diagonal::B ? half : 0;
+    return !kPacked || (marks >> (part * (NI / 2) + j / 2) & 1) != 0;
+  }
+
+  // `of_pack`: which stage of a pack's k it is.
+  __device__ __forceinline__ void multiply_stage(uint32_t a_base, bool with_sums, int of_pack) {
+    const uint32_t b_base = a_base + A::kBytes, marks = diagonal >> (of_pack * NI);
     if constexpr (sizeof(T) == 4 && !TF32) {
-      multiply_exactly(a_base, b_base, with_sums);
+      multiply_exactly(a_base, b_base, with_sums, of_pack, marks);
     } else {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -93,33 +131,39 @@ struct Tile {
 #pragma unroll
         for (int i = 0; i < MI; ++i) load_a(a[i], a_base, i, half);
 #pragma unroll
-        for (int j = 0; j < NI; j += 2) load_b(b[j], b[j + 1], b_base, j, half);
+        for (int j = 0; j < NI && !kPacked; j += 2) load_b(b[j], b[j + 1], b_base, j, half);
         if constexpr (SUM != RowSum::None) {
 #pragma unroll
           for (int i = 0; i < MI; ++i)
-            if (with_sums && i == warp_n()) add_fragment(a[i]);
+            if (with_sums && i == warp_n()) add_fragment(a[i], of_pack, half);
         }
         if constexpr (TF32) {
 #pragma unroll
           for (int i = 0; i < MI; ++i)
 #pragma unroll
             for (int r = 0; r < 4; ++r) a[i][r] = to_tf32(as_float(a[i][r]));
-#pragma unroll
-          for (int j = 0; j < NI; ++j)
-#pragma unroll
-            for (int r = 0; r < 2; ++r) b[j][r] = to_tf32(as_float(b[j][r]));
         }
 #pragma unroll
-        for (int i = 0; i < MI; ++i)
+        for (int j = 0; j < NI; j += 2) {
+          if (!meets(marks, half, j)) continue;
+          if constexpr (kPacked) load_b(b[j], b[j + 1], b_base, j, half);
+          if constexpr (TF32) {
 #pragma unroll
-          for (int j = 0; j < NI; ++j)
-            multiply_add<std::conditional_t<TF32, Tf32, T>>(c[i][j], a[i], b[j][0], b[j][1]);
+            for (int r = 0; r < 4; ++r) b[j + r / 2][r % 2] = to_tf32(as_float(b[j + r / 2][r % 2]));
+          }
+#pragma unroll
+          for (int i = 0; i < MI; ++i)
+#pragma unroll
+            for (int e = 0; e < 2; ++e)
+              multiply_add<std::conditional_t<TF32, Tf32, T>>(c[i][j + e], a[i], b[j + e][0], b[j + e][1]);
+        }
       }
     }
   }
 
   // Each thread takes the same entries of C as with tensor cores.
-  __device__ __forceinline__ void multiply_exactly(uint32_t a_base, uint32_t b_base, bool with_sums) {
+  __device__ __forceinline__ void multiply_exactly(uint32_t a_base, uint32_t b_base, bool with_sums,
+                                                   int of_pack, uint32_t marks) {
 #pragma unroll 1
     for (int k = 0; k < BK; k += 4) {
       float4 a[MI][2];
@@ -132,11 +176,11 @@ struct Tile {
         for (int i = 0; i < MI; ++i)
 #pragma unroll
           for (int h = 0; h < 2; ++h)
-            if (with_sums && i == warp_n())
-              sums[h] += term(a[i][h].x) + term(a[i][h].y) + (term(a[i][h].z) + term(a[i][h].w));
+            if (with_sums && i == warp_n()) add_four(a[i][h], h, of_pack, k);
       }
 #pragma unroll
-      for (int j = 0; j < NI; ++j)
+      for (int j = 0; j < NI; ++j) {
+        if (!meets(marks, k / (BK / 2), j)) continue;
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const float4 b = B::four(b_base, column_of(j) + e, k);
@@ -144,27 +188,50 @@ struct Tile {
           for (int i = 0; i < MI; ++i)
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-              float& sum = c[i][j][h * 2 + e];
-              sum = fmaf(a[i][h].x, b.x, sum);
-              sum = fmaf(a[i][h].y, b.y, sum);
-              sum = fmaf(a[i][h].z, b.z, sum);
-              sum = fmaf(a[i][h].w, b.w, sum);
+              // four terms on their own: a quarter of the roundings at the size of the whole sum
+              float terms = a[i][h].x * b.x;
+              terms = fmaf(a[i][h].y, b.y, terms);
+              terms = fmaf(a[i][h].z, b.z, terms);
+              c[i][j][h * 2 + e] += fmaf(a[i][h].w, b.w, terms);
             }
         }
+      }
     }
   }
 
   __device__ static float as_float(uint32_t word) { return __uint_as_float(word); }
   __device__ static float term(float v) { return SUM == RowSum::Squares ? v * v : v; }
 
-  __device__ __forceinline__ void add_fragment(const uint32_t (&a)[4]) {
+  // Part (of_pack, half, r / 2) of the words is the lane's own: word 4 part + lane % 4.
+  __device__ __forceinline__ void add_fragment(const uint32_t (&a)[4], int of_pack, int half) {
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      if constexpr (TF32) {
-        sums[r & 1] += term(as_float(a[r]));
-      } else {
-        sums[r & 1] += term(to_float(low_half<T>(a[r])));
-        sums[r & 1] += term(to_float(low_half<T>(a[r] >> 16)));
+    for (int stage = 0; stage < (kWordSums ? 2 : 1); ++stage) {
+      if (kWordSums && stage != of_pack) continue;
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        float& sum = sums[kWordSums ? stage * 4 + half * 2 + r / 2 : 0][r & 1];
+        if constexpr (TF32) {
+          sum += term(as_float(a[r]));
+        } else {
+          sum += term(to_float(low_half<T>(a[r])));
+          sum += term(to_float(low_half<T>(a[r] >> 16)));
+        }
+      }
+    }
+  }
+
+  // Values k to k + 3 of a row, which all lanes of the row have: of a pack, the lane k / 4 adds them.
+  __device__ __forceinline__ void add_four(float4 a, int h, int of_pack, int k) {
+    if constexpr (!kWordSums) {
+      sums[0][h] += term(a.x) + term(a.y) + (term(a.z) + term(a.w));
+    } else if (k / 4 == lane() % 4) {
+#pragma unroll
+      for (int stage = 0; stage < 2; ++stage) {
+        if (stage != of_pack) continue;
+        sums[stage * 4][h] += term(a.x);
+        sums[stage * 4 + 1][h] += term(a.y);
+        sums[stage * 4 + 2][h] += term(a.z);
+        sums[stage * 4 + 3][h] += term(a.w);
       }
     }
   }
@@ -205,9 +272,23 @@ struct Tile {
     constexpr bool spread = sizeof(T) == 2 || TF32;  // over the four lanes of a row
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const float sum = spread ? lane_sum(sums[h], 4) : sums[h];
+      const float sum = spread ? lane_sum(sums[0][h], 4) : sums[0][h];
       if (lane() % 4 == 0) shared_store(kSums + row_of(warp_n(), h) * 4, sum);
     }
+    barrier();
+  }
+
+  // Leaves the sums over each word of A's rows where group_value finds them; a barrier follows.
+  __device__ __forceinline__ void share_word_sums() {
+    static_assert(kWordSums);
+#pragma unroll
+    for (int part = 0; part < kParts; ++part)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int word =
+            sizeof(T) == 2 || TF32 ? part * 4 + lane() % 4 : part / 4 * 16 + lane() % 4 * 4 + part % 4;
+        shared_store(group_at(row_of(warp_n(), h), word), sums[part][h]);
+      }
     barrier();
   }
 
@@ -225,13 +306,27 @@ struct Tile {
   __device__ static float product(int row, int column) {
     return shared_load<float>((row * kRow + column) * 4);
   }
+  // COUNT neighbouring values of a row, from a multiple of 4.
+  template <int COUNT>
+  __device__ static __forceinline__ void products(float (&out)[COUNT], int row, int column) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 4) {
+      const auto four = shared_load<float4>((row * kRow + column + i) * 4);
+      out[i] = four.x, out[i + 1] = four.y, out[i + 2] = four.z, out[i + 3] = four.w;
+    }
+  }
   __device__ static float row_value(int row) { return shared_load<float>(kSums + row * 4); }
+  __device__ static uint32_t group_at(int row, int slot) { return kGroups + (row * kGroupRow + slot) * 4; }
+  __device__ static float group_value(int row, int slot) { return shared_load<float>(group_at(row, slot)); }
 };
 
-// 128 x 128 for half types, 64 x 64 for everything.
-template <typename T, bool TF32, bool LARGE, bool A_K_MAJOR, bool B_K_MAJOR, RowSum SUM>
-using TileOf = std::conditional_t<LARGE, Tile<T, TF32, 128, 128, 2, 4, 4, A_K_MAJOR, B_K_MAJOR, SUM>,
-                                  Tile<T, TF32, 64, 64, 2, 2, 4, A_K_MAJOR, B_K_MAJOR, SUM>>;
+// 128 x 128 for half types, 64 x 64 for everything; of a pack each warp has all columns, so that all work
+// alike.
+template <typename T, bool TF32, bool LARGE, bool A_K_MAJOR, bool B_K_MAJOR, RowSum SUM, Diagonal DIAGONAL>
+using TileOf = std::conditional_t<
+    LARGE, Tile<T, TF32, 128, 128, 2, 4, 4, A_K_MAJOR, B_K_MAJOR, SUM>,
+    std::conditional_t<DIAGONAL == Diagonal::None, Tile<T, TF32, 64, 64, 2, 2, 4, A_K_MAJOR, B_K_MAJOR, SUM>,
+                       Tile<T, TF32, 64, 64, 4, 1, 4, A_K_MAJOR, B_K_MAJOR, SUM, DIAGONAL>>>;
 // Blocks to a multiprocessor, which leaves 128 registers
 // to a thread; and 168 where operands pass through them.
 template <typename Tile, bool COPIED>

@@ -24,6 +24,17 @@ inline Shape shape(int N, int G, int CG, int FG, int H, int W, int KH, int KW, i
   return {N, G, CG, FG, max_out, {H, W, out(H, KH), out(W, KW), KH, KW, S, S, P, P, D, D}};
 }
 
+// Groups that share a tile: copies of 8, 4 and 16 bytes, a pack that is no power of two, most groups to a
+// tile.
+const Case kPacked[] = {
+    {"packs of 4", shape(1, 16, 4, 4, 6, 5, 3, 3, 1, 1), {2}, true},
+    {"packs of 6x10 max_out", shape(1, 4, 6, 10, 5, 6, 3, 2, 2, 1, 1, 2), {2.5f, true}, true},
+    {"packs of 2", shape(1, 32, 2, 2, 5, 4, 2, 2), {1.5f}},
+    {"packs of 24x8", shape(2, 6, 24, 8, 5, 4, 1, 1), {2}, false, true},
+    {"packs of 32", shape(1, 2, 32, 32, 4, 5, 1, 1), {1}, true},
+    {"packs of 1x2", shape(1, 32, 1, 2, 4, 5, 1, 1), {2}},
+};
+
 // Calls f(output pixel, input pixel, tap) for each pair of pixels that a window joins.
 template <typename F>
 void for_taps(const Shape& s, F f) {

@@ -56,10 +56,11 @@ void weight_norm(int F, int CG, int taps, bool ohwi, bool raw) {
 }
 
 template <typename T>
-void patch_norm(int N, int G, int CG, const Window& w, float eps_inside, float eps_outside) {
+void patch_norm(int N, int G, int CG, const Window& w, float eps_inside, float eps_outside, bool planes) {
   const std::string what = std::string("patch_norm ") + name_of<T> + " groups " + std::to_string(G) + "x" +
                            std::to_string(CG) + " window " + std::to_string(w.KH) + "x" +
-                           std::to_string(w.KW);
+                           std::to_string(w.KW) + (planes ? " planes" : "");
+  const int plane = planes ? w.H * w.W : 0, out_plane = planes ? w.OH * w.OW : 0;
   const Formula formula = Exponents{2}.formula(eps_inside, eps_outside);
   const int rows = N * w.H * w.W * G, sites = N * w.OH * w.OW * G;
   auto x = normal<T>(size_t(rows) * CG, 1);
@@ -68,10 +69,12 @@ void patch_norm(int N, int G, int CG, const Window& w, float eps_inside, float e
     for (int c = 0; c < CG; ++c) sums[row] += std::pow(to_float(x[row * CG + c]), 2);
     roots[row] = std::sqrt(sums[row] + eps_inside) + eps_outside;
   }
+  const auto given = planar(x, plane, G * CG);
   for (const bool root : {false, true}) {
     auto out = unwritten<float>(rows);
-    expect_success(patch_norm_squares({x.data(), out.data(), rows, CG, root, formula, dtype_of<T>}, nullptr));
-    expect(what + (root ? " root" : " squares"), out, root ? roots : sums);
+    expect_success(
+        patch_norm_squares({given.data(), out.data(), rows, CG, root, formula, dtype_of<T>, plane}, nullptr));
+    expect(what + (root ? " root" : " squares"), interleaved(out, plane, G), root ? roots : sums);
   }
   const auto squares = std::vector<float>(sums.begin(), sums.end());
   const auto t = normal<float>(sites, 2);
@@ -95,32 +98,41 @@ void patch_norm(int N, int G, int CG, const Window& w, float eps_inside, float e
   for (double& n : norms) n = std::sqrt(n + eps_inside) + eps_outside;
   for (size_t i = 0; i < sum.size(); ++i) sum[i] += to_float(x[i]) * pooled[i / CG];
   auto n = unwritten<float>(sites);
-  expect_success(patch_norm_fwd({squares.data(), n.data(), sites, G, w, formula}, nullptr));
-  expect(what + " n", n, norms);
-  expect_success(patch_norm_bwd({dx.data(), x.data(), t.data(), rows, G, CG, w, dtype_of<T>}, nullptr));
-  expect(what + " dx", dx, sum);
+  expect_success(patch_norm_fwd(
+      {planar(squares, plane, G).data(), n.data(), sites, planes ? 1 : G, w, formula}, nullptr));
+  expect(what + " n", interleaved(n, out_plane, G), norms);
+  dx = planar(dx, plane, G * CG);
+  expect_success(patch_norm_bwd(
+      {dx.data(), given.data(), planar(t, out_plane, G).data(), rows, G, CG, w, dtype_of<T>, plane},
+      nullptr));
+  expect(what + " dx", interleaved(dx, plane, G * CG), sum);
 }
 
 template <typename T, typename O>
-void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factors, bool detached) {
+void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factors, bool detached,
+           int plane = 0) {
   const Formula formula = b.formula();
   const Power power = formula.power;
   const std::string what = std::string("scale ") + name_of<T> + " " + name_of<O> + " " +
                            std::to_string(rows) + "x" + std::to_string(G) + "x" + std::to_string(OG) + "/" +
                            std::to_string(max_out) + " " + b.name() + (factors ? " alpha bias" : "") +
-                           (detached ? " detached" : "");
+                           (detached ? " detached" : "") +
+                           (plane > 0 ? " plane " + std::to_string(plane) : "");
   const int outputs = rows * OG, filters = G * OG * max_out;
   const auto z = normal<T>(size_t(outputs) * max_out, 1);
   const auto alpha = normal<float>(filters, 2), bias = normal<float>(filters, 3);
   auto n = normal<float>(rows, 4);
   for (float& v : n) v = std::abs(v) + 0.5f;
   n[0] = 0;  // a zero patch
+  const auto given_z = planar(z, plane, filters);
+  const auto given_n = planar(n, plane, G);
   auto y = unwritten<O>(outputs), l = unwritten<O>(outputs);
   std::vector<uint8_t> winner(max_out > 1 ? outputs : 0, 255);
-  expect_success(scale_fwd({z.data(), factors ? alpha.data() : nullptr, factors ? bias.data() : nullptr,
-                            n.data(), y.data(), power == Power::General ? l.data() : nullptr, winner.data(),
-                            rows, G, OG, max_out, formula, dtype_of<T>, Dtype::Float32, dtype_of<O>},
-                           nullptr));
+  expect_success(
+      scale_fwd({given_z.data(), factors ? alpha.data() : nullptr, factors ? bias.data() : nullptr,
+                 given_n.data(), y.data(), power == Power::General ? l.data() : nullptr, winner.data(), rows,
+                 G, OG, max_out, formula, dtype_of<T>, Dtype::Float32, dtype_of<O>, plane},
+                nullptr));
   std::vector<double> best(outputs), truth(outputs);
   std::vector<uint8_t> first(winner.size());
   for (int o = 0; o < outputs; ++o) {
@@ -135,19 +147,20 @@ void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factor
     }
     truth[o] = transform(power, best[o], n[o / OG], b.constants());
   }
-  expect(what + " y", y, truth);
-  if (power == Power::General) expect(what + " l", l, best);
-  expect_equal(what + " winner", winner, first);
+  expect(what + " y", interleaved(y, plane, G * OG), truth);
+  if (power == Power::General) expect(what + " l", interleaved(l, plane, G * OG), best);
+  expect_equal(what + " winner", interleaved(winner, plane, G * OG), first);
 
   const auto grad = normal<O>(outputs, 5);
   const auto v = normal<O>(outputs, 6);
+  const auto given_grad = planar(grad, plane, G * OG), given_v = planar(v, plane, G * OG);
   auto u = unwritten<T>(z.size());
   auto t = unwritten<float>(rows);
   const bool with_t = !detached && power != Power::One, with_db = power == Power::General;
-  ScaleBwd p{grad.data(),
-             v.data(),
+  ScaleBwd p{given_grad.data(),
+             given_v.data(),
              winner.data(),
-             n.data(),
+             given_n.data(),
              factors ? alpha.data() : nullptr,
              u.data(),
              with_t ? t.data() : nullptr,
@@ -159,7 +172,8 @@ void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factor
              detached,
              formula,
              dtype_of<T>,
-             dtype_of<O>};
+             dtype_of<O>,
+             plane};
   auto db = unwritten<float>(scale_bwd_blocks(p));
   if (with_db) p.db = db.data();
   expect_success(scale_bwd(p, nullptr));
@@ -174,8 +188,8 @@ void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factor
     db_sum += to_float(grad[o]) * d.b;
     db_terms += std::abs(to_float(grad[o]) * d.b);
   }
-  expect(what + " u", u, du);
-  if (with_t) expect(what + " t", t, dt);
+  expect(what + " u", interleaved(u, plane, filters), du);
+  if (with_t) expect(what + " t", interleaved(t, plane, G), dt);
   for (const float share : db) db_found += share;
   if (with_db)
     expect(what + " db", std::vector<float>{float(db_found)}, {db_sum}, 1e-6 * db_terms / std::abs(db_sum));
@@ -214,14 +228,20 @@ int main() {
     weight_norm<T, T>(2, 129, 1, true, true);
     if constexpr (!std::is_same_v<T, float>) weight_norm<float, T>(3, 7, 9, false, true);
 
-    patch_norm<T>(2, 1, 24, {5, 7, 5, 7, 3, 3, 1, 1, 1, 1, 1, 1}, 1e-6f, 0);
-    patch_norm<T>(1, 3, 5, {9, 8, 4, 3, 3, 2, 2, 3, 1, 0, 2, 1}, 0, 1e-12f);
-    patch_norm<T>(1, 1, 300, {3, 3, 5, 5, 1, 1, 1, 1, 1, 1, 1, 1}, 1e-6f, 0.5f);
+    for (const bool planes : {false, true}) {
+      patch_norm<T>(2, 1, 24, {5, 7, 5, 7, 3, 3, 1, 1, 1, 1, 1, 1}, 1e-6f, 0, planes);
+      patch_norm<T>(1, 3, 5, {9, 8, 4, 3, 3, 2, 2, 3, 1, 0, 2, 1}, 0, 1e-12f, planes);
+      patch_norm<T>(1, 1, 300, {3, 3, 5, 5, 1, 1, 1, 1, 1, 1, 1, 1}, 1e-6f, 0.5f, planes);
+      patch_norm<T>(3, 2, 9, {4, 5, 2, 3, 3, 3, 2, 2, 1, 1, 1, 1}, 1e-6f, 0, planes);
+    }
 
     for (const Exponents b : {Exponents{2}, {1}, {1.5f}, {2.5f, true}, {2, true}, {2, true, false}}) {
       scale<T, T>(37, 1, 24, 1, b, true, false);
       scale<T, float>(6, 2, 7, 3, b, true, false);
       scale<T, float>(33, 3, 16, 2, b, false, true);
+      scale<T, T>(336, 1, 24, 1, b, true, false, 112);
+      scale<T, float>(48, 2, 7, 3, b, true, false, 12);
+      scale<T, float>(210, 3, 16, 2, b, false, true, 35);
     }
     scale<T, T>(5, 5, 600, 1, {2}, false, true);
   });

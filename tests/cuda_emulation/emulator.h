@@ -25,7 +25,7 @@ inline dim3 blockDim, gridDim;
 namespace emulation {
 
 struct Copy {
-  uint32_t at;
+  uint32_t at, bytes;
   const void* from;
   bool inside;
 };
@@ -163,11 +163,11 @@ inline void land(size_t pending) {
   auto& groups = threads[current].groups;
   for (; groups.size() > pending; groups.pop_front())
     for (const Copy& copy : groups.front()) {
-      note_write(copy.at, 16);
+      note_write(copy.at, copy.bytes);
       if (copy.inside)
-        std::memcpy(&block.shared[copy.at], copy.from, 16);
+        std::memcpy(&block.shared[copy.at], copy.from, copy.bytes);
       else
-        std::memset(&block.shared[copy.at], 0, 16);
+        std::memset(&block.shared[copy.at], 0, copy.bytes);
     }
 }
 

@@ -100,9 +100,17 @@ int main() {
       {"5x5 of 6 channels", shape(1, 1, 6, 16, 10, 9, 5, 5, 2, 2), {2}},
       {"odd groups max_out", shape(2, 2, 5, 14, 5, 5, 3, 3, 1, 1, 1, 2), {2.5f, true}, true},
       {"1 channel", shape(3, 1, 1, 1, 1, 1, 1, 1), {2}},
+      {"images in several steps", shape(5, 1, 8, 8, 7, 5, 3, 3, 1, 1), {2}},
   };
   for_dtypes([&](auto type) {
     using T = typename decltype(type)::type;
+    for (Case c : kPacked)
+      for (const Mode mode : {Mode{true}, {true, true}, {}}) {
+        if (mode.given || c.shape.max_out == 1) check<T, T>(c, mode, 2);
+        c.tf32 = sizeof(T) == 4 && mode.given;
+        if (c.tf32) check<T, T>(c, mode, 3);
+        c.tf32 = false;
+      }
     for (Case c : cases)
       for (const Mode mode : {Mode{}, {false, true}, {true, false}}) {
         check<T, T>(c, mode, 2);

@@ -49,6 +49,12 @@ int main() {
   };
   for_dtypes([&](auto type) {
     using T = typename decltype(type)::type;
+    for (Case c : kPacked) {
+      check<T, T>(c);
+      if (sizeof(T) == 2) check<T, float>(c);
+      c.tf32 = sizeof(T) == 4, c.window_sum = !c.window_sum;
+      check<T, T>(c);
+    }
     for (Case c : cases) {
       check<T, T>(c);
       if (sizeof(T) == 2) check<T, float>(c);

@@ -54,40 +54,42 @@ void last_block(F f) {
   emulation::last_block_only = false;
 }
 
+// NHWC, or NCHW with planes of so many pixels.
 template <typename T>
-void elementwise() {
-  const std::string name = name_of<T>;
-  const auto values = normal<T>(size_t(kLast) * kChannels, 1), grads = normal<T>(values.size(), 2);
-  auto norms = normal<float>(kLast, 3);
+void elementwise(int plane) {
+  const int last = plane > 0 ? 9 * plane : kLast, all = (1 << 21) + last;
+  const std::string name = std::string(name_of<T>) + (plane > 0 ? " planes" : "");
+  const auto values = normal<T>(size_t(last) * kChannels, 1), grads = normal<T>(values.size(), 2);
+  auto norms = normal<float>(last, 3);
   for (float& n : norms) n = std::abs(n) + 0.5f;
-  const Large<T> x(kRows, kChannels, values), grad(kRows, kChannels, grads);
-  const Large<float> n(kRows, 1, norms);
+  const Large<T> x(all, kChannels, values), grad(all, kChannels, grads);
+  const Large<float> n(all, 1, norms);
   const Formula formula = Exponents{2}.formula();
   const auto squares = [&](const T* from, float* to, int rows) {
-    return patch_norm_squares({from, to, rows, kChannels, false, formula, dtype_of<T>}, nullptr);
+    return patch_norm_squares({from, to, rows, kChannels, false, formula, dtype_of<T>, plane}, nullptr);
   };
   const auto forward = [&](const T* z, const float* norm, T* y, int rows) {
     return scale_fwd({z, nullptr, nullptr, norm, y, nullptr, nullptr, rows, 1, kChannels, 1, formula,
-                      dtype_of<T>, Dtype::Float32, dtype_of<T>},
+                      dtype_of<T>, Dtype::Float32, dtype_of<T>, plane},
                      nullptr);
   };
   const auto backward = [&](const T* g, const T* v, const float* norm, T* u, float* t, int rows) {
     return scale_bwd({g, v, nullptr, norm, nullptr, u, t, nullptr, rows, 1, kChannels, 1, false, formula,
-                      dtype_of<T>, dtype_of<T>},
+                      dtype_of<T>, dtype_of<T>, plane},
                      nullptr);
   };
   auto small_y = unwritten<T>(values.size()), small_u = unwritten<T>(values.size());
-  auto small_q = unwritten<float>(kLast), small_t = unwritten<float>(kLast);
-  const Large<T> y(kRows, kChannels, small_y), u(kRows, kChannels, small_u);
-  const Large<float> q(kRows, 1, small_q), t(kRows, 1, small_t);
-  last_block([&] { return squares(values.data(), small_q.data(), kLast); });
-  last_block([&] { return forward(values.data(), norms.data(), small_y.data(), kLast); });
+  auto small_q = unwritten<float>(last), small_t = unwritten<float>(last);
+  const Large<T> y(all, kChannels, small_y), u(all, kChannels, small_u);
+  const Large<float> q(all, 1, small_q), t(all, 1, small_t);
+  last_block([&] { return squares(values.data(), small_q.data(), last); });
+  last_block([&] { return forward(values.data(), norms.data(), small_y.data(), last); });
   last_block([&] {
-    return backward(grads.data(), values.data(), norms.data(), small_u.data(), small_t.data(), kLast);
+    return backward(grads.data(), values.data(), norms.data(), small_u.data(), small_t.data(), last);
   });
-  last_block([&] { return squares(x.data, q.data, kRows); });
-  last_block([&] { return forward(x.data, n.data, y.data, kRows); });
-  last_block([&] { return backward(grad.data, x.data, n.data, u.data, t.data, kRows); });
+  last_block([&] { return squares(x.data, q.data, all); });
+  last_block([&] { return forward(x.data, n.data, y.data, all); });
+  last_block([&] { return backward(grad.data, x.data, n.data, u.data, t.data, all); });
   expect_same(name + " squares", q, small_q, 3);
   expect_same(name + " scale y", y, small_y, kChannels / 2);
   expect_same(name + " scale u", u, small_u, 3 * kChannels);
@@ -162,8 +164,10 @@ void depthwise_layer() {
 }
 
 int main() {
-  elementwise<float>();
-  elementwise<__nv_bfloat16>();
+  for (const int plane : {0, 4}) {
+    elementwise<float>(plane);
+    elementwise<__nv_bfloat16>(plane);
+  }
   product<float>(false);
   product<__nv_bfloat16>(false);
   product<__half>(true);

@@ -61,6 +61,22 @@ std::vector<double> wide(const std::vector<T>& values) {
   return out;
 }
 
+// [.., pixels, channels] as [.., channels, pixels], where there are so many pixels; with 0 as it is.
+template <typename T>
+std::vector<T> planar(const std::vector<T>& values, int pixels, int channels) {
+  std::vector<T> out = values;
+  const size_t image = size_t(pixels) * channels;
+  for (size_t i = 0; pixels > 0 && i < out.size(); ++i)
+    out[i] = values[i / image * image + i % pixels * channels + i % image / pixels];
+  return out;
+}
+
+// The reverse.
+template <typename T>
+std::vector<T> interleaved(const std::vector<T>& values, int pixels, int channels) {
+  return planar(values, pixels > 0 ? channels : 0, pixels);
+}
+
 inline int failures = 0;
 
 inline void note(bool good) {

@@ -24,7 +24,8 @@ def candidates(p: Problem, direction: str) -> tuple[str, ...]:
         return ("vendor",)
     if direction == "forward" or p.depthwise:
         return "one-pass", "vendor"
-    fused = p.power == 1 or p.saves_norm
+    # narrow groups share a tile where u is given alone
+    fused = p.pack == 1 and (p.power == 1 or p.saves_norm)
     return ("one-pass", "semi", "vendor") if fused else ("semi", "vendor")
 
 
@@ -45,4 +46,4 @@ def wgrad_tile(p: Problem) -> Tile:
 
 def padding(p: Problem) -> float:
     """What the products compute, as a multiple of what is asked for."""
-    return max(1.0, SMALL.n / p.group_filters)
+    return float(p.pack)

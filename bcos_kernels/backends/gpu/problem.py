@@ -198,11 +198,14 @@ def problem(
     x: Tensor, weight: Tensor, bias: bool, tensor_b: bool, rest: tuple, out_dtype: torch.dtype, is_linear: bool
 ) -> Problem:
     """The call of an operator in numbers; ``rest`` is its geometry and formula, in the order of the schemas."""
-    arch = architecture(x.device.index) if x.is_cuda else "none"
-    return _problem(
-        x.shape, weight.shape, tuple(tuple(a) if isinstance(a, list) else a for a in rest), bias, tensor_b,
-        x.dtype, weight.dtype, out_dtype, x.dtype == torch.float32 and _allows_tf32(is_linear), arch, is_linear,
-    )  # fmt: skip
+    arch = architecture(x.get_device()) if x.is_cuda else "none"
+    dtype = x.dtype
+    tf32 = dtype is torch.float32 and _allows_tf32(is_linear)
+    facts = (bias, tensor_b, dtype, weight.dtype, out_dtype, tf32, arch, is_linear)
+    try:
+        return _problem(x.shape, weight.shape, rest, *facts)
+    except TypeError:  # through torch.library pairs come as lists, which have no hash
+        return _problem(x.shape, weight.shape, tuple(tuple(a) if isinstance(a, list) else a for a in rest), *facts)
 
 
 @lru_cache(maxsize=4096)

@@ -43,6 +43,7 @@ at::Tensor squares(const Problem& p, const at::Tensor& x, const at::Tensor& norm
   k.root = norm.defined();
   k.formula = p.cuda_formula({});
   k.dtype = dtype_of(x);
+  k.plane = p.in_plane();
   BCOS_LAUNCH(patch_norm_squares, k, p);
   return out;
 }
@@ -57,7 +58,7 @@ at::Tensor norm(const Problem& p, const at::Tensor& x, const at::Tensor& saved) 
   k.squares = data<float>(q);
   k.n = mutable_data<float>(n);
   k.rows = int(p.pixels() * p.groups);
-  k.G = int(p.groups);
+  k.G = p.planes ? 1 : int(p.groups);  // planes: a group is an image of its own
   k.window = p.cuda_window();
   k.formula = p.cuda_formula({});
   BCOS_LAUNCH(patch_norm_fwd, k, p);
@@ -90,8 +91,8 @@ void vendor_forward(const ForwardCall& c) {
   const auto& p = c.p;
   const auto& g = p.window.g;
   const auto z = p.linear ? at::matmul(c.x.flatten(1), c.weights.operand.flatten(1).t())
-                          : dense(at::convolution(c.x, c.weights.operand, std::nullopt, g.stride, g.padding,
-                                                  g.dilation, false, {0, 0}, g.groups));
+                          : p.dense(at::convolution(c.x, c.weights.operand, std::nullopt, g.stride, g.padding,
+                                                    g.dilation, false, {0, 0}, g.groups));
   const auto n = norm(p, c.x, c.out.n);
   cuda::ScaleFwd k{};
   c.fill(k);
@@ -102,6 +103,7 @@ void vendor_forward(const ForwardCall& c) {
   k.G = int(p.groups);
   k.OG = int(p.outputs() / p.groups);
   k.max_out = int(p.max_out);
+  k.plane = p.plane();
   BCOS_LAUNCH(scale_fwd, k, p);
 }
 
@@ -184,6 +186,7 @@ Upstream scale_backward(const BackwardCall& c) {
   k.G = int(p.groups);
   k.OG = int(p.outputs() / p.groups);
   k.max_out = int(p.max_out);
+  k.plane = p.plane();
   at::Tensor db;
   if (c.needs.b) {
     db = floats({cuda::scale_bwd_blocks(k)}, c.saved.x);
@@ -209,8 +212,8 @@ Parts vendor_backward(const BackwardCall& c) {
     const auto [dx, dw, unused] =
         at::convolution_backward(u, x, operand, std::nullopt, g.stride, g.padding, g.dilation, false, {0, 0},
                                  g.groups, {c.needs.x, c.needs.weight, false});
-    out.dx = dense(dx);
-    out.partial = dense(dw);
+    out.dx = p.dense(dx);
+    out.partial = p.dense(dw);
   }
   if (!c.needs.x || c.detached) return out;
   cuda::PatchNormBwd k{};
@@ -222,6 +225,7 @@ Parts vendor_backward(const BackwardCall& c) {
   k.CG = int(p.group_channels);
   k.window = p.cuda_window();
   k.dtype = dtype_of(x);
+  k.plane = p.in_plane();
   BCOS_LAUNCH(patch_norm_bwd, k, p);
   return out;
 }
@@ -321,7 +325,7 @@ Parts implicit_gemm_backward(const BackwardCall& c) {
 }
 
 at::Tensor exponent(const std::optional<at::Tensor>& b) {
-  return b ? dense(b->to(at::kFloat)) : at::Tensor();
+  return b ? aligned(b->to(at::kFloat)) : at::Tensor();
 }
 
 }  // namespace
@@ -339,7 +343,7 @@ Outputs forward(const Problem& p, const at::Tensor& x, const at::Tensor& weight,
   const auto serve = way.candidate == Candidate::Vendor ? vendor_forward
                      : p.depthwise()                    ? depthwise_forward
                                                         : implicit_gemm_forward;
-  serve({p, dense(x), bias ? dense(*bias) : at::Tensor(), exponent(b),
+  serve({p, p.dense(x), bias ? aligned(bias->contiguous()) : at::Tensor(), exponent(b),
          prepare(p, weight, x.scalar_type(), bias.has_value()), out, way});
   return out;
 }
@@ -347,8 +351,8 @@ Outputs forward(const Problem& p, const at::Tensor& x, const at::Tensor& weight,
 Gradients backward(const Problem& p, const Saved& given, const Needs& needs, const Way& way) {
   const OnDeviceOf guard(given.x);
   if (given.x.numel() == 0 || given.grad.numel() == 0) return Gradients::zeros(given, needs);
-  const Saved saved{dense(given.grad), dense(given.x), given.weight,        dense(given.y),
-                    dense(given.n),    dense(given.l), dense(given.winner), given.b};
+  const Saved saved{p.dense(given.grad), p.dense(given.x), given.weight,          p.dense(given.y),
+                    p.dense(given.n),    p.dense(given.l), p.dense(given.winner), given.b};
   const auto weights = prepare(p, given.weight, given.x.scalar_type(), needs.bias);
   const bool one_pass = way.candidate == Candidate::OnePass && !needs.b;
   const auto serve = way.candidate == Candidate::Vendor ? vendor_backward

@@ -5,7 +5,7 @@
 
 namespace bcos::host::gpu {
 
-// x [N, C, H, W] -> y, n, l, winner, channels_last; undefined where the formula has none
+// x [N, C, H, W] -> y, n, l, winner in p.format(); undefined where the formula has none
 Outputs forward(const Problem& p, const at::Tensor& x, const at::Tensor& weight,
                 const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& b,
                 at::ScalarType out_dtype, const Way& way);

@@ -17,7 +17,7 @@ int narrow(const char* name, int64_t v) {
 }  // namespace
 
 Problem::Problem(const at::Tensor& x, const at::Tensor& weight, const bcos::Window& window,
-                 const bcos::Formula& formula, bool linear)
+                 const bcos::Formula& formula, bool linear, Candidate candidate)
     : images(x.size(0)),
       groups(window.g.groups),
       group_channels(weight.size(1)),
@@ -25,7 +25,8 @@ Problem::Problem(const at::Tensor& x, const at::Tensor& weight, const bcos::Wind
       max_out(formula.max_out),
       window(window),
       formula(formula),
-      linear(linear) {
+      linear(linear),
+      planes(!linear && candidate == Candidate::Vendor && x.is_contiguous() && weight.is_contiguous()) {
   narrow("number of input pixels x groups", in_pixels() * groups);
   narrow("number of output pixels x groups", pixels() * groups);
 }
@@ -50,7 +51,7 @@ cuda::Formula Problem::cuda_formula(const at::Tensor& b) const {
 
 at::Tensor Problem::image(int64_t channels, at::ScalarType dtype, const at::Tensor& like) const {
   return at::empty({images, channels, window.out_h, window.out_w},
-                   like.options().dtype(dtype).memory_format(at::MemoryFormat::ChannelsLast));
+                   like.options().dtype(dtype).memory_format(format()));
 }
 
 cuda::Dtype dtype_of(const at::Tensor& t) {
@@ -68,9 +69,8 @@ at::Tensor aligned(const at::Tensor& t) {
   return reinterpret_cast<uintptr_t>(data(t)) % kAlignment == 0 ? t : t.clone();
 }
 
-at::Tensor dense(const at::Tensor& t) {
-  if (!t.defined()) return t;
-  return aligned(t.contiguous(t.dim() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous));
+at::Tensor Problem::dense(const at::Tensor& t) const {
+  return t.defined() ? aligned(t.contiguous(format())) : t;
 }
 
 void check(cudaError_t code, const char* kernel, const Problem& p) {

@@ -23,9 +23,10 @@ struct Problem {
   bcos::Window window;
   bcos::Formula formula;
   bool linear;
+  bool planes;  // NCHW: as the vendor's products take contiguous tensors; else NHWC
 
   Problem(const at::Tensor& x, const at::Tensor& weight, const bcos::Window& window,
-          const bcos::Formula& formula, bool linear);
+          const bcos::Formula& formula, bool linear, Candidate candidate);
 
   int64_t taps() const { return window.kh * window.kw; }
   int64_t filters() const { return groups * group_filters; }
@@ -39,6 +40,15 @@ struct Problem {
   cuda::Shape cuda_shape() const;
   cuda::Formula cuda_formula(const at::Tensor& b) const;  // b: fp32, or undefined
 
+  at::MemoryFormat format() const {
+    return planes ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast;
+  }
+  int plane() const { return planes ? int(window.out_h * window.out_w) : 0; }
+  int in_plane() const { return planes ? int(window.in_h * window.in_w) : 0; }
+
+  // An image tensor as the kernels take it, aligned
+  at::Tensor dense(const at::Tensor& t) const;
+
   // A fresh [N, channels, OH, OW]
   at::Tensor image(int64_t channels, at::ScalarType dtype, const at::Tensor& like) const;
 };
@@ -47,9 +57,6 @@ cuda::Dtype dtype_of(const at::Tensor& t);
 
 // The tensor itself where it starts at a multiple of 16 bytes, else a copy.
 at::Tensor aligned(const at::Tensor& t);
-
-// As the kernels take a tensor: NHWC if it has four dimensions, and aligned.
-at::Tensor dense(const at::Tensor& t);
 
 inline const void* data(const at::Tensor& t) {
   return t.defined() ? t.const_data_ptr() : nullptr;

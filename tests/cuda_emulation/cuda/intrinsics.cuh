@@ -41,6 +41,7 @@ enum Plant {
   kWrongStage,          // a step takes its neighbour's slot of the ring
   kUnreducedLane,       // sums leave the neighbouring lane out
   kTransposedFragment,  // matrices are loaded the other way round
+  kWholeChunk,          // a piece of a chunk is copied as if it were all of it
 };
 inline const Plant planted = Plant(std::getenv("BCOS_PLANT") ? std::atoi(std::getenv("BCOS_PLANT")) : kNone);
 
@@ -90,12 +91,14 @@ void shared_store(uint32_t at, V value) {
   std::memcpy(&emulation::block.shared[at], &value, sizeof(V));
 }
 
-inline void copy_async(uint32_t at, const void* from, bool inside) {
+template <int BYTES = 16>
+void copy_async(uint32_t at, const void* from, bool inside) {
   inside |= planted == kMissingRowGuard;
-  if (inside && reinterpret_cast<uintptr_t>(from) % 16 != 0)
+  const uint32_t bytes = planted == kWholeChunk ? 16 : BYTES;
+  if (inside && reinterpret_cast<uintptr_t>(from) % bytes != 0)
     emulation::fail("misaligned source of a copy", at);
-  emulation::note_write(at, 16);
-  emulation::threads[emulation::current].open.push_back({at, from, inside});
+  emulation::note_write(at, bytes);
+  emulation::threads[emulation::current].open.push_back({at, bytes, from, inside});
 }
 
 inline void commit_copies() {
