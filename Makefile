@@ -14,7 +14,7 @@ endif
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help setup demo test lint bench gpu triton wheel clean always
+.PHONY: help setup demo test lint bench gpu triton wheel cuda clean always
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -33,9 +33,10 @@ lint: $(READY) ## ruff and clang-format, as checks
 	$(PYTHON) -m ruff format --check .
 	PATH="$(dir $(PYTHON)):$$PATH" clang-format --dry-run -Werror $(filter %.cpp %.h %.cu %.cuh,$(NATIVE) $(shell find tests/cuda_emulation -type f))
 
-bench: setup ## layers and models on this CPU, into benchmarks/results and the README's table (ARGS="--no-compile")
-	$(PYTHON) -m benchmarks.cpu_layers $(ARGS)
-	$(PYTHON) -m benchmarks.report --readme README.md
+bench: setup ## times of layers, models and curves on this machine, and the README's tables; half an hour (ARGS="--quick")
+	$(PYTHON) -m bcos_kernels bench $(or $(ARGS),--scaling)
+	$(PYTHON) -m bcos_kernels bench report $$($(PYTHON) -m bcos_kernels bench $(or $(ARGS),--scaling) --where) \
+		$(if $(ARGS),,--readme README.md)
 
 gpu: ## tests and times on this machine's GPU, in 9 minutes; installs nothing (ARGS="--no-bench", OUT=/a/folder)
 	$(or $(BCOS_PYTHON),python3) -m benchmarks.gpu $(ARGS)
@@ -46,10 +47,16 @@ triton: setup ## the Triton tests on another Triton, into build/ (TRITON=3.9.0)
 	$(PYTHON) -m pip install --quiet --no-deps --upgrade --target build/triton-$(TRITON) triton==$(TRITON) 'numpy<2.4'
 	PYTHONPATH="$(CURDIR)/build/triton-$(TRITON):$$PYTHONPATH" $(PYTHON) -m pytest -q tests/test_triton.py tests/test_triton_compiled.py $(ARGS)
 
-wheel: $(READY) ## a wheel and a source archive in dist/
-	rm -rf build/lib* build/bdist*
-	$(PYTHON) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
-	$(PYTHON) setup.py --quiet sdist
+wheel: $(READY) ## a wheel and a source archive in dist/; for every GPU where torch has CUDA
+	$(PYTHON) .ci/wheel.py
+
+CUDA_TORCH ?= 2.11.0
+
+cuda: ## the wheel built and imported against torch's CUDA build, without a GPU; downloads gigabytes (CUDA_TORCH=2.11.0)
+	@test -n "$$CUDA_HOME" || { echo "CUDA_HOME must name a CUDA toolkit, of the version of torch's"; exit 1; }
+	test -x build/cuda-$(CUDA_TORCH)/bin/python || python3 -m venv build/cuda-$(CUDA_TORCH)
+	build/cuda-$(CUDA_TORCH)/bin/python -m pip install --quiet torch==$(CUDA_TORCH) 'setuptools>=77' wheel ninja numpy
+	build/cuda-$(CUDA_TORCH)/bin/python .ci/wheel.py --check
 
 clean: ## removes what was built, keeps .venv
 	rm -rf build dist *.egg-info bcos_kernels/_C.*.so bcos_kernels/_C.*.pyd .pytest_cache .ruff_cache .hypothesis

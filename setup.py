@@ -50,7 +50,8 @@ def extension():
             link_args += sanitize
     if with_cuda:
         compile_args.append("-DBCOS_WITH_CUDA")
-        if not torch.cuda.is_available():  # else torch compiles for the GPUs that it sees
+        # else torch compiles for the GPUs that it sees
+        if os.environ.get("BCOS_KERNELS_EVERY_GPU") == "1" or not torch.cuda.is_available():
             os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
     return (CUDAExtension if with_cuda else CppExtension)(
         name="bcos_kernels._C",
