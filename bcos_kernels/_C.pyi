@@ -5,10 +5,14 @@ Of the four outputs (y, n, l, winner) those that the formula does not produce ar
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import TypedDict
 
 import torch
 from torch import Tensor
+
+cuda: ModuleType
+"""Of builds with CUDA alone: ``forward`` and ``backward`` of :mod:`bcos_kernels.backends.cuda`, and the GPUs served."""
 
 class BuildInfo(TypedDict):
     torch: str

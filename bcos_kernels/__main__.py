@@ -1,4 +1,4 @@
-"""The command line: ``python -m bcos_kernels doctor | demo | run | tune``."""
+"""The command line: ``python -m bcos_kernels bench | demo | doctor | run | tune``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ USAGE = {
     "doctor": "what is built, which backend serves what, and why not the others",
     "demo": "reference models on real images, as they are and accelerated",
     "run": "runs a script with its B-cos layers accelerated as they are built",
+    "bench": "times layers and whole models beside the plain and the reference ones; bench report, bench compare",
     "tune": "measures which GPU kernels serve a model's calls best, once for every later run",
 }
 
@@ -29,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
         from .doctor import main as command
     elif options.command == "demo":
         from .demo import main as command
+    elif options.command == "bench":
+        from .bench import main as command
     elif options.command == "tune":
         from .tune import main as command
     else:

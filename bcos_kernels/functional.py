@@ -88,7 +88,8 @@ def bcos_conv2d(
         detach: True freezes the scale in the forward (explanation mode of ``bcos``); a mapping is the late mode of
             model guidance: ``detach["fixed_weights"]`` is read when the backward runs.
         out_dtype: dtype of y; default x's dtype, and under autocast fp32 as the reference's (b = 1: autocast's dtype).
-        backend: ``"cpu"``, ``"triton"``, ``"reference"`` or None for the fastest that serves the call.
+        backend: ``"cpu"``, ``"gpu"`` (``"cuda"`` and ``"triton"``, each direction by the faster), ``"cuda"``,
+            ``"triton"``, ``"reference"``, or None for the fastest that serves the call.
 
     Returns:
         ``[N, out_channels, OH, OW]`` (or without N), in the memory format that ``nn.Conv2d`` gives.

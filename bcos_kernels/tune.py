@@ -1,33 +1,29 @@
-"""Measures which kernels of the Triton backend serve a model's calls best on this GPU; nothing else ever does."""
+"""Measures which GPU kernels serve a model's calls best on this device; nothing else ever does."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import nn
 
-from . import compat
-from .backends.triton import INTERPRETED, choices
-from .backends.triton.plan import CANDIDATES, DIRECTIONS, Tile
-from .backends.triton.problem import Problem
+from .backends.gpu import BACKENDS, choice, choices
+from .backends.gpu.device import INTERPRETED
+from .backends.gpu.problem import Problem
+from .backends.gpu.tile import CANDIDATES, DIRECTIONS, Tile
+from .commandline import DTYPES, factory, json_object, progress, shape
 from .integration import accelerate, arguments, report, run_once
 from .text import aligned
 
 __all__ = ["Row", "Tuning", "main", "tune"]
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_progress = partial(progress, "tune")
 
 
 @dataclass(frozen=True)
@@ -37,9 +33,9 @@ class Row:
     call: str
     direction: str
     trials: tuple
-    """:class:`bcos_kernels.backends.triton.trials.Trial`, each with its seconds or the reason of its refusal."""
+    """:class:`bcos_kernels.backends.gpu.trials.Trial`, each with its seconds or the reason of its refusal."""
     predicted: tuple
-    """Candidate and tile that the byte model would have chosen."""
+    """Backend, candidate and tile that the byte model would have chosen."""
 
     @property
     def winner(self):
@@ -49,7 +45,7 @@ class Row:
     @property
     def gain(self) -> float | None:
         """The predicted choice's time ÷ the winner's; None where one of them has no time."""
-        seconds = next((t.seconds for t in self.trials if t[:2] == self.predicted), None)
+        seconds = next((t.seconds for t in self.trials if t[:3] == self.predicted), None)
         return seconds / self.winner.seconds if seconds is not None else None
 
 
@@ -65,10 +61,11 @@ class Tuning:
     """The file that the winners were stored in."""
 
     def __str__(self) -> str:
-        head = ("call", "direction", *(f"{name}, µs" for name in CANDIDATES), "winner", "byte model", "gain")
-        lines = [aligned([head, *map(_cells, self.rows)])]
+        columns = [way for way in WAYS if any(t[:2] == way for row in self.rows for t in row.trials)]
+        head = ("call", "direction", *(f"{' '.join(way)}, µs" for way in columns), "winner", "byte model", "gain")
+        lines = [aligned([head, *(_cells(row, columns) for row in self.rows)])]
         for row in self.rows:
-            refused = (f"{_way(*t[:2])}: {t.refusal}" for t in row.trials if t.refusal is not None)
+            refused = (f"{_words(*t[:3])}: {t.refusal}" for t in row.trials if t.refusal is not None)
             lines += [f"refused, {row.direction} of {row.call}: {refusal}" for refusal in refused]
         measured = sum(row.winner is not None for row in self.rows)
         state = "interrupted: " if len(self.rows) < self.calls else ""
@@ -76,24 +73,27 @@ class Tuning:
         return "\n".join(lines)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+WAYS = tuple((backend, candidate) for backend in BACKENDS for candidate in CANDIDATES)
+
+
+def _cells(row: Row, columns: list[tuple[str, str]]) -> tuple[str, ...]:
     best = {}
     for t in row.trials:
         if t.seconds is not None:
-            best[t.candidate] = min(t.seconds, best.get(t.candidate, t.seconds))
-    times = (f"{1e6 * best[name]:.1f}" if name in best else "–" for name in CANDIDATES)
-    winner = _way(*row.winner[:2]) if row.winner else "–"
-    return row.call, row.direction, *times, winner, _way(*row.predicted), f"{row.gain:.2f}" if row.gain else "–"
+            best[t[:2]] = min(t.seconds, best.get(t[:2], t.seconds))
+    times = (f"{1e6 * best[way]:.1f}" if way in best else "–" for way in columns)
+    winner = _words(*row.winner[:3]) if row.winner else "–"
+    return row.call, row.direction, *times, winner, _words(*row.predicted), f"{row.gain:.2f}" if row.gain else "–"
 
 
-def _way(candidate: str, tile) -> str:
-    return f"{candidate} {tile.m}×{tile.n}×{tile.k}" if tile else candidate
+def _words(backend: str, candidate: str, tile: Tile | None) -> str:
+    return f"{backend} {candidate}" + (f" {tile.m}×{tile.n}×{tile.k}" if tile else "")
 
 
 def tune(
     model: nn.Module, example_input: torch.Tensor | tuple, *, directions: tuple[str, ...] = DIRECTIONS, progress=True
 ) -> Tuning:
-    """Measures, for every distinct call that the Triton backend serves in ``model``, which kernels are fastest.
+    """Measures, for every distinct call that GPU kernels serve in ``model``, which kernels are fastest.
 
     The model runs once on the example, in its present mode and under the present autocast, without gradients; every
     direction of each distinct call is then timed on random tensors in every way that there is, with torch's present
@@ -109,8 +109,8 @@ def tune(
 
     Raises:
         TypeError: ``model`` is no module, or ``example_input`` neither a tensor nor a tuple with one.
-        ValueError: an unknown direction, no call that the Triton backend serves, or an unreadable file of choices.
-        RuntimeError: there is no GPU (and no interpreter), or Triton is not installed.
+        ValueError: an unknown direction, no call that GPU kernels serve, or an unreadable file of choices.
+        RuntimeError: there is no GPU (and no interpreter).
         OSError: the file of choices cannot be written.
     """
     if not isinstance(model, nn.Module):
@@ -119,7 +119,7 @@ def tune(
     if not (isinstance(directions, (tuple, list)) and directions and all(d in DIRECTIONS for d in directions)):
         raise ValueError(f"directions={directions!r}: allowed are tuples of {', '.join(map(repr, DIRECTIONS))}")
     _check_device()
-    from .backends.triton import trials  # imports Triton
+    from .backends.gpu import trials
 
     choices.store({})  # what cannot be stored need not be measured
     problems = _problems(model, args, directions)
@@ -128,11 +128,12 @@ def tune(
     rows = []
     with _progress(steps, progress) as advance:
         try:
-            for p, direction in problems:
-                call = _words(p)
-                measured = trials.measure(p, direction, device, partial(advance, f"{direction} of {call}"))
+            for p, direction, backends in problems:
+                call = _described(p)
+                measured = trials.measure(p, direction, backends, device, partial(advance, f"{direction} of {call}"))
                 trials.keep(p, direction, measured)
-                rows.append(Row(call, direction, tuple(measured), trials.predicted(p, direction)[:2]))
+                guess = choice.predicted(p, direction, backends)
+                rows.append(Row(call, direction, tuple(measured), (guess.backend, guess.candidate, guess.tile)))
         except KeyboardInterrupt:
             pass
     return Tuning(tuple(rows), len(problems), choices.device(), choices.PATH)
@@ -141,8 +142,6 @@ def tune(
 def _check_device() -> None:
     if not torch.cuda.is_available() and not INTERPRETED:
         raise RuntimeError("tune measures on the GPU that is to run the model, and torch sees none")
-    if find_spec("triton") is None:
-        raise RuntimeError("tune measures Triton kernels, and the package triton is not installed")
 
 
 def _device(model: nn.Module, args: tuple) -> torch.device:
@@ -150,15 +149,21 @@ def _device(model: nn.Module, args: tuple) -> torch.device:
     return next((t.device for t in tensors if isinstance(t, torch.Tensor) and t.is_cuda), torch.device("cpu"))
 
 
-def _problems(model: nn.Module, args: tuple, directions: tuple[str, ...]) -> list[tuple[Problem, str]]:
-    """The distinct problems of the directions of every call in a run of the model; their forwards say all of them."""
-    from .backends.triton import trials
+def _problems(model: nn.Module, args: tuple, directions: tuple[str, ...]) -> list:
+    """The distinct calls of the directions of every call in a run of the model; their forwards say all of them."""
+    from .backends.gpu import trials
 
     with trials.noting() as noted, torch.no_grad():
         run_once(model, args)
     if not noted:
         raise ValueError(_unserved(model))
-    return list(dict.fromkeys((trials.of(p, direction), direction) for p, _ in noted for direction in directions))
+    return list(
+        dict.fromkeys(
+            trials.Noted(trials.of(call.problem, direction), direction, call.backends)
+            for call in noted
+            for direction in directions
+        )
+    )
 
 
 def _unserved(model: nn.Module) -> str:
@@ -167,10 +172,10 @@ def _unserved(model: nn.Module) -> str:
         return "model has no B-cos layers"
     counts = Counter(f"served by {row.backend}" if row.backend else row.reason for row in rows)
     listed = "; ".join(f"{count} {text}" for text, count in counts.items())
-    return f"no call of the model is served by Triton, which needs an accelerated model on a GPU: B-cos layers {listed}"
+    return f"no call is served by GPU kernels, which need an accelerated model on a GPU: B-cos layers {listed}"
 
 
-def _words(p: Problem) -> str:
+def _described(p: Problem) -> str:
     """A call for a table."""
     sizes = "×".join(map(str, p.x_shape[:2] if p.is_linear else p.x_shape))
     window = "" if p.is_linear else " k" + "×".join(map(str, p.weight_shape[2:]))
@@ -186,24 +191,6 @@ def _words(p: Problem) -> str:
 
 def _short(value) -> str:
     return str(value[0]) if isinstance(value, tuple) and len(set(value)) == 1 else str(value).replace(" ", "")
-
-
-@contextmanager
-def _progress(steps: int, show: bool) -> Iterator[Callable[[str], None]]:
-    """Yields what is called after each of ``steps`` with what was done."""
-    if not show:
-        yield lambda name: None
-        return
-    try:
-        from rich.console import Console
-        from rich.progress import Progress
-    except ImportError:
-        count = iter(range(1, steps + 1))
-        yield lambda name: print(f"tune: {next(count)} of {steps}: {name}", file=sys.stderr)
-        return
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("tune", total=steps)
-        yield lambda name: bar.update(task, advance=1, description=name)
 
 
 def main(argv: list[str]) -> int:
@@ -226,11 +213,11 @@ def main(argv: list[str]) -> int:
 
 
 def _tune(options: argparse.Namespace) -> int:
-    factory = _factory(options.model)
+    build = factory("--model", options.model)
     _check_device()
     device, dtype = "cuda" if torch.cuda.is_available() else "cpu", DTYPES[options.dtype]
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    model = factory(**options.factory_args)
+    model = build(**options.factory_args)
     if not isinstance(model, nn.Module):
         raise TypeError(f"--model {options.model} gave {type(model).__name__}, not a torch.nn.Module")
     model = accelerate(model).eval().to(device, memory_format=layout)
@@ -247,8 +234,8 @@ def _tune(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bcos_kernels tune", description=__doc__)
     parser.add_argument("--model", metavar="PKG.MODULE:FACTORY", help="what builds the model when called")
-    parser.add_argument("--factory-args", metavar="JSON", type=_object, default={}, help="its arguments by name")
-    parser.add_argument("--input", metavar="N,C,H,W", type=_shape, help="shape of the model's input")
+    parser.add_argument("--factory-args", metavar="JSON", type=json_object, default={}, help="its arguments by name")
+    parser.add_argument("--input", metavar="N,C,H,W", type=shape, help="shape of the model's input")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the model and its input (default fp32)")
     parser.add_argument("--amp", action="store_true", help="autocast to --dtype, with the model in fp32")
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True, help="memory format")
@@ -258,55 +245,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _shape(text: str) -> tuple[int, ...]:
-    shape = tuple(int(size) if size.isdecimal() else 0 for size in text.split(","))
-    if 0 in shape:
-        raise argparse.ArgumentTypeError(f"{text!r}: positive sizes are needed, as in 256,6,224,224")
-    return shape
-
-
-def _object(text: str) -> dict:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"""{text!r}: a JSON object is needed, as in '{{"num_classes": 10}}'""")
-    return value
-
-
-def _factory(name: str) -> Callable:
-    module, _, attribute = name.partition(":")
-    if not module or not attribute:
-        raise ValueError(f"--model {name}: pkg.module:factory is needed")
-    found = _imported(module)
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"--model {name}: {module} has no {attribute}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise TypeError(f"--model {name}: {attribute} is {type(found).__name__}, not callable")
-    return found
-
-
-def _imported(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-    compat.import_reference()
-    return importlib.import_module(name)
-
-
 def _stored() -> str:
     """The file of choices as a table for each device."""
     parts = [f"{choices.PATH}" if choices.PATH.exists() else f"{choices.PATH}: not there, nothing was tuned"]
     for device, known in choices.read().items():
-        rows = [("winner", *(f"{name}, µs" for name in CANDIDATES), "call")]
-        for call, choice in known.items():
-            times = (choice["seconds"].get(name) for name in CANDIDATES)
-            winner = _way(choice["candidate"], choice["tile"] and Tile(*choice["tile"]))
-            rows.append((winner, *("–" if t is None else f"{1e6 * t:.1f}" for t in times), call))
+        rows = [("fastest", *(f"{' '.join(way)}, µs" for way in WAYS), "call")]
+        for call, stored in known.items():
+            times = {(backend, c): t for backend, best in stored.items() for c, t in best["seconds"].items()}
+            backend, candidate = min(times, key=times.get)
+            tile = stored[backend]["tile"]
+            cells = (f"{1e6 * times[way]:.1f}" if way in times else "–" for way in WAYS)
+            rows.append((_words(backend, candidate, tile and Tile(*tile)), *cells, call))
         parts.append(f"{device}: {len(known)} choices\n{aligned(rows)}")
     return "\n\n".join(parts)

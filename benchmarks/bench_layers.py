@@ -1,7 +1,7 @@
 """``pytest benchmarks/bench_layers.py``: each layer, measure and contender under pytest-benchmark.
 
 For looking at one layer (``-k "vit_s and ours"``) or comparing two checkouts (``--benchmark-autosave``,
-``--benchmark-compare``); ratios come from ``benchmarks.cpu_layers``, which interleaves them.
+``--benchmark-compare``); ratios come from ``python -m bcos_kernels bench``, which interleaves the contenders.
 """
 
 from __future__ import annotations
@@ -9,20 +9,25 @@ from __future__ import annotations
 import pytest
 import torch
 
-from . import contenders as c
-from .workloads import layers
+from bcos_kernels.bench import layers
+from bcos_kernels.bench.contenders import build
+from bcos_kernels.bench.workloads import layers as read
 
 pytest.importorskip("pytest_benchmark")
 
-LAYERS = {layer.name: layer for layer in layers()}
+CONTENDERS = ("plain", "reference", "ours")
+LAYERS = {layer.name: layer for layer in read()}
 
 
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("measure", c.MEASURES)
-@pytest.mark.parametrize("contender", ("plain", "reference", "ours"))
+@pytest.mark.parametrize("measure", layers.MEASURES)
+@pytest.mark.parametrize("contender", CONTENDERS)
 def test_layer(benchmark, name: str, measure: str, contender: str) -> None:
     torch.manual_seed(0)
-    calls, refused = c.timed(LAYERS[name], c.build(LAYERS[name], compile_too=False), measure)
-    assert contender in calls, refused[contender]
+    layer = LAYERS[name]
+    contenders = build(layer.reference(), layer.plain(), {"plain", contender})
+    contest = layers.contest(layer, contenders, measure)
+    _, refused = contest.admitted()
+    assert not refused
     benchmark.group = f"{name} {measure}"
-    benchmark(calls[contender])
+    benchmark(contest.call(contender))

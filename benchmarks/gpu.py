@@ -15,13 +15,14 @@ from pathlib import Path
 
 import torch
 
-from . import report, stored
-from .devices import Gpu
-from .stored import RESULTS, ROOT
+from bcos_kernels.bench import report, stored
+from bcos_kernels.bench.devices import Gpu
+from bcos_kernels.bench.stored import ROOT
 
 __all__ = ["main", "run_tests", "summary"]
 
-TESTS = ("-m", "gpu", "tests/gpu", "tests/triton_kernels")
+RESULTS = ROOT / "benchmarks" / "results"
+TESTS = ("-m", "gpu", "tests/gpu", "tests/gpu_kernels")
 BUILD, TESTING, TIMING, CLOSING = 90.0, 240.0, 240.0, 10.0
 """The most seconds of each part."""
 GRACE = 15.0  # seconds from an interrupt to the end of a process
@@ -139,6 +140,14 @@ def written(found: dict, result: dict) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def benchmark(out: Path, seconds: float, end: float, processes: int) -> bool:
+    """The harness of the package with a limit of time, stopped at the ``end``; returns whether it failed."""
+    out.unlink(missing_ok=True)  # else an unfinished run would stand beside an earlier one
+    options = [f"--limit={seconds / 60:.2f}", f"--processes={processes}", f"--out={out}", "--device=cuda"]
+    timing = subprocess.Popen([sys.executable, "-m", "bcos_kernels", "bench", *options], cwd=ROOT)
+    return wait(timing, end) or timing.returncode != 0
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu")
     parser.add_argument("--seconds", type=float, default=525.0, help="for all of it (default 525)")
@@ -182,10 +191,8 @@ def main(argv: list[str] | None = None) -> int:
         texts = [*(f"FAILED {name}" for name in red[:FAILURES]), *found["crashed"][:3], summary(found)]
         print(f"tests: {result['seconds']:.0f} s; {arguments.out / 'gpu_tests.txt'}", flush=True)
     if not arguments.no_bench:
-        out = arguments.out / "gpu_layers.json"
-        options = [f"--budget={left(TIMING):.0f}", f"--processes={arguments.processes}", f"--out={out}"]
-        timing = subprocess.Popen([sys.executable, "-m", "benchmarks.gpu_layers", *options], cwd=ROOT)
-        failed |= wait(timing, end) or timing.returncode != 0
+        out = arguments.out / "gpu_bench.json"
+        failed |= benchmark(out, min(TIMING, left(TIMING)), end, arguments.processes)
         if out.exists():
             texts.append(report.table(json.loads(out.read_text(encoding="utf-8")), layers=False))
     print("\n\n".join(["", *texts]), flush=True)

@@ -26,12 +26,12 @@ from rich.console import Console
 from rich.progress import track
 
 import bcos_kernels
+from bcos_kernels.backends.gpu import byte_model
+from bcos_kernels.backends.gpu.problem import Problem
 from bcos_kernels.backends.triton import aot, plan
-from bcos_kernels.backends.triton.problem import Problem
-
-from .stored import ROOT, commit, store
-from .timing import geomean
-from .workloads import Layer, layers
+from bcos_kernels.bench.stored import ROOT, commit, store
+from bcos_kernels.bench.timing import geomean
+from bcos_kernels.bench.workloads import Layer, layers
 
 __all__ = ["inspected", "loop", "main", "predicted", "problem"]
 
@@ -65,21 +65,10 @@ def problem(layer: Layer, arch: str) -> Problem:
     return Problem(layer.input_shape, weight, layer.stride, layer.padding, groups=layer.groups, arch=arch)
 
 
-def grouped() -> list[Layer]:
-    """The 3×3 convolutions of ResNeXt-50 (32×4d)."""
-    found = []
-    for stage in range(4):
-        channels, size = 128 << stage, 56 >> stage
-        for stride in (2, 1) if stage else (1,):
-            shape = (IMAGES, channels, size * stride, size * stride)
-            found.append(Layer("resnext50", "conv2d", shape, channels, (3, 3), (stride, stride), (1, 1), 32))
-    return found
-
-
 def workloads(pattern: str) -> list[Layer]:
-    """The distinct layers whose name matches, of the models that the other benchmarks read and of ResNeXt-50."""
-    found = layers("", IMAGES, IMAGES_OF_TOKENS, others=True) + grouped()
-    return [layer for layer in found if re.search(pattern, layer.name)]
+    """The distinct layers whose name matches, of ResNet-50, ViT-S and ConvNeXt-T, and the grouped of ResNeXt-50."""
+    found = layers(pattern, IMAGES, IMAGES_OF_TOKENS, ("resnet50", "vit_s", "convnext_t", "resnext50"))
+    return [layer for layer in found if layer.model != "resnext50" or layer.groups > 1]
 
 
 # ------------------------------------------------------------------------------------------------ predictions
@@ -91,8 +80,8 @@ def predicted(found: list[Layer], arch: str) -> list[dict]:
     for layer in found:
         p = problem(layer, arch)
         for direction in plan.DIRECTIONS:
-            times = {name: 1e6 * plan.predict(p, direction, name) for name in plan.candidates(p, direction)}
-            plain, chosen = 1e6 * plan.plain_time(p, direction), min(times, key=times.get)
+            times = {name: 1e6 * byte_model.predict(p, direction, plan, name) for name in plan.candidates(p, direction)}
+            plain, chosen = 1e6 * byte_model.plain_time(p, direction), min(times, key=times.get)
             row = {"layer": layer.name, "model": layer.model, "direction": direction, "plain": plain} | times
             rows.append(row | {"chosen": chosen, "chosen/plain": times[chosen] / plain})
     return rows
@@ -238,7 +227,7 @@ def header(argv: list[str]) -> dict:
     return {
         "kind": "compiled ahead of time; times are predicted, nothing was measured",
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "device": "none: compiled for the architectures named, predicted with plan.RATES",
+        "device": "none: compiled for the architectures named, predicted with byte_model.RATES",
         "versions": {
             "bcos_kernels": bcos_kernels.__version__,
             "torch": torch.__version__,

@@ -1,28 +1,70 @@
-"""The benchmarks' own parts: workloads, paired timing, the parity gate, the stored result and its table."""
+"""The harness's parts: workloads, paired timing, the parity gate, memory, and whole models."""
 
 import copy
-import json
+import re
 import time
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
-from benchmarks import contenders as c
-from benchmarks import cpu_layers, models, report, timing, workloads
+from bcos_kernels.bench import layers as measured
+from bcos_kernels.bench import models, rows, timing, workloads
+from bcos_kernels.bench.contenders import Contender, build
+from bcos_kernels.bench.devices import Cpu
+from bcos_kernels.compat import import_reference
 
-TINY = workloads.Layer("vit_s", "linear", (8, 24), 16)
+TINY = workloads.Layer("vit_s", "linear", (8, 24), 16, batch=8)
+CONV = workloads.Layer("resnet50", "conv2d", (2, 3, 5, 5), 4, (3, 3), (2, 2), (1, 1), batch=2)
+THREE = {"plain", "reference", "ours"}
+
+
+def contest(layer, measure, wanted=THREE, **options):
+    return measured.contest(layer, build(layer.reference(), layer.plain(), wanted), measure, **options)
+
+
+# ------------------------------------------------------------------------------------------------ workloads
 
 
 def test_workloads_are_the_reference_models_layers():
     found = workloads.layers()
     names = [layer.name for layer in found]
-    assert len(set(names)) == len(names)
-    assert "resnet50/224x224-6-k7s2-64" in names and "vit_s/1568-384-1536" in names
-    depthwise = [layer for layer in found if layer.group == "ConvNeXt-T depthwise"]
-    assert [layer.groups for layer in depthwise] == [96, 192, 384, 768]
-    for layer in workloads.layers("resnet50/7x7-512-k3s1|convnext_t/7x7|vit_s/8"):
-        with torch.no_grad():
-            assert layer.reference()(layer.input()).shape == layer.plain()(layer.input()).shape
+    assert len(set(names)) == len(names) == len({replace(layer, model="") for layer in found})
+    assert {layer.model for layer in found} == set(workloads.MODELS)
+    assert {"resnet50/224x224-6-k7s2-64", "vit_s/1568-384-1536", "resnext50/28x28-256-g32k3s1-256"} <= set(names)
+    shared = {layer.name: layer.models for layer in found}
+    assert shared["resnet50/224x224-6-k7s2-64"] == ("resnet50", "resnext50", "densenet121")
+    assert shared["vit_s/1568-384-1536"] == ("vit_s", "vitc_s")
+    assert [layer.groups for layer in found if "-dw" in layer.name] == [96, 192, 384, 768]
+    for layer in found:
+        if re.search("resnet50/7x7-512-k3s1|convnext_t/7x7-768-dw|vit_s/8|resnext50/7x7-1024-g32k3", layer.name):
+            with torch.no_grad():
+                y = layer.reference()(layer.input())
+            assert y.shape == layer.plain()(layer.input()).shape and y.numel() == layer.outputs
+    quarter = workloads.layers("384-1536$", 8, 2, models=["vit_s"], image=112)
+    assert [layer.name for layer in quarter] == ["vit_s/98-384-1536"]
+
+
+def test_a_resized_layer_is_the_models_at_that_size():
+    at = {image: workloads.layers("", 2, models=["resnet50", "vit_s"], image=image) for image in (224, 64)}
+    small = {layer for layer in at[64] if layer.model == "vit_s" or layer.kernel_size == (1, 1)}
+    resized = {layer.resized(2, 64) for layer in at[224]}
+    assert small <= resized
+
+
+def test_floor_is_the_longer_of_traffic_and_products():
+    rates = {"bytes/s": 1e3, "FLOP/s": 1e9}
+    linear, conv = workloads.Layer("m", "linear", (4, 8), 5), replace(CONV, stride=(1, 1), input_shape=(2, 3, 3, 3))
+    found = measured.floor(linear, "forward", 2, rates)
+    assert found == {"flops": 2 * 160, "bytes": 2 * (32 + 40 + 20), "seconds": 2 * (32 + 40 + 20) / 1e3}
+    rates = {"bytes/s": 1e9, "FLOP/s": 1e3}
+    assert measured.floor(conv, "training", 2, rates)["seconds"] == pytest.approx(3 * 2 * 72 * 27 / 1e3)
+    both, alone = (measured.floor(conv, "explanation", 2, rates, alone)["flops"] for alone in (False, True))
+    assert both == 2 * alone
+
+
+# ------------------------------------------------------------------------------------------------ timing and memory
 
 
 def test_interleave_pairs_the_rounds_and_takes_turns():
@@ -39,76 +81,138 @@ def test_summary():
     assert timing.geomean([1.0, 4.0]) == pytest.approx(2)
 
 
-@pytest.mark.parametrize("measure", c.MEASURES)
-def test_parity_gate_lets_ours_pass_and_refuses_a_wrong_layer(measure):
-    contenders = c.build(TINY, compile_too=False)
-    wrong = copy.deepcopy(contenders["reference"])
+def test_peak_is_the_most_that_is_held_at_once():
+    def call():
+        first = torch.empty(1000, 1000)
+        first = None  # noqa: F841
+        return torch.empty(500, 1000), torch.empty(250, 1000)
+
+    assert Cpu().peak(call) == 4_000_000
+
+
+def test_a_stack_saves_what_its_layers_keep():
+    """Plain: each layer's input. Reference: more than that. The stack's own output counts for nobody."""
+    x = torch.randn(2, 32, 4, 4).contiguous(memory_format=torch.channels_last)
+
+    def stack(conv):
+        made = [conv(i, o, k, padding=p, bias=False) for i, o, k, p in ((32, 8, 1, 0), (8, 8, 3, 1), (8, 32, 1, 0))]
+        return nn.Sequential(*made).to(memory_format=torch.channels_last)
+
+    import_reference()
+    from bcos.modules import BcosConv2d
+
+    contenders = build(stack(BcosConv2d), stack(nn.Conv2d), THREE)
+    assert set(contenders) == THREE
+    made = contest(CONV, "training")
+    found = {
+        name: rows._saved(replace(made, contenders=contenders, graph=lambda m: m(x.clone().requires_grad_())), name)
+        for name in contenders
+    }
+    assert found["plain"] == 4 * 2 * 16 * (32 + 8 + 8)
+    assert found["reference"] > 2 * found["plain"] and found["ours"] >= found["plain"]
+
+
+# ------------------------------------------------------------------------------------------------ parity
+
+
+def broken(module, value=None):
+    wrong = copy.deepcopy(module)
     with torch.no_grad():
         wrong.linear.weight[0] *= -1
-    calls, refused = c.timed(TINY, contenders | {"wrong": wrong, "nan": _nan(wrong)}, measure)
-    assert set(calls) == {"plain", "reference", "ours"}
-    assert set(refused) == {"wrong", "nan"} and "above" in refused["wrong"]
+        if value is not None:
+            wrong.linear.weight.fill_(value)
+    return Contender(wrong)
 
 
-def _nan(module):
-    broken = copy.deepcopy(module)
-    torch.nn.init.constant_(broken.linear.weight, float("nan"))
-    return broken
+@pytest.mark.parametrize("layer", [TINY, CONV], ids=["linear", "conv2d"])
+@pytest.mark.parametrize("measure", measured.MEASURES)
+def test_parity_gate_lets_ours_pass_and_refuses_a_wrong_layer(measure, layer):
+    """Also when one image in two is checked: every dx and dw of those counts."""
+    contenders = build(layer.reference(), layer.plain(), THREE)
+    contenders |= {"wrong": broken(contenders["ours"].module), "nan": broken(contenders["ours"].module, torch.nan)}
+    for every in (1, 2):
+        errors, refused = measured.contest(layer, contenders, measure, every=every).admitted()
+        assert set(errors) == THREE and errors["plain"] is None
+        assert set(refused) == {"wrong", "nan"} and "above" in refused["wrong"]
+
+
+def test_a_contender_that_fails_is_refused_and_the_others_are_timed():
+    made = contest(TINY, "forward")
+    ours = made.contenders["ours"].module
+
+    def step(module):
+        return made.step(module) if module is not ours else lambda: 1 / 0
+
+    found = rows.measured(replace(made, step=step), THREE, Cpu(), 0, 3)
+    assert found["refused"] == {"ours": "ZeroDivisionError: division by zero"}
+    assert {name: len(c["samples"]) for name, c in found["contenders"].items()} == {"plain": 3, "reference": 3}
 
 
 def test_explanation_measure_freezes_the_scale_and_leaves_the_mode():
     layer = TINY.reference()
     x, grad = TINY.input(), torch.randn(8, 16)
-    explained = c.outputs(layer, x, grad, "explanation")[1]
-    trained = c.outputs(layer, x, grad, "training")[1]
+    explained = measured.outputs(layer, x, grad, "explanation")[1]
+    trained = measured.outputs(layer, x, grad, "training")[1]
     assert not layer.detach and not torch.allclose(explained, trained)
 
 
-def test_run_is_stored_and_tabulated(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cpu_layers, "layers", lambda pattern: [TINY])
-    out = tmp_path / "results" / "tiny.json"
-    assert cpu_layers.main(["--seconds", "0.01", "--no-compile", "--no-models", "--out", str(out)]) == 0
-    result = json.loads(out.read_text())
-    assert result["complete"] and result["machine"]["threads"] == torch.get_num_threads()
-    assert [row["measure"] for row in result["layers"]] == list(c.MEASURES)
-    assert all(row["seconds"]["ours"]["n"] >= 5 for row in result["layers"])
-    assert result["saved"]["plain"] < result["saved"]["reference"]
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    assert report.main([str(out), "--readme", str(readme)]) == 0
-    text = readme.read_text()
-    assert "old" not in text and text.startswith("before") and text.endswith("after\n")
-    ratio = result["layers"][0]["ratios"]["ours/plain"]["p50"]
-    assert f"ViT-S linears | {ratio:.2f} | ≤ 0.65 |" in text
-    assert "torch.compile(reference) ÷ ours | – |" in text
+def test_explanation_alone_is_the_gradient_of_x():
+    call = contest(CONV, "explanation", alone=True).call("ours")
+    first, again = call(), call()
+    assert first.shape == CONV.input_shape and torch.equal(first, again)
 
 
-def test_interruption_keeps_what_was_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(cpu_layers, "layers", lambda pattern: [TINY, TINY])
-    measured, measure = [], cpu_layers.measure
-
-    def interrupted(*args):
-        if measured:
-            raise KeyboardInterrupt
-        measured.append(measure(*args))
-        return measured[0]
-
-    monkeypatch.setattr(cpu_layers, "measure", interrupted)
-    out = tmp_path / "partial.json"
-    assert cpu_layers.main(["--seconds", "0.01", "--no-compile", "--out", str(out)]) == 130
-    result = json.loads(out.read_text())
-    assert result["layers"] == measured[0] and not result["complete"]
-    assert "interrupted" in report.table(result)
+# ------------------------------------------------------------------------------------------------ whole models
 
 
-def test_a_stack_saves_what_its_layers_keep():
-    """Plain: each layer's input. Reference: more than that. The stack's own output counts for nobody."""
-    found = models.saved_by_stack(size=4)
-    pixels = workloads.BATCH * 4 * 4
-    assert found["plain"] == 4 * pixels * models.DEPTH * (512 + 128 + 128)
-    assert found["reference"] > 2 * found["plain"] and found["ours"] >= found["plain"]
+def small_network():
+    import_reference()
+    from bcos.modules import BcosConv2d, BcosLinear
+
+    features = BcosConv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8, affine=False), BcosConv2d(8, 8, 3, stride=2)
+    head = nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), BcosLinear(8, 5)
+    return models.still(nn.Sequential(*features, *head))
 
 
-def test_readme_has_the_markers():
-    text = (cpu_layers.ROOT / "README.md").read_text(encoding="utf-8")
-    assert text.count(report.BEGIN) == text.count(report.END) == 1
+@pytest.mark.parametrize("model", workloads.MODELS)
+def test_the_plain_network_multiplies_as_often_as_the_references(model):
+    """Within a tenth: a class token, biases, and one linear layer more in torchvision's attention."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counted = []
+    with torch.device("meta"), torch.no_grad():
+        for network in (workloads.network(model), models.plain(model, 224)):
+            with FlopCounterMode(display=False) as counter:
+                assert network.eval()(torch.empty(1, 6, 224, 224)).shape == (1, 1000)
+            counted.append(counter.get_total_flops())
+    assert counted[1] == pytest.approx(counted[0], rel=0.1)
+
+
+@pytest.mark.parametrize("measure", models.MEASURES)
+def test_a_model_is_checked_and_a_wrong_one_refused(measure):
+    torch.manual_seed(0)
+    reference = small_network()
+    contenders = build(reference, None, THREE)
+    wrong = copy.deepcopy(contenders["ours"].module)
+    with torch.no_grad():
+        wrong[0].linear.weight[0] *= -1
+    before = [t.clone() for t in reference.state_dict().values()]
+    made = models.contest(contenders | {"wrong": Contender(wrong)}, torch.rand(3, 6, 9, 9), measure, 2)
+    errors, refused = made.admitted()
+    assert set(errors) == {"reference", "ours"} and set(refused) == {"wrong"}
+    assert len(errors["ours"]) == (1 if measure == "inference" else 2)
+    made.call("reference")()
+    contest_again = models.contest(contenders, torch.rand(3, 6, 9, 9), "inference", 2)
+    ours = contenders["ours"].module.state_dict().values()
+    assert all(torch.equal(a, b) for a, b in zip(before[:1], list(ours)[:1], strict=True)), "a step moved the weights"
+    assert contest_again.contenders["reference"].module is reference and not reference.training
+
+
+def test_an_explanation_is_the_gradient_of_the_frozen_model():
+    model = small_network().eval()
+    x, classes = torch.rand(2, 6, 9, 9), torch.tensor([1, 3])
+    y, *found = models.explanations(model, x, [classes, classes + 1])
+    for gradient, chosen in zip(found, (classes, classes + 1), strict=True):
+        # a frozen B-cos network is linear in its input
+        assert torch.allclose((gradient * x).sum((1, 2, 3)), y.gather(1, chosen[:, None])[:, 0], rtol=1e-4)
+    assert not any(getattr(module, "detach", False) is True for module in model.modules())

@@ -1,6 +1,6 @@
-"""The GPU's command, as far as it runs without one: the layers' benchmark on the CPU, the shared tests, the report."""
+"""The GPU's command, as far as it runs without one: candidates in the interpreter, the defaults, the shared tests."""
 
-import json
+import os
 import subprocess
 import sys
 import time
@@ -8,128 +8,99 @@ import time
 import pytest
 import torch
 
-from benchmarks import contenders as c
-from benchmarks import gpu, gpu_layers, report, stored, workloads
+from bcos_kernels.bench import run, settings, stored, tasks
+from bcos_kernels.bench.results import read
+from benchmarks import gpu
 
-LINEAR = workloads.Layer("vit_s", "linear", (4, 8), 5)
-CONV = workloads.Layer("resnet50", "conv2d", (2, 3, 3, 3), 4, (3, 3), (1, 1), (1, 1))
-ON_CPU = ("--device", "cpu", "--batch", "4", "--seconds", "0", "--dtype", "float32", "--no-compile")
+ON_CPU = ("--device", "cpu", "--seconds", "0", "--no-models", "--models", "vit_s", "--layers", "/8-384-1000")
 TINY = """
 import sys
-from benchmarks import gpu_layers, models, workloads
+from bcos_kernels.bench import run, tasks, workloads
+from bcos_kernels.bench.devices import Cpu
 L = workloads.Layer
-gpu_layers.layers = lambda *a, **k: [
-    L("vit_s", "linear", (4, 8), 5), L("resnet50", "conv2d", (2, 3, 3, 3), 4, (3, 3), (1, 1), (1, 1))]
-gpu_layers.Bench.memory = lambda self: {}
-gpu_layers.Bench.host = lambda self: []
-sys.exit(gpu_layers.main(sys.argv[1:]))
+tasks.read = lambda *a, **k: [
+    L("vit_s", "linear", (4, 8), 5, batch=4), L("vit_s", "conv2d", (2, 3, 3, 3), 4, (3, 3), (1, 1), (1, 1), batch=2)]
+Cpu.copied, Cpu.product = 1 << 16, 64
+sys.exit(run.main(sys.argv[1:]))
 """
 
 
-@pytest.fixture
-def tiny(monkeypatch):
-    monkeypatch.setattr(gpu_layers, "layers", lambda *args, **options: [LINEAR, CONV])
-    memory = gpu_layers.Bench.memory
-    monkeypatch.setattr(gpu_layers.Bench, "memory", lambda self: memory(self, 2))
-
-
-def test_every_candidate_is_timed_in_the_interpreter(tmp_path, monkeypatch):
+def test_every_candidate_is_timed_in_the_interpreter(tmp_path):
     """Each in what it serves, checked before; what does not exist (semi, forward) is left out."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     out = tmp_path / "tiny.json"
-    run = subprocess.run(
-        [sys.executable, "-c", TINY, *ON_CPU, f"--out={out}"], capture_output=True, text=True, cwd=stored.ROOT
-    )
-    assert run.returncode == 0, run.stderr
-    result = json.loads(out.read_text())
+    options = ("--device=cpu", "--seconds=0", "--no-models", "--models=vit_s", f"--out={out}")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", TINY, *options, "--contenders", "plain", "reference", "ours", "ours/triton"]
+    command += [f"ours/triton/{candidate}" for candidate in ("one-pass", "semi", "vendor")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=stored.ROOT, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = read(out)
     assert result["complete"] and result["not_measured"] == []
-    assert len(result["layers"]) == 6 and not any(row["refused"] for row in result["layers"])
-    for row in result["layers"]:
-        candidates = {"one-pass", "vendor"} if row["measure"] == "forward" else {"one-pass", "semi", "vendor"}
-        assert set(row["seconds"]) == {"plain", "reference", "ours"} | candidates
-        assert row["floor"] > 0 and row["ratios"]["vendor/plain"]["n"] >= 5
+    assert len(result["rows"]) == 6 and not any(row["refused"] for row in result["rows"])
+    for row in result["rows"]:
+        ways = {"one-pass", "vendor"} if row["measure"] == "forward" else {"one-pass", "semi", "vendor"}
+        candidates = {f"ours/triton/{way}" for way in ways}
+        assert set(row["contenders"]) == {"plain", "reference", "ours", "ours/triton"} | candidates
+        assert row["floor"]["seconds"] > 0 and row["served"]["ours"] == {"cpu": 1}
+        (way,) = row["served"]["ours/triton"]
+        assert way.removeprefix("triton/") in ways
+        assert all(row["served"][name] == {name.removeprefix("ours/"): 1} for name in candidates)
 
 
-def test_result_is_stored_and_tabulated(tiny, tmp_path, capsys):
-    out = tmp_path / "gpu_layers.json"
-    assert gpu_layers.main([*ON_CPU, "--no-candidates", f"--out={out}"]) == 0
-    result = json.loads(out.read_text())
-    assert {"host", "saved", "rates", "versions", "commit", "command", "machine"} <= result.keys()
-    text = report.table(result)
-    assert text.count("| vit_s/4-8-5 |") == 3 and text.strip() in capsys.readouterr().out
-    ratio = result["layers"][0]["ratios"]["ours/plain"]["p50"]
-    assert f"| forward, ours ÷ plain: ViT-S linears | {ratio:.2f} | ≤ 1.05 |" in text
-    assert "| forward, torch.compile(reference) ÷ ours | – | ≥ 1.6 |  | 0 layers |" in text
-    assert "details" not in report.table(result, layers=False)
-
-
-def test_a_wrong_layer_gets_no_figure(tiny, tmp_path, monkeypatch):
-    build = c.build
+def test_a_wrong_layer_gets_no_figure(tmp_path, monkeypatch):
+    build = tasks.build
 
     def sabotaged(*args):
         contenders = build(*args)
         with torch.no_grad():
-            contenders["ours"].linear.weight[0] *= -1
+            contenders["ours"].module.linear.weight[0] *= -1
         return contenders
 
-    monkeypatch.setattr(c, "build", sabotaged)
-    out = tmp_path / "gpu_layers.json"
-    assert gpu_layers.main([*ON_CPU, "--no-candidates", f"--out={out}"]) == 1
-    rows = json.loads(out.read_text())["layers"]
-    assert all("ours" in row["refused"] and "ours" not in row["seconds"] and not row["ratios"] for row in rows)
+    monkeypatch.setattr(tasks, "build", sabotaged)
+    out = tmp_path / "wrong.json"
+    assert run.main([*ON_CPU, f"--out={out}"]) == 1
+    result = read(out)
+    assert all("ours" in row["refused"] and "ours" not in row["contenders"] for row in result["rows"])
+    text = gpu.report.table(result)
+    assert "above" in text and "vit_s/8-384-1000" in text
 
 
-def test_a_failing_layer_is_reported_and_the_others_are_timed(tiny, tmp_path, monkeypatch):
-    timed = c.timed
-
-    def failing(layer, *args):
-        if layer is LINEAR:
-            raise torch.OutOfMemoryError("no room")
-        return timed(layer, *args)
-
-    monkeypatch.setattr(c, "timed", failing)
-    out = tmp_path / "gpu_layers.json"
-    assert gpu_layers.main([*ON_CPU, "--no-candidates", f"--out={out}"]) == 1
-    result = json.loads(out.read_text())
-    refused = {row["layer"]: row["refused"] for row in result["layers"]}
-    assert refused[LINEAR.name] == {"every contender": "OutOfMemoryError: no room"} and not refused[CONV.name]
-    assert "no room" in report.table(result)
-
-
-def test_time_that_is_used_up_is_said(tiny, tmp_path):
-    out = tmp_path / "gpu_layers.json"
-    assert gpu_layers.main([*ON_CPU, "--no-candidates", "--budget=0", f"--out={out}"]) == 0
-    result = json.loads(out.read_text())
-    assert not result["complete"] and result["not_measured"] == [LINEAR.name, CONV.name]
-    assert f"Not measured for want of time: {LINEAR.name}, {CONV.name}." in report.table(result)
+def test_a_gpus_defaults(monkeypatch):
+    """bf16, batch 256 and 64, the sample of compiled layers, and every candidate of every backend of ours."""
+    device = type("Device", (), {"name": "cuda"})()
+    monkeypatch.setattr(settings, "opened", lambda name: device)
+    s = settings.resolved(settings.parse([]))
+    assert (s.dtype, s.batch("layers", "resnet50"), s.batch("models", "vit_s")) == ("bf16", 256, 64)
+    sampled = s.contenders_of("layers", "resnet50/56x56-64-k3s1-64", "training")
+    assert {"compiled", "compiled-max", "ours/triton/semi", "ours/cuda/vendor"} <= sampled
+    assert not {"compiled", "compiled-max"} & s.contenders_of("layers", "resnet50/56x56-64-k3s1-64", "explanation")
+    assert "compiled" not in s.contenders_of("layers", "resnet50/28x28-128-k3s1-128", "training")
+    whole = s.contenders_of("models", "resnet50", "training")
+    assert "compiled" in whole and "compiled-max" not in whole and "ours/triton/semi" not in whole
+    assert "compiled" not in s.contenders_of("models", "resnet50", "explanation loss")
+    found = tasks.Bench(s).tasks()
+    assert found[0].name == "resnet50/224x224-6-k7s2-64" and len(found) == 137 + 7 * 5
+    assert next(task.name for task in found if task.kind == "compiled model") == "resnet50, inference"
 
 
-def test_the_check_of_some_images_sees_an_error_in_them():
-    """Every second row is compared: a wrong dx or dw of those is refused."""
-    contenders = c.build(LINEAR, False)
-    with torch.no_grad():
-        contenders["ours"].linear.weight[0] *= -1
-    for measure in gpu_layers.MEASURES:
-        calls, refused = c.timed(LINEAR, contenders, measure, torch.empty(0), 2, True)
-        assert "ours" in refused and set(calls) == {"plain", "reference"}
+def test_compiling_before_is_a_share_of_the_layers(monkeypatch):
+    prepared = []
+    monkeypatch.setattr(tasks.Bench, "_prepare", lambda self, layer: prepared.append(layer.name))
+    for share in ("0/2", "1/2"):
+        assert run.main(["--device", "cpu", "--models", "vit_s", "--warm-up", share]) == 0
+    assert len(prepared) == len(set(prepared)) == 4
+    monkeypatch.undo()
+    assert run.main([*ON_CPU, "--measures", "forward", "--warm-up", "0/1"]) == 0
 
 
-def test_explanation_alone_is_the_gradient_of_x():
-    contenders = c.build(CONV, False)
-    calls, _ = c.timed(CONV, contenders, "explanation", torch.empty(0), 1, True)
-    first, again = calls["ours"](), calls["ours"]()
-    assert first.shape == CONV.input_shape and torch.equal(first, again)
-
-
-def test_floor():
-    rates = {"bytes/s": 1e3, "FLOP/s": 1e9}
-    y, like = torch.empty(4, 5), torch.empty(0, dtype=torch.bfloat16)
-    assert gpu_layers.floor(LINEAR, "forward", like, y, rates) == pytest.approx(2 * (32 + 40 + 20) / 1e3)
-    rates = {"bytes/s": 1e9, "FLOP/s": 1e3}
-    assert gpu_layers.floor(CONV, "training", like, torch.empty(2, 4, 3, 3), rates) == pytest.approx(
-        3 * 2 * 72 * 27 / 1e3
-    )
+def test_the_command_measures_with_a_limit(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(gpu.subprocess, "Popen", lambda command, cwd: started.append(command))
+    monkeypatch.setattr(gpu, "wait", lambda process, end: True)
+    assert gpu.benchmark(tmp_path / "gpu_bench.json", 90, 0.0, 3)
+    assert started[0][1:4] == ["-m", "bcos_kernels", "bench"] and "--limit=1.50" in started[0]
+    options = settings.parse(started[0][4:])
+    assert options.out == tmp_path / "gpu_bench.json" and options.processes == 3 and options.limit == 1.5
 
 
 SHARED = """
@@ -155,7 +126,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def suite(tmp_path):
-    """A folder of tests that are shared as those of tests/triton_kernels are."""
+    """A folder of tests that are shared as those of tests/gpu_kernels are."""
     (tmp_path / "conftest.py").write_text(SHARE)
     (tmp_path / "test_shared.py").write_text(SHARED)
     return tmp_path
@@ -188,7 +159,7 @@ def test_without_a_gpu_there_is_one_clear_line():
     """``pytest -m gpu`` and ``make gpu``."""
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu", "tests/triton_kernels"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu", "tests/gpu_kernels"]
     run = subprocess.run(command, cwd=stored.ROOT, capture_output=True, text=True)
     assert run.returncode == 4 and "torch.cuda.is_available() is False" in run.stdout
     assert "Error" not in run.stdout.replace("Exit", "")

@@ -8,6 +8,7 @@ import torch
 import bcos_kernels as bk
 from bcos_kernels import autograd, checks, dispatch, functional
 from bcos_kernels.backends import cpu
+from bcos_kernels.bench import host
 from benchmarks import host_time
 
 conv2d, linear = functional.bcos_conv2d, functional.bcos_linear
@@ -46,7 +47,7 @@ def test_a_repeated_call_is_not_checked_again(call, checked):
 
 
 def test_modules_repeat_no_checks(checked):
-    for module in (bk.BcosConv2d(4, 6, 3), host_time.pairs("cpu")["accelerated bcos.modules.BcosConv2d"][0]):
+    for module in (bk.BcosConv2d(4, 6, 3), host.pairs("cpu")["accelerated bcos.modules.BcosConv2d"][0]):
         checked.clear()
         x = torch.randn(2, module.in_channels, 8, 8)
         for _ in range(3):
@@ -191,3 +192,11 @@ def test_the_command_prints_a_table(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert f"torch {torch.__version__}" in lines[0]
     assert [line.count("|") for line in lines[2:]] == [5] * 6
+
+
+def test_rows_of_a_result():
+    threads = torch.get_num_threads()
+    rows = host.rows("cpu", 0.0)
+    assert torch.get_num_threads() == threads
+    assert len({(row["layer"], row["measure"]) for row in rows}) == len(rows) == 12
+    assert all(row["plain"] > 0 for row in rows)

@@ -10,8 +10,9 @@ import bcos_kernels
 ROOT = Path(bcos_kernels.__file__).parent
 FLOORS = [
     {"__main__"},
+    {"bench"},
     {"demo", "doctor", "run", "tune"},
-    {"integration"},
+    {"integration", "commandline"},
     {"probe"},
     {"protocol"},
     {"modules", "compat"},

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import platform
 import re
-import statistics
 import subprocess
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from .timing import wall_clock
 
-__all__ = ["Cpu", "Gpu", "machine"]
+__all__ = ["Cpu", "DeviceLost", "Gpu", "machine", "opened"]
 
 
 def machine() -> dict:
@@ -33,34 +34,58 @@ def machine() -> dict:
     }
 
 
+class DeviceLost(RuntimeError):
+    """The device answers no more; nothing else can be measured on it."""
+
+
 class Cpu:
-    """The CPU in the place of a GPU: for looking at a benchmark where there is none."""
+    """The CPU, and what every device has."""
 
     name = "cpu"
-    copied, product = 1 << 22, 256
+    copied, product = 1 << 27, 1024
+
+    def __init__(self) -> None:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would print two lines for every peak
 
     def describe(self) -> dict:
-        return machine() | {"device": platform.processor() or platform.machine()}
+        found = machine()
+        return found | {"device": found["cpu"] or "cpu"}
 
     def time(self, call: Callable[[], object]) -> float:
         """Seconds of one call."""
         return wall_clock(call)
 
-    def peak(self, call: Callable[[], object]) -> int | None:
-        """Bytes that ``call`` allocates at most, beside what is there; None where nobody counts."""
-        call()
-        return None
+    def peak(self, call: Callable[[], object]) -> int:
+        """The most bytes that ``call`` holds at once beside what was there: of PyTorch's allocator."""
+        with torch.autograd.profiler.profile(profile_memory=True) as profile:
+            call()
+        events = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
+        events.sort(key=lambda event: event.start_ns())
+        return max(accumulate((event.nbytes() for event in events), initial=0))
+
+    def is_alive(self) -> bool:
+        return True
 
     def rates(self, dtype: torch.dtype) -> dict[str, float]:
-        """Reachable bytes/s of a copy (read and written) and FLOP/s of a matrix product, measured here and now."""
+        """Reachable bytes/s of a copy (read and written) and FLOP/s, the best of ten, measured here and now.
+
+        FLOP/s are those of a matrix product or of a convolution of as many FLOPs, whichever is faster.
+        """
+        side, channels = self.product, self.product // 8
         source = torch.empty(self.copied, dtype=torch.uint8, device=self.name).random_()
         target = torch.empty_like(source)
-        a, b = (torch.randn(self.product, self.product, device=self.name, dtype=dtype) for _ in range(2))
+        a, b = (torch.randn(side, side, device=self.name, dtype=dtype) for _ in range(2))
+        images = torch.randn(side**3 // (9 * channels**2 * 28**2) or 1, channels, 28, 28, device=self.name, dtype=dtype)
+        images = images.contiguous(memory_format=torch.channels_last)
+        weight = torch.randn(channels, channels, 3, 3, device=self.name, dtype=dtype)
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        calls = (lambda: target.copy_(source), lambda: a @ b, lambda: F.conv2d(images, weight, padding=1))
         seconds = []
-        for call in (lambda: target.copy_(source), lambda: a @ b):
+        for call in calls:
             call()
-            seconds.append(statistics.median(self.time(call) for _ in range(10)))
-        return {"bytes/s": 2 * self.copied / seconds[0], "FLOP/s": 2 * self.product**3 / seconds[1]}
+            seconds.append(min(self.time(call) for _ in range(10)))
+        flops = 2 * side**3 / seconds[1], 2 * 9 * channels * images.numel() / seconds[2]
+        return {"bytes/s": 2 * self.copied / seconds[0], "FLOP/s": max(flops)}
 
 
 class Gpu(Cpu):
@@ -71,6 +96,7 @@ class Gpu(Cpu):
     AHEAD = 2_000_000  # cycles, about a millisecond: longer than the host takes to start what is timed
 
     def __init__(self) -> None:
+        torch.backends.cudnn.benchmark = True
         self.device = torch.cuda.get_device_properties()
         self.other = torch.zeros(self.device.L2_cache_size, dtype=torch.float32, device="cuda")  # four times the cache
         self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -113,3 +139,25 @@ class Gpu(Cpu):
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+
+    def is_alive(self) -> bool:
+        try:
+            torch.cuda.synchronize()
+            return float(torch.ones(1, device="cuda")) == 1.0
+        except RuntimeError:
+            return False
+
+
+def opened(name: str) -> Cpu:
+    """The device ``cpu``, ``cuda`` or ``cuda:<index>``, made the current one; raises ValueError where there is none."""
+    kind, _, index = name.partition(":")
+    if name == "cpu":
+        return Cpu()
+    if kind != "cuda" or (":" in name and not index.isdecimal()):
+        raise ValueError(f"--device {name}: allowed are cpu, cuda and cuda:<index>")
+    if not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: no GPU here, torch.cuda.is_available() is False")
+    if index and int(index) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from 0")
+    torch.cuda.set_device(int(index or torch.cuda.current_device()))
+    return Gpu()

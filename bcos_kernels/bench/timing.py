@@ -38,12 +38,13 @@ def interleave(
     least: int = 5,
     most: int = 200,
     clock: Callable[[Callable[[], object]], float] = wall_clock,
+    warm_up: int = WARM_UP,
 ) -> dict[str, list[float]]:
     """Seconds of each call in each round by ``clock``, ``least`` to ``most`` rounds and about ``seconds`` in all.
 
-    Every round starts with another contender, so that none is always the first.
+    ``warm_up`` calls of each come before. Every round starts with another contender: none is always the first.
     """
-    for _ in range(WARM_UP):
+    for _ in range(warm_up):
         for call in calls.values():
             call()
     names = list(calls)

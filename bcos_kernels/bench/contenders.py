@@ -1,0 +1,188 @@
+"""Who is compared: the plain module, the reference, compiled ones and ours; and the parity check before any time."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..backends.gpu.tile import DIRECTIONS
+from ..integration import accelerate, report
+from .forcing import BACKENDS, candidates, forced
+
+__all__ = ["BACKENDS", "Contender", "Contest", "build", "error", "in_a_line", "known", "refusal", "served"]
+
+COMPILED = {"compiled": None, "compiled-max": "max-autotune-no-cudagraphs"}
+"""Contender -> mode of torch.compile; graphs of launches would copy the inputs that every round shares."""
+
+
+def known() -> tuple[str, ...]:
+    """The names of all contenders, whichever this machine and a layer allow."""
+    ours = [f"ours/{backend}" for backend in BACKENDS]
+    ways = [f"ours/{backend}/{candidate}" for backend in BACKENDS for candidate in candidates(backend)]
+    return "plain", "reference", *COMPILED, "ours", *ours, *ways
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A module, and the candidate that serves it where one is forced."""
+
+    module: nn.Module
+    backend: str | None = None
+    candidate: str | None = None
+
+    def within(self):
+        """The context in which the module is called; yields what :func:`forced` notes."""
+        return nullcontext({}) if self.candidate is None else forced(self.candidate)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What one row compares: contenders, and what is checked and timed of each on one input."""
+
+    contenders: dict[str, Contender]
+    x: Tensor
+    direction: str
+    """Of ``DIRECTIONS``: what a backend serves in the call that counts."""
+    exact: Callable[[], Sequence[Tensor]]
+    """What the reference computes in float64."""
+    compared: Callable[..., Sequence[Tensor]]
+    """What a module computes, to be held against ``exact``; where there are ``turns`` it takes the turn, too."""
+    step: Callable[[nn.Module], Callable[[], object]]
+    """What is timed."""
+    graph: Callable[[nn.Module], Tensor] | None
+    """The forward whose saved bytes are counted; None for a measure without a graph."""
+    turns: int = 1
+    """Evaluations that decide, where the error of a single one is chance."""
+
+    def admitted(self) -> tuple[dict[str, list[float] | None], dict[str, str]]:
+        """Errors of the contenders that may be timed, and the reasons of the others.
+
+        The plain module computes something else, so that it has nothing to be compared with. A contender that is less
+        exact than the reference gets all turns, and so does the reference; it is refused if the best of its errors is
+        still above the bound of the reference's worst, which chance does once in 70 times with 4 turns. Raises what
+        the reference raises: without it there is no bound.
+        """
+        exact = self.exact()
+        bound = error(self.compared(self.contenders["reference"].module), exact)
+        errors, refused, worst = {}, {}, []
+        for name, contender in self.contenders.items():
+            if name in ("plain", "reference"):
+                errors[name] = None if name == "plain" else bound
+                continue
+            try:
+                with contender.within() as chosen:
+                    own = error(self.compared(contender.module), exact)
+                    reason = refusal(own, bound, self.x.dtype)
+                    if reason is not None and self.turns > 1:
+                        worst = worst or self._over_turns(self.contenders["reference"].module, exact, bound, max)
+                        reason = refusal(self._over_turns(contender.module, exact, own, min), worst, self.x.dtype)
+            except Exception as failure:  # one contender's; the others are timed
+                chosen, reason = {}, in_a_line(failure)
+            if reason is not None:
+                refused[name] = reason
+            elif contender.candidate is None or self._serves(chosen, contender.candidate):
+                errors[name] = own
+        return errors, refused
+
+    def _over_turns(self, module: nn.Module, exact: Sequence[Tensor], first: list[float], reduce: Callable) -> list:
+        further = [error(self.compared(module, turn), exact) for turn in range(1, self.turns)]
+        return [reduce(errors) for errors in zip(first, *further, strict=True)]
+
+    def _serves(self, chosen: dict, candidate: str) -> bool:
+        """Whether the candidate exists in the direction that is measured; another one was taken where it does not."""
+        return any(choice.candidate == candidate for key, (_, choice) in chosen.items() if key == self.direction)
+
+    def call(self, name: str) -> Callable[[], object]:
+        """The timed step of one contender."""
+        contender = self.contenders[name]
+        if contender.candidate is None:
+            return self.step(contender.module)
+        with contender.within():
+            step = self.step(contender.module)
+
+        def call() -> object:
+            with contender.within():
+                return step()
+
+        return call
+
+
+def in_a_line(failure: Exception) -> str:
+    """The kind of a failure and what it says."""
+    text = " ".join(str(failure).split())[:300]
+    return f"{type(failure).__name__}: {text}" if text else type(failure).__name__
+
+
+def build(
+    reference: nn.Module, plain: nn.Module | None, wanted: Collection[str], lone: bool = False
+) -> dict[str, Contender]:
+    """The contenders that are wanted, with the reference always; all but ``plain`` hold equal weights.
+
+    Without ``lone`` a backend is forced only where several serve the module: elsewhere ours is what that one does.
+    """
+    found = {} if plain is None or "plain" not in wanted else {"plain": Contender(plain)}
+    found["reference"] = Contender(reference)
+    for name, mode in COMPILED.items():
+        if name in wanted:
+            compiled = torch.compile(copy.deepcopy(reference), dynamic=False, **({"mode": mode} if mode else {}))
+            found[name] = Contender(compiled)
+    ours = accelerate(copy.deepcopy(reference))
+    serving = _serving(ours)
+    for backend in serving:
+        if (lone or len(serving) > 1) and f"ours/{backend}" in wanted:
+            found[f"ours/{backend}"] = Contender(_by(ours, backend), backend)
+        for candidate in candidates(backend):
+            if (name := f"ours/{backend}/{candidate}") in wanted:
+                found[name] = Contender(_by(ours, backend), backend, candidate)
+    if "ours" in wanted:
+        found["ours"] = Contender(ours)
+    return found
+
+
+def _by(ours: nn.Module, backend: str) -> nn.Module:
+    return accelerate(copy.deepcopy(ours), backend=backend)
+
+
+def _serving(ours: nn.Module) -> list[str]:
+    """The backends that serve every layer of an accelerated module."""
+    usual = report(ours).rows
+    found = []
+    for backend in BACKENDS:
+        rows = report(accelerate(ours, backend=backend)).rows
+        if usual and all(mine.backend or not row.backend for row, mine in zip(usual, rows, strict=True)):
+            found.append(backend)
+    accelerate(ours)
+    return found
+
+
+def served(contender: Contender, x: Tensor, direction: str) -> dict[str, int]:
+    """``backend`` or ``backend/candidate`` -> how many layers it serves in one direction, ``own forward`` included."""
+    rows = report(contender.module, x).rows
+    if contender.candidate is not None:
+        return {f"{contender.backend}/{contender.candidate}": len(rows)}
+    ways = Counter()
+    for row in rows:
+        chosen = row.choices[DIRECTIONS.index(direction)].partition(" (")[0] if row.choices else ""
+        ways[chosen.replace(" ", "/") or row.backend or "own forward"] += 1
+    return dict(ways)
+
+
+def error(computed: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
+    """Error of each tensor in the 2-norm, relative to the exact one's; the largest entry's is chance."""
+    pairs = zip(computed, exact, strict=True)
+    return [((c.double() - e).norm() / e.norm()).item() for c, e in pairs]
+
+
+def refusal(own: Iterable[float], reference: Iterable[float], dtype: torch.dtype) -> str | None:
+    """Why a contender with errors ``own`` is not timed: one is above 1.1 times the reference's plus 1 ulp."""
+    ulp = torch.finfo(dtype).eps
+    for i, (mine, bound) in enumerate(zip(own, (1.1 * e + ulp for e in reference), strict=True)):
+        if not mine <= bound:  # also when it is NaN
+            return f"relative error {mine:.1e} of output {i} is above {bound:.1e}"
+    return None

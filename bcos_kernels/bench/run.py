@@ -1,0 +1,185 @@
+"""A run from its first row to its last: the clock, the file after each row, and what becomes of an interruption."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import shlex
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from ..commandline import progress
+from . import host, show, stored
+from .contenders import in_a_line
+from .devices import DeviceLost
+from .settings import Settings, parse, resolved
+from .tasks import Bench, Task
+from .timing import keep_pages_warm
+
+__all__ = ["main"]
+
+SCHEMA = 2
+PACKAGES = ("triton", "bcos", "torchvision", "numpy")
+COMPILING_SHARE = 0.4  # of the time limit, at most, for compiling before anything is timed
+COMPILER_BYTES = 8 << 30  # of GPU memory for each process that compiles
+
+
+def main(argv: list[str]) -> int:
+    """Measures and stores.
+
+    Returns 0; 1 if ours was refused somewhere; 2 for bad input or a lost device; 130 if it was interrupted.
+    """
+    options = parse(argv)
+    try:
+        settings = resolved(options)
+        bench = Bench(settings)
+        if options.warm_up:
+            return _prepare(bench.tasks(), options.warm_up)
+        if options.list:
+            print("\n".join(show.listing(bench)))
+            return 0
+        tasks = bench.tasks()
+        run = Run(settings, bench, tasks, argv, options)
+        if options.where:
+            print(run.path)
+            return 0
+        run.store()
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        print(f"bcos_kernels bench: {error}", file=sys.stderr)
+        return 2
+    return run.main()
+
+
+def _prepare(tasks: list[Task], share: str) -> int:
+    """Compiles what a share ``I/N`` of the tasks needs, for the caches on disk; times nothing."""
+    here, of = map(int, share.split("/"))
+    for task in [task for task in tasks if task.prepare][here::of]:
+        with suppress(RuntimeError):  # the measurement meets it again, and says so
+            task.prepare()
+        gc.collect()
+    return 0
+
+
+class Run:
+    """One run: its tasks, its deadline and the result that is being filled."""
+
+    def __init__(
+        self, settings: Settings, bench: Bench, tasks: list[Task], argv: list[str], options: argparse.Namespace
+    ) -> None:
+        self.settings, self.bench, self.tasks, self.argv = settings, bench, tasks, argv
+        self.start = time.monotonic()
+        machine = settings.device.describe()
+        described = settings.described() | {"pages_warm": keep_pages_warm()}
+        command = "python -m bcos_kernels bench " + shlex.join(argv)
+        self.result = {"schema": SCHEMA} | stored.header(command, machine, described, PACKAGES)
+        self.result |= {"not_measured": [task.name for task in tasks], "rates": {}, "rows": []}
+        self.path = settings.out or stored.default_path(machine["device"], selection(options))
+        self.kept = stored.is_complete(self.path)
+        if self.kept and settings.out is None and not settings.scaling and stored.has_curves(self.path):
+            self.path, self.kept = stored.default_path(machine["device"], "selection"), False
+
+    def main(self) -> int:
+        """Measures everything that time allows; returns the exit status."""
+        status = 0
+        try:
+            self.measure()
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            status = 130
+        except DeviceLost as error:
+            print(f"bcos_kernels bench: the device is lost, earlier rows are kept: {error}", file=sys.stderr)
+            status = 2
+        self.result["complete"] = not self.result["not_measured"]
+        self.result["not_measured"] += self.bench.ended
+        print(f"stored in {self.finish()}", flush=True)
+        refused = (row["refused"].keys() & {"ours", "every contender"} for row in self.result["rows"])
+        return status or int(any(refused))
+
+    def measure(self) -> None:
+        s, result = self.settings, self.result
+        result["rates"] = self.bench.rates = s.device.rates(s.like.dtype)
+        if s.on_gpu and s.module is None:
+            result["host"] = host.rows(s.device.name, s.seconds)
+        if s.processes and any(task.prepare for task in self.tasks):
+            result["compiled_before"] = self.compile_before()
+            print(f"compiled before: {result['compiled_before']}", flush=True)
+        print(show.HEAD, flush=True)
+        longest: dict[str, float] = {}
+        with progress("bench", sum(task.weight for task in self.tasks)) as advance:
+            for task in self.tasks:
+                start = time.monotonic()
+                if s.limit is None or start + longest.get(task.kind, 0.0) < self.start + s.limit:
+                    self.run(task)
+                    longest[task.kind] = max(longest.get(task.kind, 0.0), time.monotonic() - start)
+                advance(task.name, task.weight)
+
+    def run(self, task: Task) -> None:
+        """All rows of a task, stored one by one."""
+        try:
+            for row in task.rows():
+                self.result["rows"].append(row)
+                self.store()
+                print(show.line(row), flush=True)
+        except DeviceLost:
+            raise
+        except RuntimeError as failure:  # before there were contenders
+            if not self.settings.device.is_alive():
+                raise DeviceLost(in_a_line(failure)) from failure
+            self.bench.ended.append(f"{task.name}: {in_a_line(failure)}")
+        self.result["not_measured"].remove(task.name)
+        gc.collect()
+
+    def store(self) -> None:
+        stored.store(self.result, stored.partial_path(self.path) if self.kept else self.path)
+
+    def finish(self) -> Path:
+        """Stores the result for good, a complete one in the place of an earlier one; returns where."""
+        if self.kept and self.result["complete"]:
+            stored.partial_path(self.path).unlink(missing_ok=True)
+            self.kept = False
+        self.store()
+        return stored.partial_path(self.path) if self.kept else self.path
+
+    def compile_before(self) -> str:
+        """Processes that fill the compilers' caches, a share of the layers each; returns how it went."""
+        room = torch.cuda.mem_get_info()[0] // COMPILER_BYTES
+        processes = max(1, min(self.settings.processes, room, sum(task.prepare is not None for task in self.tasks)))
+        start = time.monotonic()
+        deadline = start + COMPILING_SHARE * self.settings.limit if self.settings.limit else float("inf")
+        command = [sys.executable, "-m", "bcos_kernels", "bench", *self.argv, "--warm-up"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        running = [
+            subprocess.Popen([*command, f"{i}/{processes}"], env=environment, stdout=subprocess.DEVNULL)
+            for i in range(processes)
+        ]
+        stopped = 0
+        try:
+            for process in running:
+                with suppress(subprocess.TimeoutExpired):
+                    left = max(0.0, deadline - time.monotonic())
+                    process.wait(None if left == float("inf") else left)
+                stopped += process.returncode is None
+        finally:
+            for process in running:
+                process.kill()
+                process.wait()
+        failed = sum(process.returncode != 0 for process in running) - stopped
+        taken = time.monotonic() - start
+        return f"{processes} processes, {taken:.0f} s, {stopped} stopped by the clock, {failed} failed"
+
+
+def selection(options: argparse.Namespace) -> str:
+    """How the file of a narrower or different run is named; empty for a complete one under the usual conditions."""
+    if options.module:
+        return options.module.replace(":", "-").replace(".", "-")
+    if options.quick:
+        return "quick"
+    narrower = options.models, options.layers, options.measures, options.contenders
+    others = options.batch, options.image, options.dtype, options.seconds, options.no_models, options.no_layers
+    return "selection" if any(value not in (None, False) for value in (*narrower, *others)) else ""

@@ -1,0 +1,100 @@
+"""What the commands share: arguments that name a model and its input, and a bar with the remaining time."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+
+from . import compat
+
+__all__ = ["DTYPES", "factory", "json_object", "progress", "shape"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """``"256,6,224,224"`` as sizes, for argparse."""
+    sizes = tuple(int(size) if size.isdecimal() else 0 for size in text.split(","))
+    if 0 in sizes:
+        raise argparse.ArgumentTypeError(f"{text!r}: positive sizes are needed, as in 256,6,224,224")
+    return sizes
+
+
+def json_object(text: str) -> dict:
+    """A JSON object, for argparse."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"""{text!r}: a JSON object is needed, as in '{{"num_classes": 10}}'""")
+    return value
+
+
+def factory(option: str, name: str) -> Callable:
+    """The callable that ``name``, ``pkg.module:factory``, is the name of; errors begin with ``option``.
+
+    Raises ImportError, ValueError where there is no such name, and TypeError where it cannot be called.
+    """
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise ValueError(f"{option} {name}: pkg.module:factory is needed")
+    found = _imported(module)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{option} {name}: {module} has no {attribute}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise TypeError(f"{option} {name}: {attribute} is {type(found).__name__}, not callable")
+    return found
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+    compat.import_reference()
+    return importlib.import_module(name)
+
+
+@contextmanager
+def progress(title: str, steps: float, show: bool = True) -> Iterator[Callable[..., None]]:
+    """Yields ``advance(what, amount=1)`` for what was done of ``steps``, shown on stderr.
+
+    A bar with the remaining time if ``rich`` is installed, else a line for each call.
+    """
+    if not show:
+        yield lambda what, amount=1: None
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import Progress
+    except ImportError:
+        yield _lines(title, steps)
+        return
+    console = Console(stderr=True)
+    with Progress(console=console, speed_estimate_period=3600, redirect_stdout=sys.stdout.isatty()) as bar:
+        task = bar.add_task(title, total=steps)
+        yield lambda what, amount=1: bar.update(task, advance=amount, description=what)
+
+
+def _lines(title: str, steps: float) -> Callable[..., None]:
+    start, done = time.monotonic(), 0
+
+    def advance(what: str, amount: float = 1) -> None:
+        nonlocal done
+        done += amount
+        left = (time.monotonic() - start) * (steps / done - 1) / 60
+        print(f"{title}: {done} of {steps}: {what}{f', {left:.0f} min left' if left >= 1 else ''}", file=sys.stderr)
+
+    return advance

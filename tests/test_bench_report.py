@@ -1,0 +1,320 @@
+"""``bench report``: figures as they were measured, pictures, the page and the README, and bad input."""
+
+import base64
+import json
+import re
+import statistics
+import struct
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_results import CPU, GPU, result, stored
+
+from bcos_kernels.bench import plots, report, results, tables
+
+ROOT = Path(__file__).resolve().parent.parent
+PREDICTIONS = ROOT / "benchmarks" / "results" / "triton_aot.json"
+README = "top\n<!-- headline -->\nold\n<!-- /headline -->\nmiddle\n<!-- table -->\nold\n<!-- /table -->\nend\n"
+
+
+@cache
+def made(gpu=False):
+    return result(machine=GPU if gpu else CPU, dtype="bf16" if gpu else "fp32")
+
+
+@pytest.fixture
+def files(tmp_path):
+    return [stored(tmp_path / "cpu.json", made()), stored(tmp_path / "gpu.json", made(gpu=True))]
+
+
+def geomean_of_ratios(run, measure, a, b, model=None):
+    """By another way than the report's."""
+    logs = []
+    for row in run["rows"]:
+        if row["scope"] == "layer" and row["measure"] == measure and model in (None, row["model"]):
+            one, other = (np.array(row["contenders"][name]["samples"]) for name in (a, b))
+            logs.append(np.log(np.median(one / other)))
+    return float(np.exp(np.mean(logs)))
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def test_goals_are_the_medians_of_paired_ratios():
+    lines = tables.goals(made()).markdown()
+    for words, args, goal in (
+        ("forward, ours ÷ plain: ResNet-50 convolutions", ("forward", "ours", "plain", "resnet50"), "≤ 1.08"),
+        ("forward, ours ÷ plain: ViT-S linears", ("forward", "ours", "plain", "vit_s"), "≤ 0.65"),
+        ("explanation, ours ÷ plain", ("explanation", "ours", "plain"), "≤ 1.10"),
+        ("forward + backward, torch.compile(reference) ÷ ours", ("training", "compiled", "ours"), "≥ 1.3"),
+    ):
+        figure = geomean_of_ratios(made(), *args)
+        sign, bound = goal.split()
+        met = figure <= float(bound) if sign == "≤" else figure >= float(bound)
+        assert f"| {words} | {figure:.2f} | {goal} | {'met' if met else 'missed'} |" in lines
+
+
+def test_the_worst_layer_is_named():
+    run = made()
+    rows = results.main_rows(run, "layer", "forward")
+    ours = {r["workload"]: results.ratio(r, "ours", "plain") for r in rows}
+    worst = max(ours, key=ours.__getitem__)
+    assert f"worst layer | {ours[worst]:.2f} | ≤ 1.25 | met | {worst} |" in tables.goals(run).markdown()
+
+
+def test_goals_without_figures_are_neither_met_nor_missed():
+    run = made() | {"rows": [r for r in made()["rows"] if r["model"] == "vit_s" and r["scope"] == "layer"]}
+    assert "| forward, ours ÷ plain: ResNet-50 convolutions | – | ≤ 1.08 |  | 0 layers |" in report.table(run)
+
+
+def test_share_of_the_roof():
+    rows = results.main_rows(made(), "layer", "training")
+    floors = [r["floor"]["seconds"] / statistics.median(r["contenders"]["ours"]["samples"]) for r in rows]
+    share = statistics.geometric_mean(floors)
+    assert f"forward + backward, share of the roof reached | {share:.2f} |" in tables.goals(made()).markdown()
+    assert tables.every_layer(made()).markdown().count("%") == 2 * len(results.main_rows(made(), "layer"))
+
+
+def test_gpu_has_its_own_goals_memory_and_host_time():
+    run = json.loads(json.dumps(made(gpu=True))) | {"host": [{"layer": "linear", "measure": "forward", "above": 12.5}]}
+    for row in results.main_rows(run, "model", "training"):
+        row["contenders"]["plain"]["peak"], row["contenders"]["ours"]["peak"] = 1 << 30, 3 << 29
+    text = report.table(run)
+    assert "forward, torch.compile(reference) ÷ ours" in text and "| ≥ 3.5 | missed |" in text
+    assert "host time of a call above plain, µs: worst | 12.50 | ≤ 15 | met | linear, forward |" in text
+    assert "peak memory, ours ÷ plain: models | 1.50 |" in text and "1024 MiB | – | 1536 MiB" in text
+    assert "NVIDIA H200 (driver 570.1)" in text
+
+
+def test_headline_table():
+    row = next(r for r in results.main_rows(made(), "model", "training") if r["workload"] == "vit_s")
+    step = statistics.median(row["contenders"]["ours"]["samples"])
+    line = next(line for line in tables.headline(made()).markdown().splitlines() if "ViT-S" in line)
+    cells = [cell.strip() for cell in line.split("|")]
+    assert cells[1] == "ViT-S, batch 8" and cells[5] == f"**{tables.duration(step)}**"
+    assert cells[6] == f"{results.ratio(row, 'reference', 'ours'):.2f}"
+    assert cells[7] == f"**{1.08**2:.2f}** ({1.9**2:.2f})" and cells[8] == "**6.0e-05** (6.0e-05)"
+
+
+@pytest.mark.parametrize("value, text", [(2.5, "2.50 s"), (0.0123, "12.3 ms"), (4.56e-4, "456 µs"), (None, "–")])
+def test_durations(value, text):
+    assert tables.duration(value) == text
+
+
+def test_everything_says_where_it_comes_from():
+    run = made() | {"commit": made()["commit"] + "+changes", "not_measured": ["vit_s, training", "a curve"]}
+    text = report.table(run)
+    for part in ("AMD EPYC, 2 threads", "torch 2.13.0", "fp32, channels_last, batch 8", "copies 20 GB/s"):
+        assert part in text
+    assert "`python -m bcos_kernels bench` at commit 431f4d43a6+changes, 2026-11-21" in text
+    assert "Not measured: vit_s, training; a curve." in text
+    assert "Interrupted: rows are missing." in report.table(made() | {"complete": False})
+    assert "Complete." in report.table(made())
+    assert "batch 8 (layers), 4 (models)" in report.table(
+        made() | {"settings": made()["settings"] | {"batch": {"layers": 8, "models": 4}}}
+    )
+
+
+def test_refused_contenders_have_a_reason_and_no_figure():
+    run = json.loads(json.dumps(made()))
+    row = run["rows"][0]
+    del row["contenders"]["ours"]
+    row["refused"] = {"ours": "relative error 1.0e-02 of output 0 is above 1.3e-07"}
+    text = report.table(run)
+    assert f"- ours refused: {row['refused']['ours']}: {row['workload']} (forward)" in text
+    line = next(line for line in text.splitlines() if line.startswith(f"| {row['workload']} | forward |"))
+    assert line.split("|")[6].strip() == "–"
+    assert "| 47 layers |" in text
+
+
+def test_a_row_of_which_nothing_was_timed_is_read(tmp_path):
+    run = made() | {"rows": [*made()["rows"][:3], made()["rows"][3] | {"contenders": {}, "refused": {"ours": "no"}}]}
+    assert "ours refused: no" in report.table(results.read(Path(stored(tmp_path / "a.json", run))))
+
+
+def test_averages_of_each_model():
+    line = next(line for line in tables.by_group(made()).markdown().splitlines() if line.startswith("| ViT-S"))
+    figures = [
+        geomean_of_ratios(made(), measure, a, b, "vit_s")
+        for a, b in (("ours", "plain"), ("reference", "ours"), ("compiled", "ours"))
+        for measure in ("forward", "explanation", "training")
+    ]
+    assert [cell.strip() for cell in line.split("|")[3:-1]] == [f"{figure:.2f}" for figure in figures]
+    assert "| 32 |" in line
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_pictures_are_drawn(gpu):
+    drawn = plots.draw(made(gpu))
+    assert set(drawn) == set(plots.PICTURES)
+    for png in drawn.values():
+        assert png[:8] == b"\x89PNG\r\n\x1a\n"
+        width, height = struct.unpack(">II", png[16:24])
+        assert width == pytest.approx(plots.WIDTH * plots.DPI, abs=1) and 500 < height < 1.2 * width
+
+
+def test_layers_are_drawn_at_their_ratios_on_a_log_axis():
+    axes = plots.layers(made()).axes
+    assert [ax.get_yscale() for ax in axes] == ["log"] * 3
+    for ax, measure in zip(axes, tables.MEASURES, strict=True):
+        expected = sorted(results.ratio(r, "ours", "plain") for r in results.main_rows(made(), "layer", measure))
+        (ours,) = (line for line in ax.lines if line.get_marker() == plots.MARKERS["ours"])
+        assert sorted(ours.get_ydata()) == pytest.approx(expected)
+        assert any(set(line.get_ydata()) == {1} for line in ax.lines)
+        low, high = ax.get_ylim()
+        assert low < min(expected) and max(expected) < high
+
+
+def test_bars_start_at_zero_and_are_as_high_as_measured():
+    figure = plots.models(made())
+    assert [ax.get_ylim()[0] for ax in figure.axes] == [0, 0]
+    rows = results.main_rows(made(), "model", "training")
+    expected = sorted(tables.seconds(r, c) for r in rows for c in ("plain", "reference", "compiled", "ours"))
+    assert sorted(bar.get_height() for bar in figure.axes[0].patches) == pytest.approx(expected)
+    assert all(ax.get_ylim()[0] == 0 for ax in plots.headline(made()).axes)
+
+
+def test_roofline_is_under_the_measured_rates():
+    run = made()
+    figure = plots.roofline(run)
+    roof = figure.axes[0].lines[0]
+    assert max(roof.get_ydata()) == pytest.approx(run["rates"]["FLOP/s"] / 1e9)
+    ridge = run["rates"]["FLOP/s"] / run["rates"]["bytes/s"]
+    assert roof.get_xdata()[1] == pytest.approx(ridge)
+
+
+def test_contenders_differ_without_colour():
+    for kinds in (plots.MARKERS, plots.LINES):
+        assert len(set(map(str, kinds.values()))) == len(plots.COLOURS)
+    compared = [plots.HATCHES[c] for c in ("reference", "compiled", "compiled-max", "ours")]
+    assert len(set(compared)) == len(compared)
+
+
+def test_pictures_carry_their_conditions():
+    for picture in plots.PICTURES.values():
+        text = " ".join(t.get_text().replace("\n", " ") for t in picture(made(gpu=True)).texts)
+        for part in ("NVIDIA H200", "driver 570.1", "torch 2.13.0", "bf16", "commit 431f4d43a6", "Complete."):
+            assert part in text
+
+
+def test_pictures_without_rows_are_left_out():
+    run = made() | {"rows": results.main_rows(made(), "model", "inference")}
+    assert plots.draw(run) == {}
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+def test_report_writes_everything(files, tmp_path, capsys):
+    readme, page, folder = tmp_path / "docs" / "README.md", tmp_path / "r.html", tmp_path / "pictures"
+    readme.parent.mkdir()
+    readme.write_text(README)
+    options = ["--readme", str(readme), "--html", str(page), "--plots", str(folder)]
+    assert report.main([*files, str(PREDICTIONS), *options, "--markdown", str(tmp_path / "r.md")]) == 0
+    text = readme.read_text()
+    assert "old" not in text and [text.count(f"\n{word}\n") for word in ("middle", "end")] == [1, 1]
+    top = text.partition("<!-- /headline -->")[0]
+    assert "![Cost relative to the plain network of the same shape](../pictures/gpu-headline.png)" in top
+    assert "NVIDIA H200" in top and "ResNet-50, batch 8" in top
+    for link in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (readme.parent / link).is_file()
+    assert {p.name for p in folder.iterdir()} == {f"{f}-{p}.png" for f in ("cpu", "gpu") for p in plots.PICTURES}
+    tables_of_both = (tmp_path / "r.md").read_text()
+    assert tables_of_both.count("### ") == 2 and tables_of_both.count("<details>") == 4
+    assert "redicted" not in text  # a GPU was measured
+    assert capsys.readouterr().out == ""
+
+
+def test_page_needs_nothing_beside_it(files, tmp_path):
+    page = tmp_path / "r.html"
+    assert report.main([*files, "--html", str(page), "--markdown", str(tmp_path / "r.md")]) == 0
+    text = page.read_text()
+    assert not re.search(r"(src|href)=.?(?!data:)[\"'][^d]", text) and "http" not in text
+    images = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
+    assert len(images) == 2 * len(plots.PICTURES)
+    assert all(base64.b64decode(image)[:4] == b"\x89PNG" for image in images)
+    assert text.count("<table>") == text.count("</table>") == 8 and "**" not in text
+    assert text.count("<td>resnet50/56x56-64-k3s1-64</td>") == 6
+    assert "AMD EPYC, 2 threads" in text and "NVIDIA H200" in text
+
+
+def test_predictions_are_labelled_and_stand_alone(files, capsys):
+    assert report.main([files[0], str(PREDICTIONS)]) == 0
+    text = capsys.readouterr().out
+    assert "Predicted by the byte model, nothing of this was measured: sm_90, bfloat16, batch 256" in text
+    row = next(line for line in text.splitlines() if line.startswith("| ResNet-50 | ") and line.count("|") == 5)
+    rows = [r for r in json.loads(PREDICTIONS.read_text())["predicted"]["sm_90"] if r["model"] == "resnet50"]
+    forward = statistics.geometric_mean(r["chosen/plain"] for r in rows if r["direction"] == "forward")
+    assert row.split("|")[2].strip() == f"{forward:.2f}"
+
+
+def test_a_run_without_models_leaves_the_headline_as_it_is(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(README)
+    run = made() | {"rows": results.main_rows(made(), "layer")}
+    assert report.main([stored(tmp_path / "a.json", run), "--readme", str(readme), "--no-layers"]) == 0
+    text = readme.read_text()
+    assert "<!-- headline -->\nold\n<!-- /headline -->" in text and "<details>" not in text
+    assert (tmp_path / "plots" / "a-layers.png").is_file()
+
+
+def test_readme_has_the_markers():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in ("headline", "table"):
+        assert text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "No such file or directory"),
+        ("{half", "no JSON (Expecting property name"),
+        ("[1]", "has no schema, and schema 2 is needed: repeat the run with python -m bcos_kernels bench"),
+        ('{"layers": []}', "has no schema, and schema 2 is needed"),
+        ('{"schema": 3, "rows": []}', "has schema 3, and schema 2 is needed"),
+        ('{"schema": 2, "rows": []}', "has no rows, nothing was measured"),
+        ('{"schema": 2, "rows": [{"workload": "a"}]}', "a row of schema 2 lacks 'measure'"),
+        (
+            '{"schema": 2, "rows": [{"scope": "layer", "workload": "a", "measure": "forward", "batch": 8, '
+            '"contenders": {"ours": {"samples": [1, 2]}, "plain": {"samples": [1]}}}]}',
+            "row a, forward: every contender needs a positive time for each round",
+        ),
+    ],
+)
+def test_bad_files_are_refused_in_one_line(content, message, tmp_path, capsys):
+    path = tmp_path / "bad.json"
+    if content is not None:
+        path.write_text(content)
+    assert report.main([str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"bcos_kernels bench report: {path}: ") and message in error and error.count("\n") == 1
+
+
+def test_missing_markers_change_nothing(files, tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text("nothing\n")
+    assert report.main([files[0], "--readme", str(readme)]) == 2
+    assert "the markers <!-- table --> and <!-- /table --> are needed, in this order" in capsys.readouterr().err
+    assert readme.read_text() == "nothing\n" and not (tmp_path / "plots").exists()
+
+
+def test_files_of_one_name_are_refused(files, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    assert report.main([files[0], stored(tmp_path / "other" / "cpu.json", made())]) == 2
+    assert "names that differ are needed" in capsys.readouterr().err
+
+
+def test_without_matplotlib_tables_are_made_and_pictures_refused(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    assert report.main([files[0]]) == 0
+    assert "| measured | figure |" in capsys.readouterr().out
+    assert report.main([files[0], "--plots", str(tmp_path)]) == 2
+    assert "matplotlib, not installed here: pip install 'bcos_kernels[bench]'" in capsys.readouterr().err

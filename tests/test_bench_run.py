@@ -1,0 +1,221 @@
+"""A run of the harness from end to end: its file, interruptions, limits of time, curves, and bad input."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+import bcos_kernels
+from bcos_kernels.bench import layers as measured
+from bcos_kernels.bench import models, run, stored, tasks, workloads
+from bcos_kernels.bench.devices import Cpu, DeviceLost
+from bcos_kernels.bench.results import read
+from bcos_kernels.bench.settings import parse, resolved
+
+FAST = ("--seconds", "0", "--device", "cpu")
+LINEAR = ("--models", "vit_s", "--layers", "/8-384-1000", "--no-models")
+
+
+@pytest.fixture(autouse=True)
+def _small_rates(monkeypatch):
+    monkeypatch.setattr(Cpu, "copied", 1 << 16)
+    monkeypatch.setattr(Cpu, "product", 64)
+
+
+OWN = """
+from torch import nn
+from bcos.modules import BcosConv2d, BcosLinear
+def make(classes=5):
+    features = BcosConv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8, affine=False), BcosConv2d(8, 8, 3, stride=2)
+    return nn.Sequential(*features, nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), BcosLinear(8, classes))
+def plain():
+    return nn.Linear(4, 4)
+def text():
+    return "no module"
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A user's module ``mine`` that can be imported, and the options that name it."""
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    return ["--module", "mine:make", "--input", "3,6,9,9", "--factory-args", '{"classes": 4}']
+
+
+def test_a_run_is_stored(tmp_path, capsys):
+    out = tmp_path / "results" / "tiny.json"
+    assert run.main([*FAST, *LINEAR, "--out", str(out)]) == 0
+    result = read(out)
+    assert result["complete"] and result["not_measured"] == [] and result["rates"]["bytes/s"] > 0
+    assert result["command"].startswith("python -m bcos_kernels bench --seconds 0") and result["versions"]["torch"]
+    assert [row["measure"] for row in result["rows"]] == list(measured.MEASURES)
+    for row in result["rows"]:
+        assert row["workload"] == "vit_s/8-384-1000" and row["batch"] == 8 and row["floor"]["seconds"] > 0
+        assert len({len(c["samples"]) for c in row["contenders"].values()}) == 1
+        assert len(row["contenders"]["ours"]["samples"]) >= tasks.LEAST
+        assert row["contenders"]["plain"]["errors"] is None and max(row["contenders"]["ours"]["errors"]) < 1e-5
+        assert row["served"] == {"ours": {"cpu": 1}} and row["refused"] == {}
+        assert row["contenders"]["ours"]["peak"] > 0
+        assert (row["contenders"]["ours"]["saved"] is None) == (row["measure"] == "forward")
+    assert capsys.readouterr().out.count("vit_s/8-384-1000") == 3
+    assert max(len(line) for line in out.read_text().splitlines()) > 50, "samples stand on one line"
+
+
+def test_a_module_of_the_users(own, tmp_path):
+    """Its dropout is stilled: without it no two runs are equal."""
+    out = tmp_path / "mine.json"
+    assert run.main([*FAST, *own, "--out", str(out)]) == 0
+    result = read(out)
+    assert [row["measure"] for row in result["rows"]] == list(models.MEASURES)
+    for row in result["rows"]:
+        assert row["scope"] == "model" and row["workload"] == "mine:make" and row["batch"] == 3 and row["image"] == 9
+        assert set(row["contenders"]) == {"reference", "ours"} and row["served"]["ours"] == {"cpu": 3}
+
+
+def test_backends_are_forced_where_they_are_asked_for(tmp_path):
+    out = tmp_path / "forced.json"
+    options = ["--measures", "forward", "--contenders", "plain", "ours/cpu", "ours/triton"]
+    assert run.main([*FAST, *LINEAR, *options, "--out", str(out)]) == 0
+    (row,) = read(out)["rows"]
+    assert set(row["contenders"]) == {"plain", "ours/cpu"} and "ours/triton" in row["refused"]
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """``interrupted(n, error)`` raises the error in the place of the n-th row."""
+
+    def arrange(count: int, error: BaseException) -> None:
+        measure, left = tasks.measured, [count]
+
+        def measured_or_not(*args):
+            left[0] -= 1
+            if left[0] < 0:
+                raise error
+            return measure(*args)
+
+        monkeypatch.setattr(tasks, "measured", measured_or_not)
+
+    return arrange
+
+
+def test_an_interruption_keeps_what_was_measured_and_what_was_complete(interrupted, tmp_path):
+    out = tmp_path / "linear.json"
+    assert run.main([*FAST, *LINEAR, "--out", str(out)]) == 0
+    complete = out.read_text()
+    interrupted(2, KeyboardInterrupt())
+    assert run.main([*FAST, *LINEAR, "--out", str(out)]) == 130
+    assert out.read_text() == complete
+    partial = read(tmp_path / "linear-partial.json")
+    assert len(partial["rows"]) == 2 and not partial["complete"] and partial["not_measured"] == ["vit_s/8-384-1000"]
+
+
+def test_a_lost_device_keeps_what_was_measured(interrupted, tmp_path, capsys):
+    out = tmp_path / "linear.json"
+    interrupted(1, DeviceLost("CUDA error: unspecified launch failure"))
+    assert run.main([*FAST, *LINEAR, "--out", str(out)]) == 2
+    assert len(read(out)["rows"]) == 1
+    assert "the device is lost, earlier rows are kept: CUDA error" in capsys.readouterr().err
+
+
+def test_a_complete_run_takes_the_place_of_an_earlier_one(tmp_path):
+    out = tmp_path / "linear.json"
+    out.write_text(json.dumps({"complete": True, "rows": []}))
+    assert run.main([*FAST, *LINEAR, "--measures", "forward", "--out", str(out)]) == 0
+    assert len(read(out)["rows"]) == 1 and not (tmp_path / "linear-partial.json").exists()
+
+
+def test_a_failing_layer_is_reported_and_the_others_are_timed(interrupted, tmp_path):
+    out = tmp_path / "linear.json"
+    interrupted(1, torch.OutOfMemoryError("no room"))
+    assert run.main([*FAST, *LINEAR, "--out", str(out)]) == 1
+    assert [row["refused"] for row in read(out)["rows"]] == [
+        {},
+        *[{"every contender": "OutOfMemoryError: no room"}] * 2,
+    ]
+
+
+def test_time_that_is_used_up_is_said(tmp_path):
+    out = tmp_path / "limited.json"
+    options = ["--models", "vit_s", "--no-models", "--limit", "1e-9", "--out", str(out)]
+    assert run.main([*FAST, *options]) == 0
+    result = json.loads(out.read_text())
+    assert result["rows"] == [] and not result["complete"] and len(result["not_measured"]) == 4
+
+
+def test_curves_end_where_a_round_would_take_too_long(monkeypatch, tmp_path):
+    monkeypatch.setattr(tasks, "CURVES", {"vit_s/8-384-1000": "forward"})
+    monkeypatch.setattr(tasks, "BATCHES", (1, 2))
+    monkeypatch.setattr(tasks, "IMAGES", (64, 128))
+    out = tmp_path / "curves.json"
+    options = [*FAST, "--no-models", "--no-layers", "--scaling", "--out", str(out)]
+    assert run.main(options) == 0
+    found = [(row["scaling"], row["batch"], row["image"], row["workload"]) for row in read(out)["rows"]]
+    name = "vit_s/8-384-1000"
+    assert found == [("batch", 1, 224, name), ("batch", 2, 224, name), ("image", 8, 64, name), ("image", 8, 128, name)]
+    monkeypatch.setattr(tasks, "LONGEST_ROUND", 0.0)
+    assert run.main(options) == 0
+    result = read(out)
+    assert len(result["rows"]) == 2 and result["complete"]
+    assert result["not_measured"][0].startswith("vit_s/8-384-1000, forward, batch 2: a round would take")
+
+
+def test_where_runs_are_stored(tmp_path, monkeypatch):
+    def where(*options):
+        return run.Run(settings, None, [], list(options), parse(list(options))).path
+
+    settings = resolved(parse(["--device", "cpu"]))
+    monkeypatch.setattr(Cpu, "describe", lambda self: {"device": "Some CPU (R) 3"})
+    monkeypatch.setattr(stored, "ROOT", tmp_path)
+    assert str(where()) == "bcos_kernels_bench/some-cpu-r-3.json"
+    folder = tmp_path / "benchmarks" / "results"
+    folder.mkdir(parents=True)
+    assert where() == where("--scaling") == where("--limit", "3") == folder / "some-cpu-r-3.json"
+    for narrower in (["--no-models"], ["--layers", "x"], ["--dtype", "bf16"], ["--batch", "2"]):
+        assert where(*narrower) == folder / "some-cpu-r-3-selection.json"
+    assert where("--quick") == folder / "some-cpu-r-3-quick.json"
+    (folder / "some-cpu-r-3.json").write_text(json.dumps({"complete": True, "rows": [{"scaling": "batch"}]}))
+    assert where() == folder / "some-cpu-r-3-selection.json", "a run without curves is narrower"
+
+
+BAD = {
+    "--models resnet5": "--models resnet5: allowed are resnet50, vit_s",
+    "--measures backward": "--measures backward: allowed are forward, explanation, training, inference",
+    "--contenders ours/quick": "--contenders ours/quick: allowed are plain, reference, compiled",
+    "--layers (": "--layers '(': no regular expression",
+    "--layers nothing --models vit_s": "--layers 'nothing' matches no layer of vit_s",
+    "--batch 0": "--batch 0: must be above 0",
+    "--limit -1": "--limit -1.0: must be above 0",
+    "--device tpu": "--device tpu: allowed are cpu, cuda and cuda:<index>",
+    "--no-layers --no-models": "nothing to measure is left",
+    "--module mine:make": "--module and --input belong together",
+    "--module nowhere:make --input 2,6,9,9": "No module named 'nowhere'",
+    "--module mine:made --input 2,6,9,9": "--module mine:made: mine has no made",
+    "--module mine:text --input 2,6,9,9": "--module mine:text gave str, not a torch.nn.Module",
+    "--module mine:plain --input 2,4": "--module mine:plain: it has no B-cos layers",
+    "--module mine:make --input 2,5,9,9": "--input 2,5,9,9: mine:make cannot take it",
+    "--module mine:make --input 2,6,9,9 --scaling": "--module is measured alone",
+}
+
+
+@pytest.mark.parametrize("options", BAD)
+def test_bad_input_is_refused_in_one_line(options, own, capsys):
+    assert run.main([*FAST, *options.split()] if "--device" not in options else options.split()) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("bcos_kernels bench: " + BAD[options]) and err.count("\n") == 1 and out == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(capsys):
+    assert run.main(["--device", "cuda"]) == 2
+    assert "torch.cuda.is_available() is False" in capsys.readouterr().err
+
+
+def test_list_names_workloads_and_contenders(capsys):
+    assert run.main(["--list", "--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    assert "resnet50/224x224-6-k7s2-64  also in resnext50, densenet121" in text
+    for name in (*workloads.MODELS, "compiled-max", *(f"ours/{name}" for name in bcos_kernels.dispatch.BACKENDS)):
+        assert name in text or name in ("ours/gpu", "ours/reference")
