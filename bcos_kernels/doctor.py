@@ -100,7 +100,7 @@ def _build() -> str:
 
 def _gpu_kernels(name: str, device: str) -> str:
     """Where the kernels of a GPU backend run, or why not."""
-    reasons = gpu.kernels(name).why_not(_call(_CONV, device, torch.float32))
+    reasons = gpu.backend(name).why_not(_call(_CONV, device, torch.float32))
     if reasons:
         return f"{name} kernels: not used here: {'; '.join(reasons)}"
     where = "on the GPU" if device == "cuda" else "in the interpreter (TRITON_INTERPRET=1), where asked for"

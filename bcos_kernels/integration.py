@@ -20,7 +20,6 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from . import dispatch, probe, protocol
 from .backends import gpu
-from .backends.gpu.choice import Choice
 from .backends.gpu.tile import DIRECTIONS
 from .modules import BcosLayer
 from .protocol import Variant
@@ -263,7 +262,7 @@ def _choices(model: nn.Module, args: tuple, names: list[str]) -> dict[str, tuple
     return found
 
 
-def _words(choice: Choice) -> str:
+def _words(choice) -> str:
     return f"{choice} ({choice.reason})"
 
 

@@ -13,9 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .backends.gpu import BACKENDS, choice, choices
+from .backends.gpu import BACKENDS
 from .backends.gpu.device import INTERPRETED
-from .backends.gpu.problem import Problem
 from .backends.gpu.tile import CANDIDATES, DIRECTIONS, Tile
 from .commandline import DTYPES, factory, json_object, progress, shape
 from .integration import accelerate, arguments, report, run_once
@@ -119,7 +118,7 @@ def tune(
     if not (isinstance(directions, (tuple, list)) and directions and all(d in DIRECTIONS for d in directions)):
         raise ValueError(f"directions={directions!r}: allowed are tuples of {', '.join(map(repr, DIRECTIONS))}")
     _check_device()
-    from .backends.gpu import trials
+    from .backends.gpu import choice, choices, trials  # not with the package: most never tune
 
     choices.store({})  # what cannot be stored need not be measured
     problems = _problems(model, args, directions)
@@ -175,7 +174,7 @@ def _unserved(model: nn.Module) -> str:
     return f"no call is served by GPU kernels, which need an accelerated model on a GPU: B-cos layers {listed}"
 
 
-def _described(p: Problem) -> str:
+def _described(p) -> str:
     """A call for a table."""
     sizes = "×".join(map(str, p.x_shape[:2] if p.is_linear else p.x_shape))
     window = "" if p.is_linear else " k" + "×".join(map(str, p.weight_shape[2:]))
@@ -199,9 +198,11 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if not (options.list or options.clear) and (options.model is None or options.input is None):
         parser.error("--model and --input are needed, or --list, or --clear")
+    from .backends.gpu import choices
+
     try:
         if options.list:
-            print(_stored())
+            print(_stored(choices))
         elif options.clear:
             print(f"{choices.delete()} choices of {choices.device()} deleted from {choices.PATH}")
         else:
@@ -245,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _stored() -> str:
+def _stored(choices) -> str:
     """The file of choices as a table for each device."""
     parts = [f"{choices.PATH}" if choices.PATH.exists() else f"{choices.PATH}: not there, nothing was tuned"]
     for device, known in choices.read().items():

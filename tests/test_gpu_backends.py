@@ -91,7 +91,7 @@ def built(monkeypatch):
         monkeypatch.setattr(bcos_kernels, "_C", module)
         monkeypatch.setitem(sys.modules, "bcos_kernels._C", module)
         kernels, absent = cuda._load()
-        monkeypatch.setattr(cuda, "_kernels", kernels)
+        monkeypatch.setattr(cuda, "kernels", kernels)
         monkeypatch.setattr(cuda, "_absent", absent)
         monkeypatch.setattr(cuda, "_device", kernels and kernels.build_info()["device"])
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 
 from ..spec import Call
 
-__all__ = ["unserved"]
+__all__ = ["most_rows", "unserved"]
 
 
 def unserved(call: Call, dtypes: tuple[torch.dtype, ...]) -> list[str]:
@@ -21,3 +23,12 @@ def unserved(call: Call, dtypes: tuple[torch.dtype, ...]) -> list[str]:
     if not call.zero_padded:
         found.append("the padding mode is not 'zeros': the patch norm sees another input than the convolution")
     return found
+
+
+def most_rows(call: Call) -> int:
+    """The most rows that a kernel indexes: pixels × groups of the input, padding counted in."""
+    if call.spec.is_linear:
+        return prod(call.x_shape[:-1])
+    batch, _, height, width = call.x_shape
+    pads = call.spec.padding
+    return batch * (height + 2 * pads[0]) * (width + 2 * pads[1]) * call.spec.groups

@@ -19,5 +19,5 @@ BACKENDS = ("cuda",) if EMULATED else ("triton",) if INTERPRETED else gpu.BACKEN
 
 if EMULATED:
     spec = spec_from_file_location("emulated", EMULATED)
-    cuda._kernels, cuda._device = module_from_spec(spec), DEVICE
-    spec.loader.exec_module(cuda._kernels)
+    cuda.kernels, cuda._device = module_from_spec(spec), DEVICE
+    spec.loader.exec_module(cuda.kernels)

@@ -10,59 +10,38 @@ from functools import cache, partial
 from importlib import import_module
 from types import ModuleType
 
-import torch
-from torch import Tensor
-
 from ...spec import Call
-from . import choice
-from .problem import problem
 
-__all__ = ["BACKENDS", "conv2d", "conv2d_backward", "kernels", "linear", "linear_backward", "operators", "why_not"]
+__all__ = ["BACKENDS", "backend", "conv2d", "conv2d_backward", "linear", "linear_backward", "operators", "why_not"]
 
 BACKENDS = ("cuda", "triton")
 
 
-@cache
-def kernels(backend: str) -> ModuleType:
-    """The module of one backend, with its ``forward`` and ``backward`` of a problem."""
-    return import_module(f"..{backend}", __name__)
+def backend(name: str) -> ModuleType:
+    """The module of one of ``BACKENDS``."""
+    return import_module(f"..{name}", __name__)
 
 
 def why_not(call: Call) -> list[str]:
     """Reasons why not both backends serve ``call``; empty when they do."""
-    return [f"{backend}: {reason}" for backend in BACKENDS for reason in kernels(backend).why_not(call)]
+    return [f"{name}: {reason}" for name in BACKENDS for reason in backend(name).why_not(call)]
 
 
-def operators(*backends: str) -> tuple:
+def operators(*backends: str) -> tuple[partial, ...]:
     """``linear``, ``conv2d`` and their backwards of :mod:`bcos_kernels.ops`, by whichever of ``backends`` is faster."""
-    return (
-        partial(_forward, backends, True),
-        partial(_forward, backends, False),
-        partial(_backward, backends, True),
-        partial(_backward, backends, False),
+    return tuple(
+        partial(_serve, name, backends, linear) for name in ("forward", "backward") for linear in (True, False)
     )
 
 
-def _forward(backends: tuple[str, ...], is_linear: bool, x: Tensor, weight: Tensor, bias, b, *rest):
-    p = problem(x, weight, bias is not None, b is not None, rest[:-1], rest[-1], is_linear)
-    chosen = choice.choose(p, "forward", backends)
-    outputs = kernels(chosen.backend).forward(p, chosen, x, weight, bias, b)
-    if is_linear or _is_channels_last(x) or _is_channels_last(weight):
-        return outputs
-    return tuple(t.contiguous() for t in outputs)
+def _serve(direction: str, *args):
+    return getattr(_serving(), direction)(*args)
 
 
-def _backward(backends: tuple[str, ...], is_linear: bool, grad: Tensor, x: Tensor, weight: Tensor, b, *rest):
-    saved, arguments, (explain, needs) = rest[:4], rest[4:-2], rest[-2:]
-    p = problem(x, weight, needs[2], b is not None, arguments, grad.dtype, is_linear)
-    chosen = choice.choose(p, "explanation" if explain and not needs[1] else "training", backends)
-    grads = kernels(chosen.backend).backward(p, chosen, grad, x, weight, b, saved, explain, needs)
-    dx, *others = (x.new_empty(0) if g is None else g for g in grads)
-    return dx if is_linear or dx.dim() == 1 or _is_channels_last(x) else dx.contiguous(), *others
-
-
-def _is_channels_last(t: Tensor) -> bool:
-    return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+@cache
+def _serving() -> ModuleType:
+    """Imported by the first call of a GPU: machines without one never need it."""
+    return import_module(".serve", __name__)
 
 
 linear, conv2d, linear_backward, conv2d_backward = operators(*BACKENDS)

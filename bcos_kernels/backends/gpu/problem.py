@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from math import gcd, prod
+from math import gcd
 
 import torch
 from torch import Tensor
 
-from ...spec import Call
 from .device import architecture
 
-__all__ = ["HALF", "Problem", "most_rows", "power_of_two", "problem"]
+__all__ = ["HALF", "Problem", "power_of_two", "problem"]
 
 HALF = (torch.float16, torch.bfloat16)
 PACKED_WIDTH = 32  # channels or filters of neighbouring narrow groups that share a tile
@@ -183,15 +182,6 @@ class Problem:
     def precision(self) -> str:
         """Of a product of fp32 tiles."""
         return "tf32" if self.tf32 and self.dtype == torch.float32 else "ieee"
-
-
-def most_rows(call: Call) -> int:
-    """The most rows that a kernel indexes: pixels × groups of the input, padding counted in."""
-    if call.spec.is_linear:
-        return prod(call.x_shape[:-1])
-    batch, _, height, width = call.x_shape
-    pads = call.spec.padding
-    return batch * (height + 2 * pads[0]) * (width + 2 * pads[1]) * call.spec.groups
 
 
 def problem(

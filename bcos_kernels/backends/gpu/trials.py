@@ -13,9 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import choice, choices, kernels
+from . import choice, choices
 from .choice import Choice
 from .problem import Problem
+from .serve import kernels
 from .tile import DIRECTIONS, Tile
 
 __all__ = ["Noted", "Trial", "keep", "listed", "measure", "noting", "of", "served"]
