@@ -177,12 +177,12 @@ start = time.process_time()
 import bcos_kernels
 print(time.process_time() - start)
 new = {name.partition(".")[0] for name in set(sys.modules) - before}
-print(sorted(new & {"triton", "bcos", "torchvision", "numpy"}))
+print(sorted(new & {"triton", "bcos", "torchvision", "numpy", "rich", "matplotlib"}))
 """
 
 
 def test_import_is_cheap():
     """Under 50 ms of processor time above torch, and nothing heavy comes with it."""
-    runs = [python("-c", IMPORT).stdout.splitlines() for _ in range(2)]
+    runs = [python("-c", IMPORT).stdout.splitlines() for _ in range(5)]  # the first may write bytecode
     assert runs[0][1] == "[]"
     assert min(float(run[0]) for run in runs) < 0.05

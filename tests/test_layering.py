@@ -1,8 +1,6 @@
 """The house rule as a test: data travels one way, nothing imports upward; and the package imports lightly."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import bcos_kernels
@@ -66,18 +64,3 @@ def test_every_file_has_a_floor_and_fits_a_screenful_or_ten():
         for path in (repository / folder).rglob("*"):
             if path.suffix in (".py", ".cpp", ".h", ".cu", ".cuh"):
                 assert len(path.read_text().splitlines()) <= 410, f"{path} is too long"
-
-
-def test_import_is_light():
-    """bcos_kernels adds under 50 ms to ``import torch`` and pulls in neither Triton, nor bcos, nor torchvision."""
-    code = (
-        "import sys, time, torch; before = set(sys.modules); t = time.perf_counter(); import bcos_kernels; "
-        "print(time.perf_counter() - t); new = set(sys.modules) - before; "
-        "print(sorted({m.split('.')[0] for m in new} & {'triton', 'bcos', 'torchvision', 'rich', 'matplotlib'}))"
-    )
-    runs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split("\n")
-        for _ in range(3)
-    ]
-    assert min(float(run[0]) for run in runs) < 0.05
-    assert runs[0][1] == "[]"
