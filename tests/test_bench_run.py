@@ -112,6 +112,26 @@ def test_an_interruption_keeps_what_was_measured_and_what_was_complete(interrupt
     assert len(partial["rows"]) == 2 and not partial["complete"] and partial["not_measured"] == ["vit_s/8-384-1000"]
 
 
+def test_an_unfinished_run_is_resumed(interrupted, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "linear.json"
+    measure = tasks.measured
+    interrupted(2, KeyboardInterrupt())
+    assert run.main([*FAST, *LINEAR, "--out", str(out)]) == 130
+    monkeypatch.setattr(tasks, "measured", measure)
+    first = read(out)
+    assert first["not_measured"] and len(first["rows"]) == 2
+    assert run.main([*FAST, *LINEAR, "--resume", str(out)]) == 0
+    whole = read(out)
+    assert whole["complete"] and not whole["not_measured"] and whole["started"] == first["started"]
+    rows = [(row["workload"], row["measure"]) for row in whole["rows"]]
+    assert len(rows) == len(set(rows)) > 2 and [resumed["commit"] for resumed in whole["resumed"]]
+    assert run.main([*FAST, *LINEAR, "--resume", str(out)]) == 2
+    assert "a result is needed that has left something out" in capsys.readouterr().err
+    out.write_text(json.dumps(first))
+    assert run.main([*FAST, *LINEAR, "--seconds", "0.02", "--resume", str(out)]) == 2
+    assert "its settings differ in seconds" in capsys.readouterr().err
+
+
 def test_a_lost_device_keeps_what_was_measured(interrupted, tmp_path, capsys):
     out = tmp_path / "linear.json"
     interrupted(1, DeviceLost("CUDA error: unspecified launch failure"))

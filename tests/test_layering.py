@@ -1,4 +1,4 @@
-"""The house rule as a test: data travels one way, nothing imports upward; and the package imports lightly."""
+"""The house rule as a test: data travels one way, nothing imports upward, and no file is long."""
 
 import ast
 from pathlib import Path

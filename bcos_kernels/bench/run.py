@@ -19,8 +19,8 @@ from . import host, show, stored
 from .contenders import in_a_line
 from .devices import DeviceLost
 from .settings import Settings, parse, resolved
-from .tasks import Bench, Task
-from .timing import keep_pages_warm
+from .tasks import Bench, Task, task_of
+from .timing import keep_pages_warm, release_pages
 
 __all__ = ["main"]
 
@@ -83,6 +83,17 @@ class Run:
         self.kept = stored.is_complete(self.path)
         if self.kept and settings.out is None and not settings.scaling and stored.has_curves(self.path):
             self.path, self.kept = stored.default_path(machine["device"], "selection"), False
+        if options.resume:
+            self.resume(options.resume, stored.unfinished(options.resume, machine, described))
+
+    def resume(self, path: Path, earlier: dict) -> None:
+        """Takes the place of an unfinished run: its header and rates, its rows, and the tasks that it left out."""
+        left = [task for task in self.tasks if task.name in earlier["not_measured"]]
+        own = {"command": self.result["command"], "started": self.result["started"], "commit": self.result["commit"]}
+        rows = [row for row in earlier["rows"] if task_of(row) not in earlier["not_measured"]]
+        resumed = [*earlier.get("resumed", ()), own]
+        self.result = earlier | {"rows": rows, "not_measured": [task.name for task in left], "resumed": resumed}
+        self.path, self.kept, self.tasks = path, False, left
 
     def main(self) -> int:
         """Measures everything that time allows; returns the exit status."""
@@ -103,7 +114,7 @@ class Run:
 
     def measure(self) -> None:
         s, result = self.settings, self.result
-        result["rates"] = self.bench.rates = s.device.rates(s.like.dtype)
+        self.bench.rates = result["rates"] = result["rates"] or s.device.rates(s.like.dtype)
         if s.on_gpu and s.module is None:
             result["host"] = host.rows(s.device.name, s.seconds)
         if s.processes and any(task.prepare for task in self.tasks):
@@ -134,6 +145,7 @@ class Run:
             self.bench.ended.append(f"{task.name}: {in_a_line(failure)}")
         self.result["not_measured"].remove(task.name)
         gc.collect()
+        release_pages()
 
     def store(self) -> None:
         stored.store(self.result, stored.partial_path(self.path) if self.kept else self.path)

@@ -173,6 +173,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--processes", type=int, help="that compile kernels before, GPU alone (default one a core)")
     how.add_argument("--out", type=Path, metavar="FILE", help="(default: a file named after the device)")
     how.add_argument("--list", action="store_true", help="show the workloads and the contenders, run nothing")
+    how.add_argument("--resume", type=Path, metavar="FILE", help="measure what this unfinished run left out, into it")
     how.add_argument("--where", action="store_true", help="print the file that a run would be stored in, run nothing")
     made.add_argument("--warm-up", metavar="I/N", help=argparse.SUPPRESS)
     return made

@@ -14,7 +14,17 @@ import torch
 
 from .. import __version__
 
-__all__ = ["ROOT", "commit", "default_path", "has_curves", "header", "is_complete", "partial_path", "store"]
+__all__ = [
+    "ROOT",
+    "commit",
+    "default_path",
+    "has_curves",
+    "header",
+    "is_complete",
+    "partial_path",
+    "store",
+    "unfinished",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout, where the package is used from one."""
@@ -44,6 +54,19 @@ def is_complete(path: Path) -> bool:
 def has_curves(path: Path) -> bool:
     """Whether ``path`` holds scaling curves."""
     return any(row.get("scaling") for row in _read(path).get("rows", ()))
+
+
+def unfinished(path: Path, machine: dict, settings: dict) -> dict:
+    """The result of a run that left something out, under these conditions; ValueError where ``path`` holds none."""
+    earlier = _read(path)
+    if not earlier.get("not_measured") or earlier.get("complete"):
+        raise ValueError(f"--resume {path}: a result is needed that has left something out")
+    for name, now in (("machine", machine), ("settings", settings)):
+        now = json.loads(json.dumps(now))
+        other = [key for key in now.keys() | earlier[name].keys() if now.get(key) != earlier[name].get(key)]
+        if other:
+            raise ValueError(f"--resume {path}: its {name} differ in {', '.join(sorted(other))}")
+    return earlier
 
 
 def _read(path: Path) -> dict:

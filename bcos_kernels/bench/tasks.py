@@ -20,7 +20,7 @@ from .settings import QUICK_IMAGE, QUICK_MEASURE, QUICK_MODEL, Settings
 from .workloads import IMAGE, MODELS, TRANSFORMERS, Layer, network
 from .workloads import layers as read
 
-__all__ = ["Bench", "Task"]
+__all__ = ["Bench", "Task", "task_of"]
 
 CHECKED = 8
 """Images, spread over the batch or at its beginning, that are checked where checking all would take too long."""
@@ -261,6 +261,13 @@ class Bench:
         pair = (module.to(like.device, like.dtype) for module in (layer.reference(), layer.plain()))
         row = self._layer_row(layer, build(*pair, wanted), measure, wanted, True, image)
         return row | {"workload": workload}
+
+
+def task_of(row: dict) -> str:
+    """The name of the task that a row is of."""
+    if row["scaling"]:
+        return f"{row['workload']}, {row['measure']}, scaling of the {row['scaling']}"
+    return row["workload"] if row["scope"] == "layer" else f"{row['workload']}, {row['measure']}"
 
 
 def _ready(module: nn.Module, like: Tensor) -> nn.Module:

@@ -6,8 +6,9 @@ import ctypes
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
-__all__ = ["geomean", "interleave", "keep_pages_warm", "ratios", "summarise", "wall_clock"]
+__all__ = ["geomean", "interleave", "keep_pages_warm", "ratios", "release_pages", "summarise", "wall_clock"]
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from malloc.h
 WARM_UP = 2
@@ -23,6 +24,12 @@ def keep_pages_warm() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return mallopt(M_MMAP_MAX, 0) == 1 and mallopt(M_TRIM_THRESHOLD, 2**31 - 1) == 1
+
+
+def release_pages() -> None:
+    """Gives the pages that :func:`keep_pages_warm` keeps back to the system: over a long run they would add up."""
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def wall_clock(call: Callable[[], object]) -> float:

@@ -302,6 +302,7 @@ cudaError_t implicit_gemm_fwd(const ImplicitGemmFwd& p, cudaStream_t stream) {
   const Shape& s = p.shape;
   if (int64_t(s.N) * s.window.OH * s.window.OW * s.FG == 0) return cudaSuccess;
   if (p.out_dtype != p.dtype && p.out_dtype != Dtype::Float32) return cudaErrorInvalidValue;
+  if (s.max_out > kMostMaxOut) return cudaErrorInvalidValue;
   return by_dtype(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     if constexpr (sizeof(T) == 4)

@@ -1,7 +1,7 @@
 // Launchers of the CUDA kernels, free of torch: each checks nothing but what CUDA reports, and returns it.
 //
 // For sm_80 and later. Of shared memory a block takes up to 70144 bytes, and of depthwise layers 264 for each
-// tap. cudaErrorInvalidValue: a dtype or a pair of dtypes that params.h does not allow.
+// tap. cudaErrorInvalidValue: dtypes or a max_out that params.h does not allow.
 #pragma once
 
 #include <cuda_runtime_api.h>

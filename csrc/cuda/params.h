@@ -16,6 +16,8 @@ namespace bcos::cuda {
 
 enum class Dtype : int { Float32, Float16, BFloat16 };
 
+constexpr int kMostMaxOut = 64;  // filters of an output that a tile holds
+
 // Which formula, and its constants.
 struct Formula {
   Power power;                                        // General where b is a tensor
@@ -132,7 +134,7 @@ struct Shape {
 };
 
 // y = transform(max over max_out of (alpha x * w + bias), n), and what the backward needs.
-// At most 64 filters of an output, and 65535 groups.
+// At most kMostMaxOut filters of an output, and 65535 groups.
 struct ImplicitGemmFwd {
   const void* x;         // [N, H, W, G * CG]
   const void* w;         // [G * FG, KH, KW, CG]
