@@ -36,7 +36,7 @@ lint: $(READY) ## ruff and clang-format, as checks
 bench: setup ## times of layers, models and curves on this machine, and the README's tables; half an hour (ARGS="--quick")
 	$(PYTHON) -m bcos_kernels bench $(or $(ARGS),--scaling)
 	$(PYTHON) -m bcos_kernels bench report $$($(PYTHON) -m bcos_kernels bench $(or $(ARGS),--scaling) --where) \
-		$(if $(ARGS),,--readme README.md)
+		benchmarks/results/triton_aot.json $(if $(ARGS),,--readme README.md)
 
 gpu: ## tests and times on this machine's GPU, in 9 minutes; installs nothing (ARGS="--no-bench", OUT=/a/folder)
 	$(or $(BCOS_PYTHON),python3) -m benchmarks.gpu $(ARGS)
@@ -55,7 +55,7 @@ CUDA_TORCH ?= 2.11.0
 cuda: ## the wheel built and imported against torch's CUDA build, without a GPU; downloads gigabytes (CUDA_TORCH=2.11.0)
 	@test -n "$$CUDA_HOME" || { echo "CUDA_HOME must name a CUDA toolkit, of the version of torch's"; exit 1; }
 	test -x build/cuda-$(CUDA_TORCH)/bin/python || python3 -m venv build/cuda-$(CUDA_TORCH)
-	build/cuda-$(CUDA_TORCH)/bin/python -m pip install --quiet torch==$(CUDA_TORCH) 'setuptools>=77' wheel ninja numpy
+	build/cuda-$(CUDA_TORCH)/bin/python -m pip install --quiet torch==$(CUDA_TORCH) 'setuptools>=77,<82' wheel ninja numpy
 	build/cuda-$(CUDA_TORCH)/bin/python .ci/wheel.py --check
 
 clean: ## removes what was built, keeps .venv

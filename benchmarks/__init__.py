@@ -1,1 +1,1 @@
-"""What the fused layers cost beside plain ones and beside the reference: see ``cpu_layers``."""
+"""What the fused layers cost beside plain ones and beside the reference: see :mod:`bcos_kernels.bench`."""

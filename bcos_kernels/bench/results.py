@@ -108,12 +108,13 @@ def conditions(result: dict, code: str = "`") -> str:
     measured = ""
     if rates:
         measured = f"; copies {rates['bytes/s'] / 1e9:.0f} GB/s, products {flops_per_second(rates['FLOP/s'])}"
-    commit = result.get("commit") or "unknown"
-    commit = commit[:10] + ("+changes" if commit.endswith("+changes") else "")
+    commit = _short(result.get("commit"))
+    later = [_short(more["commit"]) for more in result.get("resumed", ())]
+    resumed = f", resumed at {', '.join(later)}" if later else ""
     how = [NAMES.get(settings["dtype"], settings["dtype"]), settings.get("memory_format", ""), _batch(settings)]
     return (
         f"{device(result)}{measured}; {', '.join(shown)}; {', '.join(filter(None, how))}; "
-        f"{code}{result['command']}{code} at commit {commit}, {result['started'][:10]}"
+        f"{code}{result['command']}{code} at commit {commit}, {result['started'][:10]}{resumed}"
     )
 
 
@@ -128,3 +129,8 @@ def _batch(settings: dict) -> str:
     if isinstance(batch, dict):
         return "batch " + ", ".join(f"{size} ({what})" for what, size in batch.items())
     return "" if batch is None else f"batch {batch}"
+
+
+def _short(commit: str | None) -> str:
+    commit = commit or "unknown"
+    return commit[:10] + ("+changes" if commit.endswith("+changes") else "")
