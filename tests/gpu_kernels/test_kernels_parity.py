@@ -53,7 +53,9 @@ def test_candidate(case, candidate, dtype, force, backend):
     force(candidate)
     # a rounding that turns a maximum to another filter shows in few inputs, and there far above all others
     seeds = range(9) if "max_out" in case.name and dtype != torch.float32 else SEEDS
-    if STANDS_IN and backend == "triton" and case.name in LONG:
+    # the interpreter is slow; the other candidates share forward or products with what is tried more
+    shared = candidate != "one-pass" and len(case.x) == 4 and seeds == SEEDS
+    if STANDS_IN and backend == "triton" and (case.name in LONG or shared):
         seeds = range(1)
     # beside the vendor's products the CUDA helpers take NCHW as well
     both = not STANDS_IN or (backend == "cuda" and candidate == "vendor")
