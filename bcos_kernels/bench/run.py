@@ -18,13 +18,13 @@ from ..commandline import progress
 from . import host, show, stored
 from .contenders import in_a_line
 from .devices import DeviceLost
+from .results import SCHEMA
 from .settings import Settings, parse, resolved
 from .tasks import Bench, Task, task_of
 from .timing import keep_pages_warm, release_pages
 
 __all__ = ["main"]
 
-SCHEMA = 2
 PACKAGES = ("triton", "bcos", "torchvision", "numpy")
 COMPILING_SHARE = 0.4  # of the time limit, at most, for compiling before anything is timed
 COMPILER_BYTES = 8 << 30  # of GPU memory for each process that compiles

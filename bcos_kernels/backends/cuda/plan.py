@@ -31,7 +31,7 @@ def candidates(p: Problem, direction: str) -> tuple[str, ...]:
 
 def tiles(p: Problem, direction: str, candidate: str) -> list[Tile]:
     """The tiles of the product that forms y or dx, the best guess first; none where there is nothing to choose."""
-    if candidate == "vendor" or (p.depthwise and candidate != "semi"):
+    if candidate == "vendor" or p.depthwise:
         return []
     wide = p.dtype in HALF and p.group_channels % 8 == 0
     if direction != "forward":

@@ -354,10 +354,9 @@ Gradients backward(const Problem& p, const Saved& given, const Needs& needs, con
   const Saved saved{p.dense(given.grad), p.dense(given.x), given.weight,          p.dense(given.y),
                     p.dense(given.n),    p.dense(given.l), p.dense(given.winner), given.b};
   const auto weights = prepare(p, given.weight, given.x.scalar_type(), needs.bias);
-  const bool one_pass = way.candidate == Candidate::OnePass && !needs.b;
-  const auto serve = way.candidate == Candidate::Vendor ? vendor_backward
-                     : p.depthwise() && one_pass        ? depthwise_backward
-                                                        : implicit_gemm_backward;
+  // a depthwise layer's own kernels form no db, and a product of one channel would waste its tile
+  const bool vendor = way.candidate == Candidate::Vendor || (p.depthwise() && needs.b);
+  const auto serve = vendor ? vendor_backward : p.depthwise() ? depthwise_backward : implicit_gemm_backward;
   const bool detached = p.formula.explain || !p.formula.has_norm();
   const auto parts = serve({p, saved, weights, exponent(given.b), needs, way, detached});
   Gradients out;
