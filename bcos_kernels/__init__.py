@@ -1,7 +1,7 @@
 """B-cos layers at the price of plain ones: fused kernels of the B-cos transform (Böhle et al., CVPR 2022)."""
 
 from . import functional
-from .integration import accelerate, report, restore
+from .adopt import accelerate, report, restore
 from .modules import BcosConv2d, BcosConv2dWithScale, BcosLinear
 from .tune import tune
 

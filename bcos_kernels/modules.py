@@ -6,6 +6,7 @@ Formula: Böhle et al., B-cos Networks, CVPR 2022 (arXiv 2205.10268), eq. 3, and
 from __future__ import annotations
 
 import math
+import warnings
 from numbers import Real
 
 import torch
@@ -63,6 +64,9 @@ class BcosLayer(nn.Module):
         """Whether the explanation mode is on."""
         return self.detach
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise RuntimeError("torch.jit.script cannot compile a fused layer: use torch.jit.trace or torch.export instead")
+
     def _transform_options(self, x: Tensor) -> dict:
         """Keyword arguments of the functional layer that both kinds of layer pass."""
         # outside autocast y has x's dtype; a training script's validation pass then runs unchanged
@@ -95,10 +99,13 @@ class BcosConv2d(BcosLayer):
         max_out: filters per output channel, of which the largest linear output is kept.
         out_dtype: dtype of the outputs under autocast; None gives fp32 as the reference does.
         backend: see :func:`bcos_kernels.functional.bcos_conv2d`.
-        **kwargs: ignored, as the reference ignores them (``bias`` among them: there is none).
+        **kwargs: ignored, as the reference ignores them: ``bias`` (there is none) and ``scale_fact``; others warn.
 
     Raises:
         TypeError, ValueError: an argument outside of the above.
+
+    Warns:
+        UserWarning: a keyword that nobody knows.
     """
 
     def __init__(
@@ -121,6 +128,7 @@ class BcosConv2d(BcosLayer):
         **kwargs,
     ) -> None:
         super().__init__(b, max_out, out_dtype, backend)
+        _warn_of_unknown(type(self).__name__, kwargs)
         _check_conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -259,6 +267,17 @@ class BcosLinear(BcosLayer):
     def forward(self, in_tensor: Tensor) -> Tensor:
         """``[..., in_features]`` -> ``[..., out_features]``."""
         return bcos_linear(in_tensor, self.linear.weight, self.linear.bias, **self._transform_options(in_tensor))
+
+
+IGNORED = ("bias", "scale_fact")
+"""Keywords that the reference's own models pass to a convolution, which has no use for them."""
+
+
+def _warn_of_unknown(kind: str, keywords: dict) -> None:
+    """A misspelt keyword would otherwise leave its default in place without a word."""
+    unknown = ", ".join(f"{name}={value!r}" for name, value in keywords.items() if name not in IGNORED)
+    if unknown:
+        warnings.warn(f"{kind}({unknown}): unknown and ignored, as the reference ignores it", stacklevel=4)
 
 
 def _exponent(b: float | Tensor) -> float | Tensor:

@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 
 from . import compat, dispatch
-from .integration import accelerate_as_built
+from .adopt import accelerate_as_built
 
 __all__ = ["main"]
 

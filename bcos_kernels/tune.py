@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .adopt import accelerate, arguments, report, run_once
 from .backends.gpu import BACKENDS
 from .backends.gpu.device import INTERPRETED
 from .backends.gpu.tile import CANDIDATES, DIRECTIONS, Tile
 from .commandline import DTYPES, factory, json_object, progress, shape
-from .integration import accelerate, arguments, report, run_once
 from .text import aligned
 
 __all__ = ["Row", "Tuning", "main", "tune"]

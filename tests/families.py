@@ -1,12 +1,15 @@
 """Stand-ins of the published families of B-cos layers: their attributes, and their maths in plain torch."""
 
+import copy
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bcos_kernels import integration
+import bcos_kernels as bk
+from bcos_kernels.adopt import fingerprint, published
+from bcos_kernels.adopt.accelerate import plan_of
 from bcos_kernels.compat import import_reference
 
 M = import_reference().modules
@@ -82,30 +85,29 @@ class Bcosification:
         def set_explanation_mode(self, activate=True):
             self.detach = activate
 
+        def forward(self, x):
+            l = self.linear(x)  # noqa: E741
+            if self.b == 1 and not self.b_loss:
+                return l
+            b = self.b + 2 if self.b_loss else self.b.clamp(1 + 1e-6) if self.clamping else self.b
+            cos = l.abs() / self.calc_norms(x)
+            if self.b != 2 or self.b_loss:
+                cos = (cos + 1e-6) ** (b - 1)
+            return l * (cos.detach() if self.detach else cos)
+
     class BcosifyConv2d(_Base):
         def __init__(self, *args, b=2, clamping=False, b_loss=False, **options):
             super().__init__(nn.Conv2d(*args, **options), b, clamping, b_loss)
 
-        def forward(self, x):
-            return _bcosified(self, x, lambda: window_norm(x, self.linear))
+        def calc_norms(self, x):
+            return window_norm(x, self.linear)
 
     class BcosifyLinear(_Base):
         def __init__(self, *args, b=2, clamping=False, b_loss=False):
             super().__init__(nn.Linear(*args), b, clamping, b_loss)
 
-        def forward(self, x):
-            return _bcosified(self, x, lambda: x.norm(dim=-1, keepdim=True) + 1e-12)
-
-
-def _bcosified(layer, x, norm):
-    l = layer.linear(x)  # noqa: E741
-    if layer.b == 1 and not layer.b_loss:
-        return l
-    b = layer.b + 2 if layer.b_loss else layer.b.clamp(1 + 1e-6) if layer.clamping else layer.b
-    cos = l.abs() / norm()
-    if layer.b != 2 or layer.b_loss:
-        cos = (cos + 1e-6) ** (b - 1)
-    return l * (cos.detach() if layer.detach else cos)
+        def calc_norms(self, x):
+            return x.norm(dim=-1, keepdim=True) + 1e-12
 
 
 class _LateProduct(torch.autograd.Function):
@@ -138,30 +140,45 @@ class DynamicMultiplication(nn.Module):
 class ModelGuidance:
     """Namespace of the late layers; the linear one has no epsilon on its cosine."""
 
-    class BcosConv2d(nn.Module):
-        def __init__(self, inc, outc, kernel_size=1, stride=1, padding=0, b=2, max_out=1, normalize_weights=True):
+    class _Base(nn.Module):
+        def __init__(self, linear, b, max_out, normalize_weights):
             super().__init__()
-            kind = UnitConv2d if normalize_weights else nn.Conv2d
-            self.linear = kind(inc, outc * max_out, kernel_size, stride, padding, bias=False)
-            self.in_channels, self.out_channels, self.b, self.max_out = inc, outc, b, max_out
-            self.normalized_weights = normalize_weights
+            self.linear, self.b, self.max_out, self.normalized_weights = linear, b, max_out, normalize_weights
             self.dynamic_multiplication = DynamicMultiplication()
 
         def forward(self, x):
-            return _late(self, x, window_norm(x, self.linear), 1, 1e-6)
+            l = _max(self.linear(x), self.max_out, self.dim)  # noqa: E741
+            if self.b == 1:
+                return l
+            norm = self.calc_norms(x)
+            if not self.normalized_weights:
+                norm = norm * self.linear.weight.flatten(1).norm(dim=1).view(-1, *self.ones)
+            cos = l.abs() / norm
+            scale = cos if self.b == 2 else (cos + self.epsilon) ** (self.b - 1)
+            return self.dynamic_multiplication(weight=scale, input=l)
 
-    class BcosLinear(nn.Module):
-        epsilon = 0.0
+    class BcosConv2d(_Base):
+        dim, ones, epsilon = 1, (1, 1), 1e-6
+
+        def __init__(self, inc, outc, kernel_size=1, stride=1, padding=0, b=2, max_out=1, normalize_weights=True):
+            kind = UnitConv2d if normalize_weights else nn.Conv2d
+            linear = kind(inc, outc * max_out, kernel_size, stride, padding, bias=False)
+            super().__init__(linear, b, max_out, normalize_weights)
+            self.in_channels, self.out_channels = inc, outc
+
+        def calc_norms(self, x):
+            return window_norm(x, self.linear)
+
+    class BcosLinear(_Base):
+        dim, ones, epsilon = -1, (), 0.0
 
         def __init__(self, in_features, out_features, b=2, max_out=1, normalize_weights=True):
-            super().__init__()
-            self.linear = UnitLinear(in_features, out_features * max_out, bias=False)
-            self.in_features, self.out_features, self.b, self.max_out = in_features, out_features, b, max_out
-            self.normalized_weights = normalize_weights
-            self.dynamic_multiplication = DynamicMultiplication()
+            linear = UnitLinear(in_features, out_features * max_out, bias=False)
+            super().__init__(linear, b, max_out, normalize_weights)
+            self.in_features, self.out_features = in_features, out_features
 
-        def forward(self, x):
-            return _late(self, x, row_norm(x), -1, self.epsilon)
+        def calc_norms(self, x):
+            return row_norm(x)
 
 
 class LanguageModel:
@@ -169,17 +186,6 @@ class LanguageModel:
 
     class BcosLinear(ModelGuidance.BcosLinear):
         epsilon = 1e-6
-
-
-def _late(layer, x, norm, dim, epsilon):
-    l = _max(layer.linear(x), layer.max_out, dim)  # noqa: E741
-    if layer.b == 1:
-        return l
-    if not layer.normalized_weights:
-        norm = norm * layer.linear.weight.flatten(1).norm(dim=1).view(-1, *[1] * (l.dim() - 2 if dim == 1 else 0))
-    cos = l.abs() / norm
-    scale = cos if layer.b == 2 else (cos + epsilon) ** (layer.b - 1)
-    return layer.dynamic_multiplication(weight=scale, input=l)
 
 
 class Minimal:
@@ -203,6 +209,32 @@ class Minimal:
             if self.b != 2:
                 cos = (cos + 1e-6) ** (self.b - 1)
             return l * (cos.detach() if self.detach else cos)
+
+
+FORMULAS = (
+    (FirstVersion.BcosConv2d, (1e-6, 0.0), 1e-6),
+    (Bcosification.BcosifyConv2d, (1e-6, 0.0), 1e-6),
+    (Bcosification.BcosifyLinear, (0.0, 1e-12), 1e-6),
+    (ModelGuidance.BcosConv2d, (1e-6, 0.0), 1e-6),
+    (ModelGuidance.BcosLinear, (1e-6, 0.0), 0.0),
+    (LanguageModel.BcosLinear, (1e-6, 0.0), 1e-6),
+    (Minimal.BcosConv2d, (1e-6, 0.0), 1e-6),
+)
+"""What each family's layer computes: the epsilons of its norm and of its cosine."""
+
+
+def publish(monkeypatch):
+    """The table of published code with the stand-ins in it."""
+    table = {kind: dict(rows) for kind, rows in published._table().items()}
+    for kind, norm_eps, cos_eps in FORMULAS:
+        unit = {"unit": True} if kind is Minimal.BcosConv2d else {}
+        formula = {"norm_eps": norm_eps, "cos_eps": cos_eps, **unit}
+        table["layers"][fingerprint.of(kind.__mro__).digest] = {"formula": formula}
+    for kind in (UnitConv2d, UnitLinear):
+        table["linears"][fingerprint.of(kind.__mro__).digest] = {"formula": {"unit": True}}
+    table["modes"][fingerprint.of(DynamicMultiplication.__mro__).digest] = {"formula": {"late": True}}
+    monkeypatch.setattr(published, "_table", lambda: table)
+    monkeypatch.setattr(published, "_CODES", {})
 
 
 def set_mode(layer, on):
@@ -233,7 +265,19 @@ def layers(b):
 
 
 def is_accelerated(module):
-    return integration._plan(module) is not None
+    return plan_of(module) is not None
+
+
+def reason(layer):
+    """Why the one layer in a module is not accelerated."""
+    (row,) = bk.report(layer).rows
+    assert row.backend is None
+    return row.reason
+
+
+def plain(layer):
+    """A copy that runs its own forward."""
+    return bk.restore(copy.deepcopy(layer))
 
 
 def example(layer, seed=0):

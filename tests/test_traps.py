@@ -1,4 +1,4 @@
-"""The parity traps of B-cos code, one named test each; what only a module can show stands in test_integration.py."""
+"""The parity traps of B-cos code, one named test each; what only a module can show stands in test_accelerate.py."""
 
 from itertools import product
 

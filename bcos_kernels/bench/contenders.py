@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..adopt import accelerate, report
 from ..backends.gpu.tile import DIRECTIONS
-from ..integration import accelerate, report
 from .forcing import BACKENDS, candidates, forced
 
 __all__ = ["BACKENDS", "Contender", "Contest", "build", "error", "in_a_line", "known", "refusal", "served"]

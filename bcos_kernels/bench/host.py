@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..adopt import accelerate
 from ..functional import bcos_conv2d, bcos_linear
-from ..integration import accelerate
 from ..modules import BcosConv2d
 from .timing import interleave
 from .workloads import Layer

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..adopt import report
 from ..commandline import factory
-from ..integration import report
 from . import layers, models
 from .contenders import Contender, build, in_a_line
 from .devices import DeviceLost

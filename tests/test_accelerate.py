@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 import bcos_kernels as bk
-from bcos_kernels import dispatch, integration
+from bcos_kernels import dispatch
+from bcos_kernels.adopt import Row, accelerate_as_built
 from bcos_kernels.compat import import_reference
 
 bcos = import_reference()
@@ -41,7 +42,7 @@ def test_identity_class_and_restore():
 def test_root_may_be_a_layer_and_twice_is_once():
     layer = M.BcosLinear(6, 4)
     bk.accelerate(bk.accelerate(layer), backend="reference")
-    assert bk.report(layer).rows[0] == integration.Row("(model)", "BcosLinear", "reference")
+    assert bk.report(layer).rows[0] == Row("(model)", "BcosLinear", "reference")
     assert type(bk.restore(layer)) is M.BcosLinear
 
 
@@ -130,7 +131,8 @@ def test_weight_norm_pruning_and_parametrization():
 
 
 @pytest.mark.parametrize("name", ["v1", "late conv", "minimal", "bcosify clamped", "dilated"])
-def test_deepcopy_pickle_and_save(name):
+def test_deepcopy_pickle_and_save(name, monkeypatch):
+    families.publish(monkeypatch)
     layer = {**families.layers(1.5), "dilated": M.BcosConv2d(6, 4, 3, dilation=2).double()}[name]
     bk.accelerate(layer)
     x = example(layer)
@@ -317,7 +319,7 @@ def test_report_is_a_table():
     assert [row.name for row in report.rows] == ["0.0", "0.2", "0.4", "1", "2", "3"]
     assert (report.accelerated, report.left_alone) == (4, 2)
     assert lines[0].split() == ["module", "class", "backend"]
-    assert "left alone: class OwnForward overrides forward" in lines[4]
+    assert "left alone: the code of OwnForward.forward is not among the published layers" in lines[4]
     assert "accelerate(model) would" in lines[5]
     assert lines[-1].startswith("6 B-cos layers: 4 accelerated (") and lines[-1].endswith(", 2 left alone")
 
@@ -364,13 +366,13 @@ def test_bad_options(options, error, message):
 
 
 def test_layers_are_accelerated_as_they_are_built():
-    with integration.accelerate_as_built() as tally:
+    with accelerate_as_built() as tally:
         model = net()
         holder = nn.Module()
         holder.odd = OwnForward(3, 3)
         holder.again = model[0]
     outside = net()
-    assert tally == {None: 3, ("OwnForward", "class OwnForward overrides forward"): 1}
+    assert tally == {None: 3, ("OwnForward", "the code of OwnForward.forward is not among the published layers"): 1}
     assert bk.report(model).accelerated == 3
     assert not any(is_accelerated(m) for m in outside)
     assert_close({"y": model(X).detach()}, {"y": outside(X).detach()})

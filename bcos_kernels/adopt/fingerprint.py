@@ -1,0 +1,257 @@
+"""Fingerprints of code: which published method is it that decides what a module computes?
+
+A fingerprint is a hash of the syntax trees of a class's forward and of everything that it calls on ``self``, on
+``super()`` and by name. Comments, docstrings, annotations and formatting do not count; what a global name stands for
+does. The code that runs is compared with the source that was hashed, so that a file edited after its import or a
+function behind a decorator is never mistaken for the code in the file.
+"""
+
+from __future__ import annotations
+import __future__ as future
+
+import ast
+import builtins
+import functools
+import hashlib
+import inspect
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import CodeType, FunctionType, ModuleType
+
+__all__ = ["Fingerprint", "Unreadable", "of"]
+
+
+class Unreadable(Exception):
+    """The code of a class cannot be told: the message says which part of it, and why."""
+
+    methods: tuple[tuple[type, str, object], ...] = ()
+    """What was read until then, as of a fingerprint; the part that could not be told is among them."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What decides the value of one class, as one hash and as the objects behind it."""
+
+    digest: str
+    """16 hexadecimal digits; ``"torch"`` where every method is PyTorch's own."""
+    methods: tuple[tuple[type, str, object], ...]
+    """``(class, name, value)`` of every method and class attribute that takes part, where it is defined."""
+    reads: frozenset[str]
+    """Attributes of ``self`` that the code reads and that the class does not define."""
+
+
+def of(mro: tuple[type, ...], roots: tuple[str, ...] = ("forward",)) -> Fingerprint:
+    """The fingerprint of the class whose method resolution order is ``mro``.
+
+    Raises:
+        Unreadable: a part of the code has no source, is no plain function, or uses what cannot be named.
+    """
+    reader = _Reader(mro)
+    try:
+        for root in roots:
+            reader.follow(root, mro)
+    except Unreadable as error:
+        error.methods = tuple(reader.methods)
+        raise
+    texts = sorted(f"{label} = {text}" for label, text in reader.texts.items())
+    own = any(not text.startswith("torch:") for text in reader.texts.values())
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16] if own else "torch"
+    return Fingerprint(digest, tuple(reader.methods), frozenset(reader.reads))
+
+
+class _Reader:
+    """Follows the code of one class from method to method and keeps the text of each."""
+
+    def __init__(self, mro: tuple[type, ...]) -> None:
+        self.mro = mro
+        self.texts: dict[str, str] = {}
+        self.methods: list[tuple[type, str, object]] = []
+        self.reads: set[str] = set()
+
+    def follow(self, name: str, mro: tuple[type, ...]) -> None:
+        """Takes up what ``name`` is on a class; ``mro`` is a tail of the whole one behind ``super()``."""
+        owner = next((c for c in mro if name in vars(c)), None)
+        if owner is None:
+            self.reads.add(name)
+            return
+        definers = [c for c in self.mro if name in vars(c)]
+        label = f"{name}/{definers.index(owner)}"
+        if label in self.texts:
+            return
+        value = vars(owner)[name]
+        self.methods.append((owner, name, getattr(owner, name)))
+        if _is_of_torch(owner):
+            self.texts[label] = _torch_text(owner, name, value)
+            return
+        self.texts[label] = ""  # a method that calls itself ends here
+        self.texts[label] = self._text(f"{owner.__name__}.{name}", value, owner)
+
+    def _text(self, title: str, value, owner: type | None) -> str:
+        if isinstance(value, property):
+            value = value.fget
+        elif isinstance(value, (staticmethod, classmethod)):
+            value = value.__func__
+        elif _is_constant(value):
+            return repr(value)
+        if not isinstance(value, FunctionType):
+            raise Unreadable(f"{title} is {type(value).__name__}, not a plain function")
+        definition = _definition(title, value)
+        names = [f"{name}={self._named(title, name, found)}" for name, found in _globals(title, value, definition)]
+        first = definition.args.args[0].arg if definition.args.args and owner is not None else None
+        for node in ast.walk(definition):
+            if isinstance(node, ast.Attribute) and owner is not None:
+                if isinstance(node.value, ast.Name) and node.value.id == first:
+                    self.follow(node.attr, self.mro)
+                elif _is_super(node.value):
+                    self.follow(node.attr, self.mro[self.mro.index(owner) + 1 :])
+        return f"{_normal(definition)} where {', '.join(names)}"
+
+    def _named(self, title: str, name: str, value) -> str:
+        """What a global name stands for, in words that are the same in every copy of the code."""
+        if isinstance(value, ModuleType):
+            return value.__name__
+        if _is_constant(value):
+            return repr(value)
+        module = getattr(value, "__module__", None) or ""
+        if module.partition(".")[0] in ("torch", "numpy", "math", "builtins", "typing"):
+            return f"{module}.{getattr(value, '__qualname__', name)}"
+        if isinstance(value, FunctionType):
+            return f"({self._text(name, value, None)})"
+        if isinstance(value, type):
+            mro = value.__mro__
+            roots = tuple(r for r in ("forward", "backward", "setup_context", "jvp", "vmap") if _is_own(mro, r))
+            inner = of(mro, roots)
+            self.methods += inner.methods
+            return inner.digest
+        raise Unreadable(f"{title} uses the global {name}, which is {type(value).__name__}")
+
+
+def _is_constant(value) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_constant, value))
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def _is_of_torch(owner: type) -> bool:
+    return owner is object or owner.__module__.partition(".")[0] == "torch"
+
+
+def _is_own(mro: tuple[type, ...], name: str) -> bool:
+    owner = next((c for c in mro if name in vars(c)), None)
+    return owner is not None and not _is_of_torch(owner)
+
+
+def _torch_text(owner: type, name: str, value) -> str:
+    """The name of a method of PyTorch; one that somebody put in its place has another home."""
+    if isinstance(value, FunctionType) and value.__module__ != owner.__module__:
+        raise Unreadable(f"{owner.__name__}.{name} of torch was replaced")
+    return f"torch:{owner.__qualname__}.{name}"
+
+
+def _is_super(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super"
+
+
+def _definition(title: str, function: FunctionType) -> ast.FunctionDef:
+    """The syntax tree of the code that ``function`` runs."""
+    code = function.__code__
+    try:
+        lines, _ = inspect.findsource(code)
+        tree, compiled = _compiled("".join(lines), code.co_filename, code.co_flags & _FUTURES)
+    except (OSError, TypeError, IndexError, SyntaxError):
+        raise Unreadable(f"the source of {title} cannot be read") from None
+    if not any(_same_code(found, code) for found in _nested(compiled)):
+        raise Unreadable(f"{title} runs other code than its source file holds")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and _first_line(node) == code.co_firstlineno:
+            return node
+    raise Unreadable(f"{title} is no plain function")
+
+
+_FUTURES = functools.reduce(operator.or_, (getattr(future, n).compiler_flag for n in future.all_feature_names))
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(source: str, file: str, flags: int) -> tuple[ast.Module, CodeType]:
+    """A whole file, since what its imports are has a say in the code of its functions."""
+    return ast.parse(source), compile(source, file, "exec", flags, dont_inherit=True)
+
+
+def _first_line(node: ast.FunctionDef) -> int:
+    return min(n.lineno for n in (node, *node.decorator_list))
+
+
+def _nested(code: CodeType) -> Iterator[CodeType]:
+    """The code objects within a code object, outer ones first."""
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield constant
+            yield from _nested(constant)
+
+
+def _same_code(a: CodeType, b: CodeType) -> bool:
+    alike = ("co_firstlineno", "co_code", "co_names", "co_varnames", "co_freevars", "co_cellvars")
+    if any(getattr(a, name) != getattr(b, name) for name in alike) or len(a.co_consts) != len(b.co_consts):
+        return False
+    return all(
+        _same_code(x, y) if isinstance(x, CodeType) and isinstance(y, CodeType) else (type(x), x) == (type(y), y)
+        for x, y in zip(a.co_consts, b.co_consts, strict=True)
+    )
+
+
+def _globals(title: str, function: FunctionType, definition: ast.FunctionDef) -> list[tuple[str, object]]:
+    """The global names that a function uses and what they stand for now, sorted; builtins are themselves."""
+    foreign = set(function.__code__.co_freevars) - {"__class__"}
+    if foreign:
+        raise Unreadable(f"{title} closes over {', '.join(sorted(foreign))}")
+    local = set(function.__code__.co_varnames).union(*(c.co_varnames for c in _nested(function.__code__)))
+    body = ast.Module(body=_Normalised().visit(_copied(definition)).body, type_ignores=[])
+    used = {n.id for n in ast.walk(body) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)} - local
+    found = []
+    for name in sorted(used - {"super"}):
+        if name in function.__globals__:
+            found.append((name, function.__globals__[name]))
+        elif not hasattr(builtins, name):
+            raise Unreadable(f"{title} uses {name}, which is not defined")
+    return found
+
+
+def _copied(definition: ast.FunctionDef) -> ast.FunctionDef:
+    return ast.parse(ast.unparse(definition)).body[0]  # type: ignore[return-value]
+
+
+class _Normalised(ast.NodeTransformer):
+    """Leaves out what does not count: docstrings and annotations."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        self.generic_visit(node)
+        first = node.body[0]
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            node.body = node.body[1:] or [ast.Pass()]
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.Assign | None:
+        self.generic_visit(node)
+        return ast.Assign(targets=[node.target], value=node.value, lineno=0) if node.value else None
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.annotation = None
+        return node
+
+
+_LEFT_OUT = ("ctx", "kind", "returns", "type_comment", "type_params")
+
+
+def _normal(definition: ast.FunctionDef) -> str:
+    """The syntax tree as text, in words that do not depend on the version of Python."""
+
+    def text(node) -> str:
+        if isinstance(node, ast.AST):
+            fields = ((n, v) for n, v in ast.iter_fields(node) if n not in _LEFT_OUT and v is not None and v != [])
+            return f"{type(node).__name__}({', '.join(f'{n}={text(v)}' for n, v in fields)})"
+        if isinstance(node, list):
+            return f"[{', '.join(map(text, node))}]"
+        return repr(node)
+
+    return text(_Normalised().visit(_copied(definition)))

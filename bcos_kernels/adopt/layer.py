@@ -1,0 +1,232 @@
+"""How a published B-cos layer is read: what it holds, at every call, and why its own forward must run instead.
+
+The layers of ``bcos``, of its first version, of B-cosification, of model guidance with its descendants and of the
+one-file ResNet hold the same few things under the same names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import MutableMapping
+from numbers import Real
+from operator import attrgetter
+from types import MethodType
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.nn.utils import parametrize
+
+from ..functional import bcos_conv2d, bcos_linear
+from ..modules import BcosLayer
+from . import published
+from .published import Code, Variant
+
+__all__ = ["is_candidate", "objection", "transform", "variant_of", "weighted"]
+
+
+def weighted(module: nn.Module) -> nn.Module | None:
+    """The ``nn.Conv2d`` or ``nn.Linear`` that holds the weight: ``module.linear``, or the module itself."""
+    found = module._modules.get("linear", module)
+    return found if isinstance(found, (nn.Conv2d, nn.Linear)) else None
+
+
+def transform(module: nn.Module, x: Tensor, variant: Variant, out_dtype=None, backend: str | None = None) -> Tensor:
+    """``module(x)`` by the fused layers; every value is read from the module now."""
+    has, layer = variant.attributes, weighted(module)
+    b, exact_two = exponent(module, has)
+    if isinstance(b, Tensor) and b.device != x.device:
+        b = b.to(x.device)
+    options = {
+        "b": b,
+        "max_out": module.max_out if "max_out" in has else 1,
+        "normalize_weights": variant.normalize_weights,
+        "weight_in_norm": "normalized_weights" in has and not module.normalized_weights,
+        "norm_eps": variant.norm_eps,
+        "cos_eps": variant.cos_eps,
+        "exact_two": exact_two,
+        "detach": explanation(module, has),
+        "out_dtype": out_dtype,
+        "backend": backend,
+    }
+    if isinstance(layer, nn.Linear):
+        y = bcos_linear(x, layer.weight, layer.bias, **options)
+    else:
+        y = bcos_conv2d(
+            x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups,
+            padding_mode=layer.padding_mode, **options,
+        )  # fmt: skip
+    return y / module.scale if variant.scaled else y
+
+
+def exponent(module: nn.Module, has: frozenset[str]) -> tuple[float | Tensor, bool]:
+    """``(b, exact_two)``; B-cosification learns b + 2, or b clamped above 1."""
+    if "b_loss" in has and module.b_loss:
+        return module.b + 2, False
+    b = module.b
+    if "clamping" in has and module.clamping:
+        # exactly 1 is compared before the clamp: there the layer is plain
+        return torch.where(b == 1, b.detach(), b.clamp(1 + 1e-6)), True
+    return b, True
+
+
+def explanation(module: nn.Module, has: frozenset[str]) -> bool | MutableMapping:
+    """The explanation mode: a bool, or the mapping that the backward reads."""
+    return module.dynamic_multiplication.state if "dynamic_multiplication" in has else bool(module.detach)
+
+
+def is_candidate(module: nn.Module) -> bool:
+    """Whether the module looks like a B-cos layer: an exponent, a linear part and an explanation mode."""
+    own = vars(module)
+    return (
+        "_modules" in own  # its own constructor has come that far
+        and not isinstance(module, BcosLayer)
+        and ("b" in own or "b" in module._parameters or "b" in module._buffers)
+        and ("linear" in module._modules or isinstance(module, (nn.Conv2d, nn.Linear)))
+        and ("detach" in own or "dynamic_multiplication" in module._modules)
+    )
+
+
+def variant_of(module: nn.Module) -> Variant | str:
+    """The published formula that the module's code computes, or why there is none; for candidates alone."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is a compiled TorchScript module"
+    if "forward" in vars(module):
+        return "its forward was assigned on the instance"
+    layer = weighted(module)
+    if layer is None:
+        return f"its .linear is {type(module._modules['linear']).__name__}, neither nn.Conv2d nor nn.Linear"
+    if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
+        return "its weight is not initialised yet"
+    return published.code(module, layer).variant
+
+
+def objection(module: nn.Module, x: Tensor | None = None) -> Variant | str:
+    """The variant by which the module is computed now, for the input x; or why its own forward must run."""
+    layer = weighted(module)
+    if layer is None or isinstance(layer, nn.modules.lazy.LazyModuleMixin):
+        return "its .linear was replaced"
+    code = published.code(module, layer)
+    if isinstance(code.variant, str):
+        return code.variant
+    return changed(module, layer, x) or unfitting(module, layer, code) or code.variant
+
+
+def changed(module: nn.Module, layer: nn.Module, x: Tensor | None) -> str | None:
+    """What is unusual about a call whatever the code is: hooks inside, a strange exponent or input."""
+    if torch_module._has_any_global_hook():
+        return "a global module hook wants to see its parts"
+    for name, child in module._modules.items():
+        if child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks:
+            return f"its .{name} has a hook"
+    dtype = layer.weight.dtype if x is None else x.dtype
+    if not dtype.is_floating_point:
+        return f"{'its weight' if x is None else 'its input'} is {dtype}, not of a floating-point dtype"
+    return None
+
+
+def unfitting(module: nn.Module, layer: nn.Module, code: Code) -> str | None:
+    """What on the instance makes published code compute another formula than its variant."""
+    own = vars(module)
+    slow = False
+    for name in code.own:
+        if name in own:
+            slow = name == "calc_patch_norms" and is_own_slow_norm(module, own[name])
+            if not slow:
+                return f"its {name} was assigned on the instance"
+    if layer is not module:
+        if not code.linear_own.isdisjoint(vars(layer)):
+            return "a method of its .linear was assigned on the instance"
+        if not vars(layer).get("use_weight_norm", True) or getattr(layer, "scale", None) is not None:
+            return "its .linear scales the weights"
+    if "dynamic_multiplication" in code.reads:
+        mode = module.dynamic_multiplication
+        if "forward" in vars(mode):
+            return "the forward of its .dynamic_multiplication was assigned on the instance"
+        if not isinstance(mode.state, MutableMapping) or "fixed_weights" not in mode.state:
+            return "its dynamic_multiplication has no state with the key 'fixed_weights'"
+    if "normalized_weights" in code.reads and not module.normalized_weights:
+        if module.max_out != 1:
+            return "its norm has ‖w‖ for each filter, and its output has the largest of several"
+        if parametrize.is_parametrized(layer):
+            return "its weight is parametrized and read twice"
+    return unusual_exponent(module, code.reads) or _sizes_differ(module, layer, code, slow)
+
+
+def is_own_slow_norm(module: nn.Module, method) -> bool:
+    """Whether an instance's ``calc_patch_norms`` is the layer's own way to handle dilation."""
+    if not isinstance(method, MethodType) or method.__self__ is not module:
+        return False
+    kind = type(module)
+    return method.__func__ is getattr(kind, published.SLOW_NORM, None) and published.slow_norm_is_known(kind)
+
+
+def unusual_exponent(module: nn.Module, has: frozenset[str]) -> str | None:
+    """What no exponent of ours is."""
+    b = module.b
+    if isinstance(b, Tensor):
+        return None if b.numel() == 1 and b.is_floating_point() else "its b is not one floating-point value"
+    if "clamping" in has and module.clamping:
+        return "its b is clamped and no tensor"
+    if "b_loss" in has and module.b_loss:
+        b = b + 2
+    return None if isinstance(b, Real) and 1 <= b < math.inf else f"its b={b!r} is not a float of at least 1"
+
+
+_GEOMETRY = attrgetter("stride", "padding", "dilation", "groups", "padding_mode", "_reversed_padding_repeated_twice")
+"""What a convolution reads of its own, with the amounts that its other padding modes keep from when it was made."""
+
+
+def _sizes_differ(module: nn.Module, layer: nn.Module, code: Code, slow: bool) -> str | None:
+    """Whether the layer and its linear part say the same of what both hold."""
+    if torch.compiler.is_compiling():  # once for all calls
+        return _difference(module, layer, code, slow)
+    shape = layer.weight.shape
+    inner = _GEOMETRY(layer) if isinstance(layer, nn.Conv2d) else ()
+    key = (code.sizes(module), shape, inner, slow)
+    try:
+        return code.fitting[key]
+    except KeyError:
+        found = code.fitting[key] = _difference(module, layer, code, slow)
+        return found
+    except TypeError:  # a list among the sizes
+        return _difference(module, layer, code, slow)
+
+
+def _difference(module: nn.Module, layer: nn.Module, code: Code, slow: bool) -> str | None:
+    """The first attribute of the layer that its code reads and that its linear part contradicts."""
+    shape, reads = tuple(layer.weight.shape), code.reads
+    max_out = module.max_out if "max_out" in reads else 1
+    if type(max_out) is not int or max_out < 1 or shape[0] % max_out:
+        return f"its max_out={max_out!r} does not divide the {shape[0]} filters"
+    expected: dict[str, object] = {"out_channels": shape[0] // max_out, "out_features": shape[0] // max_out}
+    if isinstance(layer, nn.Conv2d):
+        kernel = shape[2:]
+        expected |= {"in_channels": shape[1] * layer.groups, "kernel_size": kernel, "patch_size": math.prod(kernel)}
+        expected |= {"kssq": math.prod(kernel), "stride": layer.stride, "padding": layer.padding}
+        expected |= {"groups": layer.groups, "dilation": layer.dilation}
+    for name in sorted(reads.intersection(published.SIZES, expected) - {"max_out"}):
+        value = getattr(module, name)
+        if _pair(value) != _pair(expected[name]):
+            return f"its {name}={value!r} is not that of its weight and its .linear, {expected[name]!r}"
+    if not isinstance(layer, nn.Conv2d):
+        return None
+    if _pair(layer.dilation) != (1, 1) and not slow:
+        return f"its norm does not follow dilation={layer.dilation}"
+    if "groups" not in reads and layer is not module and layer.groups != 1:
+        return f"its norm does not follow groups={layer.groups}"
+    if layer.padding_mode != "zeros":
+        if not code.pads:
+            return f"its linear part does not follow padding_mode={layer.padding_mode!r}"
+        kept = [amount for amount in reversed(layer.padding) for _ in range(2)]
+        if isinstance(layer.padding, tuple) and list(layer._reversed_padding_repeated_twice) != kept:
+            return f"the padding={layer.padding} of its .linear was changed after it was made"
+    return None
+
+
+def _pair(value) -> tuple | str:
+    """One number stands for both dimensions."""
+    if isinstance(value, str):
+        return value
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return values * 2 if len(values) == 1 else values

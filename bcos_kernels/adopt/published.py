@@ -1,0 +1,164 @@
+"""The published layers: which code computes which formula.
+
+``published.json`` names the code by its fingerprint and holds no code. ``python -m benchmarks.fingerprints`` adds what
+it finds in checkouts; the formula beside each fingerprint is entered by a person who has read that code.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from operator import attrgetter
+from pathlib import Path
+
+from torch import nn
+
+from . import fingerprint
+
+__all__ = ["SLOW_NORM", "TABLE", "Code", "Variant", "code"]
+
+TABLE = Path(__file__).with_name("published.json")
+
+SLOW_NORM = "_calc_patch_norms_slow"
+"""The method that a layer with dilation assigns to its own ``calc_patch_norms``."""
+
+OPTIONAL = ("b_loss", "clamping", "dynamic_multiplication", "max_out", "normalized_weights", "scale")
+"""Attributes that only some of the published layers read."""
+
+CALLS = ("__call__", "_call_impl", "__getattr__", "__getattribute__")
+"""What stands between ``self.linear(x)`` and its forward: PyTorch's own, or the code is not known."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the published formulas; the options are those of :mod:`bcos_kernels.functional`."""
+
+    normalize_weights: bool
+    norm_eps: tuple[float, float]
+    cos_eps: float
+    scaled: bool
+    """Whether the output is divided by ``module.scale``."""
+    attributes: frozenset[str]
+    """Those of ``OPTIONAL`` that the layer reads."""
+
+
+@dataclass(frozen=True, eq=False)
+class Code:
+    """What decides the value of one combination of classes: the layer's, its linear part's and its mode's."""
+
+    variant: Variant | str
+    """The formula, or why it is not known."""
+    methods: tuple[tuple[type, str, object], ...] = ()
+    """``(class, name, value)``: the variant holds while ``getattr(class, name)`` is the value."""
+    own: frozenset[str] = frozenset()
+    """Names of the layer's methods: one that is assigned on the instance takes the place of the class's."""
+    linear_own: frozenset[str] = frozenset()
+    """The same of the linear part."""
+    reads: frozenset[str] = frozenset()
+    """Plain attributes that the layer's code reads."""
+    pads: bool = True
+    """Whether the linear part follows its ``padding_mode``; the first version pads with zeros whatever it says."""
+    fitting: dict[tuple, str | None] = field(default_factory=dict)
+    """Sizes of a layer and of its linear part -> where they contradict each other, for those met so far."""
+
+    def holds(self) -> bool:
+        """Whether no method was replaced since the code was read."""
+        return all(getattr(kind, name) is value for kind, name, value in self.methods)
+
+    @functools.cached_property
+    def sizes(self) -> Callable[[nn.Module], object]:
+        """Reads from a layer, in one step, what has to fit its linear part."""
+        return attrgetter(*(self.reads & SIZES or ("b",)))
+
+
+SIZES = {"in_channels", "out_channels", "out_features", "max_out", "kernel_size", "kssq", "patch_size"}
+SIZES |= {"stride", "padding", "dilation", "groups"}
+"""Attributes of a layer that say again what its linear part says."""
+
+_CODES: dict[tuple[type, type, type], Code] = {}
+
+
+def code(module: nn.Module, linear: nn.Module) -> Code:
+    """The code of a layer whose linear part is ``linear``, read again when a method of it was replaced."""
+    kinds = (type(module), type(linear), type(module._modules.get("dynamic_multiplication")))
+    found = _CODES.get(kinds)
+    if found is None or not found.holds():
+        found = _CODES[kinds] = _read(*kinds)
+    return found
+
+
+def slow_norm_is_known(kind: type) -> bool:
+    """Whether the class's norm for dilated layers is a published one."""
+    try:
+        return fingerprint.of(published_mro(kind), (SLOW_NORM,)).digest in _table()["slow_norms"]
+    except fingerprint.Unreadable:
+        return False
+
+
+def published_mro(kind: type) -> tuple[type, ...]:
+    """The classes that a class inherits from, without those that ``accelerate`` or ``parametrize`` put there."""
+    return tuple(c for c in kind.__mro__ if "_bcos_kernels_plan" not in vars(c) and c.__module__ != _PARAMETRIZED)
+
+
+_PARAMETRIZED = "torch.nn.utils.parametrize"
+
+
+@functools.cache
+def _table() -> dict[str, dict]:
+    return json.loads(TABLE.read_text(encoding="utf-8"))
+
+
+def _read(kind: type, linear: type, mode: type) -> Code:
+    """Hashes the classes and looks them up."""
+    mro = published_mro(kind)
+    try:
+        layer = fingerprint.of(mro)
+    except fingerprint.Unreadable as error:
+        return Code(str(error), tuple(_watched(kind, error.methods)))
+    methods = tuple(_watched(kind, layer.methods))
+    row = _table()["layers"].get(layer.digest, {})
+    if not (formula := row.get("formula")):
+        return Code(f"the code of {mro[0].__name__}.forward is not among the published layers", methods)
+    unit, inner, pads = formula.get("unit"), None, True
+    parts = [(linear, "linears", "linear")] if linear is not kind else []
+    if "dynamic_multiplication" in layer.reads:
+        parts.append((mode, "modes", "dynamic_multiplication"))
+    for part, rows, name in parts:
+        try:
+            found = fingerprint.of(published_mro(part))
+        except fingerprint.Unreadable as error:
+            return Code(f"its .{name}: {error}", methods + error.methods)
+        methods += (*_watched(part, found.methods), *((part, call, getattr(part, call, None)) for call in CALLS))
+        known = found.digest == "torch" and rows == "linears"
+        row = {"formula": {"unit": False}} if known else _table()[rows].get(found.digest, {})
+        if not row.get("formula"):
+            return Code(f"its .{name}: the code of {part.__name__}.forward is not among the published ones", methods)
+        if any(getattr(part, call, None) is not getattr(nn.Module, call, None) for call in CALLS):
+            return Code(f"its .{name}: {part.__name__} changes how a module is called", methods)
+        if rows == "linears":
+            unit, inner = row["formula"]["unit"], found
+            pads = known or any(method == "_conv_forward" for _, method, _ in found.methods)
+    if kind.__getattr__ is not nn.Module.__getattr__ or kind.__getattribute__ is not object.__getattribute__:
+        return Code(f"{mro[0].__name__} changes how its attributes are found", methods)
+    variant = Variant(
+        normalize_weights=unit,
+        norm_eps=tuple(formula["norm_eps"]),
+        cos_eps=formula["cos_eps"],
+        scaled="scale" in layer.reads,
+        attributes=layer.reads.intersection(OPTIONAL),
+    )
+    linear_own = frozenset(name for _, name, _ in inner.methods) | set(CALLS) if inner else frozenset()
+    own = frozenset(name for _, name, _ in layer.methods) - {"forward"}
+    return Code(variant, methods, own, linear_own, layer.reads, pads)
+
+
+def _watched(kind: type, entries: tuple[tuple[type, str, object], ...]) -> Iterator[tuple[type, str, object]]:
+    """Each method where it is defined, and as the layer's present class finds it."""
+    origin = next((c.__bases__[0] for c in kind.__mro__ if "_bcos_kernels_plan" in vars(c)), kind)
+    for owner, name, value in entries:
+        yield owner, name, value
+        finder = origin if name == "forward" else kind
+        if getattr(finder, name, None) is value and finder is not owner:
+            yield finder, name, value

@@ -1,0 +1,160 @@
+"""``python -m benchmarks.fingerprints FOLDER...``: which code is published, as hashes, from checkouts and releases.
+
+Each folder is a checkout of a repository, of which every commit that changed a layer is read, or an unpacked release.
+Classes are imported from a copy in a process of their own and hashed as ``accelerate`` hashes a user's; none of their
+code is kept. The table holds, beside each hash, where it was found, and the formula, which a person enters: a new hash
+is written with ``"formula": null`` and is not accelerated until then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import json
+import multiprocessing
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from torch import nn
+
+from bcos_kernels.adopt import fingerprint
+from bcos_kernels.adopt.published import SLOW_NORM, TABLE
+from bcos_kernels.compat import import_reference
+
+__all__ = ["main"]
+
+LAYER = re.compile(
+    r"^class (Normed(?:Conv2d|Linear)|Bcos\w*(?:Conv2d|Linear)(?:WithScale)?|DynamicMultiplication)\b", re.M
+)
+LAYER_GREP = r"^class (Normed(Conv2d|Linear)|Bcos[A-Za-z]*(Conv2d|Linear)(WithScale)?|DynamicMultiplication)\b"
+KINDS = ("layers", "linears", "modes", "slow_norms")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Adds to the table what is new and prints what needs a formula."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fingerprints", description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="+", type=Path, help="checkouts, or unpacked releases such as bcos-0.1.3")
+    options = parser.parse_args(argv)
+    for folder in options.folders:
+        if not folder.is_dir():
+            parser.error(f"{folder}: no such folder")
+    import_reference()  # torchvision, as far as it loads here
+    table = json.loads(TABLE.read_text()) if TABLE.exists() else {kind: {} for kind in KINDS}
+    found: dict[tuple[str, str], dict] = {}
+    for folder in options.folders:
+        for name, tree in trees(folder):
+            for kind, digest, of_class, reads in in_a_process(tree):
+                entry = found.setdefault(
+                    (kind, digest), {"class": of_class, "reads": reads, "where": defaultdict(list)}
+                )
+                entry["where"][title(folder)].append(name)
+    for (kind, digest), entry in found.items():
+        row = table[kind].setdefault(digest, {"class": entry["class"], "formula": None, "where": []})
+        known = {where.partition(" ")[0] for where in row["where"]}
+        row["where"] += [span(name, names) for name, names in entry["where"].items() if name not in known]
+        if row["formula"] is None:
+            print(f"{kind} {digest} {entry['class']} needs a formula; it reads {', '.join(entry['reads'])}")
+    TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
+    print(", ".join(f"{len(table[kind])} {kind}" for kind in KINDS), f"in {TABLE.name}")
+    return 0
+
+
+def title(folder: Path) -> str:
+    """``owner/name`` of a checkout, which lies in a folder named after its owner; the name of a release."""
+    return "/".join(folder.resolve().parts[-2:]) if (folder / ".git").exists() else folder.name
+
+
+def span(name: str, commits: list[str]) -> str:
+    """``bcos-0.1.3``, or a repository with the first and the last commit that held the code."""
+    return " ".join([name, "..".join(dict.fromkeys((commits[0], commits[-1])))]).rstrip()
+
+
+def trees(folder: Path) -> Iterator[tuple[str, Path]]:
+    """``(commit, copy)`` of each state of the layers in a checkout, oldest first; ``("", folder)`` of a release."""
+    if not (folder / ".git").exists():
+        yield "", folder
+        return
+    seen: set[tuple[str, ...]] = set()
+    for commit in git(folder, "log", "--format=%h", "--reverse", "--all").split():
+        sources = [line for line in git(folder, "ls-tree", "-r", commit).splitlines() if line.endswith(".py")]
+        holders = {line.split(":", 1)[1] for line in git(folder, "grep", "-lE", LAYER_GREP, commit).splitlines()}
+        layers = tuple(line for line in sources if line.split("\t", 1)[1] in holders)
+        if layers and layers not in seen:
+            seen.add(layers)
+            names = [line.split("\t", 1)[1] for line in sources]
+            with tempfile.TemporaryDirectory() as copy:
+                packed = subprocess.run(
+                    ("git", "-C", str(folder), "archive", commit, *names), capture_output=True, check=True
+                )
+                with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
+                    archive.extractall(copy, filter="data")
+                yield commit, Path(copy)
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(("git", "-C", str(folder), *arguments), capture_output=True, text=True)
+    if done.returncode and done.stderr:  # a search without a match fails silently
+        raise RuntimeError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def in_a_process(tree: Path) -> list[tuple[str, str, str, list[str]]]:
+    """``classes`` in a copy of this process: a stranger's modules stay out of it."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(classes, (tree,))
+
+
+def classes(tree: Path) -> list[tuple[str, str, str, list[str]]]:
+    """``(kind, digest, class, what it reads)`` of every layer in a folder; what cannot be imported is named."""
+    found = {}
+    for path in sorted(tree.rglob("*.py")):
+        names = LAYER.findall(path.read_text(errors="replace"))
+        if not names:
+            continue
+        try:
+            module = imported(tree, path)
+        except Exception as error:  # anything that a stranger's module can raise
+            print(f"{path.relative_to(tree)}: {type(error).__name__}: {error}", file=sys.stderr)
+            continue
+        for name in names:
+            kind = getattr(module, name)
+            mark = fingerprint.of(kind.__mro__)
+            group = "modes" if name == "DynamicMultiplication" else "layers" if "b" in mark.reads else "linears"
+            if issubclass(kind, nn.Module) and mark.digest != "torch":
+                found[mark.digest] = (group, mark.digest, name, sorted(mark.reads))
+            if hasattr(kind, SLOW_NORM):
+                mark = fingerprint.of(kind.__mro__, (SLOW_NORM,))
+                found[mark.digest] = ("slow_norms", mark.digest, name, sorted(mark.reads))
+    return list(found.values())
+
+
+def imported(tree: Path, path: Path) -> ModuleType:
+    """The module of one file. The packages above it are empty, so that nothing else of them has to load."""
+    *packages, _ = parts = path.relative_to(tree).with_suffix("").parts
+    root = tree
+    while packages and not (root / packages[0] / "__init__.py").exists():  # folders between the root and a package
+        root, packages, parts = root / packages[0], packages[1:], parts[1:]
+    for name in [m for m in sys.modules if packages and m.partition(".")[0] == packages[0]]:
+        del sys.modules[name]
+    for i in range(1, len(packages) + 1):
+        package = ModuleType(".".join(packages[:i]))
+        package.__path__ = [str(root.joinpath(*packages[:i]))]
+        sys.modules[package.__name__] = package
+    sys.path.insert(0, str(root))
+    try:
+        sys.modules.pop(".".join(parts), None)
+        return importlib.import_module(".".join(parts))
+    finally:
+        sys.path.remove(str(root))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

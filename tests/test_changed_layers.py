@@ -1,0 +1,155 @@
+"""A layer that is changed after it was accelerated computes what its own forward computes, and the report says why."""
+
+import copy
+import types
+
+import families
+import pytest
+import torch
+import torch.nn.functional as F
+from families import X, example, plain, reason
+from torch import nn
+
+import bcos_kernels as bk
+from bcos_kernels.compat import import_reference
+
+M = import_reference().modules
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def families_published(monkeypatch):
+    families.publish(monkeypatch)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    "make, owner, name",
+    [
+        (lambda: M.BcosConv2d(6, 4, 3, b=1.5), M.BcosConv2d, "calc_patch_norms"),
+        (lambda: M.BcosConv2d(6, 4, 3, b=1.5), M.BcosConv2d, "forward_impl"),
+        (lambda: M.BcosConv2d(6, 4, 3, b=1.5), M.BcosConv2d, "forward"),
+        (lambda: M.BcosConv2dWithScale(6, 4, 3, b=1.5), M.BcosConv2d, "forward_impl"),
+        (lambda: M.BcosConv2d(6, 4, 3), M.bcosconv2d.NormedConv2d, "forward"),
+        (lambda: M.BcosConv2d(6, 4, 3), M.bcosconv2d.NormedConv2d, "_conv_forward"),
+        (lambda: M.BcosConv2d(6, 4, 3), nn.Conv2d, "_conv_forward"),
+        (lambda: M.BcosConv2d(6, 4, 3), M.bcosconv2d.NormedConv2d, "__call__"),
+        (lambda: M.BcosConv2d(6, 4, 3, dilation=2), M.BcosConv2d, "_calc_patch_norms_slow"),
+        (lambda: M.BcosLinear(6, 4), M.bcoslinear.NormedLinear, "forward"),
+        (lambda: M.BcosLinear(6, 4), M.BcosLinear, "forward"),
+    ],
+)
+def test_a_method_patched_on_a_class(make, owner, name, when, monkeypatch):
+    layer = make().double()
+    x, method = example(layer), getattr(owner, name)
+
+    def doubled(*args, **kwargs):
+        return 2 * method(*args, **kwargs)
+
+    if when == "after":
+        bk.accelerate(layer)
+        assert bk.report(layer).accelerated == 1
+    monkeypatch.setattr(owner, name, doubled, raising=False)
+    if name == "_calc_patch_norms_slow":  # bound when the layer is made
+        layer.calc_patch_norms = types.MethodType(doubled, layer)
+    if when == "before" and name == "_calc_patch_norms_slow":  # the class's code is as published
+        bk.accelerate(layer)
+    elif when == "before":
+        with pytest.warns(UserWarning, match="nothing is accelerated"):
+            bk.accelerate(layer)
+    assert bk.report(layer).accelerated == 0
+    y = layer(x)
+    assert torch.equal(y, plain(layer)(x))
+    monkeypatch.undo()
+    if name != "_calc_patch_norms_slow":
+        assert not torch.allclose(layer(x), y)
+    if when == "after" and name != "_calc_patch_norms_slow":
+        assert bk.report(layer).accelerated == 1
+
+
+def other_norm(layer):
+    layer.calc_patch_norms = lambda x: x.new_ones(1)
+
+
+def other_impl(layer):
+    layer.forward_impl = lambda x: x
+
+
+def other_convolution(layer):
+    layer.linear._conv_forward = lambda input, weight, bias: F.conv2d(input, weight * 3)
+
+
+def other_linear_forward(layer):
+    layer.linear.forward = lambda x: F.conv2d(x, layer.linear.weight)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (other_norm, "its calc_patch_norms was assigned on the instance"),
+        (other_impl, "its forward_impl was assigned on the instance"),
+        (other_convolution, "a method of its .linear was assigned on the instance"),
+        (other_linear_forward, "a method of its .linear was assigned on the instance"),
+        (lambda m: setattr(m, "patch_size", 5), "its patch_size=5 is not that of its weight"),
+        (lambda m: setattr(m, "kernel_size", 1), "its kernel_size=1 is not that of its weight"),
+        (lambda m: setattr(m, "in_channels", 5), None),  # read with groups alone
+        (lambda m: setattr(m, "groups", 2), "its groups=2 is not that of its weight and its .linear, 1"),
+        (lambda m: setattr(m, "padding", 1), "its padding=1 is not that"),
+        (lambda m: setattr(m, "stride", 2), "its stride=2 is not that"),
+        (lambda m: setattr(m.linear, "stride", (2, 2)), "its stride=1 is not that"),
+        (lambda m: setattr(m.linear, "dilation", (2, 2)), "its norm does not follow dilation=(2, 2)"),
+        (lambda m: setattr(m, "b", 0.5), "its b=0.5 is not a float of at least 1"),
+        (lambda m: setattr(m, "max_out", 3), "its max_out=3 does not divide the 4 filters"),
+    ],
+)
+def test_an_instance_changed_afterwards(change, message):
+    """The layer computes what its own forward computes, or raises what that raises; the report says why."""
+    layer = bk.accelerate(M.BcosConv2d(6, 4, 3, b=1.5).double())
+    change(layer)
+    x = example(layer)
+    if message is not None:
+        assert message in reason(layer)
+    try:
+        expected = plain(layer)(x)
+    except (RuntimeError, TypeError) as error:
+        with pytest.raises(type(error)):
+            layer(x)
+    else:
+        assert torch.allclose(layer(x), expected, rtol=1e-12)
+
+
+def test_padding_changed_under_a_padding_mode():
+    """``nn.Conv2d`` keeps the amounts of its other padding modes from when it was made."""
+    layer = bk.accelerate(M.BcosConv2d(6, 4, 3, padding=1, padding_mode="reflect").double())
+    layer(X)
+    layer.padding, layer.linear.padding = 2, (2, 2)
+    assert "was changed after it was made" in reason(layer)
+
+
+def test_a_copy_that_shares_the_norm_of_its_original():
+    layer = bk.accelerate(M.BcosConv2d(6, 4, 3, dilation=2, padding=2).double())
+    shallow = copy.copy(layer)
+    assert bk.report(copy.deepcopy(layer)).accelerated == 1
+    assert reason(shallow) == "its calc_patch_norms was assigned on the instance"
+
+
+def test_a_mode_that_was_replaced(families_published):
+    layer = bk.accelerate(families.ModelGuidance.BcosLinear(6, 4).double())
+    layer.dynamic_multiplication.forward = lambda weight, input: weight + input
+    assert "forward of its .dynamic_multiplication was assigned" in reason(layer)
+
+    class Sum(families.DynamicMultiplication):
+        def forward(self, *, weight, input):
+            return weight + input
+
+    layer.dynamic_multiplication = Sum()
+    assert "its .dynamic_multiplication: the code of Sum.forward" in reason(layer)
+    assert torch.allclose(layer(X[0, 0, :2, :]), plain(layer)(X[0, 0, :2, :]), rtol=1e-12)
+
+
+def test_a_complex_layer_runs_its_own_forward():
+    layer = bk.accelerate(M.BcosLinear(6, 4, dtype=torch.complex128, b=2))
+    x = example(M.BcosLinear(6, 4)).to(torch.complex128)
+    assert torch.equal(layer(x), plain(layer)(x))
+    assert "complex128, not of a floating-point dtype" in reason(layer)

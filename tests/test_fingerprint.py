@@ -1,0 +1,120 @@
+"""The fingerprint of a class: what counts, what does not, and what cannot be told."""
+
+import inspect
+import linecache
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bcos_kernels as bk
+from bcos_kernels.adopt import fingerprint
+from bcos_kernels.compat import import_reference
+
+M = import_reference().modules
+
+
+def fingerprint_of(source, **names):
+    """The fingerprint of the class ``Layer`` in a source text that is kept where ``inspect`` finds it."""
+    name = f"<layer {hash(source)}>"
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    scope = {"__name__": "somewhere", "nn": nn, "F": F, "torch": torch, **names}
+    exec(compile(source, name, "exec"), scope)
+    return fingerprint.of(scope["Layer"].__mro__)
+
+
+SOURCE = """
+class Layer(nn.Module):
+    def forward(self, x):
+        return self.norms(x) * F.relu(x)
+    def norms(self, x):
+        return x * self.gain
+"""
+
+
+def test_comments_docstrings_annotations_and_formatting_do_not_count():
+    other = '''
+class Layer(nn.Module):
+    """A layer."""
+
+    def norms(
+        self, x: "Tensor"
+    ) -> "Tensor":  # formed twice
+        """Norms."""
+        return x * self.gain
+
+    def forward(self, x: "torch.Tensor") -> "torch.Tensor":
+
+        return (self.norms(x)
+                * F.relu(x))
+'''
+    assert fingerprint_of(SOURCE).digest == fingerprint_of(other).digest
+    assert fingerprint_of(SOURCE).reads == {"gain"}
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [("* F.relu(x)", "* F.relu(x) * 1"), ("x * self.gain", "x + self.gain"), ("relu", "gelu"), ("gain", "loss")],
+)
+def test_the_code_counts(old, new):
+    assert fingerprint_of(SOURCE).digest != fingerprint_of(SOURCE.replace(old, new)).digest
+
+
+def test_what_a_global_name_stands_for_counts():
+    assert fingerprint_of(SOURCE, F=types.ModuleType("my_functional")).digest != fingerprint_of(SOURCE).digest
+    helped = SOURCE.replace("F.relu(x)", "helper(x)")
+    one = fingerprint_of("def helper(x):\n    return x + 1\n" + helped)
+    assert one.digest != fingerprint_of("def helper(x):\n    return x + 2\n" + helped).digest
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda s: s.replace("    def norms", "    norms = lambda self, x: x\n    def unused"),
+            "norms is no plain function",
+        ),
+        (
+            lambda s: "import functools\n" + s.replace("    def norms", "    @functools.cache\n    def norms"),
+            "norms is _lru",
+        ),
+        (lambda s: s.replace("F.relu(x)", "missing(x)"), "uses missing, which is not defined"),
+    ],
+)
+def test_code_that_cannot_be_told_is_refused(change, message):
+    with pytest.raises(fingerprint.Unreadable, match=message):
+        fingerprint_of(change(SOURCE))
+
+
+def test_a_decorated_method_is_its_wrapper():
+    wrapped = """
+import functools
+def twice(f):
+    @functools.wraps(f)
+    def wrapper(self, x):
+        return 2 * f(self, x)
+    return wrapper
+""" + SOURCE.replace("    def norms", "    @twice\n    def norms")
+    with pytest.raises(fingerprint.Unreadable, match="closes over f"):
+        fingerprint_of(wrapped)
+
+
+def test_code_without_its_source_is_refused():
+    scope = {"__name__": "somewhere", "nn": nn, "F": F}
+    exec(SOURCE, scope)
+    with pytest.raises(fingerprint.Unreadable, match="cannot be read"):
+        fingerprint.of(scope["Layer"].__mro__)
+
+
+def test_a_file_edited_after_its_import_is_not_believed(tmp_path, monkeypatch):
+    """The file holds published code by now; what runs is what it held before."""
+    source = inspect.getsource(inspect.getmodule(M.BcosLinear)).replace("from .common", "from bcos.modules.common")
+    path = tmp_path / "edited_layer.py"
+    path.write_text(source.replace("/ norm", "/ norm / 2"))
+    monkeypatch.syspath_prepend(tmp_path)
+    import edited_layer
+
+    path.write_text(source)
+    assert "runs other code than its source file holds" in bk.report(edited_layer.BcosLinear(6, 4)).rows[0].reason
