@@ -27,7 +27,7 @@ SLOW_NORM = "_calc_patch_norms_slow"
 OPTIONAL = ("b_loss", "clamping", "dynamic_multiplication", "max_out", "normalized_weights", "scale")
 """Attributes that only some of the published layers read."""
 
-CALLS = ("__call__", "_call_impl", "__getattr__", "__getattribute__")
+CALLS = ("__call__", "_call_impl", "_wrapped_call_impl")
 """What stands between ``self.linear(x)`` and its forward: PyTorch's own, or the code is not known."""
 
 
@@ -58,6 +58,12 @@ class Code:
     """The same of the linear part."""
     reads: frozenset[str] = frozenset()
     """Plain attributes that the layer's code reads."""
+    convolves: bool = True
+    """Whether the linear part is a convolution."""
+    late: bool = False
+    """Whether the explanation mode is the backward's."""
+    scales_weights: bool = False
+    """Whether the linear part may take its weights as they are, or times a scale, as in B-cosification."""
     pads: bool = True
     """Whether the linear part follows its ``padding_mode``; the first version pads with zeros whatever it says."""
     fitting: dict[tuple, str | None] = field(default_factory=dict)
@@ -65,7 +71,10 @@ class Code:
 
     def holds(self) -> bool:
         """Whether no method was replaced since the code was read."""
-        return all(getattr(kind, name) is value for kind, name, value in self.methods)
+        for kind, name, value in self.methods:  # noqa: SIM110 (a generator takes twice the time, at every call)
+            if getattr(kind, name) is not value:
+                return False
+        return True
 
     @functools.cached_property
     def sizes(self) -> Callable[[nn.Module], object]:
@@ -130,17 +139,17 @@ def _read(kind: type, linear: type, mode: type) -> Code:
             found = fingerprint.of(published_mro(part))
         except fingerprint.Unreadable as error:
             return Code(f"its .{name}: {error}", methods + error.methods)
-        methods += (*_watched(part, found.methods), *((part, call, getattr(part, call, None)) for call in CALLS))
+        methods += (*_watched(part, found.methods), *((part, call, getattr(part, call)) for call in CALLS))
         known = found.digest == "torch" and rows == "linears"
         row = {"formula": {"unit": False}} if known else _table()[rows].get(found.digest, {})
         if not row.get("formula"):
             return Code(f"its .{name}: the code of {part.__name__}.forward is not among the published ones", methods)
-        if any(getattr(part, call, None) is not getattr(nn.Module, call, None) for call in CALLS):
-            return Code(f"its .{name}: {part.__name__} changes how a module is called", methods)
+        if any(getattr(part, call) is not getattr(nn.Module, call) for call in CALLS) or _finds_otherwise(part):
+            return Code(f"its .{name}: {part.__name__} changes how a module is called or holds attributes", methods)
         if rows == "linears":
             unit, inner = row["formula"]["unit"], found
             pads = known or any(method == "_conv_forward" for _, method, _ in found.methods)
-    if kind.__getattr__ is not nn.Module.__getattr__ or kind.__getattribute__ is not object.__getattribute__:
+    if _finds_otherwise(kind):
         return Code(f"{mro[0].__name__} changes how its attributes are found", methods)
     variant = Variant(
         normalize_weights=unit,
@@ -149,9 +158,21 @@ def _read(kind: type, linear: type, mode: type) -> Code:
         scaled="scale" in layer.reads,
         attributes=layer.reads.intersection(OPTIONAL),
     )
-    linear_own = frozenset(name for _, name, _ in inner.methods) | set(CALLS) if inner else frozenset()
-    own = frozenset(name for _, name, _ in layer.methods) - {"forward"}
-    return Code(variant, methods, own, linear_own, layer.reads, pads)
+    return Code(
+        variant,
+        tuple(dict.fromkeys(methods)),
+        own=frozenset(name for _, name, _ in layer.methods) - {"forward"},
+        linear_own=frozenset(name for _, name, _ in inner.methods) | {"_call_impl"} if inner else frozenset(),
+        reads=layer.reads,
+        convolves=issubclass(linear, nn.Conv2d),
+        late="dynamic_multiplication" in layer.reads,
+        scales_weights=inner is not None and "use_weight_norm" in inner.reads,
+        pads=pads,
+    )
+
+
+def _finds_otherwise(kind: type) -> bool:
+    return kind.__getattr__ is not nn.Module.__getattr__ or kind.__getattribute__ is not object.__getattribute__
 
 
 def _watched(kind: type, entries: tuple[tuple[type, str, object], ...]) -> Iterator[tuple[type, str, object]]:
