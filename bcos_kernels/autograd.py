@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function
+from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 from . import ops
@@ -107,7 +109,9 @@ class DispatchedBackward(EagerBcos):
     @staticmethod
     def backward(ctx, *upstream):
         """The vector-Jacobian product of the reference's vector-Jacobian product, so every further order is exact."""
-        grad, *inputs = ctx.saved_tensors
+        # the pullback of torch.func.vjp runs after its transform has ended
+        grad, *inputs = unwrap_dead_wrappers(ctx.saved_tensors)
+        upstream = unwrap_dead_wrappers(upstream)
         asked = [need and g is not None for need, g in zip(ctx.needs, upstream, strict=True)]
         wanted = ctx.needs_input_grad[1:6]
 
@@ -166,16 +170,30 @@ def _of_some(values: tuple, chosen, function):
 
 def bcos(x, weight, bias, b, spec: Spec, state: dict | None, backend: str) -> Tensor:
     """y of one transform by the fused operators of ``backend``, or by the reference where these have no derivative."""
-    if torch.compiler.is_compiling() and state is not None:
-        # a compiled backward would keep the mode of its first run
-        return torch.compiler.disable(bcos)(x, weight, bias, b, spec, state, backend)
-    if forward_ad._current_level >= 0:
-        return reference.bcos(x, weight, bias, b, spec, state)
-    if torch.compiler.is_compiling() or ops.transformed():
-        return ops.dispatched(x, weight, bias, b, spec, backend)[0]
+    if torch.compiler.is_compiling() or ops.transformed() or forward_ad._current_level >= 0:
+        return _transformed(x, weight, bias, b, spec, state, backend)
+    return _eager(x, weight, bias, b, spec, state, backend)
+
+
+def _eager(x, weight, bias, b, spec: Spec, state: dict | None, backend: str) -> Tensor:
     if torch.is_grad_enabled():
         return EagerBcos.apply(x, weight, bias, b, spec, state, backend)
     return ops.forward(x, weight, bias, b, spec, backend)[0]
+
+
+def _transformed(x, weight, bias, b, spec: Spec, state: dict | None, backend: str) -> Tensor:
+    """Under torch.compile, torch.export, torch.jit.trace, torch.func and forward-mode derivatives."""
+    leaves = torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
+    if leaves and torch.onnx.is_in_onnx_export():  # standard operators only
+        return reference.bcos(x, weight, bias, b, spec)
+    if leaves and state is not None:  # a program that leaves Python keeps the mode in which it was made
+        spec = replace(spec, detach=bool(state["fixed_weights"]))
+    elif torch.compiler.is_compiling() and state is not None:
+        # a compiled backward would keep the mode of its first run
+        return torch.compiler.disable(_eager)(x, weight, bias, b, spec, state, backend)
+    elif forward_ad._current_level >= 0 or state is not None:
+        return reference.bcos(x, weight, bias, b, spec, state)
+    return ops.dispatched(x, weight, bias, b, spec, backend)[0]
 
 
 def _used(ctx, inputs: tuple, needs: tuple[bool, ...]) -> tuple[bool, ...]:

@@ -74,7 +74,7 @@ def exponent(b, x: Tensor) -> tuple[float | None, Tensor | None]:
         return None, b
     if type(b) in (int, float) and 1 <= b < math.inf:
         return float(b), None
-    if isinstance(b, bool) or not isinstance(b, Real):
+    if not isinstance(b, Real):  # True is 1
         raise TypeError(f"b={b!r}: a float of at least 1 or a tensor is needed, not {type(b).__name__}")
     if not 1 <= b < math.inf:
         raise ValueError(f"b={b!r}: must be finite and at least 1")

@@ -88,6 +88,12 @@ class FrozenScale(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         linear, s, ctx.state = inputs
         ctx.save_for_backward(linear, s)
+        ctx.save_for_forward(linear, s)
+
+    @staticmethod
+    def jvp(ctx, linear_tangent, s_tangent, _):
+        linear, s = ctx.saved_tensors
+        return linear_tangent * s if ctx.state["fixed_weights"] else linear_tangent * s + linear * s_tangent
 
     @staticmethod
     def backward(ctx, grad):
