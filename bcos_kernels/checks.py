@@ -106,8 +106,10 @@ def out_dtype(dtype: torch.dtype | None, x_dtype: torch.dtype) -> torch.dtype | 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
     """The dtype that autocast casts to on the device type; None where it is off."""
-    is_on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if is_on else None
+    try:
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    except RuntimeError:  # a device without autocast, "meta" among them
+        return None
 
 
 def tensors(x: Tensor, weight: Tensor, bias: Tensor | None, weight_dims: int) -> None:

@@ -221,7 +221,7 @@ def _make_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> P
     )
     call = Call(spec, x.device.type, dtype, weight_dtype, shape, tuple(weight.shape), zero_padded)
     name = dispatch.choose(call, backend)
-    unbatched = bool(geometry) and x.dim() == 3
+    unbatched = geometry != () and x.dim() == 3
     return Plan(spec, name, padding, (dtype, weight_dtype) if casts else None, unbatched, weight_in_norm)
 
 

@@ -44,9 +44,7 @@ def _define(noun: str, geometry: str) -> None:
 
     def backward_impl(grad, x, weight, bias, *args):
         *args, detach, explain, needs, backend = args
-        return getattr(dispatch.backend(backend), f"{noun}_backward")(
-            grad, x, weight, *args, detach or explain, needs
-        )
+        return getattr(dispatch.backend(backend), f"{noun}_backward")(grad, x, weight, *args, detach or explain, needs)
 
     for name, impl, fake in ((noun, forward_impl, _fake_forward), (f"{noun}_backward", backward_impl, _fake_backward)):
         for key in ("CPU", "CUDA"):
@@ -157,12 +155,7 @@ def backward(grad: Tensor, x, weight, bias, b, saved: tuple, spec: Spec, explain
     They are differentiable where the grad mode is on.
     """
     name, options = f"{spec.noun}_backward", (*spec.geometry, *spec.formula)
-    if (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or transformed()
-        or _watched((grad, x, weight))
-    ):
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed() or _watched((grad, x, weight)):
         grads = getattr(torch.ops.bcos_kernels, name)(
             grad, x, weight, bias, b, *saved, *options, spec.detach, explain, list(needs), backend
         )
