@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import ops
+from . import ops, tally
 from .backends import reference
 from .spec import Spec
 
@@ -103,7 +103,9 @@ class EagerBcos(torch.autograd.Function):
 def bcos(x, weight, bias, b, spec: Spec, state: dict | None, backend: str) -> Tensor:
     """y of one transform by the fused operators of ``backend``: see :class:`Bcos`."""
     if not torch.compiler.is_compiling():
+        tally.fused()
         return _eager(x, weight, bias, b, spec, state, backend)
+    tally.compiled()
     if state is not None:
         # a compiled backward would keep the mode of its first run
         return torch.compiler.disable(_eager)(x, weight, bias, b, spec, state, backend)

@@ -13,12 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from weakref import WeakSet
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from . import dispatch, probe, protocol
+from . import dispatch, probe, protocol, tally
 from .backends import gpu
 from .backends.gpu.tile import DIRECTIONS
 from .modules import BcosLayer
@@ -116,7 +117,10 @@ def _subclass(origin: type, plan: Plan) -> type:
         if origin.forward is not own_forward:  # somebody patched the class since
             return origin.forward(self, *args, **kwargs)
         x = args[0] if len(args) == 1 and not kwargs else None
-        if not isinstance(x, torch.Tensor) or protocol.changed(self, variant) is not None:
+        reason = protocol.changed(self, variant) if isinstance(x, torch.Tensor) else "it was not called with a tensor"
+        if reason is not None:
+            if not torch.compiler.is_compiling():
+                tally.plain(origin.__name__, reason)
             return own_forward(self, *args, **kwargs)
         dtype = out_dtype if out_dtype is not None and torch.is_autocast_enabled(x.device.type) else None
         return protocol.transform(self, x, variant, dtype, backend)
@@ -145,26 +149,24 @@ def _rebuild(plan: Plan, build: Callable, args: tuple) -> nn.Module:
 
 
 @contextmanager
-def accelerate_as_built(*, out_dtype: torch.dtype | None = None, backend: str | None = None) -> Iterator[Counter]:
-    """Within the context every B-cos layer is accelerated when it becomes part of another module.
-
-    Yields a tally: ``tally[None]`` layers accelerated, ``tally[class, reason]`` layers left alone.
-    """
+def accelerate_as_built(*, out_dtype: torch.dtype | None = None, backend: str | None = None) -> Iterator[None]:
+    """Within the context every B-cos layer is accelerated, and counted, when it becomes part of another module."""
     _check(nn.Identity(), out_dtype, backend)
-    tally: Counter = Counter()
+    left_alone: WeakSet[nn.Module] = WeakSet()
 
     def on_registration(parent: nn.Module, name: str, module: nn.Module | None) -> None:
         if module is None or _plan(module) is not None:
             return
         found = _accelerate(module, out_dtype, backend)
         if isinstance(found, Variant):
-            tally[None] += 1
-        elif found is not None:
-            tally[type(module).__name__, found] += 1
+            tally.accelerated()
+        elif found is not None and module not in left_alone:
+            left_alone.add(module)
+            tally.left_alone(type(module).__name__, found)
 
     handle = register_module_module_registration_hook(on_registration)
     try:
-        yield tally
+        yield
     finally:
         handle.remove()
 
