@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
-from . import ops
+from . import ops, tally
 from .backends import reference
 from .spec import Spec
 
@@ -172,6 +172,7 @@ def bcos(x, weight, bias, b, spec: Spec, state: dict | None, backend: str) -> Te
     """y of one transform by the fused operators of ``backend``, or by the reference where these have no derivative."""
     if torch.compiler.is_compiling() or ops.transformed() or forward_ad._current_level >= 0:
         return _transformed(x, weight, bias, b, spec, state, backend)
+    tally.fused()
     return _eager(x, weight, bias, b, spec, state, backend)
 
 
@@ -183,6 +184,8 @@ def _eager(x, weight, bias, b, spec: Spec, state: dict | None, backend: str) -> 
 
 def _transformed(x, weight, bias, b, spec: Spec, state: dict | None, backend: str) -> Tensor:
     """Under torch.compile, torch.export, torch.jit.trace, torch.func and forward-mode derivatives."""
+    if torch.compiler.is_compiling():
+        tally.compiled()
     leaves = torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
     if leaves and torch.onnx.is_in_onnx_export():  # standard operators only
         return reference.bcos(x, weight, bias, b, spec)

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
 
 import torch
 
@@ -47,7 +46,8 @@ def factory(option: str, name: str) -> Callable:
     module, _, attribute = name.partition(":")
     if not module or not attribute:
         raise ValueError(f"{option} {name}: pkg.module:factory is needed")
-    found = _imported(module)
+    compat.declare_torchvision_operators_when_needed()
+    found = importlib.import_module(module)
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise ValueError(f"{option} {name}: {module} has no {attribute}")
@@ -55,16 +55,6 @@ def factory(option: str, name: str) -> Callable:
     if not callable(found):
         raise TypeError(f"{option} {name}: {attribute} is {type(found).__name__}, not callable")
     return found
-
-
-def _imported(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-    compat.import_reference()
-    return importlib.import_module(name)
 
 
 @contextmanager

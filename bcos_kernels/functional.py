@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import _get_overloaded_args, handle_torch_function, has_torch_function_variadic
 
-from . import autograd, checks, dispatch
+from . import autograd, checks, dispatch, tally
 from .backends import reference
 from .spec import Call, Spec
 
@@ -139,6 +139,8 @@ def _transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> T
         weight, bias, gain = _weight_in_norm(weight, bias, not spec.unit)
     with nullcontext() if plan.casts is None else torch.autocast(x.device.type, enabled=False):
         if backend == "reference":
+            if options[-1] is None and not torch.compiler.is_compiling():  # the caller did not ask for it
+                tally.plain("bcos_linear" if spec.is_linear else "bcos_conv2d", "the backend 'reference' serves it")
             y = reference.bcos(x, weight, bias, b, spec, state, normed)
         elif spec.is_linear and x.dim() != 2:
             y = autograd.bcos(x.reshape(-1, x.shape[-1]), weight, bias, b, spec, state, backend)
