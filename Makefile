@@ -41,7 +41,7 @@ bench: setup ## times of layers, models and curves on this machine, and the READ
 	$(PYTHON) -m bcos_kernels bench report $$($(PYTHON) -m bcos_kernels bench $(or $(ARGS),--scaling) --where) \
 		benchmarks/results/triton_aot.json $(if $(ARGS),,--readme README.md)
 
-gpu: ## tests and times on this machine's GPU, in 9 minutes; installs nothing (ARGS="--no-bench", OUT=/a/folder)
+gpu: ## on this machine's GPU, 9 minutes each: is it right, how fast, and the rest (ARGS=right | fast | tune, OUT=/a/folder)
 	$(or $(BCOS_PYTHON),python3) -m benchmarks.gpu $(ARGS)
 
 TRITON ?= 3.6.0

@@ -56,4 +56,3 @@ def test_without_ninja_a_failed_build_fails_too(sources):
     """setuptools' own compiler reports a failure by another error."""
     done = python(sources, *BUILD, BCOS_KERNELS_REQUIRE_C="1", PATH=f"{sources}/none:/usr/bin:/bin")
     assert done.returncode != 0 and not (sources / "bcos_kernels" / NAME).exists()
-

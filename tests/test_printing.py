@@ -27,7 +27,9 @@ def test_report_prints_under_any_locale(locale, tmp_path):
     )
     assert run.returncode == 0, run.stderr.decode()
     text = run.stdout.decode("ascii")
-    assert "| forward, ours / plain: ResNet-50 convolutions |" in text and "| <= 1.08 |" in text and "| >= 2.0 |" in text
+    assert (
+        "| forward, ours / plain: ResNet-50 convolutions |" in text and "| <= 1.08 |" in text and "| >= 2.0 |" in text
+    )
     assert "?" not in text
 
 

@@ -165,7 +165,7 @@ class Run:
         start = time.monotonic()
         deadline = start + COMPILING_SHARE * self.settings.limit if self.settings.limit else float("inf")
         command = [sys.executable, "-m", "bcos_kernels", "bench", *self.argv, "--warm-up"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         running = [
             subprocess.Popen([*command, f"{i}/{processes}"], env=environment, stdout=subprocess.DEVNULL)
             for i in range(processes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -78,15 +79,19 @@ def _read(path: Path) -> dict:
 
 
 def commit() -> str | None:
-    """The commit that is checked out, with ``+changes`` where files differ; None outside of a checkout."""
+    """The commit that is checked out, with ``+changes`` where files differ.
+
+    Outside of a checkout what ``BCOS_KERNELS_COMMIT`` says of a copy, or None.
+    """
+    told = os.environ.get("BCOS_KERNELS_COMMIT") or None
     if not (ROOT / ".git").exists():
-        return None
+        return told
     git = ("git", "-C", str(ROOT))
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
         changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return told
     return head.strip() + ("+changes" if changed.strip() else "")
 
 
