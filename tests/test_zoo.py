@@ -58,6 +58,7 @@ def logits_gradients_explanation(model, x):
     return logits.detach(), gradients, explanation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_family_at_full_size(name):
     """fp32 at 224²: the error against float64 is no worse than the reference's own, in the median over three images."""
@@ -77,6 +78,7 @@ def test_family_at_full_size(name):
         assert mine <= 1.1 * yours + torch.finfo(torch.float32).eps, (what, mine, yours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in bcos.pretrained.list_available() if not n.startswith("standard")])
 def test_every_entry_point_in_float64(name):
     """Each model, accelerated: in float64 logits, parameter gradients and explanation equal the reference's."""
@@ -98,6 +100,7 @@ def test_standard_networks_are_left_alone():
 
 
 # VGG's 100 million parameter classifier takes a minute here and adds no operator that the others lack
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in FAMILIES if n != "vgg11_bnu"])
 def test_second_order_of_an_explanation_loss(name):
     """Training on explanations: parameter gradients of a loss on the contribution map, in float64."""

@@ -23,6 +23,7 @@ __all__ = [
     "header",
     "is_complete",
     "partial_path",
+    "rates",
     "store",
     "unfinished",
 ]
@@ -55,6 +56,11 @@ def is_complete(path: Path) -> bool:
 def has_curves(path: Path) -> bool:
     """Whether ``path`` holds scaling curves."""
     return any(row.get("scaling") for row in _read(path).get("rows", ()))
+
+
+def rates(path: Path) -> dict[str, float]:
+    """The device's rates in a complete result; empty where ``path`` holds none."""
+    return (_read(path).get("rates") or {}) if is_complete(path) else {}
 
 
 def unfinished(path: Path, machine: dict, settings: dict) -> dict:
