@@ -198,8 +198,9 @@ def tests(job: Job, seconds: float, chosen: str, name: str) -> None:
     red = [test for test, told in found["tests"].items() if told["outcome"] == "failed"]
     job.tell(page_of(found))
     job.failed += [*red, *found["crashed"]]
-    if not found["tests"] and seconds > 0 and not found["crashed"]:
-        job.tell(f"tests: none was collected within {seconds:.0f} s")
+    if not found["tests"] and not found["crashed"]:
+        in_time = time.monotonic() - start < seconds
+        (job.fail if in_time else job.tell)(f"{name}: no test was collected within {seconds:.0f} s")
 
 
 def page_of(found: dict) -> str:

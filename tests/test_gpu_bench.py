@@ -27,6 +27,7 @@ sys.exit(run.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_every_candidate_is_timed_in_the_interpreter(tmp_path):
     """Each in what it serves, checked before; what does not exist (semi, forward) is left out."""
     out = tmp_path / "tiny.json"
@@ -96,9 +97,12 @@ def test_compiling_before_is_a_share_of_the_layers(monkeypatch):
 
 
 SHARE = """
+import pytest
 def pytest_addoption(parser):
     parser.addoption("--share")
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        item.add_marker(pytest.mark.gpu)
     i, n = map(int, config.getoption("--share").split("/"))
     items[:] = items[i::n]
 """
