@@ -15,7 +15,6 @@ from types import MethodType
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from torch.nn.utils import parametrize
 
 from ..functional import bcos_conv2d, bcos_linear
 from ..modules import BcosLayer
@@ -124,6 +123,8 @@ def changed(module: nn.Module, layer: nn.Module, x: Tensor | None) -> str | None
     for name, child in module._modules.items():
         if child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks:
             return f"its .{name} has a hook"
+    if layer.training and "parametrizations" in layer._modules:
+        return "its weight is parametrized: in training that may change whenever it is read"
     tensor = held(layer, "weight") if x is None else x
     if not tensor.is_floating_point():
         return f"{'its weight' if x is None else 'its input'} is {tensor.dtype}, not of a floating-point dtype"
@@ -151,11 +152,8 @@ def unfitting(module: nn.Module, layer: nn.Module, code: Code) -> str | None:
             return "the forward of its .dynamic_multiplication was assigned on the instance"
         if not isinstance(mode.state, MutableMapping) or "fixed_weights" not in mode.state:
             return "its dynamic_multiplication has no state with the key 'fixed_weights'"
-    if "normalized_weights" in code.reads and not module.normalized_weights:
-        if module.max_out != 1:
-            return "its norm has ‖w‖ for each filter, and its output has the largest of several"
-        if parametrize.is_parametrized(layer):
-            return "its weight is parametrized and read twice"
+    if "normalized_weights" in code.reads and not module.normalized_weights and module.max_out != 1:
+        return "its norm has ‖w‖ for each filter, and its output has the largest of several"
     return unusual_exponent(module, code.reads) or _sizes_differ(module, layer, code, slow)
 
 

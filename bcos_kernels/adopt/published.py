@@ -130,6 +130,8 @@ def _read(kind: type, linear: type, mode: type) -> Code:
     row = _table()["layers"].get(layer.digest, {})
     if not (formula := row.get("formula")):
         return Code(f"the code of {mro[0].__name__}.forward is not among the published layers", methods)
+    if ("linear" in layer.reads) == (linear is kind):
+        return Code("its code and its parts do not agree on where the weight is: in it, or in its .linear", methods)
     unit, inner, pads = formula.get("unit"), None, True
     parts = [(linear, "linears", "linear")] if linear is not kind else []
     if "dynamic_multiplication" in layer.reads:
@@ -161,7 +163,7 @@ def _read(kind: type, linear: type, mode: type) -> Code:
     return Code(
         variant,
         tuple(dict.fromkeys(methods)),
-        own=frozenset(name for _, name, _ in layer.methods) - {"forward"},
+        own=frozenset(name for _, name, _ in layer.methods) - {"forward"} | {name for _, _, name in parts},
         linear_own=frozenset(name for _, name, _ in inner.methods) | {"_call_impl"} if inner else frozenset(),
         reads=layer.reads,
         convolves=issubclass(linear, nn.Conv2d),
