@@ -61,7 +61,7 @@ def _itself(t: Tensor) -> Tensor:
 
 
 class EagerBcos(torch.autograd.Function):
-    """y of one transform, at less host time than the operator takes: outside of torch.compile, traces and torch.func."""
+    """y of one transform, in less host time than the operator: outside of torch.compile, traces and torch.func."""
 
     @classmethod
     def apply(cls, *args):
@@ -130,7 +130,7 @@ class DispatchedBackward(EagerBcos):
 
 
 def _below(operator, *args):
-    """The operator by the kernels below; enclosing transforms of torch.func are among them, and record by themselves."""
+    """The operator by the kernels below; outer transforms of torch.func are among them, and record by themselves."""
     with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():
         return operator(*args)
 

@@ -1,4 +1,4 @@
-"""Derivatives wherever PyTorch takes them: nested torch.func, operators called directly, exported and traced programs."""
+"""Derivatives wherever PyTorch takes them: nested torch.func, direct operators, exported and traced programs."""
 
 import io
 import itertools
@@ -94,7 +94,8 @@ def test_compiled_transforms(noun, names):
 @pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0)])
 def test_compiled_vmap_of_a_convolution(in_dims):
     torch._dynamo.reset()
-    args = [torch.randn(*((3,) if d == 0 else ()), *shape) for d, shape in zip(in_dims, ((2, 4, 5, 5), (6, 4, 3, 3)))]
+    shapes = ((2, 4, 5, 5), (6, 4, 3, 3))
+    args = [torch.randn(*((3,) if d == 0 else ()), *shape) for d, shape in zip(in_dims, shapes, strict=True)]
     batched = torch.vmap(bcos_conv2d, in_dims)
     assert error(torch.compile(batched, fullgraph=True, backend="aot_eager")(*args), batched(*args)) < 1e-6
 

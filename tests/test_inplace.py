@@ -1,4 +1,4 @@
-"""Outputs changed in place: the reference trains through ``out += identity`` and ``ReLU(inplace=True)``, and so do we."""
+"""Outputs changed in place: the reference trains through ``out += identity`` and ``ReLU(inplace=True)``; so do we."""
 
 from contextlib import nullcontext
 
@@ -105,8 +105,10 @@ class Block(nn.Module):
 
 def vgg(layer):
     """The pattern of torchvision's vgg: an activation in place right behind each layer."""
-    layers = [[layer(a, b, 3, padding=1), nn.ReLU(inplace=True)] for a, b in ((4, 8), (8, 8), (8, 4))]
-    return nn.Sequential(*sum(layers, []), nn.MaxPool2d(2))
+    layers = []
+    for inputs, outputs in ((4, 8), (8, 8), (8, 4)):
+        layers += [layer(inputs, outputs, 3, padding=1), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.MaxPool2d(2))
 
 
 def keeping_all():
