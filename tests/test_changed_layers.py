@@ -157,7 +157,7 @@ def test_a_complex_layer_runs_its_own_forward():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_parametrized_weight(training):
-    """Spectral norm takes a step of its power iteration whenever the weight is read in training, and bcos reads twice."""
+    """Spectral norm takes a step of its power iteration whenever the weight is read in training: bcos does twice."""
     layer = M.BcosConv2d(6, 4, 3).double().train(training)
     nn.utils.parametrizations.spectral_norm(layer.linear)
     theirs = copy.deepcopy(layer)

@@ -128,6 +128,7 @@ def accelerate_module(module: nn.Module, out_dtype, backend, unpublished: str) -
     if isinstance(found, Variant):
         try:
             module.__class__ = _subclass(_without_plan(type(module)), Plan(out_dtype, backend, measured))
+            plan_of(module).objection(module)  # reads the code, which a compiled call could not
         except TypeError as error:  # slots, or a class hook of somebody's
             return f"its class cannot be extended: {error}"
     return found
@@ -179,6 +180,11 @@ def _subclass(origin: type, plan: Plan) -> type:
         args = tuple(origin if a is type(self) else a for a in args)
         return _rebuild, (plan, build, args), *state
 
+    def __setstate__(self, state):
+        origin.__setstate__(self, state)
+        if layer.weighted(self) is not None:
+            objection(self)  # reads the code, which a compiled call could not
+
     def __prepare_scriptable__(self):
         raise RuntimeError(
             "torch.jit.script would compile the layer's own forward, not the fused one: "
@@ -190,6 +196,7 @@ def _subclass(origin: type, plan: Plan) -> type:
     names = {
         "forward": forward,
         "__reduce_ex__": __reduce_ex__,
+        "__setstate__": __setstate__,
         "__prepare_scriptable__": __prepare_scriptable__,
         "__module__": origin.__module__,
         "__qualname__": origin.__qualname__,

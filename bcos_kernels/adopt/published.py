@@ -27,9 +27,6 @@ SLOW_NORM = "_calc_patch_norms_slow"
 OPTIONAL = ("b_loss", "clamping", "dynamic_multiplication", "max_out", "normalized_weights", "scale")
 """Attributes that only some of the published layers read."""
 
-CALLS = ("__call__", "_call_impl", "_wrapped_call_impl")
-"""What stands between ``self.linear(x)`` and its forward: PyTorch's own, or the code is not known."""
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -52,6 +49,8 @@ class Code:
     """The formula, or why it is not known."""
     methods: tuple[tuple[type, str, object], ...] = ()
     """``(class, name, value)``: the variant holds while ``getattr(class, name)`` is the value."""
+    parts: tuple[type, ...] = ()
+    """The classes of the linear part and of the mode, which are called as every module is."""
     own: frozenset[str] = frozenset()
     """Names of the layer's methods: one that is assigned on the instance takes the place of the class's."""
     linear_own: frozenset[str] = frozenset()
@@ -74,7 +73,7 @@ class Code:
         for kind, name, value in self.methods:  # noqa: SIM110 (a generator takes twice the time, at every call)
             if getattr(kind, name) is not value:
                 return False
-        return True
+        return all(map(_is_called_as_usual, self.parts))
 
     @functools.cached_property
     def sizes(self) -> Callable[[nn.Module], object]:
@@ -141,13 +140,15 @@ def _read(kind: type, linear: type, mode: type) -> Code:
             found = fingerprint.of(published_mro(part))
         except fingerprint.Unreadable as error:
             return Code(f"its .{name}: {error}", methods + error.methods)
-        methods += (*_watched(part, found.methods), *((part, call, getattr(part, call)) for call in CALLS))
+        methods += tuple(_watched(part, found.methods))
         known = found.digest == "torch" and rows == "linears"
         row = {"formula": {"unit": False}} if known else _table()[rows].get(found.digest, {})
         if not row.get("formula"):
             return Code(f"its .{name}: the code of {part.__name__}.forward is not among the published ones", methods)
-        if any(getattr(part, call) is not getattr(nn.Module, call) for call in CALLS) or _finds_otherwise(part):
-            return Code(f"its .{name}: {part.__name__} changes how a module is called or holds attributes", methods)
+        if not _is_called_as_usual(part) or _finds_otherwise(part):
+            patched = tuple((part, call, getattr(part, call)) for call in ("__call__", "_call_impl"))
+            why = f"its .{name}: {part.__name__} changes how a module is called or holds attributes"
+            return Code(why, methods + patched)
         if rows == "linears":
             unit, inner = row["formula"]["unit"], found
             pads = known or any(method == "_conv_forward" for _, method, _ in found.methods)
@@ -163,6 +164,7 @@ def _read(kind: type, linear: type, mode: type) -> Code:
     return Code(
         variant,
         tuple(dict.fromkeys(methods)),
+        tuple(part for part, _, _ in parts),
         own=frozenset(name for _, name, _ in layer.methods) - {"forward"} | {name for _, _, name in parts},
         linear_own=frozenset(name for _, name, _ in inner.methods) | {"_call_impl"} if inner else frozenset(),
         reads=layer.reads,
@@ -171,6 +173,13 @@ def _read(kind: type, linear: type, mode: type) -> Code:
         scales_weights=inner is not None and "use_weight_norm" in inner.reads,
         pads=pads,
     )
+
+
+_read._torchdynamo_disable = True  # as torch.compiler.disable, which imports Dynamo: the graph breaks to read code
+
+
+def _is_called_as_usual(part: type) -> bool:
+    return part.__call__ is nn.Module.__call__ and part._call_impl is nn.Module._call_impl
 
 
 def _finds_otherwise(kind: type) -> bool:
