@@ -309,6 +309,35 @@ def test_torch_compile_takes_the_whole_graph():
     assert torch.allclose(compiled(X.float()), model(X.float()), rtol=1e-5)
 
 
+def test_traced_exported_and_compiled_one_after_the_other():
+    """Each of them changes for its own time how modules are called: none is taken for a change of the layers."""
+    model, x = bk.accelerate(net(dtype=torch.float32)), X.float()
+    expected = model(x)
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.trace(model, x), buffer)
+    buffer.seek(0)
+    traced = torch.jit.load(buffer)
+    exported = torch.export.export(model, (x,))
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    for program in (traced, exported.module(), compiled):
+        assert torch.allclose(program(x), expected, rtol=1e-5)
+    names = [str(node.target) for node in exported.graph.nodes]
+    assert sum(name.startswith("bcos_kernels.") for name in names) == 3
+    assert sum(node.kind().startswith("bcos_kernels::") for node in traced.inlined_graph.nodes()) == 3
+
+
+def test_an_unpickled_model_compiles_without_a_graph_break():
+    """In another process its code was never read before."""
+    from bcos_kernels.adopt import published
+
+    pickled = pickle.dumps(bk.accelerate(net(dtype=torch.float32)))
+    published._CODES.clear()
+    torch._dynamo.reset()
+    model = pickle.loads(pickled)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(X.float()), model(X.float()), rtol=1e-5)
+
+
 # report and arguments
 
 
