@@ -61,7 +61,10 @@ def logits_gradients_explanation(model, x):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_family_at_full_size(name):
-    """fp32 at 224²: the error against float64 is no worse than the reference's own, in the median over three images."""
+    """fp32 at 224²: the error against float64 is no worse than the reference's own on two of three images.
+
+    An image's error differs from the next one's by more than ours from the reference's.
+    """
     reference = build(name)
     exact = copy.deepcopy(reference).double()
     accelerated = bk.accelerate(copy.deepcopy(reference))
@@ -73,9 +76,10 @@ def test_family_at_full_size(name):
         ours, theirs = (logits_gradients_explanation(m, x) for m in (accelerated, reference))
         errors.append([(error(a, t, 0.0), error(b, t, 0.0)) for a, b, t in zip(ours, theirs, truth, strict=True)])
     for i, what in enumerate(("logits", "parameter gradients", "explanation")):
-        mine, yours = (median(run[i][j] for run in errors) for j in (0, 1))
-        assert yours < WORST, f"{what}: zeros would pass beside an error of {yours}"
-        assert mine <= 1.1 * yours + torch.finfo(torch.float32).eps, (what, mine, yours)
+        found = [run[i] for run in errors]
+        assert max(yours for _, yours in found) < WORST, f"{what}: zeros would pass beside such errors: {found}"
+        above = median(mine - 1.1 * yours for mine, yours in found)
+        assert above <= torch.finfo(torch.float32).eps, (what, found)
 
 
 @pytest.mark.slow
