@@ -1,30 +1,44 @@
-"""Imports the reference package where torchvision's compiled operators do not load."""
+"""Imports torchvision, and the reference package that needs it, where torchvision's compiled operators do not load."""
 
 from __future__ import annotations
 
 import importlib
+import sys
 from types import ModuleType
 
 import torch
 
-__all__ = ["import_reference"]
+__all__ = ["declare_torchvision_operators_when_needed", "import_reference"]
 
-_stubs: list[torch.library.Library] = []
+OPERATORS = ("nms", "qnms")
 
 
 def import_reference() -> ModuleType:
-    """The package ``bcos``; raises ImportError if it, or torchvision, which it needs, is not installed.
-
-    A torchvision built for another torch fails to import because the schemas of two operators that ``bcos`` never
-    calls are missing; declaring them is enough.
-    """
-    try:
-        return importlib.import_module("bcos")
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error) or _stubs:
-            raise
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _stubs.append(library)
+    """The package ``bcos``; raises ImportError if it, or torchvision, which it needs, is not installed."""
+    declare_torchvision_operators_when_needed()
     return importlib.import_module("bcos")
+
+
+def declare_torchvision_operators_when_needed() -> None:
+    """From now on a torchvision built for another torch can be imported.
+
+    Its import would fail because the schemas of two operators are missing, which B-cos networks never call. They are
+    declared when that import is about to miss them, unless someone has done so.
+    """
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder:
+    """Finds nothing, but knows when torchvision is about to ask for its operators."""
+
+    _declared: torch.library.Library | None = None
+
+    def find_spec(self, name: str, path=None, target=None) -> None:
+        if name != "torchvision._meta_registrations" or self._declared is not None:
+            return
+        missing = [op for op in OPERATORS if not hasattr(torch.ops.torchvision, op)]
+        if missing:
+            self._declared = torch.library.Library("torchvision", "FRAGMENT")
+        for op in missing:
+            self._declared.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
