@@ -14,7 +14,7 @@ endif
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help setup demo test lint bench gpu triton wheel cuda clean always
+.PHONY: help setup demo test check lint bench gpu triton torch wheel cuda clean always
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -28,6 +28,9 @@ demo: setup ## reference models on real images, as they are and accelerated; wri
 test: setup ## the whole test suite (ARGS="-k conv2d")
 	$(PYTHON) -m pytest -q $(ARGS)
 
+check: setup ## the fast part of the test suite, in two minutes (ARGS="-k conv2d")
+	$(PYTHON) -m pytest -q -m "not slow and not gpu" $(ARGS)
+
 lint: $(READY) ## ruff and clang-format, as checks
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
@@ -38,14 +41,19 @@ bench: setup ## times of layers, models and curves on this machine, and the READ
 	$(PYTHON) -m bcos_kernels bench report $$($(PYTHON) -m bcos_kernels bench $(or $(ARGS),--scaling) --where) \
 		benchmarks/results/triton_aot.json $(if $(ARGS),,--readme README.md)
 
-gpu: ## tests and times on this machine's GPU, in 9 minutes; installs nothing (ARGS="--no-bench", OUT=/a/folder)
+gpu: ## on this machine's GPU, 9 minutes each: is it right, how fast, and the rest (ARGS=right | fast | tune, OUT=/a/folder)
 	$(or $(BCOS_PYTHON),python3) -m benchmarks.gpu $(ARGS)
 
 TRITON ?= 3.6.0
 
 triton: setup ## the Triton tests on another Triton, into build/ (TRITON=3.9.0)
 	$(PYTHON) -m pip install --quiet --no-deps --upgrade --target build/triton-$(TRITON) triton==$(TRITON) 'numpy<2.4'
-	PYTHONPATH="$(CURDIR)/build/triton-$(TRITON):$$PYTHONPATH" $(PYTHON) -m pytest -q tests/test_triton.py tests/test_triton_compiled.py $(ARGS)
+	PYTHONPATH="$(CURDIR)/build/triton-$(TRITON):$$PYTHONPATH" $(PYTHON) -m pytest -q tests/test_gpu_kernels.py tests/test_triton_compiled.py $(ARGS)
+
+TORCH ?= 2.11.0
+
+torch: ## the fast part of the test suite on another torch, in build/; downloads gigabytes (TORCH=2.12.1)
+	python3 .ci/other_torch.py $(TORCH) $(ARGS)
 
 wheel: $(READY) ## a wheel and a source archive in dist/; for every GPU where torch has CUDA
 	$(PYTHON) .ci/wheel.py
@@ -59,7 +67,7 @@ cuda: ## the wheel built and imported against torch's CUDA build, without a GPU;
 	build/cuda-$(CUDA_TORCH)/bin/python .ci/wheel.py --check
 
 clean: ## removes what was built, keeps .venv
-	rm -rf build dist *.egg-info bcos_kernels/_C.*.so bcos_kernels/_C.*.pyd .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info bcos_kernels/_C.*.so bcos_kernels/_C.*.pyd bcos_kernels/_C.failed.txt .pytest_cache .ruff_cache .hypothesis
 
 # ready when every requirement is there; again after a change of the requirements
 $(READY): .ci/environment.py pyproject.toml

@@ -36,7 +36,7 @@ def cap_jobs() -> None:
 
 
 def extension():
-    with_cuda = bool(torch.version.cuda and CUDA_HOME)
+    with_cuda = bool(torch.version.cuda and CUDA_HOME) and os.environ.get("BCOS_KERNELS_CUDA") != "0"
     cpp = [path for path in sources(".cpp") if with_cuda or "host/cuda" not in Path(path).as_posix()]
     if sys.platform == "win32":
         compile_args, link_args = ["/O2", "/openmp:experimental"], []
@@ -60,20 +60,32 @@ def extension():
         depends=sources(".h") + sources(".cuh"),
         extra_compile_args={"cxx": compile_args, "nvcc": ["-O3"]} if with_cuda else compile_args,
         extra_link_args=link_args,
-        optional=True,
     )
 
 
 class OptionalBuild(BuildExtension):
-    """A machine without a working compiler still gets the package, on its slower backends."""
+    """A machine without a working compiler still gets the package, on its slower backends.
 
-    def build_extensions(self) -> None:
+    The extension of an earlier build is removed first: whatever happens to this one, no other sources' is imported
+    afterwards. Why a build failed is left in its place, for ``doctor``.
+    """
+
+    def run(self) -> None:
+        (extension,) = self.extensions
+        places = [Path(self.build_lib), *([ROOT] if self.inplace else [])]
+        built = [place / self.get_ext_filename(extension.name) for place in places]
+        notes = [path.with_name("_C.failed.txt") for path in built]
+        for path in (*built, *notes):
+            path.unlink(missing_ok=True)
         try:
-            super().build_extensions()
+            super().run()
         except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            for note in notes:
+                note.parent.mkdir(parents=True, exist_ok=True)
+                note.write_text(f"{reason}\n", encoding="utf-8")
             if os.environ.get("BCOS_KERNELS_REQUIRE_C") == "1":
                 raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             print(f"bcos_kernels: built without the compiled extension, its backend is off: {reason}", flush=True)
             self.extensions = []
 

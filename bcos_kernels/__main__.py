@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from .commandline import printable
+
 USAGE = {
     "doctor": "what is built, which backend serves what, and why not the others",
     "demo": "reference models on real images, as they are and accelerated",
@@ -36,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
         from .tune import main as command
     else:
         from .run import main as command
+    if options.command != "run":  # a script's own output stays as Python prints it
+        command = printable(command)
     return command(options.arguments) or 0
 
 

@@ -1,89 +1,67 @@
-"""Autograd Functions of the fused operators: what is saved, which mode the backward is in, and the second order."""
+"""Derivatives of the operators: what is saved, which mode the backward is in, and the second order."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
-from . import ops
+from . import ops, tally
 from .backends import reference
 from .spec import Spec
 
-__all__ = ["Bcos", "bcos"]
+__all__ = ["EagerBcos", "bcos"]
 
 
-class Bcos(torch.autograd.Function):
-    """y of one transform; saves x, w, n and y (b = 2) or l (other b), or x and w alone (b = 1).
+def _save(ctx, inputs: tuple, outputs: tuple, spec: Spec, state: dict | None, backend: str) -> None:
+    """Keeps x, w, bias, b, n and y (b = 2) or l (other b) for :func:`_backward`; for b = 1 x and w alone."""
+    y, *rest = outputs
+    ctx.call = spec, state, backend, y._version
+    ctx.save_for_backward(*inputs, y if spec.saves_output else None, *rest)
+    ctx.set_materialize_grads(False)
 
-    ``state`` is the late explanation mode: ``state["fixed_weights"]`` is read when the backward runs. A backward that
-    will itself be differentiated is the vector-Jacobian product of the reference, so every order of it is exact.
+
+def _backward(ctx, grad, needs: tuple[bool, ...]) -> tuple:
+    """Gradients of x, w, bias and b as far as ``needs`` says.
+
+    ``state`` is the late explanation mode: ``state["fixed_weights"]`` is read when the backward runs.
     """
-
-    @staticmethod
-    def forward(x, weight, bias, b, spec: Spec, state: dict | None, backend: str):
-        return ops.forward(x, weight, bias, b, spec, backend)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, weight, bias, b, ctx.spec, ctx.state, ctx.backend = inputs
-        ctx.save_for_backward(x, weight, bias, b, output[0] if ctx.spec.saves_output else None, *output[1:])
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx, grad, *_):
-        none = (None,) * 3
-        if grad is None:
-            return None, None, None, None, *none
-        x, weight, bias, b, *saved = ctx.saved_tensors
-        needs = _wanted(ctx, (x, weight, bias, b))
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return *_differentiable_backward(grad, (x, weight, bias, b), needs, ctx.spec, ctx.state), *none
-        explain = ctx.spec.detach or (ctx.state is not None and ctx.state["fixed_weights"])
-        return *ops.backward(grad, x, weight, b, tuple(saved), ctx.spec, explain, needs, ctx.backend), *none
-
-    @classmethod
-    def vmap(cls, info, in_dims, x, weight, bias, b, spec, state, backend):
-        """A batch of inputs against one weight is a larger batch; anything else is one call per slice."""
-        if in_dims[0] is not None and all(d is None for d in in_dims[1:4]):
-            folded = x.movedim(in_dims[0], 0).flatten(0, 1)
-            outputs = cls.apply(folded, weight, bias, b, spec, state, backend)
-            size = (info.batch_size, folded.shape[0] // info.batch_size)
-            return tuple(t.unflatten(0, size) if t.dim() > 1 else t.expand(size[0], 0) for t in outputs), (0,) * 4
-        slices = [
-            cls.apply(
-                *(t if d is None else t.select(d, i) for t, d in zip((x, weight, bias, b), in_dims, strict=False)),
-                spec,
-                state,
-                backend,
-            )
-            for i in range(info.batch_size)
-        ]
-        return tuple(torch.stack(outputs) for outputs in zip(*slices, strict=True)), (0,) * 4
+    if grad is None:
+        return (None,) * 4
+    spec, state, backend, _ = ctx.call
+    x, weight, bias, b, *saved = _saved(ctx)
+    explain = state is not None and bool(state["fixed_weights"])
+    needs = _used(ctx, (x, weight, bias, b), needs)
+    return ops.backward(grad, x, weight, bias, b, tuple(saved), spec, explain, needs, backend)
 
 
-class TransformedBcos(Bcos):
-    """With the forward-mode derivatives that torch.compile takes no Function with."""
+def _saved(ctx) -> tuple:
+    """The saved tensors. An output that was changed in place since then is computed again."""
+    spec, _, backend, version = ctx.call
+    try:
+        saved = ctx.saved_tensors
+    except RuntimeError:
+        if not spec.saves_output:
+            raise
+        # autograd compares no versions of a tensor that has hooks: what is left to raise is a changed x or w
+        ctx._raw_saved_tensors[4].register_hooks(_itself, _itself)
+        saved = ctx.saved_tensors
+    x, weight, bias, b, y, *rest = saved
+    if y is None or y._version <= version:
+        return saved
+    with torch.no_grad():
+        return x, weight, bias, b, ops.forward(x, weight, bias, b, spec, backend)[0], *rest
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        Bcos.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:4])
 
-    @staticmethod
-    def jvp(ctx, *tangents):
-        """The transpose of the vector-Jacobian product: levels of forward-mode derivatives do not nest."""
-        inputs = ctx.saved_tensors[:4]
-        chosen = [tangent is not None for tangent in tangents[:4]]
-        transform = _of_some(inputs, chosen, ctx.spec, ctx.state)
-        y, vjp = torch.func.vjp(transform, *(t for t, c in zip(inputs, chosen, strict=True) if c))
-        _, transposed = torch.func.vjp(vjp, torch.zeros_like(y))
-        return *transposed(tuple(t for t in tangents[:4] if t is not None)), None, None, None
+def _itself(t: Tensor) -> Tensor:
+    return t
 
 
 class EagerBcos(torch.autograd.Function):
-    """The same at less host time, outside of torch.compile, torch.func and forward mode: y is its only output."""
+    """y of one transform, in less host time than the operator: outside of torch.compile, traces and torch.func."""
 
     @classmethod
     def apply(cls, *args):
@@ -91,39 +69,138 @@ class EagerBcos(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, b, spec: Spec, state: dict | None, backend: str):
-        y, *saved = ops.forward(x, weight, bias, b, spec, backend)
-        ctx.spec, ctx.state, ctx.backend = spec, state, backend
-        ctx.save_for_backward(x, weight, bias, b, y if spec.saves_output else None, *saved)
-        ctx.set_materialize_grads(False)
-        return y
+        outputs = ops.forward(x, weight, bias, b, spec, backend)
+        _save(ctx, (x, weight, bias, b), outputs, spec, state, backend)
+        return outputs[0]
 
-    backward = staticmethod(Bcos.backward)
+    @staticmethod
+    def backward(ctx, grad):
+        return *_backward(ctx, grad, ctx.needs_input_grad[:4]), None, None, None
+
+
+class DispatchedBcos(EagerBcos):
+    """All outputs of the forward operator, on the floor of torch's dispatcher where derivatives are recorded."""
+
+    @staticmethod
+    def forward(ctx, operator, x, weight, bias, b, *options):
+        outputs = _below(operator, x, weight, bias, b, *options)
+        *options, out_dtype, detach, backend = options
+        spec = Spec.from_operator(options, b is not None, detach, out_dtype)
+        _save(ctx, (x, weight, bias, b), outputs, spec, None, backend)
+        ctx.mark_non_differentiable(*outputs[1:])
+        return outputs
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        return None, *_backward(ctx, grad, ctx.needs_input_grad[1:5]), *(None,) * (len(ctx.needs_input_grad) - 5)
+
+
+class DispatchedBackward(EagerBcos):
+    """The backward operator on the same floor; its backward is the second order."""
+
+    @staticmethod
+    def forward(ctx, operator, grad, x, weight, bias, b, *args):
+        _y, _n, _l, _winner, *options, detach, explain, ctx.needs, _backend = args
+        ctx.spec, ctx.state = Spec.from_operator(options, b is not None, detach, grad.dtype), {"fixed_weights": explain}
+        ctx.save_for_backward(grad, x, weight, bias, b)
+        ctx.set_materialize_grads(False)
+        return _below(operator, grad, x, weight, bias, b, *args)
+
+    @staticmethod
+    def backward(ctx, *upstream):
+        """The vector-Jacobian product of the reference's vector-Jacobian product, so every further order is exact."""
+        # the pullback of torch.func.vjp runs after its transform has ended
+        grad, *inputs = unwrap_dead_wrappers(ctx.saved_tensors)
+        upstream = unwrap_dead_wrappers(upstream)
+        asked = [need and g is not None for need, g in zip(ctx.needs, upstream, strict=True)]
+        wanted = ctx.needs_input_grad[1:6]
+
+        def first_order(grad, *inputs):
+            transform = _of_some(inputs, asked, lambda *args: reference.bcos(*args, ctx.spec, ctx.state))
+            return torch.func.vjp(transform, *_chosen(inputs, asked))[1](grad)
+
+        results = (None,) * 5
+        if any(asked):
+            primals = (grad, *inputs)
+            with torch.autocast(grad.device.type, enabled=False):
+                _, vjp = torch.func.vjp(_of_some(primals, wanted, first_order), *_chosen(primals, wanted))
+                found = iter(vjp(_chosen(upstream, asked)))
+            results = tuple(next(found) if want else None for want in wanted)
+        return None, *results, *(None,) * (len(ctx.needs_input_grad) - 6)
+
+
+def _below(operator, *args):
+    """The operator by the kernels below; outer transforms of torch.func are among them, and record by themselves."""
+    with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():
+        return operator(*args)
+
+
+def _register(function: type[EagerBcos], name: str) -> None:
+    """Makes ``function`` the derivative of the operator ``name``."""
+    operator = getattr(torch.ops.bcos_kernels, name).default
+
+    def kernel(*args):
+        if torch.is_grad_enabled():
+            with enable_single_level_autograd_function():
+                return function.apply(operator, *args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*args)
+
+    ops.library.impl(name, kernel, "Autograd")
+
+
+for _noun in ops.NOUNS:
+    _register(DispatchedBcos, _noun)
+    _register(DispatchedBackward, f"{_noun}_backward")
+
+
+def _chosen(values: tuple, chosen) -> tuple:
+    return tuple(v for v, c in zip(values, chosen, strict=True) if c)
+
+
+def _of_some(values: tuple, chosen, function):
+    """``function`` as a function of the chosen ones of its arguments, the others held fixed."""
+
+    def partial(*args):
+        rest = iter(args)
+        return function(*(next(rest) if c else v for v, c in zip(values, chosen, strict=True)))
+
+    return partial
 
 
 def bcos(x, weight, bias, b, spec: Spec, state: dict | None, backend: str) -> Tensor:
-    """y of one transform by the fused operators of ``backend``: see :class:`Bcos`."""
-    if not torch.compiler.is_compiling():
-        return _eager(x, weight, bias, b, spec, state, backend)
-    if state is not None:
+    """y of one transform by the fused operators of ``backend``, or by the reference where these have no derivative."""
+    if torch.compiler.is_compiling() or ops.transformed() or forward_ad._current_level >= 0:
+        return _transformed(x, weight, bias, b, spec, state, backend)
+    tally.fused()
+    return _eager(x, weight, bias, b, spec, state, backend)
+
+
+def _eager(x, weight, bias, b, spec: Spec, state: dict | None, backend: str) -> Tensor:
+    if torch.is_grad_enabled():
+        return EagerBcos.apply(x, weight, bias, b, spec, state, backend)
+    return ops.forward(x, weight, bias, b, spec, backend)[0]
+
+
+def _transformed(x, weight, bias, b, spec: Spec, state: dict | None, backend: str) -> Tensor:
+    """Under torch.compile, torch.export, torch.jit.trace, torch.func and forward-mode derivatives."""
+    if torch.compiler.is_compiling():
+        tally.compiled()
+    leaves = torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
+    if leaves and torch.onnx.is_in_onnx_export():  # standard operators only
+        return reference.bcos(x, weight, bias, b, spec)
+    if leaves and state is not None:  # a program that leaves Python keeps the mode in which it was made
+        spec = replace(spec, detach=bool(state["fixed_weights"]))
+    elif torch.compiler.is_compiling() and state is not None:
         # a compiled backward would keep the mode of its first run
         return torch.compiler.disable(_eager)(x, weight, bias, b, spec, state, backend)
-    # as outputs of an operator: Dynamo believes that an argument of torch.func.grad needs no gradient
-    x, weight, bias, b = (t if t is None else t.view_as(t) for t in (x, weight, bias, b))
-    return Bcos.apply(x, weight, bias, b, spec, state, backend)[0]
+    elif forward_ad._current_level >= 0 or state is not None:
+        return reference.bcos(x, weight, bias, b, spec, state)
+    return ops.dispatched(x, weight, bias, b, spec, backend)[0]
 
 
-def _eager(*args) -> Tensor:
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return TransformedBcos.apply(*args)[0]
-    if torch.is_grad_enabled():
-        return EagerBcos.apply(*args)
-    *inputs, _state, backend = args
-    return ops.forward(*inputs, backend)[0]
-
-
-def _wanted(ctx, inputs: tuple) -> tuple[bool, ...]:
+def _used(ctx, inputs: tuple, needs: tuple[bool, ...]) -> tuple[bool, ...]:
     """Which gradients the running backward will use: ``autograd.grad(y, x)`` needs no dw, though w requires one."""
-    needs = ctx.needs_input_grad[:4]
     if torch.compiler.is_compiling() or not all(needs[:2]):
         return needs
     nodes = iter(ctx.next_functions)
@@ -135,22 +212,3 @@ def _will_run(node) -> bool:
         return node is not None and torch._C._will_engine_execute_node(node)
     except RuntimeError:  # raised for a leaf that autograd.grad was asked for
         return True
-
-
-def _differentiable_backward(grad: Tensor, inputs: tuple, needs: tuple, spec: Spec, state: dict | None) -> tuple:
-    """Gradients of ``inputs`` as a differentiable function of ``grad`` and of ``inputs``."""
-    wanted = tuple(t for t, need in zip(inputs, needs, strict=True) if need)
-    transform = _of_some(inputs, needs, spec, state)
-    with torch.autocast(grad.device.type, enabled=False):
-        grads = iter(torch.func.vjp(transform, *wanted)[1](grad))
-    return tuple(next(grads) if need else None for need in needs)
-
-
-def _of_some(inputs: tuple, chosen, spec: Spec, state: dict | None):
-    """The reference transform as a function of the chosen ones of its four inputs, the others held fixed."""
-
-    def transform(*primals):
-        rest = iter(primals)
-        return reference.bcos(*(next(rest) if c else t for t, c in zip(inputs, chosen, strict=True)), spec, state)
-
-    return transform

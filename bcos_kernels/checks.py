@@ -74,7 +74,7 @@ def exponent(b, x: Tensor) -> tuple[float | None, Tensor | None]:
         return None, b
     if type(b) in (int, float) and 1 <= b < math.inf:
         return float(b), None
-    if isinstance(b, bool) or not isinstance(b, Real):
+    if not isinstance(b, Real):  # True is 1
         raise TypeError(f"b={b!r}: a float of at least 1 or a tensor is needed, not {type(b).__name__}")
     if not 1 <= b < math.inf:
         raise ValueError(f"b={b!r}: must be finite and at least 1")
@@ -106,8 +106,10 @@ def out_dtype(dtype: torch.dtype | None, x_dtype: torch.dtype) -> torch.dtype | 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
     """The dtype that autocast casts to on the device type; None where it is off."""
-    is_on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if is_on else None
+    try:
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    except RuntimeError:  # a device without autocast, "meta" among them
+        return None
 
 
 def tensors(x: Tensor, weight: Tensor, bias: Tensor | None, weight_dims: int) -> None:

@@ -1,21 +1,22 @@
-"""What the commands share: arguments that name a model and its input, and a bar with the remaining time."""
+"""What the commands share: arguments that name a model and its input, a bar with the remaining time, and printing."""
 
 from __future__ import annotations
 
 import argparse
+import codecs
 import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
 
 import torch
 
 from . import compat
 
-__all__ = ["DTYPES", "factory", "json_object", "progress", "shape"]
+__all__ = ["DTYPES", "factory", "json_object", "printable", "progress", "shape"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -47,7 +48,8 @@ def factory(option: str, name: str) -> Callable:
     module, _, attribute = name.partition(":")
     if not module or not attribute:
         raise ValueError(f"{option} {name}: pkg.module:factory is needed")
-    found = _imported(module)
+    compat.declare_torchvision_operators_when_needed()
+    found = importlib.import_module(module)
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise ValueError(f"{option} {name}: {module} has no {attribute}")
@@ -55,16 +57,6 @@ def factory(option: str, name: str) -> Callable:
     if not callable(found):
         raise TypeError(f"{option} {name}: {attribute} is {type(found).__name__}, not callable")
     return found
-
-
-def _imported(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-    compat.import_reference()
-    return importlib.import_module(name)
 
 
 @contextmanager
@@ -98,3 +90,31 @@ def _lines(title: str, steps: float) -> Callable[..., None]:
         print(f"{title}: {done} of {steps}: {what}{f', {left:.0f} min left' if left >= 1 else ''}", file=sys.stderr)
 
     return advance
+
+
+SPELT = {"÷": "/", "≤": "<=", "≥": ">=", "×": "x", "²": "^2", "µ": "u", "–": "-", "…": "..."}
+"""What is printed where an encoding lacks a character; a question mark for any other."""
+PIPE_CLOSED = 128 + 13  # how a shell reports a process that SIGPIPE ended
+
+
+def _spelt(error: UnicodeEncodeError) -> tuple[str, int]:
+    return "".join(SPELT.get(c, "?") for c in error.object[error.start : error.end]), error.end
+
+
+def printable(command: Callable[[list[str]], int | None]) -> Callable[[list[str]], int]:
+    """``command`` so that it prints under any locale, and ends quietly where its reader does (``doctor | head -1``)."""
+
+    def wrapped(arguments: list[str]) -> int:
+        codecs.register_error("bcos_kernels.spelt", _spelt)
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="bcos_kernels.spelt")
+        try:
+            status = command(arguments) or 0
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
+            return PIPE_CLOSED
+        return status
+
+    return wrapped

@@ -6,6 +6,7 @@ import argparse
 import importlib.metadata
 import platform
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -17,6 +18,8 @@ from .text import aligned
 
 __all__ = ["main"]
 
+FAILED = Path(__file__).with_name("_C.failed.txt")
+"""Where setup.py leaves the reason of a build that failed."""
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _LINEAR = Call(Spec(norm_eps=(0.0, 1e-12)), "cpu", torch.float32, torch.float32, (8, 64), (64, 64))
@@ -84,7 +87,8 @@ def _build() -> str:
     try:
         from . import _C
     except ImportError as error:
-        return f"compiled extension: not there ({error}); slower backends serve its calls"
+        reason = f"its build failed: {FAILED.read_text(encoding='utf-8').strip()}" if FAILED.exists() else error
+        return f"compiled extension: not there ({reason}); slower backends serve its calls"
     info = _C.build_info()
     if info["cuda"]:
         cuda = _C.cuda.build_info()

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import _get_overloaded_args, handle_torch_function, has_torch_function_variadic
 
-from . import autograd, checks, dispatch
+from . import autograd, checks, dispatch, tally
 from .backends import reference
 from .spec import Call, Spec
 
@@ -122,6 +123,9 @@ _MOST_PLANS = 4096
 
 def _transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Tensor:
     """What both layers do; ``geometry`` is empty for the linear one."""
+    inputs = (x, weight, bias, b)
+    if has_torch_function_variadic(*inputs) and _get_overloaded_args(inputs):  # subclasses of Tensor keep their type
+        return handle_torch_function(_transform, inputs, *inputs, detach, geometry, options)
     plan = _plan(x, weight, bias, b, detach, geometry, options)
     spec, backend, state, normed, gain = plan.spec, plan.backend, checks.explanation_state(detach), None, None
     b = b if spec.b is None else None
@@ -135,6 +139,8 @@ def _transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> T
         weight, bias, gain = _weight_in_norm(weight, bias, not spec.unit)
     with nullcontext() if plan.casts is None else torch.autocast(x.device.type, enabled=False):
         if backend == "reference":
+            if options[-1] is None and not torch.compiler.is_compiling():  # the caller did not ask for it
+                tally.plain("bcos_linear" if spec.is_linear else "bcos_conv2d", "the backend 'reference' serves it")
             y = reference.bcos(x, weight, bias, b, spec, state, normed)
         elif spec.is_linear and x.dim() != 2:
             y = autograd.bcos(x.reshape(-1, x.shape[-1]), weight, bias, b, spec, state, backend)
@@ -162,11 +168,23 @@ def _plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Plan:
     except (AttributeError, TypeError):  # no tensor, or no hash: a list, a size that is a symbol
         return _make_plan(x, weight, bias, b, detach, geometry, options)
     if plan is None:
+        trace = torch._C._get_tracing_state()
+        if trace is not None:  # sizes are tensors while torch.jit.trace runs
+            return _untraced(trace, x, weight, bias, b, detach, geometry, options)
         plan = _make_plan(x, weight, bias, b, detach, geometry, options)
         if len(_PLANS) >= _MOST_PLANS:
             _PLANS.clear()
         _PLANS[key] = plan
     return plan
+
+
+def _untraced(trace, *args) -> Plan:
+    """A plan whose making is not recorded: a trace holds what is computed."""
+    torch._C._set_tracing_state(None)
+    try:
+        return _make_plan(*args)
+    finally:
+        torch._C._set_tracing_state(trace)
 
 
 def _make_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Plan:
@@ -205,7 +223,7 @@ def _make_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> P
     )
     call = Call(spec, x.device.type, dtype, weight_dtype, shape, tuple(weight.shape), zero_padded)
     name = dispatch.choose(call, backend)
-    unbatched = bool(geometry) and x.dim() == 3
+    unbatched = geometry != () and x.dim() == 3
     return Plan(spec, name, padding, (dtype, weight_dtype) if casts else None, unbatched, weight_in_norm)
 
 

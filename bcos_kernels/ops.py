@@ -3,12 +3,12 @@
 ``bcos_kernels::linear`` and ``bcos_kernels::conv2d`` return ``(y, n, l, winner)``: the output, the patch norm, the
 linear output where y cannot stand for it (b other than 1 and 2) and the winning filter of each maximum; what a call
 does not need is an empty tensor, and so is the norm of a depthwise layer, which is as large as x and formed again.
-The backward operators return ``(dx, dweight, dbias, db)``, empty where not asked for.
+The backward operators return ``(dx, dweight, dbias, db)``, empty where not asked for. ``detach`` makes the scale a
+constant in every derivative (early explanation mode); ``explain`` only in this backward (late explanation mode).
+Their derivatives are registered in :mod:`bcos_kernels.autograd`.
 """
 
 from __future__ import annotations
-
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,40 +16,45 @@ from torch import Tensor
 from . import dispatch
 from .spec import Spec
 
-__all__ = ["backward", "forward"]
+__all__ = ["NOUNS", "backward", "dispatched", "forward", "library", "transformed"]
 
 _FORMULA = "int max_out, float exponent, bool unit, float eps_inside, float eps_outside, float cos_eps, bool exact_two"
 _GEOMETRY = {"linear": "", "conv2d": "int[2] stride, int[2] padding, int[2] dilation, int groups, "}
-_BACKWARD_INPUTS = "Tensor grad, Tensor x, Tensor weight, Tensor? b, Tensor? y, Tensor n, Tensor l, Tensor winner"
+_BACKWARD_INPUTS = (
+    "Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? b, Tensor? y, Tensor n, Tensor l, Tensor winner"
+)
 
-_library = torch.library.Library("bcos_kernels", "DEF")
+NOUNS = tuple(_GEOMETRY)
+
+library = torch.library.Library("bcos_kernels", "DEF")
 
 
 def _define(noun: str, geometry: str) -> None:
-    _library.define(
+    library.define(
         f"{noun}(Tensor x, Tensor weight, Tensor? bias, Tensor? b, {geometry}{_FORMULA}, ScalarType out_dtype, "
-        "str backend) -> (Tensor y, Tensor n, Tensor l, Tensor winner)"
+        "bool detach, str backend) -> (Tensor y, Tensor n, Tensor l, Tensor winner)"
     )
-    _library.define(
-        f"{noun}_backward({_BACKWARD_INPUTS}, {geometry}{_FORMULA}, bool explain, bool[4] needs, str backend) "
-        "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor db)"
+    library.define(
+        f"{noun}_backward({_BACKWARD_INPUTS}, {geometry}{_FORMULA}, bool detach, bool explain, bool[4] needs, "
+        "str backend) -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor db)"
     )
 
     def forward_impl(*args):
-        return getattr(dispatch.backend(args[-1]), noun)(*args[:-1])
+        return getattr(dispatch.backend(args[-1]), noun)(*args[:-2])
 
-    def backward_impl(*args):
-        return getattr(dispatch.backend(args[-1]), f"{noun}_backward")(*args[:-1])
+    def backward_impl(grad, x, weight, bias, *args):
+        *args, detach, explain, needs, backend = args
+        return getattr(dispatch.backend(backend), f"{noun}_backward")(grad, x, weight, *args, detach or explain, needs)
 
     for name, impl, fake in ((noun, forward_impl, _fake_forward), (f"{noun}_backward", backward_impl, _fake_backward)):
         for key in ("CPU", "CUDA"):
-            _library.impl(name, impl, key)
-        torch.library.register_fake(f"bcos_kernels::{name}", fake, lib=_library)
-        torch.library.register_vmap(f"bcos_kernels::{name}", _vmap_by_slices(name), lib=_library)
+            library.impl(name, impl, key)
+        torch.library.register_fake(f"bcos_kernels::{name}", fake, lib=library)
+        torch.library.register_vmap(f"bcos_kernels::{name}", _vmap(name), lib=library)
 
 
 def _fake_forward(x, weight, bias, b, *rest):
-    geometry, (max_out, exponent, *_, cos_eps, exact_two, out_dtype, _backend) = rest[:-9], rest[-9:]
+    geometry, (max_out, exponent, *_, cos_eps, exact_two, out_dtype, _detach, _backend) = rest[:-10], rest[-10:]
     if geometry:
         stride, padding, dilation, groups = geometry
         linear = torch.ops.aten.convolution(
@@ -78,18 +83,24 @@ def _memory_format(t: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _fake_backward(grad, x, weight, b, *rest):
+def _fake_backward(grad, x, weight, bias, b, *rest):
     likes = (x, weight, weight.new_empty(weight.shape[0]), b)
     return tuple(torch.empty_like(like) if need else x.new_empty(0) for like, need in zip(likes, rest[-2], strict=True))
 
 
-def _vmap_by_slices(name: str):
-    """Each call of a kernel is large: a batch of calls is a loop over them."""
+def _vmap(name: str):
+    """A forward of many inputs against one weight is a larger batch; anything else is one call per slice."""
 
     def rule(info, in_dims, *args):
         op = getattr(torch.ops.bcos_kernels, name)
+        dims = [d if isinstance(a, Tensor) else None for a, d in zip(args, in_dims, strict=True)]
+        if name in NOUNS and dims[0] is not None and not any(d is not None for d in dims[1:]):
+            folded = args[0].movedim(dims[0], 0).flatten(0, 1)
+            outputs = op(folded, *args[1:])
+            size = (info.batch_size, args[0].shape[dims[0] == 0])
+            return tuple(t.unflatten(0, size) if t.dim() > 1 else t.expand(size[0], 0) for t in outputs), (0,) * 4
         slices = [
-            op(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)))
+            op(*(a if d is None else a.select(d, i) for a, d in zip(args, dims, strict=True)))
             for i in range(info.batch_size)
         ]
         return tuple(torch.stack(outputs) for outputs in zip(*slices, strict=True)), (0,) * 4
@@ -101,16 +112,9 @@ for _noun, _geometry in _GEOMETRY.items():
     _define(_noun, _geometry)
 
 
-def _op(spec: Spec, backend: str, tensors: tuple, direction: str = ""):
-    """The operator, without its last argument; where nothing watches operators the backend itself, in half the time."""
-    noun = ("linear" if spec.is_linear else "conv2d") + direction
-    if torch.compiler.is_compiling() or _watched(tensors):
-        return partial(_last, getattr(torch.ops.bcos_kernels, noun), backend)
-    return getattr(dispatch.backend(backend), noun)
-
-
-def _last(op, last, *args):
-    return op(*args, last)
+def transformed() -> bool:
+    """Whether torch.func or a trace of torch.jit is to see the operators and not the Functions around them."""
+    return torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None
 
 
 def _plain_keys(device: str) -> tuple[int, int]:
@@ -124,23 +128,39 @@ _PLAIN = frozenset((*_plain_keys("CPU"), *_plain_keys("CUDA")))
 
 
 def _watched(tensors: tuple) -> bool:
-    """Whether a mode, a transform, a trace or a special kind of tensor is to see the operators."""
-    return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
-        or not all(torch._C._dispatch_keys(t).raw_repr() in _PLAIN for t in tensors)
+    """Whether a mode or a special kind of tensor is to see the operators; plain calls skip torch's dispatcher."""
+    return torch._C._len_torch_dispatch_stack() > 0 or not all(
+        torch._C._dispatch_keys(t).raw_repr() in _PLAIN for t in tensors
     )
+
+
+def dispatched(x: Tensor, weight: Tensor, bias: Tensor | None, b: Tensor | None, spec: Spec, backend: str):
+    """``(y, n, l, winner)`` of the transform ``spec`` by the operator, which is differentiable."""
+    op = getattr(torch.ops.bcos_kernels, spec.noun)
+    return op(x, weight, bias, b, *spec.geometry, *spec.formula, spec.out_dtype, spec.detach, backend)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, b: Tensor | None, spec: Spec, backend: str):
-    """``(y, n, l, winner)`` of the transform ``spec``."""
-    return _op(spec, backend, (x, weight))(x, weight, bias, b, *spec.geometry, *spec.formula, spec.out_dtype)
-
-
-def backward(grad: Tensor, x, weight, b, saved: tuple, spec: Spec, explain: bool, needs, backend: str):
-    """Gradients of x, weight, bias and b, ``None`` where ``needs`` is false; ``explain`` freezes the scale."""
-    grads = _op(spec, backend, (grad, x, weight), "_backward")(
-        grad, x, weight, b, *saved, *spec.geometry, *spec.formula, explain, list(needs)
+    """The same without a graph; where nothing watches operators by the backend itself, in half the time."""
+    if torch.compiler.is_compiling() or transformed() or _watched((x, weight)):
+        return dispatched(x, weight, bias, b, spec, backend)
+    return getattr(dispatch.backend(backend), spec.noun)(
+        x, weight, bias, b, *spec.geometry, *spec.formula, spec.out_dtype
     )
+
+
+def backward(grad: Tensor, x, weight, bias, b, saved: tuple, spec: Spec, explain: bool, needs, backend: str):
+    """Gradients of x, weight, bias and b, ``None`` where ``needs`` is false; ``explain`` freezes the scale.
+
+    They are differentiable where the grad mode is on.
+    """
+    name, options = f"{spec.noun}_backward", (*spec.geometry, *spec.formula)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed() or _watched((grad, x, weight)):
+        grads = getattr(torch.ops.bcos_kernels, name)(
+            grad, x, weight, bias, b, *saved, *options, spec.detach, explain, list(needs), backend
+        )
+    else:
+        grads = getattr(dispatch.backend(backend), name)(
+            grad, x, weight, b, *saved, *options, spec.detach or explain, list(needs)
+        )
     return tuple(g if need else None for g, need in zip(grads, needs, strict=True))

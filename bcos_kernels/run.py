@@ -1,22 +1,26 @@
-"""``python -m bcos_kernels run``: an unmodified script, its B-cos layers accelerated as they are built."""
+"""``python -m bcos_kernels run``: an unmodified script, the B-cos layers of all its processes accelerated.
+
+The interpreter is replaced by the one that the user would have started without this command, so that everything
+(process, signals, exit status, ``__main__``) is as in plain Python. What it and its children are to do more is said by
+the environment: PYTHONPATH begins with the folder ``startup``, whose ``sitecustomize`` every interpreter reads.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
 import os
-import runpy
 import sys
-from collections import Counter
-
-from . import compat, dispatch
-from .adopt import accelerate_as_built
+import tempfile
+from pathlib import Path
 
 __all__ = ["main"]
 
+STARTUP = str(Path(__file__).parent / "startup")
+
 
 def main(argv: list[str]) -> int:
-    """Runs the script or module as ``__main__`` and then prints one line about its layers to stderr."""
+    """Becomes the script or module; returns, with an exit code, only if that is impossible."""
     parser = _parser()
     options = parser.parse_args(argv)
     if not options.target:
@@ -26,32 +30,35 @@ def main(argv: list[str]) -> int:
         return _refuse(f"no module named {name!r}")
     if not options.is_module and not os.path.exists(name):
         return _refuse(f"no such script: {name}")
-    sys.argv = options.target
-    if not options.is_module and not getattr(sys.flags, "safe_path", False):
-        sys.path[0] = os.path.dirname(os.path.realpath(name))
-    _make_bcos_importable()
-    with accelerate_as_built(backend=options.backend) as tally:
-        try:
-            if options.is_module:
-                runpy.run_module(name, run_name="__main__", alter_sys=True)
-            else:
-                runpy.run_path(name, run_name="__main__")
-        finally:
-            sys.stdout.flush()
-            print(_summary(tally), file=sys.stderr)
-    return 0
+    if sys.flags.ignore_environment or sys.flags.no_site:
+        return _refuse("python's options -E, -I and -S keep a process from being accelerated: leave them out")
+    try:
+        environment = os.environ | _environment(options.backend)
+    except OSError as error:
+        return _refuse(f"no folder can be made for what its processes count: {error}")
+    sys.stdout.flush()
+    command = [sys.executable, *_interpreter_options(), *["-m"] * options.is_module, *options.target]
+    os.execve(sys.executable, command, environment)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bcos_kernels run",
-        description="Runs a Python script unmodified; every B-cos layer that becomes part of a module is "
-        "accelerated. Child processes that the script starts run as they are.",
+        description="Runs a Python script unmodified. Every B-cos layer that becomes part of a module is accelerated, "
+        "in the script's process and in those that it starts; a summary on stderr tells what came of it.",
     )
-    parser.add_argument("--backend", choices=dispatch.BACKENDS, help="the backend of every layer")
+    parser.add_argument("--backend", type=_backend, metavar="B", help="the backend of every layer; doctor lists them")
     parser.add_argument("-m", dest="is_module", action="store_true", help="run a module instead of a script")
     parser.add_argument("target", nargs=argparse.REMAINDER, metavar="script.py args...", help="what to run")
     return parser
+
+
+def _backend(name: str) -> str:
+    from .dispatch import BACKENDS
+
+    if name not in BACKENDS:
+        raise argparse.ArgumentTypeError(f"{name!r}: allowed are {', '.join(BACKENDS)}")
+    return name
 
 
 def _refuse(reason: str) -> int:
@@ -60,25 +67,29 @@ def _refuse(reason: str) -> int:
 
 
 def _module_exists(name: str) -> bool:
+    """Whether its outermost package exists; to look further would be to import that, which is the script's affair."""
     try:
-        return importlib.util.find_spec(name) is not None
+        return importlib.util.find_spec(name.partition(".")[0]) is not None
     except (ImportError, ValueError):
         return False
 
 
-def _make_bcos_importable() -> None:
-    """Mends what a torchvision built for another torch breaks, where ``bcos`` is there to need it."""
-    if not (_module_exists("bcos") and _module_exists("torchvision")):
-        return
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:
-        compat.import_reference()
-    except Exception:  # the script's own import will tell, in its own words
-        return
+def _interpreter_options() -> list[str]:
+    """What stood between ``python`` and ``-m bcos_kernels run``: -u, -O, -W error ..."""
+    *before, last = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
+    if last == __package__ and before:  # after -m, or after -um
+        before[-1] = before[-1].removesuffix("m")
+    return [option for option in before if option != "-"]
 
 
-def _summary(tally: Counter) -> str:
-    alone = [(count, *key) for key, count in tally.items() if key is not None]
-    line = f"bcos_kernels: {tally[None]} B-cos layers accelerated, {sum(n for n, *_ in alone)} left alone"
-    return line + (": " + "; ".join(f"{n} {kind} ({why})" for n, kind, why in alone) if alone else "")
+def _environment(backend: str | None) -> dict[str, str]:
+    """What makes every interpreter a member of the job: of this one's, if it is a member itself."""
+    environment = {"BCOS_KERNELS_BACKEND": backend} if backend else {}
+    before = os.environ.get("PYTHONPATH")
+    if not before or STARTUP not in before.split(os.pathsep):
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (STARTUP, before)))
+    folder = os.environ.get("BCOS_KERNELS_RUN", "").split(os.pathsep, 2)[-1]
+    if not os.path.isdir(folder):
+        job = (str(os.getpid()), sys.prefix, tempfile.mkdtemp(prefix="bcos_kernels-run-"))
+        environment["BCOS_KERNELS_RUN"] = os.pathsep.join(job)
+    return environment

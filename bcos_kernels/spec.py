@@ -40,6 +40,11 @@ class Spec:
         return not self.stride
 
     @property
+    def noun(self) -> str:
+        """The name of the operator."""
+        return "linear" if self.is_linear else "conv2d"
+
+    @property
     def channel_dim(self) -> int:
         return -1 if self.is_linear else 1
 
@@ -58,6 +63,16 @@ class Spec:
         """Arguments of the transform, in the order of the operators' schemas."""
         exponent = 0.0 if self.b is None else self.b
         return self.max_out, exponent, self.unit, *self.norm_eps, self.cos_eps, self.exact_two
+
+    @classmethod
+    def from_operator(cls, options: tuple, has_tensor_b: bool, detach: bool, out_dtype: torch.dtype) -> Spec:
+        """The spec of an operator's call: ``options`` are ``geometry`` and ``formula``, one after the other."""
+        *geometry, max_out, exponent, unit, inside, outside, cos_eps, exact_two = options
+        stride, padding, dilation, groups = geometry or ((), (), (), 1)
+        return cls(
+            tuple(stride), tuple(padding), tuple(dilation), groups, max_out, None if has_tensor_b else exponent, unit,
+            (inside, outside), cos_eps, exact_two, detach, out_dtype,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,10 @@
-"""``python -m benchmarks.gpu``: what one GPU shows: the extension built, the tests, the layers' times, in one go."""
+"""``python -m benchmarks.gpu right | fast | tune``: what one GPU shows, in three calls of at most nine minutes.
+
+``right``: is it right? Small calls of each backend, the tests, a first table. ``fast``: how fast? Every layer beside
+the plain one and the reference. ``tune``: the choice of kernels measured, whole models, and races last.
+Each call builds the extension first and keeps to its time; what time does not allow is named and is no failure. Its
+files are complete and readable at any moment: ``gpu_CALL.txt``, ``gpu_CALL.log`` and a file of figures for each part.
+"""
 
 from __future__ import annotations
 
@@ -6,157 +12,274 @@ import argparse
 import json
 import os
 import shlex
-import signal
+import shutil
 import subprocess
 import sys
-import tempfile
+import sysconfig
 import time
 from pathlib import Path
 
 import torch
 
+from bcos_kernels.backends.gpu import BACKENDS
 from bcos_kernels.bench import report, stored
 from bcos_kernels.bench.devices import Gpu
+from bcos_kernels.bench.settings import QUICK_LAYERS
 from bcos_kernels.bench.stored import ROOT
 
-__all__ = ["main", "run_tests", "summary"]
+from . import shares
+
+__all__ = ["CALLS", "Job", "cuda_home", "main"]
 
 RESULTS = ROOT / "benchmarks" / "results"
-TESTS = ("-m", "gpu", "tests/gpu", "tests/gpu_kernels")
-BUILD, TESTING, TIMING, CLOSING = 90.0, 240.0, 240.0, 10.0
-"""The most seconds of each part."""
-GRACE = 15.0  # seconds from an interrupt to the end of a process
-FAILURES = 20  # printed; all are in the file
+CACHES = ROOT / "build" / "gpu"
+SUITE = ("tests/gpu", "tests/gpu_kernels")
+LATE = "accelerated_network or compute_sanitizer"
+"""Tests that take a minute each: whole models, and races under compute-sanitizer. The last call has them."""
+BENCH = ("--device=cuda",)
+TUNED = "bcos.models.pretrained:resnet50", '{"pretrained": false}', "256,6,224,224"
+SECONDS = 525.0
+BUILD, SMALL, TESTS, TABLE, TUNE, MODELS, NETWORKS = 150.0, 60.0, 220.0, 90.0, 110.0, 160.0, 80.0
+"""The most seconds of each part; the last part of a call has all that is left."""
+CLOSING = 10.0  # seconds to write the last of it
+SHOWN = 60  # lines of a log, and failures, on the page; the files hold all
 
 
-def build(seconds: float) -> str:
-    """Compiles the extension in place, as an installation does; returns how it went."""
-    start = time.monotonic()
-    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return f"stopped after {seconds:.0f} s"
-    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    return f"built in {time.monotonic() - start:.0f} s" if done.returncode == 0 else f"not built: {last}"
+# ------------------------------------------------------------------------------------------------ surroundings
 
 
-def run_tests(seconds: float, processes: int, arguments: tuple[str, ...] = TESTS) -> dict:
-    """The tests, a share for each process, so that they compile at once; whoever is not done in time is stopped.
-
-    Returns ``tests``: name -> ``{"outcome": "passed" | "failed" | "skipped" | "not run", "seconds", "text"}``, and
-    ``crashed``: what became of processes that ended otherwise than pytest does.
-    """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    deadline = time.monotonic() + seconds
-    with tempfile.TemporaryDirectory() as folder:
-        running = []
-        for i in range(processes):
-            options = (f"--share={i}/{processes}", f"--record={folder}/{i}.json")
-            plugins = ("-p", "no:cacheprovider", "-p", "benchmarks.recorder")
-            command = [sys.executable, "-m", "pytest", "-q", *plugins, *arguments, *options]
-            with open(f"{folder}/{i}.txt", "w") as log:
-                running.append(
-                    subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
-                )
-        crashed = []
-        try:
-            for i, process in enumerate(running):
-                stopped = wait(process, deadline)
-                if not stopped and process.returncode not in (0, 1, 5):  # all passed, some failed, nothing to do
-                    log = Path(folder, f"{i}.txt").read_text(encoding="utf-8", errors="replace")
-                    crashed.append(f"process {i} ended with {process.returncode}: {log[-1500:].strip()}")
-        finally:
-            for process in running:
-                process.kill()
-        lines = [line for file in sorted(Path(folder).glob("*.json")) for line in read_lines(file)]
-    return {"tests": merged(lines), "crashed": crashed}
+def cuda_home() -> Path | None:
+    """The folder of a whole CUDA toolkit: what the environment names, nvcc's own, the usual places, or wheels'."""
+    named = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    nvcc = shutil.which("nvcc")
+    wheels = Path(sysconfig.get_path("purelib"), "nvidia")
+    places = [
+        *(Path(place) for place in named if place),
+        *([Path(nvcc).resolve().parent.parent] if nvcc else []),
+        Path("/usr/local/cuda"),
+        *sorted(Path("/usr/local").glob("cuda-*"), reverse=True),
+        *sorted(wheels.glob("cu[0-9]*"), reverse=True),
+        wheels / "cuda_nvcc",
+    ]
+    whole = (place for place in places if (place / "bin/nvcc").exists() and (place / "include/cuda_runtime.h").exists())
+    return next(whole, None)
 
 
-def wait(process: subprocess.Popen, deadline: float) -> bool:
-    """Waits for a process and stops it at the deadline; returns whether it had to be stopped."""
-    try:
-        process.wait(max(0.0, deadline - time.monotonic()))
-        return False
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-    try:
-        process.wait(max(0.0, deadline + GRACE - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    return True
-
-
-def read_lines(file: Path) -> list[dict]:
-    """The lines of a record; the last one may have been cut off."""
-    found = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
+def surroundings(commit: str | None) -> dict[str, str]:
+    """The environment of every process: one cache for all of them, and no more compilers than cores."""
+    found = {
+        "BCOS_KERNELS_REQUIRE_C": "1",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "TRITON_CACHE_DIR": str(CACHES / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(CACHES / "inductor"),
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+    }
+    if commit:
+        found["BCOS_KERNELS_COMMIT"] = commit
+    home = cuda_home()
+    if home is not None:
+        found |= {"CUDA_HOME": str(home), "PATH": f"{home / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"}
     return found
 
 
-def merged(lines: list[dict]) -> dict[str, dict]:
-    """Test -> what came of it: the worst, where a test has several lines."""
-    order = ("not run", "passed", "skipped", "failed")
-    tests: dict[str, dict] = {}
-    for line in lines:
-        for name in line.get("collected", ()):
-            tests.setdefault(name, {"outcome": "not run", "seconds": 0.0, "text": ""})
-    for line in lines:
-        if "test" in line:
-            known = tests.setdefault(line["test"], {"outcome": "not run", "seconds": 0.0, "text": ""})
-            if order.index(line["outcome"]) >= order.index(known["outcome"]):
-                known.update(outcome=line["outcome"], text=line["text"], seconds=line["seconds"])
-    return tests
+# ------------------------------------------------------------------------------------------------ a call
 
 
-def summary(found: dict) -> str:
-    """How many tests of each file came out how, as a Markdown table, and the reasons of the skipped ones."""
-    outcomes = ("passed", "failed", "skipped", "not run")
-    rows: dict[str, dict[str, int]] = {}
-    for name, test in found["tests"].items():
-        row = rows.setdefault(name.partition("::")[0], dict.fromkeys(outcomes, 0))
-        row[test["outcome"]] += 1
-    lines = [f"| tests | {' | '.join(outcomes)} |", "|---|" + "---:|" * len(outcomes)]
-    for file, row in sorted(rows.items()):
-        lines.append(f"| {file} | {' | '.join(str(row[o]) for o in outcomes)} |")
-    totals = [sum(row[o] for row in rows.values()) for o in outcomes]
-    lines.append(f"| **all** | {' | '.join(map(str, totals))} |")
-    reasons = sorted({test["text"] for test in found["tests"].values() if test["outcome"] == "skipped"})
-    return "\n".join([*lines, "", *(f"- skipped: {reason}" for reason in reasons)])
+class Job:
+    """One call: its clock, the environment of its processes, its page, and what failed."""
+
+    def __init__(self, arguments: argparse.Namespace, machine: dict) -> None:
+        self.end = time.monotonic() + arguments.seconds - CLOSING
+        self.out, self.call, self.processes = arguments.out, arguments.call, arguments.processes
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.environment = surroundings(arguments.commit)
+        os.environ.update(self.environment)
+        self.log, self.page = (self.out / f"gpu_{self.call}.{suffix}" for suffix in ("log", "txt"))
+        for old in (self.log, self.page):
+            old.unlink(missing_ok=True)  # else a call that is killed would stand beside an earlier one
+        self.parts: list[str] = []
+        self.failed: list[str] = []
+        command = "python -m benchmarks.gpu " + shlex.join(arguments.argv)
+        packages = ("triton", "bcos", "pytest")
+        self.header = stored.header(command, machine, {"processes": self.processes}, packages)
+        commit = self.header["commit"] or "unknown (--commit or BCOS_KERNELS_COMMIT names it)"
+        self.tell(f"{machine['device']}, {self.header['versions']}, commit {commit}")
+        self.tell(f"CUDA_HOME: {self.environment.get('CUDA_HOME', 'no CUDA toolkit was found')}")
+
+    def left(self, most: float = float("inf")) -> float:
+        return max(0.0, min(most, self.end - time.monotonic()))
+
+    def tell(self, text: str) -> None:
+        """Prints a part of the page and stores the whole of it."""
+        print(text, flush=True)
+        self.parts.append(text)
+        self.write()
+
+    def write(self, unfinished: str = "") -> None:
+        draft = self.page.with_suffix(".tmp")
+        draft.write_text("\n\n".join([*self.parts, *([unfinished] if unfinished else [])]) + "\n", encoding="utf-8")
+        draft.replace(self.page)
+
+    def fail(self, text: str) -> None:
+        self.failed.append(text.partition("\n")[0])
+        self.tell(f"FAILED {text}")
+
+    def run(self, command: list[str], seconds: float, **environment: str) -> tuple[int | None, str]:
+        """``(exit code, output)`` of a program whose output goes to the log; None where the clock stopped it."""
+        with open(self.log, "a", encoding="utf-8") as log:
+            log.write(f"\n$ {shlex.join(command)}\n")
+            log.flush()
+            begin = log.tell()
+            process = subprocess.Popen(
+                command, cwd=ROOT, env={**self.environment, **environment}, stdout=log, stderr=subprocess.STDOUT
+            )
+            try:
+                late = shares.stopped(process, time.monotonic() + seconds)
+            finally:
+                process.kill()
+                process.wait()
+        printed = self.log.read_bytes()[begin:].decode("utf-8", errors="replace").strip()
+        return None if late else process.returncode, printed
 
 
-def written(found: dict, result: dict) -> str:
-    """Everything in words: the summary, the crashes, each failure with its text, and what was not run."""
-    parts = [f"{result['machine']['device']}, {result['versions']}, commit {result['commit']}", summary(found)]
-    parts += found["crashed"]
-    tests = found["tests"].items()
-    parts += [f"FAILED {name}\n{test['text']}" for name, test in tests if test["outcome"] == "failed"]
-    parts += ["\n".join(f"not run: {name}" for name, test in tests if test["outcome"] == "not run")]
-    return "\n\n".join(parts) + "\n"
+def last_lines(text: str, count: int = SHOWN) -> str:
+    return "\n".join(text.splitlines()[-count:])
 
 
-def benchmark(out: Path, seconds: float, end: float, processes: int) -> bool:
-    """The harness of the package with a limit of time, stopped at the ``end``; returns whether it failed."""
-    out.unlink(missing_ok=True)  # else an unfinished run would stand beside an earlier one
-    options = [f"--limit={seconds / 60:.2f}", f"--processes={processes}", f"--out={out}", "--device=cuda"]
-    timing = subprocess.Popen([sys.executable, "-m", "bcos_kernels", "bench", *options], cwd=ROOT)
-    return wait(timing, end) or timing.returncode != 0
+# ------------------------------------------------------------------------------------------------ parts
+
+
+def build(job: Job, wanted: bool) -> bool:
+    """Compiles the extension in place, or takes the one that is there; returns whether this one can be imported."""
+    start = time.monotonic()
+    if wanted:
+        code, printed = job.run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"], job.left(BUILD))
+        if code != 0:
+            how = f"was stopped after {BUILD:.0f} s" if code is None else f"ended with {code}"
+            job.fail(f"build: it {how}; all of it is in {job.log}\n{last_lines(printed)}")
+            return False
+    ask = "import json; from bcos_kernels import _C; print(json.dumps(_C.build_info()))"
+    code, printed = job.run([sys.executable, "-c", ask], 60.0)
+    if code != 0:
+        job.fail(f"build: the extension cannot be imported\n{last_lines(printed, 5)}")
+        return False
+    info = json.loads(printed.splitlines()[-1])
+    job.tell(f"extension: {f'built in {time.monotonic() - start:.0f} s' if wanted else 'as it was found'}: {info}")
+    if not info["cuda"]:
+        job.fail("build: the extension has no CUDA kernels: torch has no CUDA, or there was no toolkit to build with")
+    return True
+
+
+def small(job: Job) -> None:
+    """A small call of every kind on each backend: the first thing to know is whether the kernels run at all."""
+    for backend in BACKENDS:
+        command = [sys.executable, "tests/gpu/small_calls.py"]
+        code, printed = job.run(command, job.left(SMALL / len(BACKENDS)), BCOS_KERNELS_BACKEND=backend)
+        if code is None:
+            job.tell(f"small calls of {backend}: stopped by the clock after: {last_lines(printed, 1)}")
+        elif code != 0:
+            job.fail(f"small calls of {backend}: ended with {code}\n{last_lines(printed, 20)}")
+        else:
+            job.tell(f"small calls of {backend}: {last_lines(printed, 1)}")
+
+
+def tests(job: Job, seconds: float, chosen: str, name: str) -> None:
+    """The GPU tests that ``-k chosen`` names, in shares; stored in ``name.json`` as they come."""
+    start, arguments = time.monotonic(), ("-m", "gpu", "-k", chosen, *SUITE)
+
+    def store(found: dict) -> None:
+        result = job.header | found | {"seconds": time.monotonic() - start}
+        result["complete"] = all(test["outcome"] != "not run" for test in found["tests"].values())
+        stored.store(result, job.out / f"{name}.json")
+        job.write(page_of(found))
+
+    found = shares.run(seconds, job.processes, arguments, job.environment, store)
+    red = [test for test, told in found["tests"].items() if told["outcome"] == "failed"]
+    job.tell(page_of(found))
+    job.failed += [*red, *found["crashed"]]
+    if not found["tests"] and not found["crashed"]:
+        in_time = time.monotonic() - start < seconds
+        (job.fail if in_time else job.tell)(f"{name}: no test was collected within {seconds:.0f} s")
+
+
+def page_of(found: dict) -> str:
+    """The tests in words: the summary, each failure with its text, and what was not run."""
+    told = found["tests"].items()
+    parts = [shares.summary(found), *found["crashed"]]
+    parts += [f"FAILED {name}\n{test['text']}" for name, test in told if test["outcome"] == "failed"][:SHOWN]
+    left = [name for name, test in told if test["outcome"] == "not run"]
+    parts += ["\n".join(f"not run: {name}" for name in left)] if left else []
+    return "\n\n".join(parts)
+
+
+def bench(job: Job, seconds: float, name: str, *options: str) -> None:
+    """The harness of the package within a limit of time; it stores ``name.json`` after each row."""
+    out = job.out / f"{name}.json"
+    out.unlink(missing_ok=True)
+    given = (*BENCH, f"--limit={max(1.0, seconds - shares.GRACE) / 60:.2f}", f"--processes={job.processes}")
+    code, printed = job.run([sys.executable, "-m", "bcos_kernels", "bench", *given, f"--out={out}", *options], seconds)
+    if code not in (0, None):
+        job.fail(f"bench, {name}: ended with {code}\n{last_lines(printed, 20)}")
+    if out.exists() and (result := json.loads(out.read_text(encoding="utf-8")))["rows"]:
+        job.tell(report.table(result, layers=False))
+    else:
+        job.tell(f"bench, {name}: no row in {seconds:.0f} s")
+
+
+def choices(job: Job) -> None:
+    """The choice of kernels for every layer of ResNet-50, measured."""
+    model, options, shape = TUNED
+    command = [sys.executable, "-m", "bcos_kernels", "tune", "--model", model, "--factory-args", options]
+    out = job.out / "gpu_choices.json"
+    code, printed = job.run(
+        [*command, "--input", shape, "--dtype", "bf16"], job.left(TUNE), BCOS_KERNELS_CACHE=str(out)
+    )
+    if code not in (0, None, 130):
+        job.fail(f"tune: ended with {code}\n{last_lines(printed, 20)}")
+    else:
+        job.tell(f"tune: {'stopped by the clock' if code is None else 'done'}\n{last_lines(printed)}")
+
+
+# ------------------------------------------------------------------------------------------------ the calls
+
+
+def right(job: Job) -> None:
+    small(job)
+    tests(job, min(TESTS, max(0.0, job.left() - TABLE)), f"not ({LATE})", "gpu_tests")
+    bench(job, job.left(), "gpu_first", "--no-models", f"--layers={QUICK_LAYERS}")
+
+
+def fast(job: Job) -> None:
+    bench(job, job.left(), "gpu_layers", "--no-models")
+
+
+def tune(job: Job) -> None:
+    choices(job)
+    bench(job, job.left(MODELS), "gpu_models", "--no-layers")
+    tests(job, job.left(NETWORKS), "accelerated_network", "gpu_networks")
+    tests(job, job.left(), "compute_sanitizer", "gpu_races")
+
+
+CALLS = {"right": right, "fast": fast, "tune": tune}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu")
-    parser.add_argument("--seconds", type=float, default=525.0, help="for all of it (default 525)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__.partition(": ")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("call", nargs="?", choices=CALLS, default="right", help="(default right)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for all of it (default {SECONDS:.0f})")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="at once (default one a core)")
-    parser.add_argument("--no-tests", action="store_true", help="the benchmarks alone")
-    parser.add_argument("--no-bench", action="store_true", help="the tests alone")
+    parser.add_argument("--no-build", action="store_true", help="takes the extension that lies in bcos_kernels/")
+    parser.add_argument("--commit", help="of a copy without .git (default BCOS_KERNELS_COMMIT)")
     out = Path(os.environ.get("OUT") or RESULTS)
     parser.add_argument("--out", type=Path, default=out, help="folder of the results (default $OUT or %(default)s)")
     arguments = parser.parse_args(argv, argparse.Namespace(argv=argv))
+    for name in ("seconds", "processes"):
+        if not getattr(arguments, name) > 0:
+            parser.error(f"--{name} {getattr(arguments, name)}: must be above 0")
     if not torch.cuda.is_available():
         parser.error(
             f"no GPU here: torch {torch.__version__} of {sys.executable} sees none; BCOS_PYTHON=/path/to/python "
@@ -166,37 +289,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns 0 if every test that ran passed and every layer could be timed, else 1."""
-    end = time.monotonic()
+    """Returns 0 if nothing that ran failed, else 1; running out of time is no failure."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
-    end += arguments.seconds - CLOSING
-
-    def left(most: float) -> float:
-        return max(0.0, min(most, end - time.monotonic()))
-
-    print(f"extension: {build(left(BUILD))}", flush=True)
-    command = "python -m benchmarks.gpu " + shlex.join(arguments.argv)
-    result = stored.header(command, Gpu().describe(), {"processes": arguments.processes}, ("triton", "bcos", "pytest"))
-    failed, texts = False, []
-    if not arguments.no_tests:
-        start = time.monotonic()
-        share = 1.0 if arguments.no_bench else 0.55  # the rest of the time is for the benchmarks
-        found = run_tests(min(TESTING, share * left(arguments.seconds)), arguments.processes)
-        result |= found | {"seconds": time.monotonic() - start}
-        result["complete"] = all(test["outcome"] != "not run" for test in found["tests"].values())
-        stored.store(result, arguments.out / "gpu_tests.json")
-        (arguments.out / "gpu_tests.txt").write_text(written(found, result), encoding="utf-8")
-        red = [name for name, test in found["tests"].items() if test["outcome"] == "failed"]
-        failed = bool(red or found["crashed"] or not found["tests"])
-        texts = [*(f"FAILED {name}" for name in red[:FAILURES]), *found["crashed"][:3], summary(found)]
-        print(f"tests: {result['seconds']:.0f} s; {arguments.out / 'gpu_tests.txt'}", flush=True)
-    if not arguments.no_bench:
-        out = arguments.out / "gpu_bench.json"
-        failed |= benchmark(out, min(TIMING, left(TIMING)), end, arguments.processes)
-        if out.exists():
-            texts.append(report.table(json.loads(out.read_text(encoding="utf-8")), layers=False))
-    print("\n\n".join(["", *texts]), flush=True)
-    return int(failed)
+    job = Job(arguments, Gpu().describe())
+    if build(job, not arguments.no_build):
+        CALLS[arguments.call](job)
+    shown = "\n".join(f"- {text}" for text in job.failed[:SHOWN])
+    job.tell(f"{len(job.failed)} failed:\n{shown}" if job.failed else "nothing failed")
+    return int(bool(job.failed))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,23 @@
-"""A plugin of pytest (``-p benchmarks.recorder --record=FILE``) for runs that may be stopped at any moment."""
+"""A plugin of pytest (``-p benchmarks.recorder --record=FILE``) for runs that may end at any moment.
+
+A line of JSON for each event: ``{"collected": [...]}``, ``{"started": test}``, ``{"test", "outcome", "seconds",
+"text"}``. A run that finds outcomes in FILE goes on behind them. After each test it asks whether the GPU still
+answers: an illegal access makes every later call of the process fail, so the test that caused it is named, as
+``{"lost": test}`` and as failed, and the run ends.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
-__all__ = ["Recorder", "pytest_addoption", "pytest_configure"]
+import pytest
+import torch
+
+__all__ = ["Recorder", "pytest_addoption", "pytest_configure", "read"]
+
+TEXT = 5000  # characters kept of a failure
 
 
 def pytest_addoption(parser) -> None:
@@ -13,26 +26,67 @@ def pytest_addoption(parser) -> None:
 
 def pytest_configure(config) -> None:
     if config.getoption("--record"):
-        config.pluginmanager.register(Recorder(config.getoption("--record")))
+        config.pluginmanager.register(Recorder(Path(config.getoption("--record"))))
+
+
+def read(file: Path) -> list[dict]:
+    """The lines of a record, none where there is no file; the last one may have been cut off."""
+    found = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def lost() -> str | None:
+    """What the GPU answers to nothing more than the wait for its work; None where all is well or none is in use."""
+    if not torch.cuda.is_initialized():
+        return None
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        return " ".join(str(error).split())[:300]
+    return None
 
 
 class Recorder:
     """What was collected and what came of it, complete up to the moment a run is stopped."""
 
-    def __init__(self, path: str) -> None:
-        self.file = open(path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115
+    def __init__(self, path: Path) -> None:
+        lines = read(path)
+        self.done = {line["test"] for line in lines if "test" in line}
+        self.parent = os.getppid()
+        self.file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
     def write(self, **line) -> None:
         self.file.write(json.dumps(line) + "\n")
 
-    def pytest_collection_finish(self, session) -> None:
-        self.write(collected=[item.nodeid for item in session.items])
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items) -> None:
+        self.write(collected=[item.nodeid for item in items])
+        items[:] = [item for item in items if item.nodeid not in self.done]
 
     def pytest_collectreport(self, report) -> None:
         if report.failed:
-            self.write(test=report.nodeid, outcome="failed", seconds=0.0, text=report.longreprtext[-5000:])
+            self.write(test=report.nodeid, outcome="failed", seconds=0.0, text=report.longreprtext[-TEXT:])
+
+    def pytest_runtest_logstart(self, nodeid) -> None:
+        self.write(started=nodeid)
 
     def pytest_runtest_logreport(self, report) -> None:
         if report.when == "call" or not report.passed:
             text = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
-            self.write(test=report.nodeid, outcome=report.outcome, seconds=report.duration, text=text[-5000:])
+            self.write(test=report.nodeid, outcome=report.outcome, seconds=report.duration, text=text[-TEXT:])
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        result = yield
+        reason = lost()
+        if reason is not None:
+            self.write(lost=item.nodeid, text=reason)
+            item.session.shouldstop = f"the GPU is lost: {reason}"
+        elif os.getppid() != self.parent:
+            item.session.shouldstop = "whoever started this run is gone"
+        return result

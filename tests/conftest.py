@@ -1,5 +1,6 @@
 """Shared fixtures: one thread count, fixed seeds, and NaN in every fresh buffer."""
 
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,18 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A function that writes the files of a program, ``package:module=text``, and returns their folder."""
+
+    def write(**files: str) -> Path:
+        for name, text in files.items():
+            path = tmp_path / f"{name.replace(':', '/')}.py"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(textwrap.dedent(text))
+        return tmp_path
+
+    yield write
+    assert not list(tmp_path.glob("bcos_kernels-run-*")), "the folder of a job was left behind"

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import bcos_kernels as bk
-from bcos_kernels import dispatch
+from bcos_kernels import dispatch, tally
 from bcos_kernels.adopt import Row, accelerate_as_built
 from bcos_kernels.compat import import_reference
 
@@ -309,6 +309,35 @@ def test_torch_compile_takes_the_whole_graph():
     assert torch.allclose(compiled(X.float()), model(X.float()), rtol=1e-5)
 
 
+def test_traced_exported_and_compiled_one_after_the_other():
+    """Each of them changes for its own time how modules are called: none is taken for a change of the layers."""
+    model, x = bk.accelerate(net(dtype=torch.float32)), X.float()
+    expected = model(x)
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.trace(model, x), buffer)
+    buffer.seek(0)
+    traced = torch.jit.load(buffer)
+    exported = torch.export.export(model, (x,))
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    for program in (traced, exported.module(), compiled):
+        assert torch.allclose(program(x), expected, rtol=1e-5)
+    names = [str(node.target) for node in exported.graph.nodes]
+    assert sum(name.startswith("bcos_kernels.") for name in names) == 3
+    assert sum(node.kind().startswith("bcos_kernels::") for node in traced.inlined_graph.nodes()) == 3
+
+
+def test_an_unpickled_model_compiles_without_a_graph_break():
+    """In another process its code was never read before."""
+    from bcos_kernels.adopt import published
+
+    pickled = pickle.dumps(bk.accelerate(net(dtype=torch.float32)))
+    published._CODES.clear()
+    torch._dynamo.reset()
+    model = pickle.loads(pickled)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(X.float()), model(X.float()), rtol=1e-5)
+
+
 # report and arguments
 
 
@@ -366,13 +395,15 @@ def test_bad_options(options, error, message):
 
 
 def test_layers_are_accelerated_as_they_are_built():
-    with accelerate_as_built() as tally:
+    before = tally.current()
+    with accelerate_as_built():
         model = net()
         holder = nn.Module()
         holder.odd = OwnForward(3, 3)
         holder.again = model[0]
     outside = net()
-    assert tally == {None: 3, ("OwnForward", "the code of OwnForward.forward is not among the published layers"): 1}
+    alone = ("left alone", "OwnForward", "the code of OwnForward.forward is not among the published layers")
+    assert tally.current() - before == {("accelerated", "", ""): 3, alone: 1}
     assert bk.report(model).accelerated == 3
     assert not any(is_accelerated(m) for m in outside)
     assert_close({"y": model(X).detach()}, {"y": outside(X).detach()})

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from bcos_kernels.bench import layers as measured
-from bcos_kernels.bench import models, rows, timing, workloads
-from bcos_kernels.bench.contenders import Contender, build
+from bcos_kernels.bench import models, rows, tasks, timing, workloads
+from bcos_kernels.bench.contenders import WORST, Contender, build, error
 from bcos_kernels.bench.devices import Cpu
 from bcos_kernels.compat import import_reference
 
@@ -136,6 +136,35 @@ def test_parity_gate_lets_ours_pass_and_refuses_a_wrong_layer(measure, layer):
         assert set(refused) == {"wrong", "nan"} and "above" in refused["wrong"]
 
 
+class Zeros(nn.Module):
+    """A module's output with gradients of zero."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x).detach() + 0 * (x.sum() + sum(p.sum() for p in self.module.parameters()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("depth", [2, 60], ids=["above zero", "underflow"])
+def test_zero_gradients_are_refused_also_where_the_reference_has_no_others(depth, dtype):
+    """60 layers without a norm: the explanation is below what fp32 holds, and so is the reference's."""
+    import_reference()
+    from bcos.modules import BcosLinear
+
+    torch.manual_seed(0)
+    contenders = build(nn.Sequential(*(BcosLinear(64, 64) for _ in range(depth))).to(dtype), None, THREE)
+    contenders |= {"zeros": Contender(Zeros(contenders["ours"].module))}
+    made = models.contest(contenders, torch.rand(4, 64, dtype=dtype), "explanation", 4)
+    found = rows.measured(made, contenders.keys(), Cpu(), 0, 3)
+    if depth == 2:
+        assert set(found["contenders"]) == {"reference", "ours"} and set(found["refused"]) == {"zeros"}
+    else:
+        assert found["contenders"] == {} and "nothing is judged by it" in found["refused"]["every contender"]
+
+
 def test_a_contender_that_fails_is_refused_and_the_others_are_timed():
     made = contest(TINY, "forward")
     ours = made.contenders["ours"].module
@@ -186,6 +215,15 @@ def test_the_plain_network_multiplies_as_often_as_the_references(model):
                 assert network.eval()(torch.empty(1, 6, 224, 224)).shape == (1, 1000)
             counted.append(counter.get_total_flops())
     assert counted[1] == pytest.approx(counted[0], rel=0.1)
+
+
+@pytest.mark.slow
+def test_the_untrained_vgg_has_an_explanation():
+    """As a run builds it; as the reference initialises it, fp32 holds none and the reference's error is 1."""
+    vgg, x, classes = tasks._reference("vgg11").eval(), torch.rand(1, 6, 224, 224), [torch.tensor([7])]
+    exact = models.explanations(copy.deepcopy(vgg).double(), x.double(), classes)
+    found = error(models.explanations(vgg, x, classes), exact)
+    assert max(found) < 1e-4 < WORST, found
 
 
 @pytest.mark.parametrize("measure", models.MEASURES)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from cases import IDS, Budget, error, upstream
 from torch.autograd import grad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import bcos_kernels as bk
 
@@ -21,35 +22,39 @@ NAMES = [
 ]
 
 
-def recorded_calls(case, monkeypatch, **options):
+def recorded_calls(case, **options):
     """Arguments of every operator that one forward and backward of ``case`` calls."""
-    calls, library = [], torch.ops.bcos_kernels
-    from bcos_kernels import ops
 
-    def recording(spec, backend, tensors, direction=""):
-        op = getattr(library, ("linear" if spec.is_linear else "conv2d") + direction)
+    class Recorded(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == "bcos_kernels":
+                calls.append((func, args))
+            return func(*args, **(kwargs or {}))
 
-        def call(*args):
-            args = (*args, backend)
-            calls.append((op.default, tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args)))
-            return op(*args)
-
-        return call
-
-    monkeypatch.setattr(ops, "_op", recording)
+    calls = []
     inputs = [t for t in case.inputs(torch.float32) if t is not None]
-    y = case(*inputs, backend="cpu", **options)
-    grad(y, inputs, torch.randn_like(y))
+    with Recorded():
+        y = case(*inputs, backend="cpu", **options)
+        grad(y, inputs, torch.randn_like(y))
     return calls
 
 
+@pytest.mark.parametrize("differentiable", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_opcheck(name, monkeypatch):
+def test_opcheck(name, differentiable):
+    """Schema, autograd registration, fake tensors and AOT dispatch, with and without inputs that require gradients."""
     options = {"b": torch.tensor(1.5)} if name == "grouped" else {}
-    calls = recorded_calls(IDS[name], monkeypatch, **options)
+    calls = recorded_calls(IDS[name], **options)
     assert len(calls) == 2
     for op, args in calls:
-        torch.library.opcheck(op, args)
+        args = [a.detach() if isinstance(a, torch.Tensor) else a for a in args]
+        if differentiable:  # n, l and winner are the forward's own, and no arguments to differentiate
+            names = ("grad", "x", "weight", "bias", "b")
+            args = [
+                a.requires_grad_() if isinstance(a, torch.Tensor) and p.name in names else a
+                for a, p in zip(args, op._schema.arguments, strict=True)
+            ]
+        torch.library.opcheck(op, tuple(args))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from emulated import BUILD, EMULATION, GXX, HEADERS, KERNELS, NVCC, PROGRAMS, WORKERS, digest, execute, programs
 
+pytestmark = pytest.mark.slow
+
 ARCHITECTURES = ("80", "90a", "100a")
 STRICT = [
     "-std=c++17", "-O3", "-Xcompiler", "-Wall,-fPIC", "-Werror", "all-warnings",

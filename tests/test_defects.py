@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import BACKENDS, IDS, error
+from cases import BACKENDS, IDS, bcos, error
 from torch.autograd import grad
 
 import bcos_kernels as bk
@@ -130,7 +130,7 @@ def test_an_explanation_computes_no_weight_gradient(is_leaf, monkeypatch):
 
     asked = []
     backward = autograd.ops.backward
-    monkeypatch.setattr(autograd.ops, "backward", lambda *args: asked.append(tuple(args[7])) or backward(*args))
+    monkeypatch.setattr(autograd.ops, "backward", lambda *args: asked.append(tuple(args[8])) or backward(*args))
     x, weight, _ = IDS["conv3x3"].inputs(torch.float64)
     x = x if is_leaf else x * 1
     y = IDS["conv3x3"](x, weight).sum()
@@ -166,13 +166,59 @@ def test_saved_memory_is_that_of_a_plain_layer():
     assert ours - last_output <= 1.05 * plain
 
 
-def test_output_changed_in_place_is_an_error_not_a_wrong_gradient():
-    case = IDS["conv3x3"]
+class Marked(torch.Tensor):
+    """A subclass with the default ``__torch_function__``."""
+
+
+class MarkedParameter(torch.nn.Parameter):
+    pass
+
+
+@pytest.mark.parametrize("name", ["conv3x3", "linear", "linear_3d", "b1.5"])
+def test_subclasses_keep_their_type(name):
+    """The output is of the type that the plain layer gives, and gradients pass."""
+    case = IDS[name]
+    plain = torch.nn.functional.linear if case.is_linear else torch.nn.functional.conv2d
     x, weight, _ = case.inputs(torch.float32)
-    y = case(x, weight)
-    y += 1
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    expected = case(x, weight)
+    for a, b in (
+        (x.as_subclass(Marked), weight),
+        (x, weight.as_subclass(Marked)),
+        (x, MarkedParameter(weight.detach())),
+        (x, torch.nn.Parameter(weight.detach().as_subclass(Marked))),
+    ):
+        y = case(a, b)
+        assert type(y) is type(plain(a, b))
+        assert torch.equal(y.as_subclass(torch.Tensor), expected)
         y.sum().backward()
+    assert type(case(x.as_subclass(Marked), weight)) is Marked
+
+
+def test_a_device_context_changes_no_call():
+    x, weight, _ = IDS["conv3x3"].inputs(torch.float32)
+    with torch.device("meta"):
+        assert not IDS["conv3x3"](x, weight).is_meta
+
+
+def test_an_exponent_of_true_is_one():
+    """As in the reference, where True == 1."""
+    x, weight, _ = IDS["conv3x3"].inputs(torch.float32)
+    assert torch.equal(IDS["conv3x3"](x, weight, b=True), IDS["conv3x3"](x, weight, b=1))
+    ours = bk.BcosConv2d(6, 5, 3, padding=1, b=True)
+    theirs = bcos.modules.BcosConv2d(6, 5, 3, padding=1, b=True)
+    theirs.load_state_dict(ours.state_dict())
+    assert error(ours(x), theirs(x)) < 1e-6
+    assert bk.BcosLinear(3, 2, b=True)(torch.randn(4, 3)).shape == (4, 2)
+    with pytest.raises(ValueError, match="b=False"):
+        IDS["conv3x3"](x, weight, b=False)
+
+
+@pytest.mark.parametrize("which", ["x", "weight"])
+def test_complex_tensors_are_refused_by_dtype(which):
+    tensors = dict(zip(("x", "weight"), IDS["conv3x3"].inputs(torch.float32), strict=False))
+    tensors[which] = tensors[which].to(torch.complex64)
+    with pytest.raises(TypeError, match=f"{which} has dtype torch.complex64: a floating-point dtype is needed"):
+        bk.functional.bcos_conv2d(**tensors)
 
 
 @pytest.mark.parametrize("rank", range(1, 6))

@@ -12,6 +12,8 @@ from bcos_kernels import demo
 from bcos_kernels.compat import import_reference
 from bcos_kernels.demo import explaining, measure
 
+pytestmark = pytest.mark.slow
+
 import_reference()
 
 

@@ -1,10 +1,13 @@
 """Hypothesis draws what nn.Conv2d and nn.Linear accept: every backend agrees with the naive formula."""
 
+import pytest
 import torch
 from cases import BACKENDS, Case, error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import grad
+
+pytestmark = pytest.mark.slow
 
 size, pair = st.integers(1, 9), st.tuples(st.integers(1, 3), st.integers(1, 3))
 exponents = st.sampled_from([1, 1.1, 1.25, 1.5, 2, 2.5, 3])

@@ -54,7 +54,7 @@ def test_architectures(monkeypatch, arch, served):
 
 
 def test_without_triton(hopper, monkeypatch):
-    monkeypatch.setattr(triton, "find_spec", lambda name: None)
+    monkeypatch.setattr(triton, "INSTALLED", False)
     assert triton.why_not(CONV) == ["the package triton is not installed"]
 
 
@@ -140,7 +140,7 @@ def test_an_extension_that_does_not_fit_leaves_the_call_to_the_next_backend(buil
 
 def test_without_triton_cuda_serves_alone(built, monkeypatch):
     built(Extension())
-    monkeypatch.setattr(triton, "find_spec", lambda name: None)
+    monkeypatch.setattr(triton, "INSTALLED", False)
     assert dispatch.choose(CONV) == "cuda"
     assert gpu.why_not(CONV) == ["triton: the package triton is not installed"]
 

@@ -1,16 +1,18 @@
 """The GPU's command, as far as it runs without one: candidates in the interpreter, the defaults, the shared tests."""
 
+import json
 import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bcos_kernels.bench import run, settings, stored, tasks
 from bcos_kernels.bench.results import read
-from benchmarks import gpu
+from benchmarks import gpu, shares
 
 ON_CPU = ("--device", "cpu", "--seconds", "0", "--no-models", "--models", "vit_s", "--layers", "/8-384-1000")
 TINY = """
@@ -25,6 +27,7 @@ sys.exit(run.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_every_candidate_is_timed_in_the_interpreter(tmp_path):
     """Each in what it serves, checked before; what does not exist (semi, forward) is left out."""
     out = tmp_path / "tiny.json"
@@ -93,16 +96,16 @@ def test_compiling_before_is_a_share_of_the_layers(monkeypatch):
     assert run.main([*ON_CPU, "--measures", "forward", "--warm-up", "0/1"]) == 0
 
 
-def test_the_command_measures_with_a_limit(tmp_path, monkeypatch):
-    started = []
-    monkeypatch.setattr(gpu.subprocess, "Popen", lambda command, cwd: started.append(command))
-    monkeypatch.setattr(gpu, "wait", lambda process, end: True)
-    assert gpu.benchmark(tmp_path / "gpu_bench.json", 90, 0.0, 3)
-    assert started[0][1:4] == ["-m", "bcos_kernels", "bench"] and "--limit=1.50" in started[0]
-    options = settings.parse(started[0][4:])
-    assert options.out == tmp_path / "gpu_bench.json" and options.processes == 3 and options.limit == 1.5
-
-
+SHARE = """
+import pytest
+def pytest_addoption(parser):
+    parser.addoption("--share")
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        item.add_marker(pytest.mark.gpu)
+    i, n = map(int, config.getoption("--share").split("/"))
+    items[:] = items[i::n]
+"""
 SHARED = """
 import pytest
 @pytest.mark.parametrize("i", range(4))
@@ -113,46 +116,214 @@ def test_red():
 def test_skipped():
     pytest.skip("no reason")
 """
-
-
-SHARE = """
-def pytest_addoption(parser):
-    parser.addoption("--share")
-def pytest_collection_modifyitems(config, items):
-    i, n = map(int, config.getoption("--share").split("/"))
-    items[:] = items[i::n]
+STICKY = """
+import pytest, torch
+state = {}
+def synchronize():
+    if "lost" in state:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+torch.cuda.is_initialized, torch.cuda.synchronize = lambda: True, synchronize
+@pytest.mark.parametrize("i", range(8))
+def test_calls(i):
+    synchronize()
+    if i == 3:
+        state["lost"] = True  # a kernel that is still running: the test itself passes
 """
+DYING = "import os\ndef test_a(): pass\ndef test_b(): os.kill(os.getpid(), 11)\ndef test_c(): pass\n"
+HANGING = "import time\ndef test_a(): pass\ndef test_b(): time.sleep(60)\ndef test_c(): pass\n"
 
 
 @pytest.fixture
 def suite(tmp_path):
-    """A folder of tests that are shared as those of tests/gpu_kernels are."""
-    (tmp_path / "conftest.py").write_text(SHARE)
-    (tmp_path / "test_shared.py").write_text(SHARED)
-    return tmp_path
+    """``suite(text)``: the arguments that run a folder of tests, shared as those of tests/gpu_kernels are."""
+    folder = tmp_path / "suite"
+    folder.mkdir()
+    (folder / "conftest.py").write_text(SHARE)
+
+    def written(text: str) -> tuple[str, ...]:
+        (folder / "test_shared.py").write_text(text)
+        return "-m", "", f"--rootdir={folder}", str(folder)
+
+    return written
+
+
+def outcomes(found: dict) -> dict[str, str]:
+    return {name.partition("::")[2]: test["outcome"] for name, test in found["tests"].items()}
+
+
+def text_of(found: dict, name: str) -> str:
+    return next(test["text"] for full, test in found["tests"].items() if full.endswith(name))
 
 
 def test_shares_are_merged(suite):
-    found = gpu.run_tests(60, 2, ("-m", "", f"--rootdir={suite}", str(suite)))
+    stored_as_they_came = []
+    found = shares.run(120, 2, suite(SHARED), store=lambda now: stored_as_they_came.append(json.dumps(now)))
     assert not found["crashed"]
-    outcomes = {name.partition("::")[2]: test["outcome"] for name, test in found["tests"].items()}
-    assert outcomes == {
+    assert outcomes(found) == {
         **{f"test_quick[{i}]": "passed" for i in range(4)}, "test_red": "failed", "test_skipped": "skipped"
     }  # fmt: skip
-    text = gpu.summary(found)
+    text = shares.summary(found)
     assert "| **all** | 4 | 1 | 1 | 0 |" in text and "no reason" in text
+    assert json.loads(stored_as_they_came[-1]) == found
 
 
-def test_a_process_that_dies_and_one_that_is_stopped_are_told(suite):
-    (suite / "test_shared.py").write_text("import os\ndef test_a(): pass\ndef test_b(): os._exit(9)\n")
-    found = gpu.run_tests(60, 1, ("-m", "", f"--rootdir={suite}", str(suite)))
-    assert len(found["crashed"]) == 1 and "ended with 9" in found["crashed"][0]
-    assert "not run" in {test["outcome"] for test in found["tests"].values()}
-    (suite / "test_shared.py").write_text("import time\ndef test_a(): pass\ndef test_b(): time.sleep(60)\n")
+def test_a_lost_gpu_fails_the_test_that_lost_it_and_no_other(suite):
+    """A sticky CUDA error: every later call of the process fails, so the share goes on in another process."""
+    found = shares.run(120, 1, suite(STICKY))
+    assert outcomes(found) == {f"test_calls[{i}]": "failed" if i == 3 else "passed" for i in range(8)}
+    cause = text_of(found, "test_calls[3]")
+    assert cause.startswith("after it the GPU was lost: CUDA error: an illegal memory access") and not found["crashed"]
+
+
+def test_a_test_that_ends_its_process_is_named_and_the_rest_is_run(suite):
+    found = shares.run(120, 1, suite(DYING))
+    assert outcomes(found) == {"test_a": "passed", "test_b": "failed", "test_c": "passed"}
+    assert "its process ended with -11" in text_of(found, "test_b")
+
+
+def test_a_test_that_hangs_is_named_and_the_rest_is_run(suite):
+    found = shares.run(120, 1, suite(HANGING), longest=6)
+    assert outcomes(found) == {"test_a": "passed", "test_b": "failed", "test_c": "passed"}
+    assert "ran for more than 6 s" in text_of(found, "test_b")
+
+
+def test_a_share_that_no_test_ends_is_given_up(suite):
+    found = shares.run(120, 1, suite("import os\nos._exit(9)\n"))
+    assert found["tests"] == {} and "process 0 was given up" in found["crashed"][0]
+
+
+def test_running_out_of_time_is_no_failure(suite):
     start = time.monotonic()
-    found = gpu.run_tests(8, 1, ("-m", "", f"--rootdir={suite}", str(suite)))
-    assert time.monotonic() - start < 30 and not found["crashed"]
-    assert "not run" in {test["outcome"] for test in found["tests"].values()}
+    found = shares.run(20, 1, suite(HANGING))
+    assert time.monotonic() - start < 45 and not found["crashed"]
+    assert outcomes(found) == {"test_a": "passed", "test_b": "not run", "test_c": "not run"}
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+REHEARSAL = """
+import json, subprocess, sys, time, torch
+from benchmarks import gpu, shares
+torch.cuda.is_available = lambda: True
+gpu.Gpu = lambda: type("Device", (), {"describe": lambda self: {"device": "a stand-in"}})()
+gpu.BACKENDS, gpu.SUITE, gpu.LATE = ("reference",), tuple(json.loads(sys.argv[1])), "no_such_test"
+gpu.BENCH = ("--device=cpu", "--seconds=0", "--models", "vit_s")
+gpu.QUICK_LAYERS = "/8-384-1000"
+run = gpu.Job.run
+def stand_in(job, command, seconds, **environment):
+    if "small_calls" in command[-1]:
+        command = [sys.executable, "-c", "print('7 calls are right')"]
+    return run(job, command, seconds, **environment)
+gpu.Job.run = stand_in
+sys.exit(gpu.main(sys.argv[2:]))
+"""
+
+
+def rehearse(suite: tuple[str, ...], *options: str) -> subprocess.Popen:
+    """The whole command on a stand-in for a GPU, in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(stored.ROOT), "OMP_NUM_THREADS": "1", "BCOS_KERNELS_COMMIT": "abc"}
+    command = [sys.executable, "-c", REHEARSAL, json.dumps(suite), *options, "--processes=1"]
+    return subprocess.Popen(
+        command, cwd=stored.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.mark.slow
+def test_the_first_call_from_its_first_part_to_its_last(suite, tmp_path):
+    process = rehearse(suite(SHARED)[2:], "right", "--no-build", f"--out={tmp_path}", "--seconds=400")
+    printed, _ = process.communicate(timeout=500)
+    page = (tmp_path / "gpu_right.txt").read_text()
+    for part in ("extension: as it was found", "7 calls are right", "| **all** | 4 | 1 | 1 | 0 |", "FAILED ", "ours ÷"):
+        assert part in page and part in printed
+    assert process.returncode == 1 and "test_red" in page.rpartition("2 failed:")[2], page
+    assert "no CUDA kernels" in page or torch.version.cuda
+    assert read(tmp_path / "gpu_first.json")["rows"] and json.loads((tmp_path / "gpu_tests.json").read_text())["tests"]
+
+
+@pytest.mark.slow
+def test_a_call_that_is_killed_leaves_complete_files(suite, tmp_path):
+    """In the middle of its tests, by a signal that nobody can answer."""
+    process = rehearse(suite(HANGING)[2:], "right", "--no-build", f"--out={tmp_path}", "--seconds=400")
+    tests, end = tmp_path / "gpu_tests.json", time.monotonic() + 200
+    while time.monotonic() < end and not (tests.exists() and '"passed"' in tests.read_text()):
+        time.sleep(0.2)
+    process.kill()
+    process.wait()
+    found = json.loads(tests.read_text())
+    assert outcomes(found) == {"test_a": "passed", "test_b": "not run", "test_c": "not run"} and not found["complete"]
+    assert "not run: " in (tmp_path / "gpu_right.txt").read_text()
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """A call on no GPU, with half a minute."""
+    for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS", "BCOS_KERNELS_REQUIRE_C"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(gpu.os, "environ", dict(os.environ))
+    arguments = {"seconds": 40.0, "out": tmp_path / "out", "call": "right", "processes": 1, "commit": None, "argv": []}
+    return gpu.Job(SimpleNamespace(**arguments), {"device": "a stand-in"})
+
+
+def test_a_build_that_fails_is_a_failure_with_its_log(job, tmp_path, monkeypatch):
+    (tmp_path / "setup.py").write_text("import sys; print('nvcc: no such option'); sys.exit(3)")
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    assert not gpu.build(job, True)
+    assert job.failed == [f"build: it ended with 3; all of it is in {job.log}"]
+    assert "nvcc: no such option" in job.page.read_text() and "nvcc: no such option" in job.log.read_text()
+
+
+def test_an_extension_that_cannot_be_imported_is_a_failure(job, tmp_path, monkeypatch):
+    (tmp_path / "bcos_kernels").mkdir()
+    (tmp_path / "bcos_kernels" / "__init__.py").write_text("")
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setitem(job.environment, "PYTHONPATH", str(tmp_path))
+    assert not gpu.build(job, False) and "cannot import name '_C'" in job.page.read_text()
+
+
+def test_time_that_is_used_up_in_a_benchmark_is_no_failure(job, monkeypatch):
+    monkeypatch.setattr(gpu, "BENCH", ("--device=cpu", "--seconds=0", "--models", "vit_s", "--no-models"))
+    gpu.bench(job, 3.0, "gpu_layers")
+    assert job.failed == [] and "bench, gpu_layers: no row in 3 s" in job.page.read_text()
+
+
+def test_the_processes_share_one_cache_and_do_not_crowd_the_cores(job):
+    assert job.environment["TRITON_CACHE_DIR"] == str(gpu.CACHES / "triton")
+    assert job.environment["TORCHINDUCTOR_COMPILE_THREADS"] == "1" and job.environment["BCOS_KERNELS_REQUIRE_C"] == "1"
+
+
+def test_a_cuda_toolkit_is_found_and_shown(job, tmp_path, monkeypatch):
+    """A folder with a compiler alone, as a wrapper in /usr/local/bin makes /usr/local look, is none."""
+    assert "CUDA_HOME: " in job.page.read_text()
+    for place, whole in (("local", False), ("toolkit", True)):
+        (tmp_path / place / "bin").mkdir(parents=True)
+        (tmp_path / place / "bin" / "nvcc").write_text("#!/bin/sh\n")
+        (tmp_path / place / "bin" / "nvcc").chmod(0o755)
+        if whole:
+            (tmp_path / place / "include").mkdir()
+            (tmp_path / place / "include" / "cuda_runtime.h").write_text("")
+    monkeypatch.setattr(gpu.os, "environ", {"CUDA_PATH": str(tmp_path / "toolkit"), "PATH": ""})
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: str(tmp_path / "local" / "bin" / name))
+    assert gpu.cuda_home() == tmp_path / "toolkit"
+    monkeypatch.setattr(gpu.os, "environ", {"CUDA_HOME": str(tmp_path / "nowhere"), "PATH": ""})
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: str(tmp_path / "toolkit" / "bin" / name))
+    assert gpu.cuda_home() == tmp_path / "toolkit"
+
+
+def test_the_commit_of_a_copy_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "ROOT", tmp_path)
+    monkeypatch.delenv("BCOS_KERNELS_COMMIT", raising=False)
+    assert stored.commit() is None
+    monkeypatch.setenv("BCOS_KERNELS_COMMIT", "0123abc")
+    assert stored.commit() == "0123abc"
+
+
+@pytest.mark.parametrize("options", [["--seconds=0"], ["--processes=-1"], ["quick"]])
+def test_bad_options_are_refused(options, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main(options)
+    error = capsys.readouterr().err
+    assert "must be above 0" in error or "invalid choice: 'quick'" in error
 
 
 def test_without_a_gpu_there_is_one_clear_line():

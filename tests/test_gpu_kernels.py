@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from emulated import GXX, HEADERS, module
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 SHARES = 2
 

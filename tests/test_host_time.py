@@ -64,7 +64,6 @@ def test_modules_repeat_no_checks(checked):
         ({"padding": (0, 0)}, {"padding": (0, False)}),
         ({"dilation": 1}, {"dilation": 1.0}),
         ({"groups": 1}, {"groups": True}),
-        ({"b": 1}, {"b": True}),
         ({"max_out": 1}, {"max_out": 1.0}),
         ({"detach": True}, {"detach": 1}),
         ({"detach": False}, {"detach": 0.0}),

@@ -9,7 +9,8 @@ ROOT = Path(bcos_kernels.__file__).parent
 FLOORS = [
     {"__main__"},
     {"bench"},
-    {"demo", "doctor", "run", "tune"},
+    {"demo", "doctor", "run", "startup", "tune"},
+    {"job"},
     {"adopt", "commandline"},
     {"modules", "compat"},
     {"functional"},
@@ -17,7 +18,7 @@ FLOORS = [
     {"ops"},
     {"dispatch", "checks"},
     {"backends"},
-    {"spec", "_C", "text"},
+    {"spec", "_C", "tally", "text"},
 ]
 
 

@@ -215,7 +215,7 @@ class Shifted(nn.Module):
 
 
 def test_restore_and_report_see_through_a_parametrization(families_published):
-    layer = bk.accelerate(families.Minimal.BcosConv2d(6, 4, 3, padding=1).double())
+    layer = bk.accelerate(families.Minimal.BcosConv2d(6, 4, 3, padding=1).double().eval())
     parametrize.register_parametrization(layer, "weight", Shifted())
     assert type(layer).__name__.startswith("Parametrized")
     assert bk.report(layer).accelerated == 1

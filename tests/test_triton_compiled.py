@@ -18,6 +18,8 @@ from triton_ir import Pipeline, wrapping_products
 from bcos_kernels.backends.gpu.problem import Problem
 from bcos_kernels.backends.triton import aot, plan
 
+pytestmark = pytest.mark.slow
+
 WORKERS = 2
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
 EVERY_TILE = Problem((256, 128, 28, 28), (128, 128, 3, 3), padding=(1, 1))

@@ -14,12 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from .. import dispatch
+from .. import dispatch, tally
 from ..modules import BcosLayer
 from . import layer, measure
 from .published import Variant
@@ -127,6 +128,7 @@ def accelerate_module(module: nn.Module, out_dtype, backend, unpublished: str) -
     if isinstance(found, Variant):
         try:
             module.__class__ = _subclass(_without_plan(type(module)), Plan(out_dtype, backend, measured))
+            plan_of(module).objection(module)  # reads the code, which a compiled call could not
         except TypeError as error:  # slots, or a class hook of somebody's
             return f"its class cannot be extended: {error}"
     return found
@@ -165,11 +167,11 @@ def _subclass(origin: type, plan: Plan) -> type:
 
     def forward(self, *args, **kwargs):
         x = args[0] if len(args) == 1 and not kwargs else None
-        if not isinstance(x, Tensor):
-            return origin.forward(self, *args, **kwargs)
-        found = objection(self, x)
+        found = objection(self, x) if isinstance(x, Tensor) else "it was not called with one tensor"
         if isinstance(found, str):
-            return origin.forward(self, x)
+            if not torch.compiler.is_compiling():
+                tally.plain(origin.__name__, found)
+            return origin.forward(self, *args, **kwargs)
         dtype = out_dtype if out_dtype is not None and torch.is_autocast_enabled(x.device.type) else None
         return layer.transform(self, x, found, dtype, backend)
 
@@ -177,6 +179,11 @@ def _subclass(origin: type, plan: Plan) -> type:
         build, args, *state = origin.__reduce_ex__(self, version)
         args = tuple(origin if a is type(self) else a for a in args)
         return _rebuild, (plan, build, args), *state
+
+    def __setstate__(self, state):
+        origin.__setstate__(self, state)
+        if layer.weighted(self) is not None:
+            objection(self)  # reads the code, which a compiled call could not
 
     def __prepare_scriptable__(self):
         raise RuntimeError(
@@ -189,6 +196,7 @@ def _subclass(origin: type, plan: Plan) -> type:
     names = {
         "forward": forward,
         "__reduce_ex__": __reduce_ex__,
+        "__setstate__": __setstate__,
         "__prepare_scriptable__": __prepare_scriptable__,
         "__module__": origin.__module__,
         "__qualname__": origin.__qualname__,
@@ -206,25 +214,23 @@ def _rebuild(plan: Plan, build: Callable, args: tuple) -> nn.Module:
 
 
 @contextmanager
-def accelerate_as_built(*, out_dtype: torch.dtype | None = None, backend: str | None = None) -> Iterator[Counter]:
-    """Within the context every B-cos layer is accelerated when it becomes part of another module.
-
-    Yields a tally: ``tally[None]`` layers accelerated, ``tally[class, reason]`` layers left alone.
-    """
+def accelerate_as_built(*, out_dtype: torch.dtype | None = None, backend: str | None = None) -> Iterator[None]:
+    """Within the context every B-cos layer is accelerated, and counted, when it becomes part of another module."""
     check_options(out_dtype, backend, "leave")
-    tally: Counter = Counter()
+    left_alone: WeakSet[nn.Module] = WeakSet()
 
     def on_registration(parent: nn.Module, name: str, module: nn.Module | None) -> None:
         if module is None or plan_of(module) is not None:
             return
         found = accelerate_module(module, out_dtype, backend, "leave")
         if isinstance(found, Variant):
-            tally[None] += 1
-        elif found is not None:
-            tally[type(module).__name__, found] += 1
+            tally.accelerated()
+        elif found is not None and module not in left_alone:
+            left_alone.add(module)
+            tally.left_alone(type(module).__name__, found)
 
     handle = register_module_module_registration_hook(on_registration)
     try:
-        yield tally
+        yield
     finally:
         handle.remove()

@@ -15,7 +15,6 @@ from types import MethodType
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from torch.nn.utils import parametrize
 
 from ..functional import bcos_conv2d, bcos_linear
 from ..modules import BcosLayer
@@ -49,14 +48,21 @@ def transform(module: nn.Module, x: Tensor, variant: Variant, out_dtype=None, ba
         "out_dtype": out_dtype,
         "backend": backend,
     }
+    weight, bias = held(layer, "weight"), held(layer, "bias")
     if isinstance(layer, nn.Linear):
-        y = bcos_linear(x, layer.weight, layer.bias, **options)
+        y = bcos_linear(x, weight, bias, **options)
     else:
         y = bcos_conv2d(
-            x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups,
+            x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups,
             padding_mode=layer.padding_mode, **options,
         )  # fmt: skip
     return y / module.scale if variant.scaled else y
+
+
+def held(layer: nn.Module, name: str) -> Tensor | None:
+    """``layer.weight`` or ``layer.bias``, whatever it is held as; a tenth of the time where it is a parameter."""
+    parameters = layer._parameters
+    return parameters[name] if name in parameters else getattr(layer, name)
 
 
 def exponent(module: nn.Module, has: frozenset[str]) -> tuple[float | Tensor, bool]:
@@ -103,9 +109,7 @@ def variant_of(module: nn.Module) -> Variant | str:
 
 def objection(module: nn.Module, x: Tensor | None = None) -> Variant | str:
     """The variant by which the module is computed now, for the input x; or why its own forward must run."""
-    layer = weighted(module)
-    if layer is None or isinstance(layer, nn.modules.lazy.LazyModuleMixin):
-        return "its .linear was replaced"
+    layer = module._modules.get("linear", module)
     code = published.code(module, layer)
     if isinstance(code.variant, str):
         return code.variant
@@ -119,37 +123,37 @@ def changed(module: nn.Module, layer: nn.Module, x: Tensor | None) -> str | None
     for name, child in module._modules.items():
         if child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks:
             return f"its .{name} has a hook"
-    dtype = layer.weight.dtype if x is None else x.dtype
-    if not dtype.is_floating_point:
-        return f"{'its weight' if x is None else 'its input'} is {dtype}, not of a floating-point dtype"
+    if layer.training and "parametrizations" in layer._modules:
+        return "its weight is parametrized: in training that may change whenever it is read"
+    tensor = held(layer, "weight") if x is None else x
+    if not tensor.is_floating_point():
+        return f"{'its weight' if x is None else 'its input'} is {tensor.dtype}, not of a floating-point dtype"
     return None
 
 
 def unfitting(module: nn.Module, layer: nn.Module, code: Code) -> str | None:
     """What on the instance makes published code compute another formula than its variant."""
-    own = vars(module)
-    slow = False
+    own, slow = vars(module), False
     for name in code.own:
         if name in own:
             slow = name == "calc_patch_norms" and is_own_slow_norm(module, own[name])
             if not slow:
                 return f"its {name} was assigned on the instance"
     if layer is not module:
-        if not code.linear_own.isdisjoint(vars(layer)):
-            return "a method of its .linear was assigned on the instance"
-        if not vars(layer).get("use_weight_norm", True) or getattr(layer, "scale", None) is not None:
+        held = vars(layer)
+        for name in code.linear_own:
+            if name in held:
+                return "a method of its .linear was assigned on the instance"
+        if code.scales_weights and not (held["use_weight_norm"] and layer.scale is None):
             return "its .linear scales the weights"
-    if "dynamic_multiplication" in code.reads:
-        mode = module.dynamic_multiplication
+    if code.late:
+        mode = module._modules["dynamic_multiplication"]
         if "forward" in vars(mode):
             return "the forward of its .dynamic_multiplication was assigned on the instance"
         if not isinstance(mode.state, MutableMapping) or "fixed_weights" not in mode.state:
             return "its dynamic_multiplication has no state with the key 'fixed_weights'"
-    if "normalized_weights" in code.reads and not module.normalized_weights:
-        if module.max_out != 1:
-            return "its norm has ‖w‖ for each filter, and its output has the largest of several"
-        if parametrize.is_parametrized(layer):
-            return "its weight is parametrized and read twice"
+    if "normalized_weights" in code.reads and not module.normalized_weights and module.max_out != 1:
+        return "its norm has ‖w‖ for each filter, and its output has the largest of several"
     return unusual_exponent(module, code.reads) or _sizes_differ(module, layer, code, slow)
 
 
@@ -164,6 +168,8 @@ def is_own_slow_norm(module: nn.Module, method) -> bool:
 def unusual_exponent(module: nn.Module, has: frozenset[str]) -> str | None:
     """What no exponent of ours is."""
     b = module.b
+    if type(b) is int and b >= 1 and "clamping" not in has:
+        return None
     if isinstance(b, Tensor):
         return None if b.numel() == 1 and b.is_floating_point() else "its b is not one floating-point value"
     if "clamping" in has and module.clamping:
@@ -181,9 +187,7 @@ def _sizes_differ(module: nn.Module, layer: nn.Module, code: Code, slow: bool) -
     """Whether the layer and its linear part say the same of what both hold."""
     if torch.compiler.is_compiling():  # once for all calls
         return _difference(module, layer, code, slow)
-    shape = layer.weight.shape
-    inner = _GEOMETRY(layer) if isinstance(layer, nn.Conv2d) else ()
-    key = (code.sizes(module), shape, inner, slow)
+    key = (code.sizes(module), held(layer, "weight").shape, _GEOMETRY(layer) if code.convolves else (), slow)
     try:
         return code.fitting[key]
     except KeyError:
@@ -195,7 +199,7 @@ def _sizes_differ(module: nn.Module, layer: nn.Module, code: Code, slow: bool) -
 
 def _difference(module: nn.Module, layer: nn.Module, code: Code, slow: bool) -> str | None:
     """The first attribute of the layer that its code reads and that its linear part contradicts."""
-    shape, reads = tuple(layer.weight.shape), code.reads
+    shape, reads = tuple(held(layer, "weight").shape), code.reads
     max_out = module.max_out if "max_out" in reads else 1
     if type(max_out) is not int or max_out < 1 or shape[0] % max_out:
         return f"its max_out={max_out!r} does not divide the {shape[0]} filters"

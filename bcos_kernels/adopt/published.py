@@ -27,9 +27,6 @@ SLOW_NORM = "_calc_patch_norms_slow"
 OPTIONAL = ("b_loss", "clamping", "dynamic_multiplication", "max_out", "normalized_weights", "scale")
 """Attributes that only some of the published layers read."""
 
-CALLS = ("__call__", "_call_impl", "__getattr__", "__getattribute__")
-"""What stands between ``self.linear(x)`` and its forward: PyTorch's own, or the code is not known."""
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -52,12 +49,20 @@ class Code:
     """The formula, or why it is not known."""
     methods: tuple[tuple[type, str, object], ...] = ()
     """``(class, name, value)``: the variant holds while ``getattr(class, name)`` is the value."""
+    parts: tuple[type, ...] = ()
+    """The classes of the linear part and of the mode, which are called as every module is."""
     own: frozenset[str] = frozenset()
     """Names of the layer's methods: one that is assigned on the instance takes the place of the class's."""
     linear_own: frozenset[str] = frozenset()
     """The same of the linear part."""
     reads: frozenset[str] = frozenset()
     """Plain attributes that the layer's code reads."""
+    convolves: bool = True
+    """Whether the linear part is a convolution."""
+    late: bool = False
+    """Whether the explanation mode is the backward's."""
+    scales_weights: bool = False
+    """Whether the linear part may take its weights as they are, or times a scale, as in B-cosification."""
     pads: bool = True
     """Whether the linear part follows its ``padding_mode``; the first version pads with zeros whatever it says."""
     fitting: dict[tuple, str | None] = field(default_factory=dict)
@@ -65,7 +70,10 @@ class Code:
 
     def holds(self) -> bool:
         """Whether no method was replaced since the code was read."""
-        return all(getattr(kind, name) is value for kind, name, value in self.methods)
+        for kind, name, value in self.methods:  # a generator would take twice the time, at every call
+            if getattr(kind, name) is not value:
+                return False
+        return all(map(_is_called_as_usual, self.parts))
 
     @functools.cached_property
     def sizes(self) -> Callable[[nn.Module], object]:
@@ -121,6 +129,8 @@ def _read(kind: type, linear: type, mode: type) -> Code:
     row = _table()["layers"].get(layer.digest, {})
     if not (formula := row.get("formula")):
         return Code(f"the code of {mro[0].__name__}.forward is not among the published layers", methods)
+    if ("linear" in layer.reads) == (linear is kind):
+        return Code("its code and its parts do not agree on where the weight is: in it, or in its .linear", methods)
     unit, inner, pads = formula.get("unit"), None, True
     parts = [(linear, "linears", "linear")] if linear is not kind else []
     if "dynamic_multiplication" in layer.reads:
@@ -130,17 +140,19 @@ def _read(kind: type, linear: type, mode: type) -> Code:
             found = fingerprint.of(published_mro(part))
         except fingerprint.Unreadable as error:
             return Code(f"its .{name}: {error}", methods + error.methods)
-        methods += (*_watched(part, found.methods), *((part, call, getattr(part, call, None)) for call in CALLS))
+        methods += tuple(_watched(part, found.methods))
         known = found.digest == "torch" and rows == "linears"
         row = {"formula": {"unit": False}} if known else _table()[rows].get(found.digest, {})
         if not row.get("formula"):
             return Code(f"its .{name}: the code of {part.__name__}.forward is not among the published ones", methods)
-        if any(getattr(part, call, None) is not getattr(nn.Module, call, None) for call in CALLS):
-            return Code(f"its .{name}: {part.__name__} changes how a module is called", methods)
+        if not _is_called_as_usual(part) or _finds_otherwise(part):
+            patched = tuple((part, call, getattr(part, call)) for call in ("__call__", "_call_impl"))
+            why = f"its .{name}: {part.__name__} changes how a module is called or holds attributes"
+            return Code(why, methods + patched)
         if rows == "linears":
             unit, inner = row["formula"]["unit"], found
             pads = known or any(method == "_conv_forward" for _, method, _ in found.methods)
-    if kind.__getattr__ is not nn.Module.__getattr__ or kind.__getattribute__ is not object.__getattribute__:
+    if _finds_otherwise(kind):
         return Code(f"{mro[0].__name__} changes how its attributes are found", methods)
     variant = Variant(
         normalize_weights=unit,
@@ -149,9 +161,29 @@ def _read(kind: type, linear: type, mode: type) -> Code:
         scaled="scale" in layer.reads,
         attributes=layer.reads.intersection(OPTIONAL),
     )
-    linear_own = frozenset(name for _, name, _ in inner.methods) | set(CALLS) if inner else frozenset()
-    own = frozenset(name for _, name, _ in layer.methods) - {"forward"}
-    return Code(variant, methods, own, linear_own, layer.reads, pads)
+    return Code(
+        variant,
+        tuple(dict.fromkeys(methods)),
+        tuple(part for part, _, _ in parts),
+        own=frozenset(name for _, name, _ in layer.methods) - {"forward"} | {name for _, _, name in parts},
+        linear_own=frozenset(name for _, name, _ in inner.methods) | {"_call_impl"} if inner else frozenset(),
+        reads=layer.reads,
+        convolves=issubclass(linear, nn.Conv2d),
+        late="dynamic_multiplication" in layer.reads,
+        scales_weights=inner is not None and "use_weight_norm" in inner.reads,
+        pads=pads,
+    )
+
+
+_read._torchdynamo_disable = True  # as torch.compiler.disable, which imports Dynamo: the graph breaks to read code
+
+
+def _is_called_as_usual(part: type) -> bool:
+    return part.__call__ is nn.Module.__call__ and part._call_impl is nn.Module._call_impl
+
+
+def _finds_otherwise(kind: type) -> bool:
+    return kind.__getattr__ is not nn.Module.__getattr__ or kind.__getattribute__ is not object.__getattribute__
 
 
 def _watched(kind: type, entries: tuple[tuple[type, str, object], ...]) -> Iterator[tuple[type, str, object]]:

@@ -6,6 +6,10 @@ Sums and powers are formed in fp32 for half-precision inputs; no zero row or zer
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from operator import getitem
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -81,18 +85,24 @@ class FrozenScale(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(linear: Tensor, s: Tensor, state: dict) -> Tensor:
+    def forward(linear: Tensor, s: Tensor, is_frozen: Callable[[], bool]) -> Tensor:
         return s * linear
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        linear, s, ctx.state = inputs
+        linear, s, ctx.is_frozen = inputs
         ctx.save_for_backward(linear, s)
+        ctx.save_for_forward(linear, s)
+
+    @staticmethod
+    def jvp(ctx, linear_tangent, s_tangent, _):
+        linear, s = ctx.saved_tensors
+        return linear_tangent * s if ctx.is_frozen() else linear_tangent * s + linear * s_tangent
 
     @staticmethod
     def backward(ctx, grad):
         linear, s = ctx.saved_tensors
-        return grad * s, None if ctx.state["fixed_weights"] else grad * linear, None
+        return grad * s, None if ctx.is_frozen() else grad * linear, None
 
 
 def bcos(
@@ -124,5 +134,5 @@ def bcos(
     linear = _accumulate(linear)
     norm = patch_norm(x if normed is None else normed, tuple(weight.shape[2:]), spec)
     s = scale(linear.detach(), norm.detach(), b, spec) if spec.detach else scale(linear, norm, b, spec)
-    y = s * linear if state is None else FrozenScale.apply(linear, s, state)
+    y = s * linear if state is None else FrozenScale.apply(linear, s, partial(getitem, state, "fixed_weights"))
     return y.to(spec.out_dtype)

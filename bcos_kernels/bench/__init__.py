@@ -3,7 +3,7 @@
 A run stores one file of rows; ``bench report`` makes tables and pictures of it, ``bench compare`` finds what changed
 between two. Modules, from the ground up: ``timing``, ``devices``, ``stored``; ``workloads``; ``contenders``;
 ``layers`` and ``models``, what is measured of each; ``rows``; ``settings``, ``tasks``, ``run``; and for what is stored
-``results``, ``tables``, ``plots``, ``page``, ``report``, ``compare``.
+``results``, ``noise``, ``tables``, ``plots``, ``page``, ``report``, ``compare``.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
 
+from .noise import doubts
 from .results import conditions, device, read
 from .tables import Table, duration
 
@@ -31,6 +32,8 @@ CONTROLS = 10
 """The fewest contenders that are not ours to learn from how far runs of the same code differ."""
 DECILE, TINY = 2.7055, 1e-30  # the ninth decile of χ² with one degree of freedom
 SHOWN = 8  # of what could not be compared; the rest is counted
+UNKNOWN = 2
+"""The exit code where the files cannot be compared, or where a verdict would be chance."""
 ANCHORS = ("plain", "reference", "none")
 
 
@@ -208,18 +211,19 @@ def refuse_unlike(a: dict, b: dict) -> None:
 # ------------------------------------------------------------------------------------------------ command
 
 
-def listed(found: list[Change], spread: float, anchor: str) -> Table:
+def listed(found: list[Change], spread: float, anchor: str, chance: bool) -> Table:
     unit = "seconds" if anchor == "none" else f"÷ {anchor}"
     lines = []
     for c in found:
         shown = map(duration, c.medians) if anchor == "none" else (f"{m:.3f}" for m in c.medians)
-        verdict = "slower" if c.log > 0 else "faster"
+        verdict = "chance" if chance else "slower" if c.log > 0 else "faster"
         lines.append((named(c.row), c.contender, *shown, f"{math.expm1(c.log):+.1%}", verdict, f"{c.p(spread):.0e}"))
     return Table(("row", "contender", f"A, {unit}", f"B, {unit}", "time", "", "p"), lines, frozenset({2, 3, 4, 6}))
 
 
 def told(a: dict, b: dict, found: list[Change], arguments: argparse.Namespace) -> tuple[str, int]:
     """The table of what changed and a line that sums it up, as Markdown, and the exit code."""
+    chance = [f"{which}: {reason}" for which, result in (("A", a), ("B", b)) for reason in doubts(result)]
     ours, controls = ([c for c in found if c.ours is own] for own in (True, False))
     spread = spread_of_runs(controls, arguments.least)
     changed = beyond_noise(ours, spread, arguments.least)
@@ -227,7 +231,10 @@ def told(a: dict, b: dict, found: list[Change], arguments: argparse.Namespace) -
     parts = [f"- {which}: {conditions(result)}" for which, result in (("A", a), ("B", b))]
     parts = ["\n".join(parts)]
     if changed or shifted:
-        parts.append(listed([*changed, *shifted], spread, arguments.anchor).markdown())
+        parts.append(listed([*changed, *shifted], spread, arguments.anchor, bool(chance)).markdown())
+    if chance:
+        parts.append(f"No verdict, it would be chance: {'; '.join(chance)}. Repeat the run on a quiet machine.")
+        return "\n\n".join(parts) + "\n", UNKNOWN
     visible = statistics.median(c.visible(ALPHA / len(ours), spread) for c in ours)
     slower = sum(c.log > 0 for c in changed)
     source = (
@@ -256,7 +263,8 @@ def percent(text: str) -> float:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bcos_kernels bench compare",
-        description="What got slower or faster from run A to run B, beyond noise; exits 1 if ours got slower.",
+        description="What got slower or faster from run A to run B, beyond noise; exits 1 if ours got slower, 2 if a "
+        "verdict would be chance.",
     )
     parser.add_argument("a", type=Path, metavar="A", help="a result of bench")
     parser.add_argument("b", type=Path, metavar="B", help="another one of the same device")
@@ -282,7 +290,7 @@ def compared(arguments: argparse.Namespace) -> tuple[str, int]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns 1 if anything of ours got slower, 0 if not, 2 where the files cannot be compared."""
+    """Returns 1 if anything of ours got slower, 0 if not, 2 where files cannot be compared or it would be chance."""
     arguments = parse(argv)
     try:
         text, code = compared(arguments)
@@ -290,6 +298,6 @@ def main(argv: list[str] | None = None) -> int:
             arguments.markdown.write_text(text, encoding="utf-8")
     except (OSError, ValueError) as error:
         print(f"bcos_kernels bench compare: {error}", file=sys.stderr)
-        return 2
+        return UNKNOWN
     print(text, end="")
     return code

@@ -15,10 +15,13 @@ from ..adopt import accelerate, report
 from ..backends.gpu.tile import DIRECTIONS
 from .forcing import BACKENDS, candidates, forced
 
-__all__ = ["BACKENDS", "Contender", "Contest", "build", "error", "in_a_line", "known", "refusal", "served"]
+__all__ = ["BACKENDS", "Contender", "Contest", "build", "error", "in_a_line", "known", "refusal", "served", "unjudged"]
 
 COMPILED = {"compiled": None, "compiled-max": "max-autotune-no-cudagraphs"}
 """Contender -> mode of torch.compile; graphs of launches would copy the inputs that every round shares."""
+WORST, WORST_OF_HALF = 1e-2, 0.5
+"""The reference's largest relative error with which a row can be judged, in fp32 or float64 and in bf16 or fp16, where
+a deep network loses more. Zeros have an error of 1: with a bound near it they would pass."""
 
 
 def known() -> tuple[str, ...]:
@@ -63,13 +66,17 @@ class Contest:
     def admitted(self) -> tuple[dict[str, list[float] | None], dict[str, str]]:
         """Errors of the contenders that may be timed, and the reasons of the others.
 
-        The plain module computes something else, so that it has nothing to be compared with. A contender that is less
-        exact than the reference gets all turns, and so does the reference; it is refused if the best of its errors is
-        still above the bound of the reference's worst, which chance does once in 70 times with 4 turns. Raises what
-        the reference raises: without it there is no bound.
+        Where the reference's own error is above the limit of :func:`unjudged` there is nothing to hold anybody against:
+        every contender is refused. The plain module computes something else, it has nothing to be compared with. A
+        contender that is less exact than the reference gets all turns, and so does the reference; it is refused if the
+        best of its errors is still above the bound of the reference's worst, which chance does once in 70 times with 4
+        turns. Raises what the reference raises: without it there is no bound.
         """
         exact = self.exact()
         bound = error(self.compared(self.contenders["reference"].module), exact)
+        reason = unjudged(bound, self.x.dtype)
+        if reason is not None:
+            return {}, {"every contender": reason}
         errors, refused, worst = {}, {}, []
         for name, contender in self.contenders.items():
             if name in ("plain", "reference"):
@@ -185,4 +192,14 @@ def refusal(own: Iterable[float], reference: Iterable[float], dtype: torch.dtype
     for i, (mine, bound) in enumerate(zip(own, (1.1 * e + ulp for e in reference), strict=True)):
         if not mine <= bound:  # also when it is NaN
             return f"relative error {mine:.1e} of output {i} is above {bound:.1e}"
+    return None
+
+
+def unjudged(reference: Iterable[float], dtype: torch.dtype) -> str | None:
+    """Why nothing can be held against a reference with these errors: one is above ``WORST`` or ``WORST_OF_HALF``."""
+    limit = WORST if torch.finfo(dtype).bits >= 32 else WORST_OF_HALF
+    for i, found in enumerate(reference):
+        if not found <= limit:  # also when it is NaN
+            own = f"the reference's own relative error {found:.1e} of output {i}"
+            return f"{own} is above {limit:g}: nothing is judged by it"
     return None

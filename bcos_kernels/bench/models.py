@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..compat import import_reference
 from .contenders import Contender, Contest
 
-__all__ = ["CLASSES", "MEASURES", "contest", "plain", "still"]
+__all__ = ["CLASSES", "MEASURES", "contest", "plain", "signalling", "still"]
 
 MEASURES = ("inference", "training", "explanation", "class explanations", "explanation loss")
 """A batch without a graph; a step of SGD; x's gradients of one logit of each image, forward included; the same for
@@ -67,6 +67,36 @@ def still(model: nn.Module) -> nn.Module:
         if type(module).__name__ == "StochasticDepth" or isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
     return model
+
+
+def signalling(vgg: nn.Module, images: Tensor) -> nn.Module:
+    """The reference's VGG with weights that let a signal through, in place: without training it fades to nothing.
+
+    A B-cos layer multiplies its output by a cosine, about 1/√taps between a random filter and its input, and the three
+    layers of VGG's classifier have up to 25,088 taps and no norm behind them: explanations fall below what fp32 holds.
+    So the classifier's filters become patches of what they get from ``images``, as far from them as they are long; the
+    batch statistics of the layers before are those of ``images``.
+    """
+
+    def imitate(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        weight = layer.linear.weight
+        patches = F.unfold(inputs[0], layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        patches = F.normalize(patches.transpose(1, 2).flatten(0, 1))
+        chosen = patches[torch.randint(len(patches), (len(weight),))]
+        weight.copy_((chosen + F.normalize(torch.randn_like(chosen))).view_as(weight))
+
+    hooks = [layer.register_forward_pre_hook(imitate) for layer in vgg.classifier]
+    norms = {norm: norm.momentum for norm in vgg.modules() if hasattr(norm, "running_var")}
+    for norm in norms:
+        norm.momentum = 1.0
+    training = vgg.training
+    with torch.no_grad():
+        vgg.train()(images)
+    for norm, momentum in norms.items():
+        norm.momentum = momentum
+    for hook in hooks:
+        hook.remove()
+    return vgg.train(training)
 
 
 # ------------------------------------------------------------------------------------------------ measures

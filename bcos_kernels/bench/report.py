@@ -33,6 +33,7 @@ def table(result: dict, layers: bool = True, links: dict[str, str] | None = None
     ``links`` maps the names of pictures to where they are.
     """
     parts = [tables.goals(result).markdown(), f"{conditions(result)}. {AVERAGES} {state(result)}"]
+    parts += [f"**{sentence}**"] if (sentence := tables.chance(result)) else []
     groups = tables.by_group(result)
     parts += [groups.markdown()] if groups else []
     parts += [f"![{ALT[name]}]({link})" for name, link in (links or {}).items()]
@@ -100,7 +101,13 @@ def web_page(results: list[dict], predictions: list[dict], pictures: list[dict[s
     for result, drawn in zip(results, pictures, strict=True):
         found = (tables.goals(result), tables.by_group(result), tables.every_model(result), tables.every_layer(result))
         images = [page.pictured(name, png) for name, png in drawn.items()]
-        parts = [page.tabulated(found[0]), *images, *(page.tabulated(t) for t in found[1:] if t)]
+        sentence = tables.chance(result)
+        parts = [
+            page.tabulated(found[0]),
+            *([f"<p><b>{page.cell(sentence)}</b></p>"] if sentence else []),
+            *images,
+            *(page.tabulated(t) for t in found[1:] if t),
+        ]
         parts += [f"<p>{page.cell(line)}</p>" for line in tables.refusals(result)]
         where = f"{conditions(result, code='')}. {AVERAGES} {state(result)}"
         sections.append(page.section(device(result), where, parts))

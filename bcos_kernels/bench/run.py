@@ -18,8 +18,10 @@ from ..commandline import progress
 from . import host, show, stored
 from .contenders import in_a_line
 from .devices import DeviceLost
+from .noise import Watch
 from .results import SCHEMA
 from .settings import Settings, parse, resolved
+from .tables import chance
 from .tasks import Bench, Task, task_of
 from .timing import keep_pages_warm, release_pages
 
@@ -27,6 +29,7 @@ __all__ = ["main"]
 
 PACKAGES = ("triton", "bcos", "torchvision", "numpy")
 COMPILING_SHARE = 0.4  # of the time limit, at most, for compiling before anything is timed
+BEFORE = 0.3  # seconds in which what else the machine does is looked at before a run
 COMPILER_BYTES = 8 << 30  # of GPU memory for each process that compiles
 
 
@@ -79,6 +82,7 @@ class Run:
         command = "python -m bcos_kernels bench " + shlex.join(argv)
         self.result = {"schema": SCHEMA} | stored.header(command, machine, described, PACKAGES)
         self.result |= {"not_measured": [task.name for task in tasks], "rates": {}, "rows": []}
+        self.result["earlier_rates"] = stored.rates(stored.default_path(machine["device"]))
         self.path = settings.out or stored.default_path(machine["device"], selection(options))
         self.kept = stored.is_complete(self.path)
         if self.kept and settings.out is None and not settings.scaling and stored.has_curves(self.path):
@@ -109,11 +113,17 @@ class Run:
         self.result["complete"] = not self.result["not_measured"]
         self.result["not_measured"] += self.bench.ended
         print(f"stored in {self.finish()}", flush=True)
+        if sentence := chance(self.result):
+            print(sentence, flush=True)
         refused = (row["refused"].keys() & {"ours", "every contender"} for row in self.result["rows"])
         return status or int(any(refused))
 
     def measure(self) -> None:
         s, result = self.settings, self.result
+        before = Watch()
+        time.sleep(BEFORE)
+        result["load"] = {"before": before.others(), "during": None}
+        self.watch = Watch()
         self.bench.rates = result["rates"] = result["rates"] or s.device.rates(s.like.dtype)
         if s.on_gpu and s.module is None:
             result["host"] = host.rows(s.device.name, s.seconds)
@@ -135,6 +145,7 @@ class Run:
         try:
             for row in task.rows():
                 self.result["rows"].append(row)
+                self.result["load"]["during"] = self.watch.others()
                 self.store()
                 print(show.line(row), flush=True)
         except DeviceLost:
@@ -165,7 +176,7 @@ class Run:
         start = time.monotonic()
         deadline = start + COMPILING_SHARE * self.settings.limit if self.settings.limit else float("inf")
         command = [sys.executable, "-m", "bcos_kernels", "bench", *self.argv, "--warm-up"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         running = [
             subprocess.Popen([*command, f"{i}/{processes}"], env=environment, stdout=subprocess.DEVNULL)
             for i in range(processes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -22,6 +23,7 @@ __all__ = [
     "header",
     "is_complete",
     "partial_path",
+    "rates",
     "store",
     "unfinished",
 ]
@@ -56,6 +58,11 @@ def has_curves(path: Path) -> bool:
     return any(row.get("scaling") for row in _read(path).get("rows", ()))
 
 
+def rates(path: Path) -> dict[str, float]:
+    """The device's rates in a complete result; empty where ``path`` holds none."""
+    return (_read(path).get("rates") or {}) if is_complete(path) else {}
+
+
 def unfinished(path: Path, machine: dict, settings: dict) -> dict:
     """The result of a run that left something out, under these conditions; ValueError where ``path`` holds none."""
     earlier = _read(path)
@@ -78,15 +85,19 @@ def _read(path: Path) -> dict:
 
 
 def commit() -> str | None:
-    """The commit that is checked out, with ``+changes`` where files differ; None outside of a checkout."""
+    """The commit that is checked out, with ``+changes`` where files differ.
+
+    Outside of a checkout what ``BCOS_KERNELS_COMMIT`` says of a copy, or None.
+    """
+    told = os.environ.get("BCOS_KERNELS_COMMIT") or None
     if not (ROOT / ".git").exists():
-        return None
+        return told
     git = ("git", "-C", str(ROOT))
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
         changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return told
     return head.strip() + ("+changes" if changed.strip() else "")
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from .noise import doubts
 from .results import is_gpu, largest_error, main_rows, order, ratio
 from .timing import geomean, summarise
 
-__all__ = ["Table", "by_group", "every_layer", "every_model", "goals", "headline", "predictions", "refusals"]
+__all__ = ["Table", "by_group", "chance", "every_layer", "every_model", "goals", "headline", "predictions", "refusals"]
 
 MODELS = {
     "resnet50": "ResNet-50", "resnext50": "ResNeXt-50", "densenet121": "DenseNet-121", "vgg11": "VGG-11",
@@ -174,6 +175,12 @@ def refusals(result: dict) -> list[str]:
     return [f"{name} refused: {reason}: {', '.join(rows)}" for (name, reason), rows in where.items()]
 
 
+def chance(result: dict) -> str:
+    """Why there are no verdicts on times, in a sentence; empty where there are."""
+    found = doubts(result)
+    return f"No verdict on times, they would be chance: {'; '.join(found)}." if found else ""
+
+
 # ------------------------------------------------------------------------------------------------ goals
 
 
@@ -185,10 +192,14 @@ class Goal:
     figure: float | None
     bound: str = ""
     over: str = ""
+    timed: bool = True
 
-    def verdict(self) -> str:
+    def verdict(self, chance: bool = False) -> str:
+        """``met`` or ``missed``, or for a time with ``chance`` neither."""
         if self.figure is None or not self.bound:
             return ""
+        if chance and self.timed:
+            return "chance"
         sign, value = self.bound.split()
         return "met" if (self.figure <= float(value) if sign == "≤" else self.figure >= float(value)) else "missed"
 
@@ -256,7 +267,9 @@ def saved_goals(result: dict) -> Iterator[Goal]:
             pairs = [(c.get("ours", {}).get(key), c.get("plain", {}).get(key)) for c in found]
             values = [ours / plain for ours, plain in pairs if ours and plain]
             if values:
-                yield Goal(f"{what}, ours ÷ plain: {scope}s", geomean(values), bound, f"{len(values)} {scope}s")
+                yield Goal(
+                    f"{what}, ours ÷ plain: {scope}s", geomean(values), bound, f"{len(values)} {scope}s", timed=False
+                )
 
 
 def roof_goals(result: dict) -> Iterator[Goal]:
@@ -273,10 +286,11 @@ def roof_goals(result: dict) -> Iterator[Goal]:
 
 
 def goals(result: dict) -> Table:
-    """The goals of the device, met or missed, and the share of the roof."""
+    """The goals of the device, met or missed, and the share of the roof; ``chance`` where the run gives no verdict."""
     kind = gpu_goals if is_gpu(result) else cpu_goals
     found: Iterable[Goal] = (*kind(result), *saved_goals(result), *roof_goals(result))
-    lines = [(goal.what, shown(goal.figure), goal.bound, goal.verdict(), goal.over) for goal in found]
+    chance = bool(doubts(result))
+    lines = [(goal.what, shown(goal.figure), goal.bound, goal.verdict(chance), goal.over) for goal in found]
     return Table(("measured", "figure", "goal", "", "over"), lines, frozenset({1}))
 
 

@@ -1,13 +1,20 @@
-"""A small set of calls for compute-sanitizer: every own kernel, on partial tiles and several steps of each loop.
+"""A small set of calls, held against float64: every own kernel, on partial tiles and several steps of each loop.
 
-``BCOS_KERNELS_BACKEND`` says whose.
+The first thing that ``make gpu`` runs, and what it runs under compute-sanitizer. ``BCOS_KERNELS_BACKEND`` says whose.
+Each call is named before it is made: where the GPU is lost, the last line says by what. Without a GPU Triton's
+interpreter takes its place (``TRITON_INTERPRET=1``).
 """
 
 import torch
 
 from bcos_kernels.backends.gpu.choice import forced
+from bcos_kernels.backends.gpu.device import INTERPRETED
 from bcos_kernels.functional import bcos_conv2d, bcos_linear
 
+DEVICE = "cpu" if INTERPRETED else "cuda"
+REFERENCE = {"backend": "reference"}
+ROUNDINGS = 64
+"""Of the dtype, that an error may amount to: for wrong kernels, not for inexact ones, which the tests find."""
 CALLS = [
     (bcos_conv2d, (2, 80, 9, 7), (72, 80, 3, 3), {"padding": 1}),
     (bcos_conv2d, (2, 200, 7, 7), (72, 200, 1, 1), {}),
@@ -19,18 +26,33 @@ CALLS = [
 ]
 
 
+def results(layer, x: torch.Tensor, weight: torch.Tensor, options: dict) -> list[torch.Tensor]:
+    """y, dx and dw of a gradient of ones, as float64 on the CPU."""
+    y = layer(x, weight, **options)
+    found = (y, *torch.autograd.grad(y, (x, weight), torch.ones_like(y)))
+    return [t.detach().double().cpu() for t in found]
+
+
 def main() -> None:
+    count = 0
     for candidate in ("one-pass", "semi"):
         for dtype in (torch.bfloat16, torch.float32):
             for layer, shape, filters, options in CALLS:
-                x = torch.randn(shape).to("cuda", dtype)
-                x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-                x, weight = x.requires_grad_(), torch.randn(filters).to("cuda", dtype).requires_grad_()
+                print(f"{layer.__name__} {shape} {filters} {options} {dtype} {candidate}", flush=True)
+                x, weight = torch.randn(shape).to(dtype), torch.randn(filters).to(dtype)
+                true = results(layer, *(t.double().requires_grad_() for t in (x, weight)), options | REFERENCE)
+                x, weight = x.to(DEVICE), weight.to(DEVICE).detach().requires_grad_()
+                x = (x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x).requires_grad_()
                 with forced(candidate):
-                    y = layer(x, weight, **options)
-                    results = (y, *torch.autograd.grad(y, (x, weight), torch.ones_like(y)))
-                assert all(t.isfinite().all().item() for t in results), (candidate, dtype, shape)
+                    found = results(layer, x, weight, options)
+                for what, mine, exact in zip(("y", "dx", "dw"), found, true, strict=True):
+                    error = ((mine - exact).norm() / exact.norm()).item()
+                    assert error < ROUNDINGS * torch.finfo(dtype).eps, f"{what}: relative error {error:.1e}"
+                count += 1
+    print(f"{count} calls are right")
 
 
 if __name__ == "__main__":
+    torch.manual_seed(0)
+    torch.backends.cudnn.allow_tf32 = False
     main()

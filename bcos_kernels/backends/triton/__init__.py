@@ -21,11 +21,13 @@ linear, conv2d, linear_backward, conv2d_backward = operators("triton")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _LARGEST = 2**31 - 1
 
+INSTALLED = find_spec("triton") is not None
+
 
 def why_not(call: Call) -> list[str]:
     """Reasons why the Triton kernels do not serve ``call``; empty when they do."""
     found = []
-    if find_spec("triton") is None:
+    if not INSTALLED:
         found.append("the package triton is not installed")
     if call.device == "cuda":
         found += _unserved_architecture()

@@ -1,0 +1,58 @@
+"""``setup.py``: what is imported after a build that failed, and what ``doctor`` then says."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parent.parent
+NAME = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+BROKEN = '#error "no compiler takes this"\n'
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """A copy of the package with one source that does not compile, and the extension of an earlier build."""
+    left_out = shutil.ignore_patterns("__pycache__", "*.so", "_C.failed.txt")
+    shutil.copytree(ROOT / "bcos_kernels", tmp_path / "bcos_kernels", ignore=left_out)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "bcos_kernels" / NAME).write_text("of an earlier build")
+    (tmp_path / "csrc" / "broken.cpp").write_text(BROKEN)
+    return tmp_path
+
+
+def python(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    variables = {**os.environ, "PYTHONPATH": str(folder), "CUDA_HOME": "/nowhere", "MAX_JOBS": "1", **environment}
+    return subprocess.run([sys.executable, *arguments], cwd=folder, env=variables, capture_output=True, text=True)
+
+
+BUILD = ("setup.py", "--quiet", "build_ext", "--inplace")
+
+
+@pytest.mark.parametrize("required", ["0", "1"])
+def test_a_failed_build_leaves_no_earlier_extension(sources, required):
+    done = python(sources, *BUILD, BCOS_KERNELS_REQUIRE_C=required)
+    assert (done.returncode == 0) == (required == "0")
+    assert "no compiler takes this" in done.stdout + done.stderr
+    assert not (sources / "bcos_kernels" / NAME).exists(), "an earlier extension would stay in use"
+
+
+def test_doctor_tells_why_the_build_failed(sources):
+    assert python(sources, *BUILD).returncode == 0
+    told = python(sources, "-m", "bcos_kernels", "doctor")
+    line = next(line for line in told.stdout.splitlines() if line.startswith("compiled extension"))
+    assert "not there (its build failed: " in line and "rror" in line
+
+
+def test_without_ninja_a_failed_build_fails_too(sources):
+    """setuptools' own compiler reports a failure by another error."""
+    done = python(sources, *BUILD, BCOS_KERNELS_REQUIRE_C="1", PATH=f"{sources}/none:/usr/bin:/bin")
+    assert done.returncode != 0 and not (sources / "bcos_kernels" / NAME).exists()
