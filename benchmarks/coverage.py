@@ -1,0 +1,185 @@
+"""``python -m benchmarks.coverage CHECKOUT...``: is every layer of the public repositories' own models accelerated?
+
+Each model of :mod:`benchmarks.public_models` is built by its repository's code in a process of its own and run in
+float64, as it is and accelerated. The table holds the largest relative differences of what they compute. The exit code
+is 1 if a layer is left alone, a model does not run or a difference exceeds ``BOUND``.
+
+Besides torchvision and einops the models need transformers below 5 (language models) and mmengine (how-to-probe).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import io
+import json
+import math
+import multiprocessing
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+import bcos_kernels as bk
+from bcos_kernels.adopt import fingerprint
+from bcos_kernels.adopt.layer import is_candidate, weighted
+from bcos_kernels.adopt.published import SLOW_NORM, TABLE, published_mro
+from bcos_kernels.compat import declare_torchvision_operators_when_needed
+from bcos_kernels.text import aligned
+
+from .fingerprints import imported, title
+
+declare_torchvision_operators_when_needed()
+from .public_models import MODELS, UNUSED, Model  # noqa: E402
+
+__all__ = ["main"]
+
+BOUND = 1e-9
+
+QUANTITIES = ("logits", "d input", "d parameters", "explanation", "late explanation", "loss on it")
+"""What is compared. A late explanation enters the mode between forward and backward, as model guidance does; the loss
+on it and on the logits is differentiated outside of the mode, with respect to the parameters."""
+
+
+class Unused:
+    """Stands for a name that a file imports and no model needs."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        raise NotImplementedError("no model needs this")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one model."""
+
+    cells: tuple[str, ...]
+    right: bool
+    remarks: tuple[str, ...] = ()
+    met: frozenset[str] = frozenset()
+    """The fingerprints of its layers and of their parts."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the table; 1 if something is amiss."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="+", type=Path, help="checkouts, each in a folder named after its owner")
+    options = parser.parse_args(argv)
+    known = {model.repository for model in MODELS}
+    for folder in options.folders:
+        if not (folder / ".git").exists() or title(folder) not in known:
+            parser.error(f"{folder}: not a checkout OWNER/NAME of {', '.join(sorted(known))}")
+    rows, outcomes = [("repository", "model", "layers", *QUANTITIES)], []
+    for folder in options.folders:
+        for index, model in enumerate(MODELS):
+            if model.repository == title(folder):
+                with multiprocessing.get_context("fork").Pool(1) as pool:
+                    outcomes.append(pool.apply(outcome, (folder, index)))
+                rows.append((model.repository, model.name, *outcomes[-1].cells))
+                print(*rows[-1], *outcomes[-1].remarks, sep="  ", file=sys.stderr, flush=True)
+    print(aligned(rows))
+    for row, done in zip(rows[1:], outcomes, strict=True):
+        for remark in done.remarks:
+            print(f"{row[0]} {row[1]}: {remark}")
+    met = frozenset().union(*(done.met for done in outcomes))
+    for kind, table in json.loads(TABLE.read_text()).items():
+        missing = [f"{digest} {row['class']}" for digest, row in table.items() if digest not in met]
+        print(", ".join([f"{len(table) - len(missing)} of {len(table)} published {kind} ran", *missing]))
+    return 0 if all(done.right for done in outcomes) else 1
+
+
+def outcome(folder: Path, index: int) -> Outcome:
+    """Builds and compares one model; for a process that ends with it."""
+    model = MODELS[index]
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    warnings.simplefilter("ignore")
+    for name, attributes in UNUSED.items():
+        sys.modules[name] = module = ModuleType(name)
+        vars(module).update(dict.fromkeys(attributes, Unused))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            torch.manual_seed(0)
+            plain = model.make(imported(folder, folder / model.file)).double()
+            x = torch.randn(2, *model.shape)
+            theirs = measured(model, plain, x)
+    except Exception as error:  # anything that a stranger's code can raise
+        return Outcome(("-",) * (1 + len(QUANTITIES)), False, (f"{type(error).__name__}: {error}",))
+    fused = bk.accelerate(copy.deepcopy(plain))
+    report = bk.report(fused)
+    ours = measured(model, fused, x)
+    differences = [difference(a, b) for a, b in zip(ours, theirs, strict=True)]
+    return Outcome(
+        cells=(f"{report.accelerated}/{len(report.rows)}", *(f"{d:.0e}" for d in differences)),
+        right=report.left_alone == 0 and max(differences) <= BOUND,
+        remarks=tuple(f"{row.name} left alone: {row.reason}" for row in report.rows if row.backend is None),
+        met=frozenset(fingerprints(plain)),
+    )
+
+
+def measured(model: Model, module: nn.Module, x: Tensor) -> tuple[Sequence[Tensor | None], ...]:
+    """``QUANTITIES`` of a module in training mode, which sees the same random numbers each time."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+
+    def run(early: bool, late: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The logits, a weighted sum of them and its gradient with respect to the input."""
+        torch.manual_seed(1)
+        inputs = x.clone().requires_grad_()
+        explain(module, early)
+        y = model.call(module, inputs)
+        y = y if isinstance(y, Tensor) else y[-1]
+        total = (y * torch.cos(torch.arange(y.numel())).view_as(y)).sum()
+        explain(module, late)
+        (gradient,) = torch.autograd.grad(total, inputs, create_graph=True)
+        explain(module, False)
+        return y, total, gradient
+
+    def by_parameters(loss: Tensor) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+
+    y, total, gradient = run(False, False)
+    _, _, explanation = run(True, True)
+    _, late_total, late = run(False, True)
+    loss = late_total + late.square().sum() / late.detach().norm()
+    return [y], [gradient], by_parameters(total), [explanation], [late], by_parameters(loss)
+
+
+def explain(module: nn.Module, on: bool) -> None:
+    """Sets the explanation mode of every part that has one."""
+    for part in module.modules():
+        if hasattr(part, "set_explanation_mode"):
+            part.set_explanation_mode(on)
+        elif "detach" in vars(part):
+            part.explanation_mode(on)
+
+
+def difference(ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None]) -> float:
+    """The largest relative difference of a tensor; infinite where theirs is zero or not finite and so says nothing.
+
+    Without a gradient in theirs there is nothing to compare: a shortcut for b = 1 or 2 hides b from autograd.
+    """
+    found = [0.0]
+    for a, b in zip(ours, theirs, strict=True):
+        if b is not None:
+            far = math.inf if a is None or not b.any() else ((a - b).norm() / b.norm()).item()
+            found.append(math.inf if math.isnan(far) else far)
+    return max(found)
+
+
+def fingerprints(module: nn.Module) -> Iterator[str]:
+    """Those of the B-cos layers, of their linear parts, modes and norms for dilation."""
+    for layer in filter(is_candidate, module.modules()):
+        for part in (layer, weighted(layer), layer._modules.get("dynamic_multiplication")):
+            if part is not None:
+                yield fingerprint.of(published_mro(type(part))).digest
+        if "calc_patch_norms" in vars(layer):
+            yield fingerprint.of(published_mro(type(layer)), (SLOW_NORM,)).digest
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
