@@ -264,21 +264,48 @@ def test_data_parallel_replica():
     assert torch.equal(nn.DataParallel(layer)(x), layer(x))
 
 
-def test_distributed_data_parallel(tmp_path):
+@pytest.fixture
+def one_process(tmp_path):
+    """A process group of this process alone."""
     dist = torch.distributed
     if not dist.is_available():
         pytest.skip("torch is built without torch.distributed")
     store = dist.FileStore(str(tmp_path / "store"), 1)
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        plain, model = net(), net()
-        wrapped = nn.parallel.DistributedDataParallel(bk.accelerate(model))
-        wrapped(X).square().sum().backward()
-        plain(X).square().sum().backward()
-        for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
-            assert torch.allclose(ours.grad, theirs.grad, rtol=1e-10)
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()
+
+
+def test_distributed_data_parallel(one_process):
+    plain, model = net(), net()
+    wrapped = nn.parallel.DistributedDataParallel(bk.accelerate(model))
+    wrapped(X).square().sum().backward()
+    plain(X).square().sum().backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(ours.grad, theirs.grad, rtol=1e-10)
+
+
+@pytest.mark.parametrize("order", ["accelerated first", "sharded first"])
+def test_fully_sharded(one_process, order):
+    """FSDP2 puts a class of its own on top of each module's, or ours goes on top of that."""
+    from torch.distributed.fsdp import fully_shard
+
+    plain, model = net(), net()
+    if order == "accelerated first":
+        bk.accelerate(model)
+    mesh = torch.distributed.init_device_mesh("cpu", (1,))
+    for layer in (model[0], model[2], model[4], model):
+        fully_shard(layer, mesh=mesh)
+    bk.accelerate(model)
+    assert bk.report(model).accelerated == 3
+    for module in (model, plain):
+        module(X).square().sum().backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(ours.grad.full_tensor(), theirs.grad, rtol=1e-10)
+    bk.restore(model)
+    assert bk.report(model).accelerated == 0
+    assert type(model[0]).__name__ == "FSDPBcosConv2d"
+    assert torch.allclose(model(X), plain(X), rtol=1e-10)
 
 
 def test_weights_that_are_buffers():
