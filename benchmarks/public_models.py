@@ -215,7 +215,7 @@ MODELS = (
     Model(HTP, "convnext_atto", f"{MM}/bcos/models/convnext.py", network("convnext_atto", stochastic_depth_prob=0.0)),
     Model(HTP, "ViT with convolutions", f"{EPG}/bcos/models/vit.py", partial(vit, conv_stem=[12, 24])),
     Model(HTP, "convolutions", f"{GRID}/{CONV}", convolutions),
-    Model(HTP, "DINO resnet18", f"{DINO}/resnet_bcos.py", lambda m: m.resnet18(inplanes=16)),
+    Model(HTP, "DINO resnet18", f"{DINO}/resnet_bcos.py", lambda m: m.bcosresnet18(inplanes=16)),
     Model(HTP, "DINO head", f"{DINO}/dino_heads.py", lambda m: m.BcosDINOHead(6, 10, hidden_dim=8), (6,)),
     Model(HTP, "mmpretrain resnet50", f"{MM_MODELS}/backbones/resnet_bcos.py", lambda m: m.bcosresnet50(inplanes=16)),
     Model(HTP, "mmpretrain head", f"{MM_MODELS}/heads/bcos_linear_head.py", head, (6, 5, 4), of_a_tuple),

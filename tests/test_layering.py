@@ -62,8 +62,8 @@ def test_every_module_that_is_imported_exists():
             if isinstance(node, ast.ImportFrom) and node.level:
                 parts = [*package[: len(package) - node.level + 1], *filter(None, (node.module or "").split("."))]
                 found = ROOT.parent.joinpath(*parts)
-                compiled = parts[-1] == "_C"
-                assert compiled or found.is_dir() or found.with_suffix(".py").exists(), f"{path.name}: {'.'.join(parts)}"
+                exists = parts[-1] == "_C" or found.is_dir() or found.with_suffix(".py").exists()
+                assert exists, f"{path.name}: {'.'.join(parts)}"
 
 
 def test_every_file_has_a_floor_and_fits_a_screenful_or_ten():
