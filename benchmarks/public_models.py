@@ -19,8 +19,6 @@ __all__ = ["MODELS", "UNUSED", "Model"]
 UNUSED = {
     "CLIP.clip.clip": (),
     "mmcv.cnn": ("build_norm_layer",),
-    "mmpretrain.evaluation.metrics": ("Accuracy",),
-    "mmpretrain.structures": ("DataSample",),
     "torchmetrics": ("Metric",),
     "torchvision.models.utils": ("load_state_dict_from_url",),
     "training.training_utils": ("start_training",),
@@ -116,10 +114,6 @@ def bcosified_vit(m: ModuleType) -> nn.Module:
 def bcosified_clip(m: ModuleType) -> nn.Module:
     model = importlib.import_module("CLIP.clip.model").ModifiedResNet((1, 1, 1, 1), 16, 2, 64, 8)
     return m.BcosifyNetwork(model, {"bcosify_args": {"clip_kd": True}, "bcos_args": {"b": 2}, "attn_unpool": True})
-
-
-def head(m: ModuleType) -> nn.Module:
-    return m.BcosLinearClsHead(10, 6, 8, num_layers=3, loss=nn.CrossEntropyLoss(), with_avg_pool=True)
 
 
 def transformer(config: str, kind: str, **options) -> Callable:
@@ -218,7 +212,6 @@ MODELS = (
     Model(HTP, "DINO resnet18", f"{DINO}/resnet_bcos.py", lambda m: m.bcosresnet18(inplanes=16)),
     Model(HTP, "DINO head", f"{DINO}/dino_heads.py", lambda m: m.BcosDINOHead(6, 10, hidden_dim=8), (6,)),
     Model(HTP, "mmpretrain resnet50", f"{MM_MODELS}/backbones/resnet_bcos.py", lambda m: m.bcosresnet50(inplanes=16)),
-    Model(HTP, "mmpretrain head", f"{MM_MODELS}/heads/bcos_linear_head.py", head, (6, 5, 4), of_a_tuple),
     Model(
         HTP,
         "mmpretrain neck",
