@@ -19,8 +19,6 @@ __all__ = ["MODELS", "UNUSED", "Model"]
 UNUSED = {
     "CLIP.clip.clip": (),
     "mmcv.cnn": ("build_norm_layer",),
-    "mmpretrain.evaluation.metrics": ("Accuracy",),
-    "mmpretrain.structures": ("DataSample",),
     "torchmetrics": ("Metric",),
     "torchvision.models.utils": ("load_state_dict_from_url",),
     "training.training_utils": ("start_training",),
@@ -118,10 +116,6 @@ def bcosified_clip(m: ModuleType) -> nn.Module:
     return m.BcosifyNetwork(model, {"bcosify_args": {"clip_kd": True}, "bcos_args": {"b": 2}, "attn_unpool": True})
 
 
-def head(m: ModuleType) -> nn.Module:
-    return m.BcosLinearClsHead(10, 6, 8, num_layers=3, loss=nn.CrossEntropyLoss(), with_avg_pool=True)
-
-
 def transformer(config: str, kind: str, **options) -> Callable:
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     sizes |= {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "vocab_size": 20, "num_labels": 3}
@@ -215,10 +209,9 @@ MODELS = (
     Model(HTP, "convnext_atto", f"{MM}/bcos/models/convnext.py", network("convnext_atto", stochastic_depth_prob=0.0)),
     Model(HTP, "ViT with convolutions", f"{EPG}/bcos/models/vit.py", partial(vit, conv_stem=[12, 24])),
     Model(HTP, "convolutions", f"{GRID}/{CONV}", convolutions),
-    Model(HTP, "DINO resnet18", f"{DINO}/resnet_bcos.py", lambda m: m.resnet18(inplanes=16)),
+    Model(HTP, "DINO resnet18", f"{DINO}/resnet_bcos.py", lambda m: m.bcosresnet18(inplanes=16)),
     Model(HTP, "DINO head", f"{DINO}/dino_heads.py", lambda m: m.BcosDINOHead(6, 10, hidden_dim=8), (6,)),
     Model(HTP, "mmpretrain resnet50", f"{MM_MODELS}/backbones/resnet_bcos.py", lambda m: m.bcosresnet50(inplanes=16)),
-    Model(HTP, "mmpretrain head", f"{MM_MODELS}/heads/bcos_linear_head.py", head, (6, 5, 4), of_a_tuple),
     Model(
         HTP,
         "mmpretrain neck",

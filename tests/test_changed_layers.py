@@ -1,7 +1,10 @@
 """A layer that is changed after it was accelerated computes what its own forward computes, and the report says why."""
 
 import copy
+import functools
 import types
+import warnings
+from unittest import mock
 
 import families
 import pytest
@@ -11,6 +14,7 @@ from families import X, example, plain, reason
 from torch import nn
 
 import bcos_kernels as bk
+from bcos_kernels.adopt import fingerprint
 from bcos_kernels.compat import import_reference
 
 M = import_reference().modules
@@ -182,3 +186,154 @@ def test_a_part_hidden_by_an_attribute():
     assert reason(layer) == "its linear was assigned on the instance"
     x = example(M.BcosLinear(6, 4))
     assert torch.allclose(layer(x), plain(layer)(x), rtol=1e-12)
+
+
+def same_as_its_own(layer, x, message):
+    """The layer computes what its own forward computes, and the report says why."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bk.accelerate(layer)
+    y, expected = layer(x), plain(layer)(x)
+    assert y.dtype == expected.dtype and y.shape == expected.shape
+    assert torch.equal(y, expected)
+    if message is not None:
+        assert message in reason(layer)
+
+
+class Rounded(nn.Conv2d):
+    def _conv_forward(self, input, weight, bias):
+        return super()._conv_forward(input, weight.round(decimals=1), bias)
+
+
+def test_a_convolution_whose_inner_method_is_overridden(families_published):
+    """``nn.Conv2d.forward`` itself is PyTorch's; what it calls is not."""
+    layer = families.Bcosification.BcosifyConv2d(6, 4, 3, b=1.5).double()
+    layer.linear = Rounded(6, 4, 3).double()
+    same_as_its_own(layer, X, "its .linear: the code of Rounded.forward is not among the published ones")
+
+
+def test_a_method_of_a_plain_convolution_assigned_on_the_instance(families_published):
+    layer = bk.accelerate(families.Bcosification.BcosifyConv2d(6, 4, 3, b=1.5).double())
+    layer.linear._conv_forward = lambda input, weight, bias: F.conv2d(input, weight * 3)
+    same_as_its_own(layer, X, "a method of its .linear was assigned on the instance")
+
+
+def test_a_plain_convolution_patched_afterwards(families_published, monkeypatch):
+    layer = bk.accelerate(families.Bcosification.BcosifyConv2d(6, 4, 3, b=1.5).double())
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", lambda self, input, weight, bias: F.conv2d(input, weight * 3))
+    same_as_its_own(layer, X, "Conv2d._conv_forward of torch was replaced")
+
+
+def test_a_layer_that_torch_prepared_for_quantization(families_published):
+    """Its class is torch's own and a subclass of ``nn.Linear``, but no ``nn.Linear``."""
+    quantized = pytest.importorskip("torch.ao.nn.qat")
+    from torch.ao.quantization import get_default_qat_qconfig
+
+    layer = families.Bcosification.BcosifyLinear(6, 4, b=1.5)
+    layer.linear = quantized.Linear(6, 4, qconfig=get_default_qat_qconfig("fbgemm"))
+    layer.eval()
+    layer.linear.weight_fake_quant.disable_observer()
+    same_as_its_own(layer, example(layer).float(), "its .linear: the code of Linear.forward is not among")
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("disguise", ["wraps", "mock"])
+def test_a_method_of_torch_patched_in_disguise(disguise, when, monkeypatch):
+    """A wrapper takes the name and the module of what it wraps."""
+    original = nn.Conv2d._conv_forward
+
+    @functools.wraps(original)
+    def doubled(self, input, weight, bias):
+        return 2 * original(self, input, weight, bias)
+
+    replaced = mock.MagicMock(side_effect=lambda input, weight, bias: F.conv2d(input, 2 * weight))
+    layer = M.BcosConv2d(6, 4, 3, b=1.5).double()
+    if when == "after":
+        bk.accelerate(layer)
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", doubled if disguise == "wraps" else replaced)
+    same_as_its_own(layer, X, "Conv2d._conv_forward of torch was replaced")
+
+
+def test_code_put_into_a_function(monkeypatch):
+    """IPython's autoreload does so with the functions of an edited file."""
+    layer = bk.accelerate(M.BcosConv2d(6, 4, 3, b=1.5).double())
+
+    def ones(self, in_tensor):
+        return in_tensor.new_ones(1)
+
+    monkeypatch.setattr(M.BcosConv2d.calc_patch_norms, "__code__", ones.__code__)
+    same_as_its_own(layer, X, "the code of BcosConv2d.forward is not among the published layers")
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    "make, owner, name",
+    [
+        (lambda: M.BcosLinear(6, 4, b=1.5), F, "linear"),
+        (lambda: M.BcosLinear(6, 4, b=1.5), torch.linalg, "vector_norm"),
+        (lambda: M.BcosConv2d(6, 4, 3, b=1.5), F, "avg_pool2d"),
+        (lambda: M.BcosConv2d(6, 4, 3, b=1.5), F, "conv2d"),
+        (lambda: families.Bcosification.BcosifyLinear(6, 4, b=1.5), F, "linear"),
+    ],
+)
+def test_a_function_of_torch_patched(make, owner, name, when, families_published, monkeypatch):
+    layer, original = make().double(), getattr(owner, name)
+    if when == "after":
+        bk.accelerate(layer)
+    monkeypatch.setattr(owner, name, lambda *args, **options: 2 * original(*args, **options))
+    same_as_its_own(layer, example(layer), f"{name} was replaced")
+
+
+def test_a_global_name_bound_to_something_else(families_published, monkeypatch):
+    class Product:
+        @staticmethod
+        def apply(scale, linear, state):
+            return 2 * scale * linear
+
+    layer = bk.accelerate(families.ModelGuidance.BcosLinear(6, 4, b=1.5).double())
+    monkeypatch.setattr(families, "_LateProduct", Product)
+    same_as_its_own(layer, example(layer), "its .dynamic_multiplication: the code of DynamicMultiplication.forward")
+
+
+def test_a_module_under_the_name_of_another(monkeypatch):
+    module = types.ModuleType(F.__name__)
+    vars(module).update(vars(F) | {"avg_pool2d": lambda *args, **options: 2 * F.avg_pool2d(*args, **options)})
+    monkeypatch.setattr(M.bcosconv2d, "F", module)
+    same_as_its_own(M.BcosConv2d(6, 4, 3, b=1.5).double(), X, "which is not the imported module torch.nn.functional")
+
+
+def test_an_exponent_that_changes_the_shape_or_the_dtype():
+    layer = M.BcosLinear(6, 4)
+    layer.b = nn.Parameter(torch.full((1, 1), 1.5))
+    same_as_its_own(layer, torch.ones(6), "its b is not one floating-point value")
+    layer.b = nn.Parameter(torch.full((1,), 1.5, dtype=torch.float64))
+    same_as_its_own(layer, torch.ones(3, 6), "its b of shape (1,) makes the output torch.float64")
+
+
+@pytest.mark.parametrize("b_loss", [None, 0])
+def test_a_switch_that_is_neither_on_nor_off(b_loss, families_published):
+    """``self.b_loss == False`` is the published test for it."""
+    layer = bk.accelerate(families.Bcosification.BcosifyLinear(6, 4).double())
+    layer.b_loss = b_loss
+    assert f"its b_loss={b_loss} is neither True nor False" in reason(layer)
+
+
+def test_an_image_without_a_batch():
+    """The published norm sums over the second dimension whatever it is."""
+    layer = M.BcosConv2d(4, 4, 1, b=1.5).double()
+    bk.accelerate(layer)
+    x = torch.randn(4, 5, 5, dtype=torch.float64)
+    assert torch.equal(layer(x), plain(layer)(x))
+    assert bk.report(layer).accelerated == 1
+
+
+def test_dilation_with_several_filters_for_a_channel():
+    layer = M.BcosConv2d(6, 1, 3, dilation=2, padding=2, max_out=2, b=1.5).double()
+    same_as_its_own(layer, X, "its norm for dilation has a channel for each filter")
+
+
+def test_the_norm_for_dilation_is_not_read_at_each_call(monkeypatch):
+    layer = bk.accelerate(M.BcosConv2d(6, 4, 3, dilation=2, padding=2).double())
+    layer(X)
+    monkeypatch.setattr(fingerprint, "of", mock.MagicMock(side_effect=AssertionError))
+    layer(X)

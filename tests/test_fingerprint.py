@@ -2,6 +2,7 @@
 
 import inspect
 import linecache
+import math
 import types
 
 import pytest
@@ -63,7 +64,9 @@ def test_the_code_counts(old, new):
 
 
 def test_what_a_global_name_stands_for_counts():
-    assert fingerprint_of(SOURCE, F=types.ModuleType("my_functional")).digest != fingerprint_of(SOURCE).digest
+    assert fingerprint_of(SOURCE, F=math).digest != fingerprint_of(SOURCE).digest
+    with pytest.raises(fingerprint.Unreadable, match="F, which is not the imported module my_functional"):
+        fingerprint_of(SOURCE, F=types.ModuleType("my_functional"))
     helped = SOURCE.replace("F.relu(x)", "helper(x)")
     one = fingerprint_of("def helper(x):\n    return x + 1\n" + helped)
     assert one.digest != fingerprint_of("def helper(x):\n    return x + 2\n" + helped).digest
@@ -118,3 +121,25 @@ def test_a_file_edited_after_its_import_is_not_believed(tmp_path, monkeypatch):
 
     path.write_text(source)
     assert "runs other code than its source file holds" in bk.report(edited_layer.BcosLinear(6, 4)).rows[0].reason
+
+
+@pytest.mark.parametrize("value", [torch.tensor(1.0), nn.Linear(1, 1), types.SimpleNamespace])
+def test_a_global_value_that_has_no_text_is_refused(value):
+    """A tensor's class is torch's, but its value is somebody's; of a class only its use by autograd is read."""
+    with pytest.raises(fingerprint.Unreadable, match=r"uses the global helper|uses the class"):
+        fingerprint_of(SOURCE.replace("F.relu(x)", "x + helper"), helper=value)
+
+
+def test_super_looks_behind_the_class_within_which_a_method_was_written():
+    borrowed = """
+class Base(nn.Module):
+    def forward(self, x):
+        return x
+class Other(Base):
+    def forward(self, x):
+        return super().forward(x)
+class Layer(Base):
+    forward = Other.forward
+"""
+    with pytest.raises(fingerprint.Unreadable, match="belongs to another class"):
+        fingerprint_of(borrowed)

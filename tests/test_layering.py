@@ -54,6 +54,18 @@ def test_nothing_imports_upward():
                 assert floor(name) > floor(here), f"{path.name} imports {name}, which stands above or beside it"
 
 
+def test_every_module_that_is_imported_exists():
+    """An import within a function is only met when that function runs, on a GPU for one."""
+    for path in ROOT.rglob("*.py"):
+        package = ("bcos_kernels", *path.relative_to(ROOT).with_suffix("").parts)[:-1]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                parts = [*package[: len(package) - node.level + 1], *filter(None, (node.module or "").split("."))]
+                found = ROOT.parent.joinpath(*parts)
+                exists = parts[-1] == "_C" or found.is_dir() or found.with_suffix(".py").exists()
+                assert exists, f"{path.name}: {'.'.join(parts)}"
+
+
 def test_every_file_has_a_floor_and_fits_a_screenful_or_ten():
     for path in ROOT.rglob("*.py"):
         here = path.relative_to(ROOT).parts[0].removesuffix(".py")

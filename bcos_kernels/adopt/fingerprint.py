@@ -15,9 +15,20 @@ import functools
 import hashlib
 import inspect
 import operator
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import CodeType, FunctionType, ModuleType
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    GetSetDescriptorType,
+    MethodDescriptorType,
+    ModuleType,
+    WrapperDescriptorType,
+)
+
+from torch.nn import functional
 
 __all__ = ["Fingerprint", "Unreadable", "of"]
 
@@ -26,6 +37,7 @@ class Unreadable(Exception):
     """The code of a class cannot be told: the message says which part of it, and why."""
 
     methods: tuple[tuple[type, str, object], ...] = ()
+    names: tuple[tuple[object, str, object], ...] = ()
     """What was read until then, as of a fingerprint; the part that could not be told is among them."""
 
 
@@ -39,6 +51,9 @@ class Fingerprint:
     """``(class, name, value)`` of every method and class attribute that takes part, where it is defined."""
     reads: frozenset[str]
     """Attributes of ``self`` that the code reads and that the class does not define."""
+    names: tuple[tuple[object, str, object], ...]
+    """``(module or function, name, value)``: the globals that the code uses, what it takes from the modules among them,
+    and the compiled code of each function."""
 
 
 def of(mro: tuple[type, ...], roots: tuple[str, ...] = ("forward",)) -> Fingerprint:
@@ -52,12 +67,12 @@ def of(mro: tuple[type, ...], roots: tuple[str, ...] = ("forward",)) -> Fingerpr
         for root in roots:
             reader.follow(root, mro)
     except Unreadable as error:
-        error.methods = tuple(reader.methods)
+        error.methods, error.names = tuple(reader.methods), tuple(reader.names)
         raise
     texts = sorted(f"{label} = {text}" for label, text in reader.texts.items())
     own = any(not text.startswith("torch:") for text in reader.texts.values())
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16] if own else "torch"
-    return Fingerprint(digest, tuple(reader.methods), frozenset(reader.reads))
+    return Fingerprint(digest, tuple(reader.methods), frozenset(reader.reads), tuple(reader.names))
 
 
 class _Reader:
@@ -67,6 +82,7 @@ class _Reader:
         self.mro = mro
         self.texts: dict[str, str] = {}
         self.methods: list[tuple[type, str, object]] = []
+        self.names: list[tuple[object, str, object]] = []
         self.reads: set[str] = set()
 
     def follow(self, name: str, mro: tuple[type, ...]) -> None:
@@ -83,9 +99,35 @@ class _Reader:
         self.methods.append((owner, name, getattr(owner, name)))
         if _is_of_torch(owner):
             self.texts[label] = _torch_text(owner, name, value)
+            self._within_torch(value)
             return
         self.texts[label] = ""  # a method that calls itself ends here
         self.texts[label] = self._text(f"{owner.__name__}.{name}", value, owner)
+
+    def _within_torch(self, method) -> None:
+        """Takes up what a method of PyTorch's calls: a class below may have its own, or somebody replaced it."""
+        if not isinstance(method, FunctionType):
+            return
+        self.names.append((method, "__code__", method.__code__))
+        for name in method.__code__.co_names:
+            owner = next((c for c in self.mro if name in vars(c)), None)
+            if owner is None:
+                if name in vars(functional):
+                    self._take(functional, name)
+            elif not _is_of_torch(owner):
+                self.follow(name, self.mro)
+            elif not any(entry[:2] == (owner, name) for entry in self.methods):
+                self.methods.append((owner, name, getattr(owner, name)))
+                _torch_text(owner, name, vars(owner)[name])
+                self._within_torch(vars(owner)[name])
+
+    def _take(self, module: ModuleType, name: str) -> object:
+        """What a name of a module stands for; one of PyTorch's or NumPy's has to be their own."""
+        value = vars(module)[name]
+        self.names.append((module, name, value))
+        if not isinstance(value, ModuleType) and not _is_own_of(module.__name__.partition(".")[0], value):
+            raise Unreadable(f"{module.__name__}.{name} was replaced")
+        return value
 
     def _text(self, title: str, value, owner: type | None) -> str:
         if isinstance(value, property):
@@ -96,8 +138,17 @@ class _Reader:
             return repr(value)
         if not isinstance(value, FunctionType):
             raise Unreadable(f"{title} is {type(value).__name__}, not a plain function")
+        self.names.append((value, "__code__", value.__code__))
         definition = _definition(title, value)
-        names = [f"{name}={self._named(title, name, found)}" for name, found in _globals(title, value, definition)]
+        if "__class__" in value.__code__.co_freevars and owner is not _class_cell(value):
+            raise Unreadable(f"{title} belongs to another class, behind which its super() looks")
+        names = []
+        for name, found in _globals(title, value, definition):
+            self.names.append((_module(value), name, found))
+            names.append(f"{name}={self._named(title, name, found)}")
+        for node in ast.walk(_body(definition)):
+            if isinstance(node, ast.Attribute):
+                self._of_module(node, value.__globals__)
         first = definition.args.args[0].arg if definition.args.args and owner is not None else None
         for node in ast.walk(definition):
             if isinstance(node, ast.Attribute) and owner is not None:
@@ -107,24 +158,68 @@ class _Reader:
                     self.follow(node.attr, self.mro[self.mro.index(owner) + 1 :])
         return f"{_normal(definition)} where {', '.join(names)}"
 
+    def _of_module(self, node: ast.expr, names: dict[str, object]) -> object:
+        """The module that an expression stands for, if it does; names of PyTorch's modules are taken up on the way."""
+        if isinstance(node, ast.Name):
+            return names.get(node.id)
+        base = self._of_module(node.value, names) if isinstance(node, ast.Attribute) else None
+        if isinstance(base, ModuleType) and node.attr in vars(base):
+            return self._take(base, node.attr)
+        return None
+
     def _named(self, title: str, name: str, value) -> str:
         """What a global name stands for, in words that are the same in every copy of the code."""
         if isinstance(value, ModuleType):
+            if sys.modules.get(value.__name__) is not value:
+                raise Unreadable(f"{title} uses {name}, which is not the imported module {value.__name__}")
             return value.__name__
         if _is_constant(value):
             return repr(value)
         module = getattr(value, "__module__", None) or ""
-        if module.partition(".")[0] in ("torch", "numpy", "math", "builtins", "typing"):
-            return f"{module}.{getattr(value, '__qualname__', name)}"
+        home, known = module.partition(".")[0], isinstance(value, (type, FunctionType, BuiltinFunctionType))
+        if known and home in ("torch", "numpy", "math", "builtins") and _is_own_of(home, value):
+            return f"{module}.{value.__qualname__}"
         if isinstance(value, FunctionType):
             return f"({self._text(name, value, None)})"
         if isinstance(value, type):
             mro = value.__mro__
-            roots = tuple(r for r in ("forward", "backward", "setup_context", "jvp", "vmap") if _is_own(mro, r))
+            roots = tuple(r for r in _ROOTS if _is_own(mro, r))
+            if not roots:
+                raise Unreadable(f"{title} uses the class {value.__name__}")
             inner = of(mro, roots)
             self.methods += inner.methods
+            self.names += inner.names
             return inner.digest
         raise Unreadable(f"{title} uses the global {name}, which is {type(value).__name__}")
+
+
+_ROOTS = ("forward", "backward", "setup_context", "vjp", "jvp", "vmap", "apply")
+"""What decides the value of a class that is used by its name: a function of autograd."""
+
+
+class _Scope:
+    """Globals as attributes, where they are no module's."""
+
+
+def _module(function: FunctionType) -> object:
+    """The module whose attributes are the globals of a function, or what stands for it."""
+    module = sys.modules.get(function.__module__)
+    if module is None or vars(module) is not function.__globals__:
+        module = _Scope()
+        module.__dict__ = function.__globals__
+    return module
+
+
+def _class_cell(function: FunctionType) -> type:
+    """The class within which a method was written."""
+    return function.__closure__[function.__code__.co_freevars.index("__class__")].cell_contents
+
+
+def _is_own_of(home: str, value) -> bool:
+    """Whether a function or class is one of a package's own: a wrapper can take its name, but not its globals."""
+    if isinstance(value, FunctionType):
+        return value.__globals__.get("__name__", "").partition(".")[0] == home
+    return isinstance(value, (type, BuiltinFunctionType)) or type(value).__module__.partition(".")[0] == home
 
 
 def _is_constant(value) -> bool:
@@ -144,7 +239,11 @@ def _is_own(mro: tuple[type, ...], name: str) -> bool:
 
 def _torch_text(owner: type, name: str, value) -> str:
     """The name of a method of PyTorch; one that somebody put in its place has another home."""
-    if isinstance(value, FunctionType) and value.__module__ != owner.__module__:
+    function = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
+    own = isinstance(function, (property, BuiltinFunctionType, MethodDescriptorType, GetSetDescriptorType))
+    if isinstance(function, FunctionType):
+        own = function.__globals__.get("__name__") == owner.__module__
+    if not own and not isinstance(function, WrapperDescriptorType) and not _is_constant(function):
         raise Unreadable(f"{owner.__name__}.{name} of torch was replaced")
     return f"torch:{owner.__qualname__}.{name}"
 
@@ -206,8 +305,9 @@ def _globals(title: str, function: FunctionType, definition: ast.FunctionDef) ->
     if foreign:
         raise Unreadable(f"{title} closes over {', '.join(sorted(foreign))}")
     local = set(function.__code__.co_varnames).union(*(c.co_varnames for c in _nested(function.__code__)))
-    body = ast.Module(body=_Normalised().visit(_copied(definition)).body, type_ignores=[])
-    used = {n.id for n in ast.walk(body) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)} - local
+    used = {
+        n.id for n in ast.walk(_body(definition)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
+    } - local
     found = []
     for name in sorted(used - {"super"}):
         if name in function.__globals__:
@@ -215,6 +315,11 @@ def _globals(title: str, function: FunctionType, definition: ast.FunctionDef) ->
         elif not hasattr(builtins, name):
             raise Unreadable(f"{title} uses {name}, which is not defined")
     return found
+
+
+def _body(definition: ast.FunctionDef) -> ast.Module:
+    """What a function does, without its signature."""
+    return ast.Module(body=_Normalised().visit(_copied(definition)).body, type_ignores=[])
 
 
 def _copied(definition: ast.FunctionDef) -> ast.FunctionDef:

@@ -113,6 +113,8 @@ def objection(module: nn.Module, x: Tensor | None = None) -> Variant | str:
     code = published.code(module, layer)
     if isinstance(code.variant, str):
         return code.variant
+    if code.convolves and x is not None and x.dim() != 4:
+        return f"its input has {x.dim()} dimensions, of which its norm expects 4"
     return changed(module, layer, x) or unfitting(module, layer, code) or code.variant
 
 
@@ -136,7 +138,7 @@ def unfitting(module: nn.Module, layer: nn.Module, code: Code) -> str | None:
     own, slow = vars(module), False
     for name in code.own:
         if name in own:
-            slow = name == "calc_patch_norms" and is_own_slow_norm(module, own[name])
+            slow = name == "calc_patch_norms" and is_own_slow_norm(module, own[name], code)
             if not slow:
                 return f"its {name} was assigned on the instance"
     if layer is not module:
@@ -157,12 +159,9 @@ def unfitting(module: nn.Module, layer: nn.Module, code: Code) -> str | None:
     return unusual_exponent(module, code.reads) or _sizes_differ(module, layer, code, slow)
 
 
-def is_own_slow_norm(module: nn.Module, method) -> bool:
+def is_own_slow_norm(module: nn.Module, method, code: Code) -> bool:
     """Whether an instance's ``calc_patch_norms`` is the layer's own way to handle dilation."""
-    if not isinstance(method, MethodType) or method.__self__ is not module:
-        return False
-    kind = type(module)
-    return method.__func__ is getattr(kind, published.SLOW_NORM, None) and published.slow_norm_is_known(kind)
+    return isinstance(method, MethodType) and method.__self__ is module and method.__func__ is code.slow_norm
 
 
 def unusual_exponent(module: nn.Module, has: frozenset[str]) -> str | None:
@@ -170,8 +169,14 @@ def unusual_exponent(module: nn.Module, has: frozenset[str]) -> str | None:
     b = module.b
     if type(b) is int and b >= 1 and "clamping" not in has:
         return None
+    if "b_loss" in has and type(module.b_loss) is not bool:
+        return f"its b_loss={module.b_loss!r} is neither True nor False, which its code tells apart from both"
     if isinstance(b, Tensor):
-        return None if b.numel() == 1 and b.is_floating_point() else "its b is not one floating-point value"
+        if b.numel() != 1 or b.dim() > 1 or not b.is_floating_point():
+            return "its b is not one floating-point value"
+        if b.dim() and b.dtype != held(module._modules.get("linear", module), "weight").dtype:
+            return f"its b of shape (1,) makes the output {b.dtype}"
+        return None
     if "clamping" in has and module.clamping:
         return "its b is clamped and no tensor"
     if "b_loss" in has and module.b_loss:
@@ -217,6 +222,8 @@ def _difference(module: nn.Module, layer: nn.Module, code: Code, slow: bool) -> 
         return None
     if _pair(layer.dilation) != (1, 1) and not slow:
         return f"its norm does not follow dilation={layer.dilation}"
+    if slow and max_out != 1:
+        return "its norm for dilation has a channel for each filter, and its output has the largest of several"
     if "groups" not in reads and layer is not module and layer.groups != 1:
         return f"its norm does not follow groups={layer.groups}"
     if layer.padding_mode != "zeros":

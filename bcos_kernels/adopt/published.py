@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -47,8 +47,8 @@ class Code:
 
     variant: Variant | str
     """The formula, or why it is not known."""
-    methods: tuple[tuple[type, str, object], ...] = ()
-    """``(class, name, value)``: the variant holds while ``getattr(class, name)`` is the value."""
+    watched: tuple[tuple[object, str, object], ...] = ()
+    """``(class, module or function; name; value)``: the variant holds while the attribute of that name is the value."""
     parts: tuple[type, ...] = ()
     """The classes of the linear part and of the mode, which are called as every module is."""
     own: frozenset[str] = frozenset()
@@ -65,13 +65,15 @@ class Code:
     """Whether the linear part may take its weights as they are, or times a scale, as in B-cosification."""
     pads: bool = True
     """Whether the linear part follows its ``padding_mode``; the first version pads with zeros whatever it says."""
+    slow_norm: object = None
+    """The layer's method for the norm of dilated patches, if it is a published one."""
     fitting: dict[tuple, str | None] = field(default_factory=dict)
     """Sizes of a layer and of its linear part -> where they contradict each other, for those met so far."""
 
     def holds(self) -> bool:
-        """Whether no method was replaced since the code was read."""
-        for kind, name, value in self.methods:  # a generator would take twice the time, at every call
-            if getattr(kind, name) is not value:
+        """Whether nothing was replaced since the code was read."""
+        for kind, name, value in self.watched:  # a generator would take twice the time, at every call
+            if getattr(kind, name, None) is not value:
                 return False
         return all(map(_is_called_as_usual, self.parts))
 
@@ -97,14 +99,6 @@ def code(module: nn.Module, linear: nn.Module) -> Code:
     return found
 
 
-def slow_norm_is_known(kind: type) -> bool:
-    """Whether the class's norm for dilated layers is a published one."""
-    try:
-        return fingerprint.of(published_mro(kind), (SLOW_NORM,)).digest in _table()["slow_norms"]
-    except fingerprint.Unreadable:
-        return False
-
-
 def published_mro(kind: type) -> tuple[type, ...]:
     """The classes that a class inherits from, without those that ``accelerate`` or ``parametrize`` put there."""
     return tuple(c for c in kind.__mro__ if "_bcos_kernels_plan" not in vars(c) and c.__module__ != _PARAMETRIZED)
@@ -124,8 +118,8 @@ def _read(kind: type, linear: type, mode: type) -> Code:
     try:
         layer = fingerprint.of(mro)
     except fingerprint.Unreadable as error:
-        return Code(str(error), tuple(_watched(kind, error.methods)))
-    methods = tuple(_watched(kind, layer.methods))
+        return Code(str(error), _watched(kind, error))
+    methods = _watched(kind, layer)
     row = _table()["layers"].get(layer.digest, {})
     if not (formula := row.get("formula")):
         return Code(f"the code of {mro[0].__name__}.forward is not among the published layers", methods)
@@ -139,9 +133,9 @@ def _read(kind: type, linear: type, mode: type) -> Code:
         try:
             found = fingerprint.of(published_mro(part))
         except fingerprint.Unreadable as error:
-            return Code(f"its .{name}: {error}", methods + error.methods)
-        methods += tuple(_watched(part, found.methods))
-        known = found.digest == "torch" and rows == "linears"
+            return Code(f"its .{name}: {error}", methods + _watched(part, error))
+        methods += _watched(part, found)
+        known = found.digest == "torch" and part.forward in (nn.Conv2d.forward, nn.Linear.forward)
         row = {"formula": {"unit": False}} if known else _table()[rows].get(found.digest, {})
         if not row.get("formula"):
             return Code(f"its .{name}: the code of {part.__name__}.forward is not among the published ones", methods)
@@ -154,6 +148,15 @@ def _read(kind: type, linear: type, mode: type) -> Code:
             pads = known or any(method == "_conv_forward" for _, method, _ in found.methods)
     if _finds_otherwise(kind):
         return Code(f"{mro[0].__name__} changes how its attributes are found", methods)
+    slow = None
+    if hasattr(kind, SLOW_NORM):
+        try:
+            found = fingerprint.of(mro, (SLOW_NORM,))
+        except fingerprint.Unreadable as error:
+            found = error
+        methods += _watched(kind, found)
+        if getattr(found, "digest", None) in _table()["slow_norms"]:
+            slow = getattr(kind, SLOW_NORM)
     variant = Variant(
         normalize_weights=unit,
         norm_eps=tuple(formula["norm_eps"]),
@@ -172,6 +175,7 @@ def _read(kind: type, linear: type, mode: type) -> Code:
         late="dynamic_multiplication" in layer.reads,
         scales_weights=inner is not None and "use_weight_norm" in inner.reads,
         pads=pads,
+        slow_norm=slow,
     )
 
 
@@ -186,11 +190,13 @@ def _finds_otherwise(kind: type) -> bool:
     return kind.__getattr__ is not nn.Module.__getattr__ or kind.__getattribute__ is not object.__getattribute__
 
 
-def _watched(kind: type, entries: tuple[tuple[type, str, object], ...]) -> Iterator[tuple[type, str, object]]:
-    """Each method where it is defined, and as the layer's present class finds it."""
+def _watched(kind: type, found: fingerprint.Fingerprint | fingerprint.Unreadable) -> tuple:
+    """Each method where it is defined, and as the layer's present class finds it, and the names that the code uses."""
     origin = next((c.__bases__[0] for c in kind.__mro__ if "_bcos_kernels_plan" in vars(c)), kind)
-    for owner, name, value in entries:
-        yield owner, name, value
+    watched = [*found.names]
+    for owner, name, value in found.methods:
+        watched.append((owner, name, value))
         finder = origin if name == "forward" else kind
         if getattr(finder, name, None) is value and finder is not owner:
-            yield finder, name, value
+            watched.append((finder, name, value))
+    return tuple(watched)

@@ -97,7 +97,7 @@ _ON_GPU = ("gpu", *gpu.BACKENDS)
 
 def _choices(model: nn.Module, args: tuple, names: list[str]) -> dict[str, tuple[str, ...]]:
     """What serves each direction of each named layer in its first call of a run of the model, and why."""
-    from .backends.gpu import trials
+    from ..backends.gpu import trials
 
     found = dict.fromkeys(names, ("not run by the example",) * len(DIRECTIONS))
     called = set()
