@@ -44,7 +44,7 @@ def bcos_linear(
     :func:`bcos_conv2d`; by default the norm's epsilon stands beside the root, as in ``bcos``.
     """
     options = (max_out, normalize_weights, weight_in_norm, norm_eps, cos_eps, exact_two, out_dtype, backend)
-    return _transform(x, weight, bias, b, detach, (), options)
+    return transform(x, weight, bias, b, detach, (), options)
 
 
 def bcos_conv2d(
@@ -101,7 +101,7 @@ def bcos_conv2d(
     """
     geometry = (stride, padding, dilation, groups, padding_mode)
     options = (max_out, normalize_weights, weight_in_norm, norm_eps, cos_eps, exact_two, out_dtype, backend)
-    return _transform(x, weight, bias, b, detach, geometry, options)
+    return transform(x, weight, bias, b, detach, geometry, options)
 
 
 class Plan(NamedTuple):
@@ -121,11 +121,11 @@ _PLANS: dict[tuple, Plan] = {}
 _MOST_PLANS = 4096
 
 
-def _transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Tensor:
+def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Tensor:
     """What both layers do; ``geometry`` is empty for the linear one."""
     inputs = (x, weight, bias, b)
     if has_torch_function_variadic(*inputs) and _get_overloaded_args(inputs):  # subclasses of Tensor keep their type
-        return handle_torch_function(_transform, inputs, *inputs, detach, geometry, options)
+        return handle_torch_function(transform, inputs, *inputs, detach, geometry, options)
     plan = _plan(x, weight, bias, b, detach, geometry, options)
     spec, backend, state, normed, gain = plan.spec, plan.backend, checks.explanation_state(detach), None, None
     b = b if spec.b is None else None

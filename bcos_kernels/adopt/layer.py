@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from ..functional import bcos_conv2d, bcos_linear
+from .. import functional
 from ..modules import BcosLayer
 from . import published
 from .published import Code, Variant
@@ -32,31 +32,32 @@ def weighted(module: nn.Module) -> nn.Module | None:
 
 def transform(module: nn.Module, x: Tensor, variant: Variant, out_dtype=None, backend: str | None = None) -> Tensor:
     """``module(x)`` by the fused layers; every value is read from the module now."""
-    has, layer = variant.attributes, weighted(module)
+    has, layer = variant.attributes, module._modules.get("linear", module)
     b, exact_two = exponent(module, has)
     if isinstance(b, Tensor) and b.device != x.device:
         b = b.to(x.device)
-    options = {
-        "b": b,
-        "max_out": module.max_out if "max_out" in has else 1,
-        "normalize_weights": variant.normalize_weights,
-        "weight_in_norm": "normalized_weights" in has and not module.normalized_weights,
-        "norm_eps": variant.norm_eps,
-        "cos_eps": variant.cos_eps,
-        "exact_two": exact_two,
-        "detach": explanation(module, has),
-        "out_dtype": out_dtype,
-        "backend": backend,
-    }
-    weight, bias = held(layer, "weight"), held(layer, "bias")
-    if isinstance(layer, nn.Linear):
-        y = bcos_linear(x, weight, bias, **options)
-    else:
-        y = bcos_conv2d(
-            x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups,
-            padding_mode=layer.padding_mode, **options,
-        )  # fmt: skip
+    weight, bias, detach = held(layer, "weight"), held(layer, "bias"), explanation(module, has)
+    geometry = _CONVOLUTION(layer) if isinstance(layer, nn.Conv2d) else ()
+    max_out = module.max_out if "max_out" in has else 1
+    weight_in_norm = "normalized_weights" in has and not module.normalized_weights
+    options = (
+        max_out, variant.normalize_weights, weight_in_norm, variant.norm_eps, variant.cos_eps, exact_two, out_dtype,
+        backend,
+    )  # fmt: skip
+    y = functional.transform(x, weight, bias, b, detach, geometry, options)
     return y / module.scale if variant.scaled else y
+
+
+def _read_together(*names: str):
+    """Reads attributes of a module in one step, in words that Dynamo knows where it compiles."""
+    read = attrgetter(*names)
+    return lambda module: (
+        tuple(getattr(module, name) for name in names) if torch.compiler.is_compiling() else read(module)
+    )
+
+
+_CONVOLUTION = _read_together("stride", "padding", "dilation", "groups", "padding_mode")
+"""The geometry of a convolution, as the functional layer takes it."""
 
 
 def held(layer: nn.Module, name: str) -> Tensor | None:

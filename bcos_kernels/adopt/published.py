@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from . import fingerprint
@@ -72,10 +73,20 @@ class Code:
 
     def holds(self) -> bool:
         """Whether nothing was replaced since the code was read."""
-        for kind, name, value in self.watched:  # a generator would take twice the time, at every call
-            if getattr(kind, name, None) is not value:
-                return False
-        return all(map(_is_called_as_usual, self.parts))
+        if torch.compiler.is_compiling():  # as below, in words that Dynamo knows
+            same = all(getattr(owner, name, None) is value for owner, name, value in self.watched)
+            return same and all(map(_is_called_as_usual, self.parts))
+        owners, names, values = self.watched_apart
+        try:
+            return list(map(getattr, owners, names)) == values and all(map(_is_called_as_usual, self.parts))
+        except AttributeError:  # one of them was deleted
+            return False
+
+    @functools.cached_property
+    def watched_apart(self) -> tuple[list, list[str], list]:
+        """The owners, the names and the values of what is watched."""
+        owners, names, values = map(list, zip(*self.watched, strict=True)) if self.watched else ([], [], [])
+        return owners, names, values
 
     @functools.cached_property
     def sizes(self) -> Callable[[nn.Module], object]:
