@@ -4,10 +4,35 @@
 
 #include <memory>
 
-#include "cpu/types.h"
+#include "cpu/sums.h"
 
 namespace bcos::cpu {
 namespace {
+
+// sums[i] += the squares of `channels` rows that lie `stride` apart
+template <typename T>
+BCOS_INLINE void add_squares(const T* x, Accumulate<T>* sums, int64_t channels, int64_t stride,
+                             int64_t size) {
+  using A = Accumulate<T>;
+  constexpr int64_t kRows = 8;  // that are summed in registers
+  int64_t c = 0;
+  for (; c + kRows <= channels; c += kRows) {
+    const T* row = x + c * stride;
+#pragma omp simd
+    for (int64_t i = 0; i < size; i++) {
+      const auto pair = [&](int64_t r) {
+        const A v = A(row[r * stride + i]), w = A(row[(r + 1) * stride + i]);
+        return v * v + w * w;
+      };
+      sums[i] += (pair(0) + pair(2)) + (pair(4) + pair(6));
+    }
+  }
+  for (; c < channels; c++) {
+    const T* row = x + c * stride;
+#pragma omp simd
+    for (int64_t i = 0; i < size; i++) sums[i] += A(row[i]) * A(row[i]);
+  }
+}
 
 template <typename T>
 BCOS_INLINE void sum_squares(const T* x, Accumulate<T>* q, const Tiling& t, int64_t begin, int64_t end) {
@@ -25,19 +50,20 @@ BCOS_INLINE void sum_squares(const T* x, Accumulate<T>* q, const Tiling& t, int6
         if (t.per_group < 16) {  // too short for a vector: the reduction would cost more than the sum
           for (int64_t i = 0; i < t.per_group; i++) sum += A(row[i]) * A(row[i]);
         } else {
-#pragma omp simd reduction(+ : sum)
-          for (int64_t i = 0; i < t.per_group; i++) sum += A(row[i]) * A(row[i]);
+          sum = dot(row, row, t.per_group);
         }
         q[unit * t.groups + g] = sum;
       }
     } else {
       const Block b(t, unit);
       A* out = q + b.group * t.pixels + b.begin;
-      std::fill_n(out, b.size, A(0));
-      for (int64_t c = 0; c < t.per_group; c++) {
-        const T* row = x + (b.group * t.per_group + c) * t.pixels + b.begin;
-#pragma omp simd
-        for (int64_t i = 0; i < b.size; i++) out[i] += A(row[i]) * A(row[i]);
+      A part[Tiling::kBlock];
+      for (int64_t c = 0; c < t.per_group; c += kSumChannels) {
+        A* sums = c == 0 ? out : part;
+        std::fill_n(sums, b.size, A(0));
+        add_squares(x + (b.group * t.per_group + c) * t.pixels + b.begin, sums,
+                    std::min(kSumChannels, t.per_group - c), t.pixels, b.size);
+        if (c > 0) add_row(out, part, b.size);
       }
     }
   }
@@ -51,12 +77,6 @@ struct Inside {
     last = offset >= in ? 0 : std::min(out, (in - offset + stride - 1) / stride);
   }
 };
-
-template <typename A>
-BCOS_INLINE void add_row(A* out, const A* in, int64_t size) {
-#pragma omp simd
-  for (int64_t i = 0; i < size; i++) out[i] += in[i];
-}
 
 // out[ow] += in[ow * stride + offset] where inside; each position holds `inner` values.
 template <typename A>

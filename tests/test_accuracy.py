@@ -1,0 +1,69 @@
+"""Sums over many channels: errors against float64, never worse than the reference's own, in both memory formats."""
+
+from __future__ import annotations
+
+import copy
+from statistics import median
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import Budget, bcos, error
+from torch.autograd import grad
+
+import bcos_kernels as bk
+from bcos_kernels import _C
+
+FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+
+
+def normal(*shape, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("channels", [64, 256, 1024, 2048])
+@pytest.mark.parametrize("layout", FORMATS)
+def test_patch_norm(layout, channels, kernel):
+    padding = kernel // 2
+    layer = bcos.modules.BcosConv2d(channels, 1, kernel, padding=padding)
+    ours, theirs = [], []
+    for seed in range(5):
+        x = normal(2, channels, 16, 16, seed=seed).contiguous(memory_format=FORMATS[layout])
+        pixels = x.double().square().sum(1, keepdim=True)
+        truth = (F.conv2d(pixels, pixels.new_ones(1, 1, kernel, kernel), padding=padding) + 1e-6).sqrt()
+        found = _C.patch_norm(x, [kernel] * 2, [1, 1], [padding] * 2, [1, 1], 1, 1e-6, 0.0)
+        ours.append(error(found, truth, 0.0))
+        theirs.append(error(layer.calc_patch_norms(x), truth, 0.0))
+    assert median(ours) <= 1.1 * median(theirs)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_gradient_of_the_norm(layout):
+    """The part of dx that goes through the norm sums the gradients of all outputs."""
+    budget = Budget()
+    for seed in range(5):
+        x = normal(2, 8, 16, 16, seed=seed).abs().contiguous(memory_format=FORMATS[layout])
+        gradient = normal(2, 1024, 16, 16, seed=seed + 99).abs()
+        layer = bcos.modules.BcosConv2d(8, 1024, 1)
+        layer.linear.weight.data = 1 + normal(1024, 8, 1, 1, seed=seed + 9).abs()
+        results = [
+            through_the_norm(module, x.to(dtype), gradient.to(dtype))
+            for module, dtype in (
+                (bk.accelerate(copy.deepcopy(layer)), torch.float32),
+                (layer, torch.float32),
+                (copy.deepcopy(layer).double(), torch.float64),
+            )
+        ]
+        budget.add("dx", *results)
+    budget.check()
+
+
+def through_the_norm(layer, x, gradient):
+    """dx less twice the explanation, which is what goes through the linear output at b = 2."""
+    x.requires_grad_()
+    (whole,) = grad(layer(x), x, gradient)
+    layer.set_explanation_mode(True)
+    (frozen,) = grad(layer(x), x, gradient)
+    layer.set_explanation_mode(False)
+    return whole - 2 * frozen
