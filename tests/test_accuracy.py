@@ -67,3 +67,30 @@ def through_the_norm(layer, x, gradient):
     (frozen,) = grad(layer(x), x, gradient)
     layer.set_explanation_mode(False)
     return whole - 2 * frozen
+
+
+@pytest.mark.parametrize("channels, size", [(1024, 1), (512, 1), (512, 2), (256, 4)])
+def test_two_nearly_equal_images(channels, size):
+    """The last layers of a network trained on two small images: batch norm hands them nearly opposite gradients.
+
+    Each such norm multiplies what rounding leaves of the difference of both images, in the reference as well.
+    """
+    budget = Budget()
+    for seed in range(9):
+        x = 0.3 * normal(1, channels, size, size, seed=seed) + 1e-3 * normal(2, channels, size, size, seed=seed + 50)
+        gradient = normal(1, 128, size, size, seed=seed + 99)
+        gradient = torch.cat([gradient, -gradient]) + 1e-3 * normal(2, 128, size, size, seed=seed + 150)
+        torch.manual_seed(seed)
+        layer = bcos.modules.BcosConv2d(channels, 128, 1)
+        found = []
+        for module, dtype in (
+            (bk.accelerate(copy.deepcopy(layer)), torch.float32),
+            (layer, torch.float32),
+            (copy.deepcopy(layer).double(), torch.float64),
+        ):
+            z = x.to(dtype).requires_grad_()
+            y = module(z)
+            found.append((y.detach(), *grad(y, (z, module.linear.weight), gradient.to(dtype))))
+        for what, *results in zip(("y", "dx", "dw"), *found, strict=True):
+            budget.add(what, *results)
+    budget.check()

@@ -180,18 +180,18 @@ BCOS_INLINE void by_kernel(int64_t kernel, F&& body) {
 
 BCOS_CLONES void correlate_row(int64_t kernel, const Tile& tile, int64_t r, const Vec* taps, int64_t width,
                                Vec* out) {
-  by_kernel(kernel, [&](auto K) { correlate<K()>(tile, r, taps, width, out); });
+  by_kernel(kernel, [&](auto K) BCOS_INLINE_BODY { correlate<K()>(tile, r, taps, width, out); });
 }
 BCOS_CLONES void box_row(int64_t kernel, const Tile& tile, int64_t r, int64_t width, Vec* column, Vec* out) {
-  by_kernel(kernel, [&](auto K) { box<K(), false>(tile, r, width, column, out); });
+  by_kernel(kernel, [&](auto K) BCOS_INLINE_BODY { box<K(), false>(tile, r, width, column, out); });
 }
 BCOS_CLONES void square_box_row(int64_t kernel, const Tile& tile, int64_t r, int64_t width, Vec* column,
                                 Vec* out) {
-  by_kernel(kernel, [&](auto K) { box<K(), true>(tile, r, width, column, out); });
+  by_kernel(kernel, [&](auto K) BCOS_INLINE_BODY { box<K(), true>(tile, r, width, column, out); });
 }
 BCOS_CLONES void wgrad_band(int64_t kernel, const Tile& u, const Tile& x, int64_t rows, int64_t width,
                             float* dtaps) {
-  by_kernel(kernel, [&](auto K) { wgrad<K()>(u, x, rows, width, dtaps); });
+  by_kernel(kernel, [&](auto K) BCOS_INLINE_BODY { wgrad<K()>(u, x, rows, width, dtaps); });
 }
 
 template <Power P, typename T, typename U>
@@ -317,12 +317,13 @@ BCOS_INLINE auto by_power(Power power, F&& body) {
 
 }  // namespace
 
-#define BCOS_DEFINE(T, U)                                                                         \
-  BCOS_CLONES void run(const DepthwiseForward<T, U>& f, int64_t begin, int64_t end) {             \
-    by_power(f.shape.power, [&](auto power) { forward<power()>(f, begin, end); });                \
-  }                                                                                               \
-  BCOS_CLONES bool run(const DepthwiseBackward<T, U>& f, int64_t begin, int64_t end) {            \
-    return by_power(f.shape.power, [&](auto power) { return backward<power()>(f, begin, end); }); \
+#define BCOS_DEFINE(T, U)                                                                           \
+  BCOS_CLONES void run(const DepthwiseForward<T, U>& f, int64_t begin, int64_t end) {               \
+    by_power(f.shape.power, [&](auto power) BCOS_INLINE_BODY { forward<power()>(f, begin, end); }); \
+  }                                                                                                 \
+  BCOS_CLONES bool run(const DepthwiseBackward<T, U>& f, int64_t begin, int64_t end) {              \
+    return by_power(f.shape.power,                                                                  \
+                    [&](auto power) BCOS_INLINE_BODY { return backward<power()>(f, begin, end); }); \
   }
 BCOS_DEFINE(float, float)
 BCOS_DEFINE(c10::BFloat16, c10::BFloat16)

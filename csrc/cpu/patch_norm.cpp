@@ -35,36 +35,37 @@ BCOS_INLINE void add_squares(const T* x, Accumulate<T>* sums, int64_t channels, 
 }
 
 template <typename T>
+BCOS_INLINE Accumulate<T> row_squares(const T* row, int64_t size) {
+  if (size >= 16) return dot(row, row, size);
+  Accumulate<T> sum = 0;  // too short for a vector: the reduction would cost more than the sum
+  for (int64_t i = 0; i < size; i++) sum += Accumulate<T>(row[i]) * Accumulate<T>(row[i]);
+  return sum;
+}
+
+// Unit by unit as Tiling has them
+template <typename T>
 BCOS_INLINE void sum_squares(const T* x, Accumulate<T>* q, const Tiling& t, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
-  for (int64_t unit = begin; unit < end; unit++) {
-    if (t.channels_last && t.per_group == 1) {
-      const T* row = x + unit * t.groups;
-      A* out = q + unit * t.groups;
+  if (t.channels_last && t.per_group == 1) {
 #pragma omp simd
-      for (int64_t i = 0; i < t.groups; i++) out[i] = A(row[i]) * A(row[i]);
-    } else if (t.channels_last) {
-      for (int64_t g = 0; g < t.groups; g++) {
-        const T* row = x + (unit * t.groups + g) * t.per_group;
-        A sum = 0;
-        if (t.per_group < 16) {  // too short for a vector: the reduction would cost more than the sum
-          for (int64_t i = 0; i < t.per_group; i++) sum += A(row[i]) * A(row[i]);
-        } else {
-          sum = dot(row, row, t.per_group);
-        }
-        q[unit * t.groups + g] = sum;
-      }
-    } else {
-      const Block b(t, unit);
-      A* out = q + b.group * t.pixels + b.begin;
-      A part[Tiling::kBlock];
-      for (int64_t c = 0; c < t.per_group; c += kSumChannels) {
-        A* sums = c == 0 ? out : part;
-        std::fill_n(sums, b.size, A(0));
-        add_squares(x + (b.group * t.per_group + c) * t.pixels + b.begin, sums,
-                    std::min(kSumChannels, t.per_group - c), t.pixels, b.size);
-        if (c > 0) add_row(out, part, b.size);
-      }
+    for (int64_t i = begin * t.groups; i < end * t.groups; i++) q[i] = A(x[i]) * A(x[i]);
+    return;
+  }
+  if (t.channels_last) {
+    for (int64_t i = begin * t.groups; i < end * t.groups; i++)
+      q[i] = row_squares(x + i * t.per_group, t.per_group);
+    return;
+  }
+  for (int64_t unit = begin; unit < end; unit++) {
+    const Block b(t, unit);
+    A* out = q + b.group * t.pixels + b.begin;
+    A part[Tiling::kBlock];
+    for (int64_t c = 0; c < t.per_group; c += kSumChannels) {
+      A* sums = c == 0 ? out : part;
+      std::fill_n(sums, b.size, A(0));
+      add_squares(x + (b.group * t.per_group + c) * t.pixels + b.begin, sums,
+                  std::min(kSumChannels, t.per_group - c), t.pixels, b.size);
+      if (c > 0) add_row(out, part, b.size);
     }
   }
 }

@@ -66,6 +66,10 @@ void run(const AddScaled<float>& pass, int64_t begin, int64_t end);
 void run(const AddScaled<double>& pass, int64_t begin, int64_t end);
 void run(const AddScaled<c10::BFloat16>& pass, int64_t begin, int64_t end);
 
+// The parts of run(ScaleBackward<float, float>), which are compiled apart.
+void run_integral(const ScaleBackward<float, float>& pass, int64_t begin, int64_t end);
+void run_general(const ScaleBackward<float, float>& pass, int64_t begin, int64_t end);
+
 template <typename Pass>
 void run_all(const Pass& pass) {
   parallel(pass.tiling.units(), pass.tiling.unit_size(),

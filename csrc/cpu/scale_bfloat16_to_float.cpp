@@ -6,7 +6,7 @@ BCOS_CLONES bool run(const ScaleForward<c10::BFloat16, float>& f, int64_t begin,
   return forward(f, begin, end);
 }
 BCOS_CLONES void run(const ScaleBackward<c10::BFloat16, float>& f, int64_t begin, int64_t end) {
-  backward(f, begin, end);
+  backward<Power::One, Power::Two, Power::General>(f, begin, end);
 }
 BCOS_CLONES double exponent_gradient(const ScaleBackward<c10::BFloat16, float>& f, int64_t begin,
                                      int64_t end) {

@@ -6,7 +6,7 @@ BCOS_CLONES bool run(const ScaleForward<double, double>& f, int64_t begin, int64
   return forward(f, begin, end);
 }
 BCOS_CLONES void run(const ScaleBackward<double, double>& f, int64_t begin, int64_t end) {
-  backward(f, begin, end);
+  backward<Power::One, Power::Two, Power::General>(f, begin, end);
 }
 BCOS_CLONES double exponent_gradient(const ScaleBackward<double, double>& f, int64_t begin, int64_t end) {
   return exponent_sum(f, begin, end);

@@ -10,30 +10,25 @@
 namespace bcos::cpu {
 namespace {
 
-// body(power, max) with both as constants of the compiler
-template <typename F>
+// body(power, max) with both as constants of the compiler; power is one of Powers
+template <Power... Powers, typename F>
 BCOS_INLINE void by_formula(Power power, int64_t members, F&& body) {
-  const auto by_members = [&](auto power_constant) {
-    members > 1 ? body(power_constant, std::true_type{}) : body(power_constant, std::false_type{});
+  const auto by_members = [&](auto constant) BCOS_INLINE_BODY {
+    members > 1 ? body(constant, std::true_type{}) : body(constant, std::false_type{});
+    return true;
   };
-  switch (power) {
-    case Power::One:
-      return by_members(std::integral_constant<Power, Power::One>{});
-    case Power::Two:
-      return by_members(std::integral_constant<Power, Power::Two>{});
-    case Power::General:
-      return by_members(std::integral_constant<Power, Power::General>{});
-  }
+  (void)((power == Powers && by_members(std::integral_constant<Power, Powers>{})) || ...);
 }
 
 // A row is a run of elements with consecutive norms (PerNorm) or one norm, and consecutive filters
 // (PerFilter) or one.
 // Returns 0, or NaN where a product is not finite.
 template <Power P, bool Max, bool PerNorm, bool PerFilter, typename T, typename U, typename A>
-BCOS_INLINE A forward_row(const ScaleForward<T, U>& f, int64_t z0, int64_t stride, int64_t member_stride,
+BCOS_INLINE A forward_row(const ScaleForward<T, U>& f, int64_t z0, int64_t z_stride, int64_t member_stride,
                           int64_t y0, int64_t n0, int64_t filter, int64_t size, const Constants<A>& k) {
   constexpr bool normed = P != Power::One;
   const int64_t members = Max ? f.members : 1;
+  const int64_t stride = Max ? z_stride : 1;
   const int64_t step = PerFilter ? members : 0;
   const T* z = f.z + z0;
   const A *alpha = f.alpha + filter, *bias = f.bias + filter, *n = shift(f.n, n0);
@@ -97,18 +92,20 @@ BCOS_INLINE bool forward_units(const ScaleForward<T, U>& f, int64_t begin, int64
 template <typename T, typename U>
 BCOS_INLINE bool forward(const ScaleForward<T, U>& f, int64_t begin, int64_t end) {
   bool finite = true;
-  by_formula(f.power, f.members,
-             [&](auto power, auto max) { finite = forward_units<power(), max()>(f, begin, end); });
+  by_formula<Power::One, Power::Two, Power::General>(
+      f.power, f.members,
+      [&](auto power, auto max) BCOS_INLINE_BODY { finite = forward_units<power(), max()>(f, begin, end); });
   return finite;
 }
 
 // Returns the row's sum of grad * dy/dn, or adds each element's to t (PerNorm).
 template <Power P, bool Max, bool PerNorm, bool PerFilter, bool Bias, typename T, typename U, typename A>
-BCOS_INLINE A backward_row(const ScaleBackward<T, U>& f, int64_t u0, int64_t stride, int64_t member_stride,
+BCOS_INLINE A backward_row(const ScaleBackward<T, U>& f, int64_t u0, int64_t u_stride, int64_t member_stride,
                            int64_t y0, int64_t n0, Accumulate<T>* t, int64_t filter, int64_t size,
                            const Constants<A>& k) {
   constexpr bool normed = P != Power::One;
   const int64_t members = Max ? f.members : 1;
+  const int64_t stride = Max ? u_stride : 1;
   const int64_t step = PerFilter ? members : 0;
   const U *grad = f.grad + y0, *y = shift(f.y, y0), *l = shift(f.l, y0);
   const uint8_t* winner = shift(f.winner, y0);
@@ -190,9 +187,9 @@ BCOS_INLINE void backward_units(const ScaleBackward<T, U>& f, int64_t begin, int
   }
 }
 
-template <typename T, typename U>
+template <Power... Powers, typename T, typename U>
 BCOS_INLINE void backward(const ScaleBackward<T, U>& f, int64_t begin, int64_t end) {
-  by_formula(f.power, f.members, [&](auto power, auto max) {
+  by_formula<Powers...>(f.power, f.members, [&](auto power, auto max) BCOS_INLINE_BODY {
     f.dbias ? backward_units<power(), max(), true>(f, begin, end)
             : backward_units<power(), max(), false>(f, begin, end);
   });

@@ -7,13 +7,22 @@
 
 namespace bcos::cpu {
 
+template <typename T>
+BCOS_INLINE Accumulate<T> short_dot(const T* a, const T* b, int64_t size) {
+  Accumulate<T> sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < size; i++) sum += Accumulate<T>(a[i]) * Accumulate<T>(b[i]);
+  return sum;
+}
+
 // <a, b>
 template <typename T>
 BCOS_INLINE Accumulate<T> dot(const T* a, const T* b, int64_t size) {
   using A = Accumulate<T>;
   constexpr int64_t kShort = 256;  // below it four sums cost more than they gain
-  const int64_t quarter = size < kShort ? 0 : size / 4;
-  A sum0 = 0, sum1 = 0, sum2 = 0, sum3 = 0, rest = 0;
+  if (size < kShort) return short_dot(a, b, size);
+  const int64_t quarter = size / 4;
+  A sum0 = 0, sum1 = 0, sum2 = 0, sum3 = 0;
 #pragma omp simd reduction(+ : sum0, sum1, sum2, sum3)
   for (int64_t i = 0; i < quarter; i++) {
     const int64_t i1 = i + quarter, i2 = i1 + quarter, i3 = i2 + quarter;
@@ -22,9 +31,8 @@ BCOS_INLINE Accumulate<T> dot(const T* a, const T* b, int64_t size) {
     sum2 += A(a[i2]) * A(b[i2]);
     sum3 += A(a[i3]) * A(b[i3]);
   }
-#pragma omp simd reduction(+ : rest)
-  for (int64_t i = 4 * quarter; i < size; i++) rest += A(a[i]) * A(b[i]);
-  return ((sum0 + sum1) + (sum2 + sum3)) + rest;
+  for (int64_t i = 4 * quarter; i < size; i++) sum0 += A(a[i]) * A(b[i]);
+  return (sum0 + sum1) + (sum2 + sum3);
 }
 
 template <typename A>
