@@ -7,7 +7,9 @@
 #include "cpu/depthwise.h"
 #include "cpu/layer.h"
 #include "cpu/linear.h"
+#include "cpu/range.h"
 #include "cpu/row_gemm.h"
+#include "cpu/weight_norm.h"
 
 namespace bcos::cpu {
 namespace {
@@ -38,10 +40,13 @@ bool is_linear(const at::Tensor& x, const at::Tensor& weight, const Window& w, a
   return channels_last && w.pointwise() && w.g.groups == 1 && RowGemm::serves(x, weight, out_dtype);
 }
 
-}  // namespace
+at::Tensor products(const at::Tensor& x, const at::Tensor& weight, const Window& w) {
+  return at::convolution(x, weight.to(x.scalar_type()), std::nullopt, w.g.stride, w.g.padding, w.g.dilation,
+                         false, {0, 0}, w.g.groups);
+}
 
-Outputs conv2d(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-               const Window& w, const Formula& formula, at::ScalarType out_dtype) {
+Outputs of_products(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                    const Window& w, const Formula& formula, at::ScalarType out_dtype) {
   const auto format = format_of(is_channels_last(x) || is_channels_last(weight));
   const auto filters = weight.contiguous(format);
   if (depthwise_serves(x, weight, w, formula)) {
@@ -62,8 +67,7 @@ Outputs conv2d(const at::Tensor& x, const at::Tensor& weight, const std::optiona
                   empty(weight.size(0)), out);
     return out;
   }
-  auto z = at::convolution(input, filters.to(x.scalar_type()), std::nullopt, w.g.stride, w.g.padding,
-                           w.g.dilation, false, {0, 0}, w.g.groups);
+  auto z = products(input, filters, w);
   const bool channels_last = walks_channels_last(z);
   if (!channels_last) z = z.contiguous();
   Outputs out;
@@ -73,6 +77,15 @@ Outputs conv2d(const at::Tensor& x, const at::Tensor& weight, const std::optiona
                  formula, out_dtype, out);
   if (!saves_norm(weight, w.g)) out.n = at::Tensor();
   return out;
+}
+
+}  // namespace
+
+Outputs conv2d(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+               const Window& w, const Formula& formula, at::ScalarType out_dtype) {
+  auto out = of_products(x, weight, bias, w, formula, out_dtype);
+  if (out.finite || !formula.unit) return out;
+  return of_products(x, unit_weight(weight), bias, w, without_unit(formula), out_dtype);
 }
 
 Gradients conv2d_backward(const Saved& given, const Window& w, const Formula& formula, const Needs& needs) {
@@ -86,13 +99,23 @@ Gradients conv2d_backward(const Saved& given, const Window& w, const Formula& fo
     if (t->defined()) *t = t->contiguous(format);
   saved.weight = given.weight.contiguous(given.weight.suggest_memory_format());
 
-  if (by_depthwise) {
-    auto out = depthwise_backward(saved, w, formula, needs);
+  const auto as_given = [&](Gradients out) {
     if (out.x) out.x = out.x->contiguous(given.x.suggest_memory_format());
     return out;
+  };
+  bool small_norm = false;
+  if (by_depthwise) {
+    auto out = depthwise_backward(saved, w, formula, needs, small_norm);
+    if (!small_norm || !loses_linear(saved.x, formula)) return as_given(std::move(out));
   }
-
   if (formula.has_norm() && !saved.n.defined()) saved.n = patch_norm(saved.x, channels_last, w, formula);
+  if (formula.power == Power::Two && (small_norm || holds_small_norm(saved.n, formula)) &&
+      loses_linear(saved.x, formula)) {
+    const auto weight = formula.unit ? unit_weight(saved.weight) : saved.weight;
+    saved.l = recover_linear(saved, products(saved.x, weight, w), formula).contiguous(format);
+    saved.y = at::Tensor();
+    return as_given(conv2d_backward(saved, w, with_linear(formula), needs));
+  }
   const int64_t batch = saved.x.size(0), filters = saved.weight.size(0);
   Gradients out;
   const bool tiled = needs.x && is_linear(saved.x, saved.weight, w, saved.grad.scalar_type(), channels_last);
@@ -100,9 +123,8 @@ Gradients conv2d_backward(const Saved& given, const Window& w, const Formula& fo
       saved, {batch, filters, w.out_h, w.out_w}, format,
       output_tiling(w, formula, channels_last, batch, filters), formula, needs, out);
   if (needs.bias) out.bias = out.bias->to(saved.weight.scalar_type());
-  if (tiled) out.x = out.x->contiguous(given.x.suggest_memory_format());
   const bool vendor_x = needs.x && !tiled;
-  if (!vendor_x && !needs.weight) return out;
+  if (!vendor_x && !needs.weight) return as_given(std::move(out));
 
   auto [dx, dw, unused] = at::convolution_backward(pass.u, saved.x, saved.weight.to(saved.x.scalar_type()),
                                                    std::nullopt, w.g.stride, w.g.padding, w.g.dilation, false,
@@ -113,10 +135,10 @@ Gradients conv2d_backward(const Saved& given, const Window& w, const Formula& fo
       const Tiling inputs{channels_last, batch, w.g.groups, dx.size(1) / w.g.groups, w.in_h * w.in_w};
       add_norm_gradient(saved.x, spread(pass.t, channels_last, w), inputs, dx);
     }
-    out.x = dx.contiguous(given.x.suggest_memory_format());
+    out.x = dx;
   }
   if (needs.weight) out.weight = finish_weight_gradient(saved, formula, dw);
-  return out;
+  return as_given(std::move(out));
 }
 
 }  // namespace bcos::cpu

@@ -4,6 +4,8 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 
+#include <atomic>
+
 #include "cpu/layer.h"
 #include "cpu/weight_norm.h"
 
@@ -97,13 +99,14 @@ Outputs depthwise(const at::Tensor& x, const at::Tensor& weight, const std::opti
   return out;
 }
 
-Gradients depthwise_backward(const Saved& saved, const Window& w, const Formula& formula,
-                             const Needs& needs) {
+Gradients depthwise_backward(const Saved& saved, const Window& w, const Formula& formula, const Needs& needs,
+                             bool& small_norm) {
   const auto s = make_shape(saved.x, w, formula);
   const auto weight = saved.weight.to(at::kFloat).contiguous();
   const auto alpha = filter_scale(saved.weight, formula.unit);
   const auto taps = pack_taps(weight, alpha, s, true);
   const int64_t slots = at::get_num_threads(), area = s.kernel * s.kernel;
+  std::atomic<bool> found{false};
   at::Tensor dx, dtaps, dbias;
   if (needs.x) dx = at::empty_like(saved.x);
   if (needs.weight) dtaps = at::zeros({slots, s.lane_blocks(), area, kLanes}, alpha.options());
@@ -127,10 +130,11 @@ Gradients depthwise_backward(const Saved& saved, const Window& w, const Formula&
         if (needs.weight)
           mine.dtaps = dtaps.mutable_data_ptr<float>() + slot * s.lane_blocks() * area * kLanes;
         if (needs.bias) mine.dbias = dbias.mutable_data_ptr<float>() + slot * s.lane_blocks() * kLanes;
-        run(mine, begin, end);
+        if (run(mine, begin, end)) found = true;
       });
     }
   });
+  small_norm = found;
   Gradients out;
   if (needs.x) out.x = dx;
   if (needs.bias) out.bias = dbias.sum(0).narrow(0, 0, s.channels).to(saved.weight.scalar_type()).clone();

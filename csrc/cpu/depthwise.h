@@ -15,9 +15,10 @@ bool depthwise_serves(const at::Tensor& x, const at::Tensor& weight, const Windo
 Outputs depthwise(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                   const Window& window, const Formula& formula, at::ScalarType out_dtype);
 
-// Every tensor of saved is channels_last.
+// Every tensor of saved is channels_last. At b = 2 sets small_norm where a patch has the norm of a zero
+// patch.
 Gradients depthwise_backward(const Saved& saved, const Window& window, const Formula& formula,
-                             const Needs& needs);
+                             const Needs& needs, bool& small_norm);
 
 // Tensors of one call as the kernels see them; images are [batch, height, width, channels].
 struct DepthwiseShape {
@@ -49,9 +50,10 @@ struct DepthwiseBackward {
   Constants<float> k;
 };
 
+// Units [begin, end); the backward returns whether a patch has the norm of a zero patch (b = 2).
 #define BCOS_DECLARE(T, U)                                               \
   void run(const DepthwiseForward<T, U>& f, int64_t begin, int64_t end); \
-  void run(const DepthwiseBackward<T, U>& f, int64_t begin, int64_t end);
+  bool run(const DepthwiseBackward<T, U>& f, int64_t begin, int64_t end);
 BCOS_DECLARE(float, float)
 BCOS_DECLARE(c10::BFloat16, c10::BFloat16)
 BCOS_DECLARE(c10::BFloat16, float)

@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <limits>
 #include <memory>
+#include <type_traits>
 
 #include "cpu/depthwise.h"
 
@@ -163,33 +165,33 @@ BCOS_INLINE void wgrad(const Tile& u, const Tile& x, int64_t rows, int64_t width
   }
 }
 
-// The kernel's size becomes a constant here, once for each instruction set.
-#define BCOS_BY_KERNEL(kernel, call) \
-  switch (kernel) {                  \
-    case 3: {                        \
-      constexpr int K = 3;           \
-      call;                          \
-      break;                         \
-    }                                \
-    case 5: {                        \
-      constexpr int K = 5;           \
-      call;                          \
-      break;                         \
-    }                                \
-    default: {                       \
-      constexpr int K = 7;           \
-      call;                          \
-    }                                \
+// body(K) with the kernel's size as a constant of the compiler
+template <typename F>
+BCOS_INLINE void by_kernel(int64_t kernel, F&& body) {
+  switch (kernel) {
+    case 3:
+      return body(std::integral_constant<int, 3>{});
+    case 5:
+      return body(std::integral_constant<int, 5>{});
+    default:
+      return body(std::integral_constant<int, 7>{});
   }
+}
+
 BCOS_CLONES void correlate_row(int64_t kernel, const Tile& tile, int64_t r, const Vec* taps, int64_t width,
-                               Vec* out){
-    BCOS_BY_KERNEL(kernel, correlate<K>(tile, r, taps, width, out))} BCOS_CLONES
-    void box_row(int64_t kernel, const Tile& tile, int64_t r, int64_t width, Vec* column,
-                 Vec* out){BCOS_BY_KERNEL(kernel, (box<K, false>(tile, r, width, column, out)))} BCOS_CLONES
-    void square_box_row(int64_t kernel, const Tile& tile, int64_t r, int64_t width, Vec* column, Vec* out){
-        BCOS_BY_KERNEL(kernel, (box<K, true>(tile, r, width, column, out)))} BCOS_CLONES
-    void wgrad_band(int64_t kernel, const Tile& u, const Tile& x, int64_t rows, int64_t width, float* dtaps) {
-  BCOS_BY_KERNEL(kernel, wgrad<K>(u, x, rows, width, dtaps))
+                               Vec* out) {
+  by_kernel(kernel, [&](auto K) BCOS_INLINE_BODY { correlate<K()>(tile, r, taps, width, out); });
+}
+BCOS_CLONES void box_row(int64_t kernel, const Tile& tile, int64_t r, int64_t width, Vec* column, Vec* out) {
+  by_kernel(kernel, [&](auto K) BCOS_INLINE_BODY { box<K(), false>(tile, r, width, column, out); });
+}
+BCOS_CLONES void square_box_row(int64_t kernel, const Tile& tile, int64_t r, int64_t width, Vec* column,
+                                Vec* out) {
+  by_kernel(kernel, [&](auto K) BCOS_INLINE_BODY { box<K(), true>(tile, r, width, column, out); });
+}
+BCOS_CLONES void wgrad_band(int64_t kernel, const Tile& u, const Tile& x, int64_t rows, int64_t width,
+                            float* dtaps) {
+  by_kernel(kernel, [&](auto K) BCOS_INLINE_BODY { wgrad<K()>(u, x, rows, width, dtaps); });
 }
 
 template <Power P, typename T, typename U>
@@ -231,7 +233,7 @@ BCOS_INLINE void forward(const DepthwiseForward<T, U>& f, int64_t begin, int64_t
 }
 
 template <Power P, typename T, typename U>
-BCOS_INLINE void backward(const DepthwiseBackward<T, U>& f, int64_t begin, int64_t end) {
+BCOS_INLINE bool backward(const DepthwiseBackward<T, U>& f, int64_t begin, int64_t end) {
   const auto& s = f.shape;
   const auto k = f.k;
   const int64_t K = s.kernel, margin = K / 2;
@@ -243,6 +245,9 @@ BCOS_INLINE void backward(const DepthwiseBackward<T, U>& f, int64_t begin, int64
   const Tile rows(3, padded + 2 * K);  // box writes and reads whole groups of K
   // reaches two margins beyond the band: the norms of the pixels that the band's window takes need it
   const Tile x(normed || f.dtaps ? height + 2 * margin : 0, padded + 2 * K);
+  const float zero_norm = root_norm(0.f, k);
+  float lowest[kLanes];
+  std::fill_n(lowest, kLanes, std::numeric_limits<float>::infinity());
   for (int64_t index = begin; index < end; index++) {
     const Unit u(s, index);
     std::copy_n(f.taps + u.block * K * K * kLanes, K * K * kLanes, taps.lanes(0, 0));
@@ -265,6 +270,7 @@ BCOS_INLINE void backward(const DepthwiseBackward<T, U>& f, int64_t begin, int64
                                    P == Power::General ? float(l[c]) : 0.f, safe_inverse(norm), k);
         to[c] = g * d.l;
         if constexpr (normed) to_t[c] = g * d.n * root_gradient(norm, k);
+        if constexpr (P == Power::Two) lowest[c] = norm < lowest[c] ? norm : lowest[c];
       });
     });
     if (f.dbias) {
@@ -293,28 +299,31 @@ BCOS_INLINE void backward(const DepthwiseBackward<T, U>& f, int64_t begin, int64
       }
     }
   }
+  return *std::min_element(lowest, lowest + kLanes) == zero_norm;
 }
 
-#define BCOS_BY_POWER(call, f, begin, end) \
-  switch ((f).shape.power) {               \
-    case Power::One:                       \
-      call<Power::One>(f, begin, end);     \
-      break;                               \
-    case Power::Two:                       \
-      call<Power::Two>(f, begin, end);     \
-      break;                               \
-    case Power::General:                   \
-      call<Power::General>(f, begin, end); \
-      break;                               \
+// body(power) with the power as a constant of the compiler
+template <typename F>
+BCOS_INLINE auto by_power(Power power, F&& body) {
+  switch (power) {
+    case Power::One:
+      return body(std::integral_constant<Power, Power::One>{});
+    case Power::Two:
+      return body(std::integral_constant<Power, Power::Two>{});
+    default:
+      return body(std::integral_constant<Power, Power::General>{});
   }
+}
 
 }  // namespace
 
 #define BCOS_DEFINE(T, U)                                                                           \
-  BCOS_CLONES void run(const DepthwiseForward<T, U>& f, int64_t begin, int64_t end){                \
-      BCOS_BY_POWER(forward, f, begin, end)} BCOS_CLONES void run(const DepthwiseBackward<T, U>& f, \
-                                                                  int64_t begin, int64_t end) {     \
-    BCOS_BY_POWER(backward, f, begin, end)                                                          \
+  BCOS_CLONES void run(const DepthwiseForward<T, U>& f, int64_t begin, int64_t end) {               \
+    by_power(f.shape.power, [&](auto power) BCOS_INLINE_BODY { forward<power()>(f, begin, end); }); \
+  }                                                                                                 \
+  BCOS_CLONES bool run(const DepthwiseBackward<T, U>& f, int64_t begin, int64_t end) {              \
+    return by_power(f.shape.power,                                                                  \
+                    [&](auto power) BCOS_INLINE_BODY { return backward<power()>(f, begin, end); }); \
   }
 BCOS_DEFINE(float, float)
 BCOS_DEFINE(c10::BFloat16, c10::BFloat16)

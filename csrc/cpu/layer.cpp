@@ -5,6 +5,8 @@
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/zeros.h>
 
+#include <atomic>
+
 #include "cpu/row_gemm.h"
 #include "cpu/scale.h"
 #include "cpu/weight_norm.h"
@@ -60,14 +62,22 @@ void finish_forward(const at::Tensor& z, const at::Tensor& weight, const std::op
                                    formula.max_out,
                                    formula.power,
                                    formula.constants<A>()};
-    if (!before) return run_all(scale);
-    parallel(outputs.units(), kTiledWork, [&](int64_t begin, int64_t end) {
-      in_tiles(begin, end, [&](int64_t first, int64_t last) {
-        before(first, last);
-        run(scale, first, last);
+    std::atomic<bool> finite{true};
+    const auto finish = [&](int64_t begin, int64_t end) {
+      if (!run(scale, begin, end)) finite = false;
+    };
+    if (before) {
+      parallel(outputs.units(), kTiledWork, [&](int64_t begin, int64_t end) {
+        in_tiles(begin, end, [&](int64_t first, int64_t last) {
+          before(first, last);
+          finish(first, last);
+        });
+        RowGemm::release();
       });
-      RowGemm::release();
-    });
+    } else {
+      parallel(outputs.units(), outputs.unit_size(), finish);
+    }
+    out.finite = finite;
   });
 }
 

@@ -13,7 +13,7 @@ namespace bcos::cpu {
 using TileStep = std::function<void(int64_t begin, int64_t end)>;
 
 // z [.., O*M, ..] -> y, l, winner; out.n is already there. z is overwritten where y has its shape and type.
-// `before`, where given, writes z and n of a tile's units first.
+// `before`, where given, writes z and n of a tile's units first. Sets out.finite.
 void finish_forward(const at::Tensor& z, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                     const Tiling& outputs, const Formula& formula, at::ScalarType out_dtype, Outputs& out,
                     const TileStep& before = {});

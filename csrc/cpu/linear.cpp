@@ -7,19 +7,19 @@
 
 #include "cpu/layer.h"
 #include "cpu/patch_norm.h"
+#include "cpu/range.h"
 #include "cpu/row_gemm.h"
 #include "cpu/scale.h"
 #include "cpu/types.h"
+#include "cpu/weight_norm.h"
 
 namespace bcos::cpu {
 namespace {
 
 constexpr int64_t kPacksFrom = 1024;  // rows: with fewer, packing the weight costs more than the tiles gain
 
-}  // namespace
-
-Outputs linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-               const Formula& formula, at::ScalarType out_dtype) {
+Outputs of_products(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                    const Formula& formula, at::ScalarType out_dtype) {
   const auto input = x.contiguous(), filters = weight.contiguous();
   const int64_t rows = x.size(0);
   const Tiling outputs{true, 1, 1, weight.size(0) / formula.max_out, rows};
@@ -37,6 +37,15 @@ Outputs linear(const at::Tensor& x, const at::Tensor& weight, const std::optiona
   const auto z = at::linear(input, filters.to(x.scalar_type()));
   finish_forward(z, filters, bias, outputs, formula, out_dtype, out);
   return out;
+}
+
+}  // namespace
+
+Outputs linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+               const Formula& formula, at::ScalarType out_dtype) {
+  auto out = of_products(x, weight, bias, formula, out_dtype);
+  if (out.finite || !formula.unit) return out;
+  return of_products(x, unit_weight(weight), bias, without_unit(formula), out_dtype);
 }
 
 void tiled_forward(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
@@ -86,6 +95,12 @@ Gradients linear_backward(const Saved& given, const Formula& formula, const Need
   Saved saved = given;
   for (auto* t : {&saved.grad, &saved.x, &saved.weight, &saved.y, &saved.n, &saved.l, &saved.winner})
     if (t->defined()) *t = t->contiguous();
+  if (formula.power == Power::Two && holds_small_norm(saved.n, formula) && loses_linear(saved.x, formula)) {
+    const auto weight = formula.unit ? unit_weight(saved.weight) : saved.weight;
+    saved.l = recover_linear(saved, at::linear(saved.x, weight.to(saved.x.scalar_type())), formula);
+    saved.y = at::Tensor();
+    return linear_backward(saved, with_linear(formula), needs);
+  }
 
   const int64_t rows = saved.x.size(0), filters = saved.weight.size(0);
   Gradients out;

@@ -4,41 +4,68 @@
 
 #include <memory>
 
-#include "cpu/types.h"
+#include "cpu/sums.h"
 
 namespace bcos::cpu {
 namespace {
 
+// sums[i] += the squares of `channels` rows that lie `stride` apart
+template <typename T>
+BCOS_INLINE void add_squares(const T* x, Accumulate<T>* sums, int64_t channels, int64_t stride,
+                             int64_t size) {
+  using A = Accumulate<T>;
+  constexpr int64_t kRows = 8;  // that are summed in registers
+  int64_t c = 0;
+  for (; c + kRows <= channels; c += kRows) {
+    const T* row = x + c * stride;
+#pragma omp simd
+    for (int64_t i = 0; i < size; i++) {
+      const auto pair = [&](int64_t r) {
+        const A v = A(row[r * stride + i]), w = A(row[(r + 1) * stride + i]);
+        return v * v + w * w;
+      };
+      sums[i] += (pair(0) + pair(2)) + (pair(4) + pair(6));
+    }
+  }
+  for (; c < channels; c++) {
+    const T* row = x + c * stride;
+#pragma omp simd
+    for (int64_t i = 0; i < size; i++) sums[i] += A(row[i]) * A(row[i]);
+  }
+}
+
+template <typename T>
+BCOS_INLINE Accumulate<T> row_squares(const T* row, int64_t size) {
+  if (size >= 16) return dot(row, row, size);
+  Accumulate<T> sum = 0;  // too short for a vector: the reduction would cost more than the sum
+  for (int64_t i = 0; i < size; i++) sum += Accumulate<T>(row[i]) * Accumulate<T>(row[i]);
+  return sum;
+}
+
+// Unit by unit as Tiling has them
 template <typename T>
 BCOS_INLINE void sum_squares(const T* x, Accumulate<T>* q, const Tiling& t, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
+  if (t.channels_last && t.per_group == 1) {
+#pragma omp simd
+    for (int64_t i = begin * t.groups; i < end * t.groups; i++) q[i] = A(x[i]) * A(x[i]);
+    return;
+  }
+  if (t.channels_last) {
+    for (int64_t i = begin * t.groups; i < end * t.groups; i++)
+      q[i] = row_squares(x + i * t.per_group, t.per_group);
+    return;
+  }
   for (int64_t unit = begin; unit < end; unit++) {
-    if (t.channels_last && t.per_group == 1) {
-      const T* row = x + unit * t.groups;
-      A* out = q + unit * t.groups;
-#pragma omp simd
-      for (int64_t i = 0; i < t.groups; i++) out[i] = A(row[i]) * A(row[i]);
-    } else if (t.channels_last) {
-      for (int64_t g = 0; g < t.groups; g++) {
-        const T* row = x + (unit * t.groups + g) * t.per_group;
-        A sum = 0;
-        if (t.per_group < 16) {  // too short for a vector: the reduction would cost more than the sum
-          for (int64_t i = 0; i < t.per_group; i++) sum += A(row[i]) * A(row[i]);
-        } else {
-#pragma omp simd reduction(+ : sum)
-          for (int64_t i = 0; i < t.per_group; i++) sum += A(row[i]) * A(row[i]);
-        }
-        q[unit * t.groups + g] = sum;
-      }
-    } else {
-      const Block b(t, unit);
-      A* out = q + b.group * t.pixels + b.begin;
-      std::fill_n(out, b.size, A(0));
-      for (int64_t c = 0; c < t.per_group; c++) {
-        const T* row = x + (b.group * t.per_group + c) * t.pixels + b.begin;
-#pragma omp simd
-        for (int64_t i = 0; i < b.size; i++) out[i] += A(row[i]) * A(row[i]);
-      }
+    const Block b(t, unit);
+    A* out = q + b.group * t.pixels + b.begin;
+    A part[Tiling::kBlock];
+    for (int64_t c = 0; c < t.per_group; c += kSumChannels) {
+      A* sums = c == 0 ? out : part;
+      std::fill_n(sums, b.size, A(0));
+      add_squares(x + (b.group * t.per_group + c) * t.pixels + b.begin, sums,
+                  std::min(kSumChannels, t.per_group - c), t.pixels, b.size);
+      if (c > 0) add_row(out, part, b.size);
     }
   }
 }
@@ -51,12 +78,6 @@ struct Inside {
     last = offset >= in ? 0 : std::min(out, (in - offset + stride - 1) / stride);
   }
 };
-
-template <typename A>
-BCOS_INLINE void add_row(A* out, const A* in, int64_t size) {
-#pragma omp simd
-  for (int64_t i = 0; i < size; i++) out[i] += in[i];
-}
 
 // out[ow] += in[ow * stride + offset] where inside; each position holds `inner` values.
 template <typename A>

@@ -14,19 +14,20 @@ namespace blas = at::native::cpublas;
 
 constexpr int64_t kColumns = 64;  // of a packed block of w^T: four AVX-512 registers
 
-// Terms that one accumulator sums: its rounding error grows with their number, and a plain layer's gemm
-// splits too.
-constexpr int64_t kTerms = 192;
+// Terms that one accumulator sums: its rounding error grows with their number, and a plain layer's products
+// split too, those of its gradient into shorter sums.
+constexpr int64_t kForwardTerms = 192, kGradientTerms = 64;
 
 struct Operand {
   const float* data;
   int64_t stride;
 };
 
-// c [rows, columns] = a [rows, terms] b [terms, columns]
-void product(int64_t rows, int64_t columns, int64_t terms, Operand a, Operand b, float* c, int64_t c_stride) {
-  for (int64_t k = 0; k < terms; k += kTerms)
-    blas::brgemm(rows, columns, std::min(kTerms, terms - k), a.stride, b.stride, c_stride, k > 0, a.data + k,
+// c [rows, columns] = a [rows, terms] b [terms, columns], at most `most` terms in one sum
+void product(int64_t rows, int64_t columns, int64_t terms, int64_t most, Operand a, Operand b, float* c,
+             int64_t c_stride) {
+  for (int64_t k = 0; k < terms; k += most)
+    blas::brgemm(rows, columns, std::min(most, terms - k), a.stride, b.stride, c_stride, k > 0, a.data + k,
                  b.data + k * b.stride, c, false);
 }
 
@@ -71,8 +72,8 @@ void RowGemm::forward(const float* x, float* z, int64_t begin, int64_t end) cons
   const float* packed = packed_.const_data_ptr<float>();
   for (int64_t first = 0; first < filters_; first += kColumns) {
     const int64_t columns = std::min(kColumns, filters_ - first);
-    product(end - begin, columns, size_, {x + begin * size_, size_}, {packed + first * size_, columns},
-            z + begin * filters_ + first, filters_);
+    product(end - begin, columns, size_, kForwardTerms, {x + begin * size_, size_},
+            {packed + first * size_, columns}, z + begin * filters_ + first, filters_);
   }
 }
 
@@ -80,8 +81,8 @@ void RowGemm::dgrad(const float* u, float* dx, int64_t begin, int64_t end) const
   const float* w = weight_.const_data_ptr<float>();
   for (int64_t first = 0; first < size_; first += kColumns) {
     const int64_t columns = std::min(kColumns, size_ - first);
-    product(end - begin, columns, filters_, {u + begin * filters_, filters_}, {w + first, size_},
-            dx + begin * size_ + first, size_);
+    product(end - begin, columns, filters_, kGradientTerms, {u + begin * filters_, filters_},
+            {w + first, size_}, dx + begin * size_ + first, size_);
   }
 }
 

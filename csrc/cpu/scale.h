@@ -51,9 +51,10 @@ struct AddScaled {
   Tiling tiling;
 };
 
-// Units [begin, end) of a pass; the caller runs them in parallel.
+// Units [begin, end) of a pass; the caller runs them in parallel. The forward returns whether every product z
+// was finite.
 #define BCOS_DECLARE(T, U)                                               \
-  void run(const ScaleForward<T, U>& pass, int64_t begin, int64_t end);  \
+  bool run(const ScaleForward<T, U>& pass, int64_t begin, int64_t end);  \
   void run(const ScaleBackward<T, U>& pass, int64_t begin, int64_t end); \
   double exponent_gradient(const ScaleBackward<T, U>& pass, int64_t begin, int64_t end);
 BCOS_DECLARE(float, float)
@@ -64,6 +65,10 @@ BCOS_DECLARE(c10::BFloat16, float)
 void run(const AddScaled<float>& pass, int64_t begin, int64_t end);
 void run(const AddScaled<double>& pass, int64_t begin, int64_t end);
 void run(const AddScaled<c10::BFloat16>& pass, int64_t begin, int64_t end);
+
+// The parts of run(ScaleBackward<float, float>), which are compiled apart.
+void run_integral(const ScaleBackward<float, float>& pass, int64_t begin, int64_t end);
+void run_general(const ScaleBackward<float, float>& pass, int64_t begin, int64_t end);
 
 template <typename Pass>
 void run_all(const Pass& pass) {

@@ -21,6 +21,7 @@ void with_type(at::ScalarType t, F&& body) {
   } else if (t == at::kBFloat16) {
     body(c10::BFloat16{});
   } else {
+    TORCH_CHECK(t == at::kFloat, "the CPU kernels have no dtype ", t, ", only float, double and bfloat16");
     body(float{});
   }
 }
@@ -31,6 +32,7 @@ void with_types(at::ScalarType in, at::ScalarType out, F&& body) {
   if (in == at::kBFloat16 && out == at::kFloat) {
     body(c10::BFloat16{}, float{});
   } else {
+    TORCH_CHECK(in == out, "the CPU kernels have no output of ", out, " for an input of ", in);
     with_type(in, [&](auto t) { body(t, t); });
   }
 }

@@ -1,27 +1,33 @@
 #include "cpu/weight_norm.h"
 
+#include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mul.h>
 #include <ATen/ops/ones.h>
 
 #include "common/formula.h"
+#include "cpu/sums.h"
 #include "cpu/tiling.h"
-#include "cpu/types.h"
 
 namespace bcos::cpu {
 namespace {
 
+// <w, d> / <w, w> where <w, d> overflows and the quotient may not
 template <typename T>
-BCOS_INLINE Accumulate<T> dot(const T* a, const T* b, int64_t size) {
-  Accumulate<T> sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < size; i++) sum += Accumulate<T>(a[i]) * Accumulate<T>(b[i]);
+Accumulate<T> scaled_quotient(const T* w, const T* d, int64_t size, Accumulate<T> squares) {
+  using A = Accumulate<T>;
+  const A inverse = 1 / std::sqrt(squares);
+  A sum = 0;
+  for (int64_t i = 0; i < size; i++) sum += A(w[i]) * inverse * (A(d[i]) * inverse);
   return sum;
 }
 
 // d -= w <w, d> / <w, w>; a division, so that it leaves nothing of a filter of one entry
 template <typename T>
 BCOS_INLINE void project(const T* w, T* d, int64_t size) {
-  const auto squares = dot(w, w, size), along = squares == 0 ? 0 : dot(w, d, size) / squares;
+  const auto squares = dot(w, w, size);
+  auto along = squares == 0 ? 0 : dot(w, d, size) / squares;
+  if (!std::isfinite(along)) along = scaled_quotient(w, d, size, squares);
 #pragma omp simd
   for (int64_t i = 0; i < size; i++) d[i] = T(Accumulate<T>(d[i]) - Accumulate<T>(w[i]) * along);
 }
@@ -60,6 +66,13 @@ at::Tensor filter_scale(const at::Tensor& weight, bool unit) {
     for (int64_t o = 0; o < alpha.numel(); o++) a[o] = safe_inverse(a[o]);
   });
   return alpha;
+}
+
+at::Tensor unit_weight(const at::Tensor& weight) {
+  const auto alpha = filter_scale(weight, true);
+  auto shape = std::vector<int64_t>(weight.dim(), 1);
+  shape[0] = -1;
+  return at::mul(weight.to(alpha.scalar_type()), alpha.view(shape)).to(weight.scalar_type());
 }
 
 void weight_norm_backward(const at::Tensor& weight, at::Tensor& d) {

@@ -53,9 +53,10 @@ __device__ __forceinline__ float load_as(const void* p, Dtype dtype, int64_t at)
       return to_float(static_cast<const __half*>(p)[at]);
     case Dtype::BFloat16:
       return to_float(static_cast<const __nv_bfloat16*>(p)[at]);
-    default:
+    case Dtype::Float32:
       return static_cast<const float*>(p)[at];
   }
+  return nanf("");  // of a dtype that no kernel knows, which must not pass for a number
 }
 
 __device__ __forceinline__ void store_as(void* p, Dtype dtype, int64_t at, float v) {
@@ -66,7 +67,7 @@ __device__ __forceinline__ void store_as(void* p, Dtype dtype, int64_t at, float
     case Dtype::BFloat16:
       static_cast<__nv_bfloat16*>(p)[at] = rounded<__nv_bfloat16>(v);
       break;
-    default:
+    case Dtype::Float32:
       static_cast<float*>(p)[at] = v;
   }
 }

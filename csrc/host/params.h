@@ -55,6 +55,7 @@ inline bool saves_norm(const at::Tensor& weight, const Geometry& g) {
 
 struct Outputs {
   at::Tensor y, n, l, winner;  // undefined where the formula has no such tensor
+  bool finite = true;          // every product z, before its filter is normalised
 };
 
 struct Saved {

@@ -60,8 +60,11 @@ cuda::Dtype dtype_of(const at::Tensor& t) {
       return cuda::Dtype::Float16;
     case at::kBFloat16:
       return cuda::Dtype::BFloat16;
-    default:
+    case at::kFloat:
       return cuda::Dtype::Float32;
+    default:
+      TORCH_CHECK(false, "the CUDA kernels have no dtype ", t.scalar_type(),
+                  ", only float, half and bfloat16");
   }
 }
 

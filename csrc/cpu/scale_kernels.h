@@ -1,28 +1,52 @@
+// The passes of scale.h for any element types. Each scale_*.cpp compiles them for its own: one file for all
+// of them would decide the time of the whole build.
+#pragma once
+
+#include <type_traits>
+
 #include "cpu/scale.h"
+#include "cpu/sums.h"
 
 namespace bcos::cpu {
 namespace {
 
+// body(power, max) with both as constants of the compiler; power is one of Powers
+template <Power... Powers, typename F>
+BCOS_INLINE void by_formula(Power power, int64_t members, F&& body) {
+  const auto by_members = [&](auto constant) BCOS_INLINE_BODY {
+    members > 1 ? body(constant, std::true_type{}) : body(constant, std::false_type{});
+    return true;
+  };
+  (void)((power == Powers && by_members(std::integral_constant<Power, Powers>{})) || ...);
+}
+
 // A row is a run of elements with consecutive norms (PerNorm) or one norm, and consecutive filters
 // (PerFilter) or one.
+// Returns 0, or NaN where a product is not finite.
 template <Power P, bool Max, bool PerNorm, bool PerFilter, typename T, typename U, typename A>
-BCOS_INLINE void forward_row(const ScaleForward<T, U>& f, int64_t z0, int64_t stride, int64_t member_stride,
-                             int64_t y0, int64_t n0, int64_t filter, int64_t size, const Constants<A>& k) {
+BCOS_INLINE A forward_row(const ScaleForward<T, U>& f, int64_t z0, int64_t z_stride, int64_t member_stride,
+                          int64_t y0, int64_t n0, int64_t filter, int64_t size, const Constants<A>& k) {
   constexpr bool normed = P != Power::One;
   const int64_t members = Max ? f.members : 1;
+  const int64_t stride = Max ? z_stride : 1;
   const int64_t step = PerFilter ? members : 0;
   const T* z = f.z + z0;
   const A *alpha = f.alpha + filter, *bias = f.bias + filter, *n = shift(f.n, n0);
   const A inv_row = normed && !PerNorm ? safe_inverse(*n) : A(0);
   U *y = f.y + y0, *l = shift(f.l, y0);
   uint8_t* winner = shift(f.winner, y0);
-#pragma omp simd
+  A check = 0;
+#pragma omp simd reduction(+ : check)
   for (int64_t i = 0; i < size; i++) {
-    A best = A(z[i * stride]) * alpha[i * step] + bias[i * step];
+    const A first = A(z[i * stride]);
+    A best = first * alpha[i * step] + bias[i * step];
+    check += first * A(0);
     if constexpr (Max) {
       uint8_t index = 0;
       for (int64_t m = 1; m < members; m++) {
-        const A v = A(z[i * stride + m * member_stride]) * alpha[i * step + m] + bias[i * step + m];
+        const A other = A(z[i * stride + m * member_stride]);
+        const A v = other * alpha[i * step + m] + bias[i * step + m];
+        check += other * A(0);
         const bool take = replaces(v, best);
         best = take ? v : best;
         index = take ? uint8_t(m) : index;
@@ -33,48 +57,61 @@ BCOS_INLINE void forward_row(const ScaleForward<T, U>& f, int64_t z0, int64_t st
     const A inv_n = normed && PerNorm ? safe_inverse(n[i]) : inv_row;
     y[i] = U(transform<P>(best, inv_n, k));
   }
+  return check;
 }
 
 template <Power P, bool Max, typename T, typename U>
-BCOS_INLINE void forward(const ScaleForward<T, U>& f, int64_t begin, int64_t end) {
+BCOS_INLINE bool forward_units(const ScaleForward<T, U>& f, int64_t begin, int64_t end) {
   const auto k = f.k;
   const Tiling& t = f.tiling;
   const int64_t M = f.members, per_group = t.per_group, channels = t.channels();
+  Accumulate<T> check = 0;
   for (int64_t unit = begin; unit < end; unit++) {
     if (t.channels_last && per_group == 1) {
       const int64_t y0 = unit * channels;
-      forward_row<P, Max, true, true>(f, y0 * M, M, 1, y0, y0, 0, channels, k);
+      check += forward_row<P, Max, true, true>(f, y0 * M, M, 1, y0, y0, 0, channels, k);
     } else if (t.channels_last) {
       for (int64_t g = 0; g < t.groups; g++) {
         const int64_t y0 = unit * channels + g * per_group;
-        forward_row<P, Max, false, true>(f, y0 * M, M, 1, y0, unit * t.groups + g, g * per_group * M,
-                                         per_group, k);
+        check += forward_row<P, Max, false, true>(f, y0 * M, M, 1, y0, unit * t.groups + g, g * per_group * M,
+                                                  per_group, k);
       }
     } else {
       const Block b(t, unit);
       for (int64_t o = 0; o < per_group; o++) {
         const int64_t plane = b.group * per_group + o;
-        forward_row<P, Max, true, false>(f, plane * M * t.pixels + b.begin, 1, t.pixels,
-                                         plane * t.pixels + b.begin, b.group * t.pixels + b.begin,
-                                         (b.filter + o) * M, b.size, k);
+        check += forward_row<P, Max, true, false>(f, plane * M * t.pixels + b.begin, 1, t.pixels,
+                                                  plane * t.pixels + b.begin, b.group * t.pixels + b.begin,
+                                                  (b.filter + o) * M, b.size, k);
       }
     }
   }
+  return check == 0;
+}
+
+template <typename T, typename U>
+BCOS_INLINE bool forward(const ScaleForward<T, U>& f, int64_t begin, int64_t end) {
+  bool finite = true;
+  by_formula<Power::One, Power::Two, Power::General>(
+      f.power, f.members,
+      [&](auto power, auto max) BCOS_INLINE_BODY { finite = forward_units<power(), max()>(f, begin, end); });
+  return finite;
 }
 
 // Returns the row's sum of grad * dy/dn, or adds each element's to t (PerNorm).
 template <Power P, bool Max, bool PerNorm, bool PerFilter, bool Bias, typename T, typename U, typename A>
-BCOS_INLINE A backward_row(const ScaleBackward<T, U>& f, int64_t u0, int64_t stride, int64_t member_stride,
-                           int64_t y0, int64_t n0, int64_t filter, int64_t size, const Constants<A>& k) {
+BCOS_INLINE A backward_row(const ScaleBackward<T, U>& f, int64_t u0, int64_t u_stride, int64_t member_stride,
+                           int64_t y0, int64_t n0, Accumulate<T>* t, int64_t filter, int64_t size,
+                           const Constants<A>& k) {
   constexpr bool normed = P != Power::One;
   const int64_t members = Max ? f.members : 1;
+  const int64_t stride = Max ? u_stride : 1;
   const int64_t step = PerFilter ? members : 0;
   const U *grad = f.grad + y0, *y = shift(f.y, y0), *l = shift(f.l, y0);
   const uint8_t* winner = shift(f.winner, y0);
   const A *alpha = f.alpha + filter, *n = shift(f.n, n0);
   const A inv_row = normed && !PerNorm ? safe_inverse(*n) : A(0);
   T* u = f.u + u0;
-  A* t = shift(f.t, n0);
   A* dbias = shift(f.dbias, filter);
   A sum = 0, sum_bias = 0;
 #pragma omp simd reduction(+ : sum, sum_bias)
@@ -113,6 +150,7 @@ BCOS_INLINE void backward_units(const ScaleBackward<T, U>& f, int64_t begin, int
   const Tiling& t = f.tiling;
   const int64_t M = f.members, per_group = t.per_group, channels = t.channels();
   constexpr bool with_t = P != Power::One;
+  using A = Accumulate<T>;
   const auto finish = [&](int64_t first, int64_t size) {
     for (int64_t i = first; i < first + size; i++) f.t[i] *= root_gradient(f.n[i], k);
   };
@@ -120,33 +158,41 @@ BCOS_INLINE void backward_units(const ScaleBackward<T, U>& f, int64_t begin, int
     if (t.channels_last && per_group == 1) {
       const int64_t y0 = unit * channels;
       if (with_t) std::fill_n(f.t + y0, channels, 0);
-      backward_row<P, Max, true, true, Bias>(f, y0 * M, M, 1, y0, y0, 0, channels, k);
+      backward_row<P, Max, true, true, Bias>(f, y0 * M, M, 1, y0, y0, shift(f.t, y0), 0, channels, k);
       if (with_t) finish(y0, channels);
     } else if (t.channels_last) {
       for (int64_t g = 0; g < t.groups; g++) {
         const int64_t y0 = unit * channels + g * per_group, n0 = unit * t.groups + g;
-        const auto sum =
-            backward_row<P, Max, false, true, Bias>(f, y0 * M, M, 1, y0, n0, g * per_group * M, per_group, k);
+        const auto sum = backward_row<P, Max, false, true, Bias>(f, y0 * M, M, 1, y0, n0, nullptr,
+                                                                 g * per_group * M, per_group, k);
         if (with_t) f.t[n0] = sum * root_gradient(f.n[n0], k);
       }
     } else {
       const Block b(t, unit);
       const int64_t n0 = b.group * t.pixels + b.begin;
-      if (with_t) std::fill_n(f.t + n0, b.size, 0);
+      A part[Tiling::kBlock];
       for (int64_t o = 0; o < per_group; o++) {
         const int64_t plane = b.group * per_group + o;
+        const bool starts = with_t && o % kSumChannels == 0,
+                   ends = o + 1 == per_group || (o + 1) % kSumChannels == 0;
+        A* sums = o < kSumChannels ? shift(f.t, n0) : part;
+        if (starts) std::fill_n(sums, b.size, 0);
         backward_row<P, Max, true, false, Bias>(f, plane * M * t.pixels + b.begin, 1, t.pixels,
-                                                plane * t.pixels + b.begin, n0, (b.filter + o) * M, b.size,
-                                                k);
+                                                plane * t.pixels + b.begin, n0, sums, (b.filter + o) * M,
+                                                b.size, k);
+        if (with_t && ends && sums == part) add_row(f.t + n0, part, b.size);
       }
       if (with_t) finish(n0, b.size);
     }
   }
 }
 
-template <Power P, bool Max, typename T, typename U>
+template <Power... Powers, typename T, typename U>
 BCOS_INLINE void backward(const ScaleBackward<T, U>& f, int64_t begin, int64_t end) {
-  f.dbias ? backward_units<P, Max, true>(f, begin, end) : backward_units<P, Max, false>(f, begin, end);
+  by_formula<Powers...>(f.power, f.members, [&](auto power, auto max) BCOS_INLINE_BODY {
+    f.dbias ? backward_units<power(), max(), true>(f, begin, end)
+            : backward_units<power(), max(), false>(f, begin, end);
+  });
 }
 
 template <typename T, typename U>
@@ -199,44 +245,5 @@ BCOS_INLINE void add_scaled(const AddScaled<T>& f, int64_t begin, int64_t end) {
   }
 }
 
-// One instantiation of a pass for each power, with and without a maximum.
-#define BCOS_BY_POWER(call, f, begin, end)                                                              \
-  switch ((f).power) {                                                                                  \
-    case Power::One:                                                                                    \
-      (f).members > 1 ? call<Power::One, true>(f, begin, end) : call<Power::One, false>(f, begin, end); \
-      break;                                                                                            \
-    case Power::Two:                                                                                    \
-      (f).members > 1 ? call<Power::Two, true>(f, begin, end) : call<Power::Two, false>(f, begin, end); \
-      break;                                                                                            \
-    case Power::General:                                                                                \
-      (f).members > 1 ? call<Power::General, true>(f, begin, end)                                       \
-                      : call<Power::General, false>(f, begin, end);                                     \
-      break;                                                                                            \
-  }
-
 }  // namespace
-
-#define BCOS_DEFINE(T, U)                                                                                    \
-  BCOS_CLONES void run(const ScaleForward<T, U>& f, int64_t begin, int64_t end){                             \
-      BCOS_BY_POWER(forward, f, begin, end)} BCOS_CLONES void run(const ScaleBackward<T, U>& f,              \
-                                                                  int64_t begin, int64_t end){BCOS_BY_POWER( \
-      backward, f, begin, end)} BCOS_CLONES double exponent_gradient(const ScaleBackward<T, U>& f,           \
-                                                                     int64_t begin, int64_t end) {           \
-    return exponent_sum(f, begin, end);                                                                      \
-  }
-BCOS_DEFINE(float, float)
-BCOS_DEFINE(double, double)
-BCOS_DEFINE(c10::BFloat16, c10::BFloat16)
-BCOS_DEFINE(c10::BFloat16, float)
-
-BCOS_CLONES void run(const AddScaled<float>& f, int64_t begin, int64_t end) {
-  add_scaled(f, begin, end);
-}
-BCOS_CLONES void run(const AddScaled<double>& f, int64_t begin, int64_t end) {
-  add_scaled(f, begin, end);
-}
-BCOS_CLONES void run(const AddScaled<c10::BFloat16>& f, int64_t begin, int64_t end) {
-  add_scaled(f, begin, end);
-}
-
 }  // namespace bcos::cpu

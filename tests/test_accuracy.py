@@ -1,0 +1,96 @@
+"""Sums over many channels: errors against float64, never worse than the reference's own, in both memory formats."""
+
+from __future__ import annotations
+
+import copy
+from statistics import median
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import Budget, bcos, error
+from torch.autograd import grad
+
+import bcos_kernels as bk
+from bcos_kernels import _C
+
+FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+
+
+def normal(*shape, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("channels", [64, 256, 1024, 2048])
+@pytest.mark.parametrize("layout", FORMATS)
+def test_patch_norm(layout, channels, kernel):
+    padding = kernel // 2
+    layer = bcos.modules.BcosConv2d(channels, 1, kernel, padding=padding)
+    ours, theirs = [], []
+    for seed in range(5):
+        x = normal(2, channels, 16, 16, seed=seed).contiguous(memory_format=FORMATS[layout])
+        pixels = x.double().square().sum(1, keepdim=True)
+        truth = (F.conv2d(pixels, pixels.new_ones(1, 1, kernel, kernel), padding=padding) + 1e-6).sqrt()
+        found = _C.patch_norm(x, [kernel] * 2, [1, 1], [padding] * 2, [1, 1], 1, 1e-6, 0.0)
+        ours.append(error(found, truth, 0.0))
+        theirs.append(error(layer.calc_patch_norms(x), truth, 0.0))
+    assert median(ours) <= 1.1 * median(theirs)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_gradient_of_the_norm(layout):
+    """The part of dx that goes through the norm sums the gradients of all outputs."""
+    budget = Budget()
+    for seed in range(5):
+        x = normal(2, 8, 16, 16, seed=seed).abs().contiguous(memory_format=FORMATS[layout])
+        gradient = normal(2, 1024, 16, 16, seed=seed + 99).abs()
+        layer = bcos.modules.BcosConv2d(8, 1024, 1)
+        layer.linear.weight.data = 1 + normal(1024, 8, 1, 1, seed=seed + 9).abs()
+        results = [
+            through_the_norm(module, x.to(dtype), gradient.to(dtype))
+            for module, dtype in (
+                (bk.accelerate(copy.deepcopy(layer)), torch.float32),
+                (layer, torch.float32),
+                (copy.deepcopy(layer).double(), torch.float64),
+            )
+        ]
+        budget.add("dx", *results)
+    budget.check()
+
+
+def through_the_norm(layer, x, gradient):
+    """dx less twice the explanation, which is what goes through the linear output at b = 2."""
+    x.requires_grad_()
+    (whole,) = grad(layer(x), x, gradient)
+    layer.set_explanation_mode(True)
+    (frozen,) = grad(layer(x), x, gradient)
+    layer.set_explanation_mode(False)
+    return whole - 2 * frozen
+
+
+@pytest.mark.parametrize("channels, size", [(1024, 1), (512, 1), (512, 2), (256, 4)])
+def test_two_nearly_equal_images(channels, size):
+    """The last layers of a network trained on two small images: batch norm hands them nearly opposite gradients.
+
+    Each such norm multiplies what rounding leaves of the difference of both images, in the reference as well.
+    """
+    budget = Budget()
+    for seed in range(9):
+        x = 0.3 * normal(1, channels, size, size, seed=seed) + 1e-3 * normal(2, channels, size, size, seed=seed + 50)
+        gradient = normal(1, 128, size, size, seed=seed + 99)
+        gradient = torch.cat([gradient, -gradient]) + 1e-3 * normal(2, 128, size, size, seed=seed + 150)
+        torch.manual_seed(seed)
+        layer = bcos.modules.BcosConv2d(channels, 128, 1)
+        found = []
+        for module, dtype in (
+            (bk.accelerate(copy.deepcopy(layer)), torch.float32),
+            (layer, torch.float32),
+            (copy.deepcopy(layer).double(), torch.float64),
+        ):
+            z = x.to(dtype).requires_grad_()
+            y = module(z)
+            found.append((y.detach(), *grad(y, (z, module.linear.weight), gradient.to(dtype))))
+        for what, *results in zip(("y", "dx", "dw"), *found, strict=True):
+            budget.add(what, *results)
+    budget.check()

@@ -1,0 +1,130 @@
+"""Numbers near the ends of a type's range: wherever the reference is finite, so are the kernels, with its values."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import bcos
+from torch.autograd import grad
+
+import bcos_kernels as bk
+
+F32, BF16 = torch.float32, torch.bfloat16
+FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+LAYERS = {
+    "linear": lambda b: bcos.modules.BcosLinear(24, 20, b=b),
+    "linear max_out": lambda b: bcos.modules.BcosLinear(24, 20, b=b, max_out=2),
+    "conv1x1": lambda b: bcos.modules.BcosConv2d(24, 20, b=b),
+    "conv3x3": lambda b: bcos.modules.BcosConv2d(24, 20, 3, padding=1, b=b),
+    "max_out": lambda b: bcos.modules.BcosConv2d(24, 20, 3, padding=1, b=b, max_out=2),
+    "grouped": lambda b: bcos.modules.BcosConv2d(24, 20, 3, padding=1, b=b, groups=4),
+    "depthwise": lambda b: bcos.modules.BcosConv2d(24, 24, 3, padding=1, b=b, groups=24),
+}
+
+
+def results(layer, x, gradient):
+    """y, dx, dw and explanation of a layer."""
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    gradient = gradient[tuple(map(slice, y.shape))].to(y.dtype)
+    dx, dw = grad(y, (x, layer.linear.weight), gradient)
+    layer.set_explanation_mode(True)
+    (explanation,) = grad(layer(x), x, gradient)
+    layer.set_explanation_mode(False)
+    return {"y": y.detach(), "dx": dx, "dw": dw, "explanation": explanation}
+
+
+def same(found, expected, dtype):
+    """Where ``expected`` is finite, ``found`` is, and equal up to rounding and to numbers below the normal ones."""
+    finite = expected.isfinite()
+    if finite.any():
+        found, expected = found[finite].double(), expected[finite].double()
+        assert bool(found.isfinite().all())
+        allowed = {F32: 2e-5, BF16: 5e-2}[dtype] * expected.abs().max() + torch.finfo(dtype).tiny
+        assert (found - expected).abs().max() <= allowed
+
+
+def compare(name, b, dtype, layout, change, size=6):
+    """The layer and its accelerated twin on the same numbers, the second of both images compared apart."""
+    if dtype == BF16 and "max_out" in name:
+        dtype = F32  # in bf16 rounding decides which of two close filters wins
+    torch.manual_seed(0)
+    layer = LAYERS[name](b).to(dtype)
+    x, gradient = torch.randn(2, 24, size, size), torch.randn(2, 40, size, size)
+    change(x, layer)
+    if "linear" in name:
+        x, gradient = x.permute(0, 2, 3, 1).reshape(-1, 24), gradient.permute(0, 2, 3, 1).reshape(-1, 40)
+    x = x.to(dtype).contiguous(memory_format=FORMATS[layout] if x.dim() == 4 else torch.contiguous_format)
+    theirs = results(layer, x, gradient)
+    ours = results(bk.accelerate(layer), x, gradient)
+    assert bk.report(layer).accelerated == 1
+    for what, expected in theirs.items():
+        parts = (slice(None),) if what == "dw" else (slice(0, len(expected) // 2), slice(len(expected) // 2, None))
+        for part in parts:
+            same(ours[what][part], expected[part], dtype)
+    return theirs
+
+
+@pytest.mark.parametrize("scale", [1e-19, 1e-30])
+@pytest.mark.parametrize("name", LAYERS)
+def test_tiny_inputs(name, scale):
+    """At b = 2 y underflows before its slope |l|/n does: gradients need l, not y."""
+    for layout, dtype, b in [
+        ("nchw", F32, 1),
+        ("nchw", F32, 1.5),
+        ("nchw", F32, 2),
+        ("nhwc", F32, 2),
+        ("nhwc", BF16, 2),
+    ]:
+        theirs = compare(name, b, dtype, layout, lambda x, layer: x.mul_(scale))
+        assert theirs["dx"].any() and theirs["explanation"].any()
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_tiny_beside_ordinary_and_zero_patches(name, layout):
+    """Each patch has its own size: one image is tiny, the other ordinary with patches of zeros."""
+
+    def change(x, layer):
+        x[0] *= 1e-28
+        x[1, :, :4] = 0
+
+    compare(name, 2, F32, layout, change)
+
+
+@pytest.mark.parametrize("value", [1e19, 3e38, -3.4e38])
+@pytest.mark.parametrize("name", LAYERS)
+def test_one_huge_input(name, value):
+    """Filters of length above 1 must not overflow before they are normalised."""
+
+    def change(x, layer):
+        layer.linear.weight.data *= 40
+        x[1, 2, 3, 4] = value
+
+    for b in (1, 1.5, 2, 2.5):
+        compare(name, b, F32, "nchw", change)
+    for layout, dtype, b in [("nhwc", F32, 2), ("nhwc", F32, 1), ("nhwc", BF16, 2)]:
+        compare(name, b, dtype, layout, change)
+
+
+@pytest.mark.parametrize("name", ["linear", "conv1x1"])
+def test_tiles_of_large_calls(name):
+    """Many rows take the tiled products."""
+
+    def change(x, layer):
+        layer.linear.weight.data *= 40
+        x[1, 2, 3, 4] = 3e38
+
+    compare(name, 2, F32, "nhwc", change, size=40)
+    compare(name, 2, F32, "nhwc", lambda x, layer: x.mul_(1e-30), size=40)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_huge_gradient_of_the_weight(name):
+    """The projection of dw onto its filter must not overflow where the reference's does not."""
+
+    def change(x, layer):
+        layer.linear.weight.data *= 1e3
+        x *= 1e36
+
+    compare(name, 1, F32, "nchw", change)
