@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .adopt import accelerate, arguments, report, run_once
 from .backends.gpu import BACKENDS
 from .backends.gpu.device import INTERPRETED
 from .backends.gpu.tile import CANDIDATES, DIRECTIONS, Tile
@@ -114,7 +113,9 @@ def tune(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={model!r}: a torch.nn.Module is needed, not {type(model).__name__}")
-    args = arguments(example_input)
+    from . import adopt  # not with the package: what nobody calls costs no time at import
+
+    args = adopt.arguments(example_input)
     if not (isinstance(directions, (tuple, list)) and directions and all(d in DIRECTIONS for d in directions)):
         raise ValueError(f"directions={directions!r}: allowed are tuples of {', '.join(map(repr, DIRECTIONS))}")
     _check_device()
@@ -150,10 +151,11 @@ def _device(model: nn.Module, args: tuple) -> torch.device:
 
 def _problems(model: nn.Module, args: tuple, directions: tuple[str, ...]) -> list:
     """The distinct calls of the directions of every call in a run of the model; their forwards say all of them."""
+    from . import adopt
     from .backends.gpu import trials
 
     with trials.noting() as noted, torch.no_grad():
-        run_once(model, args)
+        adopt.run_once(model, args)
     if not noted:
         raise ValueError(_unserved(model))
     return list(
@@ -166,7 +168,9 @@ def _problems(model: nn.Module, args: tuple, directions: tuple[str, ...]) -> lis
 
 
 def _unserved(model: nn.Module) -> str:
-    rows = report(model).rows
+    from . import adopt
+
+    rows = adopt.report(model).rows
     if not rows:
         return "model has no B-cos layers"
     counts = Counter(f"served by {row.backend}" if row.backend else row.reason for row in rows)
@@ -214,6 +218,8 @@ def main(argv: list[str]) -> int:
 
 
 def _tune(options: argparse.Namespace) -> int:
+    from . import adopt
+
     build = factory("--model", options.model)
     _check_device()
     device, dtype = "cuda" if torch.cuda.is_available() else "cpu", DTYPES[options.dtype]
@@ -221,7 +227,7 @@ def _tune(options: argparse.Namespace) -> int:
     model = build(**options.factory_args)
     if not isinstance(model, nn.Module):
         raise TypeError(f"--model {options.model} gave {type(model).__name__}, not a torch.nn.Module")
-    model = accelerate(model).eval().to(device, memory_format=layout)
+    model = adopt.accelerate(model).eval().to(device, memory_format=layout)
     images = torch.randn(options.input, device=device)
     images = images.contiguous(memory_format=layout) if images.dim() == 4 else images
     if not options.amp:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from weakref import WeakSet
 
 import torch
@@ -22,7 +23,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from .. import dispatch, tally
 from ..modules import BcosLayer
-from . import layer, measure
+from . import layer
 from .published import Variant
 
 __all__ = [
@@ -51,7 +52,7 @@ class Plan:
 
     def objection(self, module: nn.Module, x: Tensor | None = None) -> Variant | str:
         """The variant by which the module is computed now; or why its own forward must run for the input x."""
-        return measure.objection(module, x) if self.measured else layer.objection(module, x)
+        return _measurements().objection(module, x) if self.measured else layer.objection(module, x)
 
 
 def accelerate(
@@ -138,9 +139,16 @@ def variant_of(module: nn.Module, unpublished: str = "leave") -> tuple[Variant |
     """The variant of a candidate, or why it has none; and whether that was measured."""
     found = layer.variant_of(module)
     if isinstance(found, str) and unpublished == "measure":
-        measured = measure.measure(module)
+        measured = _measurements().measure(module)
         return measured if isinstance(measured, str) else measured.variant, True
     return found, False
+
+
+def _measurements() -> ModuleType:
+    """The module that measures: imported for those who ask for it."""
+    from . import measure
+
+    return measure
 
 
 def plan_of(module: nn.Module) -> Plan | None:
