@@ -2,16 +2,15 @@
 
 from . import functional
 from .modules import BcosConv2d, BcosConv2dWithScale, BcosLinear
-from .tune import tune
 
 __version__ = "0.1.0"
 __all__ = ["BcosConv2d", "BcosConv2dWithScale", "BcosLinear", "accelerate", "functional", "report", "restore", "tune"]
 
 
 def __getattr__(name: str):
-    """``accelerate``, ``report`` and ``restore``: what reads people's models is imported when it is first used."""
-    if name not in ("accelerate", "report", "restore"):
+    """What reads people's models, and what tunes, is imported when it is first used."""
+    if name not in ("accelerate", "report", "restore", "tune"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import adopt
+    from . import adopt, tuning
 
-    return globals().setdefault(name, getattr(adopt, name))
+    return globals().setdefault(name, getattr(tuning if name == "tune" else adopt, name))

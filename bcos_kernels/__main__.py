@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     elif options.command == "bench":
         from .bench import main as command
     elif options.command == "tune":
-        from .tune import main as command
+        from .tuning import main as command
     else:
         from .run import main as command
     if options.command != "run":  # a script's own output stays as Python prints it

@@ -16,7 +16,7 @@ from bcos_kernels.backends.gpu.choice import Choice, choose, ways
 from bcos_kernels.backends.gpu.problem import Problem
 from bcos_kernels.backends.gpu.tile import DIRECTIONS
 
-tuning = importlib.import_module("bcos_kernels.tune")  # beside the function of that name
+tuning = importlib.import_module("bcos_kernels.tuning")
 
 CALL = Problem((2, 6, 9, 8), (5, 6, 3, 3))
 WAY = {"candidate": "one-pass", "tile": [64, 32, 16, 4, 2], "seconds": {"one-pass": 1e-5, "vendor": 2e-5}}

@@ -9,7 +9,7 @@ ROOT = Path(bcos_kernels.__file__).parent
 FLOORS = [
     {"__main__"},
     {"bench"},
-    {"demo", "doctor", "run", "startup", "tune"},
+    {"demo", "doctor", "run", "startup", "tuning"},
     {"job"},
     {"adopt", "commandline"},
     {"modules", "compat"},

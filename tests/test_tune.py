@@ -16,7 +16,7 @@ from bcos_kernels.__main__ import main
 from bcos_kernels.backends.gpu import choices
 
 ROOT = Path(__file__).parent.parent
-tuning = importlib.import_module("bcos_kernels.tune")  # beside the function of that name
+tuning = importlib.import_module("bcos_kernels.tuning")
 
 NET = """
 import json, signal, sys
