@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from statistics import median
 
 import pytest
@@ -69,14 +70,14 @@ def through_the_norm(layer, x, gradient):
     return whole - 2 * frozen
 
 
-@pytest.mark.parametrize("channels, size", [(1024, 1), (512, 1), (512, 2), (256, 4)])
+@pytest.mark.parametrize("channels, size", [(512, 2), (256, 4)])
 def test_two_nearly_equal_images(channels, size):
     """The last layers of a network trained on two small images: batch norm hands them nearly opposite gradients.
 
     Each such norm multiplies what rounding leaves of the difference of both images, in the reference as well.
     """
     budget = Budget()
-    for seed in range(9):
+    for seed in range(25):
         x = 0.3 * normal(1, channels, size, size, seed=seed) + 1e-3 * normal(2, channels, size, size, seed=seed + 50)
         gradient = normal(1, 128, size, size, seed=seed + 99)
         gradient = torch.cat([gradient, -gradient]) + 1e-3 * normal(2, 128, size, size, seed=seed + 150)
@@ -94,3 +95,31 @@ def test_two_nearly_equal_images(channels, size):
         for what, *results in zip(("y", "dx", "dw"), *found, strict=True):
             budget.add(what, *results)
     budget.check()
+
+
+def gradients(model, x):
+    x = x.clone().requires_grad_()
+    loss = F.cross_entropy(model(x), torch.zeros(len(x), dtype=torch.long))
+    dx, *dw = grad(loss, (x, *model.parameters()))
+    return {"dx": dx, "dw": torch.cat([g.flatten() for g in dw])}
+
+
+def test_densenet():
+    """Contiguous images through 121 layers of up to 1024 channels, with fresh weights in eval mode.
+
+    Batch statistics would let rounding errors grow from layer to layer until they hide whose they are.
+    """
+    errors = []
+    for seed in range(5):
+        torch.manual_seed(seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = bcos.pretrained.densenet121(pretrained=False).eval()
+        rgb = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+        x = torch.cat([rgb, 1 - rgb], 1)
+        truth = gradients(copy.deepcopy(model).double(), x.double())
+        ours, theirs = gradients(bk.accelerate(copy.deepcopy(model)), x), gradients(model, x)
+        errors.append([(error(ours[k], truth[k], 0.0), error(theirs[k], truth[k], 0.0)) for k in ("dx", "dw")])
+    for what, rows in zip(("dx", "dw"), zip(*errors, strict=True), strict=True):
+        mine, yours = (median(column) for column in zip(*rows, strict=True))
+        assert mine <= 1.1 * yours, (what, mine, yours)

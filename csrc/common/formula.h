@@ -65,7 +65,9 @@ struct Partials {
   A n;  // dy/dn
 };
 
-// b = 2 recovers |l| = sqrt(|y| n) from y and ignores l; b = 1 ignores both.
+// b = 2 recovers |l| = sqrt(|y| n) from y and ignores l; b = 1 ignores both. Where y underflows (|l| below
+// 1e-20 or so) this gives 0: on the CPU such a call takes General with a recovered l (cpu/range.h), on a GPU
+// it does not.
 template <Power P, typename A>
 BCOS_HOST_DEVICE BCOS_INLINE Partials<A> partials(A y, A l, A inv_n, const Constants<A>& k) {
   if constexpr (P == Power::One) return {A(1), A(0)};

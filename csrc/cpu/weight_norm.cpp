@@ -32,40 +32,46 @@ BCOS_INLINE void project(const T* w, T* d, int64_t size) {
   for (int64_t i = 0; i < size; i++) d[i] = T(Accumulate<T>(d[i]) - Accumulate<T>(w[i]) * along);
 }
 
-#define BCOS_DEFINE(T)                                                                               \
-  BCOS_CLONES void norms(const T* w, Accumulate<T>* out, int64_t begin, int64_t end, int64_t size) { \
-    for (int64_t o = begin; o < end; o++) out[o] = std::sqrt(dot(w + o * size, w + o * size, size)); \
-  }                                                                                                  \
-  BCOS_CLONES void projections(const T* w, T* d, int64_t begin, int64_t end, int64_t size) {         \
-    for (int64_t o = begin; o < end; o++) project(w + o * size, d + o * size, size);                 \
+#define BCOS_DEFINE(T)                                                                                 \
+  BCOS_CLONES void squares(const T* w, Accumulate<T>* out, int64_t begin, int64_t end, int64_t size) { \
+    for (int64_t o = begin; o < end; o++) out[o] = dot(w + o * size, w + o * size, size);              \
+  }                                                                                                    \
+  BCOS_CLONES void projections(const T* w, T* d, int64_t begin, int64_t end, int64_t size) {           \
+    for (int64_t o = begin; o < end; o++) project(w + o * size, d + o * size, size);                   \
   }
 BCOS_DEFINE(float)
 BCOS_DEFINE(double)
 BCOS_DEFINE(c10::BFloat16)
 #undef BCOS_DEFINE
 
-}  // namespace
-
-at::Tensor weight_norm(const at::Tensor& weight) {
+// finish(<w, w>) of each filter
+template <typename F>
+at::Tensor of_squares(const at::Tensor& weight, F&& finish) {
   const int64_t filters = weight.size(0), size = weight.numel() / filters;
   auto out = at::empty({filters}, weight.options().dtype(accumulate_type(weight.scalar_type())));
   with_type(weight.scalar_type(), [&](auto t) {
     using T = decltype(t);
     const T* w = weight.const_data_ptr<T>();
     auto* o = out.mutable_data_ptr<Accumulate<T>>();
-    parallel(filters, size, [&](int64_t begin, int64_t end) { norms(w, o, begin, end, size); });
+    parallel(filters, size, [&](int64_t begin, int64_t end) {
+      squares(w, o, begin, end, size);
+      for (int64_t i = begin; i < end; i++) o[i] = finish(o[i]);
+    });
   });
   return out;
 }
 
+}  // namespace
+
+at::Tensor weight_norm(const at::Tensor& weight) {
+  return of_squares(weight, [](auto squares) { return std::sqrt(squares); });
+}
+
 at::Tensor filter_scale(const at::Tensor& weight, bool unit) {
   if (!unit) return at::ones({weight.size(0)}, weight.options().dtype(accumulate_type(weight.scalar_type())));
-  auto alpha = weight_norm(weight);
-  with_type(alpha.scalar_type(), [&](auto t) {
-    auto* a = alpha.mutable_data_ptr<Accumulate<decltype(t)>>();
-    for (int64_t o = 0; o < alpha.numel(); o++) a[o] = safe_inverse(a[o]);
-  });
-  return alpha;
+  // rounded once: its error is that of every output of the filter
+  return of_squares(weight,
+                    [](auto squares) { return decltype(squares)(safe_inverse(std::sqrt(double(squares)))); });
 }
 
 at::Tensor unit_weight(const at::Tensor& weight) {

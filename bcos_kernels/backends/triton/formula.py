@@ -96,7 +96,10 @@ def transform(l, inv_n, b_minus_1, cos_eps, POWER: tl.constexpr, EXACT: tl.const
 
 @triton.jit
 def partials(v, inv_n, b_minus_1, cos_eps, POWER: tl.constexpr, DETACHED: tl.constexpr, EXACT: tl.constexpr):
-    """(∂y/∂l, ∂y/∂n) of v: y where b = 2, as |l| = √(|y|·n), else l. ``DETACHED`` freezes s (explanation mode)."""
+    """(∂y/∂l, ∂y/∂n) of v: y where b = 2, as |l| = √(|y|·n), else l. ``DETACHED`` freezes s (explanation mode).
+
+    At b = 2 both are 0 where y underflows (|l| below 1e-20 or so).
+    """
     if POWER == 1:
         dl = tl.full(v.shape, 1.0, tl.float32)
         dn = tl.zeros(v.shape, tl.float32)
