@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, dispatch
-from .backends import gpu
-from .backends.gpu import choices
-from .spec import Call, Spec
+from . import __version__
+from .core import dispatch, tuned
 from .text import aligned
+from .transform import TRANSFORM, Call
+from .transform.call import of_shapes
 
 __all__ = ["main"]
 
@@ -22,11 +22,8 @@ FAILED = Path(__file__).with_name("_C.failed.txt")
 """Where setup.py leaves the reason of a build that failed."""
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-_LINEAR = Call(Spec(norm_eps=(0.0, 1e-12)), "cpu", torch.float32, torch.float32, (8, 64), (64, 64))
-_CONV = Call(
-    Spec(stride=(1, 1), padding=(1, 1), dilation=(1, 1)),
-    "cpu", torch.float32, torch.float32, (8, 64, 14, 14), (64, 64, 3, 3),
-)  # fmt: skip
+_LINEAR = of_shapes((8, 64), (64, 64))
+_CONV = of_shapes((8, 64, 14, 14), (64, 64, 3, 3), padding=(1, 1))
 
 CASES = {
     "linear": _LINEAR,
@@ -50,7 +47,7 @@ def main(argv: list[str]) -> int:
     parts = [
         _versions(),
         _build(),
-        *(_gpu_kernels(name, devices[-1]) for name in gpu.BACKENDS),
+        *(_gpu_kernels(name, devices[-1]) for name, backend in TRANSFORM.backends.items() if backend.interchangeable),
         _tuned(),
         _environment(),
     ]
@@ -104,7 +101,7 @@ def _build() -> str:
 
 def _gpu_kernels(name: str, device: str) -> str:
     """Where the kernels of a GPU backend run, or why not."""
-    reasons = gpu.backend(name).why_not(_call(_CONV, device, torch.float32))
+    reasons = TRANSFORM.backends[name].why_not(_call(_CONV, device, torch.float32))
     if reasons:
         return f"{name} kernels: not used here: {'; '.join(reasons)}"
     where = "on the GPU" if device == "cuda" else "in the interpreter (TRITON_INTERPRET=1), where asked for"
@@ -113,17 +110,17 @@ def _gpu_kernels(name: str, device: str) -> str:
 
 def _tuned() -> str:
     try:
-        count = len(choices.read().get(choices.device(), {}))
+        count = len(tuned.read().get(tuned.device(), {}))
     except ValueError as error:
         return f"tuned choices: none, the choice of GPU kernels is predicted: {error}"
-    return f"tuned choices: {count} for {choices.device()} in {choices.PATH}"
+    return f"tuned choices: {count} for {tuned.device()} in {tuned.PATH}"
 
 
 def _environment() -> str:
     value = dispatch.FORCED
     if value is None:
         return "environment: BCOS_KERNELS_BACKEND is not set: the fastest backend that serves a call is taken"
-    known = "" if value in dispatch.BACKENDS else f", which is unknown: allowed are {', '.join(dispatch.BACKENDS)}"
+    known = "" if value in TRANSFORM.backends else f", which is unknown: allowed are {', '.join(TRANSFORM.backends)}"
     return f"environment: BCOS_KERNELS_BACKEND={value}{known}"
 
 
@@ -141,17 +138,17 @@ def _table(device: str) -> str:
 
 def _served(call: Call) -> str:
     try:
-        return dispatch.choose(call)
+        return TRANSFORM.choose(call)
     except ValueError:
         return "none"
 
 
 def _reasons(devices: list[str]) -> str:
     """Every distinct reason of each backend, over all calls of the tables."""
-    found: dict[str, dict[str, None]] = {name: {} for name in dispatch.BACKENDS}
+    found: dict[str, dict[str, None]] = {name: {} for name in TRANSFORM.backends}
     calls = [_call(case, device, dtype) for device in devices for case in CASES.values() for dtype in DTYPES]
     for call in calls:
-        for name, reasons in dispatch.reasons(call).items():
+        for name, reasons in TRANSFORM.reasons(call).items():
             found[name].update(dict.fromkeys(reasons))
     lines = ["why not:"]
     for name, reasons in found.items():

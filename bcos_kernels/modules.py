@@ -13,10 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import checks
-from .backends import reference
 from .functional import bcos_conv2d, bcos_linear
-from .spec import Spec
+from .transform import Spec, checks, reference
 
 __all__ = ["BcosConv2d", "BcosConv2dWithScale", "BcosLayer", "BcosLinear", "NormedConv2d", "NormedLinear"]
 

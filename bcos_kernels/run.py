@@ -54,10 +54,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _backend(name: str) -> str:
-    from .dispatch import BACKENDS
+    from .transform import TRANSFORM
 
-    if name not in BACKENDS:
-        raise argparse.ArgumentTypeError(f"{name!r}: allowed are {', '.join(BACKENDS)}")
+    try:
+        TRANSFORM.check_backend(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return name
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .backends.gpu import BACKENDS
-from .backends.gpu.device import INTERPRETED
-from .backends.gpu.tile import CANDIDATES, DIRECTIONS, Tile
 from .commandline import DTYPES, factory, json_object, progress, shape
+from .core import env
+from .core.candidate import DIRECTIONS, Candidate, Tile
 from .text import aligned
+from .transform import TRANSFORM
 
 __all__ = ["Row", "Tuning", "main", "tune"]
 
@@ -31,9 +31,9 @@ class Row:
     call: str
     direction: str
     trials: tuple
-    """:class:`bcos_kernels.backends.gpu.trials.Trial`, each with its seconds or the reason of its refusal."""
-    predicted: tuple
-    """Backend, candidate and tile that the byte model would have chosen."""
+    """:class:`bcos_kernels.gpu.timing.Trial`, each with its seconds or the reason of its refusal."""
+    predicted: tuple[Candidate, Tile | None]
+    """The candidate and the tile that the cost model would have chosen."""
 
     @property
     def winner(self):
@@ -43,7 +43,7 @@ class Row:
     @property
     def gain(self) -> float | None:
         """The predicted choice's time ÷ the winner's; None where one of them has no time."""
-        seconds = next((t.seconds for t in self.trials if t[:3] == self.predicted), None)
+        seconds = next((t.seconds for t in self.trials if t[:2] == self.predicted), None)
         return seconds / self.winner.seconds if seconds is not None else None
 
 
@@ -59,11 +59,11 @@ class Tuning:
     """The file that the winners were stored in."""
 
     def __str__(self) -> str:
-        columns = [way for way in WAYS if any(t[:2] == way for row in self.rows for t in row.trials)]
-        head = ("call", "direction", *(f"{' '.join(way)}, µs" for way in columns), "winner", "byte model", "gain")
+        columns = [c for c in TRANSFORM.candidates if any(t.candidate is c for row in self.rows for t in row.trials)]
+        head = ("call", "direction", *(f"{c}, µs" for c in columns), "winner", "cost model", "gain")
         lines = [aligned([head, *(_cells(row, columns) for row in self.rows)])]
         for row in self.rows:
-            refused = (f"{_words(*t[:3])}: {t.refusal}" for t in row.trials if t.refusal is not None)
+            refused = (f"{_words(*t[:2])}: {t.refusal}" for t in row.trials if t.refusal is not None)
             lines += [f"refused, {row.direction} of {row.call}: {refusal}" for refusal in refused]
         measured = sum(row.winner is not None for row in self.rows)
         state = "interrupted: " if len(self.rows) < self.calls else ""
@@ -71,21 +71,18 @@ class Tuning:
         return "\n".join(lines)
 
 
-WAYS = tuple((backend, candidate) for backend in BACKENDS for candidate in CANDIDATES)
-
-
-def _cells(row: Row, columns: list[tuple[str, str]]) -> tuple[str, ...]:
-    best = {}
+def _cells(row: Row, columns: list[Candidate]) -> tuple[str, ...]:
+    best: dict[Candidate, float] = {}
     for t in row.trials:
         if t.seconds is not None:
-            best[t[:2]] = min(t.seconds, best.get(t[:2], t.seconds))
-    times = (f"{1e6 * best[way]:.1f}" if way in best else "–" for way in columns)
-    winner = _words(*row.winner[:3]) if row.winner else "–"
+            best[t.candidate] = min(t.seconds, best.get(t.candidate, t.seconds))
+    times = (f"{1e6 * best[c]:.1f}" if c in best else "–" for c in columns)
+    winner = _words(*row.winner[:2]) if row.winner else "–"
     return row.call, row.direction, *times, winner, _words(*row.predicted), f"{row.gain:.2f}" if row.gain else "–"
 
 
-def _words(backend: str, candidate: str, tile: Tile | None) -> str:
-    return f"{backend} {candidate}" + (f" {tile.m}×{tile.n}×{tile.k}" if tile else "")
+def _words(candidate: Candidate | str, tile: Tile | None) -> str:
+    return f"{candidate} {tile.m}×{tile.n}×{tile.k}" if tile else str(candidate)
 
 
 def tune(
@@ -119,28 +116,29 @@ def tune(
     if not (isinstance(directions, (tuple, list)) and directions and all(d in DIRECTIONS for d in directions)):
         raise ValueError(f"directions={directions!r}: allowed are tuples of {', '.join(map(repr, DIRECTIONS))}")
     _check_device()
-    from .backends.gpu import choice, choices, trials  # not with the package: most never tune
+    from .core import choice, tuned  # not with the package: most never tune
+    from .gpu import timing
 
-    choices.store({})  # what cannot be stored need not be measured
-    problems = _problems(model, args, directions)
+    tuned.store({})  # what cannot be stored need not be measured
+    calls = _calls(model, args, directions)
     device = _device(model, args)
-    steps = sum(len(trials.listed(*problem)) for problem in problems)
+    steps = sum(len(timing.listed(what)) for what in calls)
     rows = []
     with _progress(steps, progress) as advance:
         try:
-            for p, direction, backends in problems:
-                call = _described(p)
-                measured = trials.measure(p, direction, backends, device, partial(advance, f"{direction} of {call}"))
-                trials.keep(p, direction, measured)
-                guess = choice.predicted(p, direction, backends)
-                rows.append(Row(call, direction, tuple(measured), (guess.backend, guess.candidate, guess.tile)))
+            for what in calls:
+                call = _described(what.call)
+                measured = timing.measure(what, device, partial(advance, f"{what.direction} of {call}"))
+                timing.keep(what, measured)
+                guess = choice.predicted(*what)
+                rows.append(Row(call, what.direction, tuple(measured), (guess.candidate, guess.tile)))
         except KeyboardInterrupt:
             pass
-    return Tuning(tuple(rows), len(problems), choices.device(), choices.PATH)
+    return Tuning(tuple(rows), len(calls), tuned.device(), tuned.PATH)
 
 
 def _check_device() -> None:
-    if not torch.cuda.is_available() and not INTERPRETED:
+    if not torch.cuda.is_available() and not env.INTERPRETED:
         raise RuntimeError("tune measures on the GPU that is to run the model, and torch sees none")
 
 
@@ -149,22 +147,16 @@ def _device(model: nn.Module, args: tuple) -> torch.device:
     return next((t.device for t in tensors if isinstance(t, torch.Tensor) and t.is_cuda), torch.device("cpu"))
 
 
-def _problems(model: nn.Module, args: tuple, directions: tuple[str, ...]) -> list:
+def _calls(model: nn.Module, args: tuple, directions: tuple[str, ...]) -> list:
     """The distinct calls of the directions of every call in a run of the model; their forwards say all of them."""
     from . import adopt
-    from .backends.gpu import trials
+    from .gpu import timing
 
-    with trials.noting() as noted, torch.no_grad():
+    with timing.noting() as noted, torch.no_grad():
         adopt.run_once(model, args)
     if not noted:
         raise ValueError(_unserved(model))
-    return list(
-        dict.fromkeys(
-            trials.Noted(trials.of(call.problem, direction), direction, call.backends)
-            for call in noted
-            for direction in directions
-        )
-    )
+    return list(dict.fromkeys(what.of(direction) for what in noted for direction in directions))
 
 
 def _unserved(model: nn.Module) -> str:
@@ -178,18 +170,18 @@ def _unserved(model: nn.Module) -> str:
     return f"no call is served by GPU kernels, which need an accelerated model on a GPU: B-cos layers {listed}"
 
 
-def _described(p) -> str:
+def _described(call) -> str:
     """A call for a table."""
-    sizes = "×".join(map(str, p.x_shape[:2] if p.is_linear else p.x_shape))
-    window = "" if p.is_linear else " k" + "×".join(map(str, p.weight_shape[2:]))
+    sizes = "×".join(map(str, call.x_shape))
+    window = "" if call.is_linear else " k" + "×".join(map(str, call.kernel))
     facts = {
-        "stride": (p.stride, (1, 1)), "padding": (p.padding, (0, 0)), "dilation": (p.dilation, (1, 1)),
-        "groups": (p.groups, 1), "max_out": (p.max_out, 1), "b": (p.exponent or "learned", 2.0),
+        "stride": (call.stride, (1, 1)), "padding": (call.padding, (0, 0)), "dilation": (call.dilation, (1, 1)),
+        "groups": (call.groups, 1), "max_out": (call.max_out, 1), "b": (call.spec.b or "learned", 2.0),
     }  # fmt: skip
     unusual = "".join(f" {name}={_short(value)}" for name, (value, usual) in facts.items() if value != usual)
-    options = (" bias" if p.bias else "") + ("" if p.unit else " raw")
-    dtype = "tf32" if p.precision == "tf32" else str(p.dtype).removeprefix("torch.")
-    return f"{'linear' if p.is_linear else 'conv2d'} {sizes} -> {p.filters}{window}{unusual}{options} {dtype}"
+    options = (" bias" if call.bias else "") + ("" if call.unit else " raw")
+    dtype = "tf32" if call.precision == "tf32" else str(call.dtype).removeprefix("torch.")
+    return f"{'linear' if call.is_linear else 'conv2d'} {sizes} -> {call.filters}{window}{unusual}{options} {dtype}"
 
 
 def _short(value) -> str:
@@ -202,13 +194,13 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if not (options.list or options.clear) and (options.model is None or options.input is None):
         parser.error("--model and --input are needed, or --list, or --clear")
-    from .backends.gpu import choices
+    from .core import tuned
 
     try:
         if options.list:
-            print(_stored(choices))
+            print(_stored(tuned))
         elif options.clear:
-            print(f"{choices.delete()} choices of {choices.device()} deleted from {choices.PATH}")
+            print(f"{tuned.delete()} choices of {tuned.device()} deleted from {tuned.PATH}")
         else:
             return _tune(options)
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
@@ -252,16 +244,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _stored(choices) -> str:
+def _stored(tuned) -> str:
     """The file of choices as a table for each device."""
-    parts = [f"{choices.PATH}" if choices.PATH.exists() else f"{choices.PATH}: not there, nothing was tuned"]
-    for device, known in choices.read().items():
-        rows = [("fastest", *(f"{' '.join(way)}, µs" for way in WAYS), "call")]
+    parts = [f"{tuned.PATH}" if tuned.PATH.exists() else f"{tuned.PATH}: not there, nothing was tuned"]
+    for device, known in tuned.read().items():
+        columns = [f"{backend} {name}" for backend, name in dict.fromkeys(
+            (backend, name) for stored in known.values() for backend, best in stored.items() for name in best["seconds"]
+        )]  # fmt: skip
+        rows = [("fastest", *(f"{column}, µs" for column in columns), "call")]
         for call, stored in known.items():
-            times = {(backend, c): t for backend, best in stored.items() for c, t in best["seconds"].items()}
-            backend, candidate = min(times, key=times.get)
-            tile = stored[backend]["tile"]
-            cells = (f"{1e6 * times[way]:.1f}" if way in times else "–" for way in WAYS)
-            rows.append((_words(backend, candidate, tile and Tile(*tile)), *cells, call))
+            times = {f"{backend} {c}": t for backend, best in stored.items() for c, t in best["seconds"].items()}
+            backend, best = min(stored.items(), key=lambda item: item[1]["seconds"][item[1]["candidate"]])
+            cells = (f"{1e6 * times[column]:.1f}" if column in times else "–" for column in columns)
+            rows.append((_words(f"{backend} {best['candidate']}", tuned.tile(best)), *cells, call))
         parts.append(f"{device}: {len(known)} choices\n{aligned(rows)}")
     return "\n\n".join(parts)

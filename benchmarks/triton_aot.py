@@ -26,14 +26,17 @@ from rich.console import Console
 from rich.progress import track
 
 import bcos_kernels
-from bcos_kernels.backends.gpu import byte_model
-from bcos_kernels.backends.gpu.problem import Problem
-from bcos_kernels.backends.triton import aot, plan
 from bcos_kernels.bench.stored import ROOT, commit, store
 from bcos_kernels.bench.timing import geomean
 from bcos_kernels.bench.workloads import Layer, layers
+from bcos_kernels.core.candidate import DIRECTIONS
+from bcos_kernels.gpu import aot
+from bcos_kernels.gpu.launch import Launch
+from bcos_kernels.transform import TRANSFORM, Call, traffic
+from bcos_kernels.transform.call import of_shapes
+from bcos_kernels.transform.triton.launches import launches
 
-__all__ = ["inspected", "loop", "main", "predicted", "problem"]
+__all__ = ["inspected", "loop", "main", "predicted", "call_of"]
 
 RESULT = ROOT / "benchmarks" / "results" / "triton_aot.json"
 IMAGES, IMAGES_OF_TOKENS = 256, 64  # a transformer's batch has 196 rows an image
@@ -55,14 +58,18 @@ PRODUCTS = {
 # ------------------------------------------------------------------------------------------------ layers
 
 
-def problem(layer: Layer, arch: str) -> Problem:
+def call_of(layer: Layer, arch: str) -> Call:
     """The layer in bf16."""
     if layer.kind == "linear":
-        rows, features = layer.input_shape
-        shapes = (rows, features, 1, 1), (layer.out_features, features, 1, 1)
-        return Problem(*shapes, eps=(0.0, 1e-12, 1e-6), arch=arch, is_linear=True)
+        return of_shapes(layer.input_shape, (layer.out_features, layer.input_shape[1]), arch=arch)
     weight = (layer.out_features, layer.input_shape[1] // layer.groups, *layer.kernel_size)
-    return Problem(layer.input_shape, weight, layer.stride, layer.padding, groups=layer.groups, arch=arch)
+    window = {"stride": layer.stride, "padding": layer.padding, "groups": layer.groups}
+    return of_shapes(layer.input_shape, weight, arch=arch, **window)
+
+
+def serving(call: Call, direction: str) -> list:
+    """Triton's candidates for one direction of a call."""
+    return [c for c in TRANSFORM.candidates_of("triton") if c.can_serve(call, direction)]
 
 
 def workloads(pattern: str) -> list[Layer]:
@@ -75,31 +82,31 @@ def workloads(pattern: str) -> list[Layer]:
 
 
 def predicted(found: list[Layer], arch: str) -> list[dict]:
-    """Times in µs by the byte model of ``plan``, for each layer and direction."""
+    """Times in µs by the cost model, for each layer and direction."""
     rows = []
     for layer in found:
-        p = problem(layer, arch)
-        for direction in plan.DIRECTIONS:
-            times = {name: 1e6 * byte_model.predict(p, direction, plan, name) for name in plan.candidates(p, direction)}
-            plain, chosen = 1e6 * byte_model.plain_time(p, direction), min(times, key=times.get)
+        call = call_of(layer, arch)
+        for direction in DIRECTIONS:
+            times = {c.name: 1e6 * c.cost(call, direction) for c in serving(call, direction)}
+            plain, chosen = 1e6 * traffic.plain_seconds(call, direction), min(times, key=times.get)
             row = {"layer": layer.name, "model": layer.model, "direction": direction, "plain": plain} | times
             rows.append(row | {"chosen": chosen, "chosen/plain": times[chosen] / plain})
     return rows
 
 
 def prediction_table(rows: list[dict], arch: str) -> Iterator[str]:
-    yield f"\n## {arch}: predicted, not measured (byte model, bf16, batch {IMAGES}), µs"
+    yield f"\n## {arch}: predicted, not measured (cost model, bf16, batch {IMAGES}), µs"
     yield "\n| layer | direction | plain | one-pass | semi | vendor | chosen | chosen ÷ plain |"
     yield "|---|---|---:|---:|---:|---:|---|---:|"
     for row in rows:
-        times = (f"{row[name]:.0f}" if name in row else "–" for name in ("plain", *plan.CANDIDATES))
+        times = (f"{row[name]:.0f}" if name in row else "–" for name in ("plain", "one-pass", "semi", "vendor"))
         cells = row["layer"], row["direction"], *times, row["chosen"], f"{row['chosen/plain']:.2f}"
         yield f"| {' | '.join(cells)} |"
-    yield f"\n| predicted geomean of chosen ÷ plain | {' | '.join(plan.DIRECTIONS)} |\n|---|---:|---:|---:|"
+    yield f"\n| predicted geomean of chosen ÷ plain | {' | '.join(DIRECTIONS)} |\n|---|---:|---:|---:|"
     for model in dict.fromkeys(row["model"] for row in rows):
         ratios = (
             geomean([r["chosen/plain"] for r in rows if r["model"] == model and r["direction"] == direction])
-            for direction in plan.DIRECTIONS
+            for direction in DIRECTIONS
         )
         yield f"| {model} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |"
 
@@ -165,20 +172,20 @@ def inspected(what: aot.Specialisation) -> dict:
     return row
 
 
-def started(chosen: list[Layer], arch: str) -> dict[aot.Specialisation, tuple[str, Problem, aot.Launch]]:
+def started(chosen: list[Layer], arch: str) -> dict[aot.Specialisation, tuple[str, Call, Launch]]:
     """Every distinct kernel of the layers in every candidate's first tile, with what starts it."""
     found = {}
     for layer in chosen:
-        p = problem(layer, arch)
-        for direction in plan.DIRECTIONS:
-            for candidate in plan.candidates(p, direction):
-                for launch in aot.launches(p, direction, candidate):
-                    origin = f"{layer.name} {direction} {candidate}"
-                    found.setdefault(aot.specialise(launch, arch), (origin, p, launch))
+        call = call_of(layer, arch)
+        for direction in DIRECTIONS:
+            for candidate in serving(call, direction):
+                for launch in launches(call, direction, candidate.name):
+                    origin = f"{layer.name} {direction} {candidate.name}"
+                    found.setdefault(aot.specialise(launch, arch), (origin, call, launch))
     return found
 
 
-def loop_time(row: dict, p: Problem, grid: tuple[int, ...]) -> dict:
+def loop_time(row: dict, call: Call, grid: tuple[int, ...]) -> dict:
     """Cycles of a step of the loop and predicted µs of all steps, of products on a GPU in ``CLOCK``.
 
     A multiprocessor issues one instruction to each of four warps a cycle.
@@ -188,10 +195,10 @@ def loop_time(row: dict, p: Problem, grid: tuple[int, ...]) -> dict:
     processors, rate, flops = CLOCK[row["arch"]]
     m, n, k = row["tile"]
     issue, tensor = sum(row["loop"].values()) * row["warps"] / 4, 2 * m * n * k / flops
-    depth = p.pack * (p.group_channels if "fwd" in row["kernel"] else p.group_filters)
-    steps = -(-p.taps * depth // k) if p.flat and "fwd" in row["kernel"] else p.taps * -(-depth // k)
+    depth = call.pack * (call.group_channels if "fwd" in row["kernel"] else call.group_filters)
+    steps = -(-call.taps * depth // k) if call.flat and "fwd" in row["kernel"] else call.taps * -(-depth // k)
     if "wgrad" in row["kernel"]:
-        steps = -(-p.pixels // (grid[2] * k))
+        steps = -(-call.pixels // (grid[2] * k))
     cycles = prod(grid) * steps * max(issue, tensor)
     return {"issue_cycles": issue, "tensor_cycles": tensor, "loop_us": 1e6 * cycles / (processors * rate)}
 

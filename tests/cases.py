@@ -11,6 +11,7 @@ from torch import Tensor
 
 import bcos_kernels as bk
 from bcos_kernels.compat import import_reference
+from bcos_kernels.transform import TRANSFORM
 
 bcos = import_reference()
 
@@ -211,5 +212,6 @@ CASES = [
 ]
 
 BACKENDS = ("cpu", "reference")
+CANDIDATES = tuple(dict.fromkeys(c.name for c in TRANSFORM.candidates_of("cuda,triton")))
 IDS = {case.name: case for case in CASES}
 assert len(IDS) == len(CASES)

@@ -237,5 +237,9 @@ def test_list_names_workloads_and_contenders(capsys):
     assert run.main(["--list", "--device", "cpu"]) == 0
     text = capsys.readouterr().out
     assert "resnet50/224x224-6-k7s2-64  also in resnext50, densenet121" in text
-    for name in (*workloads.MODELS, "compiled-max", *(f"ours/{name}" for name in bcos_kernels.dispatch.BACKENDS)):
+    for name in (
+        *workloads.MODELS,
+        "compiled-max",
+        *(f"ours/{name}" for name in bcos_kernels.transform.TRANSFORM.backends),
+    ):
         assert name in text or name in ("ours/gpu", "ours/reference")

@@ -11,76 +11,81 @@ import torch
 
 import bcos_kernels as bk
 from bcos_kernels.__main__ import main
-from bcos_kernels.backends.gpu import choices
-from bcos_kernels.backends.gpu.choice import Choice, choose, ways
-from bcos_kernels.backends.gpu.problem import Problem
-from bcos_kernels.backends.gpu.tile import DIRECTIONS
+from bcos_kernels.core import tuned
+from bcos_kernels.core.candidate import DIRECTIONS
+from bcos_kernels.core.choice import choose, ways
+from bcos_kernels.transform import TRANSFORM, Call, Spec
+from bcos_kernels.transform.call import of_shapes
 
 tuning = importlib.import_module("bcos_kernels.tuning")
 
-CALL = Problem((2, 6, 9, 8), (5, 6, 3, 3))
+CALL = of_shapes((2, 6, 9, 8), (5, 6, 3, 3))
 WAY = {"candidate": "one-pass", "tile": [64, 32, 16, 4, 2], "seconds": {"one-pass": 1e-5, "vendor": 2e-5}}
 CHOICE = {"triton": WAY}
-BOTH = ("cuda", "triton")
+BOTH = "cuda,triton"
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An own file; nothing that was read before is remembered, here and afterwards."""
-    monkeypatch.setattr(choices, "PATH", tmp_path / "cache" / "choices.json")
-    choices.forget()
+    monkeypatch.setattr(tuned, "PATH", tmp_path / "cache" / "choices.json")
+    tuned.forget()
     choose.cache_clear()
-    yield choices.PATH
-    choices.forget()
+    yield tuned.PATH
+    tuned.forget()
     choose.cache_clear()
+
+
+def changed(**fields) -> Call:
+    """``CALL`` with other fields of it or of its spec."""
+    options = {name: fields.pop(name) for name in list(fields) if name in Spec.__dataclass_fields__}
+    return replace(CALL, **fields, spec=replace(CALL.spec, **options))
 
 
 def test_choices_are_found_again(cache):
-    assert choices.find(CALL, "forward") is None
-    choices.store({choices.key(CALL, "forward"): CHOICE})
-    assert choices.find(CALL, "forward") == CHOICE
-    assert choices.find(CALL, "training") is None
-    assert choices.find(replace(CALL, exact_two=False), "forward") is None
-    assert choose(CALL, "training", BOTH).reason.startswith("predicted")
+    assert tuned.find(CALL, "forward") is None
+    tuned.store({tuned.key(CALL, "forward"): CHOICE})
+    assert tuned.find(CALL, "forward") == CHOICE
+    assert tuned.find(CALL, "training") is None
+    assert tuned.find(changed(exact_two=False), "forward") is None
+    assert choose(TRANSFORM, BOTH, CALL, "training").reason.startswith("predicted")
 
 
 def test_the_fastest_of_the_backends_that_are_left_serves(cache):
     def way(backend: str, seconds: float) -> dict:
-        tile = next(
-            tile for name, candidate, tile in ways(CALL, "forward", BOTH) if (name, candidate) == (backend, "one-pass")
-        )
+        tile = next(tile for c, tile in ways(TRANSFORM, backend, CALL, "forward") if c.name == "one-pass")
         return {**WAY, "tile": list(astuple(tile)), "seconds": {"one-pass": seconds}}
 
-    choices.store({choices.key(CALL, "forward"): {"triton": way("triton", 1e-5), "cuda": way("cuda", 2e-5)}})
-    for backends, served in ((BOTH, "triton"), (("triton",), "triton"), (("cuda",), "cuda")):
-        choice = choose(CALL, "forward", backends)
-        assert (choice.backend, choice.candidate, choice.reason) == (served, "one-pass", "measured on this device")
+    tuned.store({tuned.key(CALL, "forward"): {"triton": way("triton", 1e-5), "cuda": way("cuda", 2e-5)}})
+    for backends, served in ((BOTH, "triton"), ("triton", "triton"), ("cuda", "cuda")):
+        choice = choose(TRANSFORM, backends, CALL, "forward")
+        assert (str(choice.candidate), choice.reason) == (f"{served} one-pass", "measured on this device")
     gone = {**way("cuda", 1e-6), "tile": [1, 2, 3, 4, 5]}  # a tile that this version does not have
-    choices.store({choices.key(CALL, "forward"): {"cuda": gone}})
-    assert choose.__wrapped__(CALL, "forward", BOTH).reason.startswith("predicted")
-    assert isinstance(choice, Choice)
+    tuned.store({tuned.key(CALL, "forward"): {"cuda": gone}})
+    assert choose.__wrapped__(TRANSFORM, BOTH, CALL, "forward").reason.startswith("predicted")
 
 
 def test_a_key_tells_calls_apart_and_reads_the_same_in_every_run():
-    changed = {
+    others = {
         "x_shape": (2, 6, 8, 8), "weight_shape": (5, 6, 1, 1), "stride": (2, 2), "padding": (1, 1), "dilation": (2, 2),
-        "groups": 2, "max_out": 5, "exponent": 1.5, "unit": False, "eps": (0.0, 0.0, 0.0), "exact_two": False,
+        "groups": 2, "max_out": 5, "b": 1.5, "unit": False, "norm_eps": (0.0, 0.0), "cos_eps": 0.0, "exact_two": False,
         "bias": True, "dtype": torch.float16, "weight_dtype": torch.float32, "out_dtype": torch.float32,
-        "tf32": True, "is_linear": True,
+        "tf32": True, "zero_padded": False,
     }  # fmt: skip
-    assert {*changed, "arch"} == {field.name for field in fields(Problem)}
-    keys = {choices.key(replace(CALL, **{name: value}), "forward") for name, value in changed.items()}
-    assert len(keys | {choices.key(CALL, d) for d in DIRECTIONS}) == len(changed) + 3
-    assert choices.key(replace(CALL, arch="sm_80"), "forward") == choices.key(CALL, "forward")  # the device has it
-    assert choices.key(CALL, "forward").startswith(
-        "forward x_shape=(2, 6, 9, 8) weight_shape=(5, 6, 3, 3) stride=(1, 1)"
+    same = {"device": "cpu", "arch": "sm_80", "detach": True}
+    assert {*others, *same, "spec"} == {field.name for kind in (Call, Spec) for field in fields(kind)}
+    keys = {tuned.key(changed(**{name: value}), "forward") for name, value in others.items()}
+    assert len(keys | {tuned.key(CALL, d) for d in DIRECTIONS}) == len(others) + 3
+    for name, value in same.items():  # the file tells devices apart, and the direction says what is frozen
+        assert tuned.key(changed(**{name: value}), "forward") == tuned.key(CALL, "forward")
+    assert tuned.key(CALL, "forward").startswith(
+        "forward x_shape=(2, 6, 9, 8) weight_shape=(5, 6, 3, 3) dtype=bfloat16 "
     )
-    assert "dtype=bfloat16 " in choices.key(CALL, "forward")
 
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", "null", '{"schema": 1, "devices": {}}', '{"schema": 2}', '{"schema": 2, "devices": {"a": 3}}', "\xff"],
+    ["{", "[]", "null", '{"schema": 1, "devices": {}}', '{"schema": 3}', '{"schema": 3, "devices": {"a": 3}}', "\xff"],
 )
 def test_a_foreign_file_is_left_alone(text, cache, monkeypatch, capsys):
     """Calls go by predictions, with one warning of the file and the cure; nothing overwrites it."""
@@ -89,11 +94,11 @@ def test_a_foreign_file_is_left_alone(text, cache, monkeypatch, capsys):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for direction in DIRECTIONS:
-            assert choose(CALL, direction, BOTH).reason.startswith("predicted")
+            assert choose(TRANSFORM, BOTH, CALL, direction).reason.startswith("predicted")
     (warning,) = caught
     assert str(cache) in str(warning.message) and "delete it, or set BCOS_KERNELS_CACHE" in str(warning.message)
     monkeypatch.setattr(tuning, "_check_device", lambda: None)
-    for refused in (lambda: choices.store({}), choices.delete, lambda: bk.tune(torch.nn.ReLU(), torch.ones(1))):
+    for refused in (lambda: tuned.store({}), tuned.delete, lambda: bk.tune(torch.nn.ReLU(), torch.ones(1))):
         with pytest.raises(ValueError, match=r"choices\.json .*: delete it, or set BCOS_KERNELS_CACHE"):
             refused()
     assert main(["tune", "--list"]) == 2 and str(cache) in capsys.readouterr().err
@@ -103,15 +108,15 @@ def test_a_foreign_file_is_left_alone(text, cache, monkeypatch, capsys):
 def test_a_folder_in_its_place(cache):
     cache.mkdir(parents=True)
     with pytest.warns(UserWarning, match="Is a directory"):
-        assert choices.find(CALL, "forward") is None
+        assert tuned.find(CALL, "forward") is None
     with pytest.raises(ValueError, match=r"Is a directory.*set BCOS_KERNELS_CACHE"):
-        choices.store({})
+        tuned.store({})
 
 
 def test_a_place_that_cannot_be_written(cache):
     cache.parent.write_text("a file where the folder should be")
     with pytest.raises(OSError, match=r"choices\.json cannot be written.*set BCOS_KERNELS_CACHE"):
-        choices.store({})
+        tuned.store({})
 
 
 @pytest.mark.parametrize(
@@ -130,9 +135,9 @@ def test_a_place_that_cannot_be_written(cache):
 )
 def test_unknown_entries_are_ignored(entry, cache, capsys):
     cache.parent.mkdir()
-    key = choices.key(CALL, "forward")
-    cache.write_text(json.dumps({"schema": 2, "devices": {choices.device(): {key: entry}, "other": {"x": CHOICE}}}))
-    assert choose(CALL, "forward", BOTH).reason.startswith("predicted")
+    key = tuned.key(CALL, "forward")
+    cache.write_text(json.dumps({"schema": 3, "devices": {tuned.device(): {key: entry}, "other": {"x": CHOICE}}}))
+    assert choose(TRANSFORM, BOTH, CALL, "forward").reason.startswith("predicted")
     assert main(["tune", "--list"]) == 0
     assert "other: 1 choices" in capsys.readouterr().out
 
@@ -140,23 +145,23 @@ def test_unknown_entries_are_ignored(entry, cache, capsys):
 def test_writers_at_the_same_time_lose_nothing(cache):
     def write(writer: int) -> None:
         for i in range(8):
-            choices.store({f"{writer} {i}": CHOICE})
+            tuned.store({f"{writer} {i}": CHOICE})
 
     writers = [threading.Thread(target=write, args=(i,)) for i in range(6)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
-    assert len(choices.read()[choices.device()]) == 48
+    assert len(tuned.read()[tuned.device()]) == 48
     assert sorted(path.name for path in cache.parent.iterdir()) == ["choices.json", "choices.lock"]
 
 
 def test_only_the_present_device_is_deleted(cache, monkeypatch):
-    choices.store({"a": CHOICE, "b": CHOICE})
-    monkeypatch.setattr(choices, "device", lambda: "another")
-    choices.store({"c": CHOICE})
-    assert choices.delete() == 1 and choices.delete() == 0
-    assert [len(known) for known in choices.read().values()] == [2]
+    tuned.store({"a": CHOICE, "b": CHOICE})
+    monkeypatch.setattr(tuned, "device", lambda: "another")
+    tuned.store({"c": CHOICE})
+    assert tuned.delete() == 1 and tuned.delete() == 0
+    assert [len(known) for known in tuned.read().values()] == [2]
 
 
 def test_nothing_is_stored(cache, capsys):

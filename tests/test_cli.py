@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bcos_kernels import dispatch
 from bcos_kernels.__main__ import main
+from bcos_kernels.core import dispatch
+from bcos_kernels.transform import TRANSFORM
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,7 +35,7 @@ def test_doctor():
         "BCOS_KERNELS_BACKEND",
         "depthwise",
         "bfloat16",
-        *dispatch.BACKENDS,
+        *TRANSFORM.backends,
     ):
         assert any(word in w for w in words), word
     row = next(line for line in result.stdout.splitlines() if line.startswith("conv2d, reflect"))
@@ -70,7 +71,7 @@ def test_doctor_tells_what_the_environment_forces(name, known, monkeypatch, caps
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
     assert f"BCOS_KERNELS_BACKEND={name}" in shown
-    assert ("which is unknown: allowed are cpu, gpu, cuda, triton, reference" in shown) != known
+    assert ("which is unknown: allowed are cpu, cuda, triton, reference" in shown) != known
     row = next(line for line in shown.splitlines() if line.startswith("linear "))
     assert row.split()[1:] == ["reference" if known else "none"] * 4
 

@@ -49,7 +49,7 @@ def test_opcheck(name, differentiable):
     for op, args in calls:
         args = [a.detach() if isinstance(a, torch.Tensor) else a for a in args]
         if differentiable:  # n, l and winner are the forward's own, and no arguments to differentiate
-            names = ("grad", "x", "weight", "bias", "b")
+            names = ("grad", "x", "weight", "bias", "tensor_b")
             args = [
                 a.requires_grad_() if isinstance(a, torch.Tensor) and p.name in names else a
                 for a, p in zip(args, op._schema.arguments, strict=True)

@@ -9,8 +9,7 @@ from cases import IDS, error
 from torch.autograd import grad, gradgradcheck
 
 import bcos_kernels as bk
-from bcos_kernels.backends import reference
-from bcos_kernels.spec import Spec
+from bcos_kernels.transform import Inputs, Spec, reference
 
 bcos_conv2d, bcos_linear = bk.functional.bcos_conv2d, bk.functional.bcos_linear
 
@@ -20,7 +19,7 @@ def conv_layers(b):
     spec = Spec((1, 1), (1, 1), (1, 1), b=b, out_dtype=torch.float64)
     return (
         lambda u: bcos_conv2d(u, 0.7 * u.flip(0), padding=1, b=b),
-        lambda u: reference.bcos(u, 0.7 * u.flip(0), None, None, spec),
+        lambda u: reference.transform(Inputs(u, 0.7 * u.flip(0), None, None), spec),
     )
 
 
@@ -28,7 +27,7 @@ def linear_layers(b):
     spec = Spec(b=b, norm_eps=(0.0, 1e-12), out_dtype=torch.float64)
     return (
         lambda u: bcos_linear(u, 0.7 * u.flip(0), b=b),
-        lambda u: reference.bcos(u, 0.7 * u.flip(0), None, None, spec),
+        lambda u: reference.transform(Inputs(u, 0.7 * u.flip(0), None, None), spec),
     )
 
 
@@ -102,12 +101,13 @@ def test_compiled_vmap_of_a_convolution(in_dims):
 
 def called_directly(noun, x, weight, bias, b, detach):
     """y of ``torch.ops.bcos_kernels``, with the default options of the functional layers."""
-    exponent = 0.0 if isinstance(b, torch.Tensor) else b
-    inside, outside = (1e-6, 0.0) if noun == "conv2d" else (0.0, 1e-12)
-    formula = (1, exponent, True, inside, outside, 1e-6, True, x.dtype, detach, "cpu")
-    geometry = ((1, 1), (1, 1), (1, 1), 1) if noun == "conv2d" else ()
+    window = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)} if noun == "conv2d" else {}
     tensor_b = b if isinstance(b, torch.Tensor) else None
-    return getattr(torch.ops.bcos_kernels, noun)(x, weight, bias, tensor_b, *geometry, *formula)[0]
+    spec = Spec(
+        **window, b=b if tensor_b is None else None, norm_eps=(1e-6, 0.0) if window else (0.0, 1e-12),
+        detach=detach, out_dtype=x.dtype,
+    )  # fmt: skip
+    return torch.ops.bcos_kernels.transform(x, weight, bias, tensor_b, *spec.flat(), "cpu")[0]
 
 
 @pytest.mark.parametrize("detach", [False, True])

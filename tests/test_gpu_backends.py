@@ -6,20 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cases import CANDIDATES
 
 import bcos_kernels
-from bcos_kernels import dispatch
-from bcos_kernels.backends import cuda, extension, gpu, triton
-from bcos_kernels.backends.gpu import byte_model, choice, device
-from bcos_kernels.backends.gpu.problem import Problem
-from bcos_kernels.backends.gpu.tile import CANDIDATES, DIRECTIONS
-from bcos_kernels.spec import Call, Spec
+from bcos_kernels.core import choice, device, extension
+from bcos_kernels.core.candidate import DIRECTIONS
+from bcos_kernels.transform import TRANSFORM, Spec, cuda, traffic, triton
+from bcos_kernels.transform.call import of_shapes
 
-CONV = Call(
-    Spec((1, 1), (1, 1), (1, 1), out_dtype=torch.bfloat16), "cuda", torch.bfloat16, torch.bfloat16, (2, 8, 5, 5),
-    (4, 8, 3, 3),
-)  # fmt: skip
-LAYER = Problem((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1))
+CONV = of_shapes((2, 8, 5, 5), (4, 8, 3, 3), padding=(1, 1))
+LAYER = {"x_shape": (256, 64, 56, 56), "weight_shape": (64, 64, 3, 3), "padding": (1, 1)}
+BOTH = "cuda,triton"
 
 
 @pytest.fixture
@@ -36,7 +33,7 @@ def hopper(monkeypatch):
         ({"weight_dtype": torch.float16}, "weight dtype torch.float16 beside input dtype torch.bfloat16"),
         ({"zero_padded": False}, "the padding mode is not 'zeros'"),
         ({"spec": replace(CONV.spec, max_out=256)}, "max_out=256 is above 255"),
-        ({"x_shape": (2**20, 8, 64, 64)}, "above 2147483647, the largest 32-bit index"),
+        ({"x_shape": (2**20, 8, 64, 64)}, "above 2147483647, the largest index"),
         ({"spec": Spec(), "x_shape": (2**16, 2**15, 8), "weight_shape": (4, 8)}, "are above 2147483647"),
     ],
 )
@@ -60,9 +57,8 @@ def test_without_triton(hopper, monkeypatch):
 
 def test_the_reasons_import_no_triton():
     code = (
-        "import sys, torch, bcos_kernels; from bcos_kernels import dispatch; from bcos_kernels.spec import Call, Spec; "
-        "call = Call(Spec(), 'cuda', torch.bfloat16, torch.bfloat16, (5, 8), (4, 8)); "
-        "dispatch.reasons(call); print('triton' in sys.modules)"
+        "import sys; from bcos_kernels.transform import TRANSFORM; from bcos_kernels.transform.call import of_shapes; "
+        "TRANSFORM.reasons(of_shapes((5, 8), (4, 8))); print('triton' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
@@ -129,20 +125,21 @@ def test_reasons_of_cuda(built, changed, reason):
 )
 def test_an_extension_that_does_not_fit_leaves_the_call_to_the_next_backend(built, hopper, module, reason):
     built(Extension())
-    assert dispatch.choose(CONV) == "gpu"
+    assert TRANSFORM.choose(CONV) == BOTH
     built(module)
     (found,) = cuda.why_not(CONV)
     assert reason in found
-    assert dispatch.choose(CONV) == "triton"
+    assert TRANSFORM.choose(CONV) == "triton"
     with pytest.raises(ValueError, match="backend='cuda' cannot serve this call: "):
-        dispatch.choose(CONV, "cuda")
+        TRANSFORM.choose(CONV, "cuda")
 
 
 def test_without_triton_cuda_serves_alone(built, monkeypatch):
     built(Extension())
     monkeypatch.setattr(triton, "INSTALLED", False)
-    assert dispatch.choose(CONV) == "cuda"
-    assert gpu.why_not(CONV) == ["triton: the package triton is not installed"]
+    assert TRANSFORM.choose(CONV) == "cuda"
+    with pytest.raises(ValueError, match=r"backend=.cuda,triton. cannot serve .*: triton: the package triton is not"):
+        TRANSFORM.choose(CONV, BOTH)
 
 
 def test_without_the_extension(monkeypatch):
@@ -156,16 +153,21 @@ def test_without_the_extension(monkeypatch):
     [
         ({}, ()),
         ({"max_out": 2}, ("one-pass",)),
-        ({"exponent": 1.5}, ("one-pass",)),
+        ({"b": 1.5}, ("one-pass",)),
         ({"weight_shape": (64, 4, 3, 3), "groups": 16}, ("one-pass",)),
         ({"max_out": 32}, ("one-pass", "semi")),
         ({"weight_shape": (64, 1, 3, 3), "groups": 64}, ("semi",)),
     ],
 )
 def test_candidates_of_triton(changed, missing):
-    p, plan = replace(LAYER, **changed), choice.plan_of("triton")
-    assert set(plan.candidates(p, "training")) == set(CANDIDATES) - set(missing)
-    assert set(plan.candidates(p, "forward")) == ({"vendor"} if p.max_out > 16 else {"one-pass", "vendor"})
+    call = of_shapes(**{**LAYER, **changed})
+    assert serving("triton", call, "training") == set(CANDIDATES) - set(missing)
+    assert serving("triton", call, "forward") == ({"vendor"} if call.max_out > 16 else {"one-pass", "vendor"})
+
+
+def serving(backend: str, call, direction: str) -> set[str]:
+    """The candidates of a backend that can serve one direction of a call."""
+    return {candidate.name for candidate, _ in choice.ways(TRANSFORM, backend, call, direction)}
 
 
 @pytest.mark.parametrize(
@@ -173,7 +175,7 @@ def test_candidates_of_triton(changed, missing):
     [
         ({}, ()),
         ({"max_out": 2}, ()),
-        ({"exponent": 1.5}, ()),
+        ({"b": 1.5}, ()),
         ({"weight_shape": (64, 4, 3, 3), "groups": 16}, ("one-pass",)),
         ({"weight_shape": (130, 64, 3, 3), "max_out": 65}, ("one-pass", "semi")),
         ({"weight_shape": (64, 1, 3, 3), "groups": 64}, ("semi",)),
@@ -182,31 +184,29 @@ def test_candidates_of_triton(changed, missing):
     ],
 )
 def test_candidates_of_cuda(changed, missing):
-    p, plan = replace(LAYER, **changed), choice.plan_of("cuda")
-    assert set(plan.candidates(p, "training")) == set(CANDIDATES) - set(missing)
-    assert set(plan.candidates(p, "forward")) == ({"vendor"} if len(missing) == 2 else {"one-pass", "vendor"})
+    call = of_shapes(**{**LAYER, **changed})
+    assert serving("cuda", call, "training") == set(CANDIDATES) - set(missing)
+    assert serving("cuda", call, "forward") == ({"vendor"} if len(missing) == 2 else {"one-pass", "vendor"})
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_the_choice_is_the_shortest_prediction(direction, monkeypatch):
-    monkeypatch.setattr(choice.choices, "find", lambda p, direction: None)
+    monkeypatch.setattr(choice.tuned, "find", lambda call, direction: None)
     for channels, size in ((64, 56), (512, 7)):
-        p = replace(LAYER, x_shape=(256, channels, size, size), weight_shape=(channels, channels, 3, 3))
-        chosen = choice.choose(p, direction, gpu.BACKENDS)
-        times = {
-            way: byte_model.predict(p, direction, choice.plan_of(way[0]), way[1])
-            for way in choice.candidates(p, direction, gpu.BACKENDS)
-        }
-        assert {backend for backend, _ in times} == set(gpu.BACKENDS)
-        assert times[chosen.backend, chosen.candidate] == min(times.values()) > byte_model.plain_time(p, direction)
+        call = of_shapes((256, channels, size, size), (channels, channels, 3, 3), padding=(1, 1))
+        chosen = choice.choose(TRANSFORM, BOTH, call, direction)
+        candidates = dict.fromkeys(candidate for candidate, _ in choice.ways(TRANSFORM, BOTH, call, direction))
+        times = {candidate: candidate.cost(call, direction) for candidate in candidates}
+        assert {candidate.backend for candidate in times} == {"cuda", "triton"}
+        assert times[chosen.candidate] == min(times.values()) > traffic.plain_seconds(call, direction)
         assert chosen.reason.startswith("predicted: ")
-        assert chosen == choice.choose(p, direction, gpu.BACKENDS)
+        assert chosen == choice.choose(TRANSFORM, BOTH, call, direction)
 
 
 def test_memory_and_arithmetic_decide():
     """Large images of few channels are bound by memory; small ones of many by arithmetic, the vendor's strength."""
-    wide = replace(LAYER, x_shape=(256, 256, 56, 56), weight_shape=(64, 256, 1, 1), padding=(0, 0))
-    deep = replace(LAYER, x_shape=(256, 512, 7, 7), weight_shape=(512, 512, 3, 3))
-    for backend in gpu.BACKENDS:
-        assert choice.predicted(wide, "forward", (backend,)).candidate == "one-pass"
-        assert choice.predicted(deep, "forward", (backend,)).candidate == "vendor"
+    wide = of_shapes((256, 256, 56, 56), (64, 256, 1, 1))
+    deep = of_shapes((256, 512, 7, 7), (512, 512, 3, 3), padding=(1, 1))
+    for backend in ("cuda", "triton"):
+        assert choice.predicted(TRANSFORM, backend, wide, "forward").candidate.name == "one-pass"
+        assert choice.predicted(TRANSFORM, backend, deep, "forward").candidate.name == "vendor"

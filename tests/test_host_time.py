@@ -1,17 +1,18 @@
 """A call like an earlier one repeats no checks, and nothing that an answer depends on is missing from what is kept."""
 
-import copy
-
 import pytest
 import torch
 
 import bcos_kernels as bk
-from bcos_kernels import autograd, checks, dispatch, functional
-from bcos_kernels.backends import cpu
 from bcos_kernels.bench import host
+from bcos_kernels.core import dispatch
+from bcos_kernels.core.candidate import Backend
+from bcos_kernels.core.op import Op
+from bcos_kernels.functional import bcos_conv2d as conv2d
+from bcos_kernels.functional import bcos_linear as linear
+from bcos_kernels.transform import TRANSFORM, checks, functional
 from benchmarks import host_time
 
-conv2d, linear = functional.bcos_conv2d, functional.bcos_linear
 X, W = torch.randn(2, 4, 8, 8), torch.randn(6, 4, 3, 3)
 ROWS, FILTERS = torch.randn(5, 8), torch.randn(6, 8)
 
@@ -133,8 +134,8 @@ def test_dtype_device_and_autocast_have_their_own_answers():
 def test_the_backend_is_chosen_anew_when_the_choice_changes(monkeypatch):
     chosen = []
     for name in ("forward", "backward"):
-        original = getattr(autograd.ops, name)
-        monkeypatch.setattr(autograd.ops, name, lambda *args, f=original: chosen.append(args[-1]) or f(*args))
+        original = getattr(Op, name)
+        monkeypatch.setattr(Op, name, lambda *args, f=original: chosen.append(args[-1]) or f(*args))
     conv2d(X, W)
     monkeypatch.setattr(dispatch, "FORCED", "reference")
     conv2d(X, W)
@@ -143,8 +144,7 @@ def test_the_backend_is_chosen_anew_when_the_choice_changes(monkeypatch):
     with pytest.raises(ValueError, match="backend='nonsense'"):
         conv2d(X, W)
     monkeypatch.setattr(dispatch, "FORCED", None)
-    stub = copy.copy(cpu.__dict__) | {"why_not": lambda call: ["it is a stub"]}
-    monkeypatch.setitem(dispatch.BACKENDS, "cpu", type("Stub", (), stub))
+    monkeypatch.setitem(TRANSFORM.backends, "cpu", Backend("cpu", lambda call: ["it is refused"]))
     conv2d(X, W)
     assert chosen == ["cpu"]
 

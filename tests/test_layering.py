@@ -14,11 +14,10 @@ FLOORS = [
     {"adopt", "commandline"},
     {"modules", "compat"},
     {"functional"},
-    {"autograd"},
-    {"ops"},
-    {"dispatch", "checks"},
-    {"backends"},
-    {"spec", "_C", "tally", "text"},
+    {"transform"},
+    {"gpu"},
+    {"core"},
+    {"_C", "tally", "text"},
 ]
 
 

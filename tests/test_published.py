@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import bcos_kernels as bk
-from bcos_kernels import dispatch
 from bcos_kernels.adopt import published
 from bcos_kernels.compat import import_reference
+from bcos_kernels.transform import TRANSFORM
 
 bcos = import_reference()
 M = bcos.modules
@@ -65,7 +65,7 @@ def test_family(name, b, families_published):
     x = example(layer)
     theirs = [outcome(layer, x, explain) for explain in (False, True)]
     bk.accelerate(layer)
-    assert bk.report(layer).rows[0].backend in dispatch.BACKENDS
+    assert bk.report(layer).rows[0].backend in TRANSFORM.backends
     for explain in (False, True):
         assert_close(outcome(layer, x, explain), theirs[explain])
 

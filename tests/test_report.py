@@ -6,8 +6,8 @@ from families import OwnForward, altered, net
 from torch import nn
 
 import bcos_kernels as bk
-from bcos_kernels import dispatch
 from bcos_kernels.compat import import_reference
+from bcos_kernels.transform import TRANSFORM
 
 M = import_reference().modules
 
@@ -37,7 +37,7 @@ def test_report_of_own_layers():
         "class Shifted overrides forward",
         "its forward was assigned on the instance",
     ]
-    assert rows[2].backend in dispatch.BACKENDS
+    assert rows[2].backend in TRANSFORM.backends
 
 
 def test_report_names_the_backend_that_cannot_serve():

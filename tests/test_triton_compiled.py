@@ -15,50 +15,55 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton_ir import Pipeline, wrapping_products
 
-from bcos_kernels.backends.gpu.problem import Problem
-from bcos_kernels.backends.triton import aot, plan
+from bcos_kernels.core import choice
+from bcos_kernels.core.candidate import DIRECTIONS, Tile
+from bcos_kernels.gpu import aot
+from bcos_kernels.transform import TRANSFORM, Call
+from bcos_kernels.transform.call import of_shapes
+from bcos_kernels.transform.triton.launches import launches
 
 pytestmark = pytest.mark.slow
 
 WORKERS = 2
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
-EVERY_TILE = Problem((256, 128, 28, 28), (128, 128, 3, 3), padding=(1, 1))
-PROBLEMS = {
-    "1x1": Problem((256, 256, 56, 56), (64, 256, 1, 1)),
-    "3x3, stride 2": Problem((256, 128, 56, 56), (128, 128, 3, 3), (2, 2), (1, 1)),
-    "7x7 of 6 channels, stride 2": Problem((256, 6, 224, 224), (64, 6, 7, 7), (2, 2), (3, 3)),
-    "32 groups": Problem((256, 128, 56, 56), (128, 4, 3, 3), padding=(1, 1), groups=32),
-    "depthwise 7x7": Problem((256, 96, 56, 56), (96, 1, 7, 7), padding=(3, 3), groups=96),
-    "linear": Problem((50176, 384, 1, 1), (1536, 384, 1, 1), is_linear=True),
-    "1000 classes": Problem((256, 2048, 7, 7), (1000, 2048, 1, 1)),
-    "max_out 2": Problem((256, 64, 56, 56), (128, 64, 3, 3), padding=(1, 1), max_out=2),
-    "b = 1.5": Problem((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), exponent=1.5),
-    "b = 1": Problem((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), exponent=1.0),
-    "b a tensor, bias": Problem((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), exponent=0.0, bias=True),
-    "weights of any length": Problem((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), unit=False),
-    "fp32 weights": Problem((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), weight_dtype=torch.float32),
+EVERY_TILE = of_shapes((256, 128, 28, 28), (128, 128, 3, 3), padding=(1, 1))
+CALLS = {
+    "1x1": of_shapes((256, 256, 56, 56), (64, 256, 1, 1)),
+    "3x3, stride 2": of_shapes((256, 128, 56, 56), (128, 128, 3, 3), stride=(2, 2), padding=(1, 1)),
+    "7x7 of 6 channels, stride 2": of_shapes((256, 6, 224, 224), (64, 6, 7, 7), stride=(2, 2), padding=(3, 3)),
+    "32 groups": of_shapes((256, 128, 56, 56), (128, 4, 3, 3), padding=(1, 1), groups=32),
+    "depthwise 7x7": of_shapes((256, 96, 56, 56), (96, 1, 7, 7), padding=(3, 3), groups=96),
+    "linear": of_shapes((50176, 384), (1536, 384)),
+    "1000 classes": of_shapes((256, 2048, 7, 7), (1000, 2048, 1, 1)),
+    "max_out 2": of_shapes((256, 64, 56, 56), (128, 64, 3, 3), padding=(1, 1), max_out=2),
+    "b = 1.5": of_shapes((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), b=1.5),
+    "b = 1": of_shapes((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), b=1.0),
+    "b a tensor, bias": of_shapes((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), b=None, bias=True),
+    "weights of any length": of_shapes((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), unit=False),
+    "fp32 weights": of_shapes((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), weight_dtype=torch.float32),
 }
 
 
-def typed(p: Problem, dtype: str, arch: str) -> Problem:
+def typed(p: Call, dtype: str, arch: str) -> Call:
     kind = DTYPES[dtype]
     weight = torch.float32 if p.weight_dtype == torch.float32 else kind
-    return replace(p, dtype=kind, weight_dtype=weight, out_dtype=kind, tf32=dtype == "tf32", arch=arch)
+    spec = replace(p.spec, out_dtype=kind)
+    return replace(p, spec=spec, dtype=kind, weight_dtype=weight, tf32=dtype == "tf32", arch=arch)
 
 
-def cases() -> Iterator[tuple[str, Problem, bool]]:
-    """(what, problem, whether every tile)."""
+def cases() -> Iterator[tuple[str, Call, bool]]:
+    """(what, call, whether every tile)."""
     for arch in aot.ARCHITECTURES:
         yield f"3x3 bf16 {arch}", typed(EVERY_TILE, "bf16", arch), True
     for dtype in ("fp32", "tf32"):
         yield f"3x3 {dtype} sm_90", typed(EVERY_TILE, dtype, "sm_90"), True
     for dtype, arch in (("fp16", "sm_90"), ("fp32", "sm_80"), ("tf32", "sm_80"), ("fp32", "gfx942")):
         yield f"3x3 {dtype} {arch}", typed(EVERY_TILE, dtype, arch), False
-    for name, p in PROBLEMS.items():
+    for name, p in CALLS.items():
         yield f"{name} bf16 sm_90", typed(p, "bf16", "sm_90"), False
     for arch in ("sm_80", "sm_100", "gfx942"):
         for name in ("7x7 of 6 channels, stride 2", "depthwise 7x7"):
-            yield f"{name} bf16 {arch}", typed(PROBLEMS[name], "bf16", arch), False
+            yield f"{name} bf16 {arch}", typed(CALLS[name], "bf16", arch), False
 
 
 def selection() -> dict[aot.Specialisation, str]:
@@ -66,12 +71,14 @@ def selection() -> dict[aot.Specialisation, str]:
     found = {}
     for what, p, every_tile in cases():
         channels_last = what != "fp32 weights bf16 sm_90"  # one of them as PyTorch makes a weight
-        for direction in plan.DIRECTIONS:
-            for candidate in plan.candidates(p, direction):
-                tiles = plan.tiles(p, direction, candidate) or [None]
-                for tile in tiles if every_tile else tiles[:1]:
-                    for started in aot.launches(p, direction, candidate, tile, channels_last):
-                        found.setdefault(aot.specialise(started, p.arch), f"{what}, {direction}, {candidate}, {tile}")
+        for direction in DIRECTIONS:
+            tried = set()
+            for candidate, tile in choice.ways(TRANSFORM, "triton", p, direction):
+                if candidate in tried and not every_tile:
+                    continue
+                tried.add(candidate)
+                for started in launches(p, direction, candidate.name, tile, channels_last):
+                    found.setdefault(aot.specialise(started, p.arch), f"{what}, {direction}, {candidate}, {tile}")
     return found
 
 
@@ -231,8 +238,8 @@ def test_the_race_check_finds_a_planted_race():
 
 
 def test_the_race_check_finds_our_kernel_without_its_register_operand():
-    p = typed(PROBLEMS["1x1"], "bf16", "sm_90")
-    what = aot.specialise(aot.launches(p, "forward", "one-pass")[-1], "sm_90")
+    p = typed(CALLS["1x1"], "bf16", "sm_90")
+    what = aot.specialise(launches(p, "forward", "one-pass")[-1], "sm_90")
     for registers in (True, False):
         constants = dict(what.constants) | {"REGISTERS": registers}
         pipeline = Pipeline(aot.compiled(what._replace(constants=tuple(constants.items()))).ttgir)
@@ -243,7 +250,7 @@ def test_the_race_check_finds_our_kernel_without_its_register_operand():
 def test_the_race_check_finds_a_buffer_too_few(after):
     """In the form itself: the copies' buffers turn over one buffer too early."""
     p = typed(EVERY_TILE, "bf16", "sm_90")
-    ttgir = aot.compiled(aot.specialise(aot.launches(p, "forward", "one-pass")[-1], "sm_90")).ttgir
+    ttgir = aot.compiled(aot.specialise(launches(p, "forward", "one-pass")[-1], "sm_90")).ttgir
     assert "%c3_i32" in ttgir and not Pipeline(ttgir).races
     fewer = re.sub(r"(arith\.cmpi sge, \S+) %c3_i32", rf"\1 %c{after}_i32", ttgir)
     assert fewer != ttgir and Pipeline(fewer).races
@@ -256,8 +263,8 @@ def test_the_offset_check_finds_a_planted_product():
 
 def test_what_exceeds_the_gpu_is_named():
     p = typed(EVERY_TILE, "bf16", "sm_90")
-    tile = plan.Tile(128, 128, 64, 4, 3)  # 4 warps cannot hold what 8 do
-    what = aot.specialise(aot.launches(p, "training", "one-pass", tile)[1], "sm_90")
+    tile = Tile(128, 128, 64, 4, 3)  # 4 warps cannot hold what 8 do
+    what = aot.specialise(launches(p, "training", "one-pass", tile)[1], "sm_90")
     assert "conv2d_dgrad" in what.kernel and any("spills" in excess for excess in aot.compiled(what).excesses())
     deep = aot.compiled(what._replace(stages=9))._replace(of=what._replace(arch="gfx942"))
     assert any("shared" in excess for excess in deep.excesses())
@@ -268,9 +275,9 @@ def test_specialisations_are_what_triton_would_compile(arch, monkeypatch):
     """The arguments of a specialisation stand for those of the launch: Triton keys both alike."""
     monkeypatch.setattr(triton.runtime.driver, "_active", aot._Driver(arch))
     assert isinstance(aot.ARCHITECTURES[arch].target, GPUTarget)
-    large = replace(PROBLEMS["linear"], x_shape=(1 << 22, 384, 1, 1))
-    for p in (EVERY_TILE, PROBLEMS["7x7 of 6 channels, stride 2"], PROBLEMS["depthwise 7x7"], large):
-        for started in aot.launches(replace(p, arch=arch), "training", "semi" if not p.depthwise else "one-pass"):
+    large = replace(CALLS["linear"], x_shape=(1 << 22, 384))
+    for p in (EVERY_TILE, CALLS["7x7 of 6 channels, stride 2"], CALLS["depthwise 7x7"], large):
+        for started in launches(replace(p, arch=arch), "training", "semi" if not p.depthwise else "one-pass"):
             binder = started.kernel.create_binder()[-1]
             what = aot.specialise(started, arch)
             keys = [binder(*a, **started.constants)[1] for a in (started.arguments, map(aot._value, what.arguments))]

@@ -13,7 +13,7 @@ from emulated import GXX, HEADERS, module
 
 import bcos_kernels as bk
 from bcos_kernels.__main__ import main
-from bcos_kernels.backends.gpu import choices
+from bcos_kernels.core import env, tuned
 
 ROOT = Path(__file__).parent.parent
 tuning = importlib.import_module("bcos_kernels.tuning")
@@ -23,8 +23,9 @@ import json, signal, sys
 import torch
 from torch import nn
 import bcos_kernels as bk
-from bcos_kernels.backends.gpu import choice, choices, trials
-from bcos_kernels.backends.triton import layer
+from bcos_kernels.core import choice, tuned
+from bcos_kernels.gpu import timing
+from bcos_kernels.transform.triton import implicit_gemm
 
 class Net(nn.Module):
     def __init__(self, backend="triton"):
@@ -130,7 +131,7 @@ if GXX and HEADERS:
         """Triton's interpreter and the emulation of the CUDA kernels together stand in for a GPU with both."""
         code = """
 import where
-model = Net("gpu")
+model = Net("cuda,triton")
 print(bk.tune(model, x, progress=False))
 print(bk.report(model, x))
 """
@@ -146,20 +147,20 @@ print(bk.report(model, x))
         (stored,) = json.loads(cache.read_text())["devices"].values()
         assert all(set(known) == {"cuda", "triton"} for known in stored.values())
         row = next(line for line in lines if line.startswith("conv "))
-        assert row.count("(measured on this device)") == 3 and " gpu " in row
+        assert row.count("(measured on this device)") == 3 and " cuda,triton " in row
 
 
 INTERRUPT = """
 usual, served = choice.choose, []
-def measure(*args, measure=trials.measure):
+def measure(*args, measure=timing.measure):
     served.append(args[1])
     if len(served) == 3:
         signal.raise_signal(signal.SIGINT)
     return measure(*args)
-trials.measure = measure
+timing.measure = measure
 result = bk.tune(Net(), x, directions=("forward", "explanation"), progress=False)
 assert choice.choose is usual
-print(len(result.rows), result.calls, len(choices.read()[choices.device()]))
+print(len(result.rows), result.calls, len(tuned.read()[tuned.device()]))
 print(str(result).splitlines()[-1])
 """
 
@@ -171,15 +172,15 @@ def test_an_interrupt_keeps_what_was_measured(tmp_path):
 
 
 WRONG = """
-def forward(p, x, weights, bias, b, out, tile, forward=layer.implicit_gemm.forward):
+def forward(call, x, weights, bias, b, out, tile, forward=implicit_gemm.forward):
     if tile.m == 32:
         raise MemoryError("out of resources")
-    forward(p, x, weights, bias, b, out, tile)
+    forward(call, x, weights, bias, b, out, tile)
     out.y.mul_(1.01)
-layer.implicit_gemm.forward = forward
+implicit_gemm.forward = forward
 result = bk.tune(bk.BcosConv2d(3, 4, 1, backend="triton"), torch.randn(1, 3, 7, 7), directions=("forward",))
 (row,) = result.rows
-print(row.winner.candidate, [t.refusal is not None for t in row.trials])
+print(row.winner.candidate.name, [t.refusal is not None for t in row.trials])
 print(result)
 """
 
@@ -231,7 +232,7 @@ def test_progress_without_rich(show, lines, monkeypatch, capsys):
 @pytest.fixture
 def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(tuning, "INTERPRETED", False)
+    monkeypatch.setattr(env, "INTERPRETED", False)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +266,7 @@ def test_bad_input(arguments, options, error, message, no_gpu):
 )
 def test_nothing_to_tune(model, message, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "_check_device", lambda: None)
-    monkeypatch.setattr(choices, "PATH", tmp_path / "choices.json")
+    monkeypatch.setattr(tuned, "PATH", tmp_path / "choices.json")
     with pytest.raises(ValueError, match=message):
         bk.tune(model, torch.ones(2, 1))
 

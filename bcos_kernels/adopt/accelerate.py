@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from .. import dispatch, tally
+from .. import tally
 from ..modules import BcosLayer
+from ..transform import TRANSFORM
 from . import layer
 from .published import Variant
 
@@ -115,8 +116,7 @@ def check_options(out_dtype, backend, unpublished) -> None:
         raise TypeError(f"out_dtype={out_dtype!r}: a torch.dtype or None is needed")
     if out_dtype is not None and not out_dtype.is_floating_point:
         raise ValueError(f"out_dtype={out_dtype}: a floating-point dtype or None is needed")
-    if backend is not None and backend not in dispatch.BACKENDS:
-        raise ValueError(f"backend={backend!r}: allowed are {', '.join(map(repr, dispatch.BACKENDS))} and None")
+    TRANSFORM.check_backend(backend)
     if unpublished not in UNPUBLISHED:
         raise ValueError(f"unpublished={unpublished!r}: allowed are {' and '.join(map(repr, UNPUBLISHED))}")
 

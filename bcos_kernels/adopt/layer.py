@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from .. import functional
 from ..modules import BcosLayer
+from ..transform import functional
 from . import published
 from .published import Code, Variant
 

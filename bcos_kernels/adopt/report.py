@@ -11,12 +11,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from .. import dispatch
-from ..backends import gpu
-from ..backends.gpu.tile import DIRECTIONS
+from ..core.candidate import DIRECTIONS
 from ..modules import BcosLayer
-from ..spec import Call, Spec
 from ..text import aligned
+from ..transform import TRANSFORM, Call, Spec
 from . import layer as layers
 from .accelerate import check_model, plan_of, variant_of
 from .published import Variant
@@ -65,7 +63,7 @@ class Report:
             what += " (measured: its code is not published)" if row.measured else ""
             cells.append((row.name, row.kind, what, *(choices if wide else ())))
         lines = [aligned(cells)]
-        if not wide and any(row.backend in _ON_GPU for row in self.rows):
+        if not wide and any(TRANSFORM.has_choice(row.backend) for row in self.rows):
             lines.append("which kernels serve a layer on a GPU depends on the input: report(model, example_input)")
         backends = Counter(r.backend for r in self.rows if r.backend)
         served = ", ".join(f"{count} by {name}" for name, count in backends.items())
@@ -85,23 +83,20 @@ def report(model: nn.Module, example_input: torch.Tensor | tuple | None = None) 
     check_model(model)
     args = None if example_input is None else arguments(example_input)
     rows = {name: row for name, module in model.named_modules() if (row := _row(name or "(model)", module)) is not None}
-    on_gpu = [name for name, row in rows.items() if row.backend in _ON_GPU]
+    on_gpu = [name for name, row in rows.items() if TRANSFORM.has_choice(row.backend)]
     if args is not None and on_gpu:
         choices = _choices(model, args, on_gpu)
         rows.update((name, replace(rows[name], choices=texts)) for name, texts in choices.items())
     return Report(tuple(rows.values()))
 
 
-_ON_GPU = ("gpu", *gpu.BACKENDS)
-
-
 def _choices(model: nn.Module, args: tuple, names: list[str]) -> dict[str, tuple[str, ...]]:
     """What serves each direction of each named layer in its first call of a run of the model, and why."""
-    from ..backends.gpu import trials
+    from ..gpu import timing
 
     found = dict.fromkeys(names, ("not run by the example",) * len(DIRECTIONS))
     called = set()
-    with trials.noting() as noted, ExitStack() as hooks:
+    with timing.noting() as noted, ExitStack() as hooks:
 
         def before(module, args) -> None:
             noted.clear()
@@ -109,8 +104,7 @@ def _choices(model: nn.Module, args: tuple, names: list[str]) -> dict[str, tuple
         def after(module, args, output, name: str) -> None:
             if name not in called and noted:
                 called.add(name)
-                first = next(iter(noted))
-                found[name] = tuple(map(_words, trials.served(first.problem, first.backends)))
+                found[name] = tuple(map(_words, timing.served(next(iter(noted)))))
 
         for name in names:
             layer = model.get_submodule(name)
@@ -158,7 +152,7 @@ def _row(name: str, module: nn.Module) -> Row | None:
     if isinstance(found, str):
         return Row(name, kind, None, found)
     try:
-        return Row(name, kind, dispatch.choose(_call(module, found), backend), measured=measured)
+        return Row(name, kind, TRANSFORM.choose(_call(module, found), backend), measured=measured)
     except ValueError as error:
         return Row(name, kind, None, str(error))
 
@@ -206,4 +200,7 @@ def _call(module: nn.Module, variant: Variant) -> Call:
             *(d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)),
         )
         zero_padded = layer.padding_mode == "zeros" or layer.padding in ((0, 0), "valid")
-    return Call(spec, weight.device.type, weight.dtype, weight.dtype, shape, tuple(weight.shape), zero_padded)
+    return Call(
+        spec, weight.device.type, shape, tuple(weight.shape), weight.dtype, weight.dtype,
+        layer.bias is not None, zero_padded,
+    )  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adopt import accelerate, report
-from ..backends.gpu.tile import DIRECTIONS
+from ..core.candidate import DIRECTIONS
 from .forcing import BACKENDS, candidates, forced
 
 __all__ = ["BACKENDS", "Contender", "Contest", "build", "error", "in_a_line", "known", "refusal", "served", "unjudged"]

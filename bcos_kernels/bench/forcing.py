@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from .. import dispatch
-from ..backends import gpu
-from ..backends.gpu.choice import forced
-from ..backends.gpu.tile import CANDIDATES
+from ..core.choice import forced
+from ..transform import TRANSFORM
 
 __all__ = ["BACKENDS", "candidates", "forced"]
 
-BACKENDS = tuple(name for name in dispatch.BACKENDS if name not in ("gpu", "reference"))
+BACKENDS = tuple(name for name in TRANSFORM.backends if name != "reference")
 
 
 def candidates(backend: str) -> tuple[str, ...]:
     """The ways in which a backend can serve a call, where it has several."""
-    return CANDIDATES if backend in gpu.BACKENDS else ()
+    return tuple(c.name for c in TRANSFORM.candidates_of(backend)) if TRANSFORM.has_choice(backend) else ()

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bcos_kernels import dispatch
-from bcos_kernels.backends import gpu
-from bcos_kernels.backends.gpu.choice import forced
+from bcos_kernels.core import dispatch
+from bcos_kernels.core.choice import forced
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once; without it no run is deterministic
 HERE = Path(__file__).parent
@@ -37,7 +36,7 @@ def pytest_collection_finish(session):
         pytest.exit("the tests marked gpu need a GPU: torch.cuda.is_available() is False here", returncode=4)
 
 
-@pytest.fixture(autouse=True, params=gpu.BACKENDS)
+@pytest.fixture(autouse=True, params=("cuda", "triton"))
 def backend(request, monkeypatch):
     """The backend of every call that names none."""
     monkeypatch.setattr(dispatch, "FORCED", request.param)

@@ -7,8 +7,8 @@ interpreter takes its place (``TRITON_INTERPRET=1``).
 
 import torch
 
-from bcos_kernels.backends.gpu.choice import forced
-from bcos_kernels.backends.gpu.device import INTERPRETED
+from bcos_kernels.core.choice import forced
+from bcos_kernels.core.env import INTERPRETED
 from bcos_kernels.functional import bcos_conv2d, bcos_linear
 
 DEVICE = "cpu" if INTERPRETED else "cuda"

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import CANDIDATES
 from on_gpu import SMALL, equal, run, tensors
-
-from bcos_kernels.backends.gpu.tile import CANDIDATES
 
 CALLS = Path(__file__).with_name("small_calls.py")
 CLEAN = re.compile(r"SUMMARY: .*\b0 errors")

@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-from cases import Case, error
+from cases import CANDIDATES, Case, error
 from on_gpu import run
-
-from bcos_kernels.backends.gpu.tile import CANDIDATES
 
 ROWS = 2**20 + 64  # of 2048 values: the last 64 rows lie beyond 2³¹
 IMAGES = 130  # of 64 channels and 512² pixels, 2²⁴ values: the last two lie beyond

@@ -4,11 +4,10 @@ import copy
 
 import pytest
 import torch
-from cases import error
+from cases import CANDIDATES, error
 from on_gpu import SMALL, run, tensors
 
 import bcos_kernels as bk
-from bcos_kernels.backends.gpu.tile import CANDIDATES
 
 
 def assert_agree(found, expected, candidate: str = "vendor") -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from where import BACKENDS, STANDS_IN
 
-from bcos_kernels import dispatch
-from bcos_kernels.backends.gpu.choice import forced
+from bcos_kernels.core import dispatch
+from bcos_kernels.core.choice import forced
 
 collect_ignore_glob = [] if BACKENDS else ["test_*.py"]
 

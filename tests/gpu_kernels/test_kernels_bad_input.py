@@ -4,7 +4,7 @@ import pytest
 import torch
 from where import BACKENDS, DEVICE
 
-from bcos_kernels.backends import cuda
+from bcos_kernels.transform import cuda
 
 GEOMETRY = ((1, 1), (1, 1), (1, 1), 1)
 

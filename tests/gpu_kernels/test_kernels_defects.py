@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from cases import IDS, Budget, Case, error, upstream
+from cases import CANDIDATES, IDS, Budget, Case, error, upstream
 from parity import check
 from torch.autograd import grad
 from torch.utils._python_dispatch import TorchDispatchMode
 from where import DEVICE, STANDS_IN
 
-from bcos_kernels.backends.gpu.choice import plan_of
-from bcos_kernels.backends.gpu.problem import Problem
-from bcos_kernels.backends.gpu.tile import CANDIDATES, Tile
+from bcos_kernels.core.candidate import Tile
+from bcos_kernels.transform import TRANSFORM
+from bcos_kernels.transform.call import of_shapes
 
 CONV = Case("conv", (2, 6, 5, 4), (5, 6, 3, 3), {"padding": 1})
 DEPTHWISE = Case("depthwise", (2, 5, 4, 5), (5, 1, 3, 3), {"padding": 1, "groups": 5})
@@ -74,8 +74,8 @@ def test_input_strides_are_respected(name, force):
     ):
         found = run(case, strided, torch.stack([weight, weight], -1)[..., 1])
         assert all(torch.equal(mine, yours) for mine, yours in zip(found, expected, strict=True))
-    y = case(x[:1].expand(3, *x.shape[1:]), weight)
-    assert torch.equal(y[2:], expected[0][:1])
+    repeated = x[:1].expand(3, *x.shape[1:])
+    assert torch.equal(case(repeated, weight), case(repeated.clone(), weight))
 
 
 @pytest.mark.parametrize("name", ["conv", "depthwise", "linear"])
@@ -321,9 +321,9 @@ def test_backward_reads_no_norm_that_was_not_saved(groups, multiplier, force, ba
     """One channel to a group, several filters, no groups that share a tile: the forward saves no norm."""
     options = {"padding": 1, "groups": groups}
     case = Case("multiplier", (1, groups, 3, 3), (groups * multiplier, 1, 3, 3), options)
-    p = Problem(case.x, case.weight, padding=(1, 1), groups=groups)
-    assert p.pack == 1 and not p.saves_norm
-    candidates = plan_of(backend).candidates
-    assert "one-pass" not in candidates(p, "training") + candidates(p, "explanation")
+    call = of_shapes(case.x, case.weight, padding=(1, 1), groups=groups)
+    assert call.pack == 1 and not call.saves_norm
+    (one_pass,) = (c for c in TRANSFORM.candidates_of(backend) if c.name == "one-pass")
+    assert not any(one_pass.can_serve(call, direction) for direction in ("training", "explanation"))
     force("one-pass")
     check(case, None, torch.float32, device=DEVICE, seeds=range(3), formats=(True,))

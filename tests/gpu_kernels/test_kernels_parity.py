@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import CASES, IDS, Case, error
+from cases import CANDIDATES, CASES, IDS, Case, error
 from parity import check
 from where import DEVICE, STANDS_IN
 
-from bcos_kernels.backends.gpu import choice
-from bcos_kernels.backends.gpu.tile import CANDIDATES
+from bcos_kernels.core import choice
+from bcos_kernels.transform import TRANSFORM
 
 SERVED = [case for case in CASES if case.options.get("padding_mode", "zeros") == "zeros"]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -21,7 +21,7 @@ MORE = [
     Case("resnext_stride2_b1.5", (2, 32, 7, 7), (64, 4, 3, 3), {"padding": 1, "groups": 8, "stride": 2, "b": 1.5}),
     Case("wide_groups", (1, 80, 5, 5), (80, 40, 3, 3), {"padding": 1, "groups": 2}),
     Case("stride3", (2, 16, 10, 10), (8, 16, 3, 3), {"padding": 1, "stride": 3}),
-    Case("many_slots", (2, 6, 4, 4), (34, 6, 1, 1), {"max_out": 17}),
+    Case("max_out17", (2, 6, 4, 4), (34, 6, 1, 1), {"max_out": 17}),
     Case("max_out5", (2, 6, 5, 5), (15, 6, 3, 3), {"max_out": 5, "padding": 1}),
     Case("depthwise_stride2_b3", (2, 9, 8, 8), (9, 1, 3, 3), {"padding": 1, "groups": 9, "stride": 2, "b": 3}),
     Case("depthwise_bias_raw", (1, 9, 6, 6), (9, 1, 3, 5), {"groups": 9, "normalize_weights": False}, True),
@@ -109,7 +109,8 @@ def test_every_tile(name, direction, force, backend):
     with choice.forced(None) as chosen:
         y = case(x, weight)
         torch.autograd.grad(y, (x, weight), torch.ones_like(y))
-    tiles = choice.plan_of(backend).tiles(chosen[direction][0], direction, candidate)
+    ways = choice.ways(TRANSFORM, backend, chosen[direction][0], direction)
+    tiles = [tile for offered, tile in ways if offered.name == candidate]
     assert len(set(tiles)) == len(tiles) >= (1 if backend == "cuda" and name != "conv" else 2)
     results = []
     for tile in tiles:

@@ -9,14 +9,15 @@ from importlib.util import module_from_spec, spec_from_file_location
 
 import torch
 
-from bcos_kernels.backends import cuda, gpu
-from bcos_kernels.backends.gpu.device import INTERPRETED
+from bcos_kernels.core.env import INTERPRETED
+from bcos_kernels.transform import cuda
 
 EMULATED = os.environ.get("BCOS_TEST_EMULATED")
 STANDS_IN = bool(EMULATED) or INTERPRETED
 DEVICE = "cpu" if STANDS_IN else "cuda"
-BACKENDS = ("cuda",) if EMULATED else ("triton",) if INTERPRETED else gpu.BACKENDS if torch.cuda.is_available() else ()
-
+BACKENDS = (
+    ("cuda",) if EMULATED else ("triton",) if INTERPRETED else ("cuda", "triton") if torch.cuda.is_available() else ()
+)
 if EMULATED:
     spec = spec_from_file_location("emulated", EMULATED)
     cuda.kernels, cuda._device = module_from_spec(spec), DEVICE

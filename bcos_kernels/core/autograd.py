@@ -1,0 +1,208 @@
+"""Derivatives of every op: what is saved, which mode the backward is in, and the second order."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .. import tally
+from . import _torch
+from .op import Op, library
+
+__all__ = ["EagerFunction", "apply", "register"]
+
+Late = MutableMapping | None
+"""The late explanation mode: ``late["fixed_weights"]`` is read when the backward runs."""
+
+
+def _save(ctx, op: Op, inputs: tuple, outputs: tuple, call, late: Late, backend: str) -> None:
+    """Keeps the inputs and the outputs, the first of them where the backward needs it, for :func:`_backward`."""
+    first, *others = outputs
+    ctx.op, ctx.call, ctx.late, ctx.backend, ctx.version = op, call, late, backend, first._version
+    ctx.save_for_backward(*inputs, first if call.spec.saves_output else None, *others)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad, needs: tuple[bool, ...]) -> tuple:
+    """Gradients of the inputs as far as ``needs`` says."""
+    op = ctx.op
+    if grad is None:
+        return (None,) * len(needs)
+    inputs, saved = _saved(ctx)
+    frozen = ctx.late is not None and bool(ctx.late["fixed_weights"])
+    return op.backward(grad, inputs, saved, ctx.call, frozen, _used(ctx, inputs, needs), ctx.backend)
+
+
+def _saved(ctx) -> tuple:
+    """Inputs and saved outputs. An output that was changed in place since the forward is computed again."""
+    op, count = ctx.op, len(ctx.op.inputs._fields)
+    try:
+        kept = ctx.saved_tensors
+    except RuntimeError:
+        if not ctx.call.spec.saves_output:
+            raise
+        # autograd compares no versions of a tensor that has hooks: what is left to raise is a changed input
+        _torch.saved_tensor_of(ctx, count).register_hooks(_itself, _itself)
+        kept = ctx.saved_tensors
+    inputs, saved = op.inputs(*kept[:count]), op.outputs(*kept[count:])
+    if saved[0] is None or saved[0]._version <= ctx.version:
+        return inputs, saved
+    with torch.no_grad():
+        return inputs, op.outputs(op.forward(inputs, ctx.call, ctx.backend)[0], *saved[1:])
+
+
+def _itself(t: Tensor) -> Tensor:
+    return t
+
+
+class EagerFunction(torch.autograd.Function):
+    """The first output of a call, in less host time than the operator: outside of compilers, traces and torch.func."""
+
+    @classmethod
+    def apply(cls, *args):
+        return super(torch.autograd.Function, cls).apply(*args)  # without looking for torch.func's transforms
+
+    @staticmethod
+    def forward(ctx, op: Op, call, late: Late, backend: str, *inputs):
+        inputs = op.inputs(*inputs)
+        outputs = op.forward(inputs, call, backend)
+        _save(ctx, op, inputs, outputs, call, late, backend)
+        return outputs[0]
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, None, None, None, *_backward(ctx, grad, ctx.needs_input_grad[4:])
+
+
+class DispatchedFunction(EagerFunction):
+    """All outputs of the forward operator, on the floor of torch's dispatcher where derivatives are recorded."""
+
+    @staticmethod
+    def forward(ctx, op: Op, *args):
+        outputs = _below(op.forward_operator, *args)
+        inputs, spec, (backend,) = op.parsed(args)
+        _save(ctx, op, inputs, outputs, op.call(inputs, spec), None, backend)
+        ctx.mark_non_differentiable(*outputs[1:])
+        return outputs
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        count = len(ctx.op.inputs._fields)
+        needs = ctx.needs_input_grad[1 : 1 + count]
+        return None, *_backward(ctx, grad, needs), *(None,) * (len(ctx.needs_input_grad) - 1 - count)
+
+
+class DispatchedBackward(EagerFunction):
+    """The backward operator on the same floor; its backward is the second order."""
+
+    @staticmethod
+    def forward(ctx, op: Op, grad, *args):
+        inputs, _, ctx.spec, (frozen, ctx.needs, _) = op.parsed_backward(args)
+        ctx.op, ctx.late = op, {"fixed_weights": frozen}
+        ctx.save_for_backward(grad, *inputs)
+        ctx.set_materialize_grads(False)
+        return _below(op.backward_operator, grad, *args)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        """The vector-Jacobian product of the reference's vector-Jacobian product, so every further order is exact."""
+        # the pullback of torch.func.vjp runs after its transform has ended
+        grad, *inputs = _torch.unwrap_dead_wrappers(ctx.saved_tensors)
+        grads = _torch.unwrap_dead_wrappers(grads)
+        op, primals = ctx.op, (grad, *inputs)
+        asked = [need and g is not None for need, g in zip(ctx.needs, grads, strict=True)]
+        wanted = ctx.needs_input_grad[1 : 1 + len(primals)]
+
+        def first_order(grad, *inputs):
+            function = _of_some(inputs, asked, lambda *args: op.reference(op.inputs(*args), ctx.spec, ctx.late))
+            return torch.func.vjp(function, *_chosen(inputs, asked))[1](grad)
+
+        results = (None,) * len(primals)
+        if any(asked):
+            with torch.autocast(grad.device.type, enabled=False):
+                _, vjp = torch.func.vjp(_of_some(primals, wanted, first_order), *_chosen(primals, wanted))
+                found = iter(vjp(_chosen(grads, asked)))
+            results = tuple(next(found) if want else None for want in wanted)
+        return None, *results, *(None,) * (len(ctx.needs_input_grad) - 1 - len(primals))
+
+
+def _below(operator, *args):
+    """The operator by the kernels below; outer transforms of torch.func are among them, and record by themselves."""
+    with torch.enable_grad(), _torch.below_autograd():
+        return operator(*args)
+
+
+def register(op: Op) -> None:
+    """Registers the derivatives of the op's operators at torch's dispatcher."""
+    for function, operator in ((DispatchedFunction, op.forward_operator), (DispatchedBackward, op.backward_operator)):
+        _register(op, function, operator)
+
+
+def _register(op: Op, function: type[EagerFunction], operator) -> None:
+    def kernel(*args):
+        if torch.is_grad_enabled():
+            with _torch.enable_single_level_autograd_function():
+                return function.apply(op, *args)
+        with _torch.below_autograd():
+            return operator(*args)
+
+    library.impl(operator, kernel, "Autograd")
+
+
+def _chosen(values: tuple, chosen) -> tuple:
+    return tuple(v for v, c in zip(values, chosen, strict=True) if c)
+
+
+def _of_some(values: tuple, chosen, function):
+    """``function`` as a function of the chosen ones of its arguments, the others held fixed."""
+
+    def partial(*args):
+        rest = iter(args)
+        return function(*(next(rest) if c else v for v, c in zip(values, chosen, strict=True)))
+
+    return partial
+
+
+def apply(op: Op, inputs, call, late: Late, backend: str) -> Tensor:
+    """The first output of a call by the kernels of ``backend``, or by the reference where these have no derivative."""
+    if torch.compiler.is_compiling() or _torch.transformed() or _torch.forward_derivatives():
+        return _transformed(op, inputs, call, late, backend)
+    tally.fused()
+    return _eager(op, inputs, call, late, backend)
+
+
+def _eager(op: Op, inputs, call, late: Late, backend: str) -> Tensor:
+    if torch.is_grad_enabled():
+        return EagerFunction.apply(op, call, late, backend, *inputs)
+    return op.forward(inputs, call, backend)[0]
+
+
+def _transformed(op: Op, inputs, call, late: Late, backend: str) -> Tensor:
+    """Under torch.compile, torch.export, torch.jit.trace, torch.func and forward-mode derivatives."""
+    spec = call.spec
+    if torch.compiler.is_compiling():
+        tally.compiled()
+    leaves = torch.compiler.is_exporting() or _torch.is_traced()
+    if leaves and torch.onnx.is_in_onnx_export():  # standard operators only
+        return op.reference(inputs, spec, None)
+    if leaves and late is not None:  # a program that leaves Python keeps the mode in which it was made
+        spec = replace(spec, detach=bool(late["fixed_weights"]))
+    elif torch.compiler.is_compiling() and late is not None:
+        # a compiled backward would keep the mode of its first run
+        return torch.compiler.disable(_eager)(op, inputs, call, late, backend)
+    elif _torch.forward_derivatives() or late is not None:
+        return op.reference(inputs, spec, late)
+    return op.dispatched(inputs, spec, backend)[0]
+
+
+def _used(ctx, inputs: tuple, needs: tuple[bool, ...]) -> tuple[bool, ...]:
+    """Which gradients the running backward will use: ``autograd.grad(y, x)`` needs no dw, though w requires one."""
+    if torch.compiler.is_compiling() or not all(needs[:2]):
+        return needs
+    nodes = iter(ctx.next_functions)
+    return tuple(
+        t is not None and _torch.will_run(next(nodes)[0]) and need for t, need in zip(inputs, needs, strict=True)
+    )

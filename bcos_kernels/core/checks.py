@@ -1,0 +1,66 @@
+"""Checks of arguments that every op has: every error names the argument, its value and what is allowed."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+
+import torch
+
+__all__ = ["autocast_dtype", "epsilon", "flag", "integer", "out_dtype", "pair"]
+
+
+def integer(name: str, value, least: int) -> int:
+    """An int of at least ``least``; a symbolic one passes."""
+    if (type(value) is int and least <= value < 2**31) or isinstance(value, torch.SymInt):
+        return value
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name}={value!r}: an int is needed, not {type(value).__name__}")
+    if not least <= value < 2**31:
+        raise ValueError(f"{name}={value}: must be at least {least} and below 2**31")
+    return int(value)
+
+
+def pair(name: str, value, least: int) -> tuple[int, int]:
+    """Two ints, from an int or a tuple of one or two."""
+    if isinstance(value, (tuple, list)):
+        if len(value) not in (1, 2):
+            raise ValueError(f"{name}={value!r}: an int, or a tuple of one or two ints")
+        value = tuple(value) * (2 if len(value) == 1 else 1)
+    else:
+        value = (value, value)
+    return integer(name, value[0], least), integer(name, value[1], least)
+
+
+def epsilon(name: str, value) -> float:
+    """A finite float of at least 0."""
+    if type(value) is float and 0 <= value < math.inf:
+        return value
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}={value!r}: a float is needed, not {type(value).__name__}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value!r}: must be finite and at least 0")
+    return float(value)
+
+
+def flag(name: str, value) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}: True or False is needed, not {type(value).__name__}")
+    return value
+
+
+def out_dtype(dtype: torch.dtype | None, x_dtype: torch.dtype) -> torch.dtype | None:
+    """x's dtype, or fp32 for half-precision x."""
+    allowed = (x_dtype,) if x_dtype == torch.float64 else (x_dtype, torch.float32)
+    if dtype is not None and dtype not in allowed:
+        raise ValueError(f"out_dtype={dtype}: allowed for x of {x_dtype} are {', '.join(map(str, allowed))} and None")
+    return dtype
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """The dtype that autocast casts to on the device type; None where it is off."""
+    try:
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    except RuntimeError:  # a device without autocast, "meta" among them
+        return None

@@ -1,0 +1,108 @@
+"""How one direction of a call is served: by which candidate, and in which tile.
+
+Where a call has several candidates, that is what :func:`bcos_kernels.tune` measured on this device, or else what the
+candidates' cost models predict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+from . import tuned
+from .candidate import Candidate, Tile
+
+__all__ = ["Choice", "choose", "choosing", "forced", "predicted", "ways"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one direction of a call is served, and why so."""
+
+    candidate: Candidate
+    tile: Tile | None
+    """Of the product that forms y or dx; None where there is nothing to choose."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.candidate} {self.tile.m}×{self.tile.n}×{self.tile.k}" if self.tile else str(self.candidate)
+
+
+class Op(Protocol):
+    """What a choice needs of an op."""
+
+    def candidates_of(self, backend: str) -> tuple[Candidate, ...]:
+        """The candidates of the backends that the string names, in the order of preference among equals."""
+
+
+def ways(op: Op, backend: str, call, direction: str) -> list[tuple[Candidate, Tile | None]]:
+    """Every way to serve one direction: the candidates in the order of preference among equals, each in its tiles."""
+    return [
+        (candidate, tile)
+        for candidate in op.candidates_of(backend)
+        if candidate.can_serve(call, direction)
+        for tile in candidate.tiles(call, direction) or [None]
+    ]
+
+
+def predicted(op: Op, backend: str, call, direction: str) -> Choice:
+    """The candidate of the shortest predicted time, in its first tile."""
+    times = {c: c.cost(call, direction) for c in op.candidates_of(backend) if c.can_serve(call, direction)}
+    best = min(times, key=times.__getitem__)
+    listed = ", ".join(f"{candidate} {1e6 * time:.0f} µs" for candidate, time in times.items())
+    tiles = best.tiles(call, direction)
+    return Choice(best, tiles[0] if tiles else None, f"predicted: {listed}")
+
+
+def _choose(op: Op, backend: str, call, direction: str) -> Choice:
+    candidates = op.candidates_of(backend)
+    if len(candidates) == 1 and not candidates[0].tiles(call, direction):
+        return Choice(candidates[0], None, "there is no other")
+    stored, measured = tuned.find(call, direction) or {}, []
+    for candidate, tile in ways(op, backend, call, direction):
+        known = stored.get(candidate.backend)
+        if known and known["candidate"] == candidate.name and tuned.tile(known) == tile:
+            measured.append((known["seconds"][candidate.name], candidate, tile))
+    if not measured:
+        return predicted(op, backend, call, direction)
+    _, candidate, tile = min(measured, key=lambda m: m[0])
+    return Choice(candidate, tile, "measured on this device")
+
+
+choose = lru_cache(maxsize=4096)(_choose)
+"""``choose(op, backend, call, direction)``: the stored choice, or the candidate of the shortest predicted time."""
+
+
+@contextmanager
+def choosing(choice: Callable[..., Choice]) -> Iterator[None]:
+    """Within the context ``choice(op, backend, call, direction)`` decides: for measuring and for tests."""
+    global choose
+    usual, choose = choose, choice  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        choose = usual
+
+
+@contextmanager
+def forced(name: str | None, tile: Tile | None = None) -> Iterator[dict[str, tuple[object, Choice]]]:
+    """Within the context every call is served by the candidate ``name``, or by the first that its backends have.
+
+    None leaves the choice alone. Yields what was chosen, direction -> ``(call, choice)``.
+    """
+    usual, chosen = choose, {}
+
+    def force(op: Op, backend: str, call, direction: str) -> Choice:
+        choice = usual(op, backend, call, direction)
+        if name is not None:
+            offered = ways(op, backend, call, direction)
+            candidate, first = next((way for way in offered if way[0].name == name), offered[0])
+            choice = Choice(candidate, tile or first, "forced")
+        chosen[direction] = call, choice
+        return choice
+
+    with choosing(force):
+        yield chosen

@@ -1,0 +1,58 @@
+"""Chooses the backends of a call and explains the choice: one predicate per backend does both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from . import env
+from .candidate import Backend
+
+__all__ = ["check", "choose", "named", "reasons"]
+
+FORCED: str | None = env.BACKEND
+
+
+def named(names: str) -> tuple[str, ...]:
+    """The backends of ``"cpu"`` or ``"cuda,triton"``."""
+    return tuple(name.strip() for name in names.split(","))
+
+
+def reasons(backends: Mapping[str, Backend], call) -> dict[str, list[str]]:
+    """Why each backend does not serve the call; an empty list where it does."""
+    return {name: backend.why_not(call) for name, backend in backends.items()}
+
+
+def choose(backends: Mapping[str, Backend], call, forced: str | None = None) -> str:
+    """The name of the backend that serves the call, or the names of several that share it: ``"cuda,triton"``.
+
+    ``backends`` are in the order of preference; the last serves every valid call. ``forced`` (an argument, or the
+    environment variable ``BCOS_KERNELS_BACKEND``) is met or refused, never replaced.
+    Raises ValueError if it is unknown or cannot serve the call, with its reasons.
+    """
+    forced = forced or FORCED
+    if forced is not None:
+        return _forced(backends, call, forced)
+    first = next(backend for backend in backends.values() if not backend.why_not(call))
+    if not first.interchangeable:
+        return first.name
+    return ",".join(b.name for b in backends.values() if b.interchangeable and not b.why_not(call))
+
+
+def check(backends: Mapping[str, Backend], forced: str) -> tuple[str, ...]:
+    """The backends that ``forced`` names. Raises ValueError if one is unknown, or if they cannot share a call."""
+    names = named(forced)
+    unknown = [name for name in names if name not in backends]
+    together = [name for name, backend in backends.items() if backend.interchangeable]
+    if unknown or (len(names) > 1 and not set(names) <= set(together)):
+        allowed = ", ".join(map(repr, (*backends, ",".join(together))))
+        raise ValueError(f"backend={forced!r}: allowed are {allowed} and None")
+    return names
+
+
+def _forced(backends: Mapping[str, Backend], call, forced: str) -> str:
+    names = check(backends, forced)
+    why_not = [(name, reason) for name in names for reason in backends[name].why_not(call)]
+    if why_not:
+        listed = "; ".join(reason if len(names) == 1 else f"{name}: {reason}" for name, reason in why_not)
+        raise ValueError(f"backend={forced!r} cannot serve this call: {listed}")
+    return ",".join(names)

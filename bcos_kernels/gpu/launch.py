@@ -1,0 +1,55 @@
+"""Starts a kernel, or records what would be started; and what every launcher needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from triton.runtime.jit import KernelInterface
+
+__all__ = ["Launch", "cdiv", "channels_last", "launch", "recording"]
+
+
+class Launch(NamedTuple):
+    """One kernel with everything that is specialised on."""
+
+    kernel: KernelInterface
+    grid: tuple[int, ...]
+    arguments: tuple
+    constants: dict
+    warps: int
+    stages: int
+
+
+_recorded: list[Launch] | None = None
+
+
+@contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Within the context launches are collected instead of started, so that tensors may be of the meta device."""
+    global _recorded
+    outer, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = outer
+
+
+def launch(kernel, grid: tuple[int, ...], *arguments, warps: int = 4, stages: int = 1, **constants) -> None:
+    """Starts ``kernel`` on the current device and stream."""
+    if _recorded is not None:
+        _recorded.append(Launch(kernel, grid, arguments, constants, warps, stages))
+        return
+    kernel[grid](*arguments, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def channels_last(t: Tensor) -> Tensor:
+    """An image tensor in the kernels' memory order, NHWC; a tensor of another rank as it is."""
+    return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t

@@ -1,0 +1,191 @@
+"""Which calls a run makes of a GPU, and how long each way to serve one takes: the only place that times."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import astuple
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core import choice, tuned
+from ..core.candidate import DIRECTIONS, Candidate, Tile
+from ..core.choice import Choice
+from ..core.op import Op
+
+__all__ = ["Noted", "Trial", "keep", "listed", "measure", "noting", "served"]
+
+ROUNDS = 12
+ROUNDS_INTERPRETED = 2  # there a time means nothing
+FLUSHED = 256 << 20  # bytes written between two calls: more than any second-level cache holds
+LEAD = 4  # such writes before a call: the host starts its kernels meanwhile, so that the device never waits for it
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+TOLERANCE_TF32 = 4e-3
+"""Relative differences in the 2-norm between two ways to serve a call, at b up to 2: rounding, not a wrong kernel."""
+MEASURE = "vendor"
+"""The candidate that all others are compared with."""
+
+
+class Trial(NamedTuple):
+    """One way to serve one direction of a call."""
+
+    candidate: Candidate
+    tile: Tile | None
+    seconds: float | None = None
+    refusal: str | None = None
+    """Why it must not be chosen; then without a time."""
+
+
+class Noted(NamedTuple):
+    """One direction of a call, and what may serve it."""
+
+    op: Op
+    backend: str
+    call: Any
+    direction: str
+
+    def of(self, direction: str) -> Noted:
+        """Another direction of the same call, of which this is the forward."""
+        count = len(self.op.inputs._fields)
+        needs = (True, *(False,) * (count - 1)) if direction == "explanation" else (True,) * count
+        call = self.call if direction == "forward" else self.call.of_backward(needs)
+        return self._replace(call=call, direction=direction)
+
+
+def listed(what: Noted) -> list[Trial]:
+    """Every way to serve it, untimed."""
+    return [Trial(*way) for way in choice.ways(*what)]
+
+
+def served(what: Noted) -> tuple[Choice, ...]:
+    """What serves each direction of a call whose forward is noted, in the order of ``DIRECTIONS``."""
+    return tuple(choice.choose(*what.of(direction)) for direction in DIRECTIONS)
+
+
+def keep(what: Noted, trials: list[Trial]) -> None:
+    """Stores what each backend does best, so that the next call is served that way; nothing where nothing was timed."""
+    best: dict[str, dict] = {}
+    for t in sorted((t for t in trials if t.seconds is not None), key=lambda t: t.seconds or 0):
+        first = {"candidate": t.candidate.name, "tile": t.tile and list(astuple(t.tile)), "seconds": {}}
+        best.setdefault(t.candidate.backend, first)["seconds"].setdefault(t.candidate.name, t.seconds)
+    if best:
+        tuned.store({tuned.key(what.call, what.direction): best})
+        choice.choose.cache_clear()
+
+
+@contextmanager
+def noting() -> Iterator[dict[Noted, None]]:
+    """Within the context the distinct calls that are served are noted, in their order."""
+    usual = choice.choose
+    noted: dict[Noted, None] = {}
+
+    def note(*what) -> Choice:
+        noted[Noted(*what)] = None
+        return usual(*what)
+
+    with choice.choosing(note):
+        yield noted
+
+
+@torch.no_grad()
+def measure(what: Noted, device: torch.device, done: Callable[[], None]) -> list[Trial]:
+    """The trials of one direction on random tensors, each with its time or the reason of its refusal.
+
+    Refused are those that fail, and those whose result is not the vendor's up to rounding. ``done`` is called after
+    the first call of each, which compiles its kernels.
+    """
+    on_cuda = device.type == "cuda"
+    with torch.cuda.device(device) if on_cuda else nullcontext(), torch.autocast(device.type, enabled=False):
+        trials = listed(what)
+        try:
+            first = next(c for c in what.op.candidates_of(what.backend) if c.name == MEASURE)
+            run = _runner(what, first, device)
+            truth = run(first, None)
+        except Exception as error:  # the vendor's libraries raise what they like; out of memory is the usual one
+            refusal = f"there is nothing to compare with: {_line(error)}"
+            return [trial._replace(refusal=refusal) for trial in trials]
+        for i, trial in enumerate(trials):
+            trials[i] = trial._replace(refusal=_refusal(what, trial, run, truth))
+            done()
+        del truth
+        times: dict[Trial, list[float]] = {trial: [] for trial in trials if trial.refusal is None}
+        flushed = torch.empty(FLUSHED, dtype=torch.int8, device=device) if on_cuda else None
+        for _ in range(ROUNDS if on_cuda else ROUNDS_INTERPRETED):
+            for trial, samples in times.items():
+                samples.append(_seconds(partial(run, trial.candidate, trial.tile), flushed))
+    return [t._replace(seconds=statistics.median(times[t])) if t in times else t for t in trials]
+
+
+Run = Callable[[Candidate, Tile | None], dict[str, Tensor]]
+
+
+def _runner(what: Noted, first: Candidate, device: torch.device) -> Run:
+    """``run(candidate, tile)``: one direction of the call on random tensors, the results by name.
+
+    ``first`` serves the forward of a backward.
+    """
+    op, _, call, direction = what
+    inputs, grad = call.example(device)
+
+    def forward(candidate: Candidate, tile: Tile | None) -> dict[str, Tensor]:
+        assert candidate.forward is not None
+        return dict(zip(op.outputs._fields, candidate.forward(inputs, call, tile), strict=True))
+
+    if direction == "forward":
+        return forward
+    result, *others = forward(first, None).values()
+    saved = op.outputs(result if call.spec.saves_output else None, *others)
+    training = direction == "training"
+    needs = tuple(t is not None and (training or i == 0) for i, t in enumerate(inputs))
+
+    def backward(candidate: Candidate, tile: Tile | None) -> dict[str, Tensor]:
+        grads = candidate.backward(grad, inputs, saved, call, tile, not training, needs)
+        return {f"d{name}": g for name, g in zip(op.inputs._fields, grads, strict=True) if g is not None}
+
+    return backward
+
+
+def _refusal(what: Noted, trial: Trial, run: Run, truth: dict[str, Tensor]) -> str | None:
+    try:
+        return _disagreement(what.call, run(trial.candidate, trial.tile), truth)
+    except Exception as error:  # a compiler's or a driver's
+        return _line(error)
+
+
+def _disagreement(call, results: dict[str, Tensor], truth: dict[str, Tensor]) -> str | None:
+    tolerance = TOLERANCE_TF32 if call.tf32 and call.dtype == torch.float32 else TOLERANCE[call.dtype]
+    tolerance *= call.amplification
+    for name, theirs in truth.items():
+        # near ties of a maximum may fall either way
+        if not theirs.is_floating_point() or theirs.numel() == 0 or call.is_rounding(name):
+            continue
+        theirs = theirs.float()
+        error = ((results[name].float() - theirs).norm() / theirs.norm()).item()
+        if not error <= tolerance:
+            return f"its {name} is {error:.1e} away from the vendor's, {tolerance:.1e} is allowed"
+    return None
+
+
+def _line(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
+def _seconds(call: Callable[[], object], flushed: Tensor | None) -> float:
+    if flushed is None:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+    for _ in range(LEAD):
+        flushed.zero_()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e-3

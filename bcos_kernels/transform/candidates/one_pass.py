@@ -1,0 +1,87 @@
+"""One-pass: norm, scale and their derivatives inside the products of our own kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from ...gpu.cost import Kernel
+from .. import cuda, traffic, triton
+from ..call import Call
+from ..layout import candidate
+from ..traffic import Products, Sizes
+
+__all__ = ["CANDIDATES"]
+
+NAME = "one-pass"
+
+
+def _kernels(call: Call, direction: str, products: Products) -> Iterator[Kernel]:
+    s = Sizes(call)
+    if not call.depthwise:
+        if direction == "forward":
+            yield from traffic.own_forward(call, products)
+        else:
+            yield from traffic.own_gradients(call, direction, products, given=False)
+            if direction == "training":
+                yield Kernel(2 * s.w)
+    elif direction == "forward":
+        yield Kernel(s.x + s.w + s.y + s.saved, s.depthwise_flops)
+    else:
+        t = s.t(call, direction)
+        yield Kernel(s.x + s.grad + s.z + t, s.depthwise_flops)
+        yield Kernel(s.z + t + s.pooled(call, direction) + s.w + s.x, s.depthwise_flops)
+        if direction == "training":
+            yield Kernel(s.z + s.x + s.w, s.flops)
+            yield Kernel(2 * s.w)
+
+
+def _cost(products: Products, call: Call, direction: str) -> float:
+    return traffic.seconds(call, _kernels(call, direction, products), products.share)
+
+
+def _tiles(products: Products, call: Call, direction: str):
+    return products.tiles(call, direction, False)
+
+
+def _cuda_serves(call: Call, direction: str) -> bool:
+    if not cuda.serves_products(call):
+        return False
+    # narrow groups share a tile where u is given alone
+    return direction == "forward" or call.depthwise or (call.pack == 1 and (call.power == 1 or call.saves_norm))
+
+
+def _triton_serves(call: Call, direction: str) -> bool:
+    if not triton.serves_products(call):
+        return False
+    if direction == "forward" or call.depthwise:
+        return True
+    # a maximum, or the power and its slope, beside a product's tile would not fit the registers
+    return call.pack == 1 and call.max_out == 1 and (call.power == 1 or (call.power == 2 and call.saves_norm))
+
+
+def _triton_forward(inputs, call: Call, tile):
+    layer = triton.layer()
+    product = layer.depthwise_forward if call.depthwise else layer.one_pass_forward
+    return layer.forward(product, inputs, call, tile)
+
+
+def _triton_backward(grad, inputs, saved, call: Call, tile, frozen: bool, needs):
+    layer = triton.layer()
+    if needs[3]:  # only the scale's own kernel forms db
+        products = layer.semi_backward
+    else:
+        products = layer.depthwise_backward if call.depthwise else layer.one_pass_backward
+    return layer.backward(products, grad, inputs, saved, call, tile, frozen, needs)
+
+
+CANDIDATES = (
+    candidate(
+        "cuda", NAME, partial(cuda.forward, NAME), partial(cuda.backward, NAME),
+        _cuda_serves, partial(_tiles, cuda.PRODUCTS), partial(_cost, cuda.PRODUCTS),
+    ),
+    candidate(
+        "triton", NAME, _triton_forward, _triton_backward,
+        _triton_serves, partial(_tiles, triton.PRODUCTS), partial(_cost, triton.PRODUCTS),
+    ),
+)  # fmt: skip

@@ -1,0 +1,57 @@
+"""Semi, of backwards alone: one kernel forms u = ∂L/∂z and t, and the products of our own kernels take them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from ...gpu.cost import Kernel
+from .. import cuda, traffic, triton
+from ..call import Call
+from ..layout import candidate
+from ..traffic import Products, Sizes
+
+__all__ = ["CANDIDATES"]
+
+NAME = "semi"
+
+
+def _kernels(call: Call, direction: str, products: Products) -> Iterator[Kernel]:
+    s = Sizes(call)
+    yield Kernel(s.grad + s.z + s.t(call, direction))
+    yield from traffic.own_gradients(call, direction, products, given=True)
+    if direction == "training":
+        yield Kernel(2 * s.w)
+
+
+def _cost(products: Products, call: Call, direction: str) -> float:
+    return traffic.seconds(call, _kernels(call, direction, products), products.share)
+
+
+def _tiles(products: Products, call: Call, direction: str):
+    return products.tiles(call, direction, True)
+
+
+def _cuda_serves(call: Call, direction: str) -> bool:
+    return cuda.serves_products(call) and not call.depthwise
+
+
+def _triton_serves(call: Call, direction: str) -> bool:
+    return triton.serves_products(call) and not call.depthwise
+
+
+def _triton_backward(grad, inputs, saved, call: Call, tile, frozen: bool, needs):
+    layer = triton.layer()
+    return layer.backward(layer.semi_backward, grad, inputs, saved, call, tile, frozen, needs)
+
+
+CANDIDATES = (
+    candidate(
+        "cuda", NAME, None, partial(cuda.backward, NAME),
+        _cuda_serves, partial(_tiles, cuda.PRODUCTS), partial(_cost, cuda.PRODUCTS),
+    ),
+    candidate(
+        "triton", NAME, None, _triton_backward,
+        _triton_serves, partial(_tiles, triton.PRODUCTS), partial(_cost, triton.PRODUCTS),
+    ),
+)  # fmt: skip

@@ -1,0 +1,57 @@
+"""Vendor: the products of cuDNN and cuBLAS, and fused kernels beside them. It serves every call of a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from ...gpu.cost import Kernel
+from .. import cuda, traffic, triton
+from ..call import Call
+from ..layout import candidate
+from ..traffic import Sizes
+
+__all__ = ["CANDIDATES"]
+
+NAME = "vendor"
+
+
+def _kernels(call: Call, direction: str) -> Iterator[Kernel]:
+    s = Sizes(call)
+    if direction == "forward":
+        if call.power != 1:
+            yield Kernel(s.x + s.squares)
+        yield Kernel(s.x + s.w + s.z, s.flops, own=False)
+        if call.power != 1 and call.taps > 1 and not call.flat:
+            yield Kernel(s.squares + s.n)
+        if call.unit or call.power != 1 or call.max_out > 1:
+            yield Kernel(s.z + s.n + s.y + s.saved)
+        return
+    t = s.t(call, direction)
+    yield Kernel(s.grad + s.z + t)
+    yield Kernel(s.z + s.w + s.x, s.flops, own=False)
+    if s.pooled(call, direction):
+        yield Kernel(t + 3 * s.x)
+    if direction == "training":
+        yield Kernel(s.z + s.x + s.w, s.flops, own=False)
+        yield Kernel(2 * s.w)
+
+
+def _cost(call: Call, direction: str) -> float:
+    return traffic.seconds(call, _kernels(call, direction))
+
+
+def _triton_forward(inputs, call: Call, tile):
+    layer = triton.layer()
+    return layer.forward(layer.vendor_forward, inputs, call, tile)
+
+
+def _triton_backward(grad, inputs, saved, call: Call, tile, frozen: bool, needs):
+    layer = triton.layer()
+    return layer.backward(layer.vendor_backward, grad, inputs, saved, call, tile, frozen, needs)
+
+
+CANDIDATES = (
+    candidate("cuda", NAME, partial(cuda.forward, NAME), partial(cuda.backward, NAME), cost=_cost),
+    candidate("triton", NAME, _triton_forward, _triton_backward, cost=_cost),
+)

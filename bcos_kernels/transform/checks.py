@@ -1,0 +1,124 @@
+"""Checks of a transform's arguments: every error names the argument, its value and what is allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import MutableMapping
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from ..core.checks import autocast_dtype, epsilon, flag, integer, out_dtype, pair
+
+__all__ = [
+    "PADDING_MODES", "autocast_dtype", "conv2d_geometry", "epsilon", "exponent", "filters", "flag", "integer",
+    "late_mode", "norm_epsilons", "out_dtype", "pair", "single_filters", "tensors",
+]  # fmt: skip
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+def norm_epsilons(value) -> tuple[float, float]:
+    """``norm_eps`` as two floats of which one is positive: without any, a zero patch has no cosine."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ValueError(f"norm_eps={value!r}: two floats, (inside the root, beside the root)")
+    inside, outside = epsilon("norm_eps[0]", value[0]), epsilon("norm_eps[1]", value[1])
+    if inside + outside == 0:
+        raise ValueError(f"norm_eps={value!r}: one of the two must be above 0, or zero patches divide by zero")
+    return inside, outside
+
+
+def exponent(b, x: Tensor) -> tuple[float | None, Tensor | None]:
+    """``b`` split into its static and its tensor form, one of which is ``None``; the host never reads a tensor."""
+    if isinstance(b, Tensor):
+        if b.numel() != 1 or not b.is_floating_point():
+            raise ValueError(f"b: a tensor must hold one floating-point value, not {tuple(b.shape)} of {b.dtype}")
+        if b.device != x.device:
+            raise ValueError(f"b is on {b.device}, x on {x.device}: they must be on one device")
+        return None, b
+    if type(b) in (int, float) and 1 <= b < math.inf:
+        return float(b), None
+    if not isinstance(b, Real):  # True is 1
+        raise TypeError(f"b={b!r}: a float of at least 1 or a tensor is needed, not {type(b).__name__}")
+    if not 1 <= b < math.inf:
+        raise ValueError(f"b={b!r}: must be finite and at least 1")
+    return float(b), None
+
+
+def late_mode(detach) -> MutableMapping | None:
+    """The mapping of the late explanation mode; ``None`` when ``detach`` is a bool."""
+    if isinstance(detach, bool):
+        return None
+    if not isinstance(detach, MutableMapping) or "fixed_weights" not in detach:
+        raise TypeError(f"detach={detach!r}: a bool, or a mutable mapping with the key 'fixed_weights'")
+    return detach
+
+
+def single_filters(max_out: int) -> None:
+    """‖w‖ in the norm belongs to one filter per output channel."""
+    if max_out != 1:
+        raise ValueError(f"max_out={max_out}: weight_in_norm=True needs max_out=1")
+
+
+def tensors(x: Tensor, weight: Tensor, bias: Tensor | None, weight_dims: int) -> None:
+    """Types, dtypes, devices and the weight's rank."""
+    for name, t in (("x", x), ("weight", weight), ("bias", bias)):
+        if name == "bias" and t is None:
+            continue
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name}: a Tensor is needed, not {type(t).__name__}")
+        if not t.is_floating_point():
+            raise TypeError(f"{name} has dtype {t.dtype}: a floating-point dtype is needed")
+        if t.layout != torch.strided:
+            raise TypeError(f"{name} has layout {t.layout}: torch.strided is needed")
+        if t.device != x.device:
+            raise ValueError(f"{name} is on {t.device}, x on {x.device}: they must be on one device")
+        if t.dtype != x.dtype and autocast_dtype(x.device.type) is None:
+            raise TypeError(f"{name} has dtype {t.dtype}, x {x.dtype}: they must be equal outside autocast")
+    if weight.dim() != weight_dims or 0 in weight.shape:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}: {weight_dims} non-empty dimensions are needed")
+
+
+def filters(weight: Tensor, bias: Tensor | None, max_out: int, groups: int = 1) -> None:
+    """``max_out`` and ``groups`` divide the filters; one bias entry per filter."""
+    count = weight.shape[0]
+    if count % integer("max_out", max_out, 1):
+        raise ValueError(f"max_out={max_out} does not divide the weight's {count} filters")
+    if (count // max_out) % groups:
+        raise ValueError(f"groups={groups} does not divide the {count // max_out} output channels")
+    if bias is not None and tuple(bias.shape) != (count,):
+        raise ValueError(f"bias has shape {tuple(bias.shape)}: ({count},), one entry per filter, is needed")
+
+
+def conv2d_geometry(x: Tensor, weight: Tensor, stride, padding, dilation, groups, padding_mode: str):
+    """Normalised ``(stride, (top, bottom, left, right), dilation, groups)`` of a valid convolution."""
+    if x.dim() not in (3, 4):
+        raise ValueError(f"x has shape {tuple(x.shape)}: (N, C, H, W) or (C, H, W) is needed")
+    stride, dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
+    groups = integer("groups", groups, 1)
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(f"padding_mode={padding_mode!r}: allowed are {', '.join(map(repr, PADDING_MODES))}")
+    channels, kernel = x.shape[-3], tuple(weight.shape[2:])
+    if channels != weight.shape[1] * groups:
+        raise ValueError(
+            f"x has {channels} channels: weight {tuple(weight.shape)} with groups={groups} "
+            f"takes {weight.shape[1] * groups}"
+        )
+    span = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    if isinstance(padding, str):
+        if padding not in ("same", "valid"):
+            raise ValueError(f"padding={padding!r}: an int, a tuple of two ints, 'same' or 'valid'")
+        if padding == "same" and stride != (1, 1):
+            raise ValueError(f"padding='same' needs stride 1, not {stride}")
+        amounts = [(s // 2, s - s // 2) if padding == "same" else (0, 0) for s in span]
+    else:
+        amounts = [(p, p) for p in pair("padding", padding, 0)]
+    for name, size, reach, amount in zip(("height", "width"), x.shape[-2:], span, amounts, strict=True):
+        if reach + 1 > size + sum(amount):
+            raise ValueError(
+                f"the kernel spans {reach + 1} pixels of {name}, more than the padded {size + sum(amount)}"
+            )
+        if (padding_mode == "reflect" and max(amount) >= size) or (padding_mode == "circular" and max(amount) > size):
+            raise ValueError(f"padding={max(amount)} is too large for padding_mode={padding_mode!r} at {name} {size}")
+    return stride, (*amounts[0], *amounts[1]), dilation, groups

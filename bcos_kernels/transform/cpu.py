@@ -1,0 +1,43 @@
+"""The C++ kernels for CPU tensors (``csrc/transform/cpu``): fp32, fp64 and bf16, NCHW and channels_last."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core import extension
+from ..core.candidate import Backend, Candidate
+from . import _old
+from .call import Call
+from .spec import Inputs, Outputs
+from .unserved import unserved
+
+__all__ = ["BACKEND", "CANDIDATES", "why_not"]
+
+_C, _absent = extension.load()
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def why_not(call: Call) -> list[str]:
+    """Reasons why the C++ kernels do not serve ``call``; empty when they do."""
+    found = []
+    if _C is None:
+        found.append(_absent)
+    if call.device != "cpu":
+        found.append(f"device is {call.device!r}, the C++ kernels run on 'cpu'")
+    return found + unserved(call, _DTYPES)
+
+
+def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
+    """The outputs, in the memory format that ``nn.Conv2d`` gives."""
+    return _old.forward(*inputs, call.spec)
+
+
+def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: None, frozen: bool, needs) -> tuple:
+    """The gradients of x, weight, bias and b, None where not needed; ``frozen`` makes the scale a constant."""
+    x, weight, _, tensor_b = inputs
+    return _old.backward(grad, x, weight, tensor_b, *saved, call.spec, frozen, list(needs))
+
+
+BACKEND = Backend("cpu", why_not)
+CANDIDATES = (Candidate("cpu", "kernels", forward, backward),)

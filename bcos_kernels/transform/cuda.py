@@ -1,0 +1,114 @@
+"""The CUDA kernels for GPU tensors (``csrc/transform/cuda``): fp32, fp16 and bf16, NHWC inside, sm_80 and later."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ..core import _torch, extension
+from ..core.candidate import Backend, Tile
+from .call import HALF, Call
+from .spec import Inputs, Outputs
+from .traffic import Products
+from .unserved import unserved
+
+__all__ = [
+    "BACKEND", "LARGE", "MOST_GROUPS", "MOST_MAX_OUT", "MOST_TAPS", "PRODUCTS", "SMALL", "backward", "forward",
+    "serves_products", "tiles", "why_not",
+]  # fmt: skip
+
+SMALL, LARGE = Tile(64, 64, 32), Tile(128, 128, 32, 8)
+MOST_MAX_OUT = 64  # filters of an output in one tile
+MOST_GROUPS = 65535  # blocks of a grid's second axis, which has the taps as well
+MOST_TAPS = 600  # of a depthwise filter, which a block holds in shared memory
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_MOST_ROWS = 2**31 - 128  # the last row of the largest tile is still an index
+
+
+def _load():
+    """The submodule of the extension, or why there is none."""
+    built, absent = extension.load()
+    found = getattr(built, "cuda", None)
+    if built is not None and found is None:
+        absent = "the compiled extension was built without CUDA, which takes a torch with CUDA and its toolkit"
+    return found, absent
+
+
+kernels, _absent = _load()
+_device = kernels and kernels.build_info()["device"]
+
+
+def why_not(call: Call) -> list[str]:
+    """Reasons why the CUDA kernels do not serve ``call``; empty when they do."""
+    found = []
+    if kernels is None:
+        found.append(_absent)
+    elif call.device != _device:
+        found.append(f"device is {call.device!r}, the CUDA kernels run on 'cuda'")
+    else:
+        found += _unserved_architecture()
+    return found + unserved(call, _DTYPES, _MOST_ROWS)
+
+
+@_torch.constant_when_compiled
+def _unserved_architecture() -> list[str]:
+    return _unserved_by(torch.cuda.current_device() if _device == "cuda" else None)
+
+
+@cache
+def _unserved_by(index: int | None) -> list[str]:
+    reason = kernels.why_not()
+    if not reason:
+        return []
+    compiled = ", ".join(f"sm_{arch // 10}" for arch in kernels.build_info()["architectures"])
+    return [f"the CUDA kernels were compiled for {compiled} and cannot run on GPU {index}: {reason}"]
+
+
+def forward(candidate: str, inputs: Inputs, call: Call, tile: Tile | None) -> tuple[Tensor, ...]:
+    """The outputs of x ``[N, C, H, W]`` or ``[M, K]``, by the extension's candidate of that name."""
+    return kernels.transform_forward(*inputs, call.spec.native, candidate, tile == LARGE, call.tf32)
+
+
+def backward(
+    candidate: str, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: Tile | None, frozen: bool, needs
+) -> tuple[Tensor | None, ...]:
+    """The gradients of x, weight, bias and b, None where not needed; ``frozen`` makes the scale a constant."""
+    x, weight, _, tensor_b = inputs
+    return kernels.transform_backward(
+        grad, x, weight, tensor_b, *saved, call.spec.native, frozen, list(needs), candidate, tile == LARGE, call.tf32
+    )
+
+
+def serves_products(call: Call) -> bool:
+    """Whether the products of our own kernels can take the call."""
+    fits = call.taps <= MOST_TAPS if call.depthwise else call.groups * call.taps <= MOST_GROUPS
+    return fits and call.max_out <= MOST_MAX_OUT
+
+
+def tiles(call: Call, direction: str, given: bool) -> list[Tile]:
+    """The tiles of the product that forms y or dx, the best guess first; ``given``: a kernel formed u before it."""
+    if call.depthwise:
+        return []
+    wide = call.dtype in HALF and call.group_channels % 8 == 0
+    if direction != "forward":
+        wide = wide and given and call.group_filters % 8 == 0
+    return [LARGE, SMALL] if wide and call.group_filters >= LARGE.n else [SMALL, LARGE] if wide else [SMALL]
+
+
+def _wgrad_tile(call: Call) -> Tile:
+    """Filters × channels of a tap, in steps of pixels."""
+    return (tiles(call, "training", given=True) or [SMALL])[0]
+
+
+PRODUCTS = Products(
+    # Assumed: mma.sync reaches less of a Hopper than its own instructions. Measuring replaces it.
+    share={"sm_80": 0.7, "sm_90": 0.35, "sm_100": 0.25},
+    padding=lambda call: float(call.pack),
+    tiles=tiles,
+    wgrad_tile=_wgrad_tile,
+)
+
+BACKEND = Backend("cuda", why_not, interchangeable=True)

@@ -1,0 +1,127 @@
+"""The B-cos transform in plain PyTorch: the ground truth of every other backend, differentiable to any order.
+
+Formulas: Böhle et al., "B-cos Networks", CVPR 2022 (arXiv 2205.10268), eq. 3, and TPAMI 2024 (arXiv 2306.10898).
+Sums and powers are formed in fp32 for half-precision inputs; no zero row or zero filter yields NaN in any derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from functools import partial
+from operator import getitem
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .spec import Inputs, Spec
+
+__all__ = ["patch_norm", "scale", "transform", "weight_norm"]
+
+
+def _accumulate(t: Tensor) -> Tensor:
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def _root(squares: Tensor) -> Tensor:
+    """√ with derivatives of every order equal to 0 at 0."""
+    zero = squares == 0
+    return torch.where(zero, 0, torch.where(zero, 1, squares).sqrt())
+
+
+def weight_norm(weight: Tensor) -> Tensor:
+    """‖w‖ of each filter: ``[O·M, ...] -> [O·M]``, fp32 for half-precision weights."""
+    return _root(_accumulate(weight).flatten(1).square().sum(1))
+
+
+def unit_weight(weight: Tensor) -> Tensor:
+    """ŵ = w/‖w‖, and 0 for a zero filter; same shape, fp32 for half-precision weights."""
+    norm = weight_norm(weight).view(-1, *[1] * (weight.dim() - 1))
+    return torch.where(norm == 0, 0, _accumulate(weight) / torch.where(norm == 0, 1, norm))
+
+
+def patch_norm(x: Tensor, kernel_size: tuple[int, ...], spec: Spec) -> Tensor:
+    """n of every patch: linear ``[..., K] -> [..., 1]``, convolution ``[N, C, H, W] -> [N, G, OH, OW]``."""
+    squares = _accumulate(x).square()
+    if spec.is_linear:
+        squares = squares.sum(-1, keepdim=True)
+    else:
+        squares = squares.unflatten(1, (spec.groups, -1)).sum(2)
+        window = squares.new_ones(spec.groups, 1, *kernel_size)
+        squares = F.conv2d(squares, window, None, spec.stride, spec.padding, spec.dilation, spec.groups)
+    inside, outside = spec.norm_eps
+    return (_root(squares) if inside == 0 else (squares + inside).sqrt()) + outside
+
+
+def scale(linear: Tensor, norm: Tensor, b: Tensor | None, spec: Spec) -> Tensor:
+    """s = |cos|^(b-1) of ``linear`` ``[N, O, ...]`` or ``[..., O]``, given ``norm`` ``[N, G, ...]`` or ``[..., 1]``."""
+    if not spec.is_linear and 1 < spec.groups < linear.shape[1]:
+        norm = norm.repeat_interleave(linear.shape[1] // spec.groups, 1)
+    cos = linear.abs() / norm
+    if b is None:
+        if spec.b == 2 and spec.exact_two:
+            return cos
+        exponent, epsilon = spec.b - 1, spec.cos_eps
+    else:
+        b = b.to(cos.dtype)
+        exponent, epsilon = b - 1, torch.where(b == 2, 0.0, spec.cos_eps) if spec.exact_two else spec.cos_eps
+    cos = cos + epsilon
+    zero = cos == 0
+    at_zero = float(exponent == 0) if b is None else (exponent == 0).to(cos.dtype)
+    return torch.where(zero, at_zero, torch.where(zero, 1, cos).pow(exponent))
+
+
+class FrozenScale(torch.autograd.Function):
+    """y = s·l whose *backward* decides whether s is differentiated (late explanation mode).
+
+    In the double backward s stays attached to the graph, as model guidance (Rao et al., ICCV 2023) needs it.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(linear: Tensor, s: Tensor, is_frozen: Callable[[], bool]) -> Tensor:
+        return s * linear
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        linear, s, ctx.is_frozen = inputs
+        ctx.save_for_backward(linear, s)
+        ctx.save_for_forward(linear, s)
+
+    @staticmethod
+    def jvp(ctx, linear_tangent, s_tangent, _):
+        linear, s = ctx.saved_tensors
+        return linear_tangent * s if ctx.is_frozen() else linear_tangent * s + linear * s_tangent
+
+    @staticmethod
+    def backward(ctx, grad):
+        linear, s = ctx.saved_tensors
+        return grad * s, None if ctx.is_frozen() else grad * linear, None
+
+
+def transform(inputs: Inputs, spec: Spec, late: MutableMapping | None = None, normed: Tensor | None = None) -> Tensor:
+    """The transform of ``spec``; linear ``[..., K] -> [..., O]``, convolution ``[N, C, H, W] -> [N, O, OH, OW]``.
+
+    ``late["fixed_weights"]`` is the late explanation mode, read in the backward. ``normed`` is the input of the
+    patch norm where it differs from ``x`` (padding modes other than zeros: the norm pads with zeros regardless).
+    """
+    x, weight, bias, tensor_b = inputs
+    w = (unit_weight(weight) if spec.unit else weight).to(x.dtype)
+    bias = None if bias is None else bias.to(x.dtype)
+    if spec.is_linear:
+        linear = F.linear(x, w, bias)
+    else:
+        padding = spec.padding if normed is None else (0, 0)
+        linear = F.conv2d(x, w, bias, spec.stride, padding, spec.dilation, spec.groups)
+    if spec.max_out > 1:
+        linear = linear.unflatten(spec.channel_dim, (-1, spec.max_out))
+        linear = linear.max(-1 if spec.is_linear else 2).values
+    if spec.b == 1:
+        return linear.to(spec.out_dtype)
+    linear = _accumulate(linear)
+    norm = patch_norm(x if normed is None else normed, tuple(weight.shape[2:]), spec)
+    seen, size = (linear.detach(), norm.detach()) if spec.detach else (linear, norm)
+    s = scale(seen, size, tensor_b, spec)
+    y = s * linear if late is None else FrozenScale.apply(linear, s, partial(getitem, late, "fixed_weights"))
+    return y.to(spec.out_dtype)

@@ -1,0 +1,120 @@
+"""What the kernels of a transform move and compute: the terms of every candidate's cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from ..core.candidate import Tile
+from ..gpu import cost
+from ..gpu.cost import Kernel
+from .call import HALF, Call
+
+__all__ = ["FORMED", "LOADED", "Products", "Sizes", "own_forward", "own_gradients", "plain_seconds", "seconds"]
+
+DEPTHWISE_SHARE = {True: 0.5, False: 0.2}
+"""Assumed: the part of the fp32 rate that a depthwise layer reaches, ours and the vendor's."""
+
+FORMED, LOADED = 25, 3
+"""A thread's instructions for each value of u that a product forms in its loop, and for each value that it only loads:
+of sm_90's binaries (``python -m benchmarks.triton_aot``)."""
+
+
+@dataclass(frozen=True)
+class Products:
+    """What is particular to the products of a backend's own kernels."""
+
+    share: Mapping[str, float]
+    """Assumed: their rate as a share of the vendor's, by architecture."""
+    padding: Callable[[Call], float]
+    """What they compute, as a multiple of what is asked for."""
+    tiles: Callable[[Call, str, bool], list[Tile]]
+    """``tiles(call, direction, given)``: of the product that forms y or dx, the best guess first. ``given``: a kernel
+    before the products forms u; else they form it themselves."""
+    wgrad_tile: Callable[[Call], Tile]
+
+
+class Sizes:
+    """Bytes of the tensors of a call, and the FLOP of its product."""
+
+    def __init__(self, call: Call) -> None:
+        element, out = call.dtype.itemsize, call.out_dtype.itemsize
+        self.x = call.in_pixels * call.channels * element
+        self.w = call.filters * call.group_channels * call.taps * element
+        self.z = call.pixels * call.filters * element
+        self.y = call.pixels * call.outputs * out
+        self.n = 0 if call.power == 1 else call.pixels * call.groups * 4
+        self.squares = 0 if call.power == 1 else call.in_pixels * call.groups * 4
+        self.winner = call.pixels * call.outputs * (call.max_out > 1)
+        self.saved = self.y * call.saves_linear + self.winner
+        self.grad = self.y * (1 if call.power == 1 else 2) + self.n + self.winner
+        """What u is formed of."""
+        self.flops = 2.0 * call.pixels * call.filters * call.group_channels * call.taps
+        self.depthwise_flops = 1.5 * self.flops
+        """The product, and the norm's or its gradient's column sums."""
+
+    def t(self, call: Call, direction: str) -> int:
+        """Nothing where the scale is frozen."""
+        return (self.squares if call.depthwise else self.n) * (direction == "training")
+
+    def pooled(self, call: Call, direction: str) -> int:
+        """x, where t's windows multiply it."""
+        return self.x * (direction == "training" and call.power != 1)
+
+
+def seconds(call: Call, kernels: Iterable[Kernel], share: Mapping[str, float] | None = None) -> float:
+    """Of kernels one after the other, those that make the weights ready before them."""
+    rates = cost.rates(call.arch)
+    own = (share or {}).get(call.arch, (share or {}).get(cost.USUAL, 1.0))
+
+    def products(kernel: Kernel) -> float:
+        if call.depthwise:
+            return rates.fp32 * DEPTHWISE_SHARE[kernel.own]
+        rate = rates.half if call.dtype in HALF else rates.tf32 if call.tf32 else rates.fp32
+        return rate * (own if kernel.own else 1)
+
+    weights = [Kernel(Sizes(call).w * (1 if call.raw_weights else 2))] if call.unit else []
+    return sum(rates.seconds(kernel, products(kernel)) for kernel in (*weights, *kernels))
+
+
+def plain_seconds(call: Call, direction: str) -> float:
+    """Of the plain layer by the same model: the floor that every candidate is held against."""
+    s, rates = Sizes(call), cost.rates(call.arch)
+    rate = rates.half if call.dtype in HALF else rates.tf32 if call.tf32 else rates.fp32
+    product = Kernel(s.x + s.w + s.z, s.flops, own=False)
+    products = rates.fp32 * DEPTHWISE_SHARE[False] if call.depthwise else rate
+    return rates.seconds(product, products) * (2 if direction == "training" else 1)
+
+
+def _read(rows: int, depth: int, columns: int, tile: Tile, each: int) -> float:
+    """Instructions of a product's loop: its left operand is read for every tile of columns."""
+    return float(each) * rows * depth * -(-columns // tile.n)
+
+
+def own_forward(call: Call, products: Products) -> Iterator[Kernel]:
+    """The product of our own kernels with norm and scale inside."""
+    s, packs = Sizes(call), call.groups // call.pack
+    sums_window = call.power != 1 and call.taps > 1 and not call.flat
+    if sums_window:
+        yield Kernel(s.x + s.squares)
+    tile, width = products.tiles(call, "forward", False)[0], call.pack * call.group_channels
+    issued = _read(call.pixels * packs, call.taps * width, call.pack * call.group_filters, tile, LOADED)
+    moved = s.x + s.w + s.y + s.saved + s.n + sums_window * s.squares
+    yield Kernel(moved, s.flops * products.padding(call), True, issued)
+
+
+def own_gradients(call: Call, direction: str, products: Products, given: bool) -> Iterator[Kernel]:
+    """The products of our own kernels that form dx and dw; ``given``: a kernel before them formed u and t."""
+    s, packs = Sizes(call), call.groups // call.pack
+    source, each = (s.z + s.t(call, direction), LOADED) if given else (s.grad, FORMED)
+    width, height = call.pack * call.group_channels, call.pack * call.group_filters
+    padded, walked = s.flops * products.padding(call), call.taps * height
+    # every tap is walked from every input pixel, also those that no output reads
+    tile = products.tiles(call, direction, given)[0]
+    issued = _read(call.in_pixels * packs, walked, width, tile, each)
+    moved = source + s.w + s.x + s.pooled(call, direction)
+    yield Kernel(moved, padded * call.stride[0] * call.stride[1], True, issued)
+    if direction == "training":
+        tile = products.wgrad_tile(call)
+        columns = call.taps * width if call.flat else call.taps * max(width, tile.n)
+        yield Kernel(source + s.x + s.w, padded, True, _read(call.pixels * packs, height, columns, tile, each))

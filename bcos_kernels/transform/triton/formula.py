@@ -1,0 +1,143 @@
+"""The B-cos transform of one element, in Triton (Böhle et al., CVPR 2022, eq. 3; TPAMI 2024).
+
+::
+
+    l = alpha·z + bias           z = x ⋆ w, alpha = 1/‖w‖ (unit weights) or 1
+    n = √(Σx² + eps_inside) + eps_outside
+    c = |l|/n + cos_eps,  s = c^(b-1),  y = s·l
+
+``POWER`` is 1 or 2 for that b, 0 for every other and for b as a tensor. ``EXACT`` asks for results that are right to
+fp32's last places (fp32 tensors); without it they are right to those of a half-precision type.
+"""
+
+import triton
+import triton.language as tl
+from triton import knobs
+
+INTERPRETED = tl.constexpr(knobs.runtime.interpret)
+
+
+@triton.jit
+def cast(v, dtype: tl.constexpr):
+    """v in ``dtype``, rounded to nearest."""
+    if INTERPRETED and dtype == tl.bfloat16:  # the interpreter truncates
+        bits = v.to(tl.float32).to(tl.int32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        v = tl.where(v == v, rounded.to(tl.float32, bitcast=True), v)
+    return v.to(dtype)
+
+
+@triton.jit
+def matmul(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a @ b, accumulated in fp32."""
+    if INTERPRETED:  # where a product of half-precision tiles is wrong
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def safe_inverse(v):
+    """1/v, and 0 for the norm of a zero patch or a zero filter, which must not become NaN."""
+    zero = v == 0
+    return tl.where(zero, 0.0, 1.0 / tl.where(zero, 1.0, v))
+
+
+@triton.jit
+def root(v, EXACT: tl.constexpr):
+    if EXACT:
+        return tl.sqrt_rn(v)
+    return tl.sqrt(v)
+
+
+@triton.jit
+def root_norm(squares, eps_inside, eps_outside):
+    """n of Σx²."""
+    return tl.sqrt_rn(squares + eps_inside) + eps_outside
+
+
+@triton.jit
+def root_gradient(n, eps_outside):
+    """dn/dx = x · root_gradient(n)."""
+    return safe_inverse(n - eps_outside)
+
+
+@triton.jit
+def power(c, e, EXACT: tl.constexpr):
+    """c^e for c, e ≥ 0."""
+    if EXACT:
+        s = tl.exp(tl.log(c.to(tl.float64)) * e).to(tl.float32)
+    else:
+        s = tl.exp2(tl.log2(c) * e)
+    return tl.where(e == 0, 1.0, s)
+
+
+@triton.jit
+def exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B: tl.constexpr, EXACT_TWO: tl.constexpr):
+    """(b - 1, cos_eps), from the tensor where b is one."""
+    if TENSOR_B:
+        b = tl.load(b_ptr).to(tl.float32)
+        b_minus_1 = b - 1.0
+        if EXACT_TWO:
+            cos_eps = tl.where(b == 2.0, 0.0, cos_eps)
+    return b_minus_1, cos_eps
+
+
+@triton.jit
+def transform(l, inv_n, b_minus_1, cos_eps, POWER: tl.constexpr, EXACT: tl.constexpr):  # noqa: E741
+    """y of l."""
+    if POWER == 1:
+        return l
+    cosine = tl.abs(l) * inv_n
+    if POWER == 2:
+        return cosine * l
+    return power(cosine + cos_eps, b_minus_1, EXACT) * l
+
+
+@triton.jit
+def partials(v, inv_n, b_minus_1, cos_eps, POWER: tl.constexpr, FROZEN: tl.constexpr, EXACT: tl.constexpr):
+    """(∂y/∂l, ∂y/∂n) of v: y where b = 2, as |l| = √(|y|·n), else l. ``FROZEN`` freezes s (explanation mode).
+
+    At b = 2 both are 0 where y underflows (|l| below 1e-20 or so).
+    """
+    if POWER == 1:
+        dl = tl.full(v.shape, 1.0, tl.float32)
+        dn = tl.zeros(v.shape, tl.float32)
+    elif POWER == 2:
+        s = root(tl.abs(v) * inv_n, EXACT)
+        dl = s if FROZEN else 2.0 * s
+        dn = -v * inv_n
+    else:
+        cosine = tl.abs(v) * inv_n
+        c = cosine + cos_eps
+        s = power(c, b_minus_1, EXACT)
+        slope = b_minus_1 * (s / tl.where(c == 0, 1.0, c)) * cosine
+        dl = s if FROZEN else s + slope
+        dn = -slope * v * inv_n
+    return dl, dn
+
+
+@triton.jit
+def partial_b(l, inv_n, b_minus_1, cos_eps, EXACT: tl.constexpr):  # noqa: E741
+    """∂y/∂b = y ln c, which tends to 0 with y."""
+    c = tl.abs(l) * inv_n + cos_eps
+    y = power(c, b_minus_1, EXACT) * l
+    return tl.where(y == 0, 0.0, y * tl.log(tl.where(y == 0, 1.0, c)))
+
+
+@triton.jit
+def first_max(v, which, LOG_COLUMNS: tl.constexpr):
+    """The maximum over runs of 2^LOG_COLUMNS columns, and where in its run it is.
+
+    The first of equals and the first NaN, as torch.max.
+
+    v: [BM, BN]; which: [BN], the number of a column within its run. Returns two tiles [BM, BN / 2^LOG_COLUMNS].
+    """
+    best = tl.broadcast_to(which[None, :], v.shape)
+    for _ in tl.static_range(LOG_COLUMNS):
+        left, right = tl.split(tl.reshape(v, (v.shape[0], v.shape[1] // 2, 2)))
+        first, second = tl.split(tl.reshape(best, (v.shape[0], v.shape[1] // 2, 2)))
+        replaces = ((right > left) | (right != right)) & (left == left)
+        v = tl.where(replaces, right, left)
+        best = tl.where(replaces, second, first)
+    return v, best

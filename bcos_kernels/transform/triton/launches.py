@@ -1,0 +1,45 @@
+"""What a call would start, without a GPU: for compiling ahead of time, and for checking kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...core.candidate import Tile
+from ...gpu.launch import Launch, recording
+from .. import TRANSFORM
+from ..call import Call
+from ..spec import Inputs, Outputs
+
+__all__ = ["launches"]
+
+
+def launches(
+    call: Call, direction: str, candidate: str, tile: Tile | None = None, channels_last: bool = True
+) -> list[Launch]:
+    """What one direction of the call starts when Triton's ``candidate`` serves it, on tensors without memory.
+
+    A candidate that serves no forward is preceded by the vendor's. Tensors are of the meta device.
+    """
+
+    def empty(shape, dtype: torch.dtype) -> Tensor:
+        form = torch.channels_last if channels_last and len(shape) == 4 else torch.contiguous_format
+        return torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=form)
+
+    named = {c.name: c for c in TRANSFORM.candidates_of("triton")}
+    x, weight = empty(call.x_shape, call.dtype), empty(call.weight_shape, call.weight_dtype)
+    bias = weight.new_empty(call.filters) if call.bias else None
+    b = x.new_empty((), dtype=torch.float32) if call.tensor_b else None
+    inputs = Inputs(x, weight, bias, b)
+    first = named[candidate] if named[candidate].forward else named["vendor"]
+    assert first.forward is not None
+    with recording() as forward:
+        saved = Outputs(*first.forward(inputs, call, tile if direction == "forward" else None))
+    if direction == "forward":
+        return forward
+    grad, training = torch.empty_like(saved.y), direction == "training"
+    needs = (True, training, training and call.bias, training and call.tensor_b)
+    with recording() as backward:
+        saved = saved._replace(y=saved.y if call.spec.saves_output else None)
+        named[candidate].backward(grad, inputs, saved, call, tile, not training, needs)
+    return backward

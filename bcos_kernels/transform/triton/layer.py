@@ -1,0 +1,143 @@
+"""What is started for one call: the weights made ready, then the products of a candidate, forward or backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from ...core.candidate import Tile
+from ...gpu.launch import channels_last
+from ..call import Call
+from ..spec import Inputs, Outputs
+from . import depthwise, implicit_gemm, patch_norm, scale, tiles, vendor, weight_norm
+from . import implicit_gemm_gradients as gradients
+from .arguments import image
+from .weight_norm import Weights
+
+__all__ = [
+    "backward", "depthwise_backward", "depthwise_forward", "forward", "one_pass_backward", "one_pass_forward",
+    "semi_backward", "vendor_backward", "vendor_forward",
+]  # fmt: skip
+
+
+def forward(product: Callable, inputs: Inputs, call: Call, tile: Tile | None) -> tuple[Tensor, ...]:
+    """The outputs, which ``product(call, x, weights, bias, b, out, tile)`` fills; images are channels_last."""
+    x, weight, bias, b = inputs
+    with _on_device_of(x):
+        x = _image(x)
+        out = Outputs(
+            image(call, call.outputs, call.out_dtype, x),
+            image(call, call.groups if call.saves_norm else 0, torch.float32, x),
+            image(call, call.outputs if call.saves_linear else 0, call.out_dtype, x),
+            image(call, call.outputs if call.max_out > 1 else 0, torch.uint8, x),
+        )
+        if call.pixels > 0:
+            weights = weight_norm.prepare(call, weight_norm.dense(_image(weight)))
+            product(call, channels_last(x), weights, None if bias is None else bias.contiguous(), b, out, tile)
+    return tuple(map(_rows_of, out)) if call.is_linear else out
+
+
+def backward(
+    products: Callable, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: Tile | None, frozen: bool, needs
+) -> tuple[Tensor | None, ...]:
+    """(dx, dweight, dbias, db), None where not needed; ``frozen`` makes the scale a constant.
+
+    ``products(call, grad, x, weights, b, saved, frozen, needs, tile)`` returns dx, shares of the gradient of the
+    products' operand, dbias and db.
+    """
+    x, weight, _, b = inputs
+    if call.in_pixels == 0 or call.pixels == 0:
+        likes = (x, weight, weight.new_empty(call.filters), b)
+        return tuple(torch.zeros_like(like) if need else None for like, need in zip(likes, needs, strict=True))
+    with _on_device_of(x):
+        grad, x = channels_last(_image(grad)), channels_last(_image(x))
+        saved = Outputs(*(None if t is None else channels_last(_image(t)) for t in saved))
+        weight = weight_norm.dense(_image(weight))
+        weights = weight_norm.prepare(call, weight)
+        dx, partial, dbias, db = products(call, grad, x, weights, b, saved, frozen or call.power == 1, needs, tile)
+        dweight = weight_norm.gradient(call, partial, weight, weights) if needs[1] else None
+        dbias, db = None if dbias is None else dbias.to(weight.dtype), None if db is None else db.to(b.dtype)
+    return (_rows_of(dx), _rows_of(dweight), dbias, db) if call.is_linear else (dx, dweight, dbias, db)
+
+
+# ---- the products of the candidates
+
+
+def vendor_forward(call: Call, x: Tensor, weights: Weights, bias, b, out: Outputs, tile: None) -> None:
+    z = vendor.product(call, x, weights.operand)
+    scale.forward(call, z, weights, bias, patch_norm.norm(call, x, out.n), b, out)
+
+
+def depthwise_forward(call: Call, x: Tensor, weights: Weights, bias, b, out: Outputs, tile: None) -> None:
+    depthwise.forward(call, x, weights, bias, b, out)
+
+
+def one_pass_forward(call: Call, x: Tensor, weights: Weights, bias, b, out: Outputs, tile: Tile | None) -> None:
+    implicit_gemm.forward(call, x, weights, bias, b, out, tile or tiles.tiles(call, "forward", given=False)[0])
+
+
+def vendor_backward(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, tile: None):
+    u, t, db = _scale(call, grad, x, weights, b, saved, frozen, needs)
+    dx, partial, dbias = vendor.gradients(call, u, x, weights.operand, needs)
+    if needs[0] and not frozen:
+        patch_norm.add_gradient(call, dx, x, t)
+    return dx, partial, dbias, db
+
+
+def depthwise_backward(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, tile: None):
+    dx = partial = dbias = None
+    u, t = depthwise.backward(call, grad, x, weights, b, saved, frozen)
+    if needs[0]:
+        dx = depthwise.dgrad(call, u, t, weights, x)
+    if needs[1] or needs[2]:
+        partial, dbias = depthwise.wgrad(call, u, x, needs[2])
+    return dx, partial, dbias, None
+
+
+def one_pass_backward(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, tile):
+    source = gradients.Source(None, None, grad, saved.y, saved.n, frozen)
+    tile = tile or tiles.tiles(call, "training", given=False)[0]
+    return *_products(call, source, x, weights, needs, tile), None
+
+
+def semi_backward(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, tile):
+    u, t, db = _scale(call, grad, x, weights, b, saved, frozen, needs)
+    source = gradients.Source(u, t, grad, saved.y, saved.n, frozen)
+    tile = tile or tiles.tiles(call, "training", given=True)[0]
+    return *_products(call, source, x, weights, needs, tile), db
+
+
+def _products(call: Call, source: gradients.Source, x: Tensor, weights: Weights, needs, tile: Tile):
+    dx = partial = dbias = None
+    if needs[0]:
+        dx = gradients.dgrad(call, source, weights, x, tile)
+    if needs[1] or needs[2]:
+        partial, dbias = gradients.wgrad(call, source, weights, x, needs[2])
+    return dx, partial, dbias
+
+
+def _scale(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs):
+    """u, t and db of one kernel; the norm is formed again where it was not saved."""
+    v = saved.l if call.saves_linear else saved.y
+    n = saved.n if call.saves_norm else patch_norm.norm(call, x, saved.n)
+    return scale.backward(call, grad, v, saved.winner, n, weights, b, frozen, needs[3])
+
+
+# ---- linear layers as images of one pixel
+
+
+def _on_device_of(x: Tensor):
+    """Triton starts kernels on the current device."""
+    return torch.cuda.device(x.device) if x.is_cuda and x.get_device() != torch.cuda.current_device() else nullcontext()
+
+
+def _image(t: Tensor) -> Tensor:
+    """``[M, K]`` as ``[M, K, 1, 1]``."""
+    return t.contiguous()[:, :, None, None] if t.dim() == 2 else t
+
+
+def _rows_of(images: Tensor | None) -> Tensor | None:
+    return images[:, :, 0, 0] if images is not None and images.dim() == 4 else images

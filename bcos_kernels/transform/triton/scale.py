@@ -1,0 +1,132 @@
+"""The scale |cos|^(b-1) beside a vendor convolution, forward and backward.
+
+Rows are pixels × groups: y [N, OH, OW, G·OG] is a matrix [N·OH·OW·G, OG], n has one value a row.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...gpu.launch import cdiv, launch
+from ..call import Call
+from .arguments import formula, image, row_tile
+from .formula import cast, exponent, partial_b, partials, root_gradient, safe_inverse, transform
+
+
+@triton.jit
+def scale_fwd_kernel(
+    z_ptr, alpha_ptr, bias_ptr, n_ptr, b_ptr, y_ptr, l_ptr, winner_ptr, rows, OG, b_minus_1, cos_eps,
+    G: tl.constexpr, MAX_OUT: tl.constexpr, POWER: tl.constexpr, TENSOR_B: tl.constexpr, EXACT_TWO: tl.constexpr,
+    ALPHA: tl.constexpr, BIAS: tl.constexpr, SAVE_L: tl.constexpr, EXACT: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """y = transform(max(alpha z + bias), n); z [rows, OG·MAX_OUT], y, l, winner [rows, OG], n [rows] fp32. Eq. 3."""
+    row = tl.program_id(0) * BM + tl.arange(0, BM)
+    column = tl.program_id(1) * BN + tl.arange(0, BN)
+    inside = (row < rows)[:, None] & (column < OG)[None, :]
+    wide = row.to(tl.int64)[:, None]
+    best = tl.zeros((BM, BN), tl.float32)
+    winner = tl.zeros((BM, BN), tl.int32)
+    for which in range(MAX_OUT):
+        k = column * MAX_OUT + which
+        l = tl.load(z_ptr + wide * (OG * MAX_OUT) + k[None, :], mask=inside, other=0.0).to(tl.float32)  # noqa: E741
+        filters = (row % G * (OG * MAX_OUT))[:, None] + k[None, :]
+        if ALPHA:
+            l *= tl.load(alpha_ptr + filters, mask=inside, other=0.0)  # noqa: E741
+        if BIAS:
+            l += tl.load(bias_ptr + filters, mask=inside, other=0.0).to(tl.float32)  # noqa: E741
+        replaces = (which == 0) | (((l > best) | (l != l)) & (best == best))
+        best = tl.where(replaces, l, best)
+        winner = tl.where(replaces, which, winner)
+    inv_n = best
+    if POWER != 1:
+        inv_n = safe_inverse(tl.load(n_ptr + row, mask=row < rows, other=1.0))[:, None]
+    b_minus_1, cos_eps = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO)
+    y = transform(best, inv_n, b_minus_1, cos_eps, POWER, EXACT)
+    at = wide * OG + column[None, :]
+    tl.store(y_ptr + at, cast(y, y_ptr.dtype.element_ty), mask=inside)
+    if SAVE_L:
+        tl.store(l_ptr + at, cast(best, l_ptr.dtype.element_ty), mask=inside)
+    if MAX_OUT > 1:
+        tl.store(winner_ptr + at, winner.to(tl.uint8), mask=inside)
+
+
+@triton.jit
+def scale_bwd_kernel(
+    grad_ptr, v_ptr, winner_ptr, n_ptr, alpha_ptr, b_ptr, u_ptr, t_ptr, db_ptr,
+    rows, OG, b_minus_1, cos_eps, eps_outside,
+    G: tl.constexpr, MAX_OUT: tl.constexpr, POWER: tl.constexpr, TENSOR_B: tl.constexpr, EXACT_TWO: tl.constexpr,
+    ALPHA: tl.constexpr, FROZEN: tl.constexpr, WITH_DB: tl.constexpr, EXACT: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """u = ∂L/∂z [rows, OG·MAX_OUT], t = ∂L/∂n · dn/dx ÷ x [rows] fp32 and the program's share of ∂L/∂b.
+
+    grad, winner and v (y where b = 2, else l) [rows, OG]; n [rows] fp32. ``FROZEN`` freezes s: t is not written.
+    """
+    row = tl.program_id(0) * BM + tl.arange(0, BM)
+    known = row < rows
+    wide = row.to(tl.int64)[:, None]
+    b_minus_1, cos_eps = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO)
+    n = tl.zeros((BM,), tl.float32)
+    if POWER != 1:
+        n = tl.load(n_ptr + row, mask=known, other=1.0)
+    inv_n = safe_inverse(n)[:, None]
+    total = tl.zeros((BM,), tl.float32)
+    db = tl.zeros((BM,), tl.float32)
+    for start in range(0, OG, BN):
+        column = start + tl.arange(0, BN)
+        inside = known[:, None] & (column < OG)[None, :]
+        at = wide * OG + column[None, :]
+        grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        v = tl.zeros((BM, BN), tl.float32)
+        if POWER != 1:
+            v = tl.load(v_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        dl, dn = partials(v, inv_n, b_minus_1, cos_eps, POWER, FROZEN, EXACT)
+        total += tl.sum(grad * dn, axis=1)
+        if WITH_DB:
+            db += tl.sum(grad * partial_b(v, inv_n, b_minus_1, cos_eps, EXACT), axis=1)
+        if MAX_OUT > 1:
+            winner = tl.load(winner_ptr + at, mask=inside, other=0)
+        for which in range(MAX_OUT):
+            k = column * MAX_OUT + which
+            u = grad * dl
+            if MAX_OUT > 1:
+                u = tl.where(winner == which, u, 0.0)
+            if ALPHA:
+                filters = (row % G * (OG * MAX_OUT))[:, None] + k[None, :]
+                u *= tl.load(alpha_ptr + filters, mask=inside, other=0.0)
+            tl.store(u_ptr + wide * (OG * MAX_OUT) + k[None, :], cast(u, u_ptr.dtype.element_ty), mask=inside)
+    if POWER != 1 and not FROZEN:
+        tl.store(t_ptr + row, total * root_gradient(n, eps_outside), mask=known)
+    if WITH_DB:
+        tl.store(db_ptr + tl.program_id(0), tl.sum(db, axis=0))
+
+
+def forward(call: Call, z: Tensor, weights, bias, n, b, out) -> None:
+    """y, l and the winners of z ``[N, F, OH, OW]``, into ``out``."""
+    m, columns = row_tile(call.group_outputs)
+    rows = call.pixels * call.groups
+    launch(
+        scale_fwd_kernel, (cdiv(rows, m), cdiv(call.group_outputs, columns)),
+        z, weights.alpha, bias, n, b, out.y, out.l, out.winner, rows, call.group_outputs, call.b_minus_1, call.cos_eps,
+        G=call.groups, MAX_OUT=call.max_out, **formula(call), ALPHA=weights.alpha is not None, BIAS=bias is not None,
+        SAVE_L=call.saves_linear, BM=m, BN=columns,
+    )  # fmt: skip
+
+
+def backward(call: Call, grad: Tensor, v: Tensor | None, winner, n, weights, b, frozen: bool, with_db: bool):
+    """u ``[N, F, OH, OW]``, t ``[N, G, OH, OW]`` unless frozen, db where asked for; v is y where b = 2, else l."""
+    m, columns = row_tile(call.group_outputs)
+    rows = call.pixels * call.groups
+    programs = cdiv(rows, m)
+    u = image(call, call.filters, call.dtype, grad)
+    t = None if frozen else image(call, call.groups, torch.float32, grad)
+    db = torch.empty(programs, dtype=torch.float32, device=grad.device) if with_db else None
+    launch(
+        scale_bwd_kernel, (programs,), grad, v, winner, n, weights.alpha, b, u, t, db,
+        rows, call.group_outputs, call.b_minus_1, call.cos_eps, call.norm_eps[1],
+        G=call.groups, MAX_OUT=call.max_out, **formula(call), ALPHA=weights.alpha is not None, FROZEN=frozen,
+        WITH_DB=with_db, BM=m, BN=columns,
+    )  # fmt: skip
+    return u, t, db.sum() if with_db else None

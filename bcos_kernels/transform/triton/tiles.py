@@ -1,0 +1,71 @@
+"""Which tiles the Triton kernels have for a call: pure functions of the call."""
+
+from __future__ import annotations
+
+from ...core.candidate import Tile
+from ..call import HALF, Call, power_of_two
+
+__all__ = ["MOST_MAX_OUT", "SHARE", "columns_of_output", "padding", "splits", "strip", "tiles", "wgrad_tile"]
+
+MOST_MAX_OUT = 16  # filters of an output that still fit a tile
+
+MOST_FUSED = {"sm_80": 64 * 128, "gfx942": 64 * 64}  # values of a tile beside which u and t fit the registers
+SHARE = {"sm_80": 0.85, "sm_90": 0.6, "sm_100": 0.4, "gfx942": 0.5}
+"""Assumed: the rate of these kernels' products, as a share of the vendor's. Measuring replaces it."""
+
+
+def tiles(call: Call, direction: str, given: bool) -> list[Tile]:
+    """The tiles of the product that forms y or dx, the best guess first; none where there is nothing to choose.
+
+    ``given``: a kernel before the product forms u; else the product forms it itself.
+    """
+    if call.depthwise and not given:
+        return []
+    if direction == "forward":
+        columns = call.pack * call.group_outputs * columns_of_output(call)
+        depth = call.taps * call.group_channels if call.flat else call.pack * call.group_channels
+        return _tiles(call, call.pixels, columns, depth, columns_of_output(call), call.flat)
+    found = _tiles(
+        call, call.in_pixels, call.pack * call.group_channels, call.pack * call.group_filters, busy=not given
+    )
+    most = MOST_FUSED.get(call.arch, 128 * 128)
+    return [tile for tile in found if given or tile.m * tile.n <= most]
+
+
+def wgrad_tile(call: Call) -> Tile:
+    """Filters × channels of a tap (of all taps in a flat walk), in steps of pixels."""
+    columns = call.taps * call.group_channels if call.flat else call.pack * call.group_channels
+    return _tiles(call, call.pack * call.group_filters, columns, call.pixels, busy=True)[0]
+
+
+def padding(call: Call) -> float:
+    """What the products compute, as a multiple of what is asked for."""
+    return call.pack if call.groups > 1 else columns_of_output(call) / call.max_out
+
+
+def columns_of_output(call: Call) -> int:
+    """Columns that the filters of one output take: a power of two."""
+    return power_of_two(call.max_out)
+
+
+def _tiles(call: Call, rows: int, columns: int, depth: int, least_columns: int = 16, busy: bool = False) -> list[Tile]:
+    half = call.dtype in HALF
+    stages = 2 if call.arch.startswith("gfx") or not half else 3
+    shapes = [(128, 128), (128, 64), (64, 128), (64, 64), (64, 32)] if half else [(64, 64), (64, 32), (32, 32)]
+    k = min(64 if half else 32, power_of_two(depth, 16))
+    found = {}
+    for m, n in shapes:
+        m, n = min(m, power_of_two(rows, 16)), max(min(n, power_of_two(columns, 16)), least_columns)
+        more = m * n >= 128 * 128 or ((busy or not half) and max(m, n) > (64 if half else 32))
+        found[Tile(m, n, k, 8 if more else 4, stages)] = None
+    return list(found)
+
+
+def splits(rows: int, programs: int, step: int) -> int:
+    """Shares of the rows that wgrad sums on their own, so that its programs fill the device."""
+    return max(1, min(-(-528 // programs), -(-rows // (4 * step)), 64))
+
+
+def strip(width: int) -> int:
+    """Neighbouring pixels that a depthwise program's row holds: the fewest left over, then the most."""
+    return min(range(8, 3, -1), key=lambda v: (-(-width // v) * v, -v)) if width > 4 else width

@@ -1,0 +1,39 @@
+"""The vendor's products: cuDNN and cuBLAS through torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...gpu.launch import channels_last
+from ..call import Call
+
+__all__ = ["gradients", "product"]
+
+
+def product(call: Call, x: Tensor, operand: Tensor) -> Tensor:
+    """z = x ⋆ operand ``[N, F, OH, OW]``, channels_last."""
+    if call.is_linear:
+        return (x.flatten(1) @ operand.flatten(1).t())[:, :, None, None]
+    return channels_last(torch.ops.aten.convolution(x, operand, None, *_geometry(call)))
+
+
+def gradients(call: Call, u: Tensor, x: Tensor, operand: Tensor, needs):
+    """The vendor's (dx, gradient of the operand), channels_last, and dbias."""
+    dx = partial = None
+    dbias = u.sum((0, 2, 3), dtype=torch.float32) if needs[2] else None
+    if call.is_linear:
+        if needs[0]:
+            dx = (u.flatten(1) @ operand.flatten(1))[:, :, None, None]
+        if needs[1]:
+            partial = u.flatten(1).t() @ x.flatten(1)
+    elif needs[0] or needs[1]:
+        dx, partial, _ = torch.ops.aten.convolution_backward(
+            u, x, operand, None, *_geometry(call), (needs[0], needs[1], False)
+        )
+        dx, partial = (None if t is None else channels_last(t) for t in (dx, partial))
+    return dx, partial, dbias
+
+
+def _geometry(call: Call) -> tuple:
+    return call.stride, call.padding, call.dilation, False, [0, 0], call.groups
