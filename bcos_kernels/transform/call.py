@@ -85,7 +85,7 @@ class Call(call.Call):
     def amplification(self) -> float:
         return max(1.0, (self.spec.b or 0) / 2)
 
-    @cached_property
+    @property
     def is_linear(self) -> bool:
         return self.spec.is_linear
 
@@ -139,11 +139,14 @@ class Call(call.Call):
         """Output pixels, N·OH·OW."""
         return self.batch * prod(self.out_size)
 
-    @cached_property
+    @property
     def padded_rows(self) -> int:
         """Pixels × groups of the input, padding counted in: the most rows that a kernel indexes."""
-        height, width = (size + 2 * p for size, p in zip(self.in_size, self.padding, strict=True))
-        return prod(self.x_shape[:-1]) if self.is_linear else self.batch * height * width * self.groups
+        if self.spec.is_linear:
+            return self.x_shape[0]
+        batch, _, height, width = self.x_shape
+        pads = self.spec.padding
+        return batch * (height + 2 * pads[0]) * (width + 2 * pads[1]) * self.spec.groups
 
     @cached_property
     def groups(self) -> int:

@@ -16,8 +16,8 @@ def unserved(call: Call, dtypes: tuple[torch.dtype, ...], most_rows: int | None 
         found.append(f"dtype {call.dtype} is none of {', '.join(map(str, dtypes))}")
     elif call.weight_dtype not in (call.dtype, torch.float32):
         found.append(f"weight dtype {call.weight_dtype} beside input dtype {call.dtype}")
-    if call.max_out > 255:
-        found.append(f"max_out={call.max_out} is above 255, the largest winner index kept")
+    if call.spec.max_out > 255:
+        found.append(f"max_out={call.spec.max_out} is above 255, the largest winner index kept")
     if not call.zero_padded:
         found.append("the padding mode is not 'zeros': the patch norm sees another input than the convolution")
     if most_rows is not None and call.padded_rows > most_rows:

@@ -61,18 +61,18 @@ def _triton_serves(call: Call, direction: str) -> bool:
 
 
 def _triton_forward(inputs, call: Call, tile):
-    layer = triton.layer()
-    product = layer.depthwise_forward if call.depthwise else layer.one_pass_forward
-    return layer.forward(product, inputs, call, tile)
+    kernels = triton.kernels()
+    product = kernels.depthwise_forward if call.depthwise else kernels.one_pass_forward
+    return kernels.forward(product, inputs, call, tile)
 
 
 def _triton_backward(grad, inputs, saved, call: Call, tile, frozen: bool, needs):
-    layer = triton.layer()
+    kernels = triton.kernels()
     if needs[3]:  # only the scale's own kernel forms db
-        products = layer.semi_backward
+        products = kernels.semi_backward
     else:
-        products = layer.depthwise_backward if call.depthwise else layer.one_pass_backward
-    return layer.backward(products, grad, inputs, saved, call, tile, frozen, needs)
+        products = kernels.depthwise_backward if call.depthwise else kernels.one_pass_backward
+    return kernels.backward(products, grad, inputs, saved, call, tile, frozen, needs)
 
 
 CANDIDATES = (

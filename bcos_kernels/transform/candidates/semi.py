@@ -41,8 +41,8 @@ def _triton_serves(call: Call, direction: str) -> bool:
 
 
 def _triton_backward(grad, inputs, saved, call: Call, tile, frozen: bool, needs):
-    layer = triton.layer()
-    return layer.backward(layer.semi_backward, grad, inputs, saved, call, tile, frozen, needs)
+    kernels = triton.kernels()
+    return kernels.backward(kernels.semi_backward, grad, inputs, saved, call, tile, frozen, needs)
 
 
 CANDIDATES = (

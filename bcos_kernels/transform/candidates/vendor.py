@@ -42,13 +42,13 @@ def _cost(call: Call, direction: str) -> float:
 
 
 def _triton_forward(inputs, call: Call, tile):
-    layer = triton.layer()
-    return layer.forward(layer.vendor_forward, inputs, call, tile)
+    kernels = triton.kernels()
+    return kernels.forward(kernels.vendor_forward, inputs, call, tile)
 
 
 def _triton_backward(grad, inputs, saved, call: Call, tile, frozen: bool, needs):
-    layer = triton.layer()
-    return layer.backward(layer.vendor_backward, grad, inputs, saved, call, tile, frozen, needs)
+    kernels = triton.kernels()
+    return kernels.backward(kernels.vendor_backward, grad, inputs, saved, call, tile, frozen, needs)
 
 
 CANDIDATES = (

@@ -19,7 +19,7 @@ from ..traffic import Products
 from ..unserved import unserved
 from . import tiles
 
-__all__ = ["BACKEND", "INSTALLED", "PRODUCTS", "layer", "serves_products", "why_not"]
+__all__ = ["BACKEND", "INSTALLED", "PRODUCTS", "kernels", "serves_products", "why_not"]
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MOST_ROWS = 2**31 - 1  # the largest 32-bit index
@@ -53,7 +53,7 @@ def serves_products(call: Call) -> bool:
 
 
 @cache
-def layer() -> ModuleType:
+def kernels() -> ModuleType:
     """What starts the kernels; imported by the first call, because machines without a GPU never need Triton."""
     from . import layer
 
