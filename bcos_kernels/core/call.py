@@ -64,8 +64,12 @@ class Spec:
 
     @classmethod
     def of_flat(cls: type[T], values) -> T:
-        """The spec of which ``values`` are the options; equal ones give the same object."""
-        return _made(cls, tuple(tuple(v) if isinstance(v, (list, tuple)) else v for v in values))
+        """The spec of which ``values`` are the options; equal ones give the same object, but for symbols."""
+        options = tuple(tuple(v) if isinstance(v, (list, tuple)) else v for v in values)
+        try:
+            return _made(cls, options)
+        except TypeError:  # a symbol of a compiler has no hash
+            return cls(*options)
 
 
 @lru_cache(maxsize=4096)

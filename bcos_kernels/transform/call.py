@@ -267,12 +267,18 @@ def _changed(call: Call, bias: bool, tf32: bool) -> Call:
 def of(inputs: Inputs, spec: Spec) -> Call:
     """The call of concrete tensors under torch's settings now."""
     x, weight, bias, _ = inputs
-    return _made(spec, x.device, x.shape, weight.shape, x.dtype, weight.dtype, bias is not None).now()
+    facts = spec, x.device, x.shape, weight.shape, x.dtype, weight.dtype, bias is not None
+    try:
+        return _kept(*facts).now()
+    except TypeError:  # a symbol of a compiler has no hash
+        return _made(*facts).now()
 
 
-@lru_cache(maxsize=4096)
 def _made(spec: Spec, where: torch.device, x_shape, weight_shape, *rest) -> Call:
     return Call(spec, where.type, tuple(x_shape), tuple(weight_shape), *rest, arch=device.architecture_of(where))
+
+
+_kept = lru_cache(maxsize=4096)(_made)
 
 
 def of_shapes(
