@@ -39,6 +39,6 @@ class _Finder:
             return
         missing = [op for op in OPERATORS if not hasattr(torch.ops.torchvision, op)]
         if missing:
-            self._declared = torch.library.Library("torchvision", "FRAGMENT")
-        for op in missing:
-            self._declared.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            self._declared = library = torch.library.Library("torchvision", "FRAGMENT")
+            for op in missing:
+                library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -18,6 +18,7 @@ import textwrap
 from array import array
 from collections import Counter
 from contextlib import suppress
+from typing import Any
 
 __all__ = ["accelerated", "compiled", "current", "fused", "keep", "left_alone", "plain", "tell", "words"]
 
@@ -31,7 +32,8 @@ _SHOWN = 8
 """Reasons that a summary lists, the most frequent first."""
 
 _index: dict[Key, int] = {(FUSED, "", ""): 0}
-_counts = [0] * _MOST
+_counts: Any = [0] * _MOST
+"""Of the keys, by their index: a list, or a view of the file of this process."""
 _folder: str | None = None
 _path: str | None = None
 _map: mmap.mmap | None = None
@@ -48,7 +50,7 @@ def compiled() -> None:
 
 
 # torch.compiler.assume_constant_result without its import of Dynamo: called while Dynamo traces, not by the graph
-compiled._dynamo_marked_constant = True
+setattr(compiled, "_dynamo_marked_constant", True)  # noqa: B010
 
 
 def accelerated() -> None:
@@ -161,11 +163,13 @@ def _read(path: str) -> tuple[Counter[Key], bool]:
             running = isinstance(error, BlockingIOError)
     if len(content) < _BYTES:  # its process could not write
         return Counter(), running
-    counts, found = array("q", content[:_BYTES]), Counter()
+    counts = array("q", content[:_BYTES])
+    found: Counter[Key] = Counter()
     for line in content[_BYTES:].split(b"\n"):
         with suppress(ValueError):  # an empty line, or one that could not be written whole
             index, *key = json.loads(line)
-            found[tuple(key)] = counts[index]
+            what, kind, reason = key
+            found[what, kind, reason] = counts[index]
     return +found, running
 
 

@@ -219,7 +219,7 @@ def _tune(options: argparse.Namespace) -> int:
     model = build(**options.factory_args)
     if not isinstance(model, nn.Module):
         raise TypeError(f"--model {options.model} gave {type(model).__name__}, not a torch.nn.Module")
-    model = adopt.accelerate(model).eval().to(device, memory_format=layout)
+    model = adopt.accelerate(model).eval().to(device, memory_format=layout)  # type: ignore[call-overload]
     images = torch.randn(options.input, device=device)
     images = images.contiguous(memory_format=layout) if images.dim() == 4 else images
     if not options.amp:
