@@ -139,7 +139,7 @@ def _runner(what: Noted, first: Candidate, device: torch.device) -> Run:
     if direction == "forward":
         return forward
     result, *others = forward(first, None).values()
-    saved = op.outputs(*(result if call.spec.saves_output else None, *others))
+    saved = op.outputs._make((result if call.spec.saves_output else None, *others))
     training = direction == "training"
     needs = tuple(t is not None and (training or i == 0) for i, t in enumerate(inputs))
 
