@@ -1,4 +1,4 @@
-"""The C++ kernels for CPU tensors (``csrc/cpu``): fp32, fp64 and bf16, NCHW and channels_last."""
+"""The C++ kernels for CPU tensors (``csrc/transform/cpu``): fp32, fp64 and bf16, NCHW and channels_last."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 
 from ..spec import Call
 from . import extension, unserved
+from .extension import transform_spec
 
 _C, _absent = extension.load()
 
@@ -25,26 +26,20 @@ def why_not(call: Call) -> list[str]:
     return found
 
 
-def linear(*args):
-    """``bcos_kernels::linear`` of :mod:`bcos_kernels.ops`."""
-    return _C.linear(*args)
+def _forward(x, weight, bias, b, *rest):
+    """``bcos_kernels::linear`` and ``conv2d`` of :mod:`bcos_kernels.ops`."""
+    *options, out_dtype = rest
+    return _C.transform_forward(x, weight, bias, b, transform_spec(tuple(options), b is not None, out_dtype))
 
 
-def conv2d(*args):
-    """``bcos_kernels::conv2d`` of :mod:`bcos_kernels.ops`."""
-    return _C.conv2d(*args)
+def _backward(grad, x, weight, b, *rest):
+    """``bcos_kernels::linear_backward`` and ``conv2d_backward`` of :mod:`bcos_kernels.ops`."""
+    saved, options, (frozen, needs) = rest[:4], rest[4:-2], rest[-2:]
+    spec = transform_spec(options, b is not None, grad.dtype)
+    grads = _C.transform_backward(grad, x, weight, b, *saved, spec, frozen, needs)
+    # operators return tensors only: an absent gradient is an empty one
+    return tuple(grad.new_empty(0) if g is None else g for g in grads)
 
 
-def linear_backward(*args):
-    """``bcos_kernels::linear_backward`` of :mod:`bcos_kernels.ops`."""
-    return _gradients(_C.linear_backward(*args), args)
-
-
-def conv2d_backward(*args):
-    """``bcos_kernels::conv2d_backward`` of :mod:`bcos_kernels.ops`."""
-    return _gradients(_C.conv2d_backward(*args), args)
-
-
-def _gradients(grads, args):
-    """Operators return tensors only: an absent gradient is an empty one."""
-    return tuple(args[0].new_empty(0) if g is None else g for g in grads)
+linear = conv2d = _forward
+linear_backward = conv2d_backward = _backward

@@ -1,4 +1,4 @@
-"""The CUDA kernels for GPU tensors (``csrc/cuda``): fp32, fp16 and bf16, NHWC inside, sm_80 and later."""
+"""The CUDA kernels for GPU tensors (``csrc/transform/cuda``): fp32, fp16 and bf16, NHWC inside, sm_80 and later."""
 
 from __future__ import annotations
 
