@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,16 +13,15 @@ from torch import nn
 from .backends.gpu import BACKENDS
 from .backends.gpu.device import INTERPRETED
 from .backends.gpu.tile import CANDIDATES, DIRECTIONS, Tile
-from .commandline import DTYPES, factory, json_object, progress, shape
-from .text import aligned
+from .text import aligned, progress
 
-__all__ = ["Row", "Tuning", "main", "tune"]
+__all__ = ["WAYS", "Measurement", "Tuning", "check_device", "tune", "words"]
 
 _progress = partial(progress, "tune")
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """One direction of one call: how long each way to serve it took."""
 
     call: str
@@ -51,7 +47,7 @@ class Row:
 class Tuning:
     """What :func:`tune` measured; ``str()`` is a table."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[Measurement, ...]
     calls: int
     """Directions of calls that there were to measure; more than rows after an interrupt."""
     device: str
@@ -63,7 +59,7 @@ class Tuning:
         head = ("call", "direction", *(f"{' '.join(way)}, µs" for way in columns), "winner", "byte model", "gain")
         lines = [aligned([head, *(_cells(row, columns) for row in self.rows)])]
         for row in self.rows:
-            refused = (f"{_words(*t[:3])}: {t.refusal}" for t in row.trials if t.refusal is not None)
+            refused = (f"{words(*t[:3])}: {t.refusal}" for t in row.trials if t.refusal is not None)
             lines += [f"refused, {row.direction} of {row.call}: {refusal}" for refusal in refused]
         measured = sum(row.winner is not None for row in self.rows)
         state = "interrupted: " if len(self.rows) < self.calls else ""
@@ -74,17 +70,17 @@ class Tuning:
 WAYS = tuple((backend, candidate) for backend in BACKENDS for candidate in CANDIDATES)
 
 
-def _cells(row: Row, columns: list[tuple[str, str]]) -> tuple[str, ...]:
+def _cells(row: Measurement, columns: list[tuple[str, str]]) -> tuple[str, ...]:
     best = {}
     for t in row.trials:
         if t.seconds is not None:
             best[t[:2]] = min(t.seconds, best.get(t[:2], t.seconds))
     times = (f"{1e6 * best[way]:.1f}" if way in best else "–" for way in columns)
-    winner = _words(*row.winner[:3]) if row.winner else "–"
-    return row.call, row.direction, *times, winner, _words(*row.predicted), f"{row.gain:.2f}" if row.gain else "–"
+    winner = words(*row.winner[:3]) if row.winner else "–"
+    return row.call, row.direction, *times, winner, words(*row.predicted), f"{row.gain:.2f}" if row.gain else "–"
 
 
-def _words(backend: str, candidate: str, tile: Tile | None) -> str:
+def words(backend: str, candidate: str, tile: Tile | None) -> str:
     return f"{backend} {candidate}" + (f" {tile.m}×{tile.n}×{tile.k}" if tile else "")
 
 
@@ -118,7 +114,7 @@ def tune(
     args = adopt.arguments(example_input)
     if not (isinstance(directions, (tuple, list)) and directions and all(d in DIRECTIONS for d in directions)):
         raise ValueError(f"directions={directions!r}: allowed are tuples of {', '.join(map(repr, DIRECTIONS))}")
-    _check_device()
+    check_device()
     from .backends.gpu import choice, choices, trials  # not with the package: most never tune
 
     choices.store({})  # what cannot be stored need not be measured
@@ -133,13 +129,13 @@ def tune(
                 measured = trials.measure(p, direction, backends, device, partial(advance, f"{direction} of {call}"))
                 trials.keep(p, direction, measured)
                 guess = choice.predicted(p, direction, backends)
-                rows.append(Row(call, direction, tuple(measured), (guess.backend, guess.candidate, guess.tile)))
+                rows.append(Measurement(call, direction, tuple(measured), (guess.backend, guess.candidate, guess.tile)))
         except KeyboardInterrupt:
             pass
     return Tuning(tuple(rows), len(problems), choices.device(), choices.PATH)
 
 
-def _check_device() -> None:
+def check_device() -> None:
     if not torch.cuda.is_available() and not INTERPRETED:
         raise RuntimeError("tune measures on the GPU that is to run the model, and torch sees none")
 
@@ -194,74 +190,3 @@ def _described(p) -> str:
 
 def _short(value) -> str:
     return str(value[0]) if isinstance(value, tuple) and len(set(value)) == 1 else str(value).replace(" ", "")
-
-
-def main(argv: list[str]) -> int:
-    """Tunes a model that the command line names, and prints the table; or shows or deletes what is stored."""
-    parser = _parser()
-    options = parser.parse_args(argv)
-    if not (options.list or options.clear) and (options.model is None or options.input is None):
-        parser.error("--model and --input are needed, or --list, or --clear")
-    from .backends.gpu import choices
-
-    try:
-        if options.list:
-            print(_stored(choices))
-        elif options.clear:
-            print(f"{choices.delete()} choices of {choices.device()} deleted from {choices.PATH}")
-        else:
-            return _tune(options)
-    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        print(f"bcos_kernels tune: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _tune(options: argparse.Namespace) -> int:
-    from . import adopt
-
-    build = factory("--model", options.model)
-    _check_device()
-    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", DTYPES[options.dtype]
-    layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    model = build(**options.factory_args)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"--model {options.model} gave {type(model).__name__}, not a torch.nn.Module")
-    model = adopt.accelerate(model).eval().to(device, memory_format=layout)
-    images = torch.randn(options.input, device=device)
-    images = images.contiguous(memory_format=layout) if images.dim() == 4 else images
-    if not options.amp:
-        model, images = model.to(dtype), images.to(dtype)
-    with torch.autocast(device, dtype) if options.amp else nullcontext():
-        tuning = tune(model, images, directions=options.directions)
-    print(tuning)
-    return 0 if len(tuning.rows) == tuning.calls else 130
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bcos_kernels tune", description=__doc__)
-    parser.add_argument("--model", metavar="PKG.MODULE:FACTORY", help="what builds the model when called")
-    parser.add_argument("--factory-args", metavar="JSON", type=json_object, default={}, help="its arguments by name")
-    parser.add_argument("--input", metavar="N,C,H,W", type=shape, help="shape of the model's input")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the model and its input (default fp32)")
-    parser.add_argument("--amp", action="store_true", help="autocast to --dtype, with the model in fp32")
-    parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True, help="memory format")
-    parser.add_argument("--directions", nargs="+", choices=DIRECTIONS, default=DIRECTIONS, help="default: all")
-    parser.add_argument("--list", action="store_true", help="shows what is stored, and where")
-    parser.add_argument("--clear", action="store_true", help="deletes what is stored for this device")
-    return parser
-
-
-def _stored(choices) -> str:
-    """The file of choices as a table for each device."""
-    parts = [f"{choices.PATH}" if choices.PATH.exists() else f"{choices.PATH}: not there, nothing was tuned"]
-    for device, known in choices.read().items():
-        rows = [("fastest", *(f"{' '.join(way)}, µs" for way in WAYS), "call")]
-        for call, stored in known.items():
-            times = {(backend, c): t for backend, best in stored.items() for c, t in best["seconds"].items()}
-            backend, candidate = min(times, key=times.get)
-            tile = stored[backend]["tile"]
-            cells = (f"{1e6 * times[way]:.1f}" if way in times else "–" for way in WAYS)
-            rows.append((_words(backend, candidate, tile and Tile(*tile)), *cells, call))
-        parts.append(f"{device}: {len(known)} choices\n{aligned(rows)}")
-    return "\n\n".join(parts)

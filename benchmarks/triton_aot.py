@@ -29,13 +29,12 @@ import bcos_kernels
 from bcos_kernels.backends.gpu import byte_model
 from bcos_kernels.backends.gpu.problem import Problem
 from bcos_kernels.backends.triton import aot, plan
-from bcos_kernels.bench.stored import ROOT, commit, store
-from bcos_kernels.bench.timing import geomean
-from bcos_kernels.bench.workloads import Layer, layers
+from bcos_kernels.cli.bench.stored import commit, store
+from bcos_kernels.cli.bench.workloads import Workload, workloads
+from bcos_kernels.cli.measure import geomean
 
 __all__ = ["inspected", "loop", "main", "predicted", "problem"]
 
-RESULT = ROOT / "benchmarks" / "results" / "triton_aot.json"
 IMAGES, IMAGES_OF_TOKENS = 256, 64  # a transformer's batch has 196 rows an image
 QUICK = (
     r"resnet50/(56x56-(64-k3|256-k1s1-64)|14x14-1024-k1s1-256)|resnext50/56x56-128-|vit_s/\d+-384-1536|"
@@ -55,26 +54,25 @@ PRODUCTS = {
 # ------------------------------------------------------------------------------------------------ layers
 
 
-def problem(layer: Layer, arch: str) -> Problem:
+def problem(layer: Workload, arch: str) -> Problem:
     """The layer in bf16."""
-    if layer.kind == "linear":
-        rows, features = layer.input_shape
-        shapes = (rows, features, 1, 1), (layer.out_features, features, 1, 1)
+    spec = layer.spec
+    if spec.is_linear:
+        shapes = (*layer.x_shape, 1, 1), (*layer.weight_shape, 1, 1)
         return Problem(*shapes, eps=(0.0, 1e-12, 1e-6), arch=arch, is_linear=True)
-    weight = (layer.out_features, layer.input_shape[1] // layer.groups, *layer.kernel_size)
-    return Problem(layer.input_shape, weight, layer.stride, layer.padding, groups=layer.groups, arch=arch)
+    return Problem(layer.x_shape, layer.weight_shape, spec.stride, spec.padding, groups=spec.groups, arch=arch)
 
 
-def workloads(pattern: str) -> list[Layer]:
-    """The distinct layers whose name matches, of ResNet-50, ViT-S and ConvNeXt-T, and the grouped of ResNeXt-50."""
-    found = layers(pattern, IMAGES, IMAGES_OF_TOKENS, ("resnet50", "vit_s", "convnext_t", "resnext50"))
-    return [layer for layer in found if layer.model != "resnext50" or layer.groups > 1]
+def selected(pattern: str) -> list[Workload]:
+    """The layers of ResNet-50, ViT-S and ConvNeXt-T and the grouped ones of ResNeXt-50 whose name matches."""
+    found = workloads(pattern, IMAGES, IMAGES_OF_TOKENS, ("resnet50", "vit_s", "convnext_t", "resnext50"))
+    return [layer for layer in found if layer.model != "resnext50" or layer.spec.groups > 1]
 
 
 # ------------------------------------------------------------------------------------------------ predictions
 
 
-def predicted(found: list[Layer], arch: str) -> list[dict]:
+def predicted(found: list[Workload], arch: str) -> list[dict]:
     """Times in µs by the byte model of ``plan``, for each layer and direction."""
     rows = []
     for layer in found:
@@ -165,8 +163,8 @@ def inspected(what: aot.Specialisation) -> dict:
     return row
 
 
-def started(chosen: list[Layer], arch: str) -> dict[aot.Specialisation, tuple[str, Problem, aot.Launch]]:
-    """Every distinct kernel of the layers in every candidate's first tile, with what starts it."""
+def started(chosen: list[Workload], arch: str) -> dict[aot.Specialisation, tuple[str, Problem, aot.Launch]]:
+    """Every distinct kernel of the layers in every candidate's first tile, with the launch that needs it."""
     found = {}
     for layer in chosen:
         p = problem(layer, arch)
@@ -247,16 +245,16 @@ def header(argv: list[str]) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints and stores the tables; returns 1 where a kernel does not compile or exceeds the GPU."""
+    """Prints the tables; returns 1 where a kernel does not compile, spills, or exceeds a GPU."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.triton_aot")
     parser.add_argument("--arch", nargs="+", default=["sm_90"], choices=list(aot.ARCHITECTURES), help="(default sm_90)")
     parser.add_argument("--quick", action="store_true", help="six typical layers instead of all")
     parser.add_argument("--layers", default="", metavar="REGEX", help="layers whose name matches (default all)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that compile (default cores)")
-    parser.add_argument("--out", type=Path, default=RESULT, help=f"(default {RESULT.relative_to(ROOT)})")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="store the figures as JSON, too")
     argv = sys.argv[1:] if argv is None else argv
     arguments = parser.parse_args(argv)
-    chosen = workloads(arguments.layers or (QUICK if arguments.quick else ""))
+    chosen = selected(arguments.layers or (QUICK if arguments.quick else ""))
     if not chosen:
         parser.error(f"--layers {arguments.layers!r} matches no layer")
     result = header(argv) | {"predicted": {}, "compiled": []}
@@ -277,11 +275,13 @@ def main(argv: list[str] | None = None) -> int:
             ordered = [rows[what] for what in found]
             result["compiled"] += ordered
             exceeding += sum("error" in row or bool(row["excesses"]) for row in ordered)
-            store(result, arguments.out)
+            if arguments.out is not None:
+                store(result, arguments.out)
             print("\n".join([*prediction_table(result["predicted"][arch], arch), *binary_table(ordered, arch)]))
     result["complete"] = True
-    store(result, arguments.out)
-    print(f"\nstored in {arguments.out}; {exceeding} kernels exceed what a GPU has or spill")
+    if arguments.out is not None:
+        store(result, arguments.out)
+    print(f"\n{exceeding} kernels spill or exceed the registers or the shared memory of a GPU")
     return 1 if exceeding else 0
 
 

@@ -8,7 +8,7 @@ import torch
 import bcos_kernels as bk
 from bcos_kernels import autograd, checks, dispatch, functional
 from bcos_kernels.backends import cpu
-from bcos_kernels.bench import host
+from bcos_kernels.cli.bench import host
 from benchmarks import host_time
 
 conv2d, linear = functional.bcos_conv2d, functional.bcos_linear

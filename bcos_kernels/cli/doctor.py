@@ -1,4 +1,4 @@
-"""``python -m bcos_kernels doctor``: what is built, which backend serves what, and why not the others."""
+"""``python -m bcos_kernels doctor``: what is built, which backend serves which calls, and why the others do not."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, dispatch
-from .backends import gpu
-from .backends.gpu import choices
-from .spec import Call, Spec
-from .text import aligned
+from .. import __version__, dispatch
+from ..backends import gpu
+from ..backends.gpu import choices
+from ..spec import Call, Spec
+from ..text import aligned
 
-__all__ = ["main"]
+__all__ = ["configure", "main"]
 
-FAILED = Path(__file__).with_name("_C.failed.txt")
-"""Where setup.py leaves the reason of a build that failed."""
+FAILED = Path(__file__).parents[1] / "_C.failed.txt"
+"""The file in which setup.py leaves the reason why a build failed."""
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _LINEAR = Call(Spec(norm_eps=(0.0, 1e-12)), "cpu", torch.float32, torch.float32, (8, 64), (64, 64))
@@ -39,13 +39,15 @@ CASES = {
     "conv2d, no unit norm": replace(_CONV, spec=replace(_CONV.spec, unit=False)),
     "conv2d, reflect": replace(_CONV, zero_padded=False),
 }
-"""One call of each kind; the table shows them in every dtype and on every kind of device that is here."""
+"""One call of each kind. A table for each kind of device of this machine shows them in every dtype."""
 
 
-def main(argv: list[str]) -> int:
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Shows what is built, which backend serves which calls, and why the others do not."
+
+
+def main(options: argparse.Namespace) -> int:
     """Prints the report and returns 0."""
-    parser = argparse.ArgumentParser(prog="python -m bcos_kernels doctor", description=__doc__.split(": ", 1)[1])
-    parser.parse_args(argv)
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     parts = [
         _versions(),
@@ -85,7 +87,7 @@ def _versions() -> str:
 def _build() -> str:
     """The compiled extension: whether it is there, and whether it was built for the torch that runs."""
     try:
-        from . import _C
+        from .. import _C
     except ImportError as error:
         reason = f"its build failed: {FAILED.read_text(encoding='utf-8').strip()}" if FAILED.exists() else error
         return f"compiled extension: not there ({reason}); slower backends serve its calls"
@@ -96,18 +98,18 @@ def _build() -> str:
         info["cuda"] = f"{cuda['runtime'] // 1000}.{cuda['runtime'] % 1000 // 10} for {compiled}"
     facts = ", ".join(f"{key} {value}" for key, value in info.items() if key != "torch")
     built_for = info["torch"]
-    # the local label of a version tells where a wheel comes from, not which interface it has
+    # the part behind "+" names the origin of the wheel, not its interface
     if built_for.partition("+")[0] != torch.__version__.partition("+")[0]:
         return f"compiled extension: made for torch {built_for}, not {torch.__version__}: rebuild it ({facts})"
     return f"compiled extension: made for torch {built_for}, running {torch.__version__} ({facts})"
 
 
 def _gpu_kernels(name: str, device: str) -> str:
-    """Where the kernels of a GPU backend run, or why not."""
+    """Where the kernels of a GPU backend run, or why they do not."""
     reasons = gpu.backend(name).why_not(_call(_CONV, device, torch.float32))
     if reasons:
         return f"{name} kernels: not used here: {'; '.join(reasons)}"
-    where = "on the GPU" if device == "cuda" else "in the interpreter (TRITON_INTERPRET=1), where asked for"
+    where = "on the GPU" if device == "cuda" else "in the interpreter (TRITON_INTERPRET=1), if asked for by name"
     return f"{name} kernels: {where}"
 
 
@@ -115,14 +117,14 @@ def _tuned() -> str:
     try:
         count = len(choices.read().get(choices.device(), {}))
     except ValueError as error:
-        return f"tuned choices: none, the choice of GPU kernels is predicted: {error}"
+        return f"tuned choices: none, so that GPU kernels are chosen by prediction: {error}"
     return f"tuned choices: {count} for {choices.device()} in {choices.PATH}"
 
 
 def _environment() -> str:
     value = dispatch.FORCED
     if value is None:
-        return "environment: BCOS_KERNELS_BACKEND is not set: the fastest backend that serves a call is taken"
+        return "environment: BCOS_KERNELS_BACKEND is not set: the fastest backend that serves a call is used"
     known = "" if value in dispatch.BACKENDS else f", which is unknown: allowed are {', '.join(dispatch.BACKENDS)}"
     return f"environment: BCOS_KERNELS_BACKEND={value}{known}"
 

@@ -1,8 +1,8 @@
 """``python -m bcos_kernels run``: an unmodified script, the B-cos layers of all its processes accelerated.
 
-The interpreter is replaced by the one that the user would have started without this command, so that everything
-(process, signals, exit status, ``__main__``) is as in plain Python. What it and its children are to do more is said by
-the environment: PYTHONPATH begins with the folder ``startup``, whose ``sitecustomize`` every interpreter reads.
+The process becomes the interpreter that the user would have started without this command, so that everything
+(process, signals, exit status, ``__main__``) is as in plain Python. The environment makes it and its children
+accelerate: PYTHONPATH begins with the folder ``startup``, whose ``sitecustomize`` every interpreter reads.
 """
 
 from __future__ import annotations
@@ -14,17 +14,26 @@ import sys
 import tempfile
 from pathlib import Path
 
-__all__ = ["main"]
+__all__ = ["STARTUP", "configure", "main"]
 
 STARTUP = str(Path(__file__).parent / "startup")
 
 
-def main(argv: list[str]) -> int:
-    """Becomes the script or module; returns, with an exit code, only if that is impossible."""
-    parser = _parser()
-    options = parser.parse_args(argv)
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "python -m bcos_kernels run [--backend B] (script.py | -m module) args..."
+    parser.description = (
+        "Runs a Python script unmodified. Every B-cos layer that becomes part of a module is accelerated, in the "
+        "script's process and in those that it starts. A summary on stderr says what was done."
+    )
+    parser.add_argument("--backend", type=_backend, metavar="B", help="the backend of every layer; doctor lists them")
+    parser.add_argument("-m", dest="is_module", action="store_true", help="run a module instead of a script")
+    parser.add_argument("target", nargs=argparse.REMAINDER, metavar="script.py args...", help="passed on as they are")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Becomes the script or module; returns, with an exit status, only if that is impossible."""
     if not options.target:
-        parser.error("a script is needed: run [--backend B] script.py args... or run -m module args...")
+        options.error("a script is needed: run [--backend B] script.py args... or run -m module args...")
     name = options.target[0]
     if options.is_module and not _module_exists(name):
         return _refuse(f"no module named {name!r}")
@@ -35,26 +44,14 @@ def main(argv: list[str]) -> int:
     try:
         environment = os.environ | _environment(options.backend)
     except OSError as error:
-        return _refuse(f"no folder can be made for what its processes count: {error}")
+        return _refuse(f"the folder for the counts of the job's processes cannot be made: {error}")
     sys.stdout.flush()
     command = [sys.executable, *_interpreter_options(), *["-m"] * options.is_module, *options.target]
     os.execve(sys.executable, command, environment)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bcos_kernels run",
-        description="Runs a Python script unmodified. Every B-cos layer that becomes part of a module is accelerated, "
-        "in the script's process and in those that it starts; a summary on stderr tells what came of it.",
-    )
-    parser.add_argument("--backend", type=_backend, metavar="B", help="the backend of every layer; doctor lists them")
-    parser.add_argument("-m", dest="is_module", action="store_true", help="run a module instead of a script")
-    parser.add_argument("target", nargs=argparse.REMAINDER, metavar="script.py args...", help="what to run")
-    return parser
-
-
 def _backend(name: str) -> str:
-    from .dispatch import BACKENDS
+    from ..dispatch import BACKENDS
 
     if name not in BACKENDS:
         raise argparse.ArgumentTypeError(f"{name!r}: allowed are {', '.join(BACKENDS)}")
@@ -67,7 +64,7 @@ def _refuse(reason: str) -> int:
 
 
 def _module_exists(name: str) -> bool:
-    """Whether its outermost package exists; to look further would be to import that, which is the script's affair."""
+    """Whether the outermost package exists; looking further would import it, and only the script may do that."""
     try:
         return importlib.util.find_spec(name.partition(".")[0]) is not None
     except (ImportError, ValueError):
@@ -75,15 +72,15 @@ def _module_exists(name: str) -> bool:
 
 
 def _interpreter_options() -> list[str]:
-    """What stood between ``python`` and ``-m bcos_kernels run``: -u, -O, -W error ..."""
+    """The interpreter's options before ``-m bcos_kernels run``: -u, -O, -W error ..."""
     *before, last = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
-    if last == __package__ and before:  # after -m, or after -um
+    if last == __package__.partition(".")[0] and before:  # it follows -m, or combined options that end with it, as -um
         before[-1] = before[-1].removesuffix("m")
     return [option for option in before if option != "-"]
 
 
 def _environment(backend: str | None) -> dict[str, str]:
-    """What makes every interpreter a member of the job: of this one's, if it is a member itself."""
+    """The variables that make every interpreter a member of a job: of the present one, if this process is a member."""
     environment = {"BCOS_KERNELS_BACKEND": backend} if backend else {}
     before = os.environ.get("PYTHONPATH")
     if not before or STARTUP not in before.split(os.pathsep):

@@ -1,4 +1,4 @@
-"""What the commands share: arguments that name a model and its input, a bar with the remaining time, and printing."""
+"""What the commands share: arguments that name a model and its input, and printing under any locale."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import importlib
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 
-from . import compat
+from .. import compat
 
-__all__ = ["DTYPES", "factory", "json_object", "printable", "progress", "shape"]
+__all__ = ["DTYPES", "factory", "json_object", "printable", "shape"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -41,9 +39,12 @@ def json_object(text: str) -> dict:
 
 
 def factory(option: str, name: str) -> Callable:
-    """The callable that ``name``, ``pkg.module:factory``, is the name of; errors begin with ``option``.
+    """The callable ``factory`` of ``name``, which reads ``pkg.module:factory``.
 
-    Raises ImportError, ValueError where there is no such name, and TypeError where it cannot be called.
+    Raises:
+        ImportError: the module cannot be imported.
+        ValueError: ``name`` reads otherwise, or the module has no such attribute. The message begins with ``option``.
+        TypeError: the attribute cannot be called.
     """
     module, _, attribute = name.partition(":")
     if not module or not attribute:
@@ -59,61 +60,30 @@ def factory(option: str, name: str) -> Callable:
     return found
 
 
-@contextmanager
-def progress(title: str, steps: float, show: bool = True) -> Iterator[Callable[..., None]]:
-    """Yields ``advance(what, amount=1)`` for what was done of ``steps``, shown on stderr.
-
-    A bar with the remaining time if ``rich`` is installed, else a line for each call.
-    """
-    if not show:
-        yield lambda what, amount=1: None
-        return
-    try:
-        from rich.console import Console
-        from rich.progress import Progress
-    except ImportError:
-        yield _lines(title, steps)
-        return
-    console = Console(stderr=True)
-    with Progress(console=console, speed_estimate_period=3600, redirect_stdout=sys.stdout.isatty()) as bar:
-        task = bar.add_task(title, total=steps)
-        yield lambda what, amount=1: bar.update(task, advance=amount, description=what)
-
-
-def _lines(title: str, steps: float) -> Callable[..., None]:
-    start, done = time.monotonic(), 0
-
-    def advance(what: str, amount: float = 1) -> None:
-        nonlocal done
-        done += amount
-        left = (time.monotonic() - start) * (steps / done - 1) / 60
-        print(f"{title}: {done} of {steps}: {what}{f', {left:.0f} min left' if left >= 1 else ''}", file=sys.stderr)
-
-    return advance
-
-
 SPELT = {"÷": "/", "≤": "<=", "≥": ">=", "×": "x", "²": "^2", "µ": "u", "–": "-", "…": "..."}
-"""What is printed where an encoding lacks a character; a question mark for any other."""
-PIPE_CLOSED = 128 + 13  # how a shell reports a process that SIGPIPE ended
+"""What is printed for characters that an encoding lacks; every other one becomes a question mark."""
+PIPE_CLOSED = 128 + 13  # the status by which a shell reports that SIGPIPE ended a process
 
 
 def _spelt(error: UnicodeEncodeError) -> tuple[str, int]:
     return "".join(SPELT.get(c, "?") for c in error.object[error.start : error.end]), error.end
 
 
-def printable(command: Callable[[list[str]], int | None]) -> Callable[[list[str]], int]:
-    """``command`` so that it prints under any locale, and ends quietly where its reader does (``doctor | head -1``)."""
+def printable(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """Makes ``command`` print under any locale, and end quietly where its reader has ended (``doctor | head -1``)."""
 
-    def wrapped(arguments: list[str]) -> int:
+    def wrapped(options: argparse.Namespace) -> int:
         codecs.register_error("bcos_kernels.spelt", _spelt)
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="bcos_kernels.spelt")
         try:
-            status = command(arguments) or 0
+            status = command(options)
             sys.stdout.flush()
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # the interpreter flushes stdout again at its end
             return PIPE_CLOSED
         return status
 

@@ -1,24 +1,31 @@
-"""``python -m bcos_kernels bench``: B-cos layers and models timed beside the plain and the reference ones.
+"""``python -m bcos_kernels bench``: times of B-cos layers and models beside those of plain and reference ones.
 
-A run stores one file of rows; ``bench report`` makes tables and pictures of it, ``bench compare`` finds what changed
-between two. Modules, from the ground up: ``timing``, ``devices``, ``stored``; ``workloads``; ``contenders``;
-``layers`` and ``models``, what is measured of each; ``rows``; ``settings``, ``tasks``, ``run``; and for what is stored
-``results``, ``noise``, ``tables``, ``plots``, ``page``, ``report``, ``compare``.
+A run stores one file of rows. ``bench report`` makes tables and pictures of it, ``bench compare`` finds what changed
+between two runs. The modules, each of which imports only earlier ones: ``devices``, ``stored``; ``workloads``;
+``contenders``; ``layers`` and ``models``, the measures of each; ``rows``; ``settings``, ``tasks``; for stored results
+``results``, ``noise``, ``tables``, ``plots``, ``report``, ``compare``; and ``host``, ``show``, ``run``.
 """
 
 from __future__ import annotations
 
-__all__ = ["main"]
+import argparse
+
+__all__ = ["configure", "main"]
 
 
-def main(argv: list[str]) -> int:
-    """Measures, or passes on to ``report`` or ``compare``; returns the exit status."""
-    if argv[:1] == ["report"]:
-        from .report import main as command
-    elif argv[:1] == ["compare"]:
-        from .compare import main as command
-    else:
-        from .run import main as command
+def configure(parser: argparse.ArgumentParser) -> None:
+    from . import settings
 
-        return command(argv)
-    return command(argv[1:])
+    parser.usage = "python -m bcos_kernels bench [options]\n       python -m bcos_kernels bench (report | compare) ..."
+    parser.description = "Times B-cos layers and whole models beside plain and reference ones, in turns in one loop."
+    settings.configure(parser)
+    commands = parser.add_subparsers(title="commands for stored results", metavar="", prog=parser.prog)
+    commands.add_parser("report", help="make tables and pictures of results").module = ".bench.report"
+    commands.add_parser("compare", help="find what got slower or faster between two runs").module = ".bench.compare"
+
+
+def main(options: argparse.Namespace) -> int:
+    """Measures and returns the exit status."""
+    from .run import main
+
+    return main(options)

@@ -1,11 +1,9 @@
-"""``python -m bcos_kernels bench compare A B``: what got slower or faster from run A to run B, beyond noise.
+"""``python -m bcos_kernels bench compare A B``: what got slower or faster from run A to run B.
 
-A contender's time is divided by an anchor's of the same round, so that what slows the whole machine cancels, and the
-logarithms of two runs are compared: the difference of their trimmed means, its standard error from winsorised
-variances (Yuen's test), each variance drawn towards the others' so that five rounds do not pretend to know theirs.
-Two runs of the same code differ by more than the rounds of one run show; contenders that are not ours have not changed
-between the runs, so their differences show by how much, and that is added to the error. Every p-value is then held
-against Holm's bound for all comparisons together.
+Each time is divided by that of an anchor in the same round, so that whatever slows the whole machine cancels, and the
+medians of both runs are compared. A change counts if it is at least ``--least`` and more than ``SIGMAS`` times its
+noise. That noise has two parts: the rounds of a run scatter, and two runs of the same code differ by more than their
+rounds show. The second part is learned from the contenders that are not ours, whose code is the same in both runs.
 """
 
 from __future__ import annotations
@@ -16,25 +14,24 @@ import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 
 from .noise import doubts
 from .results import conditions, device, read
 from .tables import Table, duration
 
-__all__ = ["Change", "changes", "main"]
+__all__ = ["Change", "changes", "configure", "main"]
 
-ALPHA = 0.05
-"""The chance, at most, that a comparison of two runs of the same code names anything at all."""
-TRIM = 0.2  # of the rounds, at each end
-PRIOR = 4  # rounds that what is typical of all rows counts as
+SIGMAS = 4.5
+"""Noise of 1 sigma exceeds this in one of 100,000 comparisons, and a run has hundreds."""
 CONTROLS = 10
-"""The fewest contenders that are not ours to learn from how far runs of the same code differ."""
-DECILE, TINY = 2.7055, 1e-30  # the ninth decile of χ² with one degree of freedom
+"""The fewest contenders that are not ours from which the difference of two runs of the same code can be learned."""
 SHOWN = 8  # of what could not be compared; the rest is counted
 UNKNOWN = 2
-"""The exit code where the files cannot be compared, or where a verdict would be chance."""
+"""The exit status where the files cannot be compared, or where they are too noisy for a verdict."""
 ANCHORS = ("plain", "reference", "none")
+
+
+# ------------------------------------------------------------------------------------------------ statistics
 
 
 @dataclass(frozen=True)
@@ -45,106 +42,62 @@ class Change:
     contender: str
     medians: tuple[float, float]
     """Ratio to the anchor, or seconds without one."""
-    log: float
-    """Logarithm of B ÷ A."""
-    error: float
-    """Standard error of ``log``, from the rounds."""
-    freedom: float
+    noise: float
+    """Standard deviation of ``log``, as far as the rounds show it."""
+
+    @property
+    def log(self) -> float:
+        """Logarithm of B ÷ A."""
+        return math.log(self.medians[1] / self.medians[0])
 
     @property
     def ours(self) -> bool:
         return self.contender.partition("/")[0] == "ours"
 
-    def p(self, spread: float) -> float:
-        """Two-sided p-value of no change, where runs of the same code differ by the standard deviation ``spread``."""
-        t = abs(self.log) / math.hypot(self.error, spread, TINY)
-        v = self.freedom
-        z = (8 * v + 1) / (8 * v + 3) * math.sqrt(v * math.log1p(t * t / v))  # Wallace: Student's t as a normal
-        return math.erfc(z / math.sqrt(2))
-
-    def visible(self, p: float, spread: float) -> float:
-        """The smallest logarithm that has this p-value."""
-        z, v = NormalDist().inv_cdf(1 - p / 2), self.freedom
-        t = math.sqrt(v * math.expm1((z * (8 * v + 3) / (8 * v + 1)) ** 2 / v))
-        return t * math.hypot(self.error, spread)
+    def bound(self, spread: float) -> float:
+        """The largest change that noise explains; ``spread`` is the standard deviation between equal runs."""
+        return SIGMAS * math.hypot(self.noise, spread)
 
 
-# ------------------------------------------------------------------------------------------------ statistics
-
-
-@dataclass(frozen=True)
-class Centre:
-    """The trimmed mean of the logarithms of one contender in one run, and what is known about it."""
-
-    mean: float
-    variance: float
-    """Of the mean, times ``kept``."""
-    kept: int
-    median: float
-
-
-def centre(times: list[float]) -> Centre:
-    ordered = sorted(map(math.log, times))
-    n, cut = len(ordered), int(TRIM * len(ordered))
-    inner = ordered[cut : n - cut]
-    winsorised = [inner[0]] * cut + inner + [inner[-1]] * cut
-    variance = (n - 1) * statistics.variance(winsorised) / (len(inner) - 1) if len(inner) > 1 else 0.0
-    return Centre(statistics.fmean(inner), variance, len(inner), math.exp(statistics.median(ordered)))
+def scatter(times: list[float]) -> float:
+    """Standard deviation of the logarithms of the rounds, from their median absolute deviation."""
+    logs = [math.log(t) for t in times]
+    middle = statistics.median(logs)
+    return 1.4826 * statistics.median(abs(log - middle) for log in logs)
 
 
 def changes(pairs: dict[tuple, tuple[list[float], list[float]]]) -> list[Change]:
-    """Of each ``(row, contender)`` with what it took in the rounds of both runs, relative to the anchor."""
-    centres = {key: (centre(a), centre(b)) for key, (a, b) in pairs.items()}
-    known = [c.variance for pair in centres.values() for c in pair if c.kept > 1]
-    if not known:
+    """The changes of all ``(row, contender)``, from the times ÷ the anchor's in the rounds of both runs.
+
+    A few rounds can look steadier than they are, so each scatters at least as much as the median of all.
+    """
+    if all(len(times) < 2 for pair in pairs.values() for times in pair):
         raise ValueError("one round for each contender shows no noise: repeat the runs with more --seconds")
-    typical = statistics.median(known)
-
-    def moderated(c: Centre) -> tuple[float, float]:
-        """Variance of the mean, and its degrees of freedom."""
-        own = c.kept - 1
-        variance = (PRIOR * typical + own * c.variance) / (PRIOR + own)
-        return variance / c.kept, PRIOR + own
-
+    usual = statistics.median(scatter(times) for pair in pairs.values() for times in pair)
     found = []
-    for (row, contender), (a, b) in centres.items():
-        (va, fa), (vb, fb) = moderated(a), moderated(b)
-        freedom = (va + vb + TINY) ** 2 / (va**2 / fa + vb**2 / fb + TINY)
-        found.append(Change(row, contender, (a.median, b.median), b.mean - a.mean, math.sqrt(va + vb), freedom))
+    for (row, contender), pair in pairs.items():
+        # the median of n values has √(π/2n) times the standard deviation of one
+        variances = [math.pi / 2 * max(scatter(times), usual) ** 2 / len(times) for times in pair]
+        medians = tuple(statistics.median(times) for times in pair)
+        found.append(Change(row, contender, medians, math.sqrt(sum(variances))))
     return found
 
 
 def spread_of_runs(controls: list[Change], least: float) -> float:
-    """Standard deviation by which runs of the same code differ beyond their rounds' noise.
+    """Standard deviation by which runs of the same code differ beyond the scatter of their rounds.
 
-    It is what makes the controls' differences, about their middle, as large as noise would: nine in ten below the
-    ninth decile of χ². With too few controls, a change of ``least`` is held to be within two of it.
+    With it, half of the controls' squared changes, about their median, are below the median of χ². Where there are too
+    few controls, a change of ``least`` is taken as two standard deviations.
     """
     if len(controls) < CONTROLS:
         return math.log1p(least) / 2
-    middle = statistics.median(c.log for c in controls)
-
-    def excessive(spread: float) -> bool:
-        squares = [(c.log - middle) ** 2 / max(c.error**2 + spread**2, TINY) for c in controls]
-        return statistics.quantiles(squares, n=10)[-1] > DECILE
-
-    low, high = 0.0, max(abs(c.log - middle) for c in controls)
-    if not excessive(low):
-        return low
-    for _ in range(40):
-        spread = (low + high) / 2
-        low, high = (spread, high) if excessive(spread) else (low, spread)
-    return high
+    middle = statistics.median(c.log for c in controls)  # of seconds: how much slower the whole machine was
+    return math.sqrt(max(0.0, statistics.median((c.log - middle) ** 2 / 0.4549 - c.noise**2 for c in controls)))
 
 
 def beyond_noise(found: list[Change], spread: float, least: float) -> list[Change]:
-    """Those that are no chance (Holm, ``ALPHA`` for all together) and at least ``least``, the largest first."""
-    kept = []
-    for i, change in enumerate(sorted(found, key=lambda c: c.p(spread))):
-        if change.p(spread) > ALPHA / (len(found) - i):
-            break
-        if abs(change.log) >= math.log1p(least):
-            kept.append(change)
+    """The changes of at least ``least`` that noise does not explain, the largest first."""
+    kept = [c for c in found if abs(c.log) >= math.log1p(least) and abs(c.log) > c.bound(spread)]
     return sorted(kept, key=lambda c: -abs(c.log))
 
 
@@ -157,19 +110,18 @@ def key(row: dict) -> tuple:
 
 def named(key: tuple) -> str:
     _, workload, measure, scaling, batch, image = key
-    size = f", batch {batch}" + (f", image {image}" if scaling == "image" else "")
-    return f"{workload}, {measure}{size}"
+    return f"{workload}, {measure}, batch {batch}" + (f", image {image}" if scaling == "image" else "")
 
 
 def paired(a: dict, b: dict, anchor: str) -> tuple[dict, list[str]]:
-    """``(row, contender) -> times of both runs ÷ the anchor's``, and what could not be compared."""
-    rows = [{key(row): row for row in result["rows"]} for result in (a, b)]
+    """``(row, contender) -> times of both runs ÷ the anchor's``, and sentences about what could not be compared."""
+    rows = [{key(row): row["contenders"] for row in result["rows"]} for result in (a, b)]
     pairs, left_out = {}, []
     for which, own, other in (("A", *rows), ("B", *rows[::-1])):
         left_out += [f"{named(k)}: only in {which}" for k in own if k not in other]
     for k in (k for k in rows[0] if k in rows[1]):
-        both = [rows[i][k]["contenders"] for i in (0, 1)]
-        for name in (*both[0], *(name for name in both[1] if name not in both[0])):
+        both = [rows[i][k] for i in (0, 1)]
+        for name in dict.fromkeys((*both[0], *both[1])):
             needed = [name] if anchor == "none" else [name, anchor]
             missing = [f"{n} in {which}" for n in needed for which, c in zip("AB", both, strict=True) if n not in c]
             if missing:
@@ -187,65 +139,50 @@ def relative(contenders: dict, name: str, anchor: str) -> list[float]:
 
 
 def refuse_unlike(a: dict, b: dict) -> None:
-    """Raises ValueError where figures of the two runs have nothing to do with each other."""
+    """Raises ValueError where the figures of the two runs have nothing to do with each other."""
     for what, one, other in (
-        ("devices", device(a).split(" (driver")[0], device(b).split(" (driver")[0]),
-        ("dtypes", a["settings"]["dtype"], b["settings"]["dtype"]),
-        ("memory formats", a["settings"].get("memory_format"), b["settings"].get("memory_format")),
+        ("devices", *(device(result).split(" (driver")[0] for result in (a, b))),
+        ("dtypes", *(result["settings"]["dtype"] for result in (a, b))),
+        ("memory formats", *(result["settings"].get("memory_format") for result in (a, b))),
     ):
         if one != other:
-            raise ValueError(f"different {what}: {one} in A, {other} in B; runs of one of them can be compared")
-    sizes: list[dict[tuple, set]] = []
-    for result in (a, b):
-        sizes.append({})
-        for row in result["rows"]:
-            sizes[-1].setdefault(key(row)[:4], set()).add((row["batch"], row.get("image")))
-    for where in (w for w in sizes[0] if w in sizes[1] and not sizes[0][w] & sizes[1][w]):
-        (one, image), (other, its) = (min(s[where], key=str) for s in sizes)
-        raise ValueError(
-            f"different batches or images: {where[1]}, {where[2]} has batch {one}, image {image} in A and "
-            f"batch {other}, image {its} in B; repeat one run with the other's --batch and --image"
-        )
+            raise ValueError(f"different {what}: {one} in A, {other} in B; both runs need the same")
 
 
 # ------------------------------------------------------------------------------------------------ command
 
 
-def listed(found: list[Change], spread: float, anchor: str, chance: bool) -> Table:
+def listed(found: list[Change], spread: float, anchor: str, noisy: bool) -> Table:
     unit = "seconds" if anchor == "none" else f"÷ {anchor}"
     lines = []
     for c in found:
         shown = map(duration, c.medians) if anchor == "none" else (f"{m:.3f}" for m in c.medians)
-        verdict = "chance" if chance else "slower" if c.log > 0 else "faster"
-        lines.append((named(c.row), c.contender, *shown, f"{math.expm1(c.log):+.1%}", verdict, f"{c.p(spread):.0e}"))
-    return Table(("row", "contender", f"A, {unit}", f"B, {unit}", "time", "", "p"), lines, frozenset({2, 3, 4, 6}))
+        verdict = "no verdict" if noisy else "slower" if c.log > 0 else "faster"
+        noise = f"±{math.expm1(c.bound(spread)):.0%}"
+        lines.append((named(c.row), c.contender, *shown, f"{math.expm1(c.log):+.1%}", noise, verdict))
+    return Table(("row", "contender", f"A, {unit}", f"B, {unit}", "change", "noise", ""), lines, frozenset(range(2, 6)))
 
 
-def told(a: dict, b: dict, found: list[Change], arguments: argparse.Namespace) -> tuple[str, int]:
-    """The table of what changed and a line that sums it up, as Markdown, and the exit code."""
-    chance = [f"{which}: {reason}" for which, result in (("A", a), ("B", b)) for reason in doubts(result)]
+def told(a: dict, b: dict, found: list[Change], options: argparse.Namespace) -> tuple[str, int]:
+    """The table of what changed and a line that sums it up, as Markdown, and the exit status."""
+    noisy = [f"{which}: {reason}" for which, result in (("A", a), ("B", b)) for reason in doubts(result)]
     ours, controls = ([c for c in found if c.ours is own] for own in (True, False))
-    spread = spread_of_runs(controls, arguments.least)
-    changed = beyond_noise(ours, spread, arguments.least)
-    shifted = beyond_noise(controls, spread, arguments.least)
-    parts = [f"- {which}: {conditions(result)}" for which, result in (("A", a), ("B", b))]
-    parts = ["\n".join(parts)]
+    spread = spread_of_runs(controls, options.least)
+    changed, shifted = (beyond_noise(part, spread, options.least) for part in (ours, controls))
+    parts = ["\n".join(f"- {which}: {conditions(result)}" for which, result in (("A", a), ("B", b)))]
     if changed or shifted:
-        parts.append(listed([*changed, *shifted], spread, arguments.anchor, bool(chance)).markdown())
-    if chance:
-        parts.append(f"No verdict, it would be chance: {'; '.join(chance)}. Repeat the run on a quiet machine.")
+        parts.append(listed([*changed, *shifted], spread, options.anchor, bool(noisy)).markdown())
+    if noisy:
+        parts.append(f"No verdict, the times are too noisy: {'; '.join(noisy)}. Repeat the run on a quiet machine.")
         return "\n\n".join(parts) + "\n", UNKNOWN
-    visible = statistics.median(c.visible(ALPHA / len(ours), spread) for c in ours)
     slower = sum(c.log > 0 for c in changed)
-    source = (
-        f"{len(controls)} controls" if len(controls) >= CONTROLS else f"assumed: {len(controls)} controls are too few"
-    )
-    least = f"{arguments.least:.0%}" if round(100 * arguments.least, 6).is_integer() else f"{arguments.least:.1%}"
+    visible = math.expm1(statistics.median(max(c.bound(spread), math.log1p(options.least)) for c in ours))
+    source = f"learned from {len(controls)} controls" if len(controls) >= CONTROLS else "assumed for want of controls"
     parts.append(
-        f"{slower} slower and {len(changed) - slower} faster by {least} or more, of {len(ours)} comparisons of ours"
-        + (f", and {len(shifted)} of what is not ours" if shifted else "")
-        + f". Runs of the same code differ by {math.expm1(spread):.1%} beyond the noise of their rounds ({source}); "
-        f"a change of {math.expm1(visible):.0%} would be seen in half of the rows."
+        f"{slower} slower and {len(changed) - slower} faster by {100 * options.least:.3g}% or more, of {len(ours)} "
+        f"comparisons of ours{f', and {len(shifted)} of what is not ours' if shifted else ''}. Runs of the same code "
+        f"differ by {math.expm1(spread):.1%} beyond the scatter of their rounds ({source}); in half of the rows a "
+        f"change of {visible:.0%} would count."
     )
     return "\n\n".join(parts) + "\n", int(slower > 0)
 
@@ -260,11 +197,10 @@ def percent(text: str) -> float:
     return value
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bcos_kernels bench compare",
-        description="What got slower or faster from run A to run B, beyond noise; exits 1 if ours got slower, 2 if a "
-        "verdict would be chance.",
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Shows what got slower or faster from run A to run B beyond their noise. Exits with 1 if anything of ours got "
+        "slower, and with 2 if the files cannot be compared or are too noisy for a verdict."
     )
     parser.add_argument("a", type=Path, metavar="A", help="a result of bench")
     parser.add_argument("b", type=Path, metavar="B", help="another one of the same device")
@@ -272,32 +208,30 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--anchor", choices=ANCHORS, default="plain", help="what times are divided by; none: seconds (default plain)"
     )
     parser.add_argument(
-        "--least", type=percent, default=0.05, metavar="PERCENT", help="the smallest change of interest (default 5%%)"
+        "--least", type=percent, default=0.05, metavar="PERCENT", help="the smallest change that counts (default 5%%)"
     )
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="stores what is printed")
-    return parser.parse_args(argv)
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="store what is printed")
 
 
-def compared(arguments: argparse.Namespace) -> tuple[str, int]:
-    a, b = read(arguments.a), read(arguments.b)
+def compared(options: argparse.Namespace) -> tuple[str, int]:
+    a, b = read(options.a), read(options.b)
     refuse_unlike(a, b)
-    pairs, left_out = paired(a, b, arguments.anchor)
+    pairs, left_out = paired(a, b, options.anchor)
     if not any(name.partition("/")[0] == "ours" for _, name in pairs):
-        raise ValueError(f"{arguments.a} and {arguments.b} have nothing of ours in common: {'; '.join(left_out[:4])}")
-    text, code = told(a, b, changes(pairs), arguments)
+        raise ValueError(f"{options.a} and {options.b} have nothing of ours in common: {'; '.join(left_out[:4])}")
+    text, status = told(a, b, changes(pairs), options)
     rest = f"; and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
-    return (f"Not compared: {'; '.join(left_out[:SHOWN])}{rest}.\n\n" if left_out else "") + text, code
+    return (f"Not compared: {'; '.join(left_out[:SHOWN])}{rest}.\n\n" if left_out else "") + text, status
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns 1 if anything of ours got slower, 0 if not, 2 where files cannot be compared or it would be chance."""
-    arguments = parse(argv)
+def main(options: argparse.Namespace) -> int:
+    """Returns 1 if anything of ours got slower, 0 if not, 2 where there is no verdict."""
     try:
-        text, code = compared(arguments)
-        if arguments.markdown is not None:
-            arguments.markdown.write_text(text, encoding="utf-8")
+        text, status = compared(options)
+        if options.markdown is not None:
+            options.markdown.write_text(text, encoding="utf-8")
     except (OSError, ValueError) as error:
         print(f"bcos_kernels bench compare: {error}", file=sys.stderr)
         return UNKNOWN
     print(text, end="")
-    return code
+    return status

@@ -1,4 +1,4 @@
-"""Who is compared: the plain module, the reference, compiled ones and ours; and the parity check before any time."""
+"""The contenders: the plain module, the reference, compiled ones and ours; and the parity check before any timing."""
 
 from __future__ import annotations
 
@@ -11,66 +11,72 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..adopt import accelerate, report
-from ..backends.gpu.tile import DIRECTIONS
-from .forcing import BACKENDS, candidates, forced
+from ... import dispatch
+from ...adopt import accelerate, report
+from ...backends import gpu
+from ...backends.gpu.choice import forced
+from ...backends.gpu.tile import CANDIDATES, DIRECTIONS
 
 __all__ = ["BACKENDS", "Contender", "Contest", "build", "error", "in_a_line", "known", "refusal", "served", "unjudged"]
 
-COMPILED = {"compiled": None, "compiled-max": "max-autotune-no-cudagraphs"}
-"""Contender -> mode of torch.compile; graphs of launches would copy the inputs that every round shares."""
+BACKENDS = tuple(name for name in dispatch.BACKENDS if name not in ("gpu", "reference"))
 WORST, WORST_OF_HALF = 1e-2, 0.5
-"""The reference's largest relative error with which a row can be judged, in fp32 or float64 and in bf16 or fp16, where
-a deep network loses more. Zeros have an error of 1: with a bound near it they would pass."""
+"""The largest relative error of the reference with which it can be a bound: in fp32 and float64, and in bf16 and fp16,
+where a deep network loses more. Zeros have an error of 1 and would pass a bound near it."""
+
+
+def candidates(backend: str) -> tuple[str, ...]:
+    """The candidates of a backend, where it has several."""
+    return CANDIDATES if backend in gpu.BACKENDS else ()
 
 
 def known() -> tuple[str, ...]:
-    """The names of all contenders, whichever this machine and a layer allow."""
+    """The names of all contenders, including those that this machine or a workload does not allow."""
     ours = [f"ours/{backend}" for backend in BACKENDS]
-    ways = [f"ours/{backend}/{candidate}" for backend in BACKENDS for candidate in candidates(backend)]
-    return "plain", "reference", *COMPILED, "ours", *ours, *ways
+    forced = [f"ours/{backend}/{candidate}" for backend in BACKENDS for candidate in candidates(backend)]
+    return "plain", "reference", "compiled", "ours", *ours, *forced
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A module, and the candidate that serves it where one is forced."""
+    """A module, and the backend and the candidate that are forced to serve it, if any."""
 
     module: nn.Module
     backend: str | None = None
     candidate: str | None = None
 
     def within(self):
-        """The context in which the module is called; yields what :func:`forced` notes."""
+        """The context in which the module is called; it yields the choices that :func:`forced` records."""
         return nullcontext({}) if self.candidate is None else forced(self.candidate)
 
 
 @dataclass(frozen=True)
 class Contest:
-    """What one row compares: contenders, and what is checked and timed of each on one input."""
+    """What one row compares: the contenders, and what is checked and timed of each on one input."""
 
     contenders: dict[str, Contender]
     x: Tensor
     direction: str
-    """Of ``DIRECTIONS``: what a backend serves in the call that counts."""
+    """The direction that is measured, of ``DIRECTIONS``."""
     exact: Callable[[], Sequence[Tensor]]
-    """What the reference computes in float64."""
+    """Computes the reference's results in float64."""
     compared: Callable[..., Sequence[Tensor]]
-    """What a module computes, to be held against ``exact``; where there are ``turns`` it takes the turn, too."""
+    """Computes a module's results, which are compared with ``exact``; where there are ``turns``, those of one turn."""
     step: Callable[[nn.Module], Callable[[], object]]
-    """What is timed."""
+    """Makes the call of a module that is timed."""
     graph: Callable[[nn.Module], Tensor] | None
-    """The forward whose saved bytes are counted; None for a measure without a graph."""
+    """The forward whose saved bytes are counted; None for a measure that builds no graph."""
     turns: int = 1
-    """Evaluations that decide, where the error of a single one is chance."""
+    """Number of evaluations that decide, where the error of a single one is mostly chance."""
 
     def admitted(self) -> tuple[dict[str, list[float] | None], dict[str, str]]:
-        """Errors of the contenders that may be timed, and the reasons of the others.
+        """``(errors, refused)``: the errors of the contenders that may be timed, and why the others may not.
 
-        Where the reference's own error is above the limit of :func:`unjudged` there is nothing to hold anybody against:
-        every contender is refused. The plain module computes something else, it has nothing to be compared with. A
-        contender that is less exact than the reference gets all turns, and so does the reference; it is refused if the
-        best of its errors is still above the bound of the reference's worst, which chance does once in 70 times with 4
-        turns. Raises what the reference raises: without it there is no bound.
+        Every contender is refused where the reference's own error is above the limit of :func:`unjudged`, because it
+        is no bound then. The plain module computes something else and is not compared. A contender that is less exact
+        than the reference gets all turns, and so does the reference; it is refused if the smallest of its errors is
+        above the bound of the reference's largest, which happens by chance once in 70 times with 4 turns. Whatever the
+        reference raises is raised: without it there is no bound.
         """
         exact = self.exact()
         bound = error(self.compared(self.contenders["reference"].module), exact)
@@ -102,7 +108,7 @@ class Contest:
         return [reduce(errors) for errors in zip(first, *further, strict=True)]
 
     def _serves(self, chosen: dict, candidate: str) -> bool:
-        """Whether the candidate exists in the direction that is measured; another one was taken where it does not."""
+        """Whether the candidate served the measured direction; where it does not exist another one did."""
         return any(choice.candidate == candidate for key, (_, choice) in chosen.items() if key == self.direction)
 
     def call(self, name: str) -> Callable[[], object]:
@@ -121,7 +127,7 @@ class Contest:
 
 
 def in_a_line(failure: Exception) -> str:
-    """The kind of a failure and what it says."""
+    """The type and the message of a failure, in one line."""
     text = " ".join(str(failure).split())[:300]
     return f"{type(failure).__name__}: {text}" if text else type(failure).__name__
 
@@ -129,16 +135,15 @@ def in_a_line(failure: Exception) -> str:
 def build(
     reference: nn.Module, plain: nn.Module | None, wanted: Collection[str], lone: bool = False
 ) -> dict[str, Contender]:
-    """The contenders that are wanted, with the reference always; all but ``plain`` hold equal weights.
+    """The wanted contenders, and always the reference; all but ``plain`` hold equal weights.
 
-    Without ``lone`` a backend is forced only where several serve the module: elsewhere ours is what that one does.
+    A backend is forced only where several serve the module, because otherwise ``ours`` is the same; ``lone`` forces it
+    there, too.
     """
     found = {} if plain is None or "plain" not in wanted else {"plain": Contender(plain)}
     found["reference"] = Contender(reference)
-    for name, mode in COMPILED.items():
-        if name in wanted:
-            compiled = torch.compile(copy.deepcopy(reference), dynamic=False, **({"mode": mode} if mode else {}))
-            found[name] = Contender(compiled)
+    if "compiled" in wanted:
+        found["compiled"] = Contender(torch.compile(copy.deepcopy(reference), dynamic=False))
     ours = accelerate(copy.deepcopy(reference))
     serving = _serving(ours)
     for backend in serving:
@@ -169,7 +174,7 @@ def _serving(ours: nn.Module) -> list[str]:
 
 
 def served(contender: Contender, x: Tensor, direction: str) -> dict[str, int]:
-    """``backend`` or ``backend/candidate`` -> how many layers it serves in one direction, ``own forward`` included."""
+    """``backend``, ``backend/candidate`` or ``own forward`` -> the number of layers that it serves in one direction."""
     rows = report(contender.module, x).rows
     if contender.candidate is not None:
         return {f"{contender.backend}/{contender.candidate}": len(rows)}
@@ -181,13 +186,13 @@ def served(contender: Contender, x: Tensor, direction: str) -> dict[str, int]:
 
 
 def error(computed: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
-    """Error of each tensor in the 2-norm, relative to the exact one's; the largest entry's is chance."""
+    """Error of each tensor relative to the exact one, in the 2-norm: the largest error of an entry is mostly chance."""
     pairs = zip(computed, exact, strict=True)
     return [((c.double() - e).norm() / e.norm()).item() for c, e in pairs]
 
 
 def refusal(own: Iterable[float], reference: Iterable[float], dtype: torch.dtype) -> str | None:
-    """Why a contender with errors ``own`` is not timed: one is above 1.1 times the reference's plus 1 ulp."""
+    """Why a contender with the errors ``own`` is not timed: one is above 1.1 times the reference's plus 1 ulp."""
     ulp = torch.finfo(dtype).eps
     for i, (mine, bound) in enumerate(zip(own, (1.1 * e + ulp for e in reference), strict=True)):
         if not mine <= bound:  # also when it is NaN
@@ -196,10 +201,10 @@ def refusal(own: Iterable[float], reference: Iterable[float], dtype: torch.dtype
 
 
 def unjudged(reference: Iterable[float], dtype: torch.dtype) -> str | None:
-    """Why nothing can be held against a reference with these errors: one is above ``WORST`` or ``WORST_OF_HALF``."""
+    """Why a reference with these errors is no bound: one is above ``WORST`` or ``WORST_OF_HALF``."""
     limit = WORST if torch.finfo(dtype).bits >= 32 else WORST_OF_HALF
     for i, found in enumerate(reference):
         if not found <= limit:  # also when it is NaN
             own = f"the reference's own relative error {found:.1e} of output {i}"
-            return f"{own} is above {limit:g}: nothing is judged by it"
+            return f"{own} is above {limit:g}: it is no bound for the others"
     return None

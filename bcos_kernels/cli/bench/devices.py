@@ -1,4 +1,4 @@
-"""The device that is measured: its clock, its rates and what it is. Everything that only CUDA has stands here."""
+"""The device that is measured: its clock, its memory, its rates and its description. All that only CUDA has is here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from .timing import wall_clock
+from ..measure import wall_clock
 
 __all__ = ["Cpu", "DeviceLost", "Gpu", "machine", "opened"]
 
@@ -35,17 +35,17 @@ def machine() -> dict:
 
 
 class DeviceLost(RuntimeError):
-    """The device answers no more; nothing else can be measured on it."""
+    """The device no longer responds; nothing else can be measured on it."""
 
 
 class Cpu:
-    """The CPU, and what every device has."""
+    """The CPU, and the interface of every device."""
 
     name = "cpu"
     copied, product = 1 << 27, 1024
 
     def __init__(self) -> None:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would print two lines for every peak
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler prints two lines for every peak
 
     def describe(self) -> dict:
         found = machine()
@@ -56,7 +56,7 @@ class Cpu:
         return wall_clock(call)
 
     def peak(self, call: Callable[[], object]) -> int:
-        """The most bytes that ``call`` holds at once beside what was there: of PyTorch's allocator."""
+        """The most bytes of PyTorch's allocator that ``call`` holds at once, beside those held before it."""
         with torch.autograd.profiler.profile(profile_memory=True) as profile:
             call()
         events = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
@@ -67,9 +67,9 @@ class Cpu:
         return True
 
     def rates(self, dtype: torch.dtype) -> dict[str, float]:
-        """Reachable bytes/s of a copy (read and written) and FLOP/s, the best of ten, measured here and now.
+        """The bytes/s (read and written) that a copy reaches here, and the FLOP/s of products; each the best of ten.
 
-        FLOP/s are those of a matrix product or of a convolution of as many FLOPs, whichever is faster.
+        FLOP/s are those of a matrix product or of a convolution with as many FLOPs, whichever is faster.
         """
         side, channels = self.product, self.product // 8
         source = torch.empty(self.copied, dtype=torch.uint8, device=self.name).random_()
@@ -93,7 +93,7 @@ class Gpu(Cpu):
 
     name = "cuda"
     copied, product = 1 << 31, 8192
-    AHEAD = 2_000_000  # cycles, about a millisecond: longer than the host takes to start what is timed
+    AHEAD = 2_000_000  # cycles, about a millisecond: longer than the host needs to queue the launches of a call
 
     def __init__(self) -> None:
         torch.backends.cudnn.benchmark = True
@@ -123,8 +123,8 @@ class Gpu(Cpu):
         return printed.split()[0] if printed.split() else None
 
     def time(self, call: Callable[[], object]) -> float:
-        """Seconds of one call on the GPU, its inputs not in the L2 cache and its launches already waiting."""
-        self.other.sum()  # read, not written: nothing is left to be written back
+        """Seconds of one call on the GPU, with its inputs outside of the L2 cache and its launches already queued."""
+        self.other.sum()  # read only, so that no dirty line of the cache has to be written back
         torch.cuda._sleep(self.AHEAD)
         self.start.record()
         call()
@@ -149,7 +149,7 @@ class Gpu(Cpu):
 
 
 def opened(name: str) -> Cpu:
-    """The device ``cpu``, ``cuda`` or ``cuda:<index>``, made the current one; raises ValueError where there is none."""
+    """Makes ``cpu``, ``cuda`` or ``cuda:<index>`` the current device; raises ValueError where there is none."""
     kind, _, index = name.partition(":")
     if name == "cpu":
         return Cpu()

@@ -8,20 +8,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..adopt import accelerate
-from ..functional import bcos_conv2d, bcos_linear
-from ..modules import BcosConv2d
-from .timing import interleave
-from .workloads import Layer
+from ...adopt import accelerate
+from ...functional import bcos_conv2d, bcos_linear
+from ...modules import BcosConv2d
+from ...spec import Spec
+from ..measure import interleave
+from .workloads import Workload
 
 __all__ = ["MEASURES", "measure", "pairs", "rows"]
 
 MEASURES = ("forward without grad", "forward", "forward + backward")
-LINEAR, CONV = Layer("tiny", "linear", (4, 8), 8), Layer("tiny", "conv2d", (1, 8, 4, 4), 8, (3, 3), (1, 1), (1, 1))
+LINEAR = Workload("tiny", Spec(), (4, 8), (8, 8))
+CONV = Workload("tiny", Spec((1, 1), (1, 1), (1, 1)), (1, 8, 4, 4), (8, 8, 3, 3))
 
 
 def pairs(device: str) -> dict[str, tuple[Callable, Callable, Tensor]]:
-    """What is timed -> the layer, the plain layer and the input of both."""
+    """Name -> the layer, the plain layer, and the input of both."""
     linear, conv = LINEAR.plain().to(device), CONV.plain().to(device)
     own = BcosConv2d(8, 8, 3, padding=1, device=device)
     accelerated = accelerate(CONV.reference().to(device))
@@ -46,7 +48,7 @@ def timed(layer: Callable, x: Tensor, measure: str) -> Callable[[], object]:
 
 
 def measure(layer: Callable, plain: nn.Module, x: Tensor, seconds: float) -> list[tuple[float, float]]:
-    """``(plain, above)`` in µs for each measure: medians, the second one over the differences within a round."""
+    """``(plain, above)`` in µs for each measure: the medians of the plain time and of the differences of each round."""
     found = []
     for name in MEASURES:
         times = interleave({"layer": timed(layer, x, name), "plain": timed(plain, x, name)}, seconds, most=10**5)
@@ -56,7 +58,7 @@ def measure(layer: Callable, plain: nn.Module, x: Tensor, seconds: float) -> lis
 
 
 def rows(device: str, seconds: float) -> list[dict]:
-    """The figures of all pairs as a result stores them, with one thread: ``layer, measure, plain, above``."""
+    """The figures of all pairs in one thread, as a result stores them: ``layer, measure, plain, above``."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

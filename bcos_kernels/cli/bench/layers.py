@@ -1,4 +1,4 @@
-"""What is measured of a layer, and its floor: the least time that this device could need."""
+"""The measures of a layer, and its floor: the least time that this device could need."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from .contenders import Contender, Contest
-from .workloads import Layer
+from .workloads import Workload
 
 __all__ = ["MEASURES", "contest", "explanation", "floor", "outputs"]
 
 MEASURES = ("forward", "explanation", "training")
-"""Forward without a graph; x's gradient in explanation mode; forward and the gradients of x and w."""
+"""A forward without a graph; dx in explanation mode; a forward with dx and dw."""
 
 
 def outputs(module: nn.Module, x: Tensor, grad: Tensor, measure: str) -> tuple[Tensor, ...]:
-    """What ``measure`` computes: ``(y,)``, ``(y, dx, dw)`` or, with the scale frozen, ``(y, dx)``."""
+    """What ``measure`` computes: ``(y,)``, with the scale frozen ``(y, dx)``, or for training ``(y, dx, dw)``."""
     if measure == "forward":
         with torch.no_grad():
             return (module(x),)
@@ -32,7 +32,7 @@ def outputs(module: nn.Module, x: Tensor, grad: Tensor, measure: str) -> tuple[T
 
 
 def explanation(module: nn.Module, x: Tensor, grad: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
-    """y with the scale frozen, and a call that computes dx of it, as often as it is called."""
+    """y with the scale frozen, and a function that computes its dx each time it is called."""
     x = x.detach().requires_grad_()
     explaining = hasattr(module, "set_explanation_mode")
     if explaining:
@@ -46,7 +46,7 @@ def explanation(module: nn.Module, x: Tensor, grad: Tensor) -> tuple[Tensor, Cal
 
 
 def contest(
-    layer: Layer,
+    layer: Workload,
     contenders: dict[str, Contender],
     measure: str,
     like: Tensor | None = None,
@@ -55,8 +55,8 @@ def contest(
 ) -> Contest:
     """One measure of one layer on an input of ``like``'s device and dtype.
 
-    ``every`` n-th image (or row) is compared, the others then having a gradient of zero in the check. ``alone``
-    times an explanation without its forward.
+    The check compares every ``every``-th image (or row), and gives the others a gradient of zero. With ``alone`` an
+    explanation is timed without its forward.
     """
     x = layer.input(like)
     reference = contenders["reference"].module
@@ -86,15 +86,15 @@ def contest(
     return Contest(contenders, x, measure, exact, compared, step, None if measure == "forward" else graph)
 
 
-def floor(layer: Layer, measure: str, size: int, rates: dict[str, float], alone: bool = False) -> dict[str, float]:
+def floor(layer: Workload, measure: str, size: int, rates: dict[str, float], alone: bool = False) -> dict[str, float]:
     """FLOPs, bytes and seconds that the layer needs at least, at the ``rates`` of this device.
 
-    Only the plain layer's products and tensors count, ``size`` bytes a value: forward reads x and w and writes y; dx
-    reads dy and w and writes dx; dw reads dy and x and writes dw. Each moves as much and multiplies as often. The time
-    is the longer one of bytes ÷ bytes/s and FLOPs ÷ FLOP/s.
+    Only the products and the tensors of the plain layer count, ``size`` bytes a value: the forward reads x and w and
+    writes y; dx reads dy and w and writes dx; dw reads dy and x and writes dw. All three move as many bytes and have as
+    many products. The time is the larger of bytes ÷ bytes/s and FLOPs ÷ FLOP/s.
     """
     passes = {"forward": 1, "explanation": 1 if alone else 2, "training": 3}[measure]
-    filters = layer.out_features * layer.max_out
-    values = math.prod(layer.input_shape) + filters * layer.taps + layer.outputs
-    flops, moved = passes * 2.0 * layer.outputs * layer.max_out * layer.taps, passes * float(values * size)
+    values = math.prod(layer.x_shape) + math.prod(layer.weight_shape) + layer.outputs
+    products = layer.outputs * layer.spec.max_out * math.prod(layer.weight_shape[1:])
+    flops, moved = passes * 2.0 * products, passes * float(values * size)
     return {"flops": flops, "bytes": moved, "seconds": max(moved / rates["bytes/s"], flops / rates["FLOP/s"])}

@@ -1,4 +1,4 @@
-"""What is measured of a whole model, and the standard network that each of the reference's models stands beside."""
+"""The measures of a whole model, and the standard network that stands beside each of the reference's models."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..compat import import_reference
+from ...compat import import_reference
 from .contenders import Contender, Contest
 
 __all__ = ["CLASSES", "MEASURES", "contest", "plain", "signalling", "still"]
 
 MEASURES = ("inference", "training", "explanation", "class explanations", "explanation loss")
-"""A batch without a graph; a step of SGD; x's gradients of one logit of each image, forward included; the same for
-``CLASSES`` classes of one graph; a step of SGD on a loss that has the explanation in it, a second order."""
+"""A forward without a graph; a step of SGD; a forward and dx of one logit of each image; the same for ``CLASSES``
+classes with one graph; a step of SGD on a loss that contains the explanation, hence a second derivative."""
 CLASSES = 5
 TURNS = 4
-"""Inputs, one rounding apart, that decide about a contender: a network magnifies a rounding by more than 1.1 times."""
+"""Number of inputs, one rounding apart, that decide about a contender: a network can magnify a rounding above the bound
+of 1.1 times the reference's error."""
 DIRECTIONS = dict(zip(MEASURES, ("forward", "training", "explanation", "explanation", "training"), strict=True))
 
 
@@ -56,7 +57,7 @@ def plain(model: str, image: int) -> nn.Module:
 
 
 def _convolutional(vgg: nn.Module) -> nn.Module:
-    """VGG with its classifier at every position and then averaged, as the reference has it."""
+    """VGG with its classifier applied at every position and averaged, as in the reference."""
     classifier = nn.Conv2d(512, 4096, 7, padding=3), nn.ReLU(), nn.Conv2d(4096, 4096, 1), nn.ReLU()
     return nn.Sequential(vgg.features, *classifier, nn.Conv2d(4096, 1000, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
@@ -70,12 +71,12 @@ def still(model: nn.Module) -> nn.Module:
 
 
 def signalling(vgg: nn.Module, images: Tensor) -> nn.Module:
-    """The reference's VGG with weights that let a signal through, in place: without training it fades to nothing.
+    """Gives the reference's untrained VGG, in place, weights with which its explanations do not underflow.
 
-    A B-cos layer multiplies its output by a cosine, about 1/√taps between a random filter and its input, and the three
-    layers of VGG's classifier have up to 25,088 taps and no norm behind them: explanations fall below what fp32 holds.
-    So the classifier's filters become patches of what they get from ``images``, as far from them as they are long; the
-    batch statistics of the layers before are those of ``images``.
+    A B-cos layer multiplies its output by a cosine, about 1/√taps between a random filter and its input. The three
+    layers of VGG's classifier have up to 25,088 taps and no norm behind them, so that explanations fall below the
+    smallest number of fp32. Here each filter of the classifier becomes a patch of its input for ``images`` plus noise
+    of the same length, and the layers before take their batch statistics from ``images``.
     """
 
     def imitate(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -115,7 +116,7 @@ def explaining(model: nn.Module) -> Iterator[None]:
 
 
 def logits(model: nn.Module, x: Tensor) -> Tensor:
-    """``[N, K]``; raises TypeError for a model that returns no tensor."""
+    """Logits ``[N, K]``; raises TypeError for a model that returns no tensor."""
     y = model(x)
     if not isinstance(y, Tensor):
         raise TypeError(f"the model returns {type(y).__name__}, not a tensor")
@@ -123,7 +124,7 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def explanations(model: nn.Module, x: Tensor, classes: list[Tensor]) -> list[Tensor]:
-    """y, and x's gradient of the logits of each of the classes ``[N]``, of one graph."""
+    """y, and for each of the classes ``[N]`` the gradient of their logits with respect to x, all from one graph."""
     x = x.detach().requires_grad_()
     with explaining(model):
         y = logits(model, x)
@@ -132,7 +133,7 @@ def explanations(model: nn.Module, x: Tensor, classes: list[Tensor]) -> list[Ten
 
 
 def loss_of(model: nn.Module, x: Tensor, labels: Tensor, explained: bool) -> tuple[Tensor, Tensor]:
-    """``(loss, y)``: binary cross-entropy, and with ``explained`` the share of contributions outside of the middle."""
+    """``(loss, y)``: binary cross-entropy, with ``explained`` plus the share of contributions outside of the middle."""
     y = logits(model, x)
     loss = F.binary_cross_entropy_with_logits(y, F.one_hot(labels, y.shape[1]).to(y.dtype))
     if not explained:
@@ -152,8 +153,8 @@ def loss_of(model: nn.Module, x: Tensor, labels: Tensor, explained: bool) -> tup
 def contest(contenders: dict[str, Contender], x: Tensor, measure: str, checked: int) -> Contest:
     """One measure of a model on a batch, of which the first ``checked`` images are checked.
 
-    Gradients of parameters are compared as one vector: which part of it has the largest error is chance. Modes and
-    buffers are set as the measure needs them.
+    Gradients of parameters are compared as one vector, because the largest error of a single one is mostly chance.
+    Modes and buffers are set as the measure needs them.
     """
     trains = measure in ("training", "explanation loss")
     reference = contenders["reference"].module
@@ -207,12 +208,12 @@ def contest(contenders: dict[str, Contender], x: Tensor, measure: str, checked: 
     def compared(model: nn.Module, turn: int = 0) -> list[Tensor]:
         return computed(model, _nearby(x[:checked], turn))
 
-    counted = measure not in ("inference", "explanation loss")  # a second order allows no hooks on what is saved
+    counted = measure not in ("inference", "explanation loss")  # a second derivative allows no hooks on saved tensors
     return Contest(contenders, x, DIRECTIONS[measure], exact, compared, step, graph if counted else None, TURNS)
 
 
 def _nearby(x: Tensor, turn: int) -> Tensor:
-    """``x``, or with a turn above 0 inputs one rounding away from it."""
+    """``x`` in turn 0, and an input one rounding away from it in any other turn."""
     if turn == 0:
         return x
     sign = torch.randint(2, x.shape, generator=torch.Generator().manual_seed(turn)).to(x.device) * 2 - 1

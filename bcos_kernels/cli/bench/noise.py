@@ -1,4 +1,4 @@
-"""What else the machine did during a run, and whether its verdicts on times would be chance."""
+"""Whether the times of a run are too noisy for a verdict, and how busy other programs kept the machine."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ import statistics
 import time
 from pathlib import Path
 
+from ..measure import summarise
 from .results import is_gpu
-from .timing import summarise
 
 __all__ = ["Watch", "doubts"]
 
 LOAD = 0.15
-"""The share of all cores that other programs may take."""
+"""The largest share of all cores that other programs may take."""
 SPREAD = 0.3
-"""From the 20th to the 80th percentile of the plain contender's rounds ÷ their median, in half of the rows."""
+"""The largest spread of the plain contender's rounds in the median row: (80th - 20th percentile) ÷ median."""
 ROOF = 1.05
-"""The share of the roof above which a plain layer cannot be: the roof was measured in a slower moment."""
-RATES = 0.7
-"""The share of an earlier run's rates below which the machine is not as it was."""
+"""The largest share of the roof that a plain layer may reach; beyond it the roof was measured too low."""
 
 
 class Watch:
-    """How many cores other programs keep busy, from now on."""
+    """Measures how many cores other programs keep busy, from now on."""
 
     def __init__(self) -> None:
         self.start = self._now()
@@ -37,7 +35,7 @@ class Watch:
 
     @staticmethod
     def _now() -> tuple[float, float, float] | None:
-        """Seconds that all cores were busy or kept from us, that this process and its ended children were, and now."""
+        """Seconds for which all cores were busy or withheld, for which this process and its children ran, and now."""
         try:
             user, nice, system, _, _, *rest = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9])
         except (OSError, ValueError, IndexError):
@@ -47,7 +45,7 @@ class Watch:
 
 
 def doubts(result: dict) -> list[str]:
-    """Why a verdict on a time of this run would be chance, in words; empty where nothing speaks against it."""
+    """The reasons why the times of this run are too noisy for a verdict; empty where there are none."""
     found = []
     cores = result["machine"].get("cores") or 1
     for when, others in (result.get("load") or {}).items():
@@ -62,10 +60,7 @@ def doubts(result: dict) -> list[str]:
         spreads.append((s["p80"] - s["p20"]) / s["p50"])
         above += bool(row.get("floor")) and row["floor"]["seconds"] > ROOF * s["p50"]
     if spreads and (spread := statistics.median(spreads)) > SPREAD:
-        found.append(f"the rounds of the plain contender spread by {spread:.0%} in half of the rows")
+        found.append(f"the rounds of the plain contender spread by {spread:.0%} or more in half of the rows")
     if above:
-        found.append(f"{above} plain layers are above {ROOF:.0%} of the roof, which was measured too low")
-    for rate, before in (result.get("earlier_rates") or {}).items():
-        if (now := result["rates"].get(rate)) and now < RATES * before:
-            found.append(f"{rate} were {now / before:.0%} of those of an earlier run on this device")
+        found.append(f"{above} plain layers are faster than {ROOF:.0%} of the roof, which was measured too low")
     return found

@@ -1,4 +1,4 @@
-"""The pictures of a report, as PNG. Each takes a result and is left out where the result has nothing for it."""
+"""The pictures of a report, as PNG. A picture for which the result has no rows is left out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from .results import conditions, main_rows, ratio, state
-from .tables import MEASURES, memory, model_name, seconds
+from .tables import MEASURES, memory, seconds
 
 __all__ = ["PICTURES", "draw"]
 
@@ -23,14 +23,13 @@ COLOURS = {
     "plain": "#7f7f7f",
     "reference": "#d55e00",
     "compiled": "#56b4e9",
-    "compiled-max": "#cc79a7",
     "ours": "#00539c",
 }
-MARKERS = {"plain": "s", "reference": "^", "compiled": "D", "compiled-max": "v", "ours": "o"}
-HATCHES = {"plain": "", "reference": "///", "compiled": "...", "compiled-max": "xxx", "ours": ""}
-LINES = {"plain": ":", "reference": "--", "compiled": "-.", "compiled-max": (0, (5, 1, 1, 1, 1, 1)), "ours": "-"}
-"""Told apart by shape, hatching and dashes as well as by colour."""
-NAMES = {"compiled": "torch.compile(reference)", "compiled-max": "torch.compile, max-autotune", "ours": "bcos_kernels"}
+MARKERS = {"plain": "s", "reference": "^", "compiled": "D", "ours": "o"}
+HATCHES = {"plain": "", "reference": "///", "compiled": "...", "ours": ""}
+LINES = {"plain": ":", "reference": "--", "compiled": "-.", "ours": "-"}
+"""Contenders differ in shape, hatching and dashes as well as in colour."""
+NAMES = {"compiled": "torch.compile(reference)", "ours": "bcos_kernels"}
 NAMED = 30
 """The most layers whose names fit below an axis."""
 
@@ -40,7 +39,7 @@ def name(contender: str) -> str:
 
 
 def figure(result: dict, rows: int, columns: int, height: float, title: str) -> tuple[Figure, list[Axes]]:
-    """Axes under a title; where and how it was measured stands below them. ``height`` is in inches, a row's."""
+    """Axes under a title and above the conditions of the run; ``height`` is that of a row, in inches."""
     left_out = len(result.get("not_measured") or ())
     rest = f"{left_out} rows or contenders were not measured: see the report." if left_out else state(result)
     lines = textwrap.wrap(f"{conditions(result, code='')}. {rest}", 135)
@@ -118,7 +117,7 @@ def bar_legend(ax: Axes, contenders: list[str], extra: tuple = (), **place) -> N
 
 
 def compared(rows: list[dict], *, plain: bool) -> list[str]:
-    """The contenders that any row has, in the order of a legend; forced ones of ours belong to the tables."""
+    """The contenders of the rows in the order of a legend, without the forced ones of ours."""
     return [c for c in COLOURS if (plain or c != "plain") and any(c in row["contenders"] for row in rows)]
 
 
@@ -128,11 +127,11 @@ def compared(rows: list[dict], *, plain: bool) -> list[str]:
 def headline(result: dict) -> Figure | None:
     """Training step, explanation and memory of each model, relative to the plain network."""
     rows = [row for row in main_rows(result, "model") if row["measure"] in ("training", "explanation")]
-    models = list(dict.fromkeys(model_name(row) for row in rows if "plain" in row["contenders"]))
+    models = list(dict.fromkeys(row["group"] for row in rows if "plain" in row["contenders"]))
     if not models:
         return None
     contenders = compared(rows, plain=False)
-    found = {(model_name(row), row["measure"]): row for row in rows}
+    found = {(row["group"], row["measure"]): row for row in rows}
     training = [row for model in models if (row := found.get((model, "training")))]
     kept = memory(training[0])[0] if training else ""
     made, axes = figure(
@@ -167,8 +166,8 @@ def layers(result: dict) -> Figure | None:
     if not measures:
         return None
     rows = main_rows(result, "layer")
-    groups = list(dict.fromkeys(group_name(row) for row in rows))
-    rows = sorted(rows, key=lambda row: groups.index(group_name(row)))
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    rows = sorted(rows, key=lambda row: groups.index(row["group"]))
     places = {workload: x for x, workload in enumerate(dict.fromkeys(row["workload"] for row in rows))}
     contenders = compared(rows, plain=False)
     made, axes = figure(result, len(measures), 1, 2.1, "Each layer: time ÷ the plain layer's, lower is better")
@@ -210,85 +209,18 @@ def ratio_axis(ax: Axes, values: list[float]) -> None:
     log_ticks(ax.yaxis, ticks)
 
 
-def group_name(row: dict) -> str:
-    return row.get("group") or row["model"]
-
-
 def by_model(ax: Axes, rows: list[dict], places: dict[str, int]) -> None:
     """Bands with the models' names above them, and no ticks."""
     ax.set_xticks([])
     own: dict[str, list[int]] = {}
     for row in rows:
-        own.setdefault(group_name(row), []).append(places[row["workload"]])
+        own.setdefault(row["group"], []).append(places[row["workload"]])
     for i, (group, at) in enumerate(own.items()):
         if i % 2:
             ax.axvspan(min(at) - 0.5, max(at) + 0.5, color="#f4f4f4", zorder=0)
         text = "\n".join(textwrap.wrap(group, max(8, round(105 * len(set(at)) / len(places)))))
         middle = (min(at) + max(at)) / 2
         ax.text(middle, 1.01, text, transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=7.5)
-
-
-def roofline(result: dict) -> Figure | None:
-    """FLOP/s over FLOP/byte of the floor, ours and plain, under the rates that were measured."""
-    rates = result.get("rates") or {}
-    measures = [m for m in MEASURES if any(r.get("floor") for r in main_rows(result, "layer", m))]
-    if not measures or not rates:
-        return None
-    made, axes = figure(
-        result, 1, len(measures), 3.3, "Roofline of the layers: the roof is what copies and products reach here"
-    )
-    unit, scale = ("TFLOP/s", 1e12) if rates["FLOP/s"] >= 2e12 else ("GFLOP/s", 1e9)
-    rows = [r for r in main_rows(result, "layer") if r.get("floor")]
-    intensity = [r["floor"]["flops"] / r["floor"]["bytes"] for r in rows]
-    ridge = rates["FLOP/s"] / rates["bytes/s"]
-    low, high = min([*intensity, ridge / 2]) / 1.5, max([*intensity, ridge * 2]) * 1.5
-    speeds = [r["floor"]["flops"] / t / scale for r in rows for c in ("plain", "ours") if (t := seconds(r, c))]
-    for ax, measure in zip(axes, measures, strict=True):
-        roof = [min(rates["FLOP/s"], x * rates["bytes/s"]) / scale for x in (low, ridge, high)]
-        ax.plot((low, ridge, high), roof, color="black", linewidth=1.2)
-        for contender, size in (("plain", 4.5), ("ours", 3)):
-            points = [
-                (r["floor"]["flops"] / r["floor"]["bytes"], r["floor"]["flops"] / t / scale)
-                for r in main_rows(result, "layer", measure) if r.get("floor") and (t := seconds(r, contender))
-            ]  # fmt: skip
-            ax.plot(*zip(*points, strict=True), linestyle="", markersize=size, **shape(contender))
-        ax.set_xscale("log")
-        ax.set_yscale("log")
-        ax.set_xlim(low, high)
-        ax.set_ylim(min(speeds) / 1.5, max(*speeds, roof[-1]) * 1.5)
-        log_ticks(ax.xaxis, decades(low, high))
-        log_ticks(ax.yaxis, decades(*ax.get_ylim(), steps=(1, 2, 5)))
-        ax.set_title(MEASURES[measure], fontsize=9.5)
-        ax.set_xlabel("FLOP ÷ least bytes", fontsize=9)
-    axes[0].set_ylabel(unit, fontsize=9)
-    for ax in axes[1:]:
-        ax.sharey(axes[0])
-        ax.tick_params(which="both", labelleft=False)
-    line = Line2D([], [], color="black", label="roof")
-    legend(axes[len(axes) // 2], ["plain", "ours"], (line,), loc="lower center", bbox_to_anchor=(0.5, 1.07), ncols=3)
-    return made
-
-
-def models(result: dict) -> Figure | None:
-    """Seconds of a training step and memory of each model, from zero."""
-    rows = main_rows(result, "model", "training")
-    if not rows:
-        return None
-    contenders, kept = compared(rows, plain=True), memory(rows[0])[0]
-    made, axes = figure(result, 2 if kept else 1, 1, 2.3, "Training step of each model")
-    labels = [f"{model_name(row)}\nbatch {row['batch']}" for row in rows]
-    slowest = max(t for row in rows for c in contenders if (t := seconds(row, c)))
-    unit, scale = ("s", 1.0) if slowest >= 1 else ("ms", 1e3)
-    times = {c: [scale * t if (t := seconds(row, c)) else None for row in rows] for c in contenders}
-    bars(axes[0], labels, times, "{:.3g}".format)
-    axes[0].set_ylabel(f"step time, {unit}", fontsize=9)
-    if kept:
-        amounts = {c: [memory(row)[1].get(c) for row in rows] for c in contenders}
-        gib = {c: [v / 2**30 if v else None for v in column] for c, column in amounts.items() if any(column)}
-        bars(axes[1], labels, gib, "{:.2f}".format)
-        axes[1].set_ylabel(f"{kept.replace(' for', chr(10) + 'for')}, GiB", fontsize=9)
-    bar_legend(axes[0], contenders, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(contenders))
-    return made
 
 
 def scaling(result: dict) -> Figure | None:
@@ -305,7 +237,7 @@ def scaling(result: dict) -> Figure | None:
         result, math.ceil(len(curves) / columns), columns, 2.6, "Scaling: time over batch and image size"
     )
     present = set()
-    for ax, ((_, measure, along), rows) in zip(axes, curves.items(), strict=False):
+    for ax, ((workload, measure, along), rows) in zip(axes, curves.items(), strict=False):
         rows = sorted(rows, key=lambda row: row[along])
         for contender in compared(rows, plain=True):
             points = [(row[along], 1e3 * t) for row in rows if (t := seconds(row, contender))]
@@ -319,7 +251,8 @@ def scaling(result: dict) -> Figure | None:
         low, high = ax.get_ylim()
         log_ticks(ax.yaxis, decades(low, high, (1, 2, 5) if high < 100 * low else (1,)))
         ax.set_xlabel("batch" if along == "batch" else "image side, pixels", fontsize=9)
-        ax.set_title(f"{model_name(rows[0])}\n{measure}", fontsize=8.5)
+        title = rows[0]["group"] if rows[0]["scope"] == "model" else workload
+        ax.set_title(f"{title}\n{measure}", fontsize=8.5)
     for ax in axes[::columns]:
         ax.set_ylabel("time, ms", fontsize=9)
     for ax in axes[len(curves) :]:
@@ -330,9 +263,7 @@ def scaling(result: dict) -> Figure | None:
 
 PICTURES: dict[str, Callable[[dict], Figure | None]] = {
     "headline": headline,
-    "models": models,
     "layers": layers,
-    "roofline": roofline,
     "scaling": scaling,
 }
 

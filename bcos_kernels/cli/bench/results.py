@@ -1,4 +1,4 @@
-"""Results read back: checked, and put into words."""
+"""Results of earlier runs: they are read, checked, and described in words."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from .timing import ratios
+from ..measure import ratio as paired_ratio
 
 __all__ = ["SCHEMA", "conditions", "device", "is_gpu", "largest_error", "main_rows", "order", "ratio", "read", "state"]
 
 SCHEMA = 2
 REPEAT = "repeat the run with python -m bcos_kernels bench"
 NAMED = 12  # of what was not measured; the rest is counted
-CONTENDERS = ("plain", "reference", "compiled", "compiled-max", "ours")
+CONTENDERS = ("plain", "reference", "compiled", "ours")
 NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 
 
-def read(path: Path, predictions: bool = False) -> dict:
-    """The result in ``path``, or with ``predictions`` what ``benchmarks.triton_aot`` stores.
+def read(path: Path) -> dict:
+    """The result in ``path``.
 
     Raises:
-        ValueError: it cannot be read, is no result of schema 2, or has no rows; the message names file and reason.
+        ValueError: it cannot be read, is no result of schema 2, or has no rows; the message names the file.
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -30,8 +30,6 @@ def read(path: Path, predictions: bool = False) -> dict:
         raise ValueError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:
         raise ValueError(f"{path}: no JSON ({error})") from None
-    if predictions and isinstance(result, dict) and "predicted" in result and "schema" not in result:
-        return result
     schema = result.get("schema") if isinstance(result, dict) else None
     if schema != SCHEMA:
         has = f"has schema {schema!r}" if schema is not None else "has no schema"
@@ -44,7 +42,7 @@ def read(path: Path, predictions: bool = False) -> dict:
 
 
 def _check(row: dict, path: Path) -> None:
-    """The parts of a row that nothing can do without."""
+    """Raises ValueError for a row without the parts that every reader needs."""
     try:
         where = f"{path}: row {row['workload']}, {row['measure']}"
         samples = {name: contender["samples"] for name, contender in row["contenders"].items()}
@@ -57,19 +55,19 @@ def _check(row: dict, path: Path) -> None:
 
 
 def main_rows(result: dict, scope: str, measure: str | None = None) -> list[dict]:
-    """The rows of a scope that belong to no scaling curve."""
+    """The rows of a scope outside of scaling curves."""
     found = (r for r in result["rows"] if r["scope"] == scope and r.get("scaling") is None)
     return [r for r in found if measure in (None, r["measure"])]
 
 
 def ratio(row: dict, numerator: str, denominator: str) -> float | None:
-    """Median of the paired ratios of two contenders; None where one was not timed."""
+    """Median over the rounds of one contender's time ÷ another's; None where one was not timed."""
     times = [row["contenders"].get(name, {}).get("samples") for name in (numerator, denominator)]
-    return ratios(*times)["p50"] if all(times) else None
+    return paired_ratio(*times) if all(times) else None
 
 
 def largest_error(row: dict, contender: str) -> float | None:
-    """The largest of its relative errors against float64; None where it was not compared."""
+    """The contender's largest relative error against float64; None where it was not compared."""
     return max(row["contenders"].get(contender, {}).get("errors") or (), default=None)
 
 
@@ -84,7 +82,7 @@ def is_gpu(result: dict) -> bool:
 
 
 def device(result: dict) -> str:
-    """What was measured: the GPU and its driver, or the CPU and its threads."""
+    """The measured device: the GPU and its driver, or the CPU and its threads."""
     m = result["machine"]
     if is_gpu(result):
         return f"{m['device']} (driver {m.get('driver') or 'unknown'})"
@@ -92,7 +90,7 @@ def device(result: dict) -> str:
 
 
 def state(result: dict) -> str:
-    """Whether everything was measured, in a sentence that names what was not."""
+    """A sentence that says whether everything was measured, or names what was not."""
     names = result.get("not_measured") or []
     if names:
         rest = f"; and {len(names) - NAMED} more" if len(names) > NAMED else ""

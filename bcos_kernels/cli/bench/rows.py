@@ -1,4 +1,4 @@
-"""One row of a result: contenders that passed the parity check, timed in turns, with their memory."""
+"""One row of a result: the contenders that passed the parity check, their times in turns, and their memory."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ from collections.abc import Collection
 
 from torch import Tensor
 
-from ..demo.measure import saved_bytes
+from ..measure import interleave, saved_bytes, summarise
 from .contenders import Contender, Contest, in_a_line, served
 from .devices import Cpu, DeviceLost
-from .timing import interleave, summarise
 
 __all__ = ["failed", "measured"]
 
 MOST = 60
-"""Rounds of a row; more would only lengthen the file."""
+"""The most rounds of a row; more would only lengthen the file."""
 
 
 def measured(contest: Contest, wanted: Collection[str], device: Cpu, seconds: float, least: int) -> dict[str, dict]:
-    """``contenders``, ``served`` and ``refused`` of a row: about ``seconds`` and ``least`` rounds or more.
+    """``contenders``, ``served`` and ``refused`` of a row of at least ``least`` rounds and about ``seconds``.
 
-    Whoever fails or is less exact than the reference gets a reason instead of a figure. Raises DeviceLost where the
-    device answers no more, and what the reference raises in the check.
+    A contender that fails or is less exact than the reference is not timed; ``refused`` says why. Raises DeviceLost
+    where the device no longer responds, and whatever the reference raises in the check.
     """
     errors, refused = contest.admitted()
     calls, peaks = {}, {}
@@ -47,7 +46,7 @@ def measured(contest: Contest, wanted: Collection[str], device: Cpu, seconds: fl
 
 
 def _saved(contest: Contest, name: str) -> int | None:
-    """Bytes kept for the backward; parameters and the output are alive without autograd as well."""
+    """Bytes kept for the backward, without the parameters and the output, which exist without autograd, too."""
     if contest.graph is None:
         return None
     contender: Contender = contest.contenders[name]
@@ -62,5 +61,5 @@ def _saved(contest: Contest, name: str) -> int | None:
 
 
 def failed(failure: Exception) -> dict[str, dict]:
-    """The same of a row of which nothing could be timed."""
+    """The same keys for a row in which nothing could be timed."""
     return {"contenders": {}, "served": {}, "refused": {"every contender": in_a_line(failure)}}

@@ -1,4 +1,4 @@
-"""A run from its first row to its last: the clock, the file after each row, and what becomes of an interruption."""
+"""A run from its first row to its last: its time limit, the file that grows with each row, and interruptions."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pathlib import Path
 
 import torch
 
-from ..commandline import progress
+from ...text import progress
+from ..measure import keep_pages_warm, release_pages
 from . import host, show, stored
 from .contenders import in_a_line
 from .devices import DeviceLost
 from .noise import Watch
 from .results import SCHEMA
-from .settings import Settings, parse, resolved
-from .tables import chance
+from .settings import Settings, resolved
+from .tables import no_verdict
 from .tasks import Bench, Task, task_of
-from .timing import keep_pages_warm, release_pages
 
 __all__ = ["main"]
 
@@ -33,12 +33,11 @@ BEFORE = 0.3  # seconds in which what else the machine does is looked at before 
 COMPILER_BYTES = 8 << 30  # of GPU memory for each process that compiles
 
 
-def main(argv: list[str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """Measures and stores.
 
     Returns 0; 1 if ours was refused somewhere; 2 for bad input or a lost device; 130 if it was interrupted.
     """
-    options = parse(argv)
     try:
         settings = resolved(options)
         bench = Bench(settings)
@@ -47,8 +46,7 @@ def main(argv: list[str]) -> int:
         if options.list:
             print("\n".join(show.listing(bench)))
             return 0
-        tasks = bench.tasks()
-        run = Run(settings, bench, tasks, argv, options)
+        run = Run(settings, bench, bench.tasks(), options)
         if options.where:
             print(run.path)
             return 0
@@ -60,38 +58,33 @@ def main(argv: list[str]) -> int:
 
 
 def _prepare(tasks: list[Task], share: str) -> int:
-    """Compiles what a share ``I/N`` of the tasks needs, for the caches on disk; times nothing."""
+    """Fills the compilers' caches on disk for a share ``I/N`` of the tasks; times nothing."""
     here, of = map(int, share.split("/"))
     for task in [task for task in tasks if task.prepare][here::of]:
-        with suppress(RuntimeError):  # the measurement meets it again, and says so
+        with suppress(RuntimeError):  # the measurement raises it again and reports it
             task.prepare()
         gc.collect()
     return 0
 
 
 class Run:
-    """One run: its tasks, its deadline and the result that is being filled."""
+    """One run: its tasks, its deadline and its growing result."""
 
-    def __init__(
-        self, settings: Settings, bench: Bench, tasks: list[Task], argv: list[str], options: argparse.Namespace
-    ) -> None:
-        self.settings, self.bench, self.tasks, self.argv = settings, bench, tasks, argv
+    def __init__(self, settings: Settings, bench: Bench, tasks: list[Task], options: argparse.Namespace) -> None:
+        self.settings, self.bench, self.tasks, self.argv = settings, bench, tasks, options.argv
         self.start = time.monotonic()
         machine = settings.device.describe()
         described = settings.described() | {"pages_warm": keep_pages_warm()}
-        command = "python -m bcos_kernels bench " + shlex.join(argv)
+        command = "python -m bcos_kernels " + shlex.join(self.argv)
         self.result = {"schema": SCHEMA} | stored.header(command, machine, described, PACKAGES)
         self.result |= {"not_measured": [task.name for task in tasks], "rates": {}, "rows": []}
-        self.result["earlier_rates"] = stored.rates(stored.default_path(machine["device"]))
         self.path = settings.out or stored.default_path(machine["device"], selection(options))
         self.kept = stored.is_complete(self.path)
-        if self.kept and settings.out is None and not settings.scaling and stored.has_curves(self.path):
-            self.path, self.kept = stored.default_path(machine["device"], "selection"), False
         if options.resume:
             self.resume(options.resume, stored.unfinished(options.resume, machine, described))
 
     def resume(self, path: Path, earlier: dict) -> None:
-        """Takes the place of an unfinished run: its header and rates, its rows, and the tasks that it left out."""
+        """Continues an unfinished run: with its header, rates and rows, and the tasks that it left out."""
         left = [task for task in self.tasks if task.name in earlier["not_measured"]]
         own = {"command": self.result["command"], "started": self.result["started"], "commit": self.result["commit"]}
         rows = [row for row in earlier["rows"] if task_of(row) not in earlier["not_measured"]]
@@ -100,7 +93,7 @@ class Run:
         self.path, self.kept, self.tasks = path, False, left
 
     def main(self) -> int:
-        """Measures everything that time allows; returns the exit status."""
+        """Measures everything within the time limit; returns the exit status."""
         status = 0
         try:
             self.measure()
@@ -113,7 +106,7 @@ class Run:
         self.result["complete"] = not self.result["not_measured"]
         self.result["not_measured"] += self.bench.ended
         print(f"stored in {self.finish()}", flush=True)
-        if sentence := chance(self.result):
+        if sentence := no_verdict(self.result):
             print(sentence, flush=True)
         refused = (row["refused"].keys() & {"ours", "every contender"} for row in self.result["rows"])
         return status or int(any(refused))
@@ -141,7 +134,7 @@ class Run:
                 advance(task.name, task.weight)
 
     def run(self, task: Task) -> None:
-        """All rows of a task, stored one by one."""
+        """Measures and stores the rows of a task one by one."""
         try:
             for row in task.rows():
                 self.result["rows"].append(row)
@@ -150,7 +143,7 @@ class Run:
                 print(show.line(row), flush=True)
         except DeviceLost:
             raise
-        except RuntimeError as failure:  # before there were contenders
+        except RuntimeError as failure:  # raised before there were contenders
             if not self.settings.device.is_alive():
                 raise DeviceLost(in_a_line(failure)) from failure
             self.bench.ended.append(f"{task.name}: {in_a_line(failure)}")
@@ -162,7 +155,7 @@ class Run:
         stored.store(self.result, stored.partial_path(self.path) if self.kept else self.path)
 
     def finish(self) -> Path:
-        """Stores the result for good, a complete one in the place of an earlier one; returns where."""
+        """Stores the result for good, where only a complete one replaces an earlier one; returns the file."""
         if self.kept and self.result["complete"]:
             stored.partial_path(self.path).unlink(missing_ok=True)
             self.kept = False
@@ -170,12 +163,12 @@ class Run:
         return stored.partial_path(self.path) if self.kept else self.path
 
     def compile_before(self) -> str:
-        """Processes that fill the compilers' caches, a share of the layers each; returns how it went."""
+        """Fills the compilers' caches in several processes, with a share of the layers each; returns how it went."""
         room = torch.cuda.mem_get_info()[0] // COMPILER_BYTES
         processes = max(1, min(self.settings.processes, room, sum(task.prepare is not None for task in self.tasks)))
         start = time.monotonic()
         deadline = start + COMPILING_SHARE * self.settings.limit if self.settings.limit else float("inf")
-        command = [sys.executable, "-m", "bcos_kernels", "bench", *self.argv, "--warm-up"]
+        command = [sys.executable, "-m", "bcos_kernels", *self.argv, "--warm-up"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         running = [
             subprocess.Popen([*command, f"{i}/{processes}"], env=environment, stdout=subprocess.DEVNULL)
@@ -198,11 +191,12 @@ class Run:
 
 
 def selection(options: argparse.Namespace) -> str:
-    """How the file of a narrower or different run is named; empty for a complete one under the usual conditions."""
+    """What a run that is not a complete one under the usual conditions adds to the name of its file."""
     if options.module:
         return options.module.replace(":", "-").replace(".", "-")
     if options.quick:
         return "quick"
-    narrower = options.models, options.layers, options.measures, options.contenders
-    others = options.batch, options.image, options.dtype, options.seconds, options.no_models, options.no_layers
-    return "selection" if any(value not in (None, False) for value in (*narrower, *others)) else ""
+    narrower = options.models, options.layers, options.measures, options.contenders, options.no_models
+    others = options.no_layers, options.batch, options.dtype, options.seconds
+    complete = options.scaling and all(value in (None, False) for value in (*narrower, *others))
+    return "" if complete else "selection"

@@ -1,4 +1,4 @@
-"""What a run prints: a line for each row, and the list of what there is."""
+"""What a run prints: a line for each row, and the list of workloads and contenders."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEAD = _columns(
 
 
 def line(row: dict) -> str:
-    """A row under :data:`HEAD`: the plain time, paired ratios, largest errors, and who was refused and why."""
+    """A row under :data:`HEAD`: the plain time, paired ratios, largest errors, and which contenders were refused."""
     ratios = ("–" if (r := ratio(row, *pair)) is None else f"{r:.2f}" for pair in RATIOS)
     errors = ("–" if (e := largest_error(row, name)) is None else f"{e:.1e}" for name in ("reference", "ours"))
     point = {"batch": f" ×{row['batch']}", "image": f" {row['image']}²"}.get(row["scaling"], "")
@@ -35,10 +35,10 @@ def line(row: dict) -> str:
 
 
 def listing(bench: Bench) -> Iterator[str]:
-    """The chosen workloads with their measures and the models that share them, and the contenders, as lines."""
+    """Lines with the chosen workloads, their measures and the models that share them, and with the contenders."""
     s = bench.settings
     if s.layers is not None and s.module is None:
-        chosen = bench.layers()
+        chosen = bench.workloads()
         yield f"{len(chosen)} layers, each with {', '.join(s.measures_of('layers'))}:"
         for layer in chosen:
             also = f"  also in {', '.join(layer.models[1:])}" if layer.models[1:] else ""
@@ -48,6 +48,6 @@ def listing(bench: Bench) -> Iterator[str]:
         yield f"models, each with {', '.join(s.measures_of('models'))}:"
         yield from (f"  {name}, batch {s.input[0] if s.input else s.batch('models', name)}" for name in names)
     yield f"scaling curves{'' if s.scaling else ' (with --scaling)'}: {', '.join(CURVES)}"
-    yield "contenders (compiled ones of a sample by default; backends of ours forced where several serve a layer):"
+    yield "contenders (by default compiled ones for a sample, and backends of ours where several serve a layer):"
     yield from (f"  {name}" for name in known())
     yield f"backends of ours: {', '.join(BACKENDS)}; device: {s.device.describe()['device']}, {s.dtype}"

@@ -13,29 +13,18 @@ from pathlib import Path
 
 import torch
 
-from .. import __version__
+from ... import __version__
 
-__all__ = [
-    "ROOT",
-    "commit",
-    "default_path",
-    "has_curves",
-    "header",
-    "is_complete",
-    "partial_path",
-    "rates",
-    "store",
-    "unfinished",
-]
+__all__ = ["ROOT", "commit", "default_path", "header", "is_complete", "partial_path", "store", "unfinished"]
 
-ROOT = Path(__file__).resolve().parents[2]
-"""The checkout, where the package is used from one."""
+ROOT = Path(__file__).resolve().parents[3]
+"""The root of the checkout, if the package is used from one."""
 
 
 def default_path(device: str, selection: str = "") -> Path:
-    """Where a run on ``device`` is stored: in a checkout's results, else in a folder of the working directory.
+    """The file of a run on ``device``: in the results of a checkout, else in a folder of the working directory.
 
-    ``selection`` names what a narrower run consists of, so that it never takes the place of a complete one.
+    ``selection`` names a run that is not a complete one, so that it never replaces one.
     """
     checkout = ROOT / "benchmarks" / "results"
     folder = checkout if checkout.is_dir() else Path("bcos_kernels_bench")
@@ -44,30 +33,20 @@ def default_path(device: str, selection: str = "") -> Path:
 
 
 def partial_path(path: Path) -> Path:
-    """Where an unfinished run is stored while ``path`` holds a complete one."""
+    """The file of an unfinished run while ``path`` holds a complete one."""
     return path.with_name(f"{path.stem}-partial{path.suffix}")
 
 
 def is_complete(path: Path) -> bool:
-    """Whether ``path`` holds the result of a run that measured all it was to."""
+    """Whether ``path`` holds the result of a run that measured everything it was meant to."""
     return _read(path).get("complete") is True
 
 
-def has_curves(path: Path) -> bool:
-    """Whether ``path`` holds scaling curves."""
-    return any(row.get("scaling") for row in _read(path).get("rows", ()))
-
-
-def rates(path: Path) -> dict[str, float]:
-    """The device's rates in a complete result; empty where ``path`` holds none."""
-    return (_read(path).get("rates") or {}) if is_complete(path) else {}
-
-
 def unfinished(path: Path, machine: dict, settings: dict) -> dict:
-    """The result of a run that left something out, under these conditions; ValueError where ``path`` holds none."""
+    """The result of an unfinished run under the same conditions; raises ValueError where ``path`` holds none."""
     earlier = _read(path)
     if not earlier.get("not_measured") or earlier.get("complete"):
-        raise ValueError(f"--resume {path}: a result is needed that has left something out")
+        raise ValueError(f"--resume {path}: the result of an unfinished run is needed")
     for name, now in (("machine", machine), ("settings", settings)):
         now = json.loads(json.dumps(now))
         other = [key for key in now.keys() | earlier[name].keys() if now.get(key) != earlier[name].get(key)]
@@ -85,9 +64,9 @@ def _read(path: Path) -> dict:
 
 
 def commit() -> str | None:
-    """The commit that is checked out, with ``+changes`` where files differ.
+    """The commit that is checked out, followed by ``+changes`` where files differ from it.
 
-    Outside of a checkout what ``BCOS_KERNELS_COMMIT`` says of a copy, or None.
+    Outside of a checkout it is the value of ``BCOS_KERNELS_COMMIT``, or None.
     """
     told = os.environ.get("BCOS_KERNELS_COMMIT") or None
     if not (ROOT / ".git").exists():
@@ -102,7 +81,7 @@ def commit() -> str | None:
 
 
 def header(command: str, machine: dict, settings: dict, packages: tuple[str, ...] = ()) -> dict:
-    """Everything beside the figures; ``packages`` are named with their versions, None for what is not installed."""
+    """Everything beside the figures, with the versions of ``packages`` (None for those that are not installed)."""
     versions = {"bcos_kernels": __version__, "torch": torch.__version__}
     for name in packages:
         try:
@@ -121,7 +100,7 @@ def header(command: str, machine: dict, settings: dict, packages: tuple[str, ...
 
 
 def store(result: dict, path: Path) -> None:
-    """Replaces the file in one step, so that an interruption never leaves half of one; lists of numbers on a line."""
+    """Replaces the file in one step, so that an interruption leaves no half; a list of numbers takes one line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")
     text = json.dumps(result, indent=1)

@@ -1,27 +1,23 @@
-"""The tables of a report: the headline, the goals, every model, every layer, and what is only predicted."""
+"""The tables of a report: the headline, the goals, every model and every layer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..measure import geomean, summarise
 from .noise import doubts
 from .results import is_gpu, largest_error, main_rows, order, ratio
-from .timing import geomean, summarise
 
-__all__ = ["Table", "by_group", "chance", "every_layer", "every_model", "goals", "headline", "predictions", "refusals"]
+__all__ = ["Table", "by_group", "every_layer", "every_model", "goals", "headline", "no_verdict", "refusals"]
 
-MODELS = {
-    "resnet50": "ResNet-50", "resnext50": "ResNeXt-50", "densenet121": "DenseNet-121", "vgg11": "VGG-11",
-    "convnext_t": "ConvNeXt-T", "vit_s": "ViT-S", "vitc_s": "ViTC-S",
-}  # fmt: skip
-TITLES = {"compiled": "torch.compile(reference)", "compiled-max": "torch.compile(reference), max-autotune"}
+MEASURES = {"forward": "forward", "explanation": "explanation", "training": "forward + backward"}
 NOTHING = "–"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; ``numbers`` are the indices of the columns to be aligned to the right."""
+    """Cells as text; ``numbers`` are the indices of the columns that are aligned to the right."""
 
     head: tuple[str, ...]
     rows: list[tuple[str, ...]]
@@ -37,13 +33,13 @@ def shown(value: float | None, form: str = ".2f") -> str:
 
 
 def seconds(row: dict, contender: str) -> float | None:
-    """Its median time."""
+    """The contender's median time."""
     times = row["contenders"].get(contender, {}).get("samples")
     return summarise(times)["p50"] if times else None
 
 
 def duration(value: float | None) -> str:
-    """Seconds with a unit, three digits."""
+    """Seconds with a unit, in three digits."""
     if value is None:
         return NOTHING
     factor, unit = next(((f, u) for f, u in ((1.0, "s"), (1e3, "ms")) if value * f >= 1), (1e6, "µs"))
@@ -52,16 +48,12 @@ def duration(value: float | None) -> str:
 
 
 def memory(row: dict) -> tuple[str, dict[str, int]]:
-    """``(what, contender -> bytes)``: peak memory where the device counts it, else the bytes saved for backward."""
+    """``(title, contender -> bytes)``: peak memory where it was measured, else the bytes saved for the backward."""
     for key, what in (("peak", "peak memory"), ("saved", "bytes saved for backward")):
         found = {name: c[key] for name, c in row["contenders"].items() if c.get(key)}
         if {"plain", "ours"} <= found.keys() or {"reference", "ours"} <= found.keys():
             return what, found
     return "", {}
-
-
-def model_name(row: dict) -> str:
-    return MODELS.get(row["workload"], row["workload"])
 
 
 # ------------------------------------------------------------------------------------------------ models
@@ -79,7 +71,7 @@ def headline(result: dict) -> Table | None:
         ours, reference = (shown(largest_error(row, name), ".1e") for name in ("ours", "reference"))
         lines.append(
             (
-                f"{model_name(row)}, batch {row['batch']}",
+                f"{row['group']}, batch {row['batch']}",
                 *times[:3],
                 f"**{times[3]}**",
                 shown(ratio(row, "reference", "ours")),
@@ -102,7 +94,7 @@ def every_model(result: dict) -> Table | None:
         amount = memory(row)[1]
         lines.append(
             (
-                model_name(row),
+                row["group"],
                 row["measure"],
                 str(row["batch"]),
                 duration(seconds(row, "plain")),
@@ -167,7 +159,7 @@ def roof(row: dict, contender: str) -> float | None:
 
 
 def refusals(result: dict) -> list[str]:
-    """Who was refused where, and why, each reason once."""
+    """Which contenders were refused, why, and in which rows; each reason stands once."""
     where: dict[tuple[str, str], list[str]] = {}
     for row in result["rows"]:
         for name, reason in (row.get("refused") or {}).items():
@@ -175,34 +167,13 @@ def refusals(result: dict) -> list[str]:
     return [f"{name} refused: {reason}: {', '.join(rows)}" for (name, reason), rows in where.items()]
 
 
-def chance(result: dict) -> str:
-    """Why there are no verdicts on times, in a sentence; empty where there are."""
+def no_verdict(result: dict) -> str:
+    """A sentence that says why there are no verdicts on times; empty where there are."""
     found = doubts(result)
-    return f"No verdict on times, they would be chance: {'; '.join(found)}." if found else ""
+    return f"No verdict on times, they are too noisy: {'; '.join(found)}." if found else ""
 
 
 # ------------------------------------------------------------------------------------------------ goals
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A figure and what it should be; the figure is None where nothing was measured."""
-
-    what: str
-    figure: float | None
-    bound: str = ""
-    over: str = ""
-    timed: bool = True
-
-    def verdict(self, chance: bool = False) -> str:
-        """``met`` or ``missed``, or for a time with ``chance`` neither."""
-        if self.figure is None or not self.bound:
-            return ""
-        if chance and self.timed:
-            return "chance"
-        sign, value = self.bound.split()
-        return "met" if (self.figure <= float(value) if sign == "≤" else self.figure >= float(value)) else "missed"
-
 
 GROUPS = {
     "ResNet-50 convolutions": lambda row: row["model"] == "resnet50",
@@ -211,103 +182,101 @@ GROUPS = {
     "ConvNeXt-T other convolutions": lambda row: row["model"] == "convnext_t" and "-dw" not in row["workload"],
 }
 CONVOLUTIONS, LINEARS, DEPTHWISE, OTHERS = GROUPS
-MEASURES = {"forward": "forward", "explanation": "explanation", "training": "forward + backward"}
+WORST = "worst layer"
+GPU_GOALS = (
+    ("forward", "ours", "plain", "≤ 1.05", CONVOLUTIONS),
+    ("forward", "ours", "plain", "≤ 1.05", LINEARS),
+    ("forward", "ours", "plain", "≤ 1.05", OTHERS),
+    ("forward", "ours", "plain", "≤ 0.8", DEPTHWISE),
+    ("forward", "ours", "plain", "≤ 1.05", ""),
+    ("forward", "compiled", "ours", "≥ 1.6", ""),
+    ("forward", "reference", "ours", "≥ 3.5", ""),
+    ("explanation", "ours", "plain", "≤ 1.25", ""),
+    ("training", "ours", "plain", "≤ 1.30", ""),
+    ("training", "compiled", "ours", "≥ 1.6", ""),
+    ("training", "reference", "ours", "≥ 4", ""),
+)
+CPU_GOALS = (
+    ("forward", "ours", "plain", "≤ 1.08", CONVOLUTIONS),
+    ("forward", "ours", "plain", "≤ 0.65", LINEARS),
+    ("forward", "ours", "plain", "≤ 1.05", DEPTHWISE),
+    ("forward", "ours", "plain", "≤ 1.25", WORST),
+    ("training", "ours", "plain", "≤ 1.15", ""),
+    ("explanation", "ours", "plain", "≤ 1.10", ""),
+    ("training", "reference", "ours", "≥ 2.0", ""),
+    ("training", "compiled", "ours", "≥ 1.3", ""),
+)
+"""(measure, contender, the contender that its time is divided by, bound, group of layers); empty for all layers."""
+
+Figure = tuple[str, float | None, str, str]
+"""What was measured, its value (None without rows), the bound (empty without a goal), and over what."""
 
 
-def over(result: dict, measure: str, a: str, b: str, bound: str, group: str | None = None, worst: bool = False) -> Goal:
-    """A ratio over the layers of a group: its geometric mean, or its largest value and whose it is."""
-    rows = [row for row in main_rows(result, "layer", measure) if group is None or GROUPS[group](row)]
-    values = {row["workload"]: r for row in rows if (r := ratio(row, a, b)) is not None}
-    what = f"{MEASURES[measure]}, {TITLES.get(a, a)} ÷ {b}" + (f": {group}" if group else ": worst layer" * worst)
-    if not values:
-        return Goal(what, None, bound, "0 layers")
-    if worst:
-        name = max(values, key=values.__getitem__)
-        return Goal(what, values[name], bound, name)
-    return Goal(what, geomean(list(values.values())), bound, f"{len(values)} layers")
+def goals(result: dict) -> Table:
+    """The goals of the device, met or missed, and the share of the roof; a noisy run has no verdict on its times."""
+    noisy = bool(doubts(result))
+    lines = [
+        (
+            what,
+            shown(value),
+            bound,
+            "no verdict" if noisy and bound and value is not None else verdict(value, bound),
+            over,
+        )
+        for what, value, bound, over in times(result)
+    ]
+    lines += [(what, shown(value), bound, verdict(value, bound), over) for what, value, bound, over in sizes(result)]
+    lines += [(what, shown(value), bound, "", over) for what, value, bound, over in roof_shares(result)]
+    return Table(("measured", "figure", "goal", "", "over"), lines, frozenset({1}))
 
 
-def gpu_goals(result: dict) -> Iterator[Goal]:
-    for group in (CONVOLUTIONS, LINEARS, OTHERS):
-        yield over(result, "forward", "ours", "plain", "≤ 1.05", group)
-    yield over(result, "forward", "ours", "plain", "≤ 0.8", DEPTHWISE)
-    yield over(result, "forward", "ours", "plain", "≤ 1.05")
-    yield over(result, "forward", "compiled", "ours", "≥ 1.6")
-    yield over(result, "forward", "reference", "ours", "≥ 3.5")
-    yield over(result, "explanation", "ours", "plain", "≤ 1.25")
-    yield over(result, "training", "ours", "plain", "≤ 1.30")
-    yield over(result, "training", "compiled", "ours", "≥ 1.6")
-    yield over(result, "training", "reference", "ours", "≥ 4")
-    host = {f"{h['layer']}, {h['measure']}": h["above"] for h in result.get("host", ())}
-    if host:
+def verdict(value: float | None, bound: str) -> str:
+    if value is None or not bound:
+        return ""
+    sign, limit = bound.split()
+    return "met" if (value <= float(limit) if sign == "≤" else value >= float(limit)) else "missed"
+
+
+def times(result: dict) -> Iterator[Figure]:
+    for measure, a, b, bound, group in GPU_GOALS if is_gpu(result) else CPU_GOALS:
+        rows = [row for row in main_rows(result, "layer", measure) if group not in GROUPS or GROUPS[group](row)]
+        values = {row["workload"]: r for row in rows if (r := ratio(row, a, b)) is not None}
+        title = "torch.compile(reference)" if a == "compiled" else a
+        what = f"{MEASURES[measure]}, {title} ÷ {b}{f': {group}' if group else ''}"
+        if not values:
+            yield what, None, bound, "0 layers"
+        elif group == WORST:
+            name = max(values, key=values.__getitem__)
+            yield what, values[name], bound, name
+        else:
+            yield what, geomean(values.values()), bound, f"{len(values)} layers"
+    if host := {f"{h['layer']}, {h['measure']}": h["above"] for h in result.get("host", ())}:
         name = max(host, key=host.__getitem__)
-        yield Goal("host time of a call above plain, µs: worst", host[name], "≤ 15", name)
-
-
-def cpu_goals(result: dict) -> Iterator[Goal]:
-    yield over(result, "forward", "ours", "plain", "≤ 1.08", CONVOLUTIONS)
-    yield over(result, "forward", "ours", "plain", "≤ 0.65", LINEARS)
-    yield over(result, "forward", "ours", "plain", "≤ 1.05", DEPTHWISE)
-    yield over(result, "forward", "ours", "plain", "≤ 1.25", worst=True)
-    yield over(result, "training", "ours", "plain", "≤ 1.15")
-    yield over(result, "explanation", "ours", "plain", "≤ 1.10")
-    yield over(result, "training", "reference", "ours", "≥ 2.0")
-    yield over(result, "training", "compiled", "ours", "≥ 1.3")
+        yield "host time of a call above plain, µs: worst", host[name], "≤ 15", name
     for row in main_rows(result, "model", "training"):
-        if row["workload"] == "resnet50":
-            figure = ratio(row, "reference", "ours")
-            yield Goal("ResNet-50 training step, reference ÷ ours", figure, "≥ 1.5", f"batch {row['batch']}")
+        if row["workload"] == "resnet50" and not is_gpu(result):
+            yield (
+                "ResNet-50 training step, reference ÷ ours",
+                ratio(row, "reference", "ours"),
+                "≥ 1.5",
+                f"batch {row['batch']}",
+            )
 
 
-def saved_goals(result: dict) -> Iterator[Goal]:
+def sizes(result: dict) -> Iterator[Figure]:
     """Memory of a training step, models before layers."""
     for scope in ("model", "layer"):
         for key, what, bound in (("saved", "bytes saved for backward", "≤ 1.05"), ("peak", "peak memory", "")):
             found = [row["contenders"] for row in main_rows(result, scope, "training")]
             pairs = [(c.get("ours", {}).get(key), c.get("plain", {}).get(key)) for c in found]
-            values = [ours / plain for ours, plain in pairs if ours and plain]
-            if values:
-                yield Goal(
-                    f"{what}, ours ÷ plain: {scope}s", geomean(values), bound, f"{len(values)} {scope}s", timed=False
-                )
+            if values := [ours / plain for ours, plain in pairs if ours and plain]:
+                yield f"{what}, ours ÷ plain: {scope}s", geomean(values), bound, f"{len(values)} {scope}s"
 
 
-def roof_goals(result: dict) -> Iterator[Goal]:
-    """How near ours comes to the roof, with the plain layer's share beside it."""
+def roof_shares(result: dict) -> Iterator[Figure]:
+    """How close ours comes to the roof, with the plain layer's share beside it."""
     for measure, words in MEASURES.items():
-        shares = [
-            pair
-            for row in main_rows(result, "layer", measure)
-            if all(pair := [roof(row, n) for n in ("ours", "plain")])
-        ]
-        if shares:
-            ours, plain = (geomean(list(values)) for values in zip(*shares, strict=True))
-            yield Goal(f"{words}, share of the roof reached", ours, "", f"{len(shares)} layers; plain {plain:.2f}")
-
-
-def goals(result: dict) -> Table:
-    """The goals of the device, met or missed, and the share of the roof; ``chance`` where the run gives no verdict."""
-    kind = gpu_goals if is_gpu(result) else cpu_goals
-    found: Iterable[Goal] = (*kind(result), *saved_goals(result), *roof_goals(result))
-    chance = bool(doubts(result))
-    lines = [(goal.what, shown(goal.figure), goal.bound, goal.verdict(chance), goal.over) for goal in found]
-    return Table(("measured", "figure", "goal", "", "over"), lines, frozenset({1}))
-
-
-# ------------------------------------------------------------------------------------------------ predictions
-
-
-def predictions(document: dict) -> dict[str, Table]:
-    """Architecture -> the byte model's ours ÷ plain, as a geometric mean over the layers of each model."""
-    tables = {}
-    for arch, rows in document["predicted"].items():
-        directions = list(dict.fromkeys(row["direction"] for row in rows))
-        lines = []
-        for model in dict.fromkeys(row["model"] for row in rows):
-            found = [
-                [r["chosen/plain"] for r in rows if (r["model"], r["direction"]) == (model, d)] for d in directions
-            ]
-            lines.append((MODELS.get(model, model), *(f"{geomean(values):.2f}" for values in found)))
-        head = ("predicted, ours ÷ plain", *directions)
-        tables[arch] = Table(head, lines, frozenset(range(1, len(head))))
-    return tables
+        pairs = [[roof(row, name) for name in ("ours", "plain")] for row in main_rows(result, "layer", measure)]
+        if pairs := [pair for pair in pairs if all(pair)]:
+            ours, plain = map(geomean, zip(*pairs, strict=True))
+            yield f"{words}, share of the roof reached", ours, "", f"{len(pairs)} layers; plain {plain:.2f}"

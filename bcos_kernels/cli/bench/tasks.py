@@ -1,4 +1,4 @@
-"""What a run consists of, in order of importance: layers, whole models, curves; each yields its rows when it is run."""
+"""The tasks of a run in order of importance: layers, whole models, curves. A task yields its rows when it is run."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..adopt import report
-from ..commandline import factory
+from ...adopt import report
+from ..terminal import factory
 from . import layers, models
-from .contenders import Contender, build, in_a_line
+from .contenders import Contender, Contest, build, in_a_line
 from .devices import DeviceLost
 from .rows import failed, measured
 from .settings import QUICK_IMAGE, QUICK_MEASURE, QUICK_MODEL, Settings
-from .workloads import IMAGE, MODELS, TRANSFORMERS, Layer, network
-from .workloads import layers as read
+from .workloads import IMAGE, MODELS, TRANSFORMERS, Workload, network
+from .workloads import workloads as read
 
 __all__ = ["Bench", "Task", "task_of"]
 
 CHECKED = 8
-"""Images, spread over the batch or at its beginning, that are checked where checking all would take too long."""
+"""Number of images that are checked where checking the whole batch would take too long."""
 LEAST, LEAST_OF_MODELS = 5, 4
-"""Rounds of a row."""
+"""The fewest rounds of a row."""
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 IMAGES = (64, 128, 192, 256, 384, 512)
 CURVES = {"resnet50/56x56-64-k3s1-64": "forward", "vit_s/1568-384-1536": "forward", "resnet50": "inference"}
 """Workload -> measure of the scaling curves."""
 CURVE_IMAGES = 8  # of the curves over the image's size
 LONGEST_ROUND = 1.5
-"""Seconds of all contenders' turns together, beyond which a curve ends."""
+"""Seconds of a round of all contenders, beyond which a curve ends."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,20 @@ class Task:
     kind: str
     """Tasks of a kind take about as long."""
     weight: int
-    """Time it takes, relative to a layer's."""
+    """Its duration, relative to that of a layer."""
     rows: Callable[[], Iterator[dict]]
     prepare: Callable[[], None] | None = None
-    """Compiles what the rows need, for caches on disk, and times nothing."""
+    """Fills the compilers' caches on disk for the rows; times nothing."""
 
 
 class Bench:
-    """The tasks of a run. ``rates`` are filled in before any is run, ``ended`` says where curves ended and why."""
+    """The tasks of a run. ``rates`` are set before the first one; ``ended`` collects where curves ended and why."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.rates: dict[str, float] = {}
         self.ended: list[str] = []
-        self.own: nn.Module | None = None
+        self.own: nn.Module | None = None  # the user's module
         self._built: tuple[object, dict[str, Contender]] = (None, {})
 
     # -------------------------------------------------------------------------------------------- tasks
@@ -67,7 +67,7 @@ class Bench:
         if s.module is not None:
             self.own = own_module(s)
             return [self._module_task(measure) for measure in s.measures_of("models")]
-        chosen = self.layers() if s.layers is not None else []
+        chosen = self.workloads() if s.layers is not None else []
         found = []
         for model in s.models:
             found += [self._layer_task(layer) for layer in chosen if layer.model == model]
@@ -80,18 +80,18 @@ class Bench:
             raise ValueError("nothing to measure is left by these options; --list shows what there is")
         return found
 
-    def layers(self) -> list[Layer]:
-        """The chosen layers that have a chosen measure; raises ValueError where the pattern matches none."""
+    def workloads(self) -> list[Workload]:
+        """The chosen layers, where a measure of layers is chosen; raises ValueError where the pattern matches none."""
         s = self.settings
         if not s.measures_of("layers"):
             return []
         batch = s.batches["layers"]
-        found = read(s.layers or "", batch, s.batch("layers", "vit_s"), s.models, s.image)
+        found = read(s.layers or "", batch, s.batch("layers", "vit_s"), s.models)
         if not found:
             raise ValueError(f"--layers {s.layers!r} matches no layer of {', '.join(s.models)}; --list shows them")
         return found
 
-    def _layer_task(self, layer: Layer) -> Task:
+    def _layer_task(self, layer: Workload) -> Task:
         compiles = "compiled" in self.settings.contenders_of("layers", layer.name)
         return Task(
             layer.name, "compiled layer" if compiles else "layer", 8 if compiles else 1,
@@ -100,11 +100,10 @@ class Bench:
 
     def _model_task(self, model: str, measure: str) -> Task:
         s = self.settings
-        image = QUICK_IMAGE if s.quick else s.image
-        compiles = "compiled" in s.contenders_of("models", model, measure)
-        batch = s.batch("models", model)
-        if measure == "explanation loss" and s.defaults.second_order and not s.chosen_size:
+        batch, image = s.batch("models", model), QUICK_IMAGE if s.quick else IMAGE
+        if measure == "explanation loss" and s.defaults.second_order and not s.chosen_batch:
             batch, image = s.defaults.second_order
+        compiles = "compiled" in s.contenders_of("models", model, measure)
         return Task(
             f"{model}, {measure}", "compiled model" if compiles else "model", 40 if compiles else 10,
             lambda: iter([self._model_row(model, measure, batch, image)]),
@@ -119,53 +118,50 @@ class Bench:
 
     # -------------------------------------------------------------------------------------------- layers
 
-    def _layer_contenders(self, layer: Layer) -> dict[str, Contender]:
+    def _layer_contenders(self, layer: Workload) -> dict[str, Contender]:
         s = self.settings
         torch._dynamo.reset()  # each layer compiles the same code: a limit on how often counts
         torch.manual_seed(0)
         reference, plain = (module.to(s.like.device, s.like.dtype) for module in (layer.reference(), layer.plain()))
         return build(reference, plain, s.contenders_of("layers", layer.name), s.contenders is not None)
 
-    def _layer_rows(self, layer: Layer) -> Iterator[dict]:
+    def _layer_rows(self, layer: Workload) -> Iterator[dict]:
         contenders = self._layer_contenders(layer)
         for measure in self.settings.measures_of("layers"):
             wanted = self.settings.contenders_of("layers", layer.name, measure)
             yield self._layer_row(layer, contenders, measure, wanted, self.settings.on_gpu)
 
-    def _contest(self, layer: Layer, contenders: dict[str, Contender], measure: str, sparse: bool):
-        every = max(1, layer.input_shape[0] // CHECKED) if sparse else 1
+    def _contest(self, layer: Workload, contenders: dict[str, Contender], measure: str, sparse: bool) -> Contest:
+        every = max(1, layer.x_shape[0] // CHECKED) if sparse else 1
         return layers.contest(layer, contenders, measure, self.settings.like, every, self.settings.on_gpu)
 
     def _layer_row(
-        self, layer: Layer, contenders: dict[str, Contender], measure: str, wanted, sparse: bool, image: int = 0
+        self, layer: Workload, contenders: dict[str, Contender], measure: str, wanted, sparse: bool, image: int = IMAGE
     ) -> dict:
         s = self.settings
         taking_part = {k: c for k, c in contenders.items() if k in wanted or k == "reference"}
-        row = {
-            "scope": "layer", "workload": layer.name, "model": layer.model, "models": layer.models,
-            "group": layer.group, "measure": measure, "batch": layer.batch, "image": image or s.image,
-            "scaling": None, "floor": None,
-        }  # fmt: skip
 
         def measure_it() -> dict:
             contest = self._contest(layer, taking_part, measure, sparse)
             floor = layers.floor(layer, measure, s.like.element_size(), self.rates, s.on_gpu)
             return measured(contest, wanted, s.device, s.seconds, LEAST) | {"floor": floor}
 
-        return row | self._tried(measure_it, wanted, taking_part)
+        facts = {"model": layer.model, "models": layer.models, "group": layer.group, "batch": layer.batch}
+        row = {"scope": "layer", "workload": layer.name, "measure": measure, "image": image} | facts
+        return row | {"scaling": None, "floor": None} | self._tried(measure_it, wanted, taking_part)
 
-    def _prepare(self, layer: Layer) -> None:
+    def _prepare(self, layer: Workload) -> None:
         contenders = self._layer_contenders(layer)
         for measure in self.settings.measures_of("layers"):
             self._contest(layer, contenders, measure, True).admitted()
 
     def _tried(self, measure_it: Callable[[], dict], wanted, built: dict[str, Contender]) -> dict:
-        """What ``measure_it`` finds, or its failure; contenders that were asked for and do not exist are named."""
+        """The result of ``measure_it`` or its failure, and the contenders that were asked for but do not exist here."""
         try:
             found = measure_it()
         except DeviceLost:
             raise
-        except Exception as failure:  # of the reference: nothing can be held against it
+        except Exception as failure:  # of the reference, without which there is no bound
             if not self.settings.device.is_alive():
                 raise DeviceLost(str(failure)) from failure
             return failed(failure)
@@ -178,8 +174,8 @@ class Bench:
 
     # -------------------------------------------------------------------------------------------- models
 
-    def _models(self, key: object, made: Callable[[], tuple[nn.Module, nn.Module | None]], wanted) -> dict:
-        """The contenders of one model; only the latest one's are kept."""
+    def _model_contenders(self, key: object, made: Callable[[], tuple[nn.Module, nn.Module | None]], wanted) -> dict:
+        """The contenders of one model; only those of the latest model are kept."""
         if self._built[0] != key:
             self._built = (None, {})
             torch._dynamo.reset()
@@ -192,32 +188,26 @@ class Bench:
     def _model_row(self, model: str, measure: str, batch: int, image: int, only: frozenset[str] | None = None) -> dict:
         s = self.settings
         every = frozenset().union(*(s.contenders_of("models", model, m) for m in models.MEASURES))
-        wanted = only or s.contenders_of("models", model, measure)
-        row = {
-            "scope": "model", "workload": model, "model": model, "group": MODELS[model][1], "measure": measure,
-            "batch": batch, "image": image, "scaling": None, "floor": None,
-        }  # fmt: skip
         key = model, image if model in TRANSFORMERS else None, only  # torchvision's transformers learn positions
 
         def built() -> dict[str, Contender]:
-            return self._models(key, lambda: (_reference(model), models.plain(model, image)), only or every)
+            return self._model_contenders(key, lambda: (_reference(model), models.plain(model, image)), only or every)
 
-        return row | self._model_tried(built, measure, (batch, 6, image, image), wanted)
+        wanted = only or s.contenders_of("models", model, measure)
+        return self._whole_row(model, MODELS[model][1], measure, (batch, 6, image, image), built, wanted)
 
     def _module_row(self, measure: str) -> dict:
         s = self.settings
         wanted = s.contenders_of("models", s.module, measure) - {"plain"}
-        row = {
-            "scope": "model", "workload": s.module, "model": s.module, "group": s.module, "measure": measure,
-            "batch": s.input[0], "image": s.input[-1] if len(s.input) == 4 else None, "scaling": None, "floor": None,
-        }  # fmt: skip
 
         def built() -> dict[str, Contender]:
-            return self._models(s.module, lambda: (self.own, None), wanted)
+            return self._model_contenders(s.module, lambda: (self.own, None), wanted)
 
-        return row | self._model_tried(built, measure, s.input, wanted)
+        return self._whole_row(s.module, s.module, measure, s.input, built, wanted)
 
-    def _model_tried(self, built: Callable[[], dict], measure: str, shape: tuple[int, ...], wanted) -> dict:
+    def _whole_row(
+        self, model: str, title: str, measure: str, shape: tuple[int, ...], built: Callable[[], dict], wanted
+    ) -> dict:
         s, taking_part = self.settings, {}
 
         def measure_it() -> dict:
@@ -228,7 +218,9 @@ class Bench:
             contest = models.contest(taking_part, x, measure, CHECKED)
             return measured(contest, wanted, s.device, s.seconds, LEAST_OF_MODELS)
 
-        return self._tried(measure_it, wanted, taking_part)
+        row = {"scope": "model", "workload": model, "model": model, "group": title, "measure": measure}
+        row |= {"batch": shape[0], "image": shape[-1] if len(shape) == 4 else None, "scaling": None, "floor": None}
+        return row | self._tried(measure_it, wanted, taking_part)
 
     # -------------------------------------------------------------------------------------------- curves
 
@@ -264,14 +256,14 @@ class Bench:
 
 
 def task_of(row: dict) -> str:
-    """The name of the task that a row is of."""
+    """The name of the task to which a row belongs."""
     if row["scaling"]:
         return f"{row['workload']}, {row['measure']}, scaling of the {row['scaling']}"
     return row["workload"] if row["scope"] == "layer" else f"{row['workload']}, {row['measure']}"
 
 
 def _reference(model: str) -> nn.Module:
-    """The reference's model with weights whose explanation is above zero."""
+    """The reference's model, with weights for which explanations do not underflow."""
     made = network(model)
     return models.signalling(made, torch.rand(2, 6, IMAGE, IMAGE)) if model == "vgg11" else made
 
@@ -281,16 +273,16 @@ def _ready(module: nn.Module, like: Tensor) -> nn.Module:
 
 
 def own_module(settings: Settings) -> nn.Module:
-    """The user's model; raises what importing it does, TypeError for no module, ValueError for no B-cos layers."""
+    """The user's model; raises ImportError, TypeError or ValueError where there is none that can be measured."""
     made = factory("--module", settings.module)(**settings.factory_args)
     if not isinstance(made, nn.Module):
-        raise TypeError(f"--module {settings.module} gave {type(made).__name__}, not a torch.nn.Module")
+        raise TypeError(f"--module {settings.module} returned {type(made).__name__}, not a torch.nn.Module")
     if not report(made).rows:
         raise ValueError(f"--module {settings.module}: it has no B-cos layers")
     try:
         with torch.no_grad():
             models.logits(copy.deepcopy(made).eval(), torch.rand(settings.input))
-    except Exception as failure:  # the model's own, whatever it is
+    except Exception as failure:  # the model may raise anything
         size = ",".join(map(str, settings.input))
         raise ValueError(f"--input {size}: {settings.module} cannot take it: {in_a_line(failure)}") from failure
     return made

@@ -6,13 +6,15 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from ..compat import import_reference
+from ...compat import import_reference
+from ...spec import Spec
 
-__all__ = ["IMAGE", "MODELS", "TRANSFORMERS", "Layer", "layers", "network"]
+__all__ = ["IMAGE", "MODELS", "TRANSFORMERS", "Workload", "network", "workloads"]
 
 IMAGE = 224
 """Height and width of the images."""
@@ -30,102 +32,92 @@ TRANSFORMERS = ("vit_s", "vitc_s")
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One distinct B-cos layer with the input that a model gives it."""
+class Workload:
+    """One distinct B-cos layer of the models: its spec, and the shapes of its input and its weight."""
 
     model: str
     """The first model that has the layer."""
-    kind: str
-    """``linear`` or ``conv2d``."""
-    input_shape: tuple[int, ...]
-    out_features: int
-    kernel_size: tuple[int, ...] = ()
-    stride: tuple[int, ...] = ()
-    padding: tuple[int, ...] = ()
-    groups: int = 1
-    dilation: int = 1
-    b: float = 2
-    max_out: int = 1
+    spec: Spec
+    x_shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]
     models: tuple[str, ...] = field(default=(), compare=False)
-    """Every model that has it."""
+    """Every model that has the layer."""
     batch: int = field(default=0, compare=False)
-    """Images in the model's input; 0 where it is read from no model."""
+    """Number of images in the model's input; 0 for a workload that is read from no model."""
 
     @property
     def name(self) -> str:
         """Such as ``resnet50/56x56-64-k3s1-64`` or ``vit_s/1568-384-1536``."""
-        sizes = "x".join(map(str, self.input_shape[2:])) or self.input_shape[0]
-        parts = [sizes, self.input_shape[1], self._window(), self.out_features]
-        parts += [f"d{self.dilation}"] if self.dilation != 1 else []
-        parts += [f"b{self.b:g}"] if self.b != 2 else []
-        parts += [f"max{self.max_out}"] if self.max_out != 1 else []
-        return f"{self.model}/" + "-".join(str(part) for part in parts if part != "")
-
-    def _window(self) -> str:
-        if self.kind == "linear":
-            return ""
-        kind = "k" if self.groups == 1 else "dw" if self.groups == self.input_shape[1] else f"g{self.groups}k"
-        return f"{kind}{self.kernel_size[0]}s{self.stride[0]}"
+        s = self.spec
+        parts = ["x".join(map(str, self.x_shape[2:])) or self.x_shape[0], self.x_shape[1]]
+        if not s.is_linear:
+            kind = "k" if s.groups == 1 else "dw" if s.groups == self.x_shape[1] else f"g{s.groups}k"
+            parts.append(f"{kind}{self.weight_shape[2]}s{s.stride[0]}")
+        parts.append(self.out_features)
+        unusual = {"d": (s.dilation[:1], (1,)), "b": ((s.b,), (2,)), "max": ((s.max_out,), (1,))}
+        parts += [f"{key}{value[0]:g}" for key, (value, usual) in unusual.items() if value and value != usual]
+        return f"{self.model}/" + "-".join(map(str, parts))
 
     @property
     def group(self) -> str:
-        """Title of the model, of which the layers are averaged."""
+        """Title of the model, over whose layers the reports average."""
         return MODELS[self.model][1] if self.model in MODELS else self.model
 
     @property
-    def taps(self) -> int:
-        """Products of one output value."""
-        if self.kind == "linear":
-            return self.input_shape[-1]
-        return self.input_shape[1] // self.groups * math.prod(self.kernel_size)
+    def out_features(self) -> int:
+        """Features or channels of y."""
+        return self.weight_shape[0] // self.spec.max_out
 
     @property
     def outputs(self) -> int:
-        """Values of y."""
-        if self.kind == "linear":
-            return self.input_shape[0] * self.out_features
-        geometry = zip(self.input_shape[2:], self.kernel_size, self.stride, self.padding, strict=True)
-        sizes = ((size + 2 * p - self.dilation * (k - 1) - 1) // s + 1 for size, k, s, p in geometry)
-        return self.input_shape[0] * self.out_features * math.prod(sizes)
+        """Number of values of y."""
+        s = self.spec
+        sizes = zip(self.x_shape[2:], self.weight_shape[2:], s.stride, s.padding, s.dilation, strict=True)
+        return math.prod(
+            ((size + 2 * p - d * (k - 1) - 1) // step + 1 for size, k, step, p, d in sizes),
+            start=self.x_shape[0] * self.out_features,
+        )
+
+    def _built(self, linear: type[nn.Module], conv2d: type[nn.Module], **options) -> nn.Module:
+        s = self.spec
+        if s.is_linear:
+            return linear(self.x_shape[1], self.out_features, **options)
+        geometry = self.weight_shape[2:], s.stride, s.padding, s.dilation[0], s.groups
+        layer = conv2d(self.x_shape[1], self.out_features, *geometry, **options)
+        return layer.to(memory_format=torch.channels_last)
 
     def reference(self) -> nn.Module:
-        """The layer as the reference package has it."""
+        """The layer of the reference package."""
         import_reference()
         from bcos.modules import BcosConv2d, BcosLinear
 
-        options = {"b": self.b, "max_out": self.max_out}
-        if self.kind == "linear":
-            return BcosLinear(self.input_shape[-1], self.out_features, **options)
-        geometry = self.kernel_size, self.stride, self.padding, self.dilation, self.groups
-        layer = BcosConv2d(self.input_shape[1], self.out_features, *geometry, **options)
-        return layer.to(memory_format=torch.channels_last)
+        return self._built(BcosLinear, BcosConv2d, b=self.spec.b, max_out=self.spec.max_out)
 
     def plain(self) -> nn.Module:
-        """The plain layer of PyTorch with as many filters and as many outputs, the roof of every comparison."""
-        if self.kind == "linear":
-            return nn.Linear(self.input_shape[-1], self.out_features, bias=False)
-        geometry = self.kernel_size, self.stride, self.padding, self.dilation, self.groups
-        layer = nn.Conv2d(self.input_shape[1], self.out_features, *geometry, bias=False)
-        return layer.to(memory_format=torch.channels_last)
+        """PyTorch's plain layer with as many outputs, the floor of every comparison."""
+        return self._built(nn.Linear, nn.Conv2d, bias=False)
 
     def input(self, like: Tensor | None = None) -> Tensor:
-        """Normally distributed, channels_last for a convolution; of ``like``'s dtype and device, fp32 without."""
+        """A normally distributed x with the dtype and the device of ``like``, by default fp32 on the CPU.
+
+        The input of a convolution is channels_last.
+        """
         like = torch.empty(0) if like is None else like
-        x = torch.randn(self.input_shape, dtype=like.dtype, device=like.device)
+        x = torch.randn(self.x_shape, dtype=like.dtype, device=like.device)
         return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
-    def resized(self, batch: int, image: int) -> Layer:
+    def resized(self, batch: int, image: int) -> Workload:
         """The same layer in a model whose input is ``[batch, 6, image, image]``."""
-        if self.kind == "conv2d":
-            height, width = (size * image // IMAGE for size in self.input_shape[2:])
-            return replace(self, input_shape=(batch, self.input_shape[1], height, width), batch=batch)
-        rows = self.input_shape[0] // self.batch * batch
-        tokens = rows * image**2 // IMAGE**2 if self.input_shape[0] > self.batch else rows
-        return replace(self, input_shape=(tokens, self.input_shape[1]), batch=batch)
+        if not self.spec.is_linear:
+            height, width = (size * image // IMAGE for size in self.x_shape[2:])
+            return replace(self, x_shape=(batch, self.x_shape[1], height, width), batch=batch)
+        rows = self.x_shape[0] // self.batch * batch
+        tokens = rows * image**2 // IMAGE**2 if self.x_shape[0] > self.batch else rows
+        return replace(self, x_shape=(tokens, self.x_shape[1]), batch=batch)
 
 
 def network(model: str) -> nn.Module:
-    """The reference's model of one of ``MODELS``, with random weights."""
+    """The reference's model with random weights; ``model`` is one of ``MODELS``."""
     import_reference()
     from bcos.models import pretrained
 
@@ -136,23 +128,23 @@ def _pair(value) -> tuple[int, int]:
     return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
 
-def _read(model: str, batch: int, image: int) -> list[Layer]:
+@cache
+def _read(model: str, batch: int, image: int) -> tuple[Workload, ...]:
     """The distinct B-cos layers of one model; on the meta device nothing is computed."""
     import_reference()
     from bcos.modules import BcosConv2d, BcosLinear
 
-    found: dict[Layer, None] = {}
+    found: dict[Workload, None] = {}
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        shape = tuple(inputs[0].shape)
-        options = {"b": module.b, "max_out": module.max_out, "batch": batch}
+        shape, options = tuple(inputs[0].shape), {"b": module.b, "max_out": module.max_out}
         if isinstance(module, BcosLinear):
             shape = (torch.Size(shape[:-1]).numel(), shape[-1])
-            found[Layer(model, "linear", shape, module.out_features, **options)] = None
         else:
-            geometry = _pair(module.kernel_size), _pair(module.stride), _pair(module.padding), module.groups
-            options["dilation"] = module.dilation
-            found[Layer(model, "conv2d", shape, module.out_channels, *geometry, **options)] = None
+            options |= {name: _pair(getattr(module, name)) for name in ("stride", "padding", "dilation")}
+            options["groups"] = module.groups
+        weight_shape = tuple(module.linear.weight.shape)
+        found[Workload(model, Spec(**options), shape, weight_shape, batch=batch)] = None
 
     with torch.device("meta"):
         built = network(model).eval()
@@ -161,21 +153,21 @@ def _read(model: str, batch: int, image: int) -> list[Layer]:
                 module.register_forward_hook(note)
         with torch.no_grad():
             built(torch.empty(batch, 6, image, image))
-    return list(found)
+    return tuple(found)
 
 
-def layers(
+def workloads(
     pattern: str = "",
     batch: int = 8,
     transformer_batch: int | None = None,
     models: Iterable[str] = MODELS,
     image: int = IMAGE,
-) -> list[Layer]:
-    """The distinct B-cos layers of ``models``, those whose name matches, each named after the first that has it.
+) -> list[Workload]:
+    """The distinct B-cos layers of ``models`` whose name matches; each is named after the first model that has it.
 
-    ``transformer_batch`` is the batch of ``TRANSFORMERS`` where it is another.
+    ``transformer_batch`` is the batch of ``TRANSFORMERS``, by default the same.
     """
-    found: dict[Layer, Layer] = {}
+    found: dict[Workload, Workload] = {}
     for model in models:
         for layer in _read(model, (model in TRANSFORMERS and transformer_batch) or batch, image):
             kind = replace(layer, model="")

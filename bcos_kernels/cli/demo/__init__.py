@@ -1,7 +1,7 @@
-"""The main job on real images: reference B-cos models as they are and accelerated, side by side.
+"""``python -m bcos_kernels demo``: reference B-cos models on real images, as they are and accelerated.
 
-``python -m bcos_kernels demo`` trains the reference ResNet-18 (small inputs) on scikit-learn's digits twice
-from one seed, explains digits and photographs both ways, prints a table and writes a picture.
+It trains the reference ResNet-18 (small inputs) on scikit-learn's digits twice from one seed, explains digits and
+photographs with the reference's layers and with accelerated ones, prints a table and writes a picture.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import importlib
 import sys
 from pathlib import Path
 
-__all__ = ["main"]
+__all__ = ["configure", "main"]
 
 OPTIONAL = {"rich": "rich", "matplotlib": "matplotlib", "sklearn": "scikit-learn", "einops": "einops"}
-"""Module -> distribution of what the demo needs beside the reference package, which has its own import."""
+"""Module -> distribution, for everything that the demo needs beside torch and the reference package."""
 
 
 def missing() -> list[str]:
-    """Names of the distributions that the demo needs and that cannot be imported."""
-    from ..compat import import_reference
+    """Names of the needed distributions that cannot be imported."""
+    from ...compat import import_reference
 
     absent = []
     for module, distribution in OPTIONAL.items():
@@ -42,22 +42,18 @@ def positive(text: str) -> int:
     return value
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; ends the process with status 2 where it is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m bcos_kernels demo", description=__doc__.splitlines()[0])
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Compares reference B-cos models on real images with accelerated ones."
     parser.add_argument("--epochs", type=positive, default=4, help="epochs of training on the digits (default 4)")
     parser.add_argument("--out", type=Path, default=Path("demo.png"), help="picture to write (default demo.png)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and the batches (default 0)")
     parser.add_argument("--quick", action="store_true", help="a few steps and single measurements: does it all run?")
-    arguments = parser.parse_args(argv)
-    if not arguments.out.absolute().parent.is_dir():
-        parser.error(f"--out {arguments.out}: the folder {arguments.out.absolute().parent} does not exist")
-    return arguments
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the demo with the command line ``argv``; returns the exit status (2: something is missing)."""
-    arguments = parse(argv)
+def main(options: argparse.Namespace) -> int:
+    """Runs the demo; returns the exit status, which is 2 where something that it needs is missing."""
+    if not options.out.absolute().parent.is_dir():
+        options.error(f"--out {options.out}: the folder {options.out.absolute().parent} does not exist")
     absent = missing()
     if absent:
         message = f"demo needs {', '.join(absent)}, not installed here: pip install 'bcos_kernels[demo]'"
@@ -65,5 +61,5 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     from .run import run
 
-    run(arguments.epochs, arguments.seed, arguments.out, arguments.quick)
+    run(options.epochs, options.seed, options.out, options.quick)
     return 0

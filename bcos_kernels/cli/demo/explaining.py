@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import statistics
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from torch import Tensor, nn
 
-from .measure import alternate, paired_ratio
+from ..measure import interleave, ratio
 
 __all__ = ["Explained", "explain", "summary"]
 
@@ -31,7 +32,7 @@ class Explained:
 def explain(models: tuple[nn.Module, nn.Module], image: Tensor, repeats: int, smooth: int) -> Explained:
     """Explains the class that the reference predicts in float64; ``image`` is ``[1, 6, H, W]`` in fp32.
 
-    ``smooth`` is the window that the reference averages the opacity over.
+    ``smooth`` is the size of the window over which the reference averages the opacity.
     """
     exact = copy.deepcopy(models[0]).double()
     leaf = image.double().requires_grad_()
@@ -42,17 +43,19 @@ def explain(models: tuple[nn.Module, nn.Module], image: Tensor, repeats: int, sm
         # a fresh leaf: ``explain`` returns the leaf's own gradient, which a second call would overwrite
         return model.explain(image.clone().requires_grad_(), idx=target, smooth=smooth)
 
-    for model in models:
-        call(model)
-    rounds = [alternate([lambda m=m: call(m) for m in models], turn) for turn in range(repeats)]
-    results = [result for result, _ in rounds[-1]]
-    maps = [result["dynamic_linear_weights"] for result in results]
+    results = {}
+
+    def keep(i: int) -> None:
+        results[i] = call(models[i])
+
+    times = interleave({i: partial(keep, i) for i in (0, 1)}, 0, repeats, repeats, warm_up=1)
+    maps = [results[i]["dynamic_linear_weights"] for i in (0, 1)]
     return Explained(
         image,
-        tuple(result["explanation"] for result in results),
+        tuple(results[i]["explanation"] for i in (0, 1)),
         tuple(((w - w64).norm() / w64.norm()).item() for w in maps),
         ((maps[1] - maps[0]).norm() / w64.norm()).item(),
-        tuple([pair[i][1] for pair in rounds] for i in range(2)),
+        (times[0], times[1]),
     )
 
 
@@ -63,5 +66,5 @@ def summary(explained: list[Explained]) -> dict:
         "errors": tuple(max(e.errors[i] for e in explained) for i in range(2)),
         "difference": max(e.difference for e in explained),
         "seconds": tuple(statistics.median(t) for t in times),
-        "ratio": paired_ratio(*times),
+        "ratio": ratio(*times),
     }

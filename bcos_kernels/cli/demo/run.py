@@ -1,4 +1,4 @@
-"""The demo's course: train, explain, print the table, draw the picture."""
+"""What the demo does: it trains, explains, prints the table and draws the picture."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import nn
 
-from .. import accelerate
+from ... import accelerate
+from ..measure import ratio
 from .explaining import Explained, explain, summary
 from .images import Digits, load_digits, load_photographs
-from .measure import paired_ratio
 from .training import WARM_UP, Training, batches, build, train
 
 __all__ = ["Results", "run"]
@@ -52,7 +52,7 @@ def run(epochs: int, seed: int, out: Path, quick: bool) -> Results:
         digits = load_digits()
         reference, accelerated = build(seed), accelerate(build(seed))
         schedule = batches(len(digits.labels), epochs, seed)[: QUICK_STEPS if quick else None]
-        task = progress.add_task("digits: ResNet-18, both in turns", total=len(schedule))
+        task = progress.add_task("digits: ResNet-18, both in turns", total=2 * len(schedule))
         trainings = train((reference, accelerated), digits, schedule, lambda: progress.advance(task))
         repeats = 1 if quick else 5
         explained_digits = explain_digits(reference, digits, 2 if quick else 10, repeats, progress)
@@ -124,7 +124,7 @@ def table(results: Results) -> Table:
     view.add_row("", f"loss, step {len(a.losses)}", f"{a.losses[-1]:.5f}", f"{b.losses[-1]:.5f}", "")
     view.add_row("", "loss curves", "", "", f"{gap:.1e} apart")
     medians = (f"{1e3 * statistics.median(t.seconds):.0f} ms" for t in (a, b))
-    view.add_row("", "training step", *medians, speed(paired_ratio(a.seconds, b.seconds)))
+    view.add_row("", "training step", *medians, speed(ratio(a.seconds, b.seconds)))
     saved = (f"{t.saved / 2**20:.1f} MiB" for t in (a, b))
     view.add_row("", "bytes saved", *saved, f"{b.saved / a.saved:.2f} x bytes")
     for name, explained in results.explained.items():
@@ -141,5 +141,5 @@ def table(results: Results) -> Table:
     return view
 
 
-def speed(ratio: float) -> str:
-    return f"{ratio:.2f} x speed"
+def speed(quotient: float) -> str:
+    return f"{quotient:.2f} x speed"

@@ -1,18 +1,17 @@
-"""Two trainings of one model on the digits, a step each in turns, so that their times compare in pairs."""
+"""Two trainings of one model on the digits, in turns step by step, so that their times compare in pairs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..measure import interleave, saved_bytes
 from .images import Digits
-from .measure import alternate, saved_bytes
 
 __all__ = ["Training", "batches", "build", "train"]
 
@@ -23,12 +22,12 @@ WARM_UP = 3
 
 @dataclass
 class Training:
-    """One model and what its training showed."""
+    """One model and the figures of its training."""
 
     model: nn.Module
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    """Of each step from forward to update, without the first ``WARM_UP``."""
+    """Of each step from forward to update, without the first ``WARM_UP`` steps."""
     accuracy: float = math.nan
     saved: int = 0
     """Bytes kept for the backward of one step."""
@@ -82,7 +81,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 def train(
     models: tuple[nn.Module, ...], digits: Digits, schedule: list[Tensor], advance: Callable[[], None]
 ) -> list[Training]:
-    """Trains each model on the batches of ``schedule``; ``advance()`` is called after each round of steps."""
+    """Trains each model on the batches of ``schedule``; ``advance()`` is called after each step of either."""
     trainings = [Training(model.train()) for model in models]
     first = digits.images[schedule[0]], digits.labels[schedule[0]]
     for training in trainings:
@@ -90,15 +89,20 @@ def train(
         state = {k: v.clone() for k, v in training.model.state_dict().items()}
         training.saved = saved_bytes(lambda m=training.model: loss_of(m, *first), parameters)
         training.model.load_state_dict(state)  # the forward above has moved the running variances
-    steppers = [stepper(model, len(schedule)) for model in models]
-    for turn, indices in enumerate(schedule):
-        images, labels = digits.images[indices], digits.labels[indices]
-        outcomes = alternate([partial(step, images, labels) for step in steppers], turn)
-        for training, (loss, seconds) in zip(trainings, outcomes, strict=True):
-            training.losses.append(loss)
-            if turn >= WARM_UP:
-                training.seconds.append(seconds)
-        advance()
-    for training in trainings:
+
+    def stepping(training: Training) -> Callable[[], None]:
+        step, remaining = stepper(training.model, len(schedule)), iter(schedule)
+
+        def call() -> None:
+            indices = next(remaining)
+            training.losses.append(step(digits.images[indices], digits.labels[indices]))
+            advance()
+
+        return call
+
+    calls = {i: stepping(training) for i, training in enumerate(trainings)}
+    times = interleave(calls, 0, len(schedule), len(schedule), warm_up=0)
+    for i, training in enumerate(trainings):
+        training.seconds = times[i][WARM_UP:]
         training.accuracy = accuracy(training.model, digits.test_images, digits.test_labels)
     return trainings

@@ -1,19 +1,19 @@
 """Read by every Python interpreter of a job at its start: ``bcos_kernels run`` puts this folder on PYTHONPATH.
 
-Nothing heavy is imported here. A process that never imports torch pays for one look at the environment, and the
-``sitecustomize`` that the interpreter would have read without this one is read as well. The syntax is that of every
-Python, because a job may start others.
+Nothing heavy is imported here: a process that never imports torch only pays for one look at the environment. The
+``sitecustomize`` that the interpreter would have read without this one is read as well. The syntax is valid in every
+version of Python, because a job may start others.
 """
 
 import os
 import sys
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
-_PACKAGE = os.path.dirname(_HERE)
+_PACKAGE = os.path.dirname(os.path.dirname(_HERE))
 
 
 class _Watch:
-    """Calls ``action`` once, when torch has been imported, and this package too if that was what imported it."""
+    """Calls ``action`` once, after the import of torch, and after that of this package where it imports torch."""
 
     def __init__(self, action):
         self.action = action
@@ -50,7 +50,7 @@ class _Watch:
 
 
 class _PackageFinder:
-    """Finds this package where it is: the first process may have found it by its working directory alone."""
+    """Finds this package in its folder, which the first process may have found through its working directory alone."""
 
     def find_spec(self, name, path=None, target=None):
         if name != "bcos_kernels":
@@ -61,28 +61,28 @@ class _PackageFinder:
 
 
 def _join(job):
-    """``job`` is the first process, its environment (``sys.prefix``) and the folder of the tallies."""
+    """Joins a job; ``job`` is its first process, that process's ``sys.prefix``, and the folder of the tallies."""
     first, prefix, folder = job.split(os.pathsep, 2)
 
     def accelerate():
         try:
-            from bcos_kernels.job import join
+            from bcos_kernels.cli.job import join
         except ImportError as error:
-            if error.name not in ("bcos_kernels", "bcos_kernels.job"):
+            if error.name not in ("bcos_kernels", "bcos_kernels.cli", "bcos_kernels.cli.job"):
                 raise
             return  # another environment, without this package or with another version of it
         join(folder)
 
     def tell():
-        if str(os.getpid()) != first:  # a fork of it
+        if str(os.getpid()) != first:  # a process that was forked from the first one
             return
-        # In an interpreter of its own: an import in this one, so late, can make a KeyboardInterrupt exit with status 1.
+        # In an interpreter of its own: so late an import in this one can turn a KeyboardInterrupt into exit status 1.
         command = [sys.executable, "-I", os.path.join(_PACKAGE, "tally.py"), folder, first]
         try:
             sys.stdout.flush()
             os.waitpid(os.posix_spawn(sys.executable, command, os.environ), 0)
         except (AttributeError, OSError, ValueError):
-            return  # the script has closed its streams, or waits for all of its children itself
+            return  # the script has closed its streams, or has waited for all of its children itself
 
     if prefix == sys.prefix:
         sys.meta_path.insert(0, _PackageFinder())
@@ -90,11 +90,11 @@ def _join(job):
     if str(os.getpid()) == first:
         import atexit
 
-        atexit.register(tell)  # the first to be registered is the last to run
+        atexit.register(tell)  # what is registered first runs last
 
 
 def _read_the_next_sitecustomize():
-    """Raises the ImportError that the interpreter expects where there is no other."""
+    """Raises ImportError where there is no other, as the interpreter expects."""
     places = [i for i, path in enumerate(sys.path) if os.path.abspath(path) == _HERE]
     for i in reversed(places):
         del sys.path[i]
