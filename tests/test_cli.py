@@ -10,6 +10,7 @@ import torch
 
 from bcos_kernels import cli, dispatch
 from bcos_kernels.__main__ import main
+from bcos_kernels.backends.gpu import choices
 
 ROOT = Path(__file__).parent.parent
 
@@ -83,14 +84,17 @@ def test_doctor():
 
 
 def test_doctor_tells_of_the_kernels_in_the_interpreter(tmp_path):
-    """Where they run, how many choices are stored, and why none can be read."""
-    file = tmp_path / "choices.json"
-    text = doctor(TRITON_INTERPRET="1", BCOS_KERNELS_CACHE=str(file))
+    text = doctor(TRITON_INTERPRET="1", BCOS_KERNELS_CACHE=str(tmp_path / "choices.json"))
     assert line(text, "triton kernels").startswith("in the interpreter (TRITON_INTERPRET=1)")
     assert line(text, "tuned choices").startswith(f"0 for interpreter, torch {torch.__version__}, triton")
-    file.write_text("{")
-    damaged = line(doctor(TRITON_INTERPRET="1", BCOS_KERNELS_CACHE=str(file)), "tuned choices")
-    assert "by prediction: " in damaged and str(file) in damaged and "delete it" in damaged
+
+
+def test_doctor_tells_why_no_choices_can_be_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(choices, "PATH", tmp_path / "choices.json")
+    choices.PATH.write_text("{")
+    assert main(["doctor"]) == 0
+    damaged = line(capsys.readouterr().out, "tuned choices")
+    assert "by prediction: " in damaged and str(choices.PATH) in damaged and "delete it" in damaged
 
 
 @pytest.mark.parametrize("name, known", [("reference", True), ("quick", False)])
@@ -109,23 +113,20 @@ def test_doctor_tells_what_the_environment_forces(name, known, monkeypatch, caps
 
 IMPORT = """
 import sys, time, torch
-before = set(sys.modules)
-start = time.process_time()
+before, start = set(sys.modules), time.process_time()
 import bcos_kernels
-print(time.process_time() - start)
+seconds = time.process_time() - start
 new = {name.partition(".")[0] for name in set(sys.modules) - before}
-print(sorted(new & {"triton", "bcos", "torchvision", "numpy", "rich", "matplotlib"}))
-print("bcos_kernels.cli" in sys.modules)
+heavy = new & {"triton", "bcos", "torchvision", "numpy", "rich", "matplotlib"}
+print(seconds, sorted(heavy), "bcos_kernels.cli" in sys.modules, sep=";")
 """
 
 
 def test_import_is_cheap():
-    """Under 50 ms of processor time above torch, and nothing heavy comes with it."""
+    """Under 50 ms of processor time above torch, and neither anything heavy nor the commands come with it."""
     times = []
-    for _ in range(4):  # the first may write bytecode, and another program may disturb one
-        seconds, heavy, commands = python("-c", IMPORT).stdout.splitlines()
-        assert (heavy, commands) == ("[]", "False")
+    while len(times) < 5 and not any(seconds < 0.05 for seconds in times):  # the first import may write bytecode
+        seconds, *others = python("-c", IMPORT).stdout.strip().split(";")
+        assert others == ["[]", "False"]
         times.append(float(seconds))
-        if times[-1] < 0.05:
-            break
     assert min(times) < 0.05, times

@@ -17,6 +17,9 @@ from bcos_kernels.cli.bench.results import read
 from benchmarks import gpu, shares
 
 ON_CPU = ("--device", "cpu", "--seconds", "0", "--no-models", "--models", "vit_s", "--layers", "/8-384-1000")
+THREE = ("--contenders", "plain", "reference", "ours")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = """
 import sys
 from bcos_kernels.cli import main
@@ -66,7 +69,7 @@ def test_a_wrong_layer_gets_no_figure(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tasks, "build", sabotaged)
     out = tmp_path / "wrong.json"
-    assert main(["bench", *ON_CPU, f"--out={out}"]) == 1
+    assert main(["bench", *ON_CPU, *THREE, f"--out={out}"]) == 1
     result = read(out)
     assert all("ours" in row["refused"] and "ours" not in row["contenders"] for row in result["rows"])
     text = gpu.report.table(result)
@@ -101,7 +104,7 @@ def test_compiling_before_is_a_share_of_the_layers(monkeypatch):
         assert main(["bench", "--device", "cpu", "--models", "vit_s", "--warm-up", share]) == 0
     assert len(prepared) == len(set(prepared)) == 4
     monkeypatch.undo()
-    assert main(["bench", *ON_CPU, "--measures", "forward", "--warm-up", "0/1"]) == 0
+    assert main(["bench", *ON_CPU, *THREE, "--measures", "forward", "--warm-up", "0/1"]) == 0
 
 
 SHARE = """
@@ -125,7 +128,9 @@ def test_skipped():
     pytest.skip("no reason")
 """
 STICKY = """
-import pytest, torch
+import sys, types, pytest
+torch = sys.modules["torch"] = types.ModuleType("torch")
+torch.cuda = types.ModuleType("torch.cuda")
 state = {}
 def synchronize():
     if "lost" in state:
@@ -200,6 +205,7 @@ def test_a_share_that_no_test_ends_is_given_up(suite):
     assert found["tests"] == {} and "process 0 was given up" in found["crashed"][0]
 
 
+@pytest.mark.slow
 def test_running_out_of_time_is_no_failure(suite):
     start = time.monotonic()
     found = shares.run(8, 1, suite(HANGING))
@@ -334,6 +340,7 @@ def test_bad_options_are_refused(options, capsys):
     assert "must be above 0" in error or "invalid choice: 'quick'" in error
 
 
+@pytest.mark.slow
 def test_without_a_gpu_there_is_one_clear_line():
     """``pytest -m gpu`` and ``make gpu``."""
     if torch.cuda.is_available():

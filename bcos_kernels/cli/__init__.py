@@ -24,10 +24,14 @@ COMMANDS = {
 class Command(argparse.ArgumentParser):
     """The parser of one command, which reports unknown arguments under its own name.
 
-    ``module`` is the command's module; it is imported when the parser is first used.
+    ``module`` is the command's module; it is imported when the parser is first used. Options are not abbreviated: those
+    of a script or of a subcommand would be ambiguous with the command's own.
     """
 
     module: str | None = None
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options, allow_abbrev=False)
 
     def parse_known_args(self, args=None, namespace=None):
         if self.module is not None:

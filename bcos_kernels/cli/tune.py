@@ -27,7 +27,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the model and its input (default fp32)")
     parser.add_argument("--amp", action="store_true", help="autocast to --dtype, with the model in fp32")
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True, help="memory format")
-    parser.add_argument("--directions", nargs="+", choices=DIRECTIONS, default=DIRECTIONS, help="default: all")
+    parser.add_argument(
+        "--directions",
+        nargs="+",
+        choices=DIRECTIONS,
+        default=DIRECTIONS,
+        metavar="D",
+        help=f"of {', '.join(DIRECTIONS)} (default all)",
+    )
     parser.add_argument("--list", action="store_true", help="show the stored choices and their file")
     parser.add_argument("--clear", action="store_true", help="delete the stored choices of this device")
 

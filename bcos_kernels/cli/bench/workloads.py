@@ -129,6 +129,12 @@ def _pair(value) -> tuple[int, int]:
 
 
 @cache
+def _on_meta(model: str) -> nn.Module:
+    with torch.device("meta"):
+        return network(model).eval()
+
+
+@cache
 def _read(model: str, batch: int, image: int) -> tuple[Workload, ...]:
     """The distinct B-cos layers of one model; on the meta device nothing is computed."""
     import_reference()
@@ -146,13 +152,13 @@ def _read(model: str, batch: int, image: int) -> tuple[Workload, ...]:
         weight_shape = tuple(module.linear.weight.shape)
         found[Workload(model, Spec(**options), shape, weight_shape, batch=batch)] = None
 
-    with torch.device("meta"):
-        built = network(model).eval()
-        for module in built.modules():
-            if isinstance(module, (BcosConv2d, BcosLinear)):
-                module.register_forward_hook(note)
-        with torch.no_grad():
-            built(torch.empty(batch, 6, image, image))
+    built = _on_meta(model)
+    layers = (module for module in built.modules() if isinstance(module, (BcosConv2d, BcosLinear)))
+    hooks = [module.register_forward_hook(note) for module in layers]
+    with torch.device("meta"), torch.no_grad():
+        built(torch.empty(batch, 6, image, image))
+    for hook in hooks:
+        hook.remove()
     return tuple(found)
 
 
