@@ -12,7 +12,7 @@ from bcos_kernels.cli import main, measure
 from bcos_kernels.cli.demo import explaining
 from bcos_kernels.compat import import_reference
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 import_reference()
 

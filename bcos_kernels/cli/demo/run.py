@@ -25,7 +25,7 @@ __all__ = ["Results", "run"]
 ZOO = {"ResNet-50": "resnet50", "ViT-B/16": "simple_vit_b_patch16_224"}
 """Full-size models that explain the photographs: shown name -> entry point of ``bcos.models.pretrained``."""
 QUICK_ZOO = {"ResNet-18": "resnet18", "ViT-Ti/16": "simple_vit_ti_patch16_224"}
-QUICK_STEPS = WARM_UP + 2
+QUICK_STEPS, QUICK_BATCH, QUICK_TEST = WARM_UP + 2, 8, 60
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,11 @@ def run(epochs: int, seed: int, out: Path, quick: bool) -> Results:
     with Progress(*columns, console=console) as progress:
         digits = load_digits()
         reference, accelerated = build(seed), accelerate(build(seed))
-        schedule = batches(len(digits.labels), epochs, seed)[: QUICK_STEPS if quick else None]
+        schedule = batches(len(digits.labels), epochs, seed)
+        if quick:
+            schedule = [indices[:QUICK_BATCH] for indices in schedule[:QUICK_STEPS]]
+            test = digits.test_images[:QUICK_TEST], digits.test_labels[:QUICK_TEST]
+            digits = Digits(digits.images, digits.labels, *test)
         task = progress.add_task("digits: ResNet-18, both in turns", total=2 * len(schedule))
         trainings = train((reference, accelerated), digits, schedule, lambda: progress.advance(task))
         repeats = 1 if quick else 5
