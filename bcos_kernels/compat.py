@@ -1,4 +1,4 @@
-"""Imports torchvision, and the reference package that needs it, where torchvision's compiled operators do not load."""
+"""Imports of torchvision, and of the reference package, where torchvision's compiled operators cannot be loaded."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def import_reference() -> ModuleType:
 
 
 def declare_torchvision_operators_when_needed() -> None:
-    """From now on a torchvision built for another torch can be imported.
+    """Makes it possible to import a torchvision that was built for another torch.
 
     Its import would fail because the schemas of two operators are missing, which B-cos networks never call. They are
-    declared when that import is about to miss them, unless someone has done so.
+    declared just before the import needs them, unless they are there.
     """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
 class _Finder:
-    """Finds nothing, but knows when torchvision is about to ask for its operators."""
+    """Finds no module, but is asked for one just before torchvision needs its operators."""
 
     _declared: torch.library.Library | None = None
 

@@ -8,10 +8,9 @@ import bcos_kernels
 ROOT = Path(bcos_kernels.__file__).parent
 FLOORS = [
     {"__main__"},
-    {"bench"},
-    {"demo", "doctor", "run", "startup", "tuning"},
-    {"job"},
-    {"adopt", "commandline"},
+    {"cli"},
+    {"tuning"},
+    {"adopt"},
     {"modules", "compat"},
     {"functional"},
     {"transform"},
