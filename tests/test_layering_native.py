@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from graphs import cycles
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc"
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
@@ -51,23 +52,6 @@ def violations(graph: dict[str, list[str]]) -> list[str]:
             if op and other_op and op != other_op:
                 found.append(f"{file} includes {name}, which belongs to another op")
     return found + [f"these include each other: {' -> '.join(cycle)}" for cycle in cycles(graph)]
-
-
-def cycles(graph: dict[str, list[str]]) -> list[list[str]]:
-    """A path back to its start for every file that a walk along the includes meets twice."""
-    found, done = [], set()
-
-    def walk(file: str, path: list[str]) -> None:
-        if file in path:
-            found.append([*path[path.index(file) :], file])
-        elif file not in done:
-            for name in graph.get(file, []):
-                walk(name, [*path, file])
-            done.add(file)
-
-    for file in graph:
-        walk(file, [])
-    return found
 
 
 def test_includes_lead_down_and_form_no_cycle():

@@ -5,15 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from .explaining import Explained, summary
-
-if TYPE_CHECKING:
-    from .run import Results
+from .results import Results
 
 __all__ = ["draw"]
 

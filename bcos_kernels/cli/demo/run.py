@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import statistics
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,30 +17,15 @@ from ... import accelerate
 from ..measure import ratio
 from .explaining import Explained, explain, summary
 from .images import Digits, load_digits, load_photographs
-from .training import WARM_UP, Training, batches, build, train
+from .results import Results
+from .training import WARM_UP, batches, build, train
 
-__all__ = ["Results", "run"]
+__all__ = ["run"]
 
 ZOO = {"ResNet-50": "resnet50", "ViT-B/16": "simple_vit_b_patch16_224"}
 """Full-size models that explain the photographs: shown name -> entry point of ``bcos.models.pretrained``."""
 QUICK_ZOO = {"ResNet-18": "resnet18", "ViT-Ti/16": "simple_vit_ti_patch16_224"}
 QUICK_STEPS, QUICK_BATCH, QUICK_TEST = WARM_UP + 2, 8, 60
-
-
-@dataclass(frozen=True)
-class Results:
-    """Everything that the table and the picture show; pairs are (reference, accelerated)."""
-
-    trainings: tuple[Training, Training]
-    digits: list[Explained]
-    photographs: dict[str, dict[str, Explained]]
-    """Model name -> photograph name -> explanations."""
-
-    @property
-    def explained(self) -> dict[str, list[Explained]]:
-        """Every explanation by the model that gave it."""
-        photographs = {name: list(images.values()) for name, images in self.photographs.items()}
-        return {"digits, ResNet-18": self.digits, **{f"photos, {k}": v for k, v in photographs.items()}}
 
 
 def run(epochs: int, seed: int, out: Path, quick: bool) -> Results:
