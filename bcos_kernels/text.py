@@ -40,12 +40,12 @@ def progress(title: str, steps: float, show: bool = True) -> Iterator[Callable[.
 
 
 def _lines(title: str, steps: float) -> Callable[..., None]:
-    start, done = time.monotonic(), 0
+    start, done = time.monotonic(), 0.0
 
     def advance(what: str, amount: float = 1) -> None:
         nonlocal done
         done += amount
         left = (time.monotonic() - start) * (steps / done - 1) / 60
-        print(f"{title}: {done} of {steps}: {what}{f', {left:.0f} min left' if left >= 1 else ''}", file=sys.stderr)
+        print(f"{title}: {done:g} of {steps:g}: {what}{f', {left:.0f} min left' if left >= 1 else ''}", file=sys.stderr)
 
     return advance

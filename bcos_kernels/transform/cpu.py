@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from .unserved import unserved
 
 __all__ = ["BACKEND", "CANDIDATES", "why_not"]
 
+_C: Any
 _C, _absent = extension.load()
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
