@@ -4,6 +4,7 @@ import ast
 import os
 import signal
 import sys
+import time
 import venv
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,6 +108,8 @@ def test_signals_end_it_as_in_plain_python(folder):
     for name, pair in pairs.items():
         for process in pair:
             assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)  # both sleep now: a traceback names what was interrupted
+        for process in pair:
             process.send_signal(getattr(signal, name))
         (code, _, plain), (ours, _, err) = map(outcome, pair)
         assert code == ours == -getattr(signal, name), (name, err)
