@@ -43,8 +43,8 @@ void parallel(int64_t count, int64_t work_each, F&& body) {
   at::parallel_for(0, count, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, work_each)), body);
 }
 
-// body(share, begin, end) with one share for each thread's partial sums: the same split, so the same sum, every
-// time.
+// body(share, begin, end) with one share for each thread's partial sums: the same split, so the same sum,
+// every time.
 template <typename F>
 void parallel_shares(int64_t shares, int64_t count, F&& body) {
   at::parallel_for(0, shares, 1, [&](int64_t first, int64_t last) {
