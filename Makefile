@@ -31,9 +31,10 @@ test: setup ## the whole test suite (ARGS="-k conv2d")
 check: setup ## the fast part of the test suite, in two minutes (ARGS="-k conv2d")
 	$(PYTHON) -m pytest -q -m "not slow and not gpu" $(ARGS)
 
-lint: $(READY) ## ruff and clang-format, as checks
+lint: $(READY) ## ruff, mypy and clang-format, as checks
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
 	PATH="$(dir $(PYTHON)):$$PATH" clang-format --dry-run -Werror $(filter %.cpp %.h %.cu %.cuh,$(NATIVE) $(shell find tests/cuda_emulation -type f))
 
 bench: setup ## times of layers, models and curves on this machine, and the tables of README and docs; half an hour (ARGS="--quick")

@@ -1,5 +1,6 @@
 """``bench report``: figures as they were measured, pictures, the files that it fills, and bad input."""
 
+import base64
 import json
 import re
 import statistics
@@ -162,7 +163,7 @@ def written(tmp_path_factory):
     layers = made() | {"rows": [row for row in made()["rows"] if row["scope"] == "layer"]}
     files = [stored(folder / "cpu.json", layers), stored(folder / "gpu.json", made(gpu=True))]
     texts = "--readme", folder / "README.md", folder / "docs" / "page.md", "--markdown", folder / "r.md"
-    assert run_report(*files, *texts, "--plots", folder / "pictures") == 0
+    assert run_report(*files, *texts, "--plots", folder / "pictures", "--html", folder / "r.html") == 0
     return folder
 
 
@@ -187,6 +188,16 @@ def test_pictures_are_stored(written):
         assert png[:8] == b"\x89PNG\r\n\x1a\n"
         width, height = struct.unpack(">II", png[16:24])
         assert width == pytest.approx(plots.WIDTH * plots.DPI, abs=1) and 500 < height < 1.2 * width
+
+
+def test_the_page_needs_nothing_beside_it(written):
+    text = (written / "r.html").read_text()
+    assert not re.search(r"(src|href)=.?(?!data:)[\"'][^d]", text) and "http" not in text
+    images = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
+    assert len(images) == 1 + len(plots.PICTURES)
+    assert all(base64.b64decode(image)[:4] == b"\x89PNG" for image in images)
+    assert text.count("<table>") == text.count("</table>") == 7 and "**" not in text
+    assert "AMD EPYC, 2 threads" in text and "NVIDIA H200" in text
 
 
 # ------------------------------------------------------------------------------------------------ pictures

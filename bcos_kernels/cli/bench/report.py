@@ -1,4 +1,4 @@
-"""``python -m bcos_kernels bench report``: results as Markdown tables and pictures."""
+"""``python -m bcos_kernels bench report``: results as Markdown tables, pictures and one HTML page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from . import tables
+from . import page, tables
 from .results import conditions, device, is_gpu, read, state
 
 __all__ = ["configure", "headline", "main", "table"]
@@ -86,6 +86,25 @@ def draw(results: list[dict]) -> list[dict[str, bytes]]:
     return [plots.draw(result) for result in results]
 
 
+def web_page(results: list[dict], pictures: list[dict[str, bytes]]) -> str:
+    """One HTML page with a section for each result; pictures are in it."""
+    sections = []
+    for result, drawn in zip(results, pictures, strict=True):
+        goals, *others = (tables.goals(result), tables.by_group(result), tables.every_model(result))
+        others.append(tables.every_layer(result))
+        sentence = tables.no_verdict(result)
+        parts = [
+            page.tabulated(goals),
+            *([f"<p><b>{page.cell(sentence)}</b></p>"] if sentence else []),
+            *(page.pictured(name, png) for name, png in drawn.items()),
+            *(page.tabulated(found) for found in others if found),
+            *(f"<p>{page.cell(line)}</p>" for line in tables.refusals(result)),
+        ]
+        where = f"{conditions(result, code='')}. {AVERAGES} {state(result)}"
+        sections.append(page.section(device(result), where, parts))
+    return page.page("bcos_kernels: speed and memory", sections)
+
+
 # ------------------------------------------------------------------------------------------------ command
 
 
@@ -94,6 +113,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", type=Path, metavar="RESULT", help="a file that bench stored")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="store the tables instead of printing them")
     parser.add_argument("--no-layers", action="store_true", help="leave out the table of every layer")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="store one page with tables and pictures")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="store the pictures, as PNG")
     parser.add_argument(
         "--readme", nargs="+", type=Path, default=[], metavar="FILE",
@@ -109,13 +129,16 @@ def write(options: argparse.Namespace) -> None:
         names = ", ".join(map(str, options.files))
         raise ValueError(f"{names}: names that differ are needed, because the pictures are named after the files")
     folder = options.plots or (options.files[0].parent if options.readme else None)
-    pictures = draw(results) if folder is not None else [{} for _ in results]
+    pictures = draw(results) if folder is not None or options.html is not None else [{} for _ in results]
     named = [
         {name: f"{path.stem}-{name}.png" for name in drawn} for path, drawn in zip(options.files, pictures, strict=True)
     ]
     written: dict[Path, str | bytes] = {}
-    for files, drawn in zip(named, pictures, strict=True):
-        written |= {folder / files[name]: png for name, png in drawn.items()}
+    if folder is not None:
+        for files, drawn in zip(named, pictures, strict=True):
+            written |= {folder / files[name]: png for name, png in drawn.items()}
+    if options.html is not None:
+        written[options.html] = web_page(results, pictures).encode()
 
     def contents(place: Path) -> dict[str, str | None]:
         """The Markdown for a file in ``place``, with links to the pictures."""
@@ -130,7 +153,7 @@ def write(options: argparse.Namespace) -> None:
         written[path] = filled(path, contents(path.absolute().parent))
     if options.markdown is not None:
         written[options.markdown] = contents(options.markdown.absolute().parent)["table"]
-    elif not options.readme:
+    elif not options.readme and options.html is None:
         print(contents(Path.cwd())["table"])
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)

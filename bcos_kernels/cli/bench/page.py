@@ -1,0 +1,85 @@
+"""A report as one HTML page that needs nothing beside it: pictures inlined, tables sorted by a click."""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Iterable
+
+from .tables import Table
+
+__all__ = ["page", "pictured", "section", "tabulated"]
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; color: #1b1b1b; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2, h3 { line-height: 1.2; }
+h2 { margin-top: 3rem; border-bottom: 1px solid #ccc; }
+img { display: block; width: 100%; max-width: 60rem; margin: 1.5rem 0; }
+.scroll { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: 13.5px; }
+th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid #e2e2e2; text-align: left; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th { cursor: pointer; background: #f4f4f4; }
+th[data-order]::after { content: " ↑"; }
+th[data-order="-1"]::after { content: " ↓"; }
+.met { color: #00692f; } .missed { color: #a32c00; font-weight: bold; }
+.where { color: #555; }
+"""
+SCRIPT = """
+const units = { 's': 1, 'ms': 1e-3, 'µs': 1e-6, '%': 1e-2 };
+function value(cell) {
+  const found = cell.textContent.trim().match(/^([-+]?[\\d.]+(?:e[-+]?\\d+)?)\\s*(s|ms|µs|%)?/);
+  return found ? parseFloat(found[1]) * (units[found[2]] ?? 1) : Infinity;
+}
+for (const head of document.querySelectorAll('th')) {
+  head.addEventListener('click', () => {
+    const table = head.closest('table'), column = head.cellIndex;
+    const order = head.dataset.order === '1' ? -1 : 1;
+    for (const other of table.querySelectorAll('th')) delete other.dataset.order;
+    head.dataset.order = order;
+    const number = head.classList.contains('number');
+    const compare = (a, b) => number ? value(a.cells[column]) - value(b.cells[column])
+                                     : a.cells[column].textContent.localeCompare(b.cells[column].textContent);
+    const body = table.tBodies[0];
+    body.append(...[...body.rows].sort((a, b) => order * compare(a, b) || 0));
+  });
+}
+"""
+
+
+def cell(text: str) -> str:
+    """Escaped, with Markdown's bold."""
+    return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(text))
+
+
+def tabulated(table: Table) -> str:
+    """A table whose heads sort it."""
+
+    def line(cells: tuple[str, ...], tag: str) -> str:
+        made = []
+        for i, text in enumerate(cells):
+            kind = "number" if i in table.numbers else text if text in ("met", "missed") else ""
+            made.append(f"<{tag}{f' class={kind!r}' if kind else ''}>{cell(text)}</{tag}>")
+        return f"<tr>{''.join(made)}</tr>"
+
+    body = "\n".join(line(row, "td") for row in table.rows)
+    return f'<div class="scroll"><table><thead>{line(table.head, "th")}</thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def pictured(title: str, png: bytes) -> str:
+    return f'<img alt="{html.escape(title)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def section(title: str, where: str, parts: Iterable[str]) -> str:
+    """A part of the page; ``where`` says how it was measured."""
+    return "\n".join([f"<h2>{html.escape(title)}</h2>", f'<p class="where">{html.escape(where)}</p>', *parts])
+
+
+def page(title: str, sections: Iterable[str]) -> str:
+    body = "\n".join(sections)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n'
+        f"<body><h1>{html.escape(title)}</h1>\n{body}\n<script>{SCRIPT}</script></body></html>\n"
+    )
