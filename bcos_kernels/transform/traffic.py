@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ..core.candidate import Tile
-from ..gpu import cost
-from ..gpu.cost import Kernel
+from ..gpu.cost import USUAL, Kernel, rates
 from .call import HALF, Call
 
-__all__ = ["FORMED", "LOADED", "Products", "Sizes", "own_forward", "own_gradients", "plain_seconds", "seconds"]
+__all__ = ["FORMED", "LOADED", "Products", "Sizes", "cost", "own_forward", "own_gradients", "plain_seconds", "seconds"]
 
 DEPTHWISE_SHARE = {True: 0.5, False: 0.2}
 """Assumed: the part of the fp32 rate that a depthwise layer reaches, ours and the vendor's."""
@@ -64,26 +63,34 @@ class Sizes:
 
 def seconds(call: Call, kernels: Iterable[Kernel], share: Mapping[str, float] | None = None) -> float:
     """Of kernels one after the other, those that make the weights ready before them."""
-    rates = cost.rates(call.arch)
-    own = (share or {}).get(call.arch, (share or {}).get(cost.USUAL, 1.0))
+    weights = [Kernel(Sizes(call).w * (1 if call.raw_weights else 2))] if call.unit else []
+    return _seconds(call, (*weights, *kernels), share or {})
+
+
+def _seconds(call: Call, kernels: Iterable[Kernel], share: Mapping[str, float]) -> float:
+    reached, own = rates(call.arch), share.get(call.arch, share.get(USUAL, 1.0))
+    rate = reached.half if call.dtype in HALF else reached.tf32 if call.tf32 else reached.fp32
 
     def products(kernel: Kernel) -> float:
         if call.depthwise:
-            return rates.fp32 * DEPTHWISE_SHARE[kernel.own]
-        rate = rates.half if call.dtype in HALF else rates.tf32 if call.tf32 else rates.fp32
-        return rate * (own if kernel.own else 1)
+            return reached.fp32 * DEPTHWISE_SHARE[kernel.own]
+        return rate * own if kernel.own else rate
 
-    weights = [Kernel(Sizes(call).w * (1 if call.raw_weights else 2))] if call.unit else []
-    return sum(rates.seconds(kernel, products(kernel)) for kernel in (*weights, *kernels))
+    return sum(reached.seconds(kernel, products(kernel)) for kernel in kernels)
+
+
+def cost(
+    kernels: Callable[[Call, str, Products], Iterable[Kernel]], products: Products
+) -> Callable[[Call, str], float]:
+    """The cost of a candidate that starts these kernels with the products of a backend."""
+    return lambda call, direction: seconds(call, kernels(call, direction, products), products.share)
 
 
 def plain_seconds(call: Call, direction: str) -> float:
     """Of the plain layer by the same model: the floor that every candidate is held against."""
-    s, rates = Sizes(call), cost.rates(call.arch)
-    rate = rates.half if call.dtype in HALF else rates.tf32 if call.tf32 else rates.fp32
+    s = Sizes(call)
     product = Kernel(s.x + s.w + s.z, s.flops, own=False)
-    products = rates.fp32 * DEPTHWISE_SHARE[False] if call.depthwise else rate
-    return rates.seconds(product, products) * (2 if direction == "training" else 1)
+    return _seconds(call, [product] * (2 if direction == "training" else 1), {})
 
 
 def _read(rows: int, depth: int, columns: int, tile: Tile, each: int) -> float:

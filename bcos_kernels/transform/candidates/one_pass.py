@@ -36,14 +36,6 @@ def _kernels(call: Call, direction: str, products: Products) -> Iterator[Kernel]
             yield Kernel(2 * s.w)
 
 
-def _cost(products: Products, call: Call, direction: str) -> float:
-    return traffic.seconds(call, _kernels(call, direction, products), products.share)
-
-
-def _tiles(products: Products, call: Call, direction: str):
-    return products.tiles(call, direction, False)
-
-
 def _cuda_serves(call: Call, direction: str) -> bool:
     if not cuda.serves_products(call):
         return False
@@ -78,10 +70,10 @@ def _triton_backward(grad, inputs, saved, call: Call, tile, frozen: bool, needs)
 CANDIDATES = (
     candidate(
         "cuda", NAME, partial(cuda.forward, NAME), partial(cuda.backward, NAME),
-        _cuda_serves, partial(_tiles, cuda.PRODUCTS), partial(_cost, cuda.PRODUCTS),
+        _cuda_serves, partial(cuda.PRODUCTS.tiles, given=False), traffic.cost(_kernels, cuda.PRODUCTS),
     ),
     candidate(
         "triton", NAME, _triton_forward, _triton_backward,
-        _triton_serves, partial(_tiles, triton.PRODUCTS), partial(_cost, triton.PRODUCTS),
+        _triton_serves, partial(triton.PRODUCTS.tiles, given=False), traffic.cost(_kernels, triton.PRODUCTS),
     ),
 )  # fmt: skip
