@@ -27,8 +27,8 @@ class Products:
     """Assumed: their rate as a share of the vendor's, by architecture."""
     padding: Callable[[Call], float]
     """What they compute, as a multiple of what is asked for."""
-    tiles: Callable[[Call, str, bool], list[Tile]]
-    """``tiles(call, direction, given)``: of the product that forms y or dx, the best guess first. ``given``: a kernel
+    tiles: Callable[..., list[Tile]]
+    """``tiles(call, direction, given=)``: of the product that forms y or dx, the best guess first. ``given``: a kernel
     before the products forms u; else they form it themselves."""
     wgrad_tile: Callable[[Call], Tile]
 
