@@ -95,10 +95,10 @@ def other_linear_forward(layer):
         (other_impl, "its forward_impl was assigned on the instance"),
         (other_convolution, "a method of its .linear was assigned on the instance"),
         (other_linear_forward, "a method of its .linear was assigned on the instance"),
-        (lambda m: setattr(m, "patch_size", 5), "its patch_size=5 is not that of its weight"),
-        (lambda m: setattr(m, "kernel_size", 1), "its kernel_size=1 is not that of its weight"),
+        (lambda m: setattr(m, "patch_size", 5), "its patch_size=5 contradicts its weight"),
+        (lambda m: setattr(m, "kernel_size", 1), "its kernel_size=1 contradicts its weight"),
         (lambda m: setattr(m, "in_channels", 5), None),  # read with groups alone
-        (lambda m: setattr(m, "groups", 2), "its groups=2 is not that of its weight and its .linear, 1"),
+        (lambda m: setattr(m, "groups", 2), "its groups=2 contradicts its weight and its .linear, which have 1"),
         (lambda m: setattr(m, "padding", 1), "its padding=1 is not that"),
         (lambda m: setattr(m, "stride", 2), "its stride=2 is not that"),
         (lambda m: setattr(m.linear, "stride", (2, 2)), "its stride=1 is not that"),

@@ -77,7 +77,7 @@ def test_what_a_global_name_stands_for_counts():
     [
         (
             lambda s: s.replace("    def norms", "    norms = lambda self, x: x\n    def unused"),
-            "norms is no plain function",
+            "norms is not a plain function",
         ),
         (
             lambda s: "import functools\n" + s.replace("    def norms", "    @functools.cache\n    def norms"),

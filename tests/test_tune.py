@@ -111,7 +111,7 @@ def test_winners_serve_other_processes(tmp_path):
     assert [choice for _, *row in rows[:3] for choice in row] == expected
     assert rows[3][1:] == ["not run by the example"] * 3
     assert all("(predicted: " in choice for row in json.loads(other)[:3] for choice in row)
-    assert "depends on the input: report(model, example_input)" in text[-2]
+    assert "depends on the input: call report(model, example_input)" in text[-2]
 
     def command(*args):
         result = python("-m", "bcos_kernels", *args, cache=cache)
