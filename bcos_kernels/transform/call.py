@@ -232,7 +232,7 @@ class Call(call.Call):
 
     @cached_property
     def align(self) -> int:
-        """A power of two that divides every row's length, for wide loads; Triton itself detects only multiples of 16."""
+        """A power of two that divides the length of every row, for wide loads; Triton detects only multiples of 16."""
         return gcd(self.group_channels, self.group_filters, self.group_outputs, 16)
 
     @cached_property
