@@ -81,7 +81,7 @@ def test_what_a_global_name_stands_for_counts():
         ),
         (
             lambda s: "import functools\n" + s.replace("    def norms", "    @functools.cache\n    def norms"),
-            "norms is _lru",
+            "norms is of type _lru",
         ),
         (lambda s: s.replace("F.relu(x)", "missing(x)"), "uses missing, which is not defined"),
     ],
@@ -100,7 +100,7 @@ def twice(f):
         return 2 * f(self, x)
     return wrapper
 """ + SOURCE.replace("    def norms", "    @twice\n    def norms")
-    with pytest.raises(fingerprint.Unreadable, match="closes over f"):
+    with pytest.raises(fingerprint.Unreadable, match="uses f from an enclosing function"):
         fingerprint_of(wrapped)
 
 

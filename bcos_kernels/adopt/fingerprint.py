@@ -137,7 +137,7 @@ class _Reader:
         elif _is_constant(value):
             return repr(value)
         if not isinstance(value, FunctionType):
-            raise Unreadable(f"{title} is {type(value).__name__}, not a plain function")
+            raise Unreadable(f"{title} is of type {type(value).__name__}, not a plain function")
         self.names.append((value, "__code__", value.__code__))
         definition = _definition(title, value)
         if "__class__" in value.__code__.co_freevars and owner is not _class_cell(value):
@@ -186,12 +186,12 @@ class _Reader:
             mro = value.__mro__
             roots = tuple(r for r in _ROOTS if _is_own(mro, r))
             if not roots:
-                raise Unreadable(f"{title} uses the class {value.__name__}")
+                raise Unreadable(f"{title} uses the class {value.__name__}, which has no forward that could be read")
             inner = of(mro, roots)
             self.methods += inner.methods
             self.names += inner.names
             return inner.digest
-        raise Unreadable(f"{title} uses the global {name}, which is {type(value).__name__}")
+        raise Unreadable(f"{title} uses the global {name}, an object of type {type(value).__name__}")
 
 
 _ROOTS = ("forward", "backward", "setup_context", "vjp", "jvp", "vmap", "apply")
@@ -309,7 +309,7 @@ def _globals(title: str, function: FunctionType, definition: ast.FunctionDef) ->
     """The global names that a function uses, sorted, with their present values; builtins are left out."""
     foreign = set(function.__code__.co_freevars) - {"__class__"}
     if foreign:
-        raise Unreadable(f"{title} closes over {', '.join(sorted(foreign))}")
+        raise Unreadable(f"{title} uses {', '.join(sorted(foreign))} from an enclosing function")
     local = set(function.__code__.co_varnames).union(*(c.co_varnames for c in _nested(function.__code__)))
     used = {
         n.id for n in ast.walk(_body(definition)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)

@@ -68,7 +68,7 @@ def held(layer: Theirs, name: str) -> Any:
 
 
 def exponent(module: Theirs, has: frozenset[str]) -> tuple[float | Tensor, bool]:
-    """``(b, exact_two)``; B-cosification learns b + 2, or b clamped above 1."""
+    """``(b, exact_two)``; in B-cosification the exponent is b + 2, or b clamped above 1."""
     if "b_loss" in has and module.b_loss:
         return module.b + 2, False
     b = module.b
@@ -177,7 +177,7 @@ def unusual_exponent(module: Theirs, has: frozenset[str]) -> str | None:
         if b.numel() != 1 or b.dim() > 1 or not b.is_floating_point():
             return "its b is not one floating-point value"
         if b.dim() and b.dtype != held(module._modules.get("linear", module), "weight").dtype:
-            return f"its b of shape (1,) makes the output {b.dtype}"
+            return f"its b of shape (1,) gives the output dtype {b.dtype}"
         return None
     if "clamping" in has and module.clamping:
         return "its b is clamped but is not a tensor"
@@ -203,7 +203,7 @@ def _sizes_differ(module: Theirs, layer: Theirs, code: Code, slow: bool) -> str 
     except KeyError:
         found = code.fitting[key] = _difference(module, layer, code, slow)
         return found
-    except TypeError:  # a list among the sizes
+    except TypeError:  # a list among the sizes has no hash
         return _difference(module, layer, code, slow)
 
 
@@ -226,14 +226,14 @@ def _difference(module: Theirs, layer: Theirs, code: Code, slow: bool) -> str | 
     if not isinstance(layer, nn.Conv2d):
         return None
     if _pair(layer.dilation) != (1, 1) and not slow:
-        return f"its norm does not follow dilation={layer.dilation}"
+        return f"its norm ignores dilation={layer.dilation}"
     if slow and max_out != 1:
         return "its norm for dilation has a channel for each filter, but its output keeps only one of several filters"
     if "groups" not in reads and layer is not module and layer.groups != 1:
-        return f"its norm does not follow groups={layer.groups}"
+        return f"its norm ignores groups={layer.groups}"
     if layer.padding_mode != "zeros":
         if not code.pads:
-            return f"its linear part does not follow padding_mode={layer.padding_mode!r}"
+            return f"its linear part ignores padding_mode={layer.padding_mode!r}"
         kept = [amount for amount in reversed(layer.padding) for _ in range(2)]
         if isinstance(layer.padding, tuple) and list(layer._reversed_padding_repeated_twice) != kept:
             return f"the padding={layer.padding} of its .linear was changed after it was made"

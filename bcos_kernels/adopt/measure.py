@@ -97,7 +97,7 @@ def _unmeasurable(module: Theirs) -> str | None:
     extra |= (module._parameters.keys() | module._buffers.keys()) - {"b", "scale"}
     if layer is module:
         extra -= {"weight", "bias"}
-    return f"it also holds {', '.join(sorted(extra))}" if extra else None
+    return f"it also holds {', '.join(sorted(extra))}, which no published layer has" if extra else None
 
 
 @contextmanager

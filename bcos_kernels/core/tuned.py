@@ -32,7 +32,7 @@ def device() -> str:
 
 @cache
 def _triton() -> str:
-    from importlib.metadata import PackageNotFoundError, version  # slow to import
+    from importlib.metadata import PackageNotFoundError, version  # imported here because it is slow to import
 
     try:
         return version("triton")

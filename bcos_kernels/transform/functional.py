@@ -112,7 +112,7 @@ def _make_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> P
         checks.tensors(x, weight, bias, 2)
         checks.filters(weight, bias, max_out)
         if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
-            raise ValueError(f"x has shape {tuple(x.shape)}: (..., {weight.shape[1]}) is needed, as weight takes")
+            raise ValueError(f"x has shape {tuple(x.shape)}: (..., {weight.shape[1]}) is needed for this weight")
         shape = (prod(x.shape[:-1]), x.shape[-1])
         zero_padded, padding, convolution = True, None, {}
     exponent, _ = checks.exponent(b, x)

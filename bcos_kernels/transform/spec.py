@@ -20,7 +20,7 @@ class Inputs(NamedTuple):
     x: Tensor
     """``[M, K]``, or ``[N, C, H, W]``."""
     weight: Tensor
-    """``[O·M, K]``, or ``[O·M, C/groups, kH, kW]``: ``max_out`` filters M for each of O outputs."""
+    """``[O·M, K]``, or ``[O·M, C/groups, kH, kW]``: M = ``max_out`` filters for each of O output channels."""
     bias: Tensor | None
     """``[O·M]``"""
     tensor_b: Tensor | None
