@@ -1,4 +1,4 @@
-"""B-cos layers at the price of plain ones: fused kernels of the B-cos transform (Böhle et al., CVPR 2022)."""
+"""B-cos layers at the price of plain ones: fused kernels for the B-cos transform (Böhle et al., CVPR 2022)."""
 
 from . import functional
 from .modules import BcosConv2d, BcosConv2dWithScale, BcosLinear
@@ -12,7 +12,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str):
-    """What reads people's models, and what tunes, is imported when it is first used."""
+    """Imports ``adopt`` and ``tuning`` when one of their functions is first used."""
     if name not in ("accelerate", "report", "restore", "tune"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import adopt, tuning

@@ -1,4 +1,4 @@
-"""Imports of torchvision, and of the reference package, where torchvision's compiled operators cannot be loaded."""
+"""Imports torchvision and the package ``bcos`` even where torchvision's compiled operators cannot be loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OPERATORS = ("nms", "qnms")
 
 
 def import_reference() -> ModuleType:
-    """The package ``bcos``; raises ImportError if it, or torchvision, which it needs, is not installed."""
+    """The package ``bcos``. Raises ImportError if it is not installed, or torchvision, which it needs."""
     declare_torchvision_operators_when_needed()
     return importlib.import_module("bcos")
 
@@ -22,15 +22,15 @@ def import_reference() -> ModuleType:
 def declare_torchvision_operators_when_needed() -> None:
     """Makes it possible to import a torchvision that was built for another torch.
 
-    Its import would fail because the schemas of two operators are missing, which B-cos networks never call. They are
-    declared just before the import needs them, unless they are there.
+    Its import would fail because two operators, which B-cos networks never call, are not declared. They are declared
+    just before the import needs them, unless torchvision has declared them itself.
     """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
 class _Finder:
-    """Finds no module, but is asked for one just before torchvision needs its operators."""
+    """An import finder that finds no module; Python asks it for one just before torchvision needs the operators."""
 
     _declared: torch.library.Library | None = None
 

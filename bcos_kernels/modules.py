@@ -1,6 +1,6 @@
 """The B-cos layers as modules, with the constructors, attributes and state dicts of the package ``bcos``.
 
-Formula: Böhle et al., B-cos Networks, CVPR 2022 (arXiv 2205.10268), eq. 3, and TPAMI 2024 (arXiv 2306.10898).
+Source: Böhle et al., B-cos Networks, CVPR 2022 (arXiv 2205.10268), eq. 3, and TPAMI 2024 (arXiv 2306.10898).
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class NormedLinear(nn.Linear):
 
 
 class BcosLayer(nn.Module):
-    """What all B-cos layers share: the exponent, MaxOut, and the explanation mode.
+    """The base class of all B-cos layers: the exponent, MaxOut and the explanation mode.
 
-    ``detach`` is the explanation mode: while it is true, the scale |cos|^(b-1) is a constant of the
-    forward, so the gradient of an output is its row of the dynamic linear map. It may be assigned directly.
+    While the attribute ``detach`` is true, the layer is in explanation mode: the scale |cos|^(b-1) is a constant of the
+    forward, so that the gradient of an output is its row of the dynamic linear map. It may be assigned directly.
     """
 
     def __init__(self, b: float | Tensor, max_out: int, out_dtype: torch.dtype | None, backend: str | None) -> None:
@@ -67,8 +67,8 @@ class BcosLayer(nn.Module):
         raise RuntimeError("torch.jit.script cannot compile a fused layer: use torch.jit.trace or torch.export instead")
 
     def _transform_options(self, x: Tensor) -> dict:
-        """Keyword arguments of the functional layer that both kinds of layer pass."""
-        # outside autocast y has x's dtype; a training script's validation pass then runs unchanged
+        """The keyword arguments that both kinds of layer pass to the functional layer."""
+        # Outside of autocast y has x's dtype, so that a pass without autocast, such as validation, runs unchanged.
         out_dtype = self.out_dtype
         if out_dtype is not None and not torch.is_autocast_enabled(x.device.type):
             out_dtype = None
@@ -86,25 +86,25 @@ class BcosLayer(nn.Module):
 
 
 class BcosConv2d(BcosLayer):
-    """B-cos 2-D convolution; drop-in for ``bcos.modules.BcosConv2d``.
+    """The B-cos 2-D convolution, a drop-in for ``bcos.modules.BcosConv2d``.
 
-    ``y = |cos(x, w)|^(b-1) · ŵᵀx`` per patch x and filter w of unit norm (Böhle et al., CVPR 2022, eq. 3).
+    ``y = |cos(x, w)|^(b-1) · ŵᵀx`` for every patch x and filter w, with ŵ = w/‖w‖ (Böhle et al., CVPR 2022, eq. 3).
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode: as of
-            ``nn.Conv2d``; ints or tuples, padding also ``"same"`` or ``"valid"``.
-        device, dtype: of the weight.
-        b: exponent of at least 1; an ``nn.Parameter`` of one value is learned.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode: as in ``nn.Conv2d``.
+        device, dtype: device and dtype of the weight.
+        b: the exponent, of at least 1; an ``nn.Parameter`` of one value is learned.
         max_out: filters per output channel, of which the largest linear output is kept.
         out_dtype: dtype of the outputs under autocast; None gives fp32 as the reference does.
         backend: see :func:`bcos_kernels.functional.bcos_conv2d`.
-        **kwargs: ignored, as the reference ignores them: ``bias`` (there is none) and ``scale_fact``; others warn.
+        **kwargs: ignored, as in the reference. ``bias`` (the layer has none) and ``scale_fact`` are ignored without a
+            warning.
 
     Raises:
-        TypeError, ValueError: an argument outside of the above.
+        TypeError, ValueError: an argument is not as described above.
 
     Warns:
-        UserWarning: a keyword that nobody knows.
+        UserWarning: a keyword is unknown.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class BcosConv2d(BcosLayer):
         return self.forward_impl(in_tensor)
 
     def forward_impl(self, in_tensor: Tensor) -> Tensor:
-        """The transform itself, which :class:`BcosConv2dWithScale` divides."""
+        """The transform without the division of :class:`BcosConv2dWithScale`."""
         conv = self.linear
         return bcos_conv2d(
             in_tensor, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups,
@@ -183,14 +183,14 @@ class BcosConv2d(BcosLayer):
 
 
 class BcosConv2dWithScale(BcosConv2d):
-    """:class:`BcosConv2d` divided by a constant; drop-in for ``bcos.modules.BcosConv2dWithScale``.
+    """:class:`BcosConv2d` divided by a constant, a drop-in for ``bcos.modules.BcosConv2dWithScale``.
 
     Args:
-        scale: the divisor; None gives ``k·√in_channels / scale_factor`` with k the kernel's (mean) side, the
-            rule of the first version of B-cos networks.
+        scale: the divisor, above 0 and not 1. None gives ``k·√in_channels / scale_factor``, the rule of the first
+            version of B-cos networks, with k the square root of the number of taps.
         scale_factor: see ``scale``.
 
-    The other arguments are those of :class:`BcosConv2d`.
+    The other arguments and the errors are those of :class:`BcosConv2d`.
     """
 
     def __init__(
@@ -219,11 +219,11 @@ class BcosConv2dWithScale(BcosConv2d):
             divisor = _positive("scale_factor", scale_factor)
             scale = math.sqrt(self.patch_size) * math.sqrt(in_channels) / divisor
         elif _positive("scale", scale) == 1:
-            raise ValueError("scale=1.0: BcosConv2d is the layer without a scale")
+            raise ValueError("scale=1.0: another scale is needed; BcosConv2d is the layer without a scale")
         self.scale = scale
 
     def forward(self, in_tensor: Tensor) -> Tensor:
-        """As of :class:`BcosConv2d`, divided by ``scale``."""
+        """The output of :class:`BcosConv2d` divided by ``scale``."""
         return self.forward_impl(in_tensor) / self.scale
 
     def extra_repr(self) -> str:
@@ -231,15 +231,15 @@ class BcosConv2dWithScale(BcosConv2d):
 
 
 class BcosLinear(BcosLayer):
-    """B-cos linear layer; drop-in for ``bcos.modules.BcosLinear``.
+    """The B-cos linear layer, a drop-in for ``bcos.modules.BcosLinear``.
 
     Args:
-        in_features, out_features, device, dtype: as of ``nn.Linear``.
-        bias: must be False: a B-cos layer has none.
-        b, max_out, out_dtype, backend: as of :class:`BcosConv2d`.
+        in_features, out_features, device, dtype: as in ``nn.Linear``.
+        bias: must be False, because a B-cos layer has no bias.
+        b, max_out, out_dtype, backend: as in :class:`BcosConv2d`.
 
     Raises:
-        TypeError, ValueError: an argument outside of the above.
+        TypeError, ValueError: an argument is not as described above.
     """
 
     def __init__(
@@ -269,18 +269,18 @@ class BcosLinear(BcosLayer):
 
 
 IGNORED = ("bias", "scale_fact")
-"""Keywords that the reference's own models pass to a convolution, which has no use for them."""
+"""Keywords that the reference's own models pass to a convolution, and that it ignores."""
 
 
 def _warn_of_unknown(kind: str, keywords: dict) -> None:
-    """A misspelt keyword would otherwise leave its default in place without a word."""
+    """Warns of unknown keywords, because a misspelt one would leave a default in place unnoticed."""
     unknown = ", ".join(f"{name}={value!r}" for name, value in keywords.items() if name not in IGNORED)
     if unknown:
         warnings.warn(f"{kind}({unknown}): unknown and ignored, as the reference ignores it", stacklevel=4)
 
 
 def _exponent(b: float | Tensor) -> float | Tensor:
-    """``b`` as it is, checked as far as the host can read it."""
+    """Returns ``b`` unchanged after checking it; the value of a tensor is not read."""
     checks.exponent(b, b if isinstance(b, Tensor) else torch.empty(0, device="cpu"))
     return b
 
@@ -295,7 +295,7 @@ def _positive(name: str, value) -> float:
 
 
 def _check_conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode) -> None:
-    """What ``nn.Conv2d`` would find later, or in words that do not name the value."""
+    """Raises the errors that ``nn.Conv2d`` would raise only later, or without naming the value."""
     for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
         checks.integer(name, value, 1)
     for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
@@ -309,6 +309,6 @@ def _check_conv2d(in_channels, out_channels, kernel_size, stride, padding, dilat
     if not isinstance(padding, str):
         checks.pair("padding", padding, 0)
     elif padding not in ("same", "valid"):
-        raise ValueError(f"padding={padding!r}: an int, a tuple of two ints, 'same' or 'valid'")
+        raise ValueError(f"padding={padding!r}: an int, a tuple of two ints, 'same' or 'valid' is needed")
     elif padding == "same" and checks.pair("stride", stride, 1) != (1, 1):
         raise ValueError(f"padding='same' needs stride 1, not {stride!r}")

@@ -1,8 +1,8 @@
-"""Counts what was done with the B-cos layers of a process and their calls, and sums up a whole job in words.
+"""Counts what happened to the B-cos layers of a process and to their calls, and prints a summary of a whole job.
 
-A tally counts by (what, class, reason). Each process of a job keeps its counts in a mapped file in the folder of the
-job: they survive any end of the process, and nothing has to be done when it ends. Run as a script, this module prints
-the summary of a job; it imports nothing of the package, hence no torch.
+A tally counts by (what, class, reason). Each process of a job keeps its counts in a memory-mapped file in the job's
+folder. So they survive however the process ends, and nothing has to be written at its end. Run as a script, this module
+prints the summary of a job; it imports nothing from the package, and so no torch.
 """
 
 from __future__ import annotations
@@ -26,45 +26,45 @@ Key = tuple[str, str, str]
 
 FUSED, ACCELERATED, LEFT_ALONE, PLAIN, COMPILED = "fused", "accelerated", "left alone", "ran plain", "compiled"
 _MOST = 512
-"""The most different keys of one process; further reasons are counted together."""
+"""The most keys that one process counts; further reasons are counted together."""
 _BYTES = 8 * _MOST
 _SHOWN = 8
-"""The most reasons that a summary lists, the most frequent first."""
+"""The most reasons that a summary lists, beginning with the most frequent."""
 
 _index: dict[Key, int] = {(FUSED, "", ""): 0}
 _counts: Any = [0] * _MOST
-"""Of the keys, by their index: a list, or a view of the file of this process."""
+"""The count of each key at the key's index: a list, or a view of this process's file."""
 _folder: str | None = None
 _path: str | None = None
 _map: mmap.mmap | None = None
 
 
 def fused() -> None:
-    """A call was made by the fused operators."""
+    """Counts a call that was served by the fused kernels."""
     _counts[0] += 1
 
 
 def compiled() -> None:
-    """A fused call was compiled by torch.compile; how often the compiled code runs is not counted."""
+    """Counts a fused call that torch.compile compiled; how often the compiled code runs is not counted."""
     _count((COMPILED, "", ""))
 
 
-# as torch.compiler.assume_constant_result does, without its import of Dynamo: Dynamo calls it while it traces
+# Makes Dynamo call the function while it traces, as torch.compiler.assume_constant_result does by importing Dynamo.
 setattr(compiled, "_dynamo_marked_constant", True)  # noqa: B010
 
 
 def accelerated() -> None:
-    """A layer was accelerated."""
+    """Counts a layer that was accelerated."""
     _count((ACCELERATED, "", ""))
 
 
 def left_alone(kind: str, reason: str) -> None:
-    """A B-cos layer of class ``kind`` keeps its own forward."""
+    """Counts a B-cos layer of class ``kind`` that keeps its own forward."""
     _count((LEFT_ALONE, kind, reason))
 
 
 def plain(kind: str, reason: str) -> None:
-    """A call of an accelerated layer of class ``kind`` ran the layer's own forward."""
+    """Counts a call of an accelerated layer of class ``kind`` that ran the layer's own forward."""
     _count((PLAIN, kind, reason))
 
 
@@ -79,7 +79,7 @@ def _count(key: Key) -> None:
 
 
 def _new(key: Key) -> int:
-    if len(_index) >= _MOST - 2:  # one is left for each of the two kinds of keys that have reasons
+    if len(_index) >= _MOST - 2:  # the last two keys are kept for the two kinds of counts that have reasons
         key = (key[0], "other classes", "too many different reasons to list")
     if key not in _index:
         _index[key] = len(_index)
@@ -88,14 +88,14 @@ def _new(key: Key) -> int:
 
 
 def _append(key: Key) -> None:
-    # fails where the disk is full or the job has ended before this process: then this count is lost
+    # Writing fails if the disk is full or the job has ended before this process; this count is then lost.
     if _path is not None:
         with suppress(OSError), open(_path, "ab") as file:
             file.write(f"\n{json.dumps([_index[key], *key])}\n".encode())
 
 
 class _Unopened:
-    """The counts of a process of a job before its first count: it has no file yet."""
+    """The counts of a process that has not counted anything yet; its first count creates its file."""
 
     def __init__(self, inherited: dict[int, int]) -> None:
         self.inherited = inherited
@@ -111,7 +111,7 @@ class _Unopened:
 
 
 def keep(folder: str) -> None:
-    """Keeps the tally of this process, and of each process that is forked from it, in a file in ``folder``."""
+    """Keeps the tallies of this process, and of each process that is forked from it, in files in ``folder``."""
     global _folder
     _folder = folder
     _start_anew()
@@ -119,7 +119,7 @@ def keep(folder: str) -> None:
 
 
 def _start_anew() -> None:
-    """Resets the counts of calls and keeps those of layers, which a forked process has as well."""
+    """Resets the counts of calls. The counts of layers stay, because a forked process has the same layers."""
     global _counts, _map, _path
     layers = {i: _counts[i] for key, i in _index.items() if key[0] in (ACCELERATED, LEFT_ALONE) and _counts[i]}
     if _map is not None:
@@ -129,19 +129,19 @@ def _start_anew() -> None:
 
 
 def _open() -> memoryview | list[int]:
-    """New counts, in a new file that stays locked while this process lives."""
+    """Creates the counts in a new file, which stays locked while this process lives."""
     global _map, _path
     import fcntl
 
     try:
         handle, path = tempfile.mkstemp(dir=_folder, prefix=f"{os.getpid()}-")
         with open(handle, "r+b") as file:
-            file.write(bytes(_BYTES))  # a disk that is full says so here
+            file.write(bytes(_BYTES))  # fails here, and not later, if the disk is full
             file.flush()
-            with suppress(OSError):  # some file systems have no locks
+            with suppress(OSError):  # some file systems do not support locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             _map = mmap.mmap(handle, _BYTES)  # keeps the file open, and the lock
-    except OSError:  # on another machine, or after the end of the job: this process must print its own summary
+    except OSError:  # on another machine or after the job has ended, this process prints its own summary
         atexit.register(_tell_of_this_process, os.getpid())
         return [0] * _MOST
     _path = path
@@ -151,7 +151,7 @@ def _open() -> memoryview | list[int]:
 
 
 def _read(path: str) -> tuple[Counter[Key], bool]:
-    """The tally in one file, and whether its process has not ended."""
+    """The tally in one file, and whether its process is still running."""
     import fcntl
 
     with open(path, "rb") as file:
@@ -161,12 +161,12 @@ def _read(path: str) -> tuple[Counter[Key], bool]:
             running = False
         except OSError as error:
             running = isinstance(error, BlockingIOError)
-    if len(content) < _BYTES:  # its process could not write them
+    if len(content) < _BYTES:  # its process could not write all counts
         return Counter(), running
     counts = array("q", content[:_BYTES])
     found: Counter[Key] = Counter()
     for line in content[_BYTES:].split(b"\n"):
-        with suppress(ValueError):  # an empty line, or one that could not be written whole
+        with suppress(ValueError):  # an empty or incomplete line
             index, *key = json.loads(line)
             what, kind, reason = key
             found[what, kind, reason] = counts[index]
@@ -174,11 +174,14 @@ def _read(path: str) -> tuple[Counter[Key], bool]:
 
 
 def tell(folder: str, first: str) -> None:
-    """Prints the summary of a job to stderr and removes its folder; the process ``first`` is about to end."""
+    """Prints the summary of a job to stderr and removes its folder.
+
+    ``first`` is the id of the job's first process, which is about to end and is not counted as running.
+    """
     try:
         found = {entry.name: _read(entry.path) for entry in os.scandir(folder)}
     except OSError as error:
-        _print(f"bcos_kernels: what was accelerated is unknown: {error}")
+        _print(f"bcos_kernels: the summary of this job cannot be read: {error}")
         return
     shutil.rmtree(folder, ignore_errors=True)
     running = sum(running and not name.startswith(f"{first}-") for name, (_, running) in found.items())
@@ -201,7 +204,7 @@ def _print(text: str) -> None:
 
 
 def words(tallies: list[Counter[Key]], running: int = 0) -> str:
-    """The summary of processes with B-cos layers, ``running`` of which have not ended."""
+    """The summary of the tallies of a job's processes, ``running`` of which have not ended."""
     total = sum(tallies, Counter())
     layers = Counter(tally[ACCELERATED, "", ""] for tally in tallies)
     lines = [f"bcos_kernels: {_layers(layers)}"]
@@ -215,7 +218,7 @@ def words(tallies: list[Counter[Key]], running: int = 0) -> str:
     if calls and without:
         lines.append(f"  {without} of the {len(tallies)} processes made no fused call")
     if total[COMPILED, "", ""]:
-        lines.append("  calls inside what torch.compile compiled are not counted")
+        lines.append("  calls inside code that torch.compile compiled are not counted")
     for what, noun in ((LEFT_ALONE, "layer"), (PLAIN, "call")):
         reasons = [key for key, _ in total.most_common() if key[0] == what]
         for key in reasons[:_SHOWN]:
@@ -223,12 +226,12 @@ def words(tallies: list[Counter[Key]], running: int = 0) -> str:
         if more := sum(total[key] for key in reasons[_SHOWN:]):
             lines.append(f"  {what}: {_many(more, noun)} for {len(reasons) - _SHOWN} further reasons")
     if running:
-        lines.append(f"  {_many(running, 'process')} had not ended: counted is what was done until then")
+        lines.append(f"  {_many(running, 'process')} had not ended: only what was done until then is counted")
     return "\n".join(lines)
 
 
 def _layers(processes: Counter[int]) -> str:
-    """How many layers; ``processes`` says how many processes have a number of them."""
+    """The number of accelerated layers in words; ``processes`` is number of layers -> number of such processes."""
     total = sum(many * n for many, n in processes.items())
     if not total:
         return "no B-cos layer was accelerated"

@@ -11,7 +11,7 @@ __all__ = ["aligned", "progress"]
 
 
 def aligned(rows: Iterable[tuple[str, ...]]) -> str:
-    """Rows of equally many cells as lines with aligned columns."""
+    """A table as text: rows with equal numbers of cells become lines with aligned columns."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)) for row in rows)
@@ -22,7 +22,7 @@ def aligned(rows: Iterable[tuple[str, ...]]) -> str:
 def progress(title: str, steps: float, show: bool = True) -> Iterator[Callable[..., None]]:
     """Yields ``advance(what, amount=1)``, which shows on stderr how many of ``steps`` are done.
 
-    With ``rich`` it is a bar with the remaining time, without it a line for each call.
+    If ``rich`` is installed, it shows a bar and the remaining time, otherwise it prints a line for each call.
     """
     if not show:
         yield lambda what, amount=1: None

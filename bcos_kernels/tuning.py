@@ -1,4 +1,4 @@
-"""Measures which GPU kernels serve a model's calls best on this device; nothing else ever does."""
+"""Measures which GPU kernels serve a model's calls best on this device; only :func:`tune` starts such measurements."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ _progress = partial(progress, "tune")
 
 @dataclass(frozen=True)
 class Measurement:
-    """One direction of one call: how long each way to serve it took."""
+    """The times of every way to serve one direction of one call."""
 
     call: str
     direction: str
     trials: tuple
-    """:class:`bcos_kernels.gpu.timing.Trial`, each with its seconds or the reason of its refusal."""
+    """A :class:`bcos_kernels.gpu.timing.Trial` for each way, with its seconds or the reason of its refusal."""
     predicted: tuple[Candidate, Tile | None]
     """The candidate and the tile that the cost model would have chosen."""
 
     @property
     def winner(self):
-        """The fastest trial; None where all were refused."""
+        """The fastest trial; None if all were refused."""
         return min((t for t in self.trials if t.seconds is not None), key=lambda t: t.seconds, default=None)
 
     @property
     def gain(self) -> float | None:
-        """The predicted choice's time ÷ the winner's; None where one of them has no time."""
+        """The predicted choice's time ÷ the winner's time; None if the predicted choice was refused."""
         seconds = next((t.seconds for t in self.trials if t[:2] == self.predicted), None)
         return seconds / self.winner.seconds if seconds is not None else None
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What :func:`tune` measured; ``str()`` is a table."""
+    """What :func:`tune` measured; ``str(tuning)`` is a table."""
 
     rows: tuple[Measurement, ...]
     calls: int
-    """Directions of calls that there were to measure; more than rows after an interrupt."""
+    """The number of directions of calls to measure; after an interrupt there are fewer rows."""
     device: str
     path: Path
-    """The file that the winners were stored in."""
+    """The file in which the winners were stored."""
 
     def __str__(self) -> str:
         columns = [c for c in TRANSFORM.candidates if any(t.candidate is c for row in self.rows for t in row.trials)]
@@ -86,36 +86,37 @@ def tune(
 ) -> Tuning:
     """Measures, for every distinct call that GPU kernels serve in ``model``, which kernels are fastest.
 
-    The model runs once on the example, in its present mode and under the present autocast, without gradients; every
-    direction of each distinct call is then timed on random tensors in every way that there is, with torch's present
-    settings (tf32, ``cudnn.benchmark``). Winners are stored for this device and these versions, and serve every later
-    call like it, in this process and in later ones. Parameters, gradients, buffers and random numbers stay as they
-    are. An interrupt (Ctrl-C) keeps what was measured so far.
+    The model runs once on the example, in its present mode and under the present autocast, without gradients. Then
+    every way to serve each direction of each distinct call is timed on random tensors, with torch's present settings
+    (tf32, ``cudnn.benchmark``). The winners are stored for this device and these versions of torch and Triton; they
+    serve all later calls of the same kind, in this process and in later ones. Parameters, gradients, buffers and the
+    random number generators stay as they are. An interrupt (Ctrl-C) keeps what was measured so far.
 
     Args:
-        example_input: a tensor as the model takes it, or a tuple of the model's arguments, on the model's device.
-        directions: of ``"forward"``, ``"explanation"`` (the input's gradient with the scale frozen) and
-            ``"training"`` (all gradients).
-        progress: shows the progress and the remaining time on stderr (a bar if ``rich`` is installed).
+        model: an accelerated model, on a GPU.
+        example_input: a tensor that the model takes, or a tuple of the model's arguments, on the model's device.
+        directions: a tuple of ``"forward"``, ``"explanation"`` (the gradient of the input alone, with the scale frozen)
+            and ``"training"`` (all gradients).
+        progress: whether to show the progress and the remaining time on stderr, with a bar if ``rich`` is installed.
 
     Raises:
-        TypeError: ``model`` is no module, or ``example_input`` neither a tensor nor a tuple with one.
-        ValueError: an unknown direction, no call that GPU kernels serve, or an unreadable file of choices.
-        RuntimeError: there is no GPU (and no interpreter).
+        TypeError: ``model`` is not a module, or ``example_input`` is neither a tensor nor a tuple with a tensor in it.
+        ValueError: a direction is unknown, GPU kernels serve no call, or the file of choices is unreadable.
+        RuntimeError: there is no GPU, and Triton's interpreter is off.
         OSError: the file of choices cannot be written.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={model!r}: a torch.nn.Module is needed, not {type(model).__name__}")
-    from . import adopt  # not with the package: what nobody calls costs no time at import
+    from . import adopt  # imported here so that ``import bcos_kernels`` stays fast
 
     args = adopt.arguments(example_input)
     if not (isinstance(directions, (tuple, list)) and directions and all(d in DIRECTIONS for d in directions)):
         raise ValueError(f"directions={directions!r}: allowed are tuples of {', '.join(map(repr, DIRECTIONS))}")
     check_device()
-    from .core import choice, tuned  # not with the package: most never tune
+    from .core import choice, tuned
     from .gpu import timing
 
-    tuned.store({})  # what cannot be stored need not be measured
+    tuned.store({})  # fails now rather than after measuring if the file cannot be written
     calls = _calls(model, args, directions)
     device = _device(model, args)
     steps = sum(len(timing.listed(what)) for what in calls)
@@ -135,7 +136,7 @@ def tune(
 
 def check_device() -> None:
     if not torch.cuda.is_available() and not env.INTERPRETED:
-        raise RuntimeError("tune measures on the GPU that is to run the model, and torch sees none")
+        raise RuntimeError("tune measures on the GPU that will run the model, and torch finds no GPU")
 
 
 def _device(model: nn.Module, args: tuple) -> torch.device:
@@ -144,7 +145,7 @@ def _device(model: nn.Module, args: tuple) -> torch.device:
 
 
 def _calls(model: nn.Module, args: tuple, directions: tuple[str, ...]) -> list:
-    """The distinct calls of the directions of every call in a run of the model; their forwards say all of them."""
+    """The distinct calls of a run of the model, in each of the directions; they follow from the noted forwards."""
     from . import adopt
     from .gpu import timing
 
@@ -167,7 +168,7 @@ def _unserved(model: nn.Module) -> str:
 
 
 def _described(call) -> str:
-    """A call for a table."""
+    """A call in words, for a table."""
     sizes = "×".join(map(str, call.x_shape))
     window = "" if call.is_linear else " k" + "×".join(map(str, call.kernel))
     facts = {

@@ -27,7 +27,7 @@ ROWS, FILTERS = torch.randn(5, 8), torch.randn(6, 8)
         (lambda: conv2d(X, W, groups=0), ValueError, "groups=0: must be at least 1"),
         (lambda: conv2d(X.long(), W), TypeError, "x has dtype torch.int64"),
         (lambda: conv2d(X, W.cfloat()), TypeError, "weight has dtype torch.complex64"),
-        (lambda: conv2d(X.double(), W), TypeError, "weight has dtype torch.float32, x torch.float64"),
+        (lambda: conv2d(X.double(), W), TypeError, "weight has dtype torch.float32, x has torch.float64"),
         (lambda: conv2d(X, W.to("meta")), ValueError, "weight is on meta, x on cpu"),
         (lambda: conv2d(X, W, torch.randn(5)), ValueError, "bias has shape (5,): (6,)"),
         (lambda: conv2d(X, W, b=0.5), ValueError, "b=0.5: must be finite and at least 1"),

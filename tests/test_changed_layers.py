@@ -95,14 +95,14 @@ def other_linear_forward(layer):
         (other_impl, "its forward_impl was assigned on the instance"),
         (other_convolution, "a method of its .linear was assigned on the instance"),
         (other_linear_forward, "a method of its .linear was assigned on the instance"),
-        (lambda m: setattr(m, "patch_size", 5), "its patch_size=5 is not that of its weight"),
-        (lambda m: setattr(m, "kernel_size", 1), "its kernel_size=1 is not that of its weight"),
+        (lambda m: setattr(m, "patch_size", 5), "its patch_size=5 contradicts its weight"),
+        (lambda m: setattr(m, "kernel_size", 1), "its kernel_size=1 contradicts its weight"),
         (lambda m: setattr(m, "in_channels", 5), None),  # read with groups alone
-        (lambda m: setattr(m, "groups", 2), "its groups=2 is not that of its weight and its .linear, 1"),
-        (lambda m: setattr(m, "padding", 1), "its padding=1 is not that"),
-        (lambda m: setattr(m, "stride", 2), "its stride=2 is not that"),
-        (lambda m: setattr(m.linear, "stride", (2, 2)), "its stride=1 is not that"),
-        (lambda m: setattr(m.linear, "dilation", (2, 2)), "its norm does not follow dilation=(2, 2)"),
+        (lambda m: setattr(m, "groups", 2), "its groups=2 contradicts its weight and its .linear, which have 1"),
+        (lambda m: setattr(m, "padding", 1), "its padding=1 contradicts"),
+        (lambda m: setattr(m, "stride", 2), "its stride=2 contradicts"),
+        (lambda m: setattr(m.linear, "stride", (2, 2)), "its stride=1 contradicts"),
+        (lambda m: setattr(m.linear, "dilation", (2, 2)), "its norm ignores dilation=(2, 2)"),
         (lambda m: setattr(m, "b", 0.5), "its b=0.5 is not a float of at least 1"),
         (lambda m: setattr(m, "max_out", 3), "its max_out=3 does not divide the 4 filters"),
     ],
@@ -307,7 +307,7 @@ def test_an_exponent_that_changes_the_shape_or_the_dtype():
     layer.b = nn.Parameter(torch.full((1, 1), 1.5))
     same_as_its_own(layer, torch.ones(6), "its b is not one floating-point value")
     layer.b = nn.Parameter(torch.full((1,), 1.5, dtype=torch.float64))
-    same_as_its_own(layer, torch.ones(3, 6), "its b of shape (1,) makes the output torch.float64")
+    same_as_its_own(layer, torch.ones(3, 6), "its b of shape (1,) gives the output dtype torch.float64")
 
 
 @pytest.mark.parametrize("b_loss", [None, 0])

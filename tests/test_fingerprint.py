@@ -77,11 +77,11 @@ def test_what_a_global_name_stands_for_counts():
     [
         (
             lambda s: s.replace("    def norms", "    norms = lambda self, x: x\n    def unused"),
-            "norms is no plain function",
+            "norms is not a plain function",
         ),
         (
             lambda s: "import functools\n" + s.replace("    def norms", "    @functools.cache\n    def norms"),
-            "norms is _lru",
+            "norms is of type _lru",
         ),
         (lambda s: s.replace("F.relu(x)", "missing(x)"), "uses missing, which is not defined"),
     ],
@@ -100,7 +100,7 @@ def twice(f):
         return 2 * f(self, x)
     return wrapper
 """ + SOURCE.replace("    def norms", "    @twice\n    def norms")
-    with pytest.raises(fingerprint.Unreadable, match="closes over f"):
+    with pytest.raises(fingerprint.Unreadable, match="uses f from an enclosing function"):
         fingerprint_of(wrapped)
 
 

@@ -29,8 +29,8 @@ def hopper(monkeypatch):
     [
         ({"device": "cpu"}, "device is 'cpu', the Triton kernels run on 'cuda', or on 'cpu' in the interpreter"),
         ({"device": "meta"}, "device is 'meta', the Triton kernels run on 'cuda'"),
-        ({"dtype": torch.float64}, "dtype torch.float64 is none of torch.float32, torch.float16, torch.bfloat16"),
-        ({"weight_dtype": torch.float16}, "weight dtype torch.float16 beside input dtype torch.bfloat16"),
+        ({"dtype": torch.float64}, "dtype torch.float64 is not one of torch.float32, torch.float16, torch.bfloat16"),
+        ({"weight_dtype": torch.float16}, "weight dtype torch.float16 does not go with input dtype torch.bfloat16"),
         ({"zero_padded": False}, "the padding mode is not 'zeros'"),
         ({"spec": replace(CONV.spec, max_out=256)}, "max_out=256 is above 255"),
         ({"x_shape": (2**20, 8, 64, 64)}, "above 2147483647, the largest index"),
@@ -101,7 +101,7 @@ def built(monkeypatch):
     "changed, reason",
     [
         ({"device": "cpu"}, "device is 'cpu', the CUDA kernels run on 'cuda'"),
-        ({"dtype": torch.float64}, "dtype torch.float64 is none of torch.float32, torch.float16, torch.bfloat16"),
+        ({"dtype": torch.float64}, "dtype torch.float64 is not one of torch.float32, torch.float16, torch.bfloat16"),
         ({"zero_padded": False}, "the padding mode is not 'zeros'"),
         ({"spec": replace(CONV.spec, max_out=256)}, "max_out=256 is above 255"),
         ({"x_shape": (2**20, 8, 64, 64)}, "above 2147483520, the largest index"),
@@ -118,7 +118,7 @@ def test_reasons_of_cuda(built, changed, reason):
     "module, reason",
     [
         (Extension(with_cuda=False), "the compiled extension was built without CUDA"),
-        (Extension(torch_version="2.0.1"), f"built for torch 2.0.1, running is {torch.__version__}: build it again"),
+        (Extension(torch_version="2.0.1"), f"built for torch 2.0.1, not for {torch.__version__}: build it again"),
         (Extension("no kernel image"), "were compiled for sm_80, sm_90 and cannot run on GPU 0: no kernel image"),
     ],
     ids=["without CUDA", "another torch", "another architecture"],
@@ -145,7 +145,7 @@ def test_without_triton_cuda_serves_alone(built, monkeypatch):
 def test_without_the_extension(monkeypatch):
     monkeypatch.setitem(sys.modules, "bcos_kernels._C", None)
     monkeypatch.delattr(bcos_kernels, "_C", raising=False)
-    assert extension.load()[0] is None and "bcos_kernels._C is not there" in cuda._load()[1]
+    assert extension.load()[0] is None and "bcos_kernels._C cannot be imported" in cuda._load()[1]
 
 
 @pytest.mark.parametrize(

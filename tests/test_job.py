@@ -170,7 +170,7 @@ def test_compiled_calls_are_told_and_not_counted():
         layer(torch.ones(1, 4))
     assert tally.current() - before == Counter({("compiled", "", ""): 1})
     words = tally.words([many(layers=1, calls=7, compiled=1)]).splitlines()
-    assert "  calls inside what torch.compile compiled are not counted" in words
+    assert "  calls inside code that torch.compile compiled are not counted" in words
 
 
 def many(**counts) -> Counter:
@@ -230,7 +230,7 @@ def test_damaged_files_of_a_job_are_not_counted(tmp_path, capsys):
     tally.tell(str(tmp_path), "1")
     assert capsys.readouterr().err == "bcos_kernels: 2 B-cos layers accelerated, 3 fused calls\n"
     tally.tell(str(tmp_path), "1")
-    assert capsys.readouterr().err.startswith("bcos_kernels: what was accelerated is unknown: ")
+    assert capsys.readouterr().err.startswith("bcos_kernels: the summary of this job cannot be read: ")
 
 
 @pytest.mark.parametrize("job", ["running", "away"])
@@ -247,4 +247,4 @@ def test_tally_of_a_process_that_outlives_its_job_or_is_out_of_its_reach(job, fo
         "  ran plain: 1 call of Layer: reason 0",
     ]
     assert reasons[8] == "  ran plain: 502 calls for 502 further reasons"
-    assert ("  1 process had not ended: counted is what was done until then" in reasons) == (job == "running")
+    assert ("  1 process had not ended: only what was done until then is counted" in reasons) == (job == "running")

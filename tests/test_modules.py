@@ -215,7 +215,7 @@ def test_the_backend_is_taken_or_refused():
         (
             lambda: bk.BcosConv2dWithScale(6, 4, 3, scale=1.0),
             ValueError,
-            "scale=1.0: BcosConv2d is the layer",
+            "scale=1.0: another scale is needed",
         ),
         (lambda: bk.BcosConv2dWithScale(6, 4, 3, scale=0), ValueError, "scale=0: must be finite and above 0"),
         (lambda: bk.BcosConv2dWithScale(6, 4, 3, scale="x"), TypeError, "scale='x': a float"),

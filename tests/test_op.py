@@ -154,7 +154,7 @@ def test_the_choice_explains_itself():
         (
             lambda: TOY.add_candidate(Candidate("tpu", "kernels", forward, backward)),
             ValueError,
-            "candidate tpu kernels of op 'toy': no backend 'tpu' is there",
+            "candidate tpu kernels of op 'toy': backend 'tpu' is not registered",
         ),
     ],
 )

@@ -142,7 +142,7 @@ def test_a_layer_whose_exponent_becomes_a_parameter_later(families_published):
     del layer.b
     layer.b = 1.5
     bk.accelerate(layer)
-    assert reason(layer) == "its b is clamped and no tensor"
+    assert reason(layer) == "its b is clamped but is not a tensor"
     del layer.b
     layer.b = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
     x = example(layer)
@@ -177,7 +177,7 @@ UNKNOWN = "not among the published"
         (lambda: OwnForward(6, 4, 3), UNKNOWN),
         (lambda: OwnImpl(6, 4, 3), UNKNOWN),
         (lambda: OwnNorm(6, 4, 3), UNKNOWN),
-        (lambda: OwnGroups(6, 4, 3), "groups is no plain function"),
+        (lambda: OwnGroups(6, 4, 3), "groups is not a plain function"),
         (lambda: altered(M.BcosConv2d(6, 4, 3), linear=nn.Sequential()), "is Sequential, neither"),
         (lambda: altered(M.BcosLinear(6, 4), linear=Doubled(6, 4)), "its .linear: the code of Doubled.forward"),
         (lambda: altered(M.BcosConv2d(6, 4, 3), forward=lambda x: x), "forward was assigned"),

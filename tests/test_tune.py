@@ -111,7 +111,7 @@ def test_winners_serve_other_processes(tmp_path):
     assert [choice for _, *row in rows[:3] for choice in row] == expected
     assert rows[3][1:] == ["not run by the example"] * 3
     assert all("(predicted: " in choice for row in json.loads(other)[:3] for choice in row)
-    assert "depends on the input: report(model, example_input)" in text[-2]
+    assert "depends on the input: call report(model, example_input)" in text[-2]
 
     def command(*args):
         result = python("-m", "bcos_kernels", *args, cache=cache)
@@ -189,7 +189,7 @@ def test_failing_and_wrong_kernels_are_refused(tmp_path):
     line, _, row, *refused, last = script(WRONG, tmp_path / "c.json").stdout.splitlines()
     assert line == "vendor [True, True, False]"
     assert row.split()[-1] == "–"  # the predicted kernel was refused: no gain to tell
-    assert "its y is 1.0e-02 away from the vendor's, 4.0e-03 is allowed" in refused[0]
+    assert "its y differs from the vendor's by 1.0e-02, and 4.0e-03 is allowed" in refused[0]
     assert "MemoryError: out of resources" in refused[1]
     assert last.startswith("1 of 1 measured")
 
@@ -248,7 +248,7 @@ def no_gpu(monkeypatch):
             (torch.nn.ReLU(), torch.ones(1)),
             {},
             RuntimeError,
-            "on the GPU that is to run the model, and torch sees none",
+            "on the GPU that will run the model, and torch finds no GPU",
         ),
     ],
 )
@@ -285,7 +285,7 @@ def test_report_of_other_backends_runs_nothing():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--model", "math:sqrt", "--input", "1,2"], "on the GPU that is to run the model, and torch sees none"),
+        (["--model", "math:sqrt", "--input", "1,2"], "on the GPU that will run the model, and torch finds no GPU"),
         (["--model", "math.sqrt", "--input", "1,2"], "--model math.sqrt: pkg.module:factory is needed"),
         (["--model", "math:nowhere", "--input", "1,2"], "--model math:nowhere: math has no nowhere"),
         (["--model", "math:pi", "--input", "1,2"], "--model math:pi: pi is float, not callable"),

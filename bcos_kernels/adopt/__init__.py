@@ -1,4 +1,4 @@
-"""People's own models with the fused layers in them: recognised by their code, accelerated, reported, restored."""
+"""Acceleration of existing models: B-cos layers are recognised by their code, accelerated, reported and restored."""
 
 from .accelerate import accelerate, accelerate_as_built, restore
 from .report import Report, Row, arguments, report, run_once

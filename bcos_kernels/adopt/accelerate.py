@@ -1,8 +1,8 @@
-"""Puts the fused layers into existing models and takes them out again.
+"""Accelerates the B-cos layers of existing models, and restores them.
 
-A recognised module keeps its identity and everything it holds: only its class becomes a subclass of its own class,
-with the same name and a fused forward. Values (b, detach, weight, stride ...) are read at each call, and so is whether
-the code is still the one that was recognised.
+A recognised module stays the same object and keeps everything it holds. Only its class changes: to a subclass of its
+own class, with the same name and a fused forward. Each call reads the present values (b, detach, weight, stride ...)
+and checks that the code is still the code that was recognised.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 UNPUBLISHED = ("leave", "measure")
-"""What becomes of layers whose code is not published."""
+"""What to do with layers whose code is not published."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Plan:
     out_dtype: torch.dtype | None
     backend: str | None
     measured: bool
-    """Whether the formula was measured, since the code is not published."""
+    """Whether the formula was found by measurement, because the code is not published."""
 
     def objection(self, module: nn.Module, x: Tensor | None = None) -> Variant | str:
-        """The variant by which the module is computed now; or why its own forward must run for the input x."""
+        """The variant that the module computes now; or the reason why its own forward must run for the input x."""
         return _measurements().objection(module, x) if self.measured else layer.objection(module, x)
 
 
@@ -64,25 +64,28 @@ def accelerate(
     backend: str | None = None,
     unpublished: str = "leave",
 ) -> nn.Module:
-    """Accelerates every published B-cos layer of ``model`` in place, the root too, and returns ``model``.
+    """Accelerates every published B-cos layer of ``model`` in place, including ``model`` itself, and returns ``model``.
 
-    Recognised by their code are the layers of ``bcos``, of the first version of B-cos networks, of B-cosification, of
-    model guidance with its descendants, of the B-cos language models and of the one-file ResNet. Whatever else is left
-    alone, see :func:`report`. A module runs its own forward while its parts are hooked or its code is changed. A
-    pickled module needs this package to be read again: :func:`restore` the model first where that matters.
+    Layers are recognised by their code: those of ``bcos``, of the first version of B-cos networks, of B-cosification,
+    of model guidance and the repositories derived from it, of the B-cos language models and of the one-file ResNet.
+    All others are left alone; :func:`report` says why. An accelerated layer runs its own forward while its parts have
+    hooks or its code is changed. Unpickling an accelerated module needs this package: where it may be missing,
+    :func:`restore` the model before pickling it.
 
     Args:
+        model: any module.
         out_dtype: dtype of the layers' outputs under autocast; None gives the reference's.
-        backend: the backend of every layer, ``None`` for the fastest that serves each call.
-        unpublished: ``"leave"`` leaves a layer of unpublished code alone. ``"measure"`` compares what it computes with
-            the formulas on a few numbers and accelerates it if one of them agrees: a measurement, not a proof.
+        backend: the backend of every layer; None chooses the fastest that serves each call.
+        unpublished: ``"leave"`` leaves layers of unpublished code alone. ``"measure"`` compares their results with
+            those of the published formulas on a few inputs and accelerates a layer that agrees with one of them. This
+            is not a proof: on other inputs such a layer may compute something else.
 
     Raises:
-        TypeError: ``model`` is no module or ``out_dtype`` no dtype.
-        ValueError: ``out_dtype`` is no floating-point dtype, or ``backend`` or ``unpublished`` is unknown.
+        TypeError: ``model`` is not a module, or ``out_dtype`` is not a dtype.
+        ValueError: ``out_dtype`` is not a floating-point dtype, or ``backend`` or ``unpublished`` is unknown.
 
     Warns:
-        UserWarning: no layer of the model is accelerated.
+        UserWarning: no layer of the model was accelerated.
     """
     check_model(model)
     check_options(out_dtype, backend, unpublished)
@@ -110,7 +113,7 @@ def _class_of(module: nn.Module) -> Any:
 
 
 def check_model(model) -> None:
-    """Raises TypeError for what is no module."""
+    """Raises TypeError if ``model`` is not a module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={model!r}: a torch.nn.Module is needed, not {type(model).__name__}")
 
@@ -127,7 +130,7 @@ def check_options(out_dtype, backend, unpublished) -> None:
 
 
 def accelerate_module(module: nn.Module, out_dtype, backend, unpublished: str) -> Variant | str | None:
-    """Accelerates one module and returns its variant, or what :func:`variant_of` says against it."""
+    """Accelerates one module and returns its variant, or why it is left alone; None if it is not a candidate."""
     if not layer.is_candidate(module):
         return None
     found, measured = variant_of(module, unpublished)
@@ -135,14 +138,14 @@ def accelerate_module(module: nn.Module, out_dtype, backend, unpublished: str) -
         try:
             plan = Plan(out_dtype, backend, measured)
             module.__class__ = _subclass(_without_plan(_class_of(module)), plan)
-            plan.objection(module)  # reads the code, which a compiled call could not
-        except TypeError as error:  # slots, or a class hook of somebody's
+            plan.objection(module)  # reads the code now, because a compiled call could not read it
+        except TypeError as error:  # the class has slots, or a third-party hook of the class refused
             return f"its class cannot be extended: {error}"
     return found
 
 
 def variant_of(module: nn.Module, unpublished: str = "leave") -> tuple[Variant | str, bool]:
-    """The variant of a candidate, or why it has none; and whether that was measured."""
+    """The variant of a candidate, or the reason why it has none; and whether this was measured."""
     found = layer.variant_of(module)
     if isinstance(found, str) and unpublished == "measure":
         measured = _measurements().measure(module)
@@ -151,20 +154,20 @@ def variant_of(module: nn.Module, unpublished: str = "leave") -> tuple[Variant |
 
 
 def _measurements() -> ModuleType:
-    """The module that measures: imported for those who ask for it."""
+    """The module ``measure``, imported only when a measurement is asked for."""
     from . import measure
 
     return measure
 
 
 def plan_of(module: nn.Module) -> Plan | None:
-    """How the module is accelerated, also where another class was put on top; None where it is not."""
+    """How the module is accelerated, even if its class was extended again afterwards; None if it is not accelerated."""
     return getattr(type(module), "_bcos_kernels_plan", None)
 
 
 @functools.cache
 def _without_plan(kind: type) -> type:
-    """The class as it was before it was accelerated, with the classes that were put on top since."""
+    """The class without its acceleration; subclasses that were derived from the accelerated class are kept."""
     if "_bcos_kernels_plan" in vars(kind):
         return kind.__bases__[0]
     if not hasattr(kind, "_bcos_kernels_plan"):
@@ -176,7 +179,7 @@ def _without_plan(kind: type) -> type:
 
 @functools.cache
 def _subclass(origin: Any, plan: Plan) -> type:
-    """The subclass of ``origin`` that computes by ``plan``; one for all modules of that class."""
+    """The subclass of ``origin`` that computes by ``plan``; all modules of that class share it."""
     out_dtype, backend, objection = plan.out_dtype, plan.backend, plan.objection
 
     def forward(self, *args, **kwargs):
@@ -197,11 +200,11 @@ def _subclass(origin: Any, plan: Plan) -> type:
     def __setstate__(self, state):
         origin.__setstate__(self, state)
         if layer.weighted(self) is not None:
-            objection(self)  # reads the code, which a compiled call could not
+            objection(self)  # reads the code now, because a compiled call could not read it
 
     def __prepare_scriptable__(self):
         raise RuntimeError(
-            "torch.jit.script would compile the layer's own forward, not the fused one: "
+            "torch.jit.script would compile the layer's own forward instead of the fused one: "
             "call bcos_kernels.restore(model) first, or use torch.jit.trace or torch.export instead"
         )
 
@@ -221,7 +224,7 @@ def _subclass(origin: Any, plan: Plan) -> type:
 
 
 def _rebuild(plan: Plan, build: Callable, args: tuple) -> nn.Module:
-    """Unpickles and copies an accelerated module: made as its own class makes it, then accelerated."""
+    """Unpickles or copies an accelerated module: its own class builds it, then it is accelerated."""
     module = build(*args)
     module.__class__ = _subclass(_class_of(module), plan)
     return module
@@ -229,7 +232,7 @@ def _rebuild(plan: Plan, build: Callable, args: tuple) -> nn.Module:
 
 @contextmanager
 def accelerate_as_built(*, out_dtype: torch.dtype | None = None, backend: str | None = None) -> Iterator[None]:
-    """Within the context every B-cos layer is accelerated, and counted, when it becomes part of another module."""
+    """A context in which every B-cos layer is accelerated, and counted, when it becomes part of another module."""
     check_options(out_dtype, backend, "leave")
     left_alone: WeakSet[nn.Module] = WeakSet()
 

@@ -1,9 +1,9 @@
-"""Fingerprints of code: which published method is it that decides what a module computes?
+"""Fingerprints of code, by which a published layer is recognised.
 
 A fingerprint is a hash of the syntax trees of a class's forward and of everything that it calls on ``self``, on
 ``super()`` and by name. Comments, docstrings, annotations and formatting do not count; what a global name stands for
-does. The code that runs is compared with the source that was hashed, so that a file edited after its import or a
-function behind a decorator is never mistaken for the code in the file.
+does. The code that runs is compared with the source that was hashed. So a file that was edited after its import, or a
+function behind a decorator, is never mistaken for the code in the file.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ __all__ = ["Fingerprint", "Unreadable", "of"]
 
 
 class Unreadable(Exception):
-    """The code of a class cannot be told: the message says which part of it, and why."""
+    """The code of a class cannot be identified: the message says which part of it, and why."""
 
     methods: tuple[tuple[type, str, object], ...] = ()
     names: tuple[tuple[object, str, object], ...] = ()
-    """What was read until then, as of a fingerprint; the part that could not be told is among them."""
+    """What was read before the failure, as in a :class:`Fingerprint`, including the part that failed."""
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What decides the value of one class, as one hash and as the objects behind it."""
+    """The code that decides what one class computes: its hash, and the objects that were hashed."""
 
     digest: str
     """16 hexadecimal digits; ``"torch"`` where every method is PyTorch's own."""
     methods: tuple[tuple[type, str, object], ...]
-    """``(class, name, value)`` of every method and class attribute that takes part, where it is defined."""
+    """``(class, name, value)`` of every method and class attribute that was hashed; the class is its definer."""
     reads: frozenset[str]
-    """Attributes of ``self`` that the code reads and that the class does not define."""
+    """Attributes of ``self`` that the code reads and the class does not define."""
     names: tuple[tuple[object, str, object], ...]
-    """``(module or function, name, value)``: the globals that the code uses, what it takes from the modules among them,
+    """``(module or function, name, value)``: the globals that the code uses, the attributes that it reads from modules,
     and the compiled code of each function."""
 
 
@@ -60,7 +60,7 @@ def of(mro: tuple[type, ...], roots: tuple[str, ...] = ("forward",)) -> Fingerpr
     """The fingerprint of the class whose method resolution order is ``mro``.
 
     Raises:
-        Unreadable: a part of the code has no source, is no plain function, or uses what cannot be named.
+        Unreadable: a part of the code has no source, is not a plain function, or uses an object that cannot be named.
     """
     reader = _Reader(mro)
     try:
@@ -86,7 +86,7 @@ class _Reader:
         self.reads: set[str] = set()
 
     def follow(self, name: str, mro: tuple[type, ...]) -> None:
-        """Takes up what ``name`` is on a class; ``mro`` is a tail of the whole one behind ``super()``."""
+        """Reads the attribute ``name`` of the class; behind ``super()``, ``mro`` is the rest of the whole order."""
         owner = next((c for c in mro if name in vars(c)), None)
         if owner is None:
             self.reads.add(name)
@@ -101,11 +101,11 @@ class _Reader:
             self.texts[label] = _torch_text(owner, name, value)
             self._within_torch(value)
             return
-        self.texts[label] = ""  # a method that calls itself ends here
+        self.texts[label] = ""  # ends the recursion of a method that calls itself
         self.texts[label] = self._text(f"{owner.__name__}.{name}", value, owner)
 
     def _within_torch(self, method) -> None:
-        """Takes up what a method of PyTorch's calls: a class below may have its own, or somebody replaced it."""
+        """Reads what a method of PyTorch calls, because a subclass may override it or a user may have replaced it."""
         if not isinstance(method, FunctionType):
             return
         self.names.append((method, "__code__", method.__code__))
@@ -122,7 +122,7 @@ class _Reader:
                 self._within_torch(vars(owner)[name])
 
     def _take(self, module: ModuleType, name: str) -> object:
-        """What a name of a module stands for; one of PyTorch's or NumPy's has to be their own."""
+        """The value of a name in a module of PyTorch or NumPy, which must be that package's own object."""
         value = vars(module)[name]
         self.names.append((module, name, value))
         if not isinstance(value, ModuleType) and not _is_own_of(module.__name__.partition(".")[0], value):
@@ -137,11 +137,11 @@ class _Reader:
         elif _is_constant(value):
             return repr(value)
         if not isinstance(value, FunctionType):
-            raise Unreadable(f"{title} is {type(value).__name__}, not a plain function")
+            raise Unreadable(f"{title} is of type {type(value).__name__}, not a plain function")
         self.names.append((value, "__code__", value.__code__))
         definition = _definition(title, value)
         if "__class__" in value.__code__.co_freevars and owner is not _class_cell(value):
-            raise Unreadable(f"{title} belongs to another class, behind which its super() looks")
+            raise Unreadable(f"{title} belongs to another class, so its super() starts there")
         names = []
         for name, found in _globals(title, value, definition):
             self.names.append((_module(value), name, found))
@@ -159,7 +159,7 @@ class _Reader:
         return f"{_normal(definition)} where {', '.join(names)}"
 
     def _of_module(self, node: ast.expr, names: dict[str, object]) -> object:
-        """The module that an expression stands for, if it does; names of PyTorch's modules are taken up on the way."""
+        """The object that a dotted name stands for, else None; attributes of modules are recorded on the way."""
         if isinstance(node, ast.Name):
             return names.get(node.id)
         if isinstance(node, ast.Attribute):
@@ -169,7 +169,7 @@ class _Reader:
         return None
 
     def _named(self, title: str, name: str, value) -> str:
-        """What a global name stands for, in words that are the same in every copy of the code."""
+        """What a global name stands for, as a text that is the same for every copy of the code."""
         if isinstance(value, ModuleType):
             if sys.modules.get(value.__name__) is not value:
                 raise Unreadable(f"{title} uses {name}, which is not the imported module {value.__name__}")
@@ -186,24 +186,24 @@ class _Reader:
             mro = value.__mro__
             roots = tuple(r for r in _ROOTS if _is_own(mro, r))
             if not roots:
-                raise Unreadable(f"{title} uses the class {value.__name__}")
+                raise Unreadable(f"{title} uses the class {value.__name__}, which has no forward that could be read")
             inner = of(mro, roots)
             self.methods += inner.methods
             self.names += inner.names
             return inner.digest
-        raise Unreadable(f"{title} uses the global {name}, which is {type(value).__name__}")
+        raise Unreadable(f"{title} uses the global {name}, an object of type {type(value).__name__}")
 
 
 _ROOTS = ("forward", "backward", "setup_context", "vjp", "jvp", "vmap", "apply")
-"""What decides the value of a class that is used by its name: a function of autograd."""
+"""The methods that decide what a class computes where the code uses it by name, as it does an autograd Function."""
 
 
 class _Scope:
-    """Globals as attributes, where they are no module's."""
+    """Holds the globals of a function as attributes where no imported module does."""
 
 
 def _module(function: FunctionType) -> object:
-    """The module whose attributes are the globals of a function, or what stands for it."""
+    """The module whose attributes are the globals of a function, or a :class:`_Scope` in its place."""
     module = sys.modules.get(function.__module__)
     if module is not None and vars(module) is function.__globals__:
         return module
@@ -213,13 +213,16 @@ def _module(function: FunctionType) -> object:
 
 
 def _class_cell(function: FunctionType) -> type:
-    """The class within which a method was written."""
+    """The class in whose body a method was written."""
     assert function.__closure__ is not None
     return function.__closure__[function.__code__.co_freevars.index("__class__")].cell_contents
 
 
 def _is_own_of(home: str, value) -> bool:
-    """Whether a function or class is one of a package's own: a wrapper can take its name, but not its globals."""
+    """Whether a function or class belongs to the package ``home``.
+
+    Its globals decide, because a wrapper can take over the name of a function but not its globals.
+    """
     if isinstance(value, FunctionType):
         return value.__globals__.get("__name__", "").partition(".")[0] == home
     return isinstance(value, (type, BuiltinFunctionType)) or type(value).__module__.partition(".")[0] == home
@@ -241,7 +244,7 @@ def _is_own(mro: tuple[type, ...], name: str) -> bool:
 
 
 def _torch_text(owner: type, name: str, value) -> str:
-    """The name of a method of PyTorch; one that somebody put in its place has another home."""
+    """The name of a method of PyTorch. Raises Unreadable if the method was replaced by one from another module."""
     function = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
     own = isinstance(function, (property, BuiltinFunctionType, MethodDescriptorType, GetSetDescriptorType))
     if isinstance(function, FunctionType):
@@ -268,7 +271,7 @@ def _definition(title: str, function: FunctionType) -> ast.FunctionDef:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and _first_line(node) == code.co_firstlineno:
             return node
-    raise Unreadable(f"{title} is no plain function")
+    raise Unreadable(f"{title} is not a plain function")
 
 
 _FUTURES = functools.reduce(operator.or_, (getattr(future, n).compiler_flag for n in future.all_feature_names))
@@ -276,7 +279,7 @@ _FUTURES = functools.reduce(operator.or_, (getattr(future, n).compiler_flag for 
 
 @functools.lru_cache(maxsize=16)
 def _compiled(source: str, file: str, flags: int) -> tuple[ast.Module, CodeType]:
-    """A whole file, since what its imports are has a say in the code of its functions."""
+    """A file's syntax tree and its code; the whole file, because its other statements affect its functions' code."""
     return ast.parse(source), compile(source, file, "exec", flags, dont_inherit=True)
 
 
@@ -303,10 +306,10 @@ def _same_code(a: CodeType, b: CodeType) -> bool:
 
 
 def _globals(title: str, function: FunctionType, definition: ast.FunctionDef) -> list[tuple[str, object]]:
-    """The global names that a function uses and what they stand for now, sorted; builtins are themselves."""
+    """The global names that a function uses, sorted, with their present values; builtins are left out."""
     foreign = set(function.__code__.co_freevars) - {"__class__"}
     if foreign:
-        raise Unreadable(f"{title} closes over {', '.join(sorted(foreign))}")
+        raise Unreadable(f"{title} uses {', '.join(sorted(foreign))} from an enclosing function")
     local = set(function.__code__.co_varnames).union(*(c.co_varnames for c in _nested(function.__code__)))
     used = {
         n.id for n in ast.walk(_body(definition)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
@@ -321,7 +324,7 @@ def _globals(title: str, function: FunctionType, definition: ast.FunctionDef) ->
 
 
 def _body(definition: ast.FunctionDef) -> ast.Module:
-    """What a function does, without its signature."""
+    """The body of a function, without its signature."""
     return ast.Module(body=_Normalised().visit(_copied(definition)).body, type_ignores=[])
 
 
@@ -330,7 +333,7 @@ def _copied(definition: ast.FunctionDef) -> ast.FunctionDef:
 
 
 class _Normalised(ast.NodeTransformer):
-    """Leaves out what does not count: docstrings and annotations."""
+    """Removes what does not count: docstrings and annotations."""
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         self.generic_visit(node)
@@ -352,7 +355,7 @@ _LEFT_OUT = ("ctx", "kind", "returns", "type_comment", "type_params")
 
 
 def _normal(definition: ast.FunctionDef) -> str:
-    """The syntax tree as text, in words that do not depend on the version of Python."""
+    """The syntax tree as a text that does not depend on the version of Python."""
 
     def text(node) -> str:
         if isinstance(node, ast.AST):

@@ -1,7 +1,7 @@
-"""How a published B-cos layer is read: what it holds, at every call, and why its own forward must run instead.
+"""Reads a published B-cos layer at every call: its present values, and any reason why its own forward must run.
 
-The layers of ``bcos``, of its first version, of B-cosification, of model guidance with its descendants and of the
-one-file ResNet hold the same few things under the same names.
+The layers of ``bcos``, of its first version, of B-cosification, of model guidance and the repositories derived from
+it, and of the one-file ResNet hold the same few things under the same names.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ __all__ = ["is_candidate", "objection", "transform", "variant_of", "weighted"]
 
 
 def weighted(module: Theirs) -> Theirs:
-    """The ``nn.Conv2d`` or ``nn.Linear`` that holds the weight, ``module.linear`` or the module itself; or None."""
+    """The ``nn.Conv2d`` or ``nn.Linear`` that holds the weight: ``module.linear`` or the module itself; else None."""
     found = module._modules.get("linear", module)
     return found if isinstance(found, (nn.Conv2d, nn.Linear)) else None
 
 
 def transform(module: Theirs, x: Tensor, variant: Variant, out_dtype=None, backend: str | None = None) -> Tensor:
-    """``module(x)`` by the fused layers; every value is read from the module now."""
+    """``module(x)``, computed by the fused kernels with the values that the module holds now."""
     has, layer = variant.attributes, module._modules.get("linear", module)
     b, exact_two = exponent(module, has)
     if isinstance(b, Tensor) and b.device != x.device:
@@ -50,7 +50,7 @@ def transform(module: Theirs, x: Tensor, variant: Variant, out_dtype=None, backe
 
 
 def _read_together(*names: str):
-    """Reads attributes of a module in one step, in words that Dynamo knows where it compiles."""
+    """A function that reads attributes of a module in one step, or one by one where Dynamo compiles it."""
     read = attrgetter(*names)
     return lambda module: (
         tuple(getattr(module, name) for name in names) if torch.compiler.is_compiling() else read(module)
@@ -58,28 +58,28 @@ def _read_together(*names: str):
 
 
 _CONVOLUTION = _read_together("stride", "padding", "dilation", "groups", "padding_mode")
-"""The geometry of a convolution, as the functional layer takes it."""
+"""Reads the window, the groups and the padding mode of a convolution, in the order of the functional layer."""
 
 
 def held(layer: Theirs, name: str) -> Any:
-    """``layer.weight`` or ``layer.bias``, whatever it is held as; a tenth of the time where it is a parameter."""
+    """``layer.weight`` or ``layer.bias``; a parameter is found ten times as fast as by ``getattr``."""
     parameters = layer._parameters
     return parameters[name] if name in parameters else getattr(layer, name)
 
 
 def exponent(module: Theirs, has: frozenset[str]) -> tuple[float | Tensor, bool]:
-    """``(b, exact_two)``; B-cosification learns b + 2, or b clamped above 1."""
+    """``(b, exact_two)``; in B-cosification the exponent is b + 2, or b clamped above 1."""
     if "b_loss" in has and module.b_loss:
         return module.b + 2, False
     b = module.b
     if "clamping" in has and module.clamping:
-        # exactly 1 is compared before the clamp: there the layer is plain
+        # B-cosification tests b == 1 before it clamps, and a layer with b = 1 has no scale.
         return torch.where(b == 1, b.detach(), b.clamp(1 + 1e-6)), True
     return b, True
 
 
 def explanation(module: Theirs, has: frozenset[str]) -> bool | MutableMapping:
-    """The explanation mode: a bool, or the mapping that the backward reads."""
+    """The explanation mode: a bool (early mode), or the mapping that the backward reads (late mode)."""
     return module.dynamic_multiplication.state if "dynamic_multiplication" in has else bool(module.detach)
 
 
@@ -87,7 +87,7 @@ def is_candidate(module: Theirs) -> bool:
     """Whether the module looks like a B-cos layer: an exponent, a linear part and an explanation mode."""
     own = vars(module)
     return (
-        "_modules" in own  # its own constructor has come that far
+        "_modules" in own  # absent while the constructor has not called nn.Module's
         and not isinstance(module, BcosLayer)
         and ("b" in own or "b" in module._parameters or "b" in module._buffers)
         and ("linear" in module._modules or isinstance(module, (nn.Conv2d, nn.Linear)))
@@ -96,7 +96,7 @@ def is_candidate(module: Theirs) -> bool:
 
 
 def variant_of(module: Theirs) -> Variant | str:
-    """The published formula that the module's code computes, or why there is none; for candidates alone."""
+    """The published formula that a candidate's code computes, or the reason why there is none."""
     if isinstance(module, torch.jit.ScriptModule):
         return "it is a compiled TorchScript module"
     if "forward" in vars(module):
@@ -110,25 +110,25 @@ def variant_of(module: Theirs) -> Variant | str:
 
 
 def objection(module: Theirs, x: Tensor | None = None) -> Variant | str:
-    """The variant by which the module is computed now, for the input x; or why its own forward must run."""
+    """The variant that the module computes now; or the reason why its own forward must run for the input x."""
     layer = module._modules.get("linear", module)
     code = published.code(module, layer)
     if isinstance(code.variant, str):
         return code.variant
     if code.convolves and x is not None and x.dim() != 4:
-        return f"its input has {x.dim()} dimensions, of which its norm expects 4"
+        return f"its input has {x.dim()} dimensions, and its norm expects 4"
     return changed(module, layer, x) or unfitting(module, layer, code) or code.variant
 
 
 def changed(module: Theirs, layer: Theirs, x: Tensor | None) -> str | None:
-    """What is unusual about a call whatever the code is: hooks inside, a strange exponent or input."""
+    """A reason against this call that does not depend on the layer's code: a hook, a parametrization or a dtype."""
     if torch_module._has_any_global_hook():
-        return "a global module hook wants to see its parts"
+        return "a global module hook must see calls of its parts"
     for name, child in module._modules.items():
         if child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks:
             return f"its .{name} has a hook"
     if layer.training and "parametrizations" in layer._modules:
-        return "its weight is parametrized: in training that may change whenever it is read"
+        return "its weight is parametrized: in training every read may change it"
     tensor = held(layer, "weight") if x is None else x
     if not tensor.is_floating_point():
         return f"{'its weight' if x is None else 'its input'} is {tensor.dtype}, not of a floating-point dtype"
@@ -136,7 +136,7 @@ def changed(module: Theirs, layer: Theirs, x: Tensor | None) -> str | None:
 
 
 def unfitting(module: Theirs, layer: Theirs, code: Code) -> str | None:
-    """What on the instance makes published code compute another formula than its variant."""
+    """What the instance holds that makes its published code compute something other than its variant."""
     own, slow = vars(module), False
     for name in code.own:
         if name in own:
@@ -157,42 +157,45 @@ def unfitting(module: Theirs, layer: Theirs, code: Code) -> str | None:
         if not isinstance(mode.state, MutableMapping) or "fixed_weights" not in mode.state:
             return "its dynamic_multiplication has no state with the key 'fixed_weights'"
     if "normalized_weights" in code.reads and not module.normalized_weights and module.max_out != 1:
-        return "its norm has ‖w‖ for each filter, and its output has the largest of several"
+        return "its norm has a ‖w‖ for each filter, but its output keeps only one of several filters"
     return unusual_exponent(module, code.reads) or _sizes_differ(module, layer, code, slow)
 
 
 def is_own_slow_norm(module: Theirs, method, slow_norm) -> bool:
-    """Whether an instance's ``calc_patch_norms`` is the layer's own way to handle dilation."""
+    """Whether the ``calc_patch_norms`` of an instance is the layer's own method for dilated patches."""
     return isinstance(method, MethodType) and method.__self__ is module and method.__func__ is slow_norm
 
 
 def unusual_exponent(module: Theirs, has: frozenset[str]) -> str | None:
-    """What no exponent of ours is."""
+    """Why our kernels cannot take the layer's exponent; None where they can."""
     b = module.b
     if type(b) is int and b >= 1 and "clamping" not in has:
         return None
     if "b_loss" in has and type(module.b_loss) is not bool:
-        return f"its b_loss={module.b_loss!r} is neither True nor False, which its code tells apart from both"
+        return f"its b_loss={module.b_loss!r} is neither True nor False, and its code has another formula for that"
     if isinstance(b, Tensor):
         if b.numel() != 1 or b.dim() > 1 or not b.is_floating_point():
             return "its b is not one floating-point value"
         if b.dim() and b.dtype != held(module._modules.get("linear", module), "weight").dtype:
-            return f"its b of shape (1,) makes the output {b.dtype}"
+            return f"its b of shape (1,) gives the output dtype {b.dtype}"
         return None
     if "clamping" in has and module.clamping:
-        return "its b is clamped and no tensor"
+        return "its b is clamped but is not a tensor"
     if "b_loss" in has and module.b_loss:
         b = b + 2
     return None if isinstance(b, Real) and 1 <= float(b) < math.inf else f"its b={b!r} is not a float of at least 1"
 
 
 _GEOMETRY = attrgetter("stride", "padding", "dilation", "groups", "padding_mode", "_reversed_padding_repeated_twice")
-"""What a convolution reads of its own, with the amounts that its other padding modes keep from when it was made."""
+"""Reads the attributes that an ``nn.Conv2d`` computes with.
+
+The last one holds the amounts of padding for the modes other than zeros, as they were when the layer was made.
+"""
 
 
 def _sizes_differ(module: Theirs, layer: Theirs, code: Code, slow: bool) -> str | None:
-    """Whether the layer and its linear part say the same of what both hold."""
-    if torch.compiler.is_compiling():  # once for all calls
+    """:func:`_difference`, remembered for the sizes that were met before."""
+    if torch.compiler.is_compiling():  # the compiled code does not check again
         return _difference(module, layer, code, slow)
     key = (code.sizes(module), held(layer, "weight").shape, _GEOMETRY(layer) if code.convolves else (), slow)
     try:
@@ -200,12 +203,12 @@ def _sizes_differ(module: Theirs, layer: Theirs, code: Code, slow: bool) -> str 
     except KeyError:
         found = code.fitting[key] = _difference(module, layer, code, slow)
         return found
-    except TypeError:  # a list among the sizes
+    except TypeError:  # a list among the sizes has no hash
         return _difference(module, layer, code, slow)
 
 
 def _difference(module: Theirs, layer: Theirs, code: Code, slow: bool) -> str | None:
-    """The first attribute of the layer that its code reads and that its linear part contradicts."""
+    """Where an attribute that the layer's code reads contradicts its linear part; None if they agree."""
     shape, reads = tuple(held(layer, "weight").shape), code.reads
     max_out = module.max_out if "max_out" in reads else 1
     if type(max_out) is not int or max_out < 1 or shape[0] % max_out:
@@ -219,18 +222,18 @@ def _difference(module: Theirs, layer: Theirs, code: Code, slow: bool) -> str | 
     for name in sorted(reads.intersection(published.SIZES, expected) - {"max_out"}):
         value = getattr(module, name)
         if _pair(value) != _pair(expected[name]):
-            return f"its {name}={value!r} is not that of its weight and its .linear, {expected[name]!r}"
+            return f"its {name}={value!r} contradicts its weight and its .linear, which have {expected[name]!r}"
     if not isinstance(layer, nn.Conv2d):
         return None
     if _pair(layer.dilation) != (1, 1) and not slow:
-        return f"its norm does not follow dilation={layer.dilation}"
+        return f"its norm ignores dilation={layer.dilation}"
     if slow and max_out != 1:
-        return "its norm for dilation has a channel for each filter, and its output has the largest of several"
+        return "its norm for dilation has a channel for each filter, but its output keeps only one of several filters"
     if "groups" not in reads and layer is not module and layer.groups != 1:
-        return f"its norm does not follow groups={layer.groups}"
+        return f"its norm ignores groups={layer.groups}"
     if layer.padding_mode != "zeros":
         if not code.pads:
-            return f"its linear part does not follow padding_mode={layer.padding_mode!r}"
+            return f"its linear part ignores padding_mode={layer.padding_mode!r}"
         kept = [amount for amount in reversed(layer.padding) for _ in range(2)]
         if isinstance(layer.padding, tuple) and list(layer._reversed_padding_repeated_twice) != kept:
             return f"the padding={layer.padding} of its .linear was changed after it was made"
@@ -238,7 +241,7 @@ def _difference(module: Theirs, layer: Theirs, code: Code, slow: bool) -> str | 
 
 
 def _pair(value) -> tuple | str:
-    """One number stands for both dimensions."""
+    """The value as a pair, since one number stands for both dimensions; a string stays as it is."""
     if isinstance(value, str):
         return value
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)

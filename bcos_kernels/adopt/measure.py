@@ -1,10 +1,10 @@
-"""Measures which published formula a layer of unknown code computes: its own forward, in float64, beside the formulas.
+"""Measures which published formula a layer of unknown code computes, by comparing their results in float64.
 
-A measurement is no proof: a layer may do something else where it was not looked. So it is made for layers of somebody
-who asks for it, with ``accelerate(model, unpublished="measure")``, and the report says of each that it was measured.
-A formula must reproduce the outputs and the gradients: in training and in evaluation, in both explanation modes, for
-inputs of every rank that the layer takes, small and large, and for exponents up to 8. The layer, its hooks and the
-state of the random number generator are not touched.
+A measurement is not a proof: on other inputs the layer may compute something else. So layers are measured only where
+the user asks for it, with ``accelerate(model, unpublished="measure")``, and the report marks them as measured.
+A formula must reproduce the outputs and the gradients: in training and in evaluation, with the explanation mode on and
+off, for inputs of every rank that the layer takes, small and large, and for exponents up to 8. The layer, its hooks and
+the state of the random number generator are not touched.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from .published import OPTIONAL, SLOW_NORM, Theirs, Variant, published_mro
 __all__ = ["measure", "objection"]
 
 TOLERANCE = 1e-8
-"""Relative, in float64; the smallest difference between two variants is near 5e-7."""
+"""The allowed relative difference, in float64; the smallest difference between two variants is near 5e-7."""
 
 EXPONENTS = (1.5, 1.0, 2.0, 2.5, 4.0, 8.0)
-"""The first tells every epsilon; the others confirm the shortcuts and that no exponent is capped."""
+"""The first shows every epsilon; the others test b = 1 and b = 2, and whether large exponents are capped."""
 
 ROWS = (1.0, 1e-3, 1e-8, 1e3)
-"""Magnitudes of the inputs: each epsilon of a norm shows in one of them, and a clamp of large values in the last."""
+"""Magnitudes of the inputs: every epsilon of a norm shows in one of them, and a clamp of large values in the last."""
 
 NORM_EPSILONS = ((1e-6, 0.0), (0.0, 1e-12))
 COSINE_EPSILONS = (1e-6, 0.0)
@@ -51,23 +51,23 @@ _results: dict[tuple, Measured | str] = {}
 
 
 def objection(module: Theirs, x: Tensor | None = None) -> Variant | str:
-    """The variant that was measured for the module as it is now; or why its own forward must run for the input x."""
+    """The variant that was measured for the present state of the module; or why its own forward must run for x."""
     found = measure(module)
     if isinstance(found, str):
         return found
     if x is not None and x.dim() not in found.ranks:
-        return f"it computes something else for inputs of {x.dim()} dimensions"
+        return f"its formula was not confirmed for inputs of {x.dim()} dimensions"
     linear, variant = layers.weighted(module), found.variant
     return layers.changed(module, linear, x) or layers.unusual_exponent(module, variant.attributes) or variant
 
 
 def measure(module: Theirs) -> Measured | str:
-    """The variant that a candidate computes, or why none of them; measured once for layers that are alike."""
+    """The variant that a candidate computes, or the reason why it has none; layers that are alike are measured once."""
     if (reason := _unmeasurable(module)) is not None:
         return reason
     key = _key(module)
     if key not in _results:
-        # the CPU for everything, whatever the device under which a model is being built
+        # All of it runs on the CPU, even if the model is being built under another default device.
         with (
             torch.device("cpu"),
             torch.random.fork_rng(devices=[]),
@@ -83,7 +83,7 @@ def measure(module: Theirs) -> Measured | str:
 
 
 def _unmeasurable(module: Theirs) -> str | None:
-    """What the structure of a candidate alone rules out."""
+    """The reason why the structure of a candidate rules out a measurement; None if it does not."""
     if isinstance(module, torch.jit.ScriptModule):
         return "it is a compiled TorchScript module"
     if "forward" in vars(module):
@@ -97,12 +97,12 @@ def _unmeasurable(module: Theirs) -> str | None:
     extra |= (module._parameters.keys() | module._buffers.keys()) - {"b", "scale"}
     if layer is module:
         extra -= {"weight", "bias"}
-    return f"it also holds {', '.join(sorted(extra))}" if extra else None
+    return f"it also holds {', '.join(sorted(extra))}, which no published layer has" if extra else None
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Waking a pool of threads costs more than these sums do, and far more where the cores are busy."""
+    """A context with one thread: these sums cost less than waking a pool of threads, above all on busy cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -112,7 +112,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _key(module: Theirs) -> tuple:
-    """What can change the formula: code, plain attributes, functions on the instance, sizes; no tensor's values."""
+    """All that can change the formula: code, plain attributes, functions on the instance, and sizes, not values."""
     layer = layers.weighted(module)
     parts = (module, *module._modules.values())
     code = tuple(_functions(type(part)) for part in parts)
@@ -121,18 +121,18 @@ def _key(module: Theirs) -> tuple:
 
 
 def _functions(kind: type) -> tuple:
-    """A class and everything callable that it has from outside of torch, by identity."""
+    """A class and all functions that it has from outside of torch, compared by identity."""
     mro = published_mro(kind)
     own = (c for c in mro if c.__module__.partition(".")[0] not in ("torch", "builtins"))
     return mro[0], *(value for c in own for value in vars(c).values() if callable(value))
 
 
 def _plain(of: nn.Module) -> tuple:
-    """The attributes of a module that are numbers, words or functions; not the switches that a call sets."""
+    """The attributes of a module that are numbers, strings or functions, without those that change between calls."""
     kinds = (bool, int, float, str, tuple, list, type(None))
     switches = ("b", "scale", "detach", "training")
     values = ((k, v) for k, v in vars(of).items() if k not in switches and (isinstance(v, kinds) or callable(v)))
-    # a function itself: its name does not tell it from another; without the object that it is bound to
+    # A function stands for itself, because another one may have its name; a method is taken without its object.
     return tuple((k, getattr(v, "__func__", v) if callable(v) else repr(v)) for k, v in values)
 
 
@@ -141,7 +141,7 @@ def _measure(module: Theirs) -> Measured | str:
     for plain_geometry in (False, True):
         try:
             return _compare(module, plain_geometry)
-        except Exception as error:  # anything that a stranger's forward can raise
+        except Exception as error:  # a third-party forward can raise anything
             failure = f"{type(error).__name__}: {error}".splitlines()[0]
     return f"its own forward fails on a small input: {failure}"
 
@@ -155,7 +155,7 @@ def _compare(module: Theirs, plain_geometry: bool) -> Measured | str:
         theirs = run(None)
         variants = [v for v in variants if _equal(run(v), theirs)]
         if not variants:
-            return f"its forward is none of the published formulas (seen at {where})"
+            return f"its forward computes none of the published formulas (seen at {where})"
     if _state(twin) != before:
         return "its forward changes the module"
     ranks = {first.dim()}
@@ -169,7 +169,7 @@ def _compare(module: Theirs, plain_geometry: bool) -> Measured | str:
 
 
 def _runs(module: Theirs, twin: Theirs, parameters: list[Tensor], x: Tensor) -> Iterator[tuple[str, Callable]]:
-    """Every mode and exponent in words, and what computes the results there: by a variant, or by the twin's forward."""
+    """For each exponent and mode, its name and ``run(variant)``; ``run(None)`` runs the twin's own forward."""
     offset = 2 if getattr(module, "b_loss", False) else 0
     learned = isinstance(module.b, Tensor) or getattr(module, "clamping", False)
 
@@ -186,7 +186,7 @@ def _runs(module: Theirs, twin: Theirs, parameters: list[Tensor], x: Tensor) -> 
 
 
 def _variants(module: Theirs) -> Iterator[Variant]:
-    """Every formula that the attributes of the layer leave open."""
+    """Every formula that the layer can compute according to its attributes."""
     has = frozenset(name for name in OPTIONAL if hasattr(module, name))
     scaled = (True, False) if "scale" in has else (False,)
     for unit, norm, cos, divides in itertools.product((True, False), NORM_EPSILONS, COSINE_EPSILONS, scaled):
@@ -200,33 +200,33 @@ def _equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:
 def _same(ours: Tensor, theirs: Tensor) -> bool:
     if ours.shape != theirs.shape:
         return False
-    # row by row: each magnitude of the inputs is judged by its own size
+    # Compared row by row, so that the differences of each row are relative to the magnitude of its input.
     ours, theirs = ours.reshape(len(ours), -1), theirs.reshape(len(theirs), -1)
     return bool(((ours - theirs).abs().amax(1) <= TOLERANCE * theirs.abs().amax(1)).all())
 
 
 def _results_of(twin, x: Tensor, parameters: list[Tensor], frozen: bool, forward) -> list[Tensor]:
-    """Output and gradients of x and the parameters; the explanation mode is entered as the layer means it."""
+    """The output and the gradients of x and the parameters, in the early or the late mode, whichever the layer has."""
     late = "dynamic_multiplication" in twin._modules
     if late:
         twin.dynamic_multiplication.state["fixed_weights"] = False
     else:
         twin.detach = frozen
     y = forward()
-    if late:  # the mode that counts is the backward's
+    if late:  # the backward reads the mode
         twin.dynamic_multiplication.state["fixed_weights"] = frozen
     gradients = torch.autograd.grad(y, [x, *parameters], _numbers(y.shape, 0.7))
     return [y.detach(), gradients[0], *(g.reshape(1, -1) for g in gradients[1:])]
 
 
 def _numbers(shape, phase: float) -> Tensor:
-    """Fixed numbers in (-1, 1) without a pattern that a layer could miss; no random generator is involved."""
+    """Fixed numbers in (-1, 1) that look random; no random number generator is used."""
     count = torch.Size(shape).numel()
     return torch.sin(torch.arange(1, count + 1, dtype=torch.float64, device="cpu").mul(12.9898).add(phase)).view(shape)
 
 
 def _inputs(layer: Theirs) -> Iterator[Tensor]:
-    """Inputs of each rank, a batch of ``ROWS`` first; linear layers take any, convolutions one image too."""
+    """An input of each rank, first a batch with one row for each of ``ROWS``; the others have other ranks."""
     rows = torch.tensor(ROWS, dtype=torch.float64, device="cpu")
     if isinstance(layer, nn.Conv2d):
         reach = (
@@ -241,7 +241,7 @@ def _inputs(layer: Theirs) -> Iterator[Tensor]:
 
 
 def _twin(module: Theirs, plain_geometry: bool) -> tuple[Theirs, list[Tensor]]:
-    """A copy with the module's flags and sizes and numbers of ours; its weight (and bias) in float64."""
+    """A copy of the module with weight, bias, b and scale replaced by fixed numbers; and its parameters, in float64."""
     layer = layers.weighted(module)
     weight = _numbers(layer.weight.shape, 0.1).requires_grad_()
     bias = None if layer.bias is None else _numbers(layer.bias.shape, 0.2).requires_grad_()
@@ -266,7 +266,7 @@ def _twin(module: Theirs, plain_geometry: bool) -> tuple[Theirs, list[Tensor]]:
 
 
 def _copy(module: Theirs) -> Theirs:
-    """The same class and attributes: containers copied, methods bound to the copy, calls without hooks."""
+    """A copy with the same attributes: its containers are copies, its methods are bound to it, and it has no hooks."""
     kind: Any = published_mro(type(module))[1 if parametrize.is_parametrized(module) else 0]
     copy = object.__new__(kind)
     for name, value in vars(module).items():
@@ -280,7 +280,7 @@ def _copy(module: Theirs) -> Theirs:
 
 
 def _plain_geometry(module: Theirs) -> None:
-    """Stride 1 without padding and dilation: some layers refuse what their own constructor took."""
+    """Sets stride 1, no padding and no dilation, because the forward of some layers refuses other values."""
     own = module.__dict__
     replaced = own.get("calc_patch_norms")
     if replaced is not None and layers.is_own_slow_norm(module, replaced, getattr(type(module), SLOW_NORM, None)):
@@ -294,7 +294,7 @@ def _plain_geometry(module: Theirs) -> None:
 
 
 def _state(twin: Theirs) -> dict:
-    """What a forward with a side effect would change."""
+    """The identities and lengths of attributes, which show whether a forward has changed the module."""
     own = ("b", "detach", "training", "_parameters", "_modules", "_buffers")
     return {
         k: (id(v), len(v) if isinstance(v, (dict, list, set)) else 0) for k, v in vars(twin).items() if k not in own

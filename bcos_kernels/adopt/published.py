@@ -1,7 +1,7 @@
 """The published layers: which code computes which formula.
 
-``published.json`` names the code by its fingerprint and holds no code. ``python -m benchmarks.fingerprints`` adds what
-it finds in checkouts; the formula beside each fingerprint is entered by a person who has read that code.
+``published.json`` lists fingerprints and holds no code. ``python -m benchmarks.fingerprints`` adds the fingerprints of
+checkouts; a person who has read the code enters the formula beside each of them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from . import fingerprint
 __all__ = ["SLOW_NORM", "TABLE", "Code", "Theirs", "Variant", "code"]
 
 Theirs = Any
-"""Somebody's module: what it holds is known by its code, not by a type."""
+"""A third-party module: its code says what it holds; there is no type that does."""
 
 TABLE = Path(__file__).with_name("published.json")
 
 SLOW_NORM = "_calc_patch_norms_slow"
-"""The method that a layer with dilation assigns to its own ``calc_patch_norms``."""
+"""The name of the method that a layer with dilation assigns to its own ``calc_patch_norms``."""
 
 OPTIONAL = ("b_loss", "clamping", "dynamic_multiplication", "max_out", "normalized_weights", "scale")
 """Attributes that only some of the published layers read."""
@@ -43,41 +43,42 @@ class Variant:
     scaled: bool
     """Whether the output is divided by ``module.scale``."""
     attributes: frozenset[str]
-    """Those of ``OPTIONAL`` that the layer reads."""
+    """The attributes in ``OPTIONAL`` that the layer reads."""
 
 
 @dataclass(frozen=True, eq=False)
 class Code:
-    """What decides the value of one combination of classes: the layer's, its linear part's and its mode's."""
+    """What the code of three classes together computes: the layer's, its linear part's and its explanation mode's."""
 
     variant: Variant | str
-    """The formula, or why it is not known."""
+    """The formula, or the reason why it is not known."""
     watched: tuple[tuple[object, str, object], ...] = ()
-    """``(class, module or function; name; value)``: the variant holds while the attribute of that name is the value."""
+    """``(owner, name, value)``, the owner a class, a module or a function: the variant is valid while every owner's
+    attribute of that name is that value."""
     parts: tuple[type, ...] = ()
-    """The classes of the linear part and of the mode, which are called as every module is."""
+    """The classes of the linear part and of the explanation mode, which must be called in the usual way."""
     own: frozenset[str] = frozenset()
-    """Names of the layer's methods: one that is assigned on the instance takes the place of the class's."""
+    """The names of the layer's methods: one that is assigned on the instance would run in place of the class's."""
     linear_own: frozenset[str] = frozenset()
-    """The same of the linear part."""
+    """The same names for the linear part."""
     reads: frozenset[str] = frozenset()
-    """Plain attributes that the layer's code reads."""
+    """The attributes of the instance that the layer's code reads."""
     convolves: bool = True
     """Whether the linear part is a convolution."""
     late: bool = False
-    """Whether the explanation mode is the backward's."""
+    """Whether the layer has the late explanation mode."""
     scales_weights: bool = False
-    """Whether the linear part may take its weights as they are, or times a scale, as in B-cosification."""
+    """Whether the linear part has the option to multiply its weights by a scale, as in B-cosification."""
     pads: bool = True
-    """Whether the linear part follows its ``padding_mode``; the first version pads with zeros whatever it says."""
+    """Whether the linear part follows its ``padding_mode``; that of the first version always pads with zeros."""
     slow_norm: object = None
-    """The layer's method for the norm of dilated patches, if it is a published one."""
+    """The layer's method for the norm of dilated patches, if that method is published."""
     fitting: dict[tuple, str | None] = field(default_factory=dict)
-    """Sizes of a layer and of its linear part -> where they contradict each other, for those met so far."""
+    """Sizes of a layer and of its linear part that were met so far -> where they contradict each other, or None."""
 
     def holds(self) -> bool:
         """Whether nothing was replaced since the code was read."""
-        if torch.compiler.is_compiling():  # as below, in words that Dynamo knows
+        if torch.compiler.is_compiling():  # the same test in a form that Dynamo can trace
             same = all(getattr(owner, name, None) is value for owner, name, value in self.watched)
             return same and all(map(_is_called_as_usual, self.parts))
         owners, names, values = self.watched_apart
@@ -88,25 +89,25 @@ class Code:
 
     @functools.cached_property
     def watched_apart(self) -> tuple[list, list[str], list]:
-        """The owners, the names and the values of what is watched."""
+        """The owners, the names and the values in ``watched``."""
         owners, names, values = map(list, zip(*self.watched, strict=True)) if self.watched else ([], [], [])
         return owners, names, values
 
     @functools.cached_property
     def sizes(self) -> Callable[[nn.Module], object]:
-        """Reads from a layer, in one step, what has to fit its linear part."""
+        """Reads from a layer, in one step, the attributes that must agree with its linear part."""
         return attrgetter(*(self.reads & SIZES or ("b",)))
 
 
 SIZES = {"in_channels", "out_channels", "out_features", "max_out", "kernel_size", "kssq", "patch_size"}
 SIZES |= {"stride", "padding", "dilation", "groups"}
-"""Attributes of a layer that say again what its linear part says."""
+"""Attributes of a layer that repeat what its linear part holds."""
 
 _CODES: dict[tuple[type, type, type], Code] = {}
 
 
 def code(module: nn.Module, linear: nn.Module) -> Code:
-    """The code of a layer whose linear part is ``linear``, read again when a method of it was replaced."""
+    """The code of a layer whose linear part is ``linear``; it is read again after a method was replaced."""
     kinds = (type(module), type(linear), type(module._modules.get("dynamic_multiplication")))
     found = _CODES.get(kinds)
     if found is None or not found.holds():
@@ -115,7 +116,7 @@ def code(module: nn.Module, linear: nn.Module) -> Code:
 
 
 def published_mro(kind: type) -> tuple[type, ...]:
-    """The classes that a class inherits from, without those that ``accelerate`` or ``parametrize`` put there."""
+    """The method resolution order of a class without the classes that ``accelerate`` or ``parametrize`` inserted."""
     return tuple(c for c in kind.__mro__ if "_bcos_kernels_plan" not in vars(c) and c.__module__ != _PARAMETRIZED)
 
 
@@ -128,7 +129,7 @@ def _table() -> dict[str, dict]:
 
 
 def _read(kind: type, linear: type, mode: type) -> Code:
-    """Hashes the classes and looks them up."""
+    """Forms the fingerprints of the three classes and looks them up in the table."""
     mro = published_mro(kind)
     try:
         layer = fingerprint.of(mro)
@@ -139,7 +140,7 @@ def _read(kind: type, linear: type, mode: type) -> Code:
     if not (formula := row.get("formula")):
         return Code(f"the code of {mro[0].__name__}.forward is not among the published layers", methods)
     if ("linear" in layer.reads) == (linear is kind):
-        return Code("its code and its parts do not agree on where the weight is: in it, or in its .linear", methods)
+        return Code("its code and its parts do not agree on where the weight is: in itself or in its .linear", methods)
     unit, inner, pads = formula.get("unit"), None, True
     parts = [(linear, "linears", "linear")] if linear is not kind else []
     if "dynamic_multiplication" in layer.reads:
@@ -208,7 +209,7 @@ def _finds_otherwise(kind: Any) -> bool:
 
 
 def _watched(kind: type, found: fingerprint.Fingerprint | fingerprint.Unreadable) -> tuple:
-    """Each method where it is defined, and as the layer's present class finds it, and the names that the code uses."""
+    """What to watch: each method at its definer and as the layer's class finds it, and the names that the code uses."""
     origin = next((c.__bases__[0] for c in kind.__mro__ if "_bcos_kernels_plan" in vars(c)), kind)
     watched = [*found.names]
     for owner, name, value in found.methods:

@@ -1,4 +1,4 @@
-"""Tells what became of the B-cos layers of a model: the backend of each, or why its own forward runs."""
+"""Reports on the B-cos layers of a model: the backend that serves each, or the reason why its own forward runs."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Row:
     backend: str | None
     reason: str | None = None
     measured: bool = False
-    """Whether its formula was measured, since its code is not published."""
+    """Whether its formula was found by measurement, because its code is not published."""
     choices: tuple[str, ...] = ()
-    """The kernels that serve its forward, explanation and training, and why; known of an example, on ``triton``."""
+    """The choice for each of its directions, and why; empty without an example or where a backend has no choice."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`report` found; ``str()`` is a table."""
+    """What :func:`report` found; ``str(report)`` is a table."""
 
     rows: tuple[Row, ...]
 
@@ -64,7 +64,7 @@ class Report:
             cells.append((row.name, row.kind, what, *(choices if wide else ())))
         lines = [aligned(cells)]
         if not wide and any(TRANSFORM.has_choice(row.backend) for row in self.rows):
-            lines.append("which kernels serve a layer on a GPU depends on the input: report(model, example_input)")
+            lines.append("which kernels serve a layer depends on the input: call report(model, example_input)")
         backends = Counter(r.backend for r in self.rows if r.backend)
         served = ", ".join(f"{count} by {name}" for name, count in backends.items())
         total = f"{len(self.rows)} B-cos layers: {self.accelerated} accelerated"
@@ -72,13 +72,18 @@ class Report:
 
 
 def report(model: nn.Module, example_input: torch.Tensor | tuple | None = None) -> Report:
-    """Every B-cos layer of ``model``: the backend that serves inputs like its weight, or why none does.
+    """Reports on every B-cos layer of ``model``: the backend that serves it, or the reason why its own forward runs.
 
-    With an example (a tensor, or a tuple of the model's arguments) the model runs on it once, without gradients and
-    leaving buffers and random numbers as they were, and layers on a GPU tell which kernels serve such an input.
+    An input of the weight's dtype and device is assumed. With ``example_input`` the model also runs on it once, to
+    report which kernels serve each layer on a GPU: without gradients, and without a change to buffers or to the state
+    of the random number generators.
+
+    Args:
+        model: any module, accelerated or not.
+        example_input: a tensor, or a tuple of the model's positional arguments.
 
     Raises:
-        TypeError: ``model`` is no module, or ``example_input`` neither a tensor nor a tuple with one.
+        TypeError: ``model`` is not a module, or ``example_input`` is neither a tensor nor a tuple with a tensor in it.
     """
     check_model(model)
     args = None if example_input is None else arguments(example_input)
@@ -91,7 +96,7 @@ def report(model: nn.Module, example_input: torch.Tensor | tuple | None = None) 
 
 
 def _choices(model: nn.Module, args: tuple, names: list[str]) -> dict[str, tuple[str, ...]]:
-    """What serves each direction of each named layer in its first call of a run of the model, and why."""
+    """For each named layer, the choice for each direction of its first call in a run of the model, and why."""
     from ..gpu import timing
 
     found = dict.fromkeys(names, ("not run by the example",) * len(DIRECTIONS))
@@ -120,7 +125,7 @@ def _words(choice) -> str:
 
 
 def arguments(example_input) -> tuple:
-    """The positional arguments of a model; raises TypeError for neither a tensor nor a tuple with one."""
+    """The model's positional arguments. Raises TypeError unless they are a tensor or a tuple with a tensor in it."""
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     if not any(isinstance(arg, torch.Tensor) for arg in args):
         raise TypeError(f"example_input={example_input!r}: a tensor or a tuple of the model's arguments is needed")
@@ -128,7 +133,7 @@ def arguments(example_input) -> tuple:
 
 
 def run_once(model: nn.Module, args: tuple):
-    """``model(*args)`` in its present mode, with its buffers and the random numbers left as they were."""
+    """``model(*args)`` in its present mode; its buffers and the random number generators are left as they were."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     tensors = itertools.chain(model.parameters(), buffers.values(), (a for a in args if isinstance(a, torch.Tensor)))
     with torch.random.fork_rng({t.get_device() for t in tensors if t.is_cuda}):
@@ -158,11 +163,11 @@ def _row(name: str, module: Theirs) -> Row | None:
 
 
 _OWN = Variant(True, (1e-6, 0.0), 1e-6, False, frozenset({"max_out"}))
-"""The layers of :mod:`bcos_kernels.modules`."""
+"""The variant that the layers of :mod:`bcos_kernels.modules` compute."""
 
 
 def _overridden(kind: type) -> str | None:
-    """What a subclass of one of our own layers changes of its mathematics."""
+    """The reason why a subclass of our own layers may compute another formula; None if it does not."""
     for name in ("forward", "forward_impl"):
         owner = next((c for c in kind.__mro__ if name in vars(c)), None)
         if owner is not None and owner.__module__ != BcosLayer.__module__:
@@ -171,7 +176,7 @@ def _overridden(kind: type) -> str | None:
 
 
 def _call(module: Theirs, variant: Variant) -> Call:
-    """A call of the smallest input, of the weight's dtype and on its device."""
+    """The call of the smallest input that the layer takes, of its weight's dtype and on its device."""
     layer = layers.weighted(module)
     b, exact_two = layers.exponent(module, variant.attributes)
     weight = layer.weight

@@ -1,1 +1,1 @@
-"""What every op shares: one description of a call, one declaration of an op, its derivatives, and who serves it."""
+"""What every op shares: how a call is described, how an op is declared, its derivatives, and who serves a call."""

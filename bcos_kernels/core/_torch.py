@@ -1,4 +1,4 @@
-"""Every use of what torch keeps private, under the name of what it is used for."""
+"""Every private function of torch that this package uses, under a name that says what it is used for."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ __all__ = [
 ]  # fmt: skip
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
-"""Within the context operators are served by what lies below autograd."""
+"""A context in which operators skip autograd: torch's dispatcher calls the kernels below it."""
 
 overloads = _get_overloaded_args
-"""Those of some arguments whose class overrides torch's functions."""
+"""Returns those of the given arguments whose class overrides torch's functions."""
 
 
 def is_traced() -> bool:
-    """Whether torch.jit.trace records what runs."""
+    """Whether torch.jit.trace is recording."""
     return torch._C._get_tracing_state() is not None
 
 
 @contextmanager
 def unrecorded() -> Iterator[None]:
-    """Within the context torch.jit.trace records nothing, and sizes are numbers."""
+    """A context in which torch.jit.trace records nothing and sizes are plain numbers."""
     trace = torch._C._get_tracing_state()
     torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
@@ -41,17 +41,17 @@ def unrecorded() -> Iterator[None]:
 
 
 def transformed() -> bool:
-    """Whether torch.func or a trace of torch.jit is to see the operators and not the Functions around them."""
+    """Whether a transform of torch.func or a trace of torch.jit is active, which must see the operators."""
     return torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None
 
 
 def forward_derivatives() -> bool:
-    """Whether forward-mode derivatives are computed."""
+    """Whether forward-mode derivatives are being computed."""
     return forward_ad._current_level >= 0
 
 
 def _plain_keys(device: str) -> tuple[int, int]:
-    """The dispatch keys of a tensor that is nothing but memory on ``device``, in and out of inference mode."""
+    """The dispatch keys of an ordinary tensor on ``device``, in inference mode and outside of it."""
     key = torch._C.DispatchKey
     inference = torch._C.DispatchKeySet(getattr(key, device)).add(getattr(key, f"Autocast{device}"))
     return inference.raw_repr(), inference.add(key.ADInplaceOrView).add(getattr(key, f"Autograd{device}")).raw_repr()
@@ -61,32 +61,32 @@ _PLAIN = frozenset((*_plain_keys("CPU"), *_plain_keys("CUDA")))
 
 
 def is_plain(t: Tensor) -> bool:
-    """Whether the tensor is nothing but memory: no subclass, no wrapper, no fake."""
+    """Whether the tensor is an ordinary one: neither a subclass nor a wrapper nor a fake tensor."""
     return torch._C._dispatch_keys(t).raw_repr() in _PLAIN
 
 
 def is_watched() -> bool:
-    """Whether a mode is to see every operator."""
+    """Whether a dispatch mode is active, which must see every operator."""
     return torch._C._len_torch_dispatch_stack() > 0
 
 
 def will_run(node) -> bool:
-    """Whether the running backward will call the node of the graph, so that its gradient will be used."""
+    """Whether the running backward will call this node of the graph and so use the gradient at it."""
     try:
         return node is not None and torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # raised for a leaf that autograd.grad was asked for
+    except RuntimeError:  # torch raises it for a leaf whose gradient autograd.grad was asked for
         return True
 
 
 def saved_tensor_of(ctx, index: int):
-    """One of the tensors that a Function saved, as autograd keeps it."""
+    """One of the tensors that an autograd Function saved, in the form in which autograd keeps it."""
     return ctx._raw_saved_tensors[index]
 
 
 def constant_when_compiled(function):
-    """Dynamo calls the function while it traces and takes its result for a constant.
+    """Makes Dynamo call the function while it traces, and treat the result as a constant.
 
-    As torch.compiler.assume_constant_result does, without importing Dynamo.
+    This is torch.compiler.assume_constant_result without its import of Dynamo.
     """
     function._dynamo_marked_constant = True
     return function

@@ -1,4 +1,4 @@
-"""Derivatives of every op: what is saved, which mode the backward is in, and the second order."""
+"""The derivatives of every op: what is saved, which explanation mode the backward is in, and the second order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Late = MutableMapping | None
 
 
 def _save(ctx, op: Op, inputs: tuple, outputs: tuple, call, late: Late, backend: str) -> None:
-    """Keeps the inputs and the outputs, the first of them where the backward needs it, for :func:`_backward`."""
+    """Keeps inputs and outputs for :func:`_backward`; the first output only where the backward needs it."""
     first, *others = outputs
     ctx.op, ctx.call, ctx.late, ctx.backend, ctx.version = op, call, late, backend, first._version
     ctx.save_for_backward(*inputs, first if call.spec.saves_output else None, *others)
@@ -27,7 +27,7 @@ def _save(ctx, op: Op, inputs: tuple, outputs: tuple, call, late: Late, backend:
 
 
 def _backward(ctx, grad, needs: tuple[bool, ...]) -> tuple:
-    """Gradients of the inputs as far as ``needs`` says."""
+    """The gradients of the inputs that ``needs`` asks for, and None for the others."""
     op = ctx.op
     if grad is None:
         return (None,) * len(needs)
@@ -37,14 +37,14 @@ def _backward(ctx, grad, needs: tuple[bool, ...]) -> tuple:
 
 
 def _saved(ctx) -> tuple:
-    """Inputs and saved outputs. An output that was changed in place since the forward is computed again."""
+    """The inputs and the saved outputs. An output that was changed in place after the forward is computed again."""
     op, count = ctx.op, len(ctx.op.inputs._fields)
     try:
         kept = ctx.saved_tensors
     except RuntimeError:
         if not ctx.call.spec.saves_output:
             raise
-        # autograd compares no versions of a tensor that has hooks: what is left to raise is a changed input
+        # Hooks on the first output stop autograd from comparing its version, so only a changed input still raises.
         _torch.saved_tensor_of(ctx, count).register_hooks(_itself, _itself)
         kept = ctx.saved_tensors
     inputs, saved = op.inputs(*kept[:count]), op.outputs(*kept[count:])
@@ -59,11 +59,14 @@ def _itself(t: Tensor) -> Tensor:
 
 
 class EagerFunction(torch.autograd.Function):
-    """The first output of a call, in less host time than the operator: outside of compilers, traces and torch.func."""
+    """The first output of a call, with less host time than the operator takes.
+
+    It is used only outside of compilers, traces and torch.func.
+    """
 
     @classmethod
     def apply(cls, *args):
-        return super(torch.autograd.Function, cls).apply(*args)  # without looking for torch.func's transforms
+        return super(torch.autograd.Function, cls).apply(*args)  # skips Function's search for torch.func's transforms
 
     @staticmethod
     def forward(ctx, op: Op, call, late: Late, backend: str, *inputs):
@@ -78,7 +81,7 @@ class EagerFunction(torch.autograd.Function):
 
 
 class DispatchedFunction(EagerFunction):
-    """All outputs of the forward operator, on the floor of torch's dispatcher where derivatives are recorded."""
+    """All outputs of the forward operator: its kernel for the autograd keys of torch's dispatcher."""
 
     @staticmethod
     def forward(ctx, op: Op, *args):
@@ -96,7 +99,7 @@ class DispatchedFunction(EagerFunction):
 
 
 class DispatchedBackward(EagerFunction):
-    """The backward operator on the same floor; its backward is the second order."""
+    """The backward operator's kernel for the autograd keys; its own backward computes the second order."""
 
     @staticmethod
     def forward(ctx, op: Op, grad, *args):
@@ -108,8 +111,8 @@ class DispatchedBackward(EagerFunction):
 
     @staticmethod
     def backward(ctx, *grads):
-        """The vector-Jacobian product of the reference's vector-Jacobian product, so every further order is exact."""
-        # the pullback of torch.func.vjp runs after its transform has ended
+        """The vector-Jacobian product of the reference's vector-Jacobian product; every higher order is exact."""
+        # torch.func.vjp calls this after its transform has ended, which leaves dead wrappers around the tensors
         grad, *inputs = _torch.unwrap_dead_wrappers(ctx.saved_tensors)
         grads = _torch.unwrap_dead_wrappers(grads)
         op, primals = ctx.op, (grad, *inputs)
@@ -130,13 +133,13 @@ class DispatchedBackward(EagerFunction):
 
 
 def _below(operator, *args):
-    """The operator by the kernels below; outer transforms of torch.func are among them, and record by themselves."""
+    """Calls the operator's kernels below autograd. Outer transforms of torch.func come next and record on their own."""
     with torch.enable_grad(), _torch.below_autograd():
         return operator(*args)
 
 
 def register(op: Op) -> None:
-    """Registers the derivatives of the op's operators at torch's dispatcher."""
+    """Registers the derivatives of the op's operators with torch's dispatcher."""
     for function, operator in ((DispatchedFunction, op.forward_operator), (DispatchedBackward, op.backward_operator)):
         _register(op, function, operator)
 
@@ -157,7 +160,7 @@ def _chosen(values: tuple, chosen) -> tuple:
 
 
 def _of_some(values: tuple, chosen, function):
-    """``function`` as a function of the chosen ones of its arguments, the others held fixed."""
+    """``function`` as a function of its chosen arguments alone; the others are held fixed."""
 
     def partial(*args):
         rest = iter(args)
@@ -167,7 +170,7 @@ def _of_some(values: tuple, chosen, function):
 
 
 def apply(op: Op, inputs, call, late: Late, backend: str) -> Tensor:
-    """The first output of a call by the kernels of ``backend``, or by the reference where these have no derivative."""
+    """The first output of a call: by the kernels of ``backend``, or by the reference where they lack a derivative."""
     if torch.compiler.is_compiling() or _torch.transformed() or _torch.forward_derivatives():
         return _transformed(op, inputs, call, late, backend)
     tally.fused()
@@ -181,17 +184,17 @@ def _eager(op: Op, inputs, call, late: Late, backend: str) -> Tensor:
 
 
 def _transformed(op: Op, inputs, call, late: Late, backend: str) -> Tensor:
-    """Under torch.compile, torch.export, torch.jit.trace, torch.func and forward-mode derivatives."""
+    """The same under torch.compile, torch.export, torch.jit.trace, torch.func and forward-mode derivatives."""
     spec = call.spec
     if torch.compiler.is_compiling():
         tally.compiled()
-    leaves = torch.compiler.is_exporting() or _torch.is_traced()
-    if leaves and torch.onnx.is_in_onnx_export():  # standard operators only
+    exports = torch.compiler.is_exporting() or _torch.is_traced()
+    if exports and torch.onnx.is_in_onnx_export():  # ONNX has standard operators only
         return op.reference(inputs, spec, None)
-    if leaves and late is not None:  # a program that leaves Python keeps the mode in which it was made
+    if exports and late is not None:  # an exported program keeps the mode in which it was exported
         spec = replace(spec, detach=bool(late["fixed_weights"]))
     elif torch.compiler.is_compiling() and late is not None:
-        # a compiled backward would keep the mode of its first run
+        # A compiled backward would keep the mode of its first run.
         return torch.compiler.disable(_eager)(op, inputs, call, late, backend)
     elif _torch.forward_derivatives() or late is not None:
         return op.reference(inputs, spec, late)
@@ -199,7 +202,7 @@ def _transformed(op: Op, inputs, call, late: Late, backend: str) -> Tensor:
 
 
 def _used(ctx, inputs: tuple, needs: tuple[bool, ...]) -> tuple[bool, ...]:
-    """Which gradients the running backward will use: ``autograd.grad(y, x)`` needs no dw, though w requires one."""
+    """Which gradients the running backward will use: ``autograd.grad(y, x)`` uses no dw, even if w requires grad."""
     if torch.compiler.is_compiling() or not all(needs[:2]):
         return needs
     nodes = iter(ctx.next_functions)

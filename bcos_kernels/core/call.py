@@ -1,7 +1,7 @@
-"""The one description of a call, from the public function to the kernel.
+"""The description of a call that is used everywhere from the public function to the kernel.
 
-Every op has a ``Spec``, its static options, and a ``Call``, a spec with what else decides how the call is served:
-shapes, dtypes and the device. Options are flattened for ``torch.library`` here and nowhere else.
+Every op has a ``Spec``, which holds its static options, and a ``Call``, which adds what else decides how the call is
+served: shapes, dtypes and the device. Options are flattened for ``torch.library`` here and nowhere else.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _SCHEMAS = {
     "bool": "bool", "int": "int", "float": "float", "float | None": "float?", "torch.dtype": "ScalarType",
     "tuple[int, ...]": "int[]", "tuple[float, float]": "float[]",
 }  # fmt: skip
-"""How the type of an option is written in a schema of ``torch.library``."""
+"""The type of an option -> how a schema of ``torch.library`` writes it."""
 
 
 def hash_kept(cls: type[T]) -> type[T]:
-    """Makes the frozen dataclass form its hash once: its objects are keys of dictionaries at every call.
+    """Makes a frozen dataclass compute its hash once, because its objects are keys of dictionaries at every call.
 
-    A copy and a pickle hold the fields alone, because a hash is another one in another process.
+    Copies and pickles hold the fields alone, because another process has other hashes.
     """
     formed = cls.__hash__
 
@@ -48,7 +48,7 @@ def hash_kept(cls: type[T]) -> type[T]:
 
 @dataclass(frozen=True)
 class Spec:
-    """The static options of an op; the base of every op's own, whose fields are its options."""
+    """The static options of an op. Each op has its own subclass, whose fields are its options."""
 
     @classmethod
     def schema(cls) -> str:
@@ -64,11 +64,11 @@ class Spec:
 
     @classmethod
     def of_flat(cls, values) -> Any:
-        """The spec of which ``values`` are the options; equal ones give the same object, but for symbols."""
+        """The spec whose options are ``values``. Equal values give the same object, except for symbolic ones."""
         options = tuple(tuple(v) if isinstance(v, (list, tuple)) else v for v in values)
         try:
             return _made(cls, options)  # type: ignore[arg-type]
-        except TypeError:  # a symbol of a compiler has no hash
+        except TypeError:  # a compiler's symbolic size has no hash
             return cls(*options)
 
 
@@ -79,33 +79,33 @@ def _made(cls, values: tuple):
 
 @dataclass(frozen=True)
 class Call:
-    """A spec, and the device that serves it; the base of every op's own, which adds shapes and dtypes."""
+    """A spec and the device that serves it. Each op has its own subclass, which adds shapes and dtypes."""
 
     spec: Any
     device: str
-    """The type of the tensors' device, as ``"cpu"``."""
+    """The type of the tensors' device, such as ``"cpu"``."""
 
     def now(self):
-        """The call under torch's settings now, which decide about precision."""
+        """The same call under torch's present settings, which decide the precision of products."""
         return self
 
     def of_backward(self, needs: tuple[bool, ...]):
-        """The call of a backward that forms the gradients of the inputs that ``needs`` names, in their order."""
+        """The call of a backward; ``needs`` says for each input whether its gradient is formed."""
         return self
 
     def words(self) -> str:
-        """What decides how the call is served, the same in every run."""
+        """A text of all that decides how the call is served; it is the same in every process."""
         raise NotImplementedError
 
     def example(self, device: torch.device) -> tuple[tuple, Tensor]:
-        """Random inputs of such a call, and a gradient of its first output, for measuring."""
+        """Random inputs for such a call and a random gradient at its first output, for measuring."""
         raise NotImplementedError
 
     def is_rounding(self, name: str) -> bool:
-        """Whether a result is 0 but for rounding, so that two kernels need not agree."""
+        """Whether the named result is 0 apart from rounding errors, so that two kernels need not agree on it."""
         return False
 
     @property
     def amplification(self) -> float:
-        """By what the formula multiplies relative rounding errors, at least 1."""
+        """The factor by which the formula multiplies relative rounding errors, at least 1."""
         return 1.0

@@ -1,4 +1,4 @@
-"""The words of a choice: backends, their candidates, directions and tiles."""
+"""What a choice is made of: backends, their candidates, directions and tiles."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 __all__ = ["DIRECTIONS", "Backend", "Candidate", "Tile"]
 
 DIRECTIONS = ("forward", "explanation", "training")
-"""The forward; the backward with the scale frozen that forms the input's gradient alone; any other backward."""
+"""The forward; the backward of the input alone with the scale frozen; any other backward."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows, columns and depth of a product's step, and how it is started."""
+    """Rows, columns and depth of a product's step, and the warps and pipeline stages that it is started with."""
 
     m: int
     n: int
@@ -25,16 +25,17 @@ class Tile:
 
 @dataclass(frozen=True)
 class Backend:
-    """Whose kernels run."""
+    """A set of kernels, and which calls they serve."""
 
     name: str
     why_not: Callable[[Any], list[str]]
-    """``why_not(call)``: the reasons why it does not serve a call; empty where it does."""
+    """``why_not(call)``: the reasons why the backend does not serve a call; empty where it does."""
     interchangeable: bool = False
-    """Whether it keeps the same tensors for the backward as the other such backends, so that these may serve that."""
+    """Whether the backend saves the same tensors as all other interchangeable ones, so that one of them may serve the
+    forward of a call and another its backward."""
 
 
-def _nothing_to_choose(call, direction: str) -> list[Tile]:
+def _no_tiles(call, direction: str) -> list[Tile]:
     return []
 
 
@@ -44,23 +45,23 @@ def _no_prediction(call, direction: str) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One way of a backend to serve calls of an op."""
+    """One way in which a backend serves calls of an op."""
 
     backend: str
     name: str
     forward: Callable[..., tuple] | None
-    """``forward(inputs, call, tile) -> outputs``; None where it serves backwards alone."""
+    """``forward(inputs, call, tile) -> outputs``; None for a candidate that serves only backwards."""
     backward: Callable[..., tuple]
-    """``backward(grad, inputs, saved, call, tile, frozen, needs) -> gradients``, None where not needed."""
+    """``backward(grad, inputs, saved, call, tile, frozen, needs) -> gradients``; a gradient not needed is None."""
     serves: Callable[[Any, str], bool] = lambda call, direction: True
-    """``serves(call, direction)``, of a call that the backend serves; see :meth:`can_serve`."""
-    tiles: Callable[[Any, str], list[Tile]] = _nothing_to_choose
-    """``tiles(call, direction)``: of the product that forms y or dx, the best guess first."""
+    """``serves(call, direction)``: whether it serves a call that its backend serves; see :meth:`can_serve`."""
+    tiles: Callable[[Any, str], list[Tile]] = _no_tiles
+    """``tiles(call, direction)``: the tiles for the product that forms y or dx, the best guess first."""
     cost: Callable[[Any, str], float] = _no_prediction
-    """``cost(call, direction)``: seconds, predicted."""
+    """``cost(call, direction)``: the predicted seconds."""
 
     def can_serve(self, call, direction: str) -> bool:
-        """Whether it serves one direction of a call that its backend serves."""
+        """Whether the candidate serves one direction of a call that its backend serves."""
         return (direction != "forward" or self.forward is not None) and self.serves(call, direction)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Checks of arguments that every op has: every error names the argument, its value and what is allowed."""
+"""Checks of arguments that all ops share: every error names the argument, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["autocast_dtype", "epsilon", "flag", "integer", "out_dtype", "pair"]
 
 
 def integer(name: str, value: Any, least: int) -> int:
-    """An int of at least ``least``; a symbolic one passes."""
+    """The value as an int of at least ``least``; a symbolic int passes unchecked."""
     if isinstance(value, torch.SymInt) or (type(value) is int and least <= value < 2**31):
         return cast(int, value)
     if isinstance(value, bool) or not isinstance(value, Integral):
@@ -24,10 +24,10 @@ def integer(name: str, value: Any, least: int) -> int:
 
 
 def pair(name: str, value, least: int) -> tuple[int, int]:
-    """Two ints, from an int or a tuple of one or two."""
+    """Two ints of at least ``least``, from one int or a tuple of one or two."""
     if isinstance(value, (tuple, list)):
         if len(value) not in (1, 2):
-            raise ValueError(f"{name}={value!r}: an int, or a tuple of one or two ints")
+            raise ValueError(f"{name}={value!r}: an int, or a tuple of one or two ints is needed")
         value = tuple(value) * (2 if len(value) == 1 else 1)
     else:
         value = (value, value)
@@ -35,7 +35,7 @@ def pair(name: str, value, least: int) -> tuple[int, int]:
 
 
 def epsilon(name: str, value) -> float:
-    """A finite float of at least 0."""
+    """The value as a finite float of at least 0."""
     if type(value) is float and 0 <= value < math.inf:
         return value
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -47,14 +47,14 @@ def epsilon(name: str, value) -> float:
 
 
 def flag(name: str, value) -> bool:
-    """True or False."""
+    """The value, which must be True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name}={value!r}: True or False is needed, not {type(value).__name__}")
     return value
 
 
 def out_dtype(dtype: torch.dtype | None, x_dtype: torch.dtype) -> torch.dtype | None:
-    """x's dtype, or fp32 for half-precision x."""
+    """The dtype, which must be None, x's dtype, or fp32 where x is not fp64."""
     allowed = (x_dtype,) if x_dtype == torch.float64 else (x_dtype, torch.float32)
     if dtype is not None and dtype not in allowed:
         raise ValueError(f"out_dtype={dtype}: allowed for x of {x_dtype} are {', '.join(map(str, allowed))} and None")
@@ -62,8 +62,8 @@ def out_dtype(dtype: torch.dtype | None, x_dtype: torch.dtype) -> torch.dtype | 
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
-    """The dtype that autocast casts to on the device type; None where it is off."""
+    """The dtype that autocast casts to on this type of device; None where autocast is off."""
     try:
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    except RuntimeError:  # a device without autocast, "meta" among them
+    except RuntimeError:  # a device without autocast, such as "meta"
         return None

@@ -1,7 +1,7 @@
-"""How one direction of a call is served: by which candidate, and in which tile.
+"""How one direction of a call is served: by which candidate, and with which tile.
 
-Where a call has several candidates, that is what :func:`bcos_kernels.tune` measured on this device, or else what the
-candidates' cost models predict.
+Where a call has several candidates, the fastest one is chosen: as :func:`bcos_kernels.tune` measured on this device,
+or else as the candidates' cost models predict.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ __all__ = ["Choice", "choose", "choosing", "forced", "predicted", "ways"]
 
 @dataclass(frozen=True)
 class Choice:
-    """How one direction of a call is served, and why so."""
+    """How one direction of a call is served, and why."""
 
     candidate: Candidate
     tile: Tile | None
-    """Of the product that forms y or dx; None where there is nothing to choose."""
+    """The tile of the product that forms y or dx; None for a candidate that offers no tiles."""
     reason: str
 
     def __str__(self) -> str:
@@ -32,14 +32,14 @@ class Choice:
 
 
 class Op(Hashable, Protocol):
-    """What a choice needs of an op."""
+    """What a choice needs to know of an op."""
 
     def candidates_of(self, backend: str) -> tuple[Candidate, ...]:
-        """The candidates of the backends that the string names, in the order of preference among equals."""
+        """The candidates of the backends that the string names; of equally fast ones, the first is preferred."""
 
 
 def ways(op: Op, backend: str, call, direction: str) -> list[tuple[Candidate, Tile | None]]:
-    """Every way to serve one direction: the candidates in the order of preference among equals, each in its tiles."""
+    """Every way to serve one direction: each candidate with each of its tiles, in the order of preference."""
     found: list[tuple[Candidate, Tile | None]] = []
     for candidate in op.candidates_of(backend):
         if candidate.can_serve(call, direction):
@@ -48,7 +48,7 @@ def ways(op: Op, backend: str, call, direction: str) -> list[tuple[Candidate, Ti
 
 
 def predicted(op: Op, backend: str, call, direction: str) -> Choice:
-    """The candidate of the shortest predicted time, in its first tile."""
+    """The candidate with the shortest predicted time, and its first tile."""
     times = {c: c.cost(call, direction) for c in op.candidates_of(backend) if c.can_serve(call, direction)}
     best = min(times, key=times.__getitem__)
     listed = ", ".join(f"{candidate} {1e6 * time:.0f} µs" for candidate, time in times.items())
@@ -59,7 +59,7 @@ def predicted(op: Op, backend: str, call, direction: str) -> Choice:
 def _choose(op: Op, backend: str, call, direction: str) -> Choice:
     candidates = op.candidates_of(backend)
     if len(candidates) == 1 and not candidates[0].tiles(call, direction):
-        return Choice(candidates[0], None, "there is no other")
+        return Choice(candidates[0], None, "the only candidate")
     stored, measured = tuned.find(call, direction) or {}, []
     for candidate, tile in ways(op, backend, call, direction):
         known = stored.get(candidate.backend)
@@ -72,12 +72,12 @@ def _choose(op: Op, backend: str, call, direction: str) -> Choice:
 
 
 choose = lru_cache(maxsize=4096)(_choose)
-"""``choose(op, backend, call, direction)``: the stored choice, or the candidate of the shortest predicted time."""
+"""``choose(op, backend, call, direction)``: the measured choice, or else the predicted one."""
 
 
 @contextmanager
 def choosing(choice: Callable[..., Choice]) -> Iterator[None]:
-    """Within the context ``choice(op, backend, call, direction)`` decides: for measuring and for tests."""
+    """A context in which ``choice(op, backend, call, direction)`` replaces :func:`choose`: for measuring and tests."""
     global choose
     usual, choose = choose, choice  # type: ignore[assignment]
     try:
@@ -88,9 +88,9 @@ def choosing(choice: Callable[..., Choice]) -> Iterator[None]:
 
 @contextmanager
 def forced(name: str | None, tile: Tile | None = None) -> Iterator[dict[str, tuple[object, Choice]]]:
-    """Within the context every call is served by the candidate ``name``, or by the first that its backends have.
+    """A context in which the candidate ``name`` serves every call that it can, and the first candidate all others.
 
-    None leaves the choice alone. Yields what was chosen, direction -> ``(call, choice)``.
+    With None, the usual choice is made. Yields what was chosen last: direction -> ``(call, choice)``.
     """
     usual, chosen = choose, {}
 

@@ -1,4 +1,4 @@
-"""What of the GPU and of torch's settings decides how a call is served."""
+"""The facts about the GPU and the settings of torch that decide how a call is served."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["architecture", "architecture_of", "tf32"]
 
 @cache
 def architecture(index: int | None = None) -> str:
-    """``sm_<capability>`` or ``gfx<name>`` of a GPU; "none" without one."""
+    """The architecture of a GPU, ``"sm_<capability>"`` or ``"gfx<name>"``; ``"none"`` where there is no GPU."""
     if not torch.cuda.is_available():
         return "none"
     if torch.version.hip:
@@ -24,12 +24,15 @@ def architecture(index: int | None = None) -> str:
 
 @_torch.constant_when_compiled
 def architecture_of(where: torch.device) -> str:
-    """That of the device of a tensor; "none" of what is no GPU."""
+    """The architecture of a tensor's device; ``"none"`` where it is not a GPU."""
     return architecture(where.index) if where.type == "cuda" else "none"
 
 
 def tf32(dtype: torch.dtype, device: str, is_linear: bool) -> bool:
-    """Whether torch's settings let products of the dtype round their operands to tf32, on a device or its stand-in."""
+    """Whether torch's settings let products of this dtype round their operands to tf32.
+
+    On a CPU they do not, unless Triton's interpreter runs the kernels there in place of a GPU.
+    """
     if dtype is not torch.float32 or (device == "cpu" and not env.INTERPRETED):
         return False
     backends = torch.backends

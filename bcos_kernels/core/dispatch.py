@@ -1,4 +1,4 @@
-"""Chooses the backends of a call and explains the choice: one predicate per backend does both."""
+"""Chooses the backends of a call and explains the choice; both rest on each backend's ``why_not``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FORCED: str | None = env.BACKEND
 
 
 def named(names: str) -> tuple[str, ...]:
-    """The backends of ``"cpu"`` or ``"cuda,triton"``."""
+    """The names of backends in a string such as ``"cpu"`` or ``"cuda,triton"``."""
     return tuple(name.strip() for name in names.split(","))
 
 
@@ -25,9 +25,9 @@ def reasons(backends: Mapping[str, Backend], call) -> dict[str, list[str]]:
 def choose(backends: Mapping[str, Backend], call, forced: str | None = None) -> str:
     """The name of the backend that serves the call, or the names of several that share it: ``"cuda,triton"``.
 
-    ``backends`` are in the order of preference; the last serves every valid call. ``forced`` (an argument, or the
-    environment variable ``BCOS_KERNELS_BACKEND``) is met or refused, never replaced.
-    Raises ValueError if it is unknown or cannot serve the call, with its reasons.
+    ``backends`` are in the order of preference; the last serves every valid call. If ``forced`` or the environment
+    variable ``BCOS_KERNELS_BACKEND`` names a backend, no other one is chosen. Raises ValueError if that backend is
+    unknown, or if it cannot serve the call; the error then lists the reasons.
     """
     forced = forced or FORCED
     if forced is not None:
@@ -39,7 +39,7 @@ def choose(backends: Mapping[str, Backend], call, forced: str | None = None) -> 
 
 
 def check(backends: Mapping[str, Backend], forced: str) -> tuple[str, ...]:
-    """The backends that ``forced`` names. Raises ValueError if one is unknown, or if they cannot share a call."""
+    """The names in ``forced``. Raises ValueError if a backend is unknown, or if several cannot share a call."""
     names = named(forced)
     unknown = [name for name in names if name not in backends]
     together = [name for name, backend in backends.items() if backend.interchangeable]

@@ -1,4 +1,4 @@
-"""The environment variables that the library reads, each once."""
+"""The environment variables that the library reads; each is read once, at import."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 __all__ = ["BACKEND", "CACHE", "INTERPRETED"]
 
 BACKEND: str | None = os.environ.get("BCOS_KERNELS_BACKEND") or None
-"""The backend that serves every call that names none; None leaves the choice to each call."""
+"""The backend of every call whose ``backend`` is None; None lets each call choose."""
 
 CACHE = Path(
     os.path.expanduser(
@@ -16,7 +16,7 @@ CACHE = Path(
         or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "bcos_kernels", "choices.json")
     )
 )
-"""The file of the choices that tuning measured."""
+"""The file in which ``tune`` stores its choices."""
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
-"""Whether Triton's interpreter runs its kernels on CPU tensors."""
+"""Whether Triton's interpreter runs the Triton kernels, on CPU tensors."""

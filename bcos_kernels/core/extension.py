@@ -1,4 +1,4 @@
-"""The compiled extension, or why it is not used."""
+"""The compiled extension, or the reason why it cannot be used."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["load"]
 
 
 def load() -> tuple[ModuleType | None, str]:
-    """``(extension, "")``, or None and why."""
+    """``(extension, "")``, or ``(None, reason)`` where it cannot be used."""
     try:
         from .. import _C
     except ImportError as error:
-        return None, f"the compiled extension bcos_kernels._C is not there ({error})"
+        return None, f"the compiled extension bcos_kernels._C cannot be imported ({error})"
     built_for = _C.build_info()["torch"]
-    # the local label of a version tells where a build comes from, not which interface it has
+    # The local label of a version (after the +) says where a build comes from, not which interface it has.
     if built_for.partition("+")[0] != torch.__version__.partition("+")[0]:
-        return None, f"bcos_kernels._C was built for torch {built_for}, running is {torch.__version__}: build it again"
+        return None, f"bcos_kernels._C was built for torch {built_for}, not for {torch.__version__}: build it again"
     return _C, ""

@@ -1,9 +1,9 @@
-"""An op, declared once: its operators of ``torch.library``, their fakes, vmap rules and derivatives, and who serves it.
+"""The declaration of an op: operators of ``torch.library`` with fakes, vmap rules and derivatives, and its backends.
 
-``bcos_kernels::NAME`` returns the op's outputs, of which the first is the result and the others are kept for the
-backward; an output that a call does not have is an empty tensor. ``bcos_kernels::NAME_backward`` returns a gradient for
-every input, empty where not asked for. ``frozen`` makes the scale a constant of this backward alone (late explanation
-mode), the option ``detach`` one of every derivative (early explanation mode).
+``bcos_kernels::NAME`` returns the op's outputs: the first is the result, the others are kept for the backward. An
+output that a call does not have is an empty tensor. ``bcos_kernels::NAME_backward`` returns a gradient for every input;
+one that is not needed is an empty tensor. With ``frozen`` the scale is a constant of this backward alone (late
+explanation mode); with the option ``detach`` it is a constant of every derivative (early explanation mode).
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ _TYPES = {"Tensor": "Tensor", "Tensor | None": "Tensor?"}
 
 
 class Op:
-    """One op. Its first output is differentiable, to any order; the others serve the backward.
+    """One op. Its first output is differentiable to any order; the others are kept for the backward.
 
     Args:
-        name: of the operator.
-        spec: the class of its options, a :class:`bcos_kernels.core.call.Spec` with the field ``detach`` and the
-            property ``saves_output``: whether the backward needs the first output.
+        name: the name of the forward operator.
+        spec: the class of the options, a subclass of :class:`bcos_kernels.core.call.Spec` with the field ``detach``
+            and the property ``saves_output``, which says whether the backward needs the first output.
         inputs, outputs: NamedTuple classes whose fields are annotated ``Tensor`` or ``Tensor | None``.
-        call: ``call(inputs, spec)``, the :class:`bcos_kernels.core.call.Call` of concrete tensors.
-        reference: ``reference(inputs, spec, late)``, the first output in plain PyTorch.
-        fake: ``fake(inputs, spec)``, outputs of the right shapes, dtypes and strides.
-        batches: whether many inputs x of one call of everything else are one larger batch, along x's first dimension.
+        call: ``call(inputs, spec)`` returns the :class:`bcos_kernels.core.call.Call` of concrete tensors.
+        reference: ``reference(inputs, spec, late)`` computes the first output in plain PyTorch.
+        fake: ``fake(inputs, spec)`` returns outputs of the right shapes, dtypes and strides.
+        batches: whether the first dimension of x is a batch, so that vmap over x alone is one call of a larger batch.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: an op of this name exists.
+        TypeError: an option of ``spec`` has a type that no schema can hold.
     """
 
     def __init__(
@@ -87,10 +88,15 @@ class Op:
         torch.library.register_vmap(f"{NAMESPACE}::{name}", self._vmap(name), lib=library)
         return getattr(getattr(torch.ops, NAMESPACE), name).default
 
-    # ---- who serves it
+    # ---- who serves a call
 
     def add_backend(self, backend: Backend) -> None:
-        """Registers a backend, after those that are preferred to it. Raises ValueError or TypeError, with its name."""
+        """Registers a backend; those registered before it are preferred.
+
+        Raises:
+            ValueError: a backend of this name is registered.
+            TypeError: its ``why_not`` is not a function.
+        """
         if backend.name in self.backends:
             raise ValueError(f"backend {backend.name!r} of op {self.name!r} is registered twice")
         if not callable(backend.why_not):
@@ -98,25 +104,27 @@ class Op:
         self.backends[backend.name] = backend
 
     def add_candidate(self, candidate: Candidate) -> None:
-        """Registers a candidate of a registered backend. Raises ValueError, with its name."""
+        """Registers a candidate. Raises ValueError if its backend is unknown or has a candidate of this name."""
         if candidate.backend not in self.backends:
-            raise ValueError(f"candidate {candidate} of op {self.name!r}: no backend {candidate.backend!r} is there")
+            raise ValueError(
+                f"candidate {candidate} of op {self.name!r}: backend {candidate.backend!r} is not registered"
+            )
         if any((c.backend, c.name) == (candidate.backend, candidate.name) for c in self.candidates):
             raise ValueError(f"candidate {candidate} of op {self.name!r} is registered twice")
         self.candidates.append(candidate)
         self._candidates_of.cache_clear()
 
     def check_backend(self, backend: str | None) -> None:
-        """Raises ValueError if the argument ``backend`` names none."""
+        """Raises ValueError unless ``backend`` is None or names backends of this op."""
         if backend is not None:
             dispatch.check(self.backends, backend)
 
     def has_choice(self, backend: str | None) -> bool:
-        """Whether the backends that a string of :meth:`choose` names have several ways to serve a call."""
+        """Whether the backends in a result of :meth:`choose` have several candidates; False for None."""
         return backend is not None and len(self.candidates_of(backend)) > 1
 
     def choose(self, call, forced: str | None = None) -> str:
-        """The backend or backends that serve the call, see :func:`bcos_kernels.core.dispatch.choose`."""
+        """The backend or backends that serve the call; see :func:`bcos_kernels.core.dispatch.choose`."""
         return dispatch.choose(self.backends, call, forced)
 
     def reasons(self, call) -> dict[str, list[str]]:
@@ -124,7 +132,7 @@ class Op:
         return dispatch.reasons(self.backends, call)
 
     def candidates_of(self, backend: str) -> tuple[Candidate, ...]:
-        """The candidates of the backends that a string of :meth:`choose` names."""
+        """The candidates of the backends in a result of :meth:`choose`."""
         return self._candidates_of(backend)
 
     def _find_candidates(self, backend: str) -> tuple[Candidate, ...]:
@@ -167,20 +175,20 @@ class Op:
         )
 
     def parsed(self, args: tuple) -> tuple:
-        """(inputs, spec, what is left) of a forward operator's arguments."""
+        """``(inputs, spec, remaining arguments)`` from a forward operator's arguments."""
         count, options = len(self.inputs._fields), len(self.spec.__dataclass_fields__)
         spec = self.spec.of_flat(args[count : count + options])
         return self.inputs(*args[:count]), spec, args[count + options :]
 
     def parsed_backward(self, args: tuple) -> tuple:
-        """(inputs, saved, spec, what is left) of a backward operator's arguments after ``grad``."""
+        """``(inputs, saved, spec, remaining arguments)`` from a backward operator's arguments after ``grad``."""
         count, kept = len(self.inputs._fields), len(self.outputs._fields)
         inputs, saved = self.inputs(*args[:count]), self.outputs(*args[count : count + kept])
         _, spec, rest = self.parsed((*inputs, *args[count + kept :]))
         return inputs, saved, spec, rest
 
     def _vmap(self, name: str) -> Callable:
-        """A forward that differs in x alone is one of a larger batch; anything else is one call per slice."""
+        """The vmap rule: a forward batched over x alone is one call of a larger batch, all else one call per slice."""
 
         def rule(info, in_dims, *args):
             operator = getattr(getattr(torch.ops, NAMESPACE), name)
@@ -199,20 +207,20 @@ class Op:
 
         return rule
 
-    # ---- one call per direction; where nothing watches operators past torch's dispatcher, in half the time
+    # ---- a call of each direction: past torch's dispatcher, in half the time, where nothing has to see the operators
 
     def dispatched(self, inputs, spec: Spec, backend: str) -> tuple:
-        """The outputs by the operator, which is differentiable."""
+        """The outputs of the operator, which is differentiable."""
         return self.outputs(*self.forward_operator(*inputs, *spec.flat(), backend))
 
     def forward(self, inputs, call, backend: str) -> tuple:
-        """The outputs without a graph."""
+        """The outputs, without recording derivatives."""
         if torch.compiler.is_compiling() or _is_seen(inputs):
             return self.dispatched(inputs, call.spec, backend)
         return self._serve(inputs, call, backend)
 
     def backward(self, grad: Tensor, inputs, saved, call, frozen: bool, needs, backend: str) -> tuple:
-        """A gradient for every input, ``None`` where ``needs`` is false; differentiable where the grad mode is on."""
+        """A gradient for every input, ``None`` where ``needs`` is False; differentiable if the grad mode is on."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or _is_seen((grad, *inputs)):
             grads = self.backward_operator(grad, *inputs, *saved, *call.spec.flat(), frozen, list(needs), backend)
         else:
@@ -221,7 +229,7 @@ class Op:
 
 
 def _is_seen(tensors) -> bool:
-    """Whether a transform, a trace, a mode or a special kind of tensor is to see the operators."""
+    """Whether a transform, a trace, a mode or a tensor that is not an ordinary one must see the operators."""
     if _torch.transformed() or _torch.is_watched():
         return True
     return not all(t is None or _torch.is_plain(t) for t in tensors)

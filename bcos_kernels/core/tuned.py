@@ -1,6 +1,6 @@
-"""The choices that tuning measured: one JSON file, read once, keyed by device, versions and call.
+"""The choices that ``tune`` measured: one JSON file, read once, whose keys are device, versions and call.
 
-``BCOS_KERNELS_CACHE`` names another file than ``~/.cache/bcos_kernels/choices.json``.
+The file is ``~/.cache/bcos_kernels/choices.json`` unless ``BCOS_KERNELS_CACHE`` names another one.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ CURE = "delete it, or set BCOS_KERNELS_CACHE to another file"
 
 
 def device() -> str:
-    """What a measurement holds for: the current GPU, or the interpreter, and everything that compiles for it."""
+    """What a measurement is valid for: the current GPU, or the interpreter, and the versions of torch and Triton."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() and not env.INTERPRETED else "interpreter"
     return f"{name}, torch {torch.__version__}, triton {_triton()}"
 
 
 @cache
 def _triton() -> str:
-    from importlib.metadata import PackageNotFoundError, version  # slow to import
+    from importlib.metadata import PackageNotFoundError, version  # imported here because it is slow to import
 
     try:
         return version("triton")
@@ -41,7 +41,7 @@ def _triton() -> str:
 
 
 def key(call, direction: str) -> str:
-    """A call in words, the same in every run; the device says the architecture."""
+    """The key of one direction of a call, the same in every process; the architecture is part of :func:`device`."""
     return f"{direction} {call.words()}".replace("torch.", "")
 
 
@@ -51,10 +51,10 @@ def tile(stored: dict) -> Tile | None:
 
 
 def read() -> dict[str, dict[str, dict]]:
-    """Every choice stored, ``{device: {key: choice}}``; an entry that is none is left out.
+    """All stored choices, ``{device: {key: choice}}``, without malformed entries.
 
     Raises:
-        ValueError: the file cannot be read, or is not one of this package's.
+        ValueError: the file cannot be read, or is not a file of choices.
     """
     try:
         stored = json.loads(PATH.read_text(encoding="utf-8"))
@@ -64,12 +64,12 @@ def read() -> dict[str, dict[str, dict]]:
         raise ValueError(f"{PATH} cannot be read as a file of choices ({error}): {CURE}") from None
     devices = stored.get("devices") if isinstance(stored, dict) and stored.get("schema") == SCHEMA else None
     if not isinstance(devices, dict) or not all(isinstance(known, dict) for known in devices.values()):
-        raise ValueError(f"{PATH} is no file of choices of schema {SCHEMA}: {CURE}")
+        raise ValueError(f"{PATH} is not a file of choices of schema {SCHEMA}: {CURE}")
     return {name: {call: c for call, c in known.items() if _is_choice(c)} for name, known in devices.items()}
 
 
 def find(call, direction: str) -> dict[str, dict] | None:
-    """What each backend does best in a call that was tuned on this device, else None.
+    """The fastest way of each backend to serve a call that was tuned on this device; None for any other call.
 
     ``{backend: {"candidate": str, "tile": [m, n, k, warps, stages] | None, "seconds": {candidate: float}}}``
     """
@@ -83,7 +83,7 @@ def _readable() -> dict[str, dict[str, dict]]:
     try:
         return read()
     except ValueError as error:
-        warnings.warn(f"{error}. Until then the choice of kernels is predicted.", stacklevel=2)
+        warnings.warn(f"{error}. Until then kernels are chosen by prediction.", stacklevel=2)
         return {}
 
 
@@ -99,10 +99,10 @@ def _is_way(stored) -> bool:
 
 
 def store(measured: dict[str, dict]) -> None:
-    """Adds choices of this device, ``{key: choice}``.
+    """Adds choices for this device, ``{key: choice}``.
 
     Raises:
-        ValueError: the file cannot be read, see :func:`read`; it is left as it is.
+        ValueError: the file cannot be read, see :func:`read`; it stays as it is.
         OSError: the file cannot be written.
     """
     with _changing() as devices:
@@ -110,17 +110,20 @@ def store(measured: dict[str, dict]) -> None:
 
 
 def delete() -> int:
-    """Deletes the choices of this device and returns how many there were; raises as :func:`store` does."""
+    """Deletes the choices for this device and returns how many there were; the errors are those of :func:`store`."""
     with _changing() as devices:
         return len(devices.pop(device(), {}))
 
 
 @contextmanager
 def _changing() -> Iterator[dict[str, dict[str, dict]]]:
-    """What is stored, to be changed within the context: other writers wait, and readers see all of it or nothing."""
+    """Yields all stored choices and stores them, as changed, afterwards.
+
+    Other writers wait meanwhile, and readers see either all of the change or nothing of it.
+    """
     try:
         PATH.parent.mkdir(parents=True, exist_ok=True)
-        from filelock import FileLock  # not with the package: most never store a choice
+        from filelock import FileLock  # imported here because most processes never store a choice
 
         with FileLock(PATH.with_suffix(".lock")):
             devices = read()
@@ -129,10 +132,10 @@ def _changing() -> Iterator[dict[str, dict[str, dict]]]:
             draft.write_text(json.dumps({"schema": SCHEMA, "devices": devices}, indent=1), encoding="utf-8")
             draft.replace(PATH)
     except OSError as error:
-        raise OSError(f"{PATH} cannot be written ({error}): set BCOS_KERNELS_CACHE to a file that can") from None
+        raise OSError(f"{PATH} cannot be written ({error}): set BCOS_KERNELS_CACHE to a writable file") from None
     forget()
 
 
 def forget() -> None:
-    """Forgets what was read of the file."""
+    """Makes the next :func:`find` read the file again."""
     _readable.cache_clear()

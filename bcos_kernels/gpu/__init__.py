@@ -1,1 +1,1 @@
-"""What every op on a GPU shares: costs, timing, starting kernels, and compiling them ahead of time."""
+"""What all ops on a GPU share: predicting costs, timing, starting kernels, and compiling them ahead of time."""

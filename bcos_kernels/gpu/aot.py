@@ -1,6 +1,7 @@
-"""Triton kernels compiled ahead of time, for a GPU that need not be there, and what they take of it.
+"""Compiles Triton kernels ahead of time, for a GPU that may be absent, and tells which resources they need.
 
-Triton itself specialises and compiles, as at a call; only the driver is stood in for. Not under TRITON_INTERPRET=1.
+Triton specialises and compiles them as it does at a call; only its driver is replaced. It does not work with
+TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ __all__ = ["ARCHITECTURES", "Compiled", "Pointer", "Resources", "Specialisation"
 
 
 class Architecture(NamedTuple):
-    """A GPU as Triton names it, and what one program may take of it."""
+    """A GPU as Triton names it, and the most resources that one program may use."""
 
     target: GPUTarget
     shared: int
     """Bytes of shared memory."""
     registers: int
-    """Of a thread; NVIDIA's also share 65536 among the threads of a program."""
+    """Registers of a thread; on NVIDIA GPUs the threads of a program also share 65536."""
 
 
 ARCHITECTURES = {
@@ -39,21 +40,21 @@ ARCHITECTURES = {
     "sm_100": Architecture(GPUTarget("cuda", 100, 32), 227 << 10, 255),
     "gfx942": Architecture(GPUTarget("hip", "gfx942", 64), 64 << 10, 512),
 }
-TENSOR_MEMORY = 512  # columns of sm_100
+TENSOR_MEMORY = 512  # columns of tensor memory on sm_100
 REGISTER_FILE = 65536
-TRADED = 16  # bytes a thread that NVIDIA's compiler may keep in memory with registers left: fewer let more warps run
+TRADED = 16  # bytes of a thread that NVIDIA's compiler may spill although registers are free, so that more warps run
 
 
 class Pointer(NamedTuple):
-    """A tensor argument as far as it is specialised on: torch's allocations are aligned to more than 16 bytes."""
+    """The properties of a tensor argument for which Triton specialises; all are aligned, as torch allocates them."""
 
     dtype: torch.dtype
     large: bool
-    """2 GiB or more, beyond what AMD's buffer instructions reach."""
+    """Whether it has 2 GiB or more, beyond the reach of AMD's buffer instructions."""
 
 
 class Specialisation(NamedTuple):
-    """Everything that a compiled kernel depends on; equal ones are compiled once."""
+    """All that a compiled kernel depends on; equal ones are compiled once."""
 
     arch: str
     module: str
@@ -65,12 +66,12 @@ class Specialisation(NamedTuple):
 
 
 class Resources(NamedTuple):
-    """What a program takes."""
+    """The resources that a program uses."""
 
     registers: int
-    """Of a thread."""
+    """Registers of a thread."""
     spills: int
-    """Bytes of a thread's registers that are kept in memory."""
+    """Bytes of a thread's values that are kept in memory for lack of registers."""
     shared: int
     """Bytes of shared memory."""
     tensor_memory: int
@@ -88,7 +89,7 @@ class Compiled(NamedTuple):
     resources: Resources
 
     def excesses(self) -> list[str]:
-        """What does not fit the GPU or lies in memory for want of registers; empty for a kernel that is in order."""
+        """Each resource that exceeds its limit, values spilled for lack of registers included; empty if none does."""
         limits, taken = ARCHITECTURES[self.of.arch], self.resources
         most = limits.registers
         if limits.target.backend == "cuda":
@@ -101,7 +102,7 @@ class Compiled(NamedTuple):
 
 
 def specialise(started: Launch, arch: str) -> Specialisation:
-    """What Triton would compile for a launch on ``arch``."""
+    """The specialisation that Triton would compile for a launch on ``arch``."""
     arguments = tuple(map(_argument, started.arguments))
     constants = tuple(sorted(started.constants.items()))
     kernel = started.kernel.fn
@@ -115,7 +116,7 @@ def _argument(value):
         return Pointer(value.dtype, value.numel() * value.dtype.itemsize >= 1 << 31)
     if isinstance(value, float):
         return 0.5
-    if isinstance(value, int):  # one for each kind that Triton tells apart: 1, a multiple of 16, and the width
+    if isinstance(value, int):  # one value for each kind that Triton specialises for: 1, multiples of 16, and the width
         return value if value == 1 else (1 << 40 if value >= 1 << 31 else 0) + (16 if value % 16 == 0 else 7)
     return value
 
@@ -128,7 +129,7 @@ def _value(argument):
 
 
 class _Driver:
-    """In place of the driver of a GPU: enough to compile for it."""
+    """Replaces the driver of a GPU, with all that compiling for it needs."""
 
     def __init__(self, arch: str) -> None:
         self.arch = arch
@@ -137,14 +138,14 @@ class _Driver:
         return ARCHITECTURES[self.arch].target
 
     def get_current_device(self) -> str:
-        return self.arch  # Triton's key of what it has compiled
+        return self.arch  # Triton's cache of compiled kernels has this as a key
 
     def get_current_stream(self, device: str) -> int:
         return 0
 
 
 def compiled(what: Specialisation) -> Compiled:
-    """Compiles one kernel. Raises what Triton raises where it does not compile."""
+    """Compiles one kernel. Raises Triton's own error if that fails."""
     kernel = getattr(import_module(what.module), what.kernel)
     usual = driver._active
     driver.set_active(_Driver(what.arch))
@@ -163,27 +164,27 @@ def compiled(what: Specialisation) -> Compiled:
 
 
 def _of_cubin(code: bytes) -> tuple[int, int]:
-    """(registers, bytes of the stack and of local memory) by cuobjdump."""
+    """(registers, bytes of stack and local memory), as cuobjdump prints them."""
     used = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", _tool("cuobjdump", "-res-usage", code)))
     return int(used["REG"]), int(used["STACK"]) + int(used["LOCAL"])
 
 
 def _of_amdgcn(assembly: str) -> tuple[int, int]:
-    """(vector registers, bytes of scratch and of what spilled) by the kernel's metadata.
+    """(vector registers, bytes of spilled values) from the kernel's metadata.
 
-    Scalar registers spill to lanes of vector registers; what does not fit there is in the scratch.
+    Scalar registers are spilled to lanes of vector registers, and to the scratch memory if they do not fit there.
     """
 
     def entry(name: str) -> int:
         found = re.search(rf"^ *-? *\.{name}: *(\d+)", assembly, re.MULTILINE)
-        assert found is not None, f"the assembly does not tell its {name}"
+        assert found is not None, f"the assembly does not contain its {name}"
         return int(found[1])
 
     return entry("vgpr_count"), max(entry("private_segment_fixed_size"), 4 * entry("vgpr_spill_count"))
 
 
 def _tool(name: str, option: str, code: bytes) -> str:
-    """What a tool of Triton's package prints about a cubin."""
+    """The output of one of the tools in Triton's package for a cubin."""
     handle, path = tempfile.mkstemp(suffix=".cubin")
     try:
         with open(handle, "wb") as file:

@@ -1,7 +1,7 @@
-"""The cost model: how long kernels would take on a GPU; a prediction, not a measurement.
+"""The cost model: predicts how long kernels take on a GPU, without measuring.
 
-Each kernel takes the longest of its traffic over the memory's rate, its products over the arithmetic's rate and its
-instructions over the rate at which they are issued.
+A kernel takes the longest of three times: its traffic ÷ the memory's rate, its FLOP ÷ the arithmetic's rate, and its
+instructions ÷ the rate at which instructions are issued.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from typing import NamedTuple
 
 __all__ = ["LAUNCH", "Kernel", "Rates", "rates"]
 
-LAUNCH = 2.5e-6  # seconds between the ends of two dependent small kernels
+LAUNCH = 2.5e-6  # seconds between the ends of two small kernels of which one waits for the other
 
 
 class Kernel(NamedTuple):
-    """What one kernel moves and computes."""
+    """The work of one kernel."""
 
     bytes: float
     flops: float = 0.0
     own: bool = True
-    """Whether the product is ours; else the vendor's."""
+    """Whether the product is our own; else it is the vendor's."""
     instructions: float = 0.0
-    """Of all threads."""
+    """The instructions of all threads together."""
 
 
 class Rates(NamedTuple):
-    """What a GPU reaches in a second."""
+    """The bytes, FLOP and instructions that a GPU reaches per second."""
 
     bytes: float
     half: float
@@ -35,7 +35,7 @@ class Rates(NamedTuple):
     instructions: float
 
     def seconds(self, kernel: Kernel, products: float) -> float:
-        """Of one kernel whose products run at the given rate, its start included."""
+        """The seconds of one kernel, including its start; its products run at ``products`` FLOP per second."""
         times = kernel.bytes / self.bytes, kernel.flops / products, kernel.instructions / self.instructions
         return LAUNCH + max(times)
 
@@ -46,11 +46,11 @@ _RATES = {
     "sm_100": Rates(7.0e12, 1700e12, 850e12, 70e12, 36e12),
     "gfx942": Rates(4.3e12, 900e12, 450e12, 80e12, 41e12),
 }
-"""Assumed to be reachable."""
+"""Architecture -> rates that are assumed to be reachable."""
 USUAL = "sm_90"
-"""In place of an architecture that is not listed."""
+"""The architecture whose rates stand for those of one that is not listed."""
 
 
 def rates(arch: str) -> Rates:
-    """Of an architecture, as ``sm_90``."""
+    """The rates of an architecture such as ``sm_90``."""
     return _RATES.get(arch, _RATES[USUAL])

@@ -1,4 +1,4 @@
-"""Starts a kernel, or records what would be started; and what every launcher needs."""
+"""Starts a kernel or records its launch, with small functions that all launches need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Launch", "cdiv", "channels_last", "launch", "recording"]
 
 
 class Launch(NamedTuple):
-    """One kernel with everything that is specialised on."""
+    """One launch of a kernel: its grid, its arguments, and all for which Triton specialises it."""
 
     kernel: KernelInterface
     grid: tuple[int, ...]
@@ -29,7 +29,7 @@ _recorded: list[Launch] | None = None
 
 @contextmanager
 def recording() -> Iterator[list[Launch]]:
-    """Within the context launches are collected instead of started, so that tensors may be of the meta device."""
+    """A context in which launches are collected instead of started, so that tensors may be on the meta device."""
     global _recorded
     outer, _recorded = _recorded, []
     try:
@@ -51,5 +51,5 @@ def cdiv(a: int, b: int) -> int:
 
 
 def channels_last(t: Tensor) -> Tensor:
-    """An image tensor in the kernels' memory order, NHWC; a tensor of another rank as it is."""
+    """An image tensor in the kernels' memory order, NHWC; a tensor of another rank is returned as it is."""
     return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t

@@ -1,4 +1,4 @@
-"""Which calls a run makes of a GPU, and how long each way to serve one takes: the only place that times."""
+"""Notes the calls of a run on a GPU, and times each way to serve one; nothing else in the package times kernels."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ..core.op import Op
 __all__ = ["Noted", "Trial", "keep", "listed", "measure", "noting", "served"]
 
 ROUNDS = 12
-ROUNDS_INTERPRETED = 2  # there a time means nothing
-FLUSHED = 256 << 20  # bytes written between two calls: more than any second-level cache holds
-LEAD = 4  # such writes before a call: the host starts its kernels meanwhile, so that the device never waits for it
+ROUNDS_INTERPRETED = 2  # in the interpreter times mean nothing
+FLUSHED = 256 << 20  # bytes written between two calls, more than any second-level cache holds
+LEAD = 4  # such writes before a call, during which the host starts its kernels, so that the device never waits
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 TOLERANCE_TF32 = 4e-3
-"""Relative differences in the 2-norm between two ways to serve a call, at b up to 2: rounding, not a wrong kernel."""
+"""The relative difference in the 2-norm, for b up to 2, that rounding may cause between two ways to serve a call."""
 MEASURE = "vendor"
-"""The candidate that all others are compared with."""
+"""The candidate with whose results all others are compared."""
 
 
 class Trial(NamedTuple):
@@ -38,11 +38,11 @@ class Trial(NamedTuple):
     tile: Tile | None
     seconds: float | None = None
     refusal: str | None = None
-    """Why it must not be chosen; then without a time."""
+    """The reason why it must not be chosen; such a trial has no time."""
 
 
 class Noted(NamedTuple):
-    """One direction of a call, and what may serve it."""
+    """One direction of a call, with its op and the backends that may serve it."""
 
     op: Op
     backend: str
@@ -50,7 +50,7 @@ class Noted(NamedTuple):
     direction: str
 
     def of(self, direction: str) -> Noted:
-        """Another direction of the same call, of which this is the forward."""
+        """The given direction of the call whose forward this is."""
         count = len(self.op.inputs._fields)
         needs = (True, *(False,) * (count - 1)) if direction == "explanation" else (True,) * count
         call = self.call if direction == "forward" else self.call.of_backward(needs)
@@ -58,17 +58,17 @@ class Noted(NamedTuple):
 
 
 def listed(what: Noted) -> list[Trial]:
-    """Every way to serve it, untimed."""
+    """Every way to serve it, as trials without times."""
     return [Trial(*way) for way in choice.ways(*what)]
 
 
 def served(what: Noted) -> tuple[Choice, ...]:
-    """What serves each direction of a call whose forward is noted, in the order of ``DIRECTIONS``."""
+    """The choice for each direction of a call whose forward was noted, in the order of ``DIRECTIONS``."""
     return tuple(choice.choose(*what.of(direction)) for direction in DIRECTIONS)
 
 
 def keep(what: Noted, trials: list[Trial]) -> None:
-    """Stores what each backend does best, so that the next call is served that way; nothing where nothing was timed."""
+    """Stores the fastest way of each backend, if any has a time, so that later calls are served that way."""
     best: dict[str, dict] = {}
     for t in sorted((t for t in trials if t.seconds is not None), key=lambda t: t.seconds or 0):
         first: dict[str, Any] = {"candidate": t.candidate.name, "tile": t.tile and list(astuple(t.tile)), "seconds": {}}
@@ -80,7 +80,7 @@ def keep(what: Noted, trials: list[Trial]) -> None:
 
 @contextmanager
 def noting() -> Iterator[dict[Noted, None]]:
-    """Within the context the distinct calls that are served are noted, in their order."""
+    """A context that notes the distinct calls that are served in it, in their order."""
     usual = choice.choose
     noted: dict[Noted, None] = {}
 
@@ -94,10 +94,10 @@ def noting() -> Iterator[dict[Noted, None]]:
 
 @torch.no_grad()
 def measure(what: Noted, device: torch.device, done: Callable[[], None]) -> list[Trial]:
-    """The trials of one direction on random tensors, each with its time or the reason of its refusal.
+    """Times every way to serve one direction, on random tensors; each trial has its time or its refusal.
 
-    Refused are those that fail, and those whose result is not the vendor's up to rounding. ``done`` is called after
-    the first call of each, which compiles its kernels.
+    A way is refused if it fails, or if its result differs from the vendor's by more than rounding may cause. ``done``
+    is called after the first call of each, which compiles its kernels.
     """
     on_cuda = device.type == "cuda"
     with torch.cuda.device(device) if on_cuda else nullcontext(), torch.autocast(device.type, enabled=False):
@@ -106,8 +106,8 @@ def measure(what: Noted, device: torch.device, done: Callable[[], None]) -> list
             first = next(c for c in what.op.candidates_of(what.backend) if c.name == MEASURE)
             run = _runner(what, first, device)
             truth = run(first, None)
-        except Exception as error:  # the vendor's libraries raise what they like; out of memory is the usual one
-            refusal = f"there is nothing to compare with: {_line(error)}"
+        except Exception as error:  # the vendor's libraries can raise anything, usually that memory is exhausted
+            refusal = f"the vendor, with which it must be compared, fails: {_line(error)}"
             return [trial._replace(refusal=refusal) for trial in trials]
         for i, trial in enumerate(trials):
             trials[i] = trial._replace(refusal=_refusal(what, trial, run, truth))
@@ -125,9 +125,9 @@ Run = Callable[[Candidate, Tile | None], dict[str, Tensor]]
 
 
 def _runner(what: Noted, first: Candidate, device: torch.device) -> Run:
-    """``run(candidate, tile)``: one direction of the call on random tensors, the results by name.
+    """``run(candidate, tile)``, which computes one direction on random tensors and returns the results by name.
 
-    ``first`` serves the forward of a backward.
+    For a backward, the candidate ``first`` serves the forward before it.
     """
     op, _, call, direction = what
     inputs, grad = call.example(device)
@@ -153,7 +153,7 @@ def _runner(what: Noted, first: Candidate, device: torch.device) -> Run:
 def _refusal(what: Noted, trial: Trial, run: Run, truth: dict[str, Tensor]) -> str | None:
     try:
         return _disagreement(what.call, run(trial.candidate, trial.tile), truth)
-    except Exception as error:  # a compiler's or a driver's
+    except Exception as error:  # a compiler or a driver can raise anything
         return _line(error)
 
 
@@ -161,13 +161,13 @@ def _disagreement(call, results: dict[str, Tensor], truth: dict[str, Tensor]) ->
     tolerance = TOLERANCE_TF32 if call.tf32 and call.dtype == torch.float32 else TOLERANCE[call.dtype]
     tolerance *= call.amplification
     for name, theirs in truth.items():
-        # near ties of a maximum may fall either way
+        # winner, which is not floating-point, is not compared: near a tie both answers are right
         if not theirs.is_floating_point() or theirs.numel() == 0 or call.is_rounding(name):
             continue
         theirs = theirs.float()
         error = ((results[name].float() - theirs).norm() / theirs.norm()).item()
         if not error <= tolerance:
-            return f"its {name} is {error:.1e} away from the vendor's, {tolerance:.1e} is allowed"
+            return f"its {name} differs from the vendor's by {error:.1e}, and {tolerance:.1e} is allowed"
     return None
 
 

@@ -1,4 +1,4 @@
-"""One call of a transform in numbers, as every kernel sees it."""
+"""The description of one call of a transform: its options, sizes, dtypes and device."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from .spec import Inputs, Spec
 __all__ = ["HALF", "Call", "of", "of_shapes", "power_of_two"]
 
 HALF = (torch.float16, torch.bfloat16)
-PACKED_WIDTH = 32  # channels or filters of neighbouring narrow groups that share a tile
+PACKED_WIDTH = 32  # the most channels or filters of the neighbouring narrow groups that share a tile
 
 
 def power_of_two(n: int, least: int = 1) -> int:
-    """The smallest power of two of at least ``n`` and ``least``."""
+    """The smallest power of two that is at least ``n`` and at least ``least``."""
     return 1 << max(n - 1, least - 1, 0).bit_length()
 
 
 @call.hash_kept
 @dataclass(frozen=True)
 class Call(call.Call):
-    """Options, sizes, dtypes and device of one call; a linear layer is the 1×1 convolution of images of one pixel."""
+    """One call of a transform. A linear layer counts as the 1×1 convolution of images of one pixel."""
 
     spec: Spec
     device: str
     x_shape: tuple[int, ...]
-    """Of the operator's input, ``[M, K]`` or ``[N, C, H, W]``."""
+    """The shape of the operator's x, ``[M, K]`` or ``[N, C, H, W]``."""
     weight_shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
     weight_dtype: torch.dtype = torch.float32
     bias: bool = False
-    """Whether there is one; in a backward, whether its gradient is formed."""
+    """Whether there is a bias; in a backward, whether its gradient is formed."""
     zero_padded: bool = True
-    """False when the convolution's input was padded with anything but zeros: the patch norm then sees another input."""
+    """Whether the convolution pads with zeros, as the patch norm always does; else the two see different inputs."""
     tf32: bool = False
-    """Whether fp32 products may round their operands to tf32: a setting of torch, see :meth:`now`."""
+    """Whether torch's settings let fp32 products round their operands to tf32; see :meth:`now`."""
     arch: str = "none"
-    """``sm_<capability>``, ``gfx<name>`` or ``none``: of the GPU."""
+    """The GPU's architecture: ``sm_<capability>``, ``gfx<name>``, or ``none`` where there is no GPU."""
 
     def now(self) -> Call:
-        """The call under torch's settings now."""
+        """The same call under torch's present settings."""
         return self._with(self.bias)
 
     def of_backward(self, needs: tuple[bool, ...]) -> Call:
-        """The call of a backward that forms these gradients, in the order of the inputs, under torch's settings now."""
+        """The call of a backward under torch's present settings; ``needs`` has a bool for each input."""
         return self._with(needs[2])
 
     def _with(self, bias: bool) -> Call:
@@ -57,13 +57,13 @@ class Call(call.Call):
         return self if (self.bias, self.tf32) == (bias, tf32) else _changed(self, bias, tf32)
 
     def words(self) -> str:
-        """What decides how the call is served, the same in every run; the architecture is the device's."""
+        """A text of all that decides how the call is served, except the device and its architecture."""
         mine = (f"{f.name}={getattr(self, f.name)}" for f in fields(self) if f.name not in ("spec", "device", "arch"))
         options = (f"{f.name}={getattr(self.spec, f.name)}" for f in fields(self.spec) if f.name != "detach")
         return " ".join((*mine, *options))
 
     def example(self, device: torch.device) -> tuple[Inputs, Tensor]:
-        """Random inputs of such a call, and a gradient of its output; images are channels_last."""
+        """Random inputs for such a call and a random gradient at y; images are channels_last."""
         generator = torch.Generator(device).manual_seed(0)
 
         def random(shape: tuple[int, ...], dtype: torch.dtype, scale: float = 1.0) -> Tensor:
@@ -78,7 +78,7 @@ class Call(call.Call):
         return Inputs(x, weight, bias, b), random(y_shape, self.out_dtype)
 
     def is_rounding(self, name: str) -> bool:
-        """The gradient of a unit filter of one entry is 0."""
+        """True for the gradient of unit filters with a single entry, which is 0."""
         return name == "dweight" and self.unit and self.group_channels * self.taps == 1
 
     @property
@@ -136,12 +136,12 @@ class Call(call.Call):
 
     @cached_property
     def pixels(self) -> int:
-        """Output pixels, N·OH·OW."""
+        """The number of output pixels, N·OH·OW."""
         return self.batch * prod(self.out_size)
 
     @property
     def padded_rows(self) -> int:
-        """Pixels × groups of the input, padding counted in: the most rows that a kernel indexes."""
+        """The pixels of the padded input times the groups: the most rows that a kernel indexes."""
         if self.spec.is_linear:
             return self.x_shape[0]
         batch, _, height, width = self.x_shape
@@ -178,7 +178,7 @@ class Call(call.Call):
 
     @cached_property
     def depthwise(self) -> bool:
-        """One filter to a channel."""
+        """Whether every channel is a group of its own with one filter."""
         return self.groups > 1 and self.group_channels == self.group_filters == 1
 
     # ---- the formula
@@ -189,7 +189,7 @@ class Call(call.Call):
 
     @cached_property
     def b_minus_1(self) -> float:
-        """The scale's exponent; unused where b is a tensor."""
+        """The scale's exponent; not used where b is a tensor."""
         return (self.spec.b or 0.0) - 1
 
     @cached_property
@@ -214,48 +214,49 @@ class Call(call.Call):
 
     @cached_property
     def saves_norm(self) -> bool:
-        """Where every channel is a group the norm is as large as x: the backward forms it again."""
+        """Whether n is saved; where every channel is a group, n is as large as x and the backward computes it again."""
         return self.power != 1 and (self.groups == 1 or self.group_channels > 1)
 
     @cached_property
     def saves_linear(self) -> bool:
-        """Whether y cannot stand for l in the backward."""
+        """Whether l is saved, because y cannot stand for it in the backward."""
         return self.power == 0
 
-    # ---- how kernels walk it
+    # ---- how kernels walk the call
 
     @cached_property
     def pack(self) -> int:
-        """Groups that share a tile."""
+        """The number of groups that share a tile."""
         most = PACKED_WIDTH // max(self.group_channels, self.group_filters) if self.groups > 1 else 1
         return max((d for d in range(1, most + 1) if self.groups % d == 0), default=1)
 
     @cached_property
     def align(self) -> int:
-        """What divides every row's length, for wide loads: Triton itself only knows multiples of 16."""
+        """A power of two that divides the length of every row, for wide loads; Triton detects only multiples of 16."""
         return gcd(self.group_channels, self.group_filters, self.group_outputs, 16)
 
     @cached_property
     def flat(self) -> bool:
-        """Whether taps and channels are walked as one axis, because the channels do not fill a step."""
+        """Whether taps and channels are walked as one axis, because the channels alone do not fill a step."""
         return self.pack == 1 and self.taps > 1 and self.group_channels < 16
 
     @cached_property
     def raw_weights(self) -> bool:
-        """Whether the products take w itself, unrounded, and 1/‖w‖ as a factor.
+        """Whether the products take w itself and multiply the result by alpha, instead of taking a rounded ŵ.
 
-        A fp16 product of weights of any length could overflow; a bias's gradient must not have the factor.
+        Not in fp16, where a product with large weights could overflow, and not with a bias, because the gradient of
+        the bias must not be multiplied by alpha.
         """
         return self.unit and self.dtype == self.weight_dtype and self.dtype != torch.float16 and not self.bias
 
     @cached_property
     def exact(self) -> bool:
-        """Whether results are to be right to fp32's last places."""
+        """Whether results must be accurate to the last places of fp32."""
         return self.dtype == torch.float32
 
     @cached_property
     def precision(self) -> str:
-        """Of a product of fp32 tiles."""
+        """The precision of a product of fp32 tiles, as Triton names it."""
         return "tf32" if self.tf32 and self.dtype == torch.float32 else "ieee"
 
 
@@ -265,12 +266,12 @@ def _changed(call: Call, bias: bool, tf32: bool) -> Call:
 
 
 def of(inputs: Inputs, spec: Spec) -> Call:
-    """The call of concrete tensors under torch's settings now."""
+    """The call of concrete tensors under torch's present settings."""
     x, weight, bias, _ = inputs
     facts = spec, x.device, x.shape, weight.shape, x.dtype, weight.dtype, bias is not None
     try:
         return _kept(*facts).now()
-    except TypeError:  # a symbol of a compiler has no hash
+    except TypeError:  # a compiler's symbolic size has no hash
         return _made(*facts).now()
 
 
@@ -294,7 +295,7 @@ def of_shapes(
     arch: str = "sm_90",
     **options,
 ) -> Call:
-    """A call without tensors; ``options`` are those of a :class:`Spec`, by default of a convolution of stride 1."""
+    """A call without tensors; ``options`` are fields of :class:`Spec`. By default a convolution has stride 1."""
     if len(weight_shape) == 4:
         options = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), **options}
     else:

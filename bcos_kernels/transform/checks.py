@@ -20,26 +20,26 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 def norm_epsilons(value) -> tuple[float, float]:
-    """``norm_eps`` as two floats of which one is positive: without any, a zero patch has no cosine."""
+    """``norm_eps`` as two floats, one of them above 0, because a zero patch would have no cosine otherwise."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise ValueError(f"norm_eps={value!r}: two floats, (inside the root, beside the root)")
+        raise ValueError(f"norm_eps={value!r}: two floats are needed, (inside the root, added to the root)")
     inside, outside = epsilon("norm_eps[0]", value[0]), epsilon("norm_eps[1]", value[1])
     if inside + outside == 0:
-        raise ValueError(f"norm_eps={value!r}: one of the two must be above 0, or zero patches divide by zero")
+        raise ValueError(f"norm_eps={value!r}: one of the two must be above 0, or zero patches would divide by zero")
     return inside, outside
 
 
 def exponent(b, x: Tensor) -> tuple[float | None, Tensor | None]:
-    """``b`` split into its static and its tensor form, one of which is ``None``; the host never reads a tensor."""
+    """``b`` as ``(number, None)`` or ``(None, tensor)``; the value of a tensor is never read."""
     if isinstance(b, Tensor):
         if b.numel() != 1 or not b.is_floating_point():
-            raise ValueError(f"b: a tensor must hold one floating-point value, not {tuple(b.shape)} of {b.dtype}")
+            raise ValueError(f"b: a tensor must hold one floating-point value, not shape {tuple(b.shape)} of {b.dtype}")
         if b.device != x.device:
-            raise ValueError(f"b is on {b.device}, x on {x.device}: they must be on one device")
+            raise ValueError(f"b is on {b.device}, x on {x.device}: both must be on one device")
         return None, b
     if type(b) in (int, float) and 1 <= b < math.inf:
         return float(b), None
-    if not isinstance(b, Real):  # True is 1
+    if not isinstance(b, Real):
         raise TypeError(f"b={b!r}: a float of at least 1 or a tensor is needed, not {type(b).__name__}")
     number = float(b)
     if not 1 <= number < math.inf:
@@ -48,22 +48,22 @@ def exponent(b, x: Tensor) -> tuple[float | None, Tensor | None]:
 
 
 def late_mode(detach) -> MutableMapping | None:
-    """The mapping of the late explanation mode; ``None`` when ``detach`` is a bool."""
+    """The mapping of the late explanation mode; None where ``detach`` is a bool."""
     if isinstance(detach, bool):
         return None
     if not isinstance(detach, MutableMapping) or "fixed_weights" not in detach:
-        raise TypeError(f"detach={detach!r}: a bool, or a mutable mapping with the key 'fixed_weights'")
+        raise TypeError(f"detach={detach!r}: a bool, or a mutable mapping with the key 'fixed_weights' is needed")
     return detach
 
 
 def single_filters(max_out: int) -> None:
-    """‖w‖ in the norm belongs to one filter per output channel."""
+    """Raises ValueError unless there is one filter per output channel, as ``weight_in_norm`` needs."""
     if max_out != 1:
         raise ValueError(f"max_out={max_out}: weight_in_norm=True needs max_out=1")
 
 
 def tensors(x: Tensor, weight: Tensor, bias: Tensor | None, weight_dims: int) -> None:
-    """Types, dtypes, devices and the weight's rank."""
+    """Checks the types, dtypes, layouts and devices of the tensors, and the shape of the weight."""
     for name, t in (("x", x), ("weight", weight), ("bias", bias)):
         if name == "bias" and t is None:
             continue
@@ -74,15 +74,15 @@ def tensors(x: Tensor, weight: Tensor, bias: Tensor | None, weight_dims: int) ->
         if t.layout != torch.strided:
             raise TypeError(f"{name} has layout {t.layout}: torch.strided is needed")
         if t.device != x.device:
-            raise ValueError(f"{name} is on {t.device}, x on {x.device}: they must be on one device")
+            raise ValueError(f"{name} is on {t.device}, x on {x.device}: both must be on one device")
         if t.dtype != x.dtype and autocast_dtype(x.device.type) is None:
-            raise TypeError(f"{name} has dtype {t.dtype}, x {x.dtype}: they must be equal outside autocast")
+            raise TypeError(f"{name} has dtype {t.dtype}, x has {x.dtype}: both must be equal outside of autocast")
     if weight.dim() != weight_dims or 0 in weight.shape:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: {weight_dims} non-empty dimensions are needed")
 
 
 def filters(weight: Tensor, bias: Tensor | None, max_out: int, groups: int = 1) -> None:
-    """``max_out`` and ``groups`` divide the filters; one bias entry per filter."""
+    """Checks that ``max_out`` and ``groups`` divide the filters, and that the bias has one entry per filter."""
     count = weight.shape[0]
     if count % integer("max_out", max_out, 1):
         raise ValueError(f"max_out={max_out} does not divide the weight's {count} filters")
@@ -93,7 +93,7 @@ def filters(weight: Tensor, bias: Tensor | None, max_out: int, groups: int = 1) 
 
 
 def conv2d_geometry(x: Tensor, weight: Tensor, stride, padding, dilation, groups, padding_mode: str):
-    """Normalised ``(stride, (top, bottom, left, right), dilation, groups)`` of a valid convolution."""
+    """Checks the geometry of a convolution; returns ``(stride, (top, bottom, left, right), dilation, groups)``."""
     if x.dim() not in (3, 4):
         raise ValueError(f"x has shape {tuple(x.shape)}: (N, C, H, W) or (C, H, W) is needed")
     stride, dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
@@ -109,7 +109,7 @@ def conv2d_geometry(x: Tensor, weight: Tensor, stride, padding, dilation, groups
     span = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     if isinstance(padding, str):
         if padding not in ("same", "valid"):
-            raise ValueError(f"padding={padding!r}: an int, a tuple of two ints, 'same' or 'valid'")
+            raise ValueError(f"padding={padding!r}: an int, a tuple of two ints, 'same' or 'valid' is needed")
         if padding == "same" and stride != (1, 1):
             raise ValueError(f"padding='same' needs stride 1, not {stride}")
         amounts = [(s // 2, s - s // 2) if padding == "same" else (0, 0) for s in span]

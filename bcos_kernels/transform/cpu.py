@@ -21,7 +21,7 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def why_not(call: Call) -> list[str]:
-    """Reasons why the C++ kernels do not serve ``call``; empty when they do."""
+    """The reasons why the C++ kernels do not serve ``call``; empty where they do."""
     found = []
     if _C is None:
         found.append(_absent)
@@ -36,7 +36,7 @@ def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
 
 
 def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: None, frozen: bool, needs) -> tuple:
-    """The gradients of x, weight, bias and b, None where not needed; ``frozen`` makes the scale a constant."""
+    """The gradients of x, weight, bias and b; one not needed is None. ``frozen`` makes the scale a constant."""
     x, weight, _, tensor_b = inputs
     return _C.transform_backward(grad, x, weight, tensor_b, *saved, call.spec.native, frozen, list(needs))
 

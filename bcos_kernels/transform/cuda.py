@@ -1,4 +1,4 @@
-"""The CUDA kernels for GPU tensors (``csrc/transform/cuda``): fp32, fp16 and bf16, NHWC inside, sm_80 and later."""
+"""The CUDA kernels for GPU tensors (``csrc/transform/cuda``): fp32, fp16 and bf16, in NHWC, for sm_80 and later."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ __all__ = [
 ]  # fmt: skip
 
 SMALL, LARGE = Tile(64, 64, 32), Tile(128, 128, 32, 8)
-MOST_MAX_OUT = 64  # filters of an output in one tile
-MOST_GROUPS = 65535  # blocks of a grid's second axis, which has the taps as well
-MOST_TAPS = 600  # of a depthwise filter, which a block holds in shared memory
+MOST_MAX_OUT = 64  # the most filters per output, which lie in one tile
+MOST_GROUPS = 65535  # the most groups × taps, the second axis of a grid
+MOST_TAPS = 600  # the most taps of a depthwise filter, which a block holds in shared memory
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_MOST_ROWS = 2**31 - 128  # the last row of the largest tile is still an index
+_MOST_ROWS = 2**31 - 128  # leaves the last row of the largest tile an index of 32 bits
 
 
 def _load():
-    """The submodule of the extension, or why there is none."""
+    """The extension's submodule ``cuda``, or None; and the reason why it is missing."""
     built, absent = extension.load()
     found = getattr(built, "cuda", None)
     if built is not None and found is None:
-        absent = "the compiled extension was built without CUDA, which takes a torch with CUDA and its toolkit"
+        absent = "the compiled extension was built without CUDA, which needs a torch with CUDA and the CUDA toolkit"
     return found, absent
 
 
@@ -42,7 +42,7 @@ _device = kernels and kernels.build_info()["device"]
 
 
 def why_not(call: Call) -> list[str]:
-    """Reasons why the CUDA kernels do not serve ``call``; empty when they do."""
+    """The reasons why the CUDA kernels do not serve ``call``; empty where they do."""
     found = []
     if kernels is None:
         found.append(_absent)
@@ -68,14 +68,14 @@ def _unserved_by(index: int | None) -> list[str]:
 
 
 def forward(candidate: str, inputs: Inputs, call: Call, tile: Tile | None) -> tuple[Tensor, ...]:
-    """The outputs of x ``[N, C, H, W]`` or ``[M, K]``, by the extension's candidate of that name."""
+    """The outputs for x ``[N, C, H, W]`` or ``[M, K]``, by the extension's candidate of this name."""
     return kernels.transform_forward(*inputs, call.spec.native, candidate, tile == LARGE, call.tf32)
 
 
 def backward(
     candidate: str, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: Tile | None, frozen: bool, needs
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of x, weight, bias and b, None where not needed; ``frozen`` makes the scale a constant."""
+    """The gradients of x, weight, bias and b; one not needed is None. ``frozen`` makes the scale a constant."""
     x, weight, _, tensor_b = inputs
     return kernels.transform_backward(
         grad, x, weight, tensor_b, *saved, call.spec.native, frozen, list(needs), candidate, tile == LARGE, call.tf32
@@ -83,13 +83,16 @@ def backward(
 
 
 def serves_products(call: Call) -> bool:
-    """Whether the products of our own kernels can take the call."""
+    """Whether our own products can serve the call."""
     fits = call.taps <= MOST_TAPS if call.depthwise else call.groups * call.taps <= MOST_GROUPS
     return fits and call.max_out <= MOST_MAX_OUT
 
 
 def tiles(call: Call, direction: str, given: bool) -> list[Tile]:
-    """The tiles of the product that forms y or dx, the best guess first; ``given``: a kernel formed u before it."""
+    """The tiles of the product that forms y or dx, the best guess first.
+
+    ``given``: whether a kernel before the product forms u.
+    """
     if call.depthwise:
         return []
     wide = call.dtype in HALF and call.group_channels % 8 == 0
@@ -99,12 +102,12 @@ def tiles(call: Call, direction: str, given: bool) -> list[Tile]:
 
 
 def _wgrad_tile(call: Call) -> Tile:
-    """Filters × channels of a tap, in steps of pixels."""
+    """The tile of the product that forms dw: filters × channels of a tap, in steps of pixels."""
     return (tiles(call, "training", given=True) or [SMALL])[0]
 
 
 PRODUCTS = Products(
-    # Assumed: mma.sync reaches less of a Hopper than its own instructions. Measuring replaces it.
+    # Assumed, because mma.sync reaches a smaller share of a Hopper than Hopper's own instructions. ``tune`` measures.
     share={"sm_80": 0.7, "sm_90": 0.35, "sm_100": 0.25},
     padding=lambda call: float(call.pack),
     tiles=tiles,

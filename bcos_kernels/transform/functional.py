@@ -1,4 +1,4 @@
-"""From the arguments of a public function to one call of the op: checked, padded, cast and chosen once per kind."""
+"""Turns the arguments of a public function into a call of the op: checks, padding, casts and the choice of backend."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ __all__ = ["transform"]
 
 
 class Plan(NamedTuple):
-    """What the shapes, dtypes and options of the arguments decide, whatever their numbers."""
+    """All that follows from the shapes, dtypes and options of the arguments, and not from the values in the tensors."""
 
     call: Call
     backend: str
-    """As :meth:`bcos_kernels.core.op.Op.choose` names it."""
+    """The backends, as :meth:`bcos_kernels.core.op.Op.choose` names them."""
     padding: tuple[tuple[int, int, int, int], str] | None
-    """``(top, bottom, left, right)`` and the mode, where symmetric zero padding is not enough."""
+    """``((top, bottom, left, right), padding_mode)`` where x must be padded before the kernels run; they themselves pad
+    only with zeros, and alike on both sides."""
     casts: tuple[torch.dtype, torch.dtype] | None
-    """What autocast makes of x and of weight; None outside of it."""
+    """The dtypes to which autocast casts x and weight; None outside of autocast."""
     unbatched: bool
     weight_in_norm: bool
 
@@ -40,7 +41,7 @@ _MOST_PLANS = 4096
 
 
 def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Tensor:
-    """What both layers do; ``geometry`` is empty for the linear one."""
+    """Computes both public layers; ``geometry`` is empty for the linear one."""
     arguments = (x, weight, bias, b)
     if has_torch_function_variadic(*arguments) and _torch.overloads(arguments):  # subclasses of Tensor keep their type
         return handle_torch_function(transform, arguments, *arguments, detach, geometry, options)
@@ -58,7 +59,7 @@ def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Te
     inputs = Inputs(x.reshape(-1, x.shape[-1]) if rows else x, weight, bias, b if call.spec.b is None else None)
     with nullcontext() if plan.casts is None else torch.autocast(x.device.type, enabled=False):
         if plan.backend == REFERENCE.name:
-            if options[-1] is None and not torch.compiler.is_compiling():  # the caller did not ask for it
+            if options[-1] is None and not torch.compiler.is_compiling():  # counted unless the caller asked for it
                 noun = "bcos_linear" if call.spec.is_linear else "bcos_conv2d"
                 tally.plain(noun, "the backend 'reference' serves it")
             y = reference.transform(inputs, call.spec, late, normed)
@@ -70,8 +71,8 @@ def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Te
 
 
 def _plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Plan:
-    """The plan of the call: made, and the arguments checked, once for all calls in which a plan reads the same."""
-    if torch.compiler.is_compiling():  # sizes may be symbols there
+    """The plan of a call. It is made, and the arguments are checked, once for all calls with the same key."""
+    if torch.compiler.is_compiling():  # sizes may be symbolic there
         return _make_plan(x, weight, bias, b, detach, geometry, options)
     values = ((b.shape, b.dtype, b.device) if isinstance(b, Tensor) else b, *geometry, *options)
     try:
@@ -79,14 +80,14 @@ def _plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Plan:
             x.shape, x.dtype, x.device, x.layout, weight.shape, weight.dtype, weight.device, weight.layout,
             bias if bias is None else (bias.shape, bias.dtype, bias.device, bias.layout),
             checks.autocast_dtype(x.device.type), dispatch.FORCED, *TRANSFORM.backends.values(), detach is True, values,
-            # True, 1 and 1.0 are equal, but not all allowed
+            # Types are part of the key because True, 1 and 1.0 are equal, but not all of them are allowed.
             type(detach), type(b), *map(type, values), *[type(v) for t in values if isinstance(t, tuple) for v in t],
         )  # fmt: skip
         plan = _PLANS.get(key)
-    except (AttributeError, TypeError):  # no tensor, or no hash: a list, a size that is a symbol
+    except (AttributeError, TypeError):  # not a tensor, or without a hash, as a list or a symbolic size
         return _make_plan(x, weight, bias, b, detach, geometry, options)
     if plan is None:
-        if _torch.is_traced():  # a trace holds what is computed, and sizes are tensors in it
+        if _torch.is_traced():  # a trace would record the checks, and sizes are tensors in it
             with _torch.unrecorded():
                 return _make_plan(x, weight, bias, b, detach, geometry, options)
         plan = _make_plan(x, weight, bias, b, detach, geometry, options)
@@ -111,7 +112,7 @@ def _make_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> P
         checks.tensors(x, weight, bias, 2)
         checks.filters(weight, bias, max_out)
         if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
-            raise ValueError(f"x has shape {tuple(x.shape)}: (..., {weight.shape[1]}) is needed, as weight takes")
+            raise ValueError(f"x has shape {tuple(x.shape)}: (..., {weight.shape[1]}) is needed for this weight")
         shape = (prod(x.shape[:-1]), x.shape[-1])
         zero_padded, padding, convolution = True, None, {}
     exponent, _ = checks.exponent(b, x)
@@ -141,7 +142,7 @@ def _make_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> P
 
 
 def _padded_shape(x: Tensor, pads: tuple[int, int, int, int], zero_padded: bool) -> tuple[int, ...]:
-    """Shape of the kernel's input, as :func:`_pad` makes it."""
+    """The shape of the op's x after :func:`_pad`."""
     top, bottom, left, right = pads
     *batch, channels, height, width = x.shape
     more = (bottom - top, right - left) if zero_padded else (top + bottom, left + right)
@@ -149,7 +150,10 @@ def _padded_shape(x: Tensor, pads: tuple[int, int, int, int], zero_padded: bool)
 
 
 def _pad(x: Tensor, pads: tuple[int, int, int, int], padding_mode: str) -> tuple[Tensor, Tensor | None]:
-    """The input of the convolution and, where it is another, of the norm: what symmetric zero padding cannot do."""
+    """Pads where symmetric zero padding is not enough.
+
+    Returns the input of the convolution and, where it differs, the input of the norm; else None.
+    """
     top, bottom, left, right = pads
     zero_padded = F.pad(x, (0, right - left, 0, bottom - top)) if (bottom, right) != (top, left) else x
     if padding_mode == "zeros" or not any(pads):
@@ -158,9 +162,9 @@ def _pad(x: Tensor, pads: tuple[int, int, int, int], padding_mode: str) -> tuple
 
 
 def _dtypes(x: Tensor, weight: Tensor, exponent: float | None):
-    """Whether autocast is on, and the dtypes of x, weight and y: autocast casts as for nn.Conv2d.
+    """Whether autocast is on, and the dtypes of x, weight and y. Autocast casts as it does for nn.Conv2d.
 
-    The weight stays wide, so that its norm and gradient do.
+    Only a fp32 weight stays fp32, and with it its norm and its gradient.
     """
     dtype = checks.autocast_dtype(x.device.type)
     if dtype is None or x.dtype == torch.float64:
@@ -175,9 +179,9 @@ def _cast(x: Tensor, weight: Tensor, bias: Tensor | None, normed: Tensor | None,
 
 
 def _weight_in_norm(weight: Tensor, bias: Tensor | None, normalize_weights: bool):
-    """``(weight, bias, gain)`` of an equal transform without ‖w‖ in its norm.
+    """``(weight, bias, gain)`` of an equal transform whose norm has no ‖w‖; its y must be multiplied by ``gain``.
 
-    Dividing l and n·‖w‖ by ‖w‖ leaves the cosine as it is and takes a factor ‖w‖ out of y = s·l.
+    Dividing both l and n·‖w‖ by ‖w‖ does not change the cosine and divides y = s·l by ‖w‖.
     """
     norm = reference.weight_norm(weight)
     inverse = torch.where(norm == 0, 0, 1 / torch.where(norm == 0, 1, norm))

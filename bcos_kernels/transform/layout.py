@@ -1,4 +1,4 @@
-"""NHWC inside, the caller's memory format outside: what every candidate of a GPU has in common."""
+"""The memory format of results on a GPU: the kernels compute in NHWC, the caller gets the format of the inputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["candidate"]
 
 
 def candidate(backend: str, name: str, forward: Callable | None, backward: Callable, *rest, **facts) -> Candidate:
-    """The candidate of functions whose results are in NHWC: y and dx get the memory format that x asks for."""
+    """A candidate made of functions that return NHWC: its outputs and dx are in the memory format of the inputs."""
 
     def forward_as_given(inputs: Inputs, call: Call, tile) -> tuple[Tensor, ...]:
         outputs = forward(inputs, call, tile)  # type: ignore[misc]

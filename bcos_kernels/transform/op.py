@@ -1,6 +1,6 @@
 """The op ``bcos_kernels::transform``: the B-cos transform of linear and convolutional layers.
 
-Its backends register themselves here, in the order of preference; the last one serves every valid call.
+The package :mod:`bcos_kernels.transform` registers its backends and candidates.
 """
 
 from __future__ import annotations
@@ -55,4 +55,4 @@ TRANSFORM = op.Op(
 autograd.register(TRANSFORM)
 
 REFERENCE = Backend("reference", why_not=lambda call: [])
-"""Plain PyTorch, which serves every valid call on every device."""
+"""The backend in plain PyTorch, which serves every valid call on every device."""

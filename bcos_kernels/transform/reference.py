@@ -1,7 +1,7 @@
-"""The B-cos transform in plain PyTorch: the ground truth of every other backend, differentiable to any order.
+"""The B-cos transform in plain PyTorch: every other backend is checked against it. It is differentiable to any order.
 
 Formulas: Böhle et al., "B-cos Networks", CVPR 2022 (arXiv 2205.10268), eq. 3, and TPAMI 2024 (arXiv 2306.10898).
-Sums and powers are formed in fp32 for half-precision inputs; no zero row or zero filter yields NaN in any derivative.
+Sums and powers are formed in fp32 for half-precision inputs. No derivative is NaN at a zero patch or a zero filter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _accumulate(t: Tensor) -> Tensor:
 
 
 def _root(squares: Tensor) -> Tensor:
-    """√ with derivatives of every order equal to 0 at 0."""
+    """The square root, with derivatives of every order equal to 0 at 0."""
     zero = squares == 0
     return torch.where(zero, 0, torch.where(zero, 1, squares).sqrt())
 
@@ -69,15 +69,15 @@ def scale(linear: Tensor, norm: Tensor, b: Tensor | None, spec: Spec) -> Tensor:
 
 
 def _power(base: Tensor, exponent: Tensor | float, at_zero: Tensor | float) -> Tensor:
-    """base^exponent, whose derivatives at base 0 are not NaN; ``at_zero`` is its value there."""
+    """base^exponent without NaN in its derivatives at base 0, where its value is ``at_zero``."""
     zero = base == 0
     return torch.where(zero, at_zero, torch.where(zero, 1, base).pow(exponent))
 
 
 class FrozenScale(torch.autograd.Function):
-    """y = s·l whose *backward* decides whether s is differentiated (late explanation mode).
+    """y = s·l, whose backward decides whether s is differentiated (late explanation mode).
 
-    In the double backward s stays attached to the graph, as model guidance (Rao et al., ICCV 2023) needs it.
+    In the double backward s stays part of the graph, as model guidance (Rao et al., ICCV 2023) needs it.
     """
 
     generate_vmap_rule = True
@@ -104,10 +104,10 @@ class FrozenScale(torch.autograd.Function):
 
 
 def transform(inputs: Inputs, spec: Spec, late: MutableMapping | None = None, normed: Tensor | None = None) -> Tensor:
-    """The transform of ``spec``; linear ``[..., K] -> [..., O]``, convolution ``[N, C, H, W] -> [N, O, OH, OW]``.
+    """y of the transform: linear ``[..., K] -> [..., O]``, convolution ``[N, C, H, W] -> [N, O, OH, OW]``.
 
-    ``late["fixed_weights"]`` is the late explanation mode, read in the backward. ``normed`` is the input of the
-    patch norm where it differs from ``x`` (padding modes other than zeros: the norm pads with zeros regardless).
+    ``late["fixed_weights"]`` is the late explanation mode, read in the backward. ``normed`` is the input of the patch
+    norm where it differs from ``x``: in padding modes other than zeros, because the norm always pads with zeros.
     """
     x, weight, bias, tensor_b = inputs
     w = (unit_weight(weight) if spec.unit else weight).to(x.dtype)

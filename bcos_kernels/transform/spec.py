@@ -20,36 +20,36 @@ class Inputs(NamedTuple):
     x: Tensor
     """``[M, K]``, or ``[N, C, H, W]``."""
     weight: Tensor
-    """``[O·M, K]``, or ``[O·M, C/groups, kH, kW]``: ``max_out`` filters M for each of O outputs."""
+    """``[O·M, K]``, or ``[O·M, C/groups, kH, kW]``: M = ``max_out`` filters for each of O output channels."""
     bias: Tensor | None
     """``[O·M]``"""
     tensor_b: Tensor | None
-    """b where it is a tensor of one value."""
+    """b, where it is a tensor of one value; else None."""
 
 
 class Outputs(NamedTuple):
-    """What a transform returns; of what a call does not have, an empty tensor."""
+    """What a transform returns; an output that a call does not have is an empty tensor."""
 
     y: Tensor
     """``[M, O]``, or ``[N, O, OH, OW]``."""
     n: Tensor
-    """The patch norm ``[M, 1]`` or ``[N, groups, OH, OW]``, not of a depthwise layer: it is as large as x."""
+    """The patch norm, ``[M, 1]`` or ``[N, groups, OH, OW]``; empty for a depthwise layer, where it is as large as x."""
     l: Tensor  # noqa: E741
-    """The linear output as y, where y cannot stand for it: b other than 1 and 2."""
+    """The linear output, of y's shape, where y cannot stand for it: for b other than 1 and 2."""
     winner: Tensor
-    """As y: which of the ``max_out`` filters is the maximum, uint8."""
+    """Which of the ``max_out`` filters is the largest, of y's shape, uint8; empty for ``max_out=1``."""
 
 
 @call.hash_kept
 @dataclass(frozen=True)
 class Spec(call.Spec):
-    """Static options of one B-cos transform; ``stride == ()`` marks the linear layer.
+    """The static options of a B-cos transform; ``stride`` is ``()`` for a linear layer.
 
     The formula, with ŵ = w/‖w‖ if ``unit`` else w (Böhle et al., CVPR 2022, eq. 3; B-cosification takes w itself)::
 
-        l = x ⋆ ŵ + bias          the maximum over ``max_out`` filters of an output unit
+        l = x ⋆ ŵ + bias          the maximum over the ``max_out`` filters of an output channel
         n = √(Σ_patch x² + norm_eps[0]) + norm_eps[1]
-        y = (|l|/n + cos_eps)^(b-1) · l        cos_eps counts as 0 at b = 2 if ``exact_two``; y = l at b = 1
+        y = (|l|/n + cos_eps)^(b-1) · l        y = l at b = 1; at b = 2, ``exact_two`` leaves cos_eps out
     """
 
     stride: tuple[int, ...] = ()
@@ -58,13 +58,13 @@ class Spec(call.Spec):
     groups: int = 1
     max_out: int = 1
     b: float | None = 2.0
-    """``None`` when b is a tensor: its value is then never read by the host."""
+    """b, or None where b is a tensor; the host never reads the tensor's value."""
     unit: bool = True
     norm_eps: tuple[float, float] = (1e-6, 0.0)
     cos_eps: float = 1e-6
     exact_two: bool = True
     detach: bool = False
-    """Early explanation mode: the scale is a constant of the forward."""
+    """The early explanation mode: the forward detaches the scale."""
     out_dtype: torch.dtype = torch.float32
 
     @property
@@ -77,18 +77,18 @@ class Spec(call.Spec):
 
     @property
     def power(self) -> int:
-        """1 or 2 for that b, where the formula has no epsilon; 0 for the general formula."""
+        """1 or 2 where b is that number and the formula has no cos_eps; 0 for the general formula."""
         if self.b == 2:
             return 2 if self.exact_two or self.cos_eps == 0 else 0
         return 1 if self.b == 1 else 0
 
     @property
     def saves_output(self) -> bool:
-        """Whether y stands for l in the backward: |l| = √(|y|·n) at b = 2."""
+        """Whether the backward needs y, which stands for l at b = 2: |l| = √(|y|·n)."""
         return self.power == 2
 
     @cached_property
     def native(self):
-        """The same options as the compiled extension takes them."""
+        """The same options as an object of the compiled extension."""
         options = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "detach"}
         return extension.load()[0].TransformSpec(**options)

@@ -1,4 +1,4 @@
-"""What the kernels of a transform move and compute: the terms of every candidate's cost."""
+"""The bytes that the kernels of a transform move and the FLOP that they compute, from which costs are predicted."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from .call import HALF, Call
 __all__ = ["FORMED", "LOADED", "Products", "Sizes", "cost", "own_forward", "own_gradients", "plain_seconds", "seconds"]
 
 DEPTHWISE_SHARE = {True: 0.5, False: 0.2}
-"""Assumed: the part of the fp32 rate that a depthwise layer reaches, ours and the vendor's."""
+"""The share of the fp32 rate that a depthwise layer reaches, by our kernels (True) and by the vendor's; assumed."""
 
 FORMED, LOADED = 25, 3
-"""A thread's instructions for each value of u that a product forms in its loop, and for each value that it only loads:
-of sm_90's binaries (``python -m benchmarks.triton_aot``)."""
+"""The instructions of a thread for each value of u that a product forms in its loop, and for each value that it only
+loads; counted in binaries for sm_90 (``python -m benchmarks.triton_aot``)."""
 
 
 @dataclass(frozen=True)
 class Products:
-    """What is particular to the products of a backend's own kernels."""
+    """The properties of the products that a backend computes with its own kernels."""
 
     share: Mapping[str, float]
-    """Assumed: their rate as a share of the vendor's, by architecture."""
+    """Architecture -> their rate as a share of the vendor's; assumed."""
     padding: Callable[[Call], float]
-    """What they compute, as a multiple of what is asked for."""
+    """The FLOP that they compute, as a multiple of the FLOP that the call needs."""
     tiles: Callable[..., list[Tile]]
-    """``tiles(call, direction, given=)``: of the product that forms y or dx, the best guess first. ``given``: a kernel
-    before the products forms u; else they form it themselves."""
+    """``tiles(call, direction, given=)``: the tiles of the product that forms y or dx, the best guess first. ``given``
+    says whether a kernel before the products forms u; else the products form it themselves."""
     wgrad_tile: Callable[[Call], Tile]
+    """The tile of the product that forms dw."""
 
 
 class Sizes:
-    """Bytes of the tensors of a call, and the FLOP of its product."""
+    """The bytes of the tensors of a call, and the FLOP of its product."""
 
     def __init__(self, call: Call) -> None:
         element, out = call.dtype.itemsize, call.out_dtype.itemsize
@@ -47,22 +48,22 @@ class Sizes:
         self.winner = call.pixels * call.outputs * (call.max_out > 1)
         self.saved = self.y * call.saves_linear + self.winner
         self.grad = self.y * (1 if call.power == 1 else 2) + self.n + self.winner
-        """What u is formed of."""
+        """The tensors from which u is formed."""
         self.flops = 2.0 * call.pixels * call.filters * call.group_channels * call.taps
         self.depthwise_flops = 1.5 * self.flops
-        """The product, and the norm's or its gradient's column sums."""
+        """The product with the column sums of the norm or of the norm's gradient."""
 
     def t(self, call: Call, direction: str) -> int:
-        """Nothing where the scale is frozen."""
+        """The bytes of t; 0 where the scale is frozen."""
         return (self.squares if call.depthwise else self.n) * (direction == "training")
 
     def pooled(self, call: Call, direction: str) -> int:
-        """x, where t's windows multiply it."""
+        """The bytes of x where the sums of t multiply it; else 0."""
         return self.x * (direction == "training" and call.power != 1)
 
 
 def seconds(call: Call, kernels: Iterable[Kernel], share: Mapping[str, float] | None = None) -> float:
-    """Of kernels one after the other, those that make the weights ready before them."""
+    """The predicted seconds of kernels that run one after the other, including the kernel that prepares the weights."""
     weights = [Kernel(Sizes(call).w * (1 if call.raw_weights else 2))] if call.unit else []
     return _seconds(call, (*weights, *kernels), share or {})
 
@@ -87,19 +88,19 @@ def cost(
 
 
 def plain_seconds(call: Call, direction: str) -> float:
-    """Of the plain layer by the same model: the floor that every candidate is held against."""
+    """The seconds that the same model predicts for the plain layer, with which candidates are compared."""
     s = Sizes(call)
     product = Kernel(s.x + s.w + s.z, s.flops, own=False)
     return _seconds(call, [product] * (2 if direction == "training" else 1), {})
 
 
 def _read(rows: int, depth: int, columns: int, tile: Tile, each: int) -> float:
-    """Instructions of a product's loop: its left operand is read for every tile of columns."""
+    """The instructions of a product's loop, which reads its left operand once for every tile of columns."""
     return float(each) * rows * depth * -(-columns // tile.n)
 
 
 def own_forward(call: Call, products: Products) -> Iterator[Kernel]:
-    """The product of our own kernels with norm and scale inside."""
+    """Our own product that also computes the norm and the scale."""
     s, packs = Sizes(call), call.groups // call.pack
     sums_window = call.power != 1 and call.taps > 1 and not call.flat
     if sums_window:
@@ -111,12 +112,12 @@ def own_forward(call: Call, products: Products) -> Iterator[Kernel]:
 
 
 def own_gradients(call: Call, direction: str, products: Products, given: bool) -> Iterator[Kernel]:
-    """The products of our own kernels that form dx and dw; ``given``: a kernel before them formed u and t."""
+    """Our own products that form dx and dw; ``given`` says whether a kernel before them formed u and t."""
     s, packs = Sizes(call), call.groups // call.pack
     source, each = (s.z + s.t(call, direction), LOADED) if given else (s.grad, FORMED)
     width, height = call.pack * call.group_channels, call.pack * call.group_filters
     padded, walked = s.flops * products.padding(call), call.taps * height
-    # every tap is walked from every input pixel, also those that no output reads
+    # Every input pixel walks every tap, also the taps through which no output reads it.
     tile = products.tiles(call, direction, given)[0]
     issued = _read(call.in_pixels * packs, walked, width, tile, each)
     moved = source + s.w + s.x + s.pooled(call, direction)

@@ -1,4 +1,4 @@
-"""What no kernel serves, whatever its backend."""
+"""The calls that no backend of kernels serves."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ __all__ = ["unserved"]
 
 
 def unserved(call: Call, dtypes: tuple[torch.dtype, ...], most_rows: int | None = None) -> list[str]:
-    """Reasons why no kernel of a backend serves ``call``: ``dtypes`` are the backend's, ``most_rows`` its indices."""
+    """The reasons why a backend with these dtypes and at most this many rows cannot serve ``call``."""
     found = []
     if call.dtype not in dtypes:
-        found.append(f"dtype {call.dtype} is none of {', '.join(map(str, dtypes))}")
+        found.append(f"dtype {call.dtype} is not one of {', '.join(map(str, dtypes))}")
     elif call.weight_dtype not in (call.dtype, torch.float32):
-        found.append(f"weight dtype {call.weight_dtype} beside input dtype {call.dtype}")
+        found.append(f"weight dtype {call.weight_dtype} does not go with input dtype {call.dtype}")
     if call.spec.max_out > 255:
-        found.append(f"max_out={call.spec.max_out} is above 255, the largest winner index kept")
+        found.append(f"max_out={call.spec.max_out} is above 255, the largest number of filters that winner holds")
     if not call.zero_padded:
-        found.append("the padding mode is not 'zeros': the patch norm sees another input than the convolution")
+        found.append("the padding mode is not 'zeros', so the patch norm sees another input than the convolution")
     if most_rows is not None and call.padded_rows > most_rows:
-        found.append(f"{call.padded_rows} pixels × groups of the input are above {most_rows}, the largest index")
+        found.append(f"{call.padded_rows} pixels × groups of the padded input are above {most_rows}, the largest index")
     return found

@@ -1,6 +1,6 @@
-"""The ways to serve a transform on a GPU, in the order of preference among equals.
+"""The candidates that serve a transform on a GPU; of equally fast ones, the first is preferred.
 
-All take images in NHWC and keep the same tensors for the backward, so that any of them may serve it.
+All take images in NHWC and save the same tensors, so that one may serve the forward and another the backward.
 """
 
 from . import one_pass, semi, vendor

@@ -1,4 +1,4 @@
-"""One-pass: norm, scale and their derivatives inside the products of our own kernels."""
+"""The candidate one-pass: our own products compute the norm, the scale and their derivatives as well."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _kernels(call: Call, direction: str, products: Products) -> Iterator[Kernel]
 def _cuda_serves(call: Call, direction: str) -> bool:
     if not cuda.serves_products(call):
         return False
-    # narrow groups share a tile where u is given alone
+    # Products that form u themselves cannot share a tile among narrow groups.
     return direction == "forward" or call.depthwise or (call.pack == 1 and (call.power == 1 or call.saves_norm))
 
 
@@ -48,7 +48,7 @@ def _triton_serves(call: Call, direction: str) -> bool:
         return False
     if direction == "forward" or call.depthwise:
         return True
-    # a maximum, or the power and its slope, beside a product's tile would not fit the registers
+    # A maximum, or the power and its slope, would not fit the registers beside a product's tile.
     return call.pack == 1 and call.max_out == 1 and (call.power == 1 or (call.power == 2 and call.saves_norm))
 
 
@@ -60,7 +60,7 @@ def _triton_forward(inputs, call: Call, tile):
 
 def _triton_backward(grad, inputs, saved, call: Call, tile, frozen: bool, needs):
     kernels = triton.kernels()
-    if needs[3]:  # only the scale's own kernel forms db
+    if needs[3]:  # only the separate kernel of the scale forms db
         products = kernels.semi_backward
     else:
         products = kernels.depthwise_backward if call.depthwise else kernels.one_pass_backward

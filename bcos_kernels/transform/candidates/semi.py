@@ -1,4 +1,4 @@
-"""Semi, of backwards alone: one kernel forms u = ∂L/∂z and t, and the products of our own kernels take them."""
+"""The candidate semi, for backwards only: one kernel forms u = ∂L/∂z and t, and our own products take them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vendor: the products of cuDNN and cuBLAS, and fused kernels beside them. It serves every call of a GPU."""
+"""The candidate vendor: products by cuDNN and cuBLAS, and our kernels for the rest. It serves every call on a GPU."""
 
 from __future__ import annotations
 

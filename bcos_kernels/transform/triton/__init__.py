@@ -1,7 +1,7 @@
-"""The Triton kernels for GPU tensors: fp32, fp16 and bf16, NHWC inside.
+"""The Triton kernels for GPU tensors: fp32, fp16 and bf16, in NHWC.
 
-``why_not`` answers without importing Triton. With ``TRITON_INTERPRET=1`` in the environment Triton's interpreter runs
-the same kernels on CPU tensors, slowly: a way to check them without a GPU.
+``why_not`` answers without importing Triton. With ``TRITON_INTERPRET=1`` in the environment, Triton's interpreter runs
+the same kernels slowly on CPU tensors, which checks them without a GPU.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ INSTALLED = find_spec("triton") is not None
 
 
 def why_not(call: Call) -> list[str]:
-    """Reasons why the Triton kernels do not serve ``call``; empty when they do."""
+    """The reasons why the Triton kernels do not serve ``call``; empty where they do."""
     found = []
     if not INSTALLED:
         found.append("the package triton is not installed")
@@ -48,13 +48,13 @@ def _unserved_architecture() -> list[str]:
 
 
 def serves_products(call: Call) -> bool:
-    """Whether the products of our own kernels can take the call."""
+    """Whether our own products can serve the call."""
     return call.max_out <= tiles.MOST_MAX_OUT
 
 
 @cache
 def kernels() -> ModuleType:
-    """What starts the kernels; imported by the first call, because machines without a GPU never need Triton."""
+    """The module that starts the kernels. The first call imports it, because machines without a GPU need no Triton."""
     from . import layer
 
     return layer

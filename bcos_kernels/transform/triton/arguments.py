@@ -1,4 +1,4 @@
-"""What of a call the kernels take: sizes, constants and fresh tensors."""
+"""The arguments that kernels take from a call: sizes, constants and new tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["formula", "image", "row_tile", "shares", "sizes", "window"]
 
 
 def sizes(call: Call) -> tuple[int, ...]:
-    """H, W, OH, OW."""
+    """The sizes H, W, OH and OW."""
     return *call.in_size, *call.out_size
 
 
@@ -29,13 +29,13 @@ def formula(call: Call) -> dict[str, int | bool]:
 
 
 def row_tile(columns: int) -> tuple[int, int]:
-    """Rows and columns of an elementwise tile of 2048 values."""
+    """The rows and columns of an elementwise tile of 2048 values."""
     n = min(128, power_of_two(columns))
     return 2048 // n, n
 
 
 def image(call: Call, channels: int, dtype: torch.dtype, like: Tensor) -> Tensor:
-    """A fresh ``[N, channels, OH, OW]`` on the device of ``like``; of no channels, an empty tensor."""
+    """A new tensor ``[N, channels, OH, OW]`` on the device of ``like``, or an empty tensor for 0 channels."""
     if channels == 0:
         return torch.empty(0, dtype=dtype, device=like.device)
     shape = (call.batch, channels, *call.out_size)
@@ -43,6 +43,6 @@ def image(call: Call, channels: int, dtype: torch.dtype, like: Tensor) -> Tensor
 
 
 def shares(call: Call, splits: int, device, with_bias: bool) -> tuple[Tensor, Tensor | None]:
-    """Fresh fp32 tensors for the shares of wgrad, ``[splits, F·KH·KW·CG]``, and of dbias, ``[splits, F]``."""
+    """New fp32 tensors for the partial sums of dw, ``[splits, F·KH·KW·CG]``, and of dbias, ``[splits, F]``."""
     partial = torch.empty((splits, call.filters * call.group_channels * call.taps), dtype=torch.float32, device=device)
     return partial, torch.empty((splits, call.filters), dtype=torch.float32, device=device) if with_bias else None

@@ -1,7 +1,8 @@
-"""Depthwise convolution: the product and the patch norm in one window loop. One filter to a channel, NHWC, taps OHW.
+"""Depthwise convolution: the product and the patch norm in one loop over the window.
 
-A program's row is a strip of ``V`` neighbouring pixels, held as a tuple of tiles, so that a value that is read once
-serves every pixel of the strip whose window it lies in.
+Each channel has one filter; x is NHWC, the weight [C, KH, KW]. A row of a program's tile is a strip of ``V``
+neighbouring pixels, held as a tuple of tiles, so that a value is read once for all pixels of the strip whose windows
+contain it.
 """
 
 import torch
@@ -28,14 +29,14 @@ def zeros(BM: tl.constexpr, BN: tl.constexpr, count: tl.constexpr):
 
 @triton.jit
 def at_position(x_ptr, start, left, p, within, channel, W, C):
-    """x [N, H, W, C] at position p of the rows that begin at ``start``, column ``left``: [BM, BN] in fp32."""
+    """x [N, H, W, C] at position p of strips that begin at offset ``start`` and column ``left``: [BM, BN] in fp32."""
     mask = within & ((left + p >= 0) & (left + p < W))[:, None]
     return tl.load(x_ptr + (start + p)[:, None] * C + channel[None, :], mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def tap_row(w_ptr, channel, live, i, KH: tl.constexpr, KW: tl.constexpr):
-    """Row i of the taps of each channel, w [C, KH, KW]: a tuple of KW vectors [1, BN]."""
+    """Row i of the taps of w [C, KH, KW]: a tuple of KW vectors [1, BN]."""
     row = ()
     for j in tl.static_range(KW):
         w = tl.load(w_ptr + channel * (KH * KW) + i * KW + j, mask=live, other=0.0).to(tl.float32)
@@ -45,7 +46,7 @@ def tap_row(w_ptr, channel, live, i, KH: tl.constexpr, KW: tl.constexpr):
 
 @triton.constexpr_function
 def tap_of(p, v, KW, S, D):
-    """The tap through which pixel v of a strip sees position p of the row, or -1."""
+    """The tap through which pixel v of a strip sees position p of the row; -1 where it does not see it."""
     distance = p - v * S
     return distance // D if 0 <= distance <= (KW - 1) * D and distance % D == 0 else -1
 
@@ -67,7 +68,7 @@ def add_products(sums, x, row, p: tl.constexpr, V: tl.constexpr, KW: tl.constexp
 
 @triton.jit
 def add_at(columns, x, p: tl.constexpr, P: tl.constexpr):
-    """columns[p] += x, of P tiles; none for p = -1."""
+    """Adds x to the p-th of the P tiles in ``columns``, or to none for p = -1."""
     new = ()
     for q in tl.static_range(P):
         if q == p:
@@ -95,7 +96,10 @@ def depthwise_fwd_kernel(
     POWER: tl.constexpr, TENSOR_B: tl.constexpr, EXACT_TWO: tl.constexpr, ALPHA: tl.constexpr, BIAS: tl.constexpr,
     SAVE_L: tl.constexpr, EXACT: tl.constexpr, V: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """y = transform(alpha · x ⋆ w + bias, n); x [N, H, W, C], w [C, KH, KW], y and l [N, OH, OW, C]. Eq. 3."""
+    """y = transform(alpha · x ⋆ w + bias, n): x [N, H, W, C], w [C, KH, KW], y and l [N, OH, OW, C].
+
+    Source: B-cos Networks, eq. 3.
+    """
     P: tl.constexpr = (V - 1) * SW + (KW - 1) * DW + 1  # positions of a row that a strip sees
     strip = tl.program_id(0) * BM + tl.arange(0, BM)
     channel = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -139,9 +143,9 @@ def depthwise_bwd_kernel(
     POWER: tl.constexpr, TENSOR_B: tl.constexpr, EXACT_TWO: tl.constexpr, ALPHA: tl.constexpr,
     FROZEN: tl.constexpr, EXACT: tl.constexpr, V: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """u = ∂L/∂z and t = ∂L/∂n · dn/dx ÷ x [N, OH, OW, C], with n formed again: it would be as large as x to save.
+    """u = ∂L/∂z and t = ∂L/∂n · dn/dx ÷ x, both [N, OH, OW, C]; v is y where b = 2, else l.
 
-    v is y where b = 2, else l.
+    n is formed again because a saved one would be as large as x.
     """
     P: tl.constexpr = (V - 1) * SW + (KW - 1) * DW + 1  # positions of a row that a strip sees
     strip = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -226,7 +230,8 @@ def depthwise_wgrad_kernel(
 ):  # fmt: skip
     """dw[split] = Σ_pixels u · x for one row of taps; dw [splits, C, KH, KW] fp32, dbias [splits, C] fp32.
 
-    A program walks every ``splits``-th block of strips; the partial sums are added afterwards, alike in every run.
+    A program walks every ``splits``-th block of strips. The partial sums are added afterwards in a fixed order, so that
+    the result is the same in every run.
     """
     P: tl.constexpr = (V - 1) * SW + (KW - 1) * DW + 1  # positions of a row that a strip sees
     channel = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -262,10 +267,10 @@ def depthwise_wgrad_kernel(
 
 
 def _strips(call: Call, height: int, width: int) -> tuple[int, dict]:
-    """The number of strips of an image tensor [N, C, height, width], and the tile of a program over them."""
+    """The number of strips in a tensor [N, C, height, width], and the tile of strips and channels of a program."""
     v = tiles.strip(width)
     n = min(64, power_of_two(call.filters))
-    values = 512 if call.kernel[1] <= 11 else 128  # a wide window takes many registers
+    values = 512 if call.kernel[1] <= 11 else 128  # a wide window needs many registers
     return call.batch * height * cdiv(width, v), {"V": v, "BM": values // n, "BN": n}
 
 
@@ -274,7 +279,7 @@ def _grid(call: Call, strips: int, tile: dict) -> tuple[int, int]:
 
 
 def forward(call: Call, x, weights, bias, b, out) -> None:
-    """y, and l where it is saved, into ``out``."""
+    """Writes y, and l where it is saved, into ``out``."""
     strips, tile = _strips(call, *call.out_size)
     launch(
         depthwise_fwd_kernel, _grid(call, strips, tile),
@@ -286,7 +291,7 @@ def forward(call: Call, x, weights, bias, b, out) -> None:
 
 
 def backward(call: Call, grad, x, weights, b, saved, frozen: bool) -> tuple[Tensor, Tensor | None]:
-    """u and t, [N, C, OH, OW] each; t is None where the scale is a constant."""
+    """u and t, each ``[N, C, OH, OW]``; t is None where the scale is frozen."""
     u = image(call, call.filters, call.dtype, x)
     t = None if frozen else image(call, call.filters, torch.float32, x)
     strips, tile = _strips(call, *call.out_size)
@@ -301,7 +306,7 @@ def backward(call: Call, grad, x, weights, b, saved, frozen: bool) -> tuple[Tens
 
 
 def dgrad(call: Call, u: Tensor, t: Tensor | None, weights, x: Tensor) -> Tensor:
-    """dx of u and t."""
+    """dx ``[N, C, H, W]`` from u and t."""
     dx = torch.empty_like(x, memory_format=torch.channels_last)
     strips, tile = _strips(call, *call.in_size)
     launch(
@@ -312,7 +317,7 @@ def dgrad(call: Call, u: Tensor, t: Tensor | None, weights, x: Tensor) -> Tensor
 
 
 def wgrad(call: Call, u: Tensor, x: Tensor, with_bias: bool) -> tuple[Tensor, Tensor | None]:
-    """Shares ``[splits, C, KH, KW]`` of the operand's gradient, and dbias."""
+    """Partial sums ``[splits, C, KH, KW]`` of the gradient of the products' weights, and dbias."""
     strips, tile = _strips(call, *call.out_size)
     blocks, rows = cdiv(call.filters, tile["BN"]), call.kernel[0]
     splits = tiles.splits(strips, blocks * rows, tile["BM"])

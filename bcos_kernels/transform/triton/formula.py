@@ -6,8 +6,8 @@
     n = √(Σx² + eps_inside) + eps_outside
     c = |l|/n + cos_eps,  s = c^(b-1),  y = s·l
 
-``POWER`` is 1 or 2 for that b, 0 for every other and for b as a tensor. ``EXACT`` asks for results that are right to
-fp32's last places (fp32 tensors); without it they are right to those of a half-precision type.
+``POWER`` is 1 or 2 where b is that number, and 0 for every other b and for a tensor. With ``EXACT`` (fp32 tensors)
+results are accurate to the last places of fp32, otherwise to those of a half-precision dtype.
 """
 
 import triton
@@ -20,7 +20,7 @@ INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 @triton.jit
 def cast(v, dtype: tl.constexpr):
     """v in ``dtype``, rounded to nearest."""
-    if INTERPRETED and dtype == tl.bfloat16:  # the interpreter truncates
+    if INTERPRETED and dtype == tl.bfloat16:  # the interpreter would truncate
         bits = v.to(tl.float32).to(tl.int32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
         v = tl.where(v == v, rounded.to(tl.float32, bitcast=True), v)
@@ -30,7 +30,7 @@ def cast(v, dtype: tl.constexpr):
 @triton.jit
 def matmul(a, b, acc, PRECISION: tl.constexpr):
     """acc + a @ b, accumulated in fp32."""
-    if INTERPRETED:  # where a product of half-precision tiles is wrong
+    if INTERPRETED:  # the interpreter's product of half-precision tiles is wrong
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision=PRECISION)
@@ -38,7 +38,7 @@ def matmul(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def safe_inverse(v):
-    """1/v, and 0 for the norm of a zero patch or a zero filter, which must not become NaN."""
+    """1/v, or 0 where v = 0, so that a zero patch or a zero filter does not yield NaN."""
     zero = v == 0
     return tl.where(zero, 0.0, 1.0 / tl.where(zero, 1.0, v))
 
@@ -52,19 +52,19 @@ def root(v, EXACT: tl.constexpr):
 
 @triton.jit
 def root_norm(squares, eps_inside, eps_outside):
-    """n of Σx²."""
+    """The patch norm n from ``squares``, Σx² over the patch."""
     return tl.sqrt_rn(squares + eps_inside) + eps_outside
 
 
 @triton.jit
 def root_gradient(n, eps_outside):
-    """dn/dx = x · root_gradient(n)."""
+    """dn/dx ÷ x."""
     return safe_inverse(n - eps_outside)
 
 
 @triton.jit
 def power(c, e, EXACT: tl.constexpr):
-    """c^e for c, e ≥ 0."""
+    """c^e for c ≥ 0 and e ≥ 0."""
     if EXACT:
         s = tl.exp(tl.log(c.to(tl.float64)) * e).to(tl.float32)
     else:
@@ -74,7 +74,7 @@ def power(c, e, EXACT: tl.constexpr):
 
 @triton.jit
 def exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B: tl.constexpr, EXACT_TWO: tl.constexpr):
-    """(b - 1, cos_eps), from the tensor where b is one."""
+    """(b - 1, cos_eps): the given values, or those that follow from the tensor b."""
     if TENSOR_B:
         b = tl.load(b_ptr).to(tl.float32)
         b_minus_1 = b - 1.0
@@ -85,7 +85,7 @@ def exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B: tl.constexpr, EXACT_TWO: tl.co
 
 @triton.jit
 def transform(l, inv_n, b_minus_1, cos_eps, POWER: tl.constexpr, EXACT: tl.constexpr):  # noqa: E741
-    """y of l."""
+    """y from l and 1/n."""
     if POWER == 1:
         return l
     cosine = tl.abs(l) * inv_n
@@ -96,9 +96,9 @@ def transform(l, inv_n, b_minus_1, cos_eps, POWER: tl.constexpr, EXACT: tl.const
 
 @triton.jit
 def partials(v, inv_n, b_minus_1, cos_eps, POWER: tl.constexpr, FROZEN: tl.constexpr, EXACT: tl.constexpr):
-    """(∂y/∂l, ∂y/∂n) of v: y where b = 2, as |l| = √(|y|·n), else l. ``FROZEN`` freezes s (explanation mode).
+    """(∂y/∂l, ∂y/∂n) from v, which is y where b = 2, because |l| = √(|y|·n), else l. ``FROZEN`` makes s a constant.
 
-    At b = 2 both are 0 where y underflows (|l| below 1e-20 or so).
+    At b = 2 both are 0 where y underflows, which is for |l| below about 1e-20.
     """
     if POWER == 1:
         dl = tl.full(v.shape, 1.0, tl.float32)
@@ -127,11 +127,11 @@ def partial_b(l, inv_n, b_minus_1, cos_eps, EXACT: tl.constexpr):  # noqa: E741
 
 @triton.jit
 def first_max(v, which, LOG_COLUMNS: tl.constexpr):
-    """The maximum over runs of 2^LOG_COLUMNS columns, and where in its run it is.
+    """The maximum of every 2^LOG_COLUMNS neighbouring columns, and which of them it is.
 
-    The first of equals and the first NaN, as torch.max.
+    Of equal values the first counts, and a NaN counts as the largest, as in torch.max.
 
-    v: [BM, BN]; which: [BN], the number of a column within its run. Returns two tiles [BM, BN / 2^LOG_COLUMNS].
+    v: [BM, BN]; which: [BN], the number of each column among its neighbours. Returns two [BM, BN / 2^LOG_COLUMNS].
     """
     best = tl.broadcast_to(which[None, :], v.shape)
     for _ in tl.static_range(LOG_COLUMNS):

@@ -1,7 +1,7 @@
-"""The convolution as an implicit matrix product, with the patch norm and the scale inside.
+"""The convolution as an implicit matrix product that also computes the patch norm and the scale.
 
-Tensors are NHWC, weights OHWI; a linear layer is the 1×1 convolution of an image of one pixel. ``PACK`` neighbouring
-groups share a tile whose weights outside of their own group are zero, so that narrow groups fill a tensor core.
+Tensors are NHWC, weights OHWI; a linear layer is the 1×1 convolution of images of one pixel. ``PACK`` neighbouring
+groups, called a pack, share a tile, so that narrow groups fill a tensor core; weights between two of them are 0.
 """
 
 import triton
@@ -18,7 +18,7 @@ from .window import pixel
 
 @triton.jit
 def in_registers(a, REGISTERS: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr):
-    """a [BM, BK] itself, as a register operand: an asynchronous product must not read a buffer that is refilled."""
+    """a [BM, BK] unchanged, but moved to registers, so that an asynchronous product does not read a refilled buffer."""
     if REGISTERS and not INTERPRETED:
         a = tl.reshape(tl.trans(tl.reshape(tl.trans(a), (BK, BM // 8, 8)), (1, 2, 0)), (BM, BK))
     return a
@@ -35,15 +35,15 @@ def conv2d_fwd_kernel(
     NORM: tl.constexpr, SAVE_N: tl.constexpr, SAVE_L: tl.constexpr, FLAT: tl.constexpr, REGISTERS: tl.constexpr,
     EXACT: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """y = transform(max(alpha · x ⋆ w + bias), n), and what the backward needs of n, l and the winning filters.
+    """y = transform(max(alpha · x ⋆ w + bias), n), and those of n, l and winner that the backward needs.
 
     x [N, H, W, G·CG]; w [G·OG·MAX_OUT, KH, KW, CG]; y, l, winner [N, OH, OW, G·OG]; n [N, OH, OW, G] fp32.
-    The norm sums the squares of x's tiles (``NORM`` "tile") or ``squares`` [N, H, W, G] over the window ("window").
-    ``FLAT`` walks taps and channels as one axis, for few channels. Source: B-cos Networks, eq. 3.
+    With ``NORM`` "tile" the norm sums the squares of x's tiles, with "window" it sums ``squares`` [N, H, W, G] over
+    the window. ``FLAT`` walks taps and channels as one axis, for few channels. Source: B-cos Networks, eq. 3.
     """
     BO: tl.constexpr = BN >> LOG_COLUMNS
     TAPS: tl.constexpr = KH * KW
-    CG = CG // ALIGN * ALIGN  # tells the compiler what divides a row
+    CG = CG // ALIGN * ALIGN  # tells the compiler that ALIGN divides a row
     OG = OG // ALIGN * ALIGN
     C = CG * G
     pid_n = tl.program_id(0) % tiles_n
@@ -53,7 +53,7 @@ def conv2d_fwd_kernel(
     image, oh, ow = pixel(row, OH, OW)
     top = oh * SH - PH
     left = ow * SW - PW
-    corner = (image * H + top) * W + left  # [BM], may lie outside
+    corner = (image * H + top) * W + left  # [BM], may lie outside of the image
     column = tl.arange(0, BN)
     which = column & ((1 << LOG_COLUMNS) - 1)
     output = pid_n * BO + (column >> LOG_COLUMNS)  # within the pack
@@ -148,7 +148,7 @@ def conv2d_fwd_kernel(
 
 
 def forward(call: Call, x, weights, bias, b, out, tile: Tile) -> None:
-    """y, n, l and the winners, into ``out``."""
+    """Writes y, n, l and winner into ``out``."""
     norm = "none" if call.power == 1 else "tile" if call.pack == 1 and (call.taps == 1 or call.flat) else "window"
     columns = tiles.columns_of_output(call)
     tiles_n = cdiv(call.pack * call.group_outputs, tile.n // columns)

@@ -1,4 +1,4 @@
-"""The gradients of the convolution as implicit matrix products, with those of the norm and the scale inside."""
+"""The gradients of the convolution as implicit matrix products that include those of the norm and the scale."""
 
 from typing import NamedTuple
 
@@ -20,11 +20,11 @@ from .window import output_site, pixel, pooled_norm_gradient
 def form_u(
     grad_ptr, y_ptr, at, inv_n, inside, POWER: tl.constexpr, FROZEN: tl.constexpr, EXACT: tl.constexpr
 ):  # fmt: skip
-    """(∂L/∂l, ∂L/∂n of each output) at offsets ``at``, for b = 1 or 2."""
+    """∂L/∂l and each output's part of ∂L/∂n at the offsets ``at``, for b = 1 or 2."""
     grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if POWER == 1:
         return grad, grad
-    else:  # not after the branch: Triton would compile it for b = 1 too, where there is no y
+    else:  # without "else" Triton would compile this for b = 1 too, where there is no y
         y = tl.load(y_ptr + at, mask=inside, other=0.0).to(tl.float32)
         dl, dn = partials(y, inv_n, 1.0, 0.0, POWER, FROZEN, EXACT)
         return grad * dl, grad * dn
@@ -40,14 +40,14 @@ def conv2d_dgrad_kernel(
     POWER: tl.constexpr, ALPHA: tl.constexpr, FUSED: tl.constexpr, FROZEN: tl.constexpr,
     EXACT: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """dx = u ⋆ᵀ w + x · poolᵀ(t) with u = ∂L/∂z and t = ∂L/∂n · dn/dx ÷ x; the second term unless ``FROZEN``.
+    """dx = u ⋆ᵀ w + x · poolᵀ(t) with u = ∂L/∂z and t = ∂L/∂n · dn/dx ÷ x; ``FROZEN`` leaves out the second term.
 
-    dx, x [N, H, W, G·CG]; w [G·FG, KH, KW, CG]. ``FUSED`` (b = 1 or 2, no maximum) forms u and t here of grad and
-    y [N, OH, OW, G·FG] and n [N, OH, OW, G]; otherwise u [N, OH, OW, G·FG] and t [N, OH, OW, G] are given.
+    dx, x [N, H, W, G·CG]; w [G·FG, KH, KW, CG]. With ``FUSED`` (b = 1 or 2, no maximum) u and t are formed here, from
+    grad and y [N, OH, OW, G·FG] and n [N, OH, OW, G]; otherwise u [N, OH, OW, G·FG] and t [N, OH, OW, G] are given.
     """
     TAPS: tl.constexpr = KH * KW
     WITH_T: tl.constexpr = not FROZEN and POWER != 1
-    CG = CG // ALIGN * ALIGN  # tells the compiler what divides a row
+    CG = CG // ALIGN * ALIGN  # tells the compiler that ALIGN divides a row
     FG = FG // ALIGN * ALIGN
     C = CG * G
     pid_n = tl.program_id(0) % tiles_n
@@ -119,12 +119,13 @@ def conv2d_wgrad_kernel(
     FLAT: tl.constexpr,
     EXACT: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """dw[split] = Σ_pixels uᵀ x over every ``splits``-th block of pixels, summed afterwards: the same in every run.
+    """dw[split] = Σ_pixels uᵀ x over every ``splits``-th block of pixels.
 
-    dw [splits, G·FG, KH, KW, CG] fp32; dbias [splits, G·FG] fp32, the column sums of u. u as in the dgrad kernel.
+    The partial sums are added afterwards in a fixed order, so that the result is the same in every run.
+    dw [splits, G·FG, KH, KW, CG] fp32; dbias [splits, G·FG] fp32, the column sums of u. u is as in the dgrad kernel.
     """
     TAPS: tl.constexpr = KH * KW
-    CG = CG // ALIGN * ALIGN  # tells the compiler what divides a row
+    CG = CG // ALIGN * ALIGN  # tells the compiler that ALIGN divides a row
     FG = FG // ALIGN * ALIGN
     C = CG * G
     F = FG * G
@@ -189,7 +190,7 @@ def conv2d_wgrad_kernel(
 
 
 class Source(NamedTuple):
-    """u and t where a kernel has formed them, else what the products form them of."""
+    """u and t where a kernel has formed them, and the tensors from which the products form them otherwise."""
 
     u: Tensor | None
     t: Tensor | None
@@ -217,7 +218,7 @@ def dgrad(call: Call, source: Source, weights, x: Tensor, tile: Tile) -> Tensor:
 
 
 def wgrad(call: Call, source: Source, weights, x: Tensor, with_bias: bool) -> tuple[Tensor, Tensor | None]:
-    """Shares ``[splits, F, KH, KW, CG]`` of the operand's gradient, and dbias."""
+    """Partial sums ``[splits, F, KH, KW, CG]`` of the gradient of the products' weights, and dbias."""
     tile = tiles.wgrad_tile(call)
     columns = call.taps * call.group_channels if call.flat else call.pack * call.group_channels
     tiles_n = cdiv(columns, tile.n)
@@ -243,5 +244,5 @@ def wgrad(call: Call, source: Source, weights, x: Tensor, with_bias: bool) -> tu
     if total is not None:
         return partial, total.sum(0)
     assert u is not None
-    # given u is not summed in the kernel: on sm_90 a tile that a product and a sum read is refilled too early
+    # A given u is not summed in the kernel: on sm_90 a tile that both a product and a sum read is refilled too early.
     return partial, u.sum((0, 2, 3), dtype=torch.float32)

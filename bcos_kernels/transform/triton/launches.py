@@ -1,4 +1,4 @@
-"""What a call would start, without a GPU: for compiling ahead of time, and for checking kernels."""
+"""The launches of a call, found without a GPU: for compiling kernels ahead of time and for checking them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["launches"]
 def launches(
     call: Call, direction: str, candidate: str, tile: Tile | None = None, channels_last: bool = True
 ) -> list[Launch]:
-    """What one direction of the call starts when Triton's ``candidate`` serves it, on tensors without memory.
+    """The launches of one direction of the call by Triton's candidate of this name, on tensors of the meta device.
 
-    A candidate that serves no forward is preceded by the vendor's. Tensors are of the meta device.
+    Where the candidate serves no forward, ``vendor`` serves the forward before its backward.
     """
 
     def empty(shape, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is started for one call: the weights made ready, then the products of a candidate, forward or backward."""
+"""Starts the kernels of one call, forward or backward: one prepares the weights, then a candidate's products run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 
 
 def forward(product: Callable, inputs: Inputs, call: Call, tile: Tile | None) -> tuple[Tensor, ...]:
-    """The outputs, which ``product(call, x, weights, bias, b, out, tile)`` fills; images are channels_last."""
+    """The outputs, into which ``product(call, x, weights, bias, b, out, tile)`` writes; images are channels_last."""
     x, weight, bias, b = inputs
     with _on_device_of(x):
         x = _image(x)
@@ -43,10 +43,10 @@ def forward(product: Callable, inputs: Inputs, call: Call, tile: Tile | None) ->
 def backward(
     products: Callable, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: Tile | None, frozen: bool, needs
 ) -> tuple[Tensor | None, ...]:
-    """(dx, dweight, dbias, db), None where not needed; ``frozen`` makes the scale a constant.
+    """(dx, dweight, dbias, db); a gradient not needed is None. ``frozen`` makes the scale a constant.
 
-    ``products(call, grad, x, weights, b, saved, frozen, needs, tile)`` returns dx, shares of the gradient of the
-    products' operand, dbias and db.
+    ``products(call, grad, x, weights, b, saved, frozen, needs, tile)`` returns dx, partial sums of the gradient of the
+    products' weights, dbias and db.
     """
     x, weight, _, b = inputs
     if call.in_pixels == 0 or call.pixels == 0:
@@ -124,7 +124,7 @@ def _products(call: Call, source: gradients.Source, x: Tensor, weights: Weights,
 
 
 def _scale(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs):
-    """u, t and db of one kernel; the norm is formed again where it was not saved."""
+    """u, t and db, formed by one kernel; n is computed again where it was not saved."""
     v = saved.l if call.saves_linear else saved.y
     n = saved.n if call.saves_norm else patch_norm.norm(call, x, saved.n)
     return scale.backward(call, grad, v, saved.winner, n, weights, b, frozen, needs[3])
@@ -134,7 +134,7 @@ def _scale(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: boo
 
 
 def _on_device_of(x: Tensor):
-    """Triton starts kernels on the current device."""
+    """A context in which the device of x is the current one, on which Triton starts kernels."""
     return torch.cuda.device(x.device) if x.is_cuda and x.get_device() != torch.cuda.current_device() else nullcontext()
 
 

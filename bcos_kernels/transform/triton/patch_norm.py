@@ -1,6 +1,6 @@
-"""The patch norm beside a vendor convolution, and the sums of squares that a window is summed from.
+"""The patch norm for a convolution by the vendor, and the sums of squares from which a patch norm is summed.
 
-Rows are pixels × groups: x [N, H, W, G·CG] is a matrix [N·H·W·G, CG].
+A row is one group of one pixel: x [N, H, W, G·CG] is a matrix [N·H·W·G, CG].
 """
 
 import torch
@@ -19,7 +19,7 @@ from .window import pixel, pooled_norm_gradient
 def patch_norm_squares_kernel(
     x_ptr, out_ptr, rows, CG, eps_inside, eps_outside, ROOT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
 ):
-    """out[row] = Σ_c x² (fp32); with ``ROOT`` the norm of it, which is that of a patch of one pixel."""
+    """out[row] = Σ_c x² in fp32; with ``ROOT`` its norm, which is the patch norm where a patch is one pixel."""
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = row < rows
     start = x_ptr + row.to(tl.int64) * CG
@@ -57,7 +57,7 @@ def patch_norm_bwd_kernel(
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """dx += x · poolᵀ(t), in place; dx, x [N, H, W, G·CG], t [N, OH, OW, G]."""
+    """Adds x · poolᵀ(t) to dx in place; dx, x [N, H, W, G·CG], t [N, OH, OW, G]."""
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = row < rows
     image, h, w = pixel(row // G, H, W)
@@ -74,7 +74,7 @@ def patch_norm_bwd_kernel(
 
 
 def squares(call: Call, x: Tensor, out: Tensor | None = None) -> Tensor:
-    """Σ_c x² of each pixel and group; where a patch is one pixel its norm, into ``out``."""
+    """Σ_c x² of each pixel and group; with ``out``, the norm of patches of one pixel, written into it."""
     root = out is not None
     if out is None:
         out = torch.empty((call.in_pixels, call.groups), dtype=torch.float32, device=x.device)
@@ -88,7 +88,7 @@ def squares(call: Call, x: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def norm(call: Call, x: Tensor, n: Tensor) -> Tensor | None:
-    """n ``[N, G, OH, OW]``, into the given tensor where it is to be saved; None for b = 1."""
+    """n ``[N, G, OH, OW]``, or None for b = 1. It is written into the given tensor unless that is empty."""
     if call.power == 1:
         return None
     if n.numel() == 0:
@@ -104,7 +104,7 @@ def norm(call: Call, x: Tensor, n: Tensor) -> Tensor | None:
 
 
 def add_gradient(call: Call, dx: Tensor, x: Tensor, t: Tensor) -> None:
-    """dx += x · poolᵀ(t), in place."""
+    """Adds x · poolᵀ(t) to dx in place."""
     rows = call.in_pixels * call.groups
     m, n = row_tile(call.group_channels)
     launch(

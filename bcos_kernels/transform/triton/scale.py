@@ -1,6 +1,6 @@
-"""The scale |cos|^(b-1) beside a vendor convolution, forward and backward.
+"""The scale |cos|^(b-1) for a convolution by the vendor, forward and backward.
 
-Rows are pixels × groups: y [N, OH, OW, G·OG] is a matrix [N·OH·OW·G, OG], n has one value a row.
+A row is one group of one pixel: y [N, OH, OW, G·OG] is a matrix [N·OH·OW·G, OG], and n has one value per row.
 """
 
 import torch
@@ -21,7 +21,10 @@ def scale_fwd_kernel(
     ALPHA: tl.constexpr, BIAS: tl.constexpr, SAVE_L: tl.constexpr, EXACT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """y = transform(max(alpha z + bias), n); z [rows, OG·MAX_OUT], y, l, winner [rows, OG], n [rows] fp32. Eq. 3."""
+    """y = transform(max(alpha z + bias), n): z [rows, OG·MAX_OUT], y, l, winner [rows, OG], n [rows] fp32.
+
+    Source: B-cos Networks, eq. 3.
+    """
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     column = tl.program_id(1) * BN + tl.arange(0, BN)
     inside = (row < rows)[:, None] & (column < OG)[None, :]
@@ -60,9 +63,10 @@ def scale_bwd_kernel(
     ALPHA: tl.constexpr, FROZEN: tl.constexpr, WITH_DB: tl.constexpr, EXACT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """u = ∂L/∂z [rows, OG·MAX_OUT], t = ∂L/∂n · dn/dx ÷ x [rows] fp32 and the program's share of ∂L/∂b.
+    """u = ∂L/∂z [rows, OG·MAX_OUT], t = ∂L/∂n · dn/dx ÷ x [rows] fp32 and the program's part of ∂L/∂b.
 
-    grad, winner and v (y where b = 2, else l) [rows, OG]; n [rows] fp32. ``FROZEN`` freezes s: t is not written.
+    grad, winner and v (y where b = 2, else l) are [rows, OG]; n is [rows] fp32. With ``FROZEN`` s is a constant and t
+    is not written.
     """
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     known = row < rows
@@ -104,7 +108,7 @@ def scale_bwd_kernel(
 
 
 def forward(call: Call, z: Tensor, weights, bias, n, b, out) -> None:
-    """y, l and the winners of z ``[N, F, OH, OW]``, into ``out``."""
+    """Writes y, l and winner into ``out``, from z ``[N, F, OH, OW]``."""
     m, columns = row_tile(call.group_outputs)
     rows = call.pixels * call.groups
     launch(
@@ -116,7 +120,10 @@ def forward(call: Call, z: Tensor, weights, bias, n, b, out) -> None:
 
 
 def backward(call: Call, grad: Tensor, v: Tensor | None, winner, n, weights, b, frozen: bool, with_db: bool):
-    """u ``[N, F, OH, OW]``, t ``[N, G, OH, OW]`` unless frozen, db where asked for; v is y where b = 2, else l."""
+    """u ``[N, F, OH, OW]``, t ``[N, G, OH, OW]`` and db; v is y where b = 2, else l.
+
+    t is None if ``frozen``, and db is None unless ``with_db``.
+    """
     m, columns = row_tile(call.group_outputs)
     rows = call.pixels * call.groups
     programs = cdiv(rows, m)

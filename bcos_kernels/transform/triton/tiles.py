@@ -1,4 +1,4 @@
-"""Which tiles the Triton kernels have for a call: pure functions of the call."""
+"""The tiles that the Triton kernels offer for a call; every function depends on its arguments alone."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from ..call import HALF, Call, power_of_two
 
 __all__ = ["MOST_MAX_OUT", "SHARE", "columns_of_output", "padding", "splits", "strip", "tiles", "wgrad_tile"]
 
-MOST_MAX_OUT = 16  # filters of an output that still fit a tile
+MOST_MAX_OUT = 16  # the most filters per output that fit a tile
 
-MOST_FUSED = {"sm_80": 64 * 128, "gfx942": 64 * 64}  # values of a tile beside which u and t fit the registers
+MOST_FUSED = {"sm_80": 64 * 128, "gfx942": 64 * 64}  # the most values of a tile that leave registers to form u and t
 SHARE = {"sm_80": 0.85, "sm_90": 0.6, "sm_100": 0.4, "gfx942": 0.5}
-"""Assumed: the rate of these kernels' products, as a share of the vendor's. Measuring replaces it."""
+"""Architecture -> the rate of these kernels' products as a share of the vendor's; assumed, until ``tune`` measures."""
 
 
 def tiles(call: Call, direction: str, given: bool) -> list[Tile]:
-    """The tiles of the product that forms y or dx, the best guess first; none where there is nothing to choose.
+    """The tiles of the product that forms y or dx, the best guess first; none where there is no choice.
 
-    ``given``: a kernel before the product forms u; else the product forms it itself.
+    ``given`` says whether a kernel before the product forms u; else the product forms it itself.
     """
     if call.depthwise and not given:
         return []
@@ -33,18 +33,18 @@ def tiles(call: Call, direction: str, given: bool) -> list[Tile]:
 
 
 def wgrad_tile(call: Call) -> Tile:
-    """Filters × channels of a tap (of all taps in a flat walk), in steps of pixels."""
+    """The tile of the product that forms dw: filters × channels of a tap, or of all taps if ``call.flat``."""
     columns = call.taps * call.group_channels if call.flat else call.pack * call.group_channels
     return _tiles(call, call.pack * call.group_filters, columns, call.pixels, busy=True)[0]
 
 
 def padding(call: Call) -> float:
-    """What the products compute, as a multiple of what is asked for."""
+    """The FLOP that the products compute, as a multiple of the FLOP that the call needs."""
     return call.pack if call.groups > 1 else columns_of_output(call) / call.max_out
 
 
 def columns_of_output(call: Call) -> int:
-    """Columns that the filters of one output take: a power of two."""
+    """The columns of a tile that the filters of one output take, a power of two."""
     return power_of_two(call.max_out)
 
 
@@ -62,10 +62,10 @@ def _tiles(call: Call, rows: int, columns: int, depth: int, least_columns: int =
 
 
 def splits(rows: int, programs: int, step: int) -> int:
-    """Shares of the rows that wgrad sums on their own, so that its programs fill the device."""
+    """The number of parts into which the sum over rows that forms dw is split, so that its programs fill the device."""
     return max(1, min(-(-528 // programs), -(-rows // (4 * step)), 64))
 
 
 def strip(width: int) -> int:
-    """Neighbouring pixels that a depthwise program's row holds: the fewest left over, then the most."""
+    """The pixels of a depthwise kernel's strip: as many as leave the fewest unused; of equally good ones, the most."""
     return min(range(8, 3, -1), key=lambda v: (-(-width // v) * v, -v)) if width > 4 else width

@@ -1,4 +1,4 @@
-"""The vendor's products: cuDNN and cuBLAS through torch."""
+"""The vendor's products: those of cuDNN and cuBLAS, through torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["gradients", "product"]
 
 
 def product(call: Call, x: Tensor, operand: Tensor) -> Tensor:
-    """z = x ⋆ operand ``[N, F, OH, OW]``, channels_last."""
+    """z = x ⋆ operand, ``[N, F, OH, OW]``, channels_last."""
     if call.is_linear:
         return (x.flatten(1) @ operand.flatten(1).t())[:, :, None, None]
     return channels_last(torch.ops.aten.convolution(x, operand, None, *_geometry(call)))
 
 
 def gradients(call: Call, u: Tensor, x: Tensor, operand: Tensor, needs):
-    """The vendor's (dx, gradient of the operand), channels_last, and dbias."""
+    """dx and the gradient of the operand, both channels_last, and dbias; one not needed is None."""
     dx = partial = None
     dbias = u.sum((0, 2, 3), dtype=torch.float32) if needs[2] else None
     if call.is_linear:

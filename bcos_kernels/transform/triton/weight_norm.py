@@ -1,4 +1,4 @@
-"""The norm of each filter: what the products take as weights, and the gradient through the division."""
+"""The norm of each filter: the weights that the products take, and the gradient through the division by the norm."""
 
 from typing import NamedTuple
 
@@ -17,9 +17,9 @@ def weight_norm_fwd_kernel(
     w_ptr, alpha_ptr, out_ptr, K, CG,
     TAPS: tl.constexpr, OHWI: tl.constexpr, WRITE: tl.constexpr, RAW: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """alpha[f] = 1/‖w_f‖ (0 for a zero filter), fp32; with ``WRITE`` also ŵ = w/‖w‖, or w itself if ``RAW``, as OHWI.
+    """alpha[f] = 1/‖w_f‖ in fp32, 0 for a zero filter; with ``WRITE`` also ŵ = w/‖w‖, or w itself if ``RAW``, as OHWI.
 
-    w [F, K] in its own order, OIHW unless ``OHWI``. Source: B-cos Networks, eq. 3.
+    w [F, K] is in OIHW order, or in OHWI order if ``OHWI``. Source: B-cos Networks, eq. 3.
     """
     f = tl.program_id(0)
     row = f.to(tl.int64) * K
@@ -44,10 +44,10 @@ def weight_norm_bwd_kernel(
     partial_ptr, w_ptr, alpha_ptr, dw_ptr, F, K, CG, splits,
     TAPS: tl.constexpr, OHWI: tl.constexpr, UNIT: tl.constexpr, RAW: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """dw = Σ_split partial, and for unit weights its projection: with d that sum, dw = alpha (d - ŵ (ŵ·d)).
+    """dw = d = Σ_split partial; for unit filters it is projected: dw = alpha (d - ŵ (ŵ·d)).
 
-    partial [splits, F, K], OHWI, whose first share is overwritten with the sum; w, dw [F, K] in the weight's own order.
-    ``RAW``: the product took w itself, and d has the factor alpha already.
+    partial [splits, F, K] is OHWI, and its first part is overwritten with the sum; w, dw [F, K] are in the weight's
+    own order. ``RAW`` means that the product took w itself, so that d is already multiplied by alpha.
     """
     f = tl.program_id(0)
     row = f.to(tl.int64) * K
@@ -82,17 +82,18 @@ def weight_norm_bwd_kernel(
 
 
 class Weights(NamedTuple):
-    """What the products take, ``[F, KH, KW, CG]`` in memory."""
+    """The weights as the products take them."""
 
     operand: Tensor
+    """w or ŵ, ``[F, KH, KW, CG]`` in memory."""
     alpha: Tensor | None
-    """A factor 1/‖w‖ that the operand lacks, [F] fp32."""
+    """1/‖w‖, ``[F]`` fp32, with which the product must be multiplied; None where the operand needs no factor."""
     inverse_norm: Tensor | None
-    """1/‖w‖ of unit weights, [F] fp32."""
+    """1/‖w‖, ``[F]`` fp32; None where filters are not divided by their norm."""
 
 
 def dense(weight: Tensor) -> Tensor:
-    """The weight itself where its memory order is OIHW or OHWI without gaps."""
+    """The weight in OIHW or OHWI order without gaps in memory, copied only if it is not."""
     return weight if weight.is_contiguous(memory_format=torch.channels_last) else weight.contiguous()
 
 
@@ -102,7 +103,7 @@ def _ohwi(call: Call, weight: Tensor) -> bool:
 
 
 def prepare(call: Call, weight: Tensor) -> Weights:
-    """A dense weight as the products take it."""
+    """The weights as the products take them, from a dense weight."""
     ohwi = _ohwi(call, weight)
     if not call.unit:
         operand = weight if ohwi and weight.dtype == call.dtype else channels_last(weight.to(call.dtype))
@@ -121,7 +122,7 @@ def prepare(call: Call, weight: Tensor) -> Weights:
 
 
 def gradient(call: Call, partial: Tensor, weight: Tensor, weights: Weights) -> Tensor:
-    """dw of the shares ``[splits, F, KH, KW, CG]`` of the operand's gradient."""
+    """dw from the partial sums ``[splits, F, KH, KW, CG]`` of the operand's gradient."""
     dw = torch.empty_like(weight)
     depth = call.group_channels * call.taps
     launch(

@@ -1,4 +1,4 @@
-"""Where a window's taps lie, and the sum over the windows that a pixel lies in."""
+"""The positions of a window's taps, and the sum over all windows that contain a pixel."""
 
 import triton
 import triton.language as tl
@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def pixel(index, height, width):
-    """(image, row, column) of a pixel's index."""
+    """The (image, row, column) of the pixel with this index."""
     rows = index // width
     return (rows // height).to(tl.int64), rows % height, index % width
 
