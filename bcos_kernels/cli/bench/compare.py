@@ -78,7 +78,7 @@ def changes(pairs: dict[tuple, tuple[list[float], list[float]]]) -> list[Change]
     for (row, contender), pair in pairs.items():
         # the median of n values has √(π/2n) times the standard deviation of one
         variances = [math.pi / 2 * max(scatter(times), usual) ** 2 / len(times) for times in pair]
-        medians = tuple(statistics.median(times) for times in pair)
+        medians = statistics.median(pair[0]), statistics.median(pair[1])
         found.append(Change(row, contender, medians, math.sqrt(sum(variances))))
     return found
 
@@ -117,7 +117,7 @@ def paired(a: dict, b: dict, anchor: str) -> tuple[dict, list[str]]:
     """``(row, contender) -> times of both runs ÷ the anchor's``, and sentences about what could not be compared."""
     rows = [{key(row): row["contenders"] for row in result["rows"]} for result in (a, b)]
     pairs, left_out = {}, []
-    for which, own, other in (("A", *rows), ("B", *rows[::-1])):
+    for which, own, other in (("A", rows[0], rows[1]), ("B", rows[1], rows[0])):
         left_out += [f"{named(k)}: only in {which}" for k in own if k not in other]
     for k in (k for k in rows[0] if k in rows[1]):
         both = [rows[i][k] for i in (0, 1)]

@@ -82,7 +82,9 @@ class Contest:
         reason = unjudged(bound, self.x.dtype)
         if reason is not None:
             return {}, {"every contender": reason}
-        errors, refused, worst = {}, {}, []
+        errors: dict[str, list[float] | None] = {}
+        refused: dict[str, str] = {}
+        worst: list[float] = []
         for name, contender in self.contenders.items():
             if name in ("plain", "reference"):
                 errors[name] = None if name == "plain" else bound
@@ -142,7 +144,8 @@ def build(
     found = {} if plain is None or "plain" not in wanted else {"plain": Contender(plain)}
     found["reference"] = Contender(reference)
     if "compiled" in wanted:
-        found["compiled"] = Contender(torch.compile(copy.deepcopy(reference), dynamic=False))
+        compiled = torch.compile(copy.deepcopy(reference), dynamic=False)
+        found["compiled"] = Contender(compiled)  # type: ignore[arg-type]  # a module, which torch declares a function
     ours = accelerate(copy.deepcopy(reference))
     serving = _serving(ours)
     for backend in serving:
@@ -177,7 +180,7 @@ def served(contender: Contender, x: Tensor, direction: str) -> dict[str, int]:
     rows = report(contender.module, x).rows
     if contender.candidate is not None:
         return {f"{contender.backend}/{contender.candidate}": len(rows)}
-    ways = Counter()
+    ways: Counter[str] = Counter()
     for row in rows:
         chosen = row.choices[DIRECTIONS.index(direction)].partition(" (")[0] if row.choices else ""
         ways[chosen.replace(" ", "/") or row.backend or "own forward"] += 1
