@@ -73,11 +73,13 @@ def changes(pairs: dict[tuple, tuple[list[float], list[float]]]) -> list[Change]
     """
     if all(len(times) < 2 for pair in pairs.values() for times in pair):
         raise ValueError("one round for each contender shows no noise: repeat the runs with more --seconds")
-    usual = statistics.median(scatter(times) for pair in pairs.values() for times in pair)
+    scatters = {compared: [scatter(times) for times in pair] for compared, pair in pairs.items()}
+    usual = statistics.median(scattered for pair in scatters.values() for scattered in pair)
     found = []
     for (row, contender), pair in pairs.items():
+        own = zip(scatters[row, contender], pair, strict=True)
         # the median of n values has √(π/2n) times the standard deviation of one
-        variances = [math.pi / 2 * max(scatter(times), usual) ** 2 / len(times) for times in pair]
+        variances = [math.pi / 2 * max(scattered, usual) ** 2 / len(times) for scattered, times in own]
         medians = statistics.median(pair[0]), statistics.median(pair[1])
         found.append(Change(row, contender, medians, math.sqrt(sum(variances))))
     return found

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...adopt import accelerate, report
 from ...core.candidate import DIRECTIONS
-from ...core.choice import forced
+from ...core.choice import Choice, forced
 from ...transform import TRANSFORM
 
 __all__ = ["BACKENDS", "Contender", "Contest", "build", "error", "in_a_line", "known", "refusal", "served", "unjudged"]
@@ -108,9 +108,9 @@ class Contest:
         further = [error(self.compared(module, turn), exact) for turn in range(1, self.turns)]
         return [reduce(errors) for errors in zip(first, *further, strict=True)]
 
-    def _serves(self, chosen: dict, candidate: str) -> bool:
+    def _serves(self, chosen: dict[str, tuple[object, Choice]], candidate: str) -> bool:
         """Whether the candidate served the measured direction; where it does not exist another one did."""
-        return any(choice.candidate == candidate for key, (_, choice) in chosen.items() if key == self.direction)
+        return any(choice.candidate.name == candidate for key, (_, choice) in chosen.items() if key == self.direction)
 
     def call(self, name: str) -> Callable[[], object]:
         """The timed step of one contender."""
@@ -183,7 +183,7 @@ def served(contender: Contender, x: Tensor, direction: str) -> dict[str, int]:
     ways: Counter[str] = Counter()
     for row in rows:
         chosen = row.choices[DIRECTIONS.index(direction)].partition(" (")[0] if row.choices else ""
-        ways[chosen.replace(" ", "/") or row.backend or "own forward"] += 1
+        ways["/".join(chosen.split()[:2]) or row.backend or "own forward"] += 1  # without the tile
     return dict(ways)
 
 
