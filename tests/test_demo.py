@@ -19,7 +19,8 @@ import_reference()
 
 def test_quick_demo_draws_and_prints(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "QUICK_ZOO", dict.fromkeys(("one", "another"), "simple_vit_ti_patch16_224"))
-    monkeypatch.setattr(run, "QUICK_TEST", 30)
+    for name, small in (("QUICK_STEPS", run.WARM_UP + 1), ("QUICK_BATCH", 4), ("QUICK_TEST", 30)):
+        monkeypatch.setattr(run, name, small)
     out = tmp_path / "demo.png"
     assert main(["demo", "--quick", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
