@@ -98,6 +98,7 @@ def test_backends_are_forced_where_they_are_asked_for(tmp_path):
     assert set(row["contenders"]) == {"plain", "ours/cpu"} and "ours/triton" in row["refused"]
 
 
+@pytest.mark.slow
 def test_the_compiled_reference_takes_part(tmp_path, monkeypatch):
     """By default in the training of a sample of layers, of which this one is part."""
     # without Inductor, which would take half a minute

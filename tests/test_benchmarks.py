@@ -253,7 +253,13 @@ def small_network():
     return models.still(nn.Sequential(*features, *head))
 
 
-@pytest.mark.parametrize("model", workloads.MODELS)
+FEW = "resnet50", "vgg11", "vit_s"
+"""One of each kind of network."""
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(model, marks=[pytest.mark.slow] * (model not in FEW)) for model in workloads.MODELS]
+)
 def test_the_plain_network_multiplies_as_often_as_the_references(model):
     """Within a tenth: a class token, biases, and one linear layer more in torchvision's attention."""
     from torch.utils.flop_counter import FlopCounterMode

@@ -85,6 +85,7 @@ def test_doctor(no_gpu, capsys):
     assert line(text, "cuda kernels").startswith("not used here: ")
 
 
+@pytest.mark.slow
 def test_doctor_tells_of_the_kernels_in_the_interpreter(tmp_path):
     environment = {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1", "BCOS_KERNELS_BACKEND": ""}
     result = python("-m", "bcos_kernels", "doctor", BCOS_KERNELS_CACHE=str(tmp_path / "choices.json"), **environment)

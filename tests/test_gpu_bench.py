@@ -184,6 +184,7 @@ def test_shares_are_merged(suite):
     assert json.loads(stored_as_they_came[-1]) == found
 
 
+@pytest.mark.slow
 def test_a_lost_gpu_fails_the_test_that_lost_it_and_no_other(suite):
     """A sticky CUDA error: every later call of the process fails, so the share goes on in another process."""
     found = shares.run(120, 1, suite(STICKY))
@@ -198,6 +199,7 @@ def test_a_test_that_ends_its_process_is_named_and_the_rest_is_run(suite):
     assert "its process ended with -11" in text_of(found, "test_b")
 
 
+@pytest.mark.slow
 def test_a_test_that_hangs_is_named_and_the_rest_is_run(suite):
     found = shares.run(120, 1, suite(HANGING), longest=3)
     assert outcomes(found) == {"test_a": "passed", "test_b": "failed", "test_c": "passed"}
@@ -299,6 +301,7 @@ def test_an_extension_that_cannot_be_imported_is_a_failure(job, tmp_path, monkey
     assert not gpu.build(job, False) and "cannot import name '_C'" in job.page.read_text()
 
 
+@pytest.mark.slow
 def test_time_that_is_used_up_in_a_benchmark_is_no_failure(job, monkeypatch):
     monkeypatch.setattr(gpu, "BENCH", ("--device=cpu", "--seconds=0", "--models", "vit_s", "--no-models"))
     gpu.bench(job, 3.0, "gpu_layers")

@@ -48,6 +48,7 @@ def test_report_prints_in_any_encoding(encoding, file, monkeypatch):
     assert spelt(text) if encoding == "ascii" else "ours ÷ plain" in text
 
 
+@pytest.mark.slow
 def test_doctor_ends_quietly_where_its_reader_does():
     """``doctor | head -1``: the reader is gone before anything is printed."""
     reader, writer = os.pipe()
