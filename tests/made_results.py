@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from bcos_kernels.cli.measure import summarise
+
 RATES = {"bytes/s": 2.0e10, "FLOP/s": 4.0e11}
 MEASURES = {"forward": 1.0, "explanation": 2.0, "training": 3.0}
 TITLES = {"resnet50": "ResNet-50", "resnext50": "ResNeXt-50", "densenet121": "DenseNet-121", "vgg11": "VGG-11"}
@@ -52,8 +54,7 @@ def times(rng, seconds, rounds, noise, contenders, wander=0.0):
 
 
 def contender(samples, **facts):
-    middle = dict(zip(("p50", "p20", "p80"), np.percentile(samples, (50, 20, 80)).tolist(), strict=True))
-    return {"samples": samples, **middle, "errors": None, "peak": None, "saved": None, **facts}
+    return {"samples": samples, **summarise(samples), "errors": None, "peak": None, "saved": None, **facts}
 
 
 def layer_rows(rng, changed, noise, between, wander):

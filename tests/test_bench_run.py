@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -98,8 +99,10 @@ def test_backends_are_forced_where_they_are_asked_for(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_compiled_reference_takes_part(tmp_path):
+def test_the_compiled_reference_takes_part(tmp_path, monkeypatch):
     """By default in the training of a sample of layers, of which this one is part."""
+    # without Inductor, which would take half a minute
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     out = tmp_path / "compiled.json"
     assert bench([*FAST, *LAYER, "--measures", "training", "--out", str(out)]) == 0
     (row,) = read(out)["rows"]

@@ -3,19 +3,25 @@
 import copy
 import re
 import time
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from bcos_kernels.adopt.report import Row
 from bcos_kernels.cli import measure as timing
+from bcos_kernels.cli.bench import contenders as contending
 from bcos_kernels.cli.bench import layers as measured
 from bcos_kernels.cli.bench import models, rows, tasks, workloads
 from bcos_kernels.cli.bench.contenders import WORST, Contender, build, error
 from bcos_kernels.cli.bench.devices import Cpu
 from bcos_kernels.compat import import_reference
-from bcos_kernels.transform import Spec
+from bcos_kernels.core.candidate import DIRECTIONS
+from bcos_kernels.core.choice import Choice
+from bcos_kernels.transform import TRANSFORM, Spec
 
 TINY = workloads.Workload("vit_s", Spec(), (8, 24), (16, 24), batch=8)
 CONV = workloads.Workload("resnet50", Spec((2, 2), (1, 1), (1, 1)), (2, 3, 5, 5), (4, 3, 3, 3), batch=2)
@@ -192,6 +198,35 @@ def test_a_contender_that_fails_is_refused_and_the_others_are_timed():
     assert {name: len(c["samples"]) for name, c in found["contenders"].items()} == {"plain": 3, "reference": 3}
 
 
+def test_a_forced_candidate_gets_a_figure_only_where_it_served(monkeypatch):
+    """Where it does not exist another one serves in its place, whose times are not its own."""
+    candidates = {candidate.name: candidate for candidate in TRANSFORM.candidates_of("triton")}
+
+    @contextmanager
+    def forced(name):
+        yield {"forward": (None, Choice(candidates["vendor"], None, "forced"))}
+
+    monkeypatch.setattr(contending, "forced", forced)
+    made = contest(TINY, "forward")
+    ours = made.contenders["ours"].module
+    named = {f"ours/triton/{name}": Contender(ours, "triton", name) for name in ("vendor", "semi")}
+    errors, refused = replace(made, contenders=made.contenders | named).admitted()
+    assert set(errors) == THREE | {"ours/triton/vendor"} and refused == {}
+
+
+def test_what_serves_a_layer_is_told_without_its_tile(monkeypatch):
+    choices = "triton vendor (predicted)", "triton semi 16×16×16 (predicted: triton semi 2 µs)", "cuda vendor (forced)"
+    found = (
+        Row("0", "BcosConv2d", "triton", choices=choices),
+        Row("1", "BcosLinear", "cpu"),
+        Row("2", "Odd", None, "odd"),
+    )
+    monkeypatch.setattr(contending, "report", lambda *args: SimpleNamespace(rows=found))
+    ways = [contending.served(Contender(nn.Identity()), torch.ones(1), direction) for direction in DIRECTIONS]
+    others = {"cpu": 1, "own forward": 1}
+    assert ways == [{name: 1} | others for name in ("triton/vendor", "triton/semi", "cuda/vendor")]
+
+
 def test_explanation_measure_freezes_the_scale_and_leaves_the_mode():
     layer = TINY.reference()
     x, grad = TINY.input(), torch.randn(8, 16)
@@ -218,14 +253,20 @@ def small_network():
     return models.still(nn.Sequential(*features, *head))
 
 
-@pytest.mark.parametrize("model", workloads.MODELS)
+FEW = "resnet50", "vgg11", "vit_s"
+"""One of each kind of network."""
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(model, marks=[pytest.mark.slow] * (model not in FEW)) for model in workloads.MODELS]
+)
 def test_the_plain_network_multiplies_as_often_as_the_references(model):
     """Within a tenth: a class token, biases, and one linear layer more in torchvision's attention."""
     from torch.utils.flop_counter import FlopCounterMode
 
     counted = []
     with torch.device("meta"), torch.no_grad():
-        for network in (workloads.network(model), models.plain(model, 224)):
+        for network in (workloads._on_meta(model), models.plain(model, 224)):
             with FlopCounterMode(display=False) as counter:
                 assert network.eval()(torch.empty(1, 6, 224, 224)).shape == (1, 1000)
             counted.append(counter.get_total_flops())
@@ -235,7 +276,7 @@ def test_the_plain_network_multiplies_as_often_as_the_references(model):
 @pytest.mark.slow
 def test_the_untrained_vgg_has_an_explanation():
     """As a run builds it; as the reference initialises it, fp32 holds none and the reference's error is 1."""
-    vgg, x, classes = tasks._reference("vgg11").eval(), torch.rand(1, 6, 224, 224), [torch.tensor([7])]
+    vgg, x, classes = tasks._reference("vgg11").eval(), torch.rand(1, 6, 64, 64), [torch.tensor([7])]
     exact = models.explanations(copy.deepcopy(vgg).double(), x.double(), classes)
     found = error(models.explanations(vgg, x, classes), exact)
     assert max(found) < 1e-4 < WORST, found

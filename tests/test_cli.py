@@ -43,7 +43,7 @@ def test_help_fits_80_columns(command, monkeypatch, capsys):
         ([], "python -m bcos_kernels: error: the following arguments are required: <command>"),
         (["fly"], "invalid choice: 'fly'"),
         (["run"], "python -m bcos_kernels run: error: a script is needed"),
-        (["run", "--backend", "quick", "x.py"], "'quick': allowed are cpu, "),
+        (["run", "--backend", "quick", "x.py"], "backend='quick': allowed are 'cpu', "),
         (["doctor", "--no"], "python -m bcos_kernels doctor: error: unrecognized arguments: --no"),
         (["bench", "report", "x", "--no"], "python -m bcos_kernels bench report: error: unrecognized arguments: --no"),
         (["bench", "fast"], "invalid choice: 'fast'"),
@@ -59,19 +59,20 @@ def test_bad_arguments(args, message, capsys):
 # ------------------------------------------------------------------------------------------------ doctor
 
 
-def doctor(**environment) -> str:
-    result = python("-m", "bcos_kernels", "doctor", CUDA_VISIBLE_DEVICES="", BCOS_KERNELS_BACKEND="", **environment)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 def line(text: str, of: str) -> str:
     (found,) = (line for line in text.splitlines() if line.startswith(f"{of}: "))
     return found.removeprefix(f"{of}: ")
 
 
-def test_doctor():
-    text = doctor(TRITON_INTERPRET="0")
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(dispatch, "FORCED", None)
+
+
+def test_doctor(no_gpu, capsys):
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
     words = text.split()
     for word in ("torch", "triton", "compiled", "BCOS_KERNELS_BACKEND", "depthwise", "bfloat16", *TRANSFORM.backends):
         assert any(word in w for w in words), word
@@ -84,8 +85,12 @@ def test_doctor():
     assert line(text, "cuda kernels").startswith("not used here: ")
 
 
+@pytest.mark.slow
 def test_doctor_tells_of_the_kernels_in_the_interpreter(tmp_path):
-    text = doctor(TRITON_INTERPRET="1", BCOS_KERNELS_CACHE=str(tmp_path / "choices.json"))
+    environment = {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1", "BCOS_KERNELS_BACKEND": ""}
+    result = python("-m", "bcos_kernels", "doctor", BCOS_KERNELS_CACHE=str(tmp_path / "choices.json"), **environment)
+    assert result.returncode == 0, result.stderr
+    text = result.stdout
     assert line(text, "triton kernels").startswith("in the interpreter (TRITON_INTERPRET=1)")
     assert line(text, "tuned choices").startswith(f"0 for interpreter, torch {torch.__version__}, triton")
 

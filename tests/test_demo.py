@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 import bcos_kernels as bk
 from bcos_kernels.cli import main, measure
-from bcos_kernels.cli.demo import explaining
+from bcos_kernels.cli.demo import explaining, run
 from bcos_kernels.compat import import_reference
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -17,7 +17,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 import_reference()
 
 
-def test_quick_demo_draws_and_prints(tmp_path, capsys):
+def test_quick_demo_draws_and_prints(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "QUICK_ZOO", dict.fromkeys(("one", "another"), "simple_vit_ti_patch16_224"))
+    for name, small in (("QUICK_STEPS", run.WARM_UP + 1), ("QUICK_BATCH", 4), ("QUICK_TEST", 30)):
+        monkeypatch.setattr(run, name, small)
     out = tmp_path / "demo.png"
     assert main(["demo", "--quick", "--out", str(out)]) == 0
     printed = capsys.readouterr().out

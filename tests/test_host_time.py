@@ -173,7 +173,7 @@ def test_symbolic_sizes_outside_of_dynamo():
 
 
 @pytest.mark.parametrize("layer, inputs", [(linear, (ROWS, FILTERS)), (conv2d, (X, W))])
-@pytest.mark.parametrize("which", [0, 1, (0, 1)])
+@pytest.mark.parametrize("which", [0, *(pytest.param(which, marks=pytest.mark.slow) for which in (1, (0, 1)))])
 def test_compiled_functional_gradients(layer, inputs, which):
     """The gradient of an argument that goes straight into the layer, with no operator between."""
     torch._dynamo.reset()

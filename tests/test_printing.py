@@ -31,6 +31,7 @@ def spelt(text: str) -> bool:
     return all(part in text for part in (head, "| <= 1.08 |", "| >= 2.0 |")) and "?" not in text
 
 
+@pytest.mark.slow
 def test_report_prints_under_a_posix_locale(file):
     run = subprocess.run([*COMMAND, "bench", "report", file], env=environment(**POSIX), capture_output=True)
     assert run.returncode == 0, run.stderr.decode()
@@ -47,6 +48,7 @@ def test_report_prints_in_any_encoding(encoding, file, monkeypatch):
     assert spelt(text) if encoding == "ascii" else "ours ÷ plain" in text
 
 
+@pytest.mark.slow
 def test_doctor_ends_quietly_where_its_reader_does():
     """``doctor | head -1``: the reader is gone before anything is printed."""
     reader, writer = os.pipe()

@@ -101,6 +101,7 @@ def test_options_of_the_interpreter_are_kept(options, started):
 ENDINGS = ("SIGINT", "SIGTERM")
 
 
+@pytest.mark.slow
 def test_signals_end_it_as_in_plain_python(folder):
     """What is killed prints no summary, for it cannot; everything else of plain Python comes before it."""
     work = folder(wait="import time; print('ready', flush=True); time.sleep(60)")
@@ -134,6 +135,7 @@ CHILDREN = """
 """
 
 
+@pytest.mark.slow
 def test_other_interpreters_are_left_in_peace(folder):
     """Those that read no environment or one of their own, and those of an environment without this package."""
     work = folder(
@@ -185,6 +187,7 @@ VISION = """
 """
 
 
+@pytest.mark.slow
 def test_torchvision_of_another_torch_is_mended_when_it_is_imported(folder):
     """No sooner, and beside a script that does the same. The summary stands behind the traceback of an error."""
     work = folder(

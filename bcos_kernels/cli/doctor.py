@@ -89,16 +89,17 @@ def _build() -> str:
         reason = f"its build failed: {FAILED.read_text(encoding='utf-8').strip()}" if FAILED.exists() else error
         return f"compiled extension: not there ({reason}); slower backends serve its calls"
     info = _C.build_info()
+    facts: dict[str, object] = {**info}
     if info["cuda"]:
         cuda = _C.cuda.build_info()
         compiled = " ".join(f"sm_{arch // 10}" for arch in cuda["architectures"])
-        info["cuda"] = f"{cuda['runtime'] // 1000}.{cuda['runtime'] % 1000 // 10} for {compiled}"
-    facts = ", ".join(f"{key} {value}" for key, value in info.items() if key != "torch")
+        facts["cuda"] = f"{cuda['runtime'] // 1000}.{cuda['runtime'] % 1000 // 10} for {compiled}"
+    told = ", ".join(f"{key} {value}" for key, value in facts.items() if key != "torch")
     built_for = info["torch"]
     # the part behind "+" names the origin of the wheel, not its interface
     if built_for.partition("+")[0] != torch.__version__.partition("+")[0]:
-        return f"compiled extension: made for torch {built_for}, not {torch.__version__}: rebuild it ({facts})"
-    return f"compiled extension: made for torch {built_for}, running {torch.__version__} ({facts})"
+        return f"compiled extension: made for torch {built_for}, not {torch.__version__}: rebuild it ({told})"
+    return f"compiled extension: made for torch {built_for}, running {torch.__version__} ({told})"
 
 
 def _gpu_kernels(name: str, device: str) -> str:
@@ -153,6 +154,6 @@ def _reasons(devices: list[str]) -> str:
         for name, reasons in TRANSFORM.reasons(call).items():
             found[name].update(dict.fromkeys(reasons))
     lines = ["why not:"]
-    for name, reasons in found.items():
-        lines += [f"  {name}: {reason}" for reason in reasons] or [f"  {name}: serves every call above"]
+    for name, distinct in found.items():
+        lines += [f"  {name}: {reason}" for reason in distinct] or [f"  {name}: serves every call above"]
     return "\n".join(lines)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ __all__ = [
     "wall_clock",
 ]
 
+Name = TypeVar("Name")
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from malloc.h
 WARM_UP = 2
 
@@ -34,13 +37,13 @@ def wall_clock(call: Callable[[], object]) -> float:
 
 
 def interleave(
-    calls: dict[str, Callable[[], object]],
+    calls: Mapping[Name, Callable[[], object]],
     seconds: float,
     least: int = 5,
     most: int = 200,
     clock: Callable[[Callable[[], object]], float] = wall_clock,
     warm_up: int = WARM_UP,
-) -> dict[str, list[float]]:
+) -> dict[Name, list[float]]:
     """Times all calls in turns, so that whatever slows the machine slows all of them.
 
     Returns the seconds of each call in each round, measured by ``clock``: ``least`` to ``most`` rounds, about
@@ -51,7 +54,7 @@ def interleave(
         for call in calls.values():
             call()
     names = list(calls)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[Name, list[float]] = {name: [] for name in names}
     end = time.perf_counter() + seconds
     for turn in range(most):
         if turn >= least and time.perf_counter() > end:

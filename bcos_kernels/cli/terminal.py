@@ -65,7 +65,9 @@ SPELT = {"÷": "/", "≤": "<=", "≥": ">=", "×": "x", "²": "^2", "µ": "u", 
 PIPE_CLOSED = 128 + 13  # the status by which a shell reports that SIGPIPE ended a process
 
 
-def _spelt(error: UnicodeEncodeError) -> tuple[str, int]:
+def _spelt(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
     return "".join(SPELT.get(c, "?") for c in error.object[error.start : error.end]), error.end
 
 

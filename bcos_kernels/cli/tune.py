@@ -64,7 +64,8 @@ def _tune(options: argparse.Namespace) -> int:
     model = build(**options.factory_args)
     if not isinstance(model, nn.Module):
         raise TypeError(f"--model {options.model} returned {type(model).__name__}, not a torch.nn.Module")
-    model = adopt.accelerate(model).eval().to(device, memory_format=layout)
+    model = adopt.accelerate(model).eval()
+    model = model.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch declares no memory_format
     images = torch.randn(options.input, device=device)
     images = images.contiguous(memory_format=layout) if images.dim() == 4 else images
     if not options.amp:

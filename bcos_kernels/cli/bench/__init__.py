@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 
+from .. import Command
+
 __all__ = ["configure", "main"]
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def configure(parser: Command) -> None:
     from . import settings
 
     parser.usage = "python -m bcos_kernels bench [options]\n       python -m bcos_kernels bench (report | compare) ..."

@@ -73,12 +73,14 @@ def changes(pairs: dict[tuple, tuple[list[float], list[float]]]) -> list[Change]
     """
     if all(len(times) < 2 for pair in pairs.values() for times in pair):
         raise ValueError("one round for each contender shows no noise: repeat the runs with more --seconds")
-    usual = statistics.median(scatter(times) for pair in pairs.values() for times in pair)
+    scatters = {compared: [scatter(times) for times in pair] for compared, pair in pairs.items()}
+    usual = statistics.median(scattered for pair in scatters.values() for scattered in pair)
     found = []
     for (row, contender), pair in pairs.items():
+        own = zip(scatters[row, contender], pair, strict=True)
         # the median of n values has √(π/2n) times the standard deviation of one
-        variances = [math.pi / 2 * max(scatter(times), usual) ** 2 / len(times) for times in pair]
-        medians = tuple(statistics.median(times) for times in pair)
+        variances = [math.pi / 2 * max(scattered, usual) ** 2 / len(times) for scattered, times in own]
+        medians = statistics.median(pair[0]), statistics.median(pair[1])
         found.append(Change(row, contender, medians, math.sqrt(sum(variances))))
     return found
 
@@ -117,7 +119,7 @@ def paired(a: dict, b: dict, anchor: str) -> tuple[dict, list[str]]:
     """``(row, contender) -> times of both runs ÷ the anchor's``, and sentences about what could not be compared."""
     rows = [{key(row): row["contenders"] for row in result["rows"]} for result in (a, b)]
     pairs, left_out = {}, []
-    for which, own, other in (("A", *rows), ("B", *rows[::-1])):
+    for which, own, other in (("A", rows[0], rows[1]), ("B", rows[1], rows[0])):
         left_out += [f"{named(k)}: only in {which}" for k in own if k not in other]
     for k in (k for k in rows[0] if k in rows[1]):
         both = [rows[i][k] for i in (0, 1)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...adopt import accelerate, report
 from ...core.candidate import DIRECTIONS
-from ...core.choice import forced
+from ...core.choice import Choice, forced
 from ...transform import TRANSFORM
 
 __all__ = ["BACKENDS", "Contender", "Contest", "build", "error", "in_a_line", "known", "refusal", "served", "unjudged"]
@@ -82,7 +82,9 @@ class Contest:
         reason = unjudged(bound, self.x.dtype)
         if reason is not None:
             return {}, {"every contender": reason}
-        errors, refused, worst = {}, {}, []
+        errors: dict[str, list[float] | None] = {}
+        refused: dict[str, str] = {}
+        worst: list[float] = []
         for name, contender in self.contenders.items():
             if name in ("plain", "reference"):
                 errors[name] = None if name == "plain" else bound
@@ -106,9 +108,9 @@ class Contest:
         further = [error(self.compared(module, turn), exact) for turn in range(1, self.turns)]
         return [reduce(errors) for errors in zip(first, *further, strict=True)]
 
-    def _serves(self, chosen: dict, candidate: str) -> bool:
+    def _serves(self, chosen: dict[str, tuple[object, Choice]], candidate: str) -> bool:
         """Whether the candidate served the measured direction; where it does not exist another one did."""
-        return any(choice.candidate == candidate for key, (_, choice) in chosen.items() if key == self.direction)
+        return any(choice.candidate.name == candidate for key, (_, choice) in chosen.items() if key == self.direction)
 
     def call(self, name: str) -> Callable[[], object]:
         """The timed step of one contender."""
@@ -142,7 +144,8 @@ def build(
     found = {} if plain is None or "plain" not in wanted else {"plain": Contender(plain)}
     found["reference"] = Contender(reference)
     if "compiled" in wanted:
-        found["compiled"] = Contender(torch.compile(copy.deepcopy(reference), dynamic=False))
+        compiled = torch.compile(copy.deepcopy(reference), dynamic=False)
+        found["compiled"] = Contender(compiled)  # type: ignore[arg-type]  # a module, which torch declares a function
     ours = accelerate(copy.deepcopy(reference))
     serving = _serving(ours)
     for backend in serving:
@@ -177,10 +180,10 @@ def served(contender: Contender, x: Tensor, direction: str) -> dict[str, int]:
     rows = report(contender.module, x).rows
     if contender.candidate is not None:
         return {f"{contender.backend}/{contender.candidate}": len(rows)}
-    ways = Counter()
+    ways: Counter[str] = Counter()
     for row in rows:
         chosen = row.choices[DIRECTIONS.index(direction)].partition(" (")[0] if row.choices else ""
-        ways[chosen.replace(" ", "/") or row.backend or "own forward"] += 1
+        ways["/".join(chosen.split()[:2]) or row.backend or "own forward"] += 1  # without the tile
     return dict(ways)
 
 

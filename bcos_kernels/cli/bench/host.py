@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...adopt import accelerate
 from ...functional import bcos_conv2d, bcos_linear
@@ -24,7 +25,8 @@ CONV = Workload("tiny", Spec((1, 1), (1, 1), (1, 1)), (1, 8, 4, 4), (8, 8, 3, 3)
 
 def pairs(device: str) -> dict[str, tuple[Callable, Callable, Tensor]]:
     """Name -> the layer, the plain layer, and the input of both."""
-    linear, conv = LINEAR.plain().to(device), CONV.plain().to(device)
+    linear: Any = LINEAR.plain().to(device)
+    conv: Any = CONV.plain().to(device)
     own = BcosConv2d(8, 8, 3, padding=1, device=device)
     accelerated = accelerate(CONV.reference().to(device))
     row, image = LINEAR.input().to(device), CONV.input().to(device)
@@ -47,7 +49,7 @@ def timed(layer: Callable, x: Tensor, measure: str) -> Callable[[], object]:
     return lambda: layer(x).backward(grad)
 
 
-def measure(layer: Callable, plain: nn.Module, x: Tensor, seconds: float) -> list[tuple[float, float]]:
+def measure(layer: Callable, plain: Callable, x: Tensor, seconds: float) -> list[tuple[float, float]]:
     """``(plain, above)`` in µs for each measure: the medians of the plain time and of the differences of each round."""
     found = []
     for name in MEASURES:

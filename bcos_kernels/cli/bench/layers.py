@@ -34,14 +34,14 @@ def outputs(module: nn.Module, x: Tensor, grad: Tensor, measure: str) -> tuple[T
 def explanation(module: nn.Module, x: Tensor, grad: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
     """y with the scale frozen, and a function that computes its dx each time it is called."""
     x = x.detach().requires_grad_()
-    explaining = hasattr(module, "set_explanation_mode")
-    if explaining:
-        module.set_explanation_mode(True)
+    explaining: Callable[[bool], object] | None = getattr(module, "set_explanation_mode", None)
+    if explaining is not None:
+        explaining(True)
     try:
         y = module(x)
     finally:
-        if explaining:
-            module.set_explanation_mode(False)
+        if explaining is not None:
+            explaining(False)
     return y, lambda: torch.autograd.grad(y, x, grad, retain_graph=True)[0]
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +57,7 @@ def plain(model: str, image: int) -> nn.Module:
     return made
 
 
-def _convolutional(vgg: nn.Module) -> nn.Module:
+def _convolutional(vgg: Any) -> nn.Module:
     """VGG with its classifier applied at every position and averaged, as in the reference."""
     classifier = nn.Conv2d(512, 4096, 7, padding=3), nn.ReLU(), nn.Conv2d(4096, 4096, 1), nn.ReLU()
     return nn.Sequential(vgg.features, *classifier, nn.Conv2d(4096, 1000, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -64,13 +65,14 @@ def _convolutional(vgg: nn.Module) -> nn.Module:
 
 def still(model: nn.Module) -> nn.Module:
     """``model`` with nothing random in its forward, in place: dropout and stochastic depth have probability 0."""
-    for module in model.modules():
+    modules: Iterable[Any] = model.modules()
+    for module in modules:
         if type(module).__name__ == "StochasticDepth" or isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
     return model
 
 
-def signalling(vgg: nn.Module, images: Tensor) -> nn.Module:
+def signalling(vgg: Any, images: Tensor) -> nn.Module:
     """Gives the reference's untrained VGG, in place, weights with which its explanations do not underflow.
 
     A B-cos layer multiplies its output by a cosine, about 1/√taps between a random filter and its input. The three
@@ -79,7 +81,7 @@ def signalling(vgg: nn.Module, images: Tensor) -> nn.Module:
     of the same length, and the layers before take their batch statistics from ``images``.
     """
 
-    def imitate(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def imitate(layer: Any, inputs: tuple[Tensor, ...]) -> None:
         weight = layer.linear.weight
         patches = F.unfold(inputs[0], layer.kernel_size, layer.dilation, layer.padding, layer.stride)
         patches = F.normalize(patches.transpose(1, 2).flatten(0, 1))

@@ -28,9 +28,10 @@ class Watch:
 
     def others(self) -> float | None:
         """Cores, as an average since the start; None where the system does not tell (all but Linux)."""
-        if self.start is None:
+        now = self._now()
+        if self.start is None or now is None:
             return None
-        busy, own, clock = (now - then for now, then in zip(self._now(), self.start, strict=True))
+        busy, own, clock = (after - before for before, after in zip(self.start, now, strict=True))
         return max(0.0, busy - own) / clock if clock > 0 else 0.0
 
     @staticmethod

@@ -6,9 +6,11 @@ import io
 import math
 import textwrap
 from collections.abc import Callable
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
@@ -45,8 +47,8 @@ def figure(result: dict, rows: int, columns: int, height: float, title: str) -> 
     lines = textwrap.wrap(f"{conditions(result, code='')}. {rest}", 135)
     bottom, top = 0.16 * len(lines) + 0.1, 0.4
     total = rows * height + bottom + top
-    made = Figure((WIDTH, total), layout="constrained")
-    made.get_layout_engine().set(rect=(0, bottom / total, 1, 1 - (bottom + top) / total), wspace=0.06, hspace=0.06)
+    room = (0, bottom / total, 1, 1 - (bottom + top) / total)
+    made = Figure((WIDTH, total), layout=ConstrainedLayoutEngine(rect=room, wspace=0.06, hspace=0.06))
     made.text(0.012, 1 - 0.1 / total, title, va="top", fontsize=12, fontweight="bold")
     made.text(0.012, 0.06 / total, "\n".join(lines), va="bottom", fontsize=7.5, color="#555555")
     axes = [made.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
@@ -95,7 +97,7 @@ def bars(ax: Axes, labels: list[str], values: dict[str, list[float | None]], for
     width = min(0.84 / max(1, len(values)), 0.25)
     highest = max((v for column in values.values() for v in column if v is not None), default=1)
     count = len(labels) * len(values)
-    style = {"fontsize": 7.5 if count <= 24 else 6.5, "rotation": 0 if count <= 12 else 90}
+    style: dict[str, Any] = {"fontsize": 7.5 if count <= 24 else 6.5, "rotation": 0 if count <= 12 else 90}
     style["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
     for i, (contender, column) in enumerate(values.items()):
         for x, value in enumerate(column):

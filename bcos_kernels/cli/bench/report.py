@@ -140,21 +140,22 @@ def write(options: argparse.Namespace) -> None:
     if options.html is not None:
         written[options.html] = web_page(results, pictures).encode()
 
-    def contents(place: Path) -> dict[str, str | None]:
-        """The Markdown for a file in ``place``, with links to the pictures."""
+    def contents(place: Path) -> tuple[str | None, str]:
+        """The headline and the tables for a file in ``place``, as Markdown with links to the pictures."""
         way = Path(os.path.relpath(folder, place)) if folder is not None else Path()
         links = [{name: (way / file).as_posix() for name, file in files.items()} for files in named]
         others = [{name: link for name, link in own.items() if name != "headline"} for own in links]
         sections = zip(results, others if options.readme else links, strict=True)
         parts = [f"### {device(r)}\n\n{table(r, not options.no_layers, own)}" for r, own in sections]
-        return {"headline": headline(results, links), "table": "\n".join(parts)}
+        return headline(results, links), "\n".join(parts)
 
     for path in options.readme:
-        written[path] = filled(path, contents(path.absolute().parent))
+        found = dict(zip(("headline", "table"), contents(path.absolute().parent), strict=True))
+        written[path] = filled(path, found)
     if options.markdown is not None:
-        written[options.markdown] = contents(options.markdown.absolute().parent)["table"]
+        written[options.markdown] = contents(options.markdown.absolute().parent)[1]
     elif not options.readme and options.html is None:
-        print(contents(Path.cwd())["table"])
+        print(contents(Path.cwd())[1])
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     for path, made in written.items():

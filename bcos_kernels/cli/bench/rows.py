@@ -47,13 +47,14 @@ def measured(contest: Contest, wanted: Collection[str], device: Cpu, seconds: fl
 
 def _saved(contest: Contest, name: str) -> int | None:
     """Bytes kept for the backward, without the parameters and the output, which exist without autograd, too."""
-    if contest.graph is None:
+    graph = contest.graph
+    if graph is None:
         return None
     contender: Contender = contest.contenders[name]
-    excluded = list(contender.module.parameters())
+    excluded: list[Tensor] = list(contender.module.parameters())
 
     def call() -> Tensor:
-        excluded.append(contest.graph(contender.module))
+        excluded.append(graph(contender.module))
         return excluded[-1]
 
     with contender.within():

@@ -82,7 +82,7 @@ def commit() -> str | None:
 
 def header(command: str, machine: dict, settings: dict, packages: tuple[str, ...] = ()) -> dict:
     """Everything beside the figures, with the versions of ``packages`` (None for those that are not installed)."""
-    versions = {"bcos_kernels": __version__, "torch": torch.__version__}
+    versions: dict[str, str | None] = {"bcos_kernels": __version__, "torch": torch.__version__}
     for name in packages:
         try:
             versions[name] = version(name)

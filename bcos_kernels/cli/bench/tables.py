@@ -62,7 +62,7 @@ def memory(row: dict) -> tuple[str, dict[str, int]]:
 def headline(result: dict) -> Table | None:
     """The training step of each model; None where none was measured."""
     rows = main_rows(result, "model", "training")
-    head = ("training step", "plain", "reference", "compiled", "**ours**", "reference ÷ ours")
+    head: tuple[str, ...] = ("training step", "plain", "reference", "compiled", "**ours**", "reference ÷ ours")
     lines = []
     for row in rows:
         what, amount = memory(row)
@@ -215,7 +215,7 @@ Figure = tuple[str, float | None, str, str]
 def goals(result: dict) -> Table:
     """The goals of the device, met or missed, and the share of the roof; a noisy run has no verdict on its times."""
     noisy = bool(doubts(result))
-    lines = [
+    lines: list[tuple[str, ...]] = [
         (
             what,
             shown(value),

@@ -56,7 +56,6 @@ class Bench:
         self.settings = settings
         self.rates: dict[str, float] = {}
         self.ended: list[str] = []
-        self.own: nn.Module | None = None  # the user's module
         self._built: tuple[object, dict[str, Contender]] = (None, {})
 
     # -------------------------------------------------------------------------------------------- tasks
@@ -64,9 +63,9 @@ class Bench:
     def tasks(self) -> list[Task]:
         """Of each model its layers, then itself; then the curves. Raises ValueError where nothing was chosen."""
         s = self.settings
-        if s.module is not None:
-            self.own = own_module(s)
-            return [self._module_task(measure) for measure in s.measures_of("models")]
+        if s.module is not None and s.input is not None:
+            own = own_module(s.module, s.factory_args, s.input)
+            return [self._module_task(own, s.module, s.input, measure) for measure in s.measures_of("models")]
         chosen = self.workloads() if s.layers is not None else []
         found = []
         for model in s.models:
@@ -113,8 +112,8 @@ class Bench:
         name = f"{workload}, {measure}, scaling of the {over}"
         return Task(name, "curve", 20, lambda: self._curve_rows(workload, measure, over))
 
-    def _module_task(self, measure: str) -> Task:
-        return Task(f"{self.settings.module}, {measure}", "model", 10, lambda: iter([self._module_row(measure)]))
+    def _module_task(self, own: nn.Module, name: str, shape: tuple[int, ...], measure: str) -> Task:
+        return Task(f"{name}, {measure}", "model", 10, lambda: iter([self._module_row(own, name, shape, measure)]))
 
     # -------------------------------------------------------------------------------------------- layers
 
@@ -181,8 +180,9 @@ class Bench:
             torch._dynamo.reset()
             torch.manual_seed(0)
             like, lone = self.settings.like, self.settings.contenders is not None
-            modules = (None if m is None else _ready(m, like) for m in made())
-            self._built = (key, build(*modules, wanted, lone))
+            reference, plain = made()
+            plain = None if plain is None else _ready(plain, like)
+            self._built = (key, build(_ready(reference, like), plain, wanted, lone))
         return self._built[1]
 
     def _model_row(self, model: str, measure: str, batch: int, image: int, only: frozenset[str] | None = None) -> dict:
@@ -196,19 +196,19 @@ class Bench:
         wanted = only or s.contenders_of("models", model, measure)
         return self._whole_row(model, MODELS[model][1], measure, (batch, 6, image, image), built, wanted)
 
-    def _module_row(self, measure: str) -> dict:
-        s = self.settings
-        wanted = s.contenders_of("models", s.module, measure) - {"plain"}
+    def _module_row(self, own: nn.Module, name: str, shape: tuple[int, ...], measure: str) -> dict:
+        wanted = self.settings.contenders_of("models", name, measure) - {"plain"}
 
         def built() -> dict[str, Contender]:
-            return self._model_contenders(s.module, lambda: (self.own, None), wanted)
+            return self._model_contenders(name, lambda: (own, None), wanted)
 
-        return self._whole_row(s.module, s.module, measure, s.input, built, wanted)
+        return self._whole_row(name, name, measure, shape, built, wanted)
 
     def _whole_row(
         self, model: str, title: str, measure: str, shape: tuple[int, ...], built: Callable[[], dict], wanted
     ) -> dict:
-        s, taking_part = self.settings, {}
+        s = self.settings
+        taking_part: dict[str, Contender] = {}
 
         def measure_it() -> dict:
             taking_part.update((k, c) for k, c in built().items() if k in wanted or k == "reference")
@@ -218,7 +218,13 @@ class Bench:
             contest = models.contest(taking_part, x, measure, CHECKED)
             return measured(contest, wanted, s.device, s.seconds, LEAST_OF_MODELS)
 
-        row = {"scope": "model", "workload": model, "model": model, "group": title, "measure": measure}
+        row: dict[str, object] = {
+            "scope": "model",
+            "workload": model,
+            "model": model,
+            "group": title,
+            "measure": measure,
+        }
         row |= {"batch": shape[0], "image": shape[-1] if len(shape) == 4 else None, "scaling": None, "floor": None}
         return row | self._tried(measure_it, wanted, taking_part)
 
@@ -250,8 +256,8 @@ class Bench:
         layer = layer.resized(batch, image)
         torch.manual_seed(0)
         like = self.settings.like
-        pair = (module.to(like.device, like.dtype) for module in (layer.reference(), layer.plain()))
-        row = self._layer_row(layer, build(*pair, wanted), measure, wanted, True, image)
+        reference, plain = (module.to(like.device, like.dtype) for module in (layer.reference(), layer.plain()))
+        row = self._layer_row(layer, build(reference, plain, wanted), measure, wanted, True, image)
         return row | {"workload": workload}
 
 
@@ -269,20 +275,21 @@ def _reference(model: str) -> nn.Module:
 
 
 def _ready(module: nn.Module, like: Tensor) -> nn.Module:
-    return models.still(module).to(like.device, like.dtype).to(memory_format=torch.channels_last)
+    module = models.still(module).to(like.device, like.dtype)
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares no memory_format
 
 
-def own_module(settings: Settings) -> nn.Module:
+def own_module(name: str, arguments: dict, shape: tuple[int, ...]) -> nn.Module:
     """The user's model; raises ImportError, TypeError or ValueError where there is none that can be measured."""
-    made = factory("--module", settings.module)(**settings.factory_args)
+    made = factory("--module", name)(**arguments)
     if not isinstance(made, nn.Module):
-        raise TypeError(f"--module {settings.module} returned {type(made).__name__}, not a torch.nn.Module")
+        raise TypeError(f"--module {name} returned {type(made).__name__}, not a torch.nn.Module")
     if not report(made).rows:
-        raise ValueError(f"--module {settings.module}: it has no B-cos layers")
+        raise ValueError(f"--module {name}: it has no B-cos layers")
     try:
         with torch.no_grad():
-            models.logits(copy.deepcopy(made).eval(), torch.rand(settings.input))
+            models.logits(copy.deepcopy(made).eval(), torch.rand(shape))
     except Exception as failure:  # the model may raise anything
-        size = ",".join(map(str, settings.input))
-        raise ValueError(f"--input {size}: {settings.module} cannot take it: {in_a_line(failure)}") from failure
+        size = ",".join(map(str, shape))
+        raise ValueError(f"--input {size}: {name} cannot take it: {in_a_line(failure)}") from failure
     return made

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +85,7 @@ class Workload:
             return linear(self.x_shape[1], self.out_features, **options)
         geometry = self.weight_shape[2:], s.stride, s.padding, s.dilation[0], s.groups
         layer = conv2d(self.x_shape[1], self.out_features, *geometry, **options)
-        return layer.to(memory_format=torch.channels_last)
+        return layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares no memory_format
 
     def reference(self) -> nn.Module:
         """The layer of the reference package."""
@@ -142,8 +143,9 @@ def _read(model: str, batch: int, image: int) -> tuple[Workload, ...]:
 
     found: dict[Workload, None] = {}
 
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        shape, options = tuple(inputs[0].shape), {"b": module.b, "max_out": module.max_out}
+    def note(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        shape: tuple[int, ...] = tuple(inputs[0].shape)
+        options = {"b": module.b, "max_out": module.max_out}
         if isinstance(module, BcosLinear):
             shape = (torch.Size(shape[:-1]).numel(), shape[-1])
         else:

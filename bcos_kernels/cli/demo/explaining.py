@@ -6,6 +6,7 @@ import copy
 import statistics
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -34,12 +35,12 @@ def explain(models: tuple[nn.Module, nn.Module], image: Tensor, repeats: int, sm
 
     ``smooth`` is the size of the window over which the reference averages the opacity.
     """
-    exact = copy.deepcopy(models[0]).double()
+    exact: Any = copy.deepcopy(models[0]).double()
     leaf = image.double().requires_grad_()
     reference = exact.explain(leaf, smooth=smooth)
     target, w64 = reference["explained_class_idx"], reference["dynamic_linear_weights"]
 
-    def call(model: nn.Module):
+    def call(model: Any):
         # a fresh leaf: ``explain`` returns the leaf's own gradient, which a second call would overwrite
         return model.explain(image.clone().requires_grad_(), idx=target, smooth=smooth)
 

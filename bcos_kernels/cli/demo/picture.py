@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from .explaining import Explained, summary
 from .results import Results
@@ -20,9 +21,8 @@ COLOURS = "#7a8794", "#e4572e"
 
 def draw(results: Results, path: Path) -> None:
     """Writes the picture of ``results`` to ``path``; its suffix names the format."""
-    figure = Figure(figsize=(13, 14.2), dpi=110, layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.06, hspace=0.02)
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(4.1, 5.9, 4.2))
+    figure = Figure(figsize=(13, 14.2), dpi=110, layout=ConstrainedLayoutEngine(h_pad=0.06, hspace=0.02))
+    top, middle, bottom = figure.subfigures(3, 1, squeeze=False, height_ratios=(4.1, 5.9, 4.2))[:, 0]
     draw_digits(top, results)
     draw_photographs(middle, results)
     draw_bars(bottom, results)
@@ -87,7 +87,7 @@ def draw_bars(figure, results: Results) -> None:
     bars(sizes, "bytes saved (reference = 1)", saved, lambda size: f"{size / 2**20:.0f} MiB")
 
 
-def bars(axes, title: str, groups: dict[str, list[float]], write: Callable[[float], str]) -> None:
+def bars(axes, title: str, groups: Mapping[str, Sequence[float]], write: Callable[[float], str]) -> None:
     """Two bars for each entry of ``groups``, relative to the first; on top their values, by ``write``."""
     for i, (name, colour) in enumerate(zip(NAMES, COLOURS, strict=True)):
         places = [place + (i - 0.5) * 0.44 for place in range(len(groups))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +88,7 @@ def train(
     for training in trainings:
         parameters = list(training.model.parameters())
         state = {k: v.clone() for k, v in training.model.state_dict().items()}
-        training.saved = saved_bytes(lambda m=training.model: loss_of(m, *first), parameters)
+        training.saved = saved_bytes(partial(loss_of, training.model, *first), parameters)
         training.model.load_state_dict(state)  # the forward above has moved the running variances
 
     def stepping(training: Training) -> Callable[[], None]:
