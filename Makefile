@@ -36,10 +36,10 @@ lint: $(READY) ## ruff and clang-format, as checks
 	$(PYTHON) -m ruff format --check .
 	PATH="$(dir $(PYTHON)):$$PATH" clang-format --dry-run -Werror $(filter %.cpp %.h %.cu %.cuh,$(NATIVE) $(shell find tests/cuda_emulation -type f))
 
-bench: setup ## times of layers, models and curves on this machine, and the README's tables; half an hour (ARGS="--quick")
+bench: setup ## times of layers, models and curves on this machine, and the tables of README and docs; half an hour (ARGS="--quick")
 	$(PYTHON) -m bcos_kernels bench $(or $(ARGS),--scaling)
 	$(PYTHON) -m bcos_kernels bench report $$($(PYTHON) -m bcos_kernels bench $(or $(ARGS),--scaling) --where) \
-		benchmarks/results/triton_aot.json $(if $(ARGS),,--readme README.md)
+		$(if $(ARGS),,--readme README.md docs/benchmarks.md)
 
 gpu: ## on this machine's GPU, 9 minutes each: is it right, how fast, and the rest (ARGS=right | fast | tune, OUT=/a/folder)
 	$(or $(BCOS_PYTHON),python3) -m benchmarks.gpu $(ARGS)

@@ -37,7 +37,7 @@ def cap_jobs() -> None:
 
 def extension():
     with_cuda = bool(torch.version.cuda and CUDA_HOME) and os.environ.get("BCOS_KERNELS_CUDA") != "0"
-    cpp = [path for path in sources(".cpp") if with_cuda or "host/cuda" not in Path(path).as_posix()]
+    cpp = [path for path in sources(".cpp") if with_cuda or "cuda" not in Path(path).parts]
     if sys.platform == "win32":
         compile_args, link_args = ["/O2", "/openmp:experimental"], []
     else:

@@ -1,7 +1,6 @@
-"""The compiled CPU kernels. l = x * w/|w| + bias, y = (|l|/n + cos_eps)^(b-1) l (Böhle et al., CVPR 2022, eq. 3).
+"""The compiled kernels. l = x ⋆ w/‖w‖ + bias, y = (|l|/n + cos_eps)^(b-1) · l (Böhle et al., CVPR 2022, eq. 3).
 
-Tensors are float32, float64 or bfloat16 on the CPU; ValueError and TypeError name the argument that is not allowed.
-Of the four outputs (y, n, l, winner) those that the formula does not produce are empty.
+ValueError and TypeError name the argument that is not allowed, its value and what is allowed.
 """
 
 from collections.abc import Sequence
@@ -10,9 +9,6 @@ from typing import TypedDict
 
 import torch
 from torch import Tensor
-
-cuda: ModuleType
-"""Of builds with CUDA alone: ``forward`` and ``backward`` of :mod:`bcos_kernels.backends.cuda`, and the GPUs served."""
 
 class BuildInfo(TypedDict):
     torch: str
@@ -24,32 +20,64 @@ class BuildInfo(TypedDict):
 def build_info() -> BuildInfo:
     """Facts of the build: the torch it was built for, the compiler, the instruction sets it carries code for."""
 
-def conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    b: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    max_out: int,
-    exponent: float,
-    unit: bool,
-    eps_inside: float,
-    eps_outside: float,
-    cos_eps: float,
-    exact_two: bool,
-    out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x [N, C, H, W], weight [O*M, C/G, kh, kw] -> y [N, O, OH, OW], n [N, G, OH, OW], l as y, winner uint8 as y.
+class TransformSpec:
+    """The static options of a transform, checked when it is made: one object for each layer.
 
-    ``b`` (one element) overrides ``exponent``; ``exact_two`` drops ``cos_eps`` at b = 2. n is fp32 (fp64 for fp64)
-    and not produced for b = 1 and depthwise layers; l is for b other than 1 and 2 and for b as a tensor, winner for
-    max_out > 1.
+    ``stride``, ``padding`` and ``dilation`` have two values each, or none for a linear layer. ``b`` is None where it
+    is a tensor that comes with each call; ``norm_eps`` is (inside the root of the norm, beside it); ``exact_two`` drops
+    ``cos_eps`` at b = 2.
     """
 
-def conv2d_backward(
+    def __init__(
+        self,
+        *,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        max_out: int,
+        b: float | None,
+        unit: bool,
+        norm_eps: tuple[float, float],
+        cos_eps: float,
+        exact_two: bool,
+        out_dtype: torch.dtype,
+    ) -> None: ...
+    @property
+    def stride(self) -> tuple[int, ...]: ...
+    @property
+    def padding(self) -> tuple[int, ...]: ...
+    @property
+    def dilation(self) -> tuple[int, ...]: ...
+    @property
+    def groups(self) -> int: ...
+    @property
+    def max_out(self) -> int: ...
+    @property
+    def b(self) -> float | None: ...
+    @property
+    def unit(self) -> bool: ...
+    @property
+    def norm_eps(self) -> tuple[float, float]: ...
+    @property
+    def cos_eps(self) -> float: ...
+    @property
+    def exact_two(self) -> bool: ...
+    @property
+    def out_dtype(self) -> torch.dtype: ...
+
+def transform_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, b: Tensor | None, spec: TransformSpec
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(y, n, l, winner) of CPU tensors in float32, float64 or bfloat16; empty where a backward does not need them.
+
+    A convolution takes x [N, C, H, W] and weight [O*M, C/G, kh, kw] and returns y [N, O, OH, OW] and n [N, G, OH, OW];
+    a linear layer takes x [M, K] and weight [O*M, K] and returns y [M, O] and n [M, 1]. l and winner are as y. n is
+    fp32 (fp64 for fp64) and empty for b = 1 and depthwise layers; l is there for b other than 1 and 2 and for b as a
+    tensor, winner (uint8) for max_out > 1.
+    """
+
+def transform_backward(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -58,73 +86,70 @@ def conv2d_backward(
     n: Tensor,
     l: Tensor,
     winner: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    max_out: int,
-    exponent: float,
-    unit: bool,
-    eps_inside: float,
-    eps_outside: float,
-    cos_eps: float,
-    exact_two: bool,
-    explain: bool,
+    spec: TransformSpec,
+    frozen: bool,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients (dx, dweight, dbias, db), each in its input's shape and dtype (dbias in the weight's), where ``needs``.
 
-    ``explain`` takes the scale as a constant (explanation mode). y is read for b = 2 only.
+    ``frozen`` takes the scale as a constant (explanation mode). y is read for b = 2 only.
     """
 
-def linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    b: Tensor | None,
-    max_out: int,
-    exponent: float,
-    unit: bool,
-    eps_inside: float,
-    eps_outside: float,
-    cos_eps: float,
-    exact_two: bool,
-    out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x [P, K], weight [O*M, K] -> y [P, O], n [P, 1], l as y, winner uint8 as y; otherwise as ``conv2d``."""
-
-def linear_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    b: Tensor | None,
-    y: Tensor | None,
-    n: Tensor,
-    l: Tensor,
-    winner: Tensor,
-    max_out: int,
-    exponent: float,
-    unit: bool,
-    eps_inside: float,
-    eps_outside: float,
-    cos_eps: float,
-    exact_two: bool,
-    explain: bool,
-    needs: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """As ``conv2d_backward``."""
-
-def patch_norm(
-    x: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    eps_inside: float,
-    eps_outside: float,
-) -> Tensor:
-    """[N, C, H, W] -> [N, G, OH, OW]: sqrt(sum of squares of a group's padded patch + eps_inside) + eps_outside."""
+def patch_norm(x: Tensor, kernel: Sequence[int], spec: TransformSpec) -> Tensor:
+    """[N, C, H, W] -> [N, G, OH, OW]: sqrt(sum of squares of a group's padded patch + norm_eps[0]) + norm_eps[1]."""
 
 def weight_norm(weight: Tensor) -> Tensor:
     """weight [filters, ...] -> |w| [filters], fp32 (fp64 for fp64)."""
+
+class CudaBuildInfo(TypedDict):
+    runtime: int
+    architectures: list[int]
+    device: str
+
+class CudaKernels(ModuleType):
+    """The CUDA kernels: tensors on a GPU in float32, float16 or bfloat16."""
+
+    @staticmethod
+    def build_info() -> CudaBuildInfo: ...
+    @staticmethod
+    def why_not() -> str:
+        """Why the current device cannot run the kernels; empty if it can."""
+    @staticmethod
+    def candidates() -> list[str]:
+        """The names of the candidates."""
+    @staticmethod
+    def transform_forward(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        b: Tensor | None,
+        spec: TransformSpec,
+        candidate: str,
+        large: bool,
+        tf32: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As :func:`transform_forward`.
+
+        ``large`` takes the larger tile of the products; with ``tf32`` products of fp32 may round their operands.
+        """
+    @staticmethod
+    def transform_backward(
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        b: Tensor | None,
+        y: Tensor | None,
+        n: Tensor,
+        l: Tensor,
+        winner: Tensor,
+        spec: TransformSpec,
+        frozen: bool,
+        needs: Sequence[bool],
+        candidate: str,
+        large: bool,
+        tf32: bool,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """As :func:`transform_backward`."""
+
+cuda: CudaKernels
+"""Of builds with CUDA alone."""

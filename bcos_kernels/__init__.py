@@ -7,6 +7,10 @@ __version__ = "0.1.0"
 __all__ = ["BcosConv2d", "BcosConv2dWithScale", "BcosLinear", "accelerate", "functional", "report", "restore", "tune"]
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str):
     """What reads people's models, and what tunes, is imported when it is first used."""
     if name not in ("accelerate", "report", "restore", "tune"):

@@ -1,4 +1,4 @@
-"""Imports torchvision, and the reference package that needs it, where torchvision's compiled operators do not load."""
+"""Imports of torchvision, and of the reference package, where torchvision's compiled operators cannot be loaded."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def import_reference() -> ModuleType:
 
 
 def declare_torchvision_operators_when_needed() -> None:
-    """From now on a torchvision built for another torch can be imported.
+    """Makes it possible to import a torchvision that was built for another torch.
 
     Its import would fail because the schemas of two operators are missing, which B-cos networks never call. They are
-    declared when that import is about to miss them, unless someone has done so.
+    declared just before the import needs them, unless they are there.
     """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
 class _Finder:
-    """Finds nothing, but knows when torchvision is about to ask for its operators."""
+    """Finds no module, but is asked for one just before torchvision needs its operators."""
 
     _declared: torch.library.Library | None = None
 
@@ -39,6 +39,6 @@ class _Finder:
             return
         missing = [op for op in OPERATORS if not hasattr(torch.ops.torchvision, op)]
         if missing:
-            self._declared = torch.library.Library("torchvision", "FRAGMENT")
-        for op in missing:
-            self._declared.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            self._declared = library = torch.library.Library("torchvision", "FRAGMENT")
+            for op in missing:
+                library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from numbers import Real
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -148,7 +149,7 @@ class BcosConv2d(BcosLayer):
             checks.pair("dilation", dilation, 1),
             groups,
             bias=False,
-            padding_mode=padding_mode,
+            padding_mode=cast(Any, padding_mode),
             device=device,
             dtype=dtype,
         )
@@ -287,9 +288,10 @@ def _exponent(b: float | Tensor) -> float | Tensor:
 def _positive(name: str, value) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}={value!r}: a float is needed, not {type(value).__name__}")
-    if not 0 < value < math.inf:
+    number = float(value)
+    if not 0 < number < math.inf:
         raise ValueError(f"{name}={value!r}: must be finite and above 0")
-    return float(value)
+    return number
 
 
 def _check_conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode) -> None:

@@ -1,8 +1,8 @@
-"""What became of the B-cos layers of a process and of their calls; of a whole job, in the words of its summary.
+"""Counts what was done with the B-cos layers of a process and their calls, and sums up a whole job in words.
 
-A tally counts by (what, class, reason). The counts of a process of a job lie in a mapped file of the job's folder, so
-that they survive any end of the process, and nothing has to be done when it ends. Run as a script, this module prints
-the summary of a job: it needs nothing of the package, hence no torch.
+A tally counts by (what, class, reason). Each process of a job keeps its counts in a mapped file in the folder of the
+job: they survive any end of the process, and nothing has to be done when it ends. Run as a script, this module prints
+the summary of a job; it imports nothing of the package, hence no torch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import textwrap
 from array import array
 from collections import Counter
 from contextlib import suppress
+from typing import Any
 
 __all__ = ["accelerated", "compiled", "current", "fused", "keep", "left_alone", "plain", "tell", "words"]
 
@@ -25,13 +26,14 @@ Key = tuple[str, str, str]
 
 FUSED, ACCELERATED, LEFT_ALONE, PLAIN, COMPILED = "fused", "accelerated", "left alone", "ran plain", "compiled"
 _MOST = 512
-"""Different keys of one process; further reasons are counted together."""
+"""The most different keys of one process; further reasons are counted together."""
 _BYTES = 8 * _MOST
 _SHOWN = 8
-"""Reasons that a summary lists, the most frequent first."""
+"""The most reasons that a summary lists, the most frequent first."""
 
 _index: dict[Key, int] = {(FUSED, "", ""): 0}
-_counts = [0] * _MOST
+_counts: Any = [0] * _MOST
+"""Of the keys, by their index: a list, or a view of the file of this process."""
 _folder: str | None = None
 _path: str | None = None
 _map: mmap.mmap | None = None
@@ -43,12 +45,12 @@ def fused() -> None:
 
 
 def compiled() -> None:
-    """torch.compile has compiled a fused call; how often the compiled code runs is not counted."""
+    """A fused call was compiled by torch.compile; how often the compiled code runs is not counted."""
     _count((COMPILED, "", ""))
 
 
-# torch.compiler.assume_constant_result without its import of Dynamo: called while Dynamo traces, not by the graph
-compiled._dynamo_marked_constant = True
+# as torch.compiler.assume_constant_result does, without its import of Dynamo: Dynamo calls it while it traces
+setattr(compiled, "_dynamo_marked_constant", True)  # noqa: B010
 
 
 def accelerated() -> None:
@@ -77,7 +79,7 @@ def _count(key: Key) -> None:
 
 
 def _new(key: Key) -> int:
-    if len(_index) >= _MOST - 2:  # one left for each of the two that have reasons
+    if len(_index) >= _MOST - 2:  # one is left for each of the two kinds of keys that have reasons
         key = (key[0], "other classes", "too many different reasons to list")
     if key not in _index:
         _index[key] = len(_index)
@@ -86,14 +88,14 @@ def _new(key: Key) -> int:
 
 
 def _append(key: Key) -> None:
-    # fails where the disk is full, or the job has ended before this process: then this count cannot be told
+    # fails where the disk is full or the job has ended before this process: then this count is lost
     if _path is not None:
         with suppress(OSError), open(_path, "ab") as file:
             file.write(f"\n{json.dumps([_index[key], *key])}\n".encode())
 
 
 class _Unopened:
-    """The counts of a process of a job before the first is above zero: it has no file yet."""
+    """The counts of a process of a job before its first count: it has no file yet."""
 
     def __init__(self, inherited: dict[int, int]) -> None:
         self.inherited = inherited
@@ -109,7 +111,7 @@ class _Unopened:
 
 
 def keep(folder: str) -> None:
-    """From now on the tally of this process, and of each that is forked from it, is kept in a file in ``folder``."""
+    """Keeps the tally of this process, and of each process that is forked from it, in a file in ``folder``."""
     global _folder
     _folder = folder
     _start_anew()
@@ -117,7 +119,7 @@ def keep(folder: str) -> None:
 
 
 def _start_anew() -> None:
-    """No calls; the layers are there, in a forked process too."""
+    """Resets the counts of calls and keeps those of layers, which a forked process has as well."""
     global _counts, _map, _path
     layers = {i: _counts[i] for key, i in _index.items() if key[0] in (ACCELERATED, LEFT_ALONE) and _counts[i]}
     if _map is not None:
@@ -139,7 +141,7 @@ def _open() -> memoryview | list[int]:
             with suppress(OSError):  # some file systems have no locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             _map = mmap.mmap(handle, _BYTES)  # keeps the file open, and the lock
-    except OSError:  # on another machine, or after the end of the job: no other process will tell of this one
+    except OSError:  # on another machine, or after the end of the job: this process must print its own summary
         atexit.register(_tell_of_this_process, os.getpid())
         return [0] * _MOST
     _path = path
@@ -159,13 +161,15 @@ def _read(path: str) -> tuple[Counter[Key], bool]:
             running = False
         except OSError as error:
             running = isinstance(error, BlockingIOError)
-    if len(content) < _BYTES:  # its process could not write
+    if len(content) < _BYTES:  # its process could not write them
         return Counter(), running
-    counts, found = array("q", content[:_BYTES]), Counter()
+    counts = array("q", content[:_BYTES])
+    found: Counter[Key] = Counter()
     for line in content[_BYTES:].split(b"\n"):
         with suppress(ValueError):  # an empty line, or one that could not be written whole
             index, *key = json.loads(line)
-            found[tuple(key)] = counts[index]
+            what, kind, reason = key
+            found[what, kind, reason] = counts[index]
     return +found, running
 
 

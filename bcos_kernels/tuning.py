@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,19 +10,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .commandline import DTYPES, factory, json_object, progress, shape
 from .core import env
 from .core.candidate import DIRECTIONS, Candidate, Tile
-from .text import aligned
+from .text import aligned, progress
 from .transform import TRANSFORM
 
-__all__ = ["Row", "Tuning", "main", "tune"]
+__all__ = ["Measurement", "Tuning", "check_device", "tune", "words"]
 
 _progress = partial(progress, "tune")
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """One direction of one call: how long each way to serve it took."""
 
     call: str
@@ -51,7 +47,7 @@ class Row:
 class Tuning:
     """What :func:`tune` measured; ``str()`` is a table."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[Measurement, ...]
     calls: int
     """Directions of calls that there were to measure; more than rows after an interrupt."""
     device: str
@@ -63,7 +59,7 @@ class Tuning:
         head = ("call", "direction", *(f"{c}, µs" for c in columns), "winner", "cost model", "gain")
         lines = [aligned([head, *(_cells(row, columns) for row in self.rows)])]
         for row in self.rows:
-            refused = (f"{_words(*t[:2])}: {t.refusal}" for t in row.trials if t.refusal is not None)
+            refused = (f"{words(*t[:2])}: {t.refusal}" for t in row.trials if t.refusal is not None)
             lines += [f"refused, {row.direction} of {row.call}: {refusal}" for refusal in refused]
         measured = sum(row.winner is not None for row in self.rows)
         state = "interrupted: " if len(self.rows) < self.calls else ""
@@ -71,17 +67,17 @@ class Tuning:
         return "\n".join(lines)
 
 
-def _cells(row: Row, columns: list[Candidate]) -> tuple[str, ...]:
+def _cells(row: Measurement, columns: list[Candidate]) -> tuple[str, ...]:
     best: dict[Candidate, float] = {}
     for t in row.trials:
         if t.seconds is not None:
             best[t.candidate] = min(t.seconds, best.get(t.candidate, t.seconds))
     times = (f"{1e6 * best[c]:.1f}" if c in best else "–" for c in columns)
-    winner = _words(*row.winner[:2]) if row.winner else "–"
-    return row.call, row.direction, *times, winner, _words(*row.predicted), f"{row.gain:.2f}" if row.gain else "–"
+    winner = words(*row.winner[:2]) if row.winner else "–"
+    return row.call, row.direction, *times, winner, words(*row.predicted), f"{row.gain:.2f}" if row.gain else "–"
 
 
-def _words(candidate: Candidate | str, tile: Tile | None) -> str:
+def words(candidate: Candidate | str, tile: Tile | None) -> str:
     return f"{candidate} {tile.m}×{tile.n}×{tile.k}" if tile else str(candidate)
 
 
@@ -115,7 +111,7 @@ def tune(
     args = adopt.arguments(example_input)
     if not (isinstance(directions, (tuple, list)) and directions and all(d in DIRECTIONS for d in directions)):
         raise ValueError(f"directions={directions!r}: allowed are tuples of {', '.join(map(repr, DIRECTIONS))}")
-    _check_device()
+    check_device()
     from .core import choice, tuned  # not with the package: most never tune
     from .gpu import timing
 
@@ -131,13 +127,13 @@ def tune(
                 measured = timing.measure(what, device, partial(advance, f"{what.direction} of {call}"))
                 timing.keep(what, measured)
                 guess = choice.predicted(*what)
-                rows.append(Row(call, what.direction, tuple(measured), (guess.candidate, guess.tile)))
+                rows.append(Measurement(call, what.direction, tuple(measured), (guess.candidate, guess.tile)))
         except KeyboardInterrupt:
             pass
     return Tuning(tuple(rows), len(calls), tuned.device(), tuned.PATH)
 
 
-def _check_device() -> None:
+def check_device() -> None:
     if not torch.cuda.is_available() and not env.INTERPRETED:
         raise RuntimeError("tune measures on the GPU that is to run the model, and torch sees none")
 
@@ -186,76 +182,3 @@ def _described(call) -> str:
 
 def _short(value) -> str:
     return str(value[0]) if isinstance(value, tuple) and len(set(value)) == 1 else str(value).replace(" ", "")
-
-
-def main(argv: list[str]) -> int:
-    """Tunes a model that the command line names, and prints the table; or shows or deletes what is stored."""
-    parser = _parser()
-    options = parser.parse_args(argv)
-    if not (options.list or options.clear) and (options.model is None or options.input is None):
-        parser.error("--model and --input are needed, or --list, or --clear")
-    from .core import tuned
-
-    try:
-        if options.list:
-            print(_stored(tuned))
-        elif options.clear:
-            print(f"{tuned.delete()} choices of {tuned.device()} deleted from {tuned.PATH}")
-        else:
-            return _tune(options)
-    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        print(f"bcos_kernels tune: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _tune(options: argparse.Namespace) -> int:
-    from . import adopt
-
-    build = factory("--model", options.model)
-    _check_device()
-    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", DTYPES[options.dtype]
-    layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    model = build(**options.factory_args)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"--model {options.model} gave {type(model).__name__}, not a torch.nn.Module")
-    model = adopt.accelerate(model).eval().to(device, memory_format=layout)
-    images = torch.randn(options.input, device=device)
-    images = images.contiguous(memory_format=layout) if images.dim() == 4 else images
-    if not options.amp:
-        model, images = model.to(dtype), images.to(dtype)
-    with torch.autocast(device, dtype) if options.amp else nullcontext():
-        tuning = tune(model, images, directions=options.directions)
-    print(tuning)
-    return 0 if len(tuning.rows) == tuning.calls else 130
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bcos_kernels tune", description=__doc__)
-    parser.add_argument("--model", metavar="PKG.MODULE:FACTORY", help="what builds the model when called")
-    parser.add_argument("--factory-args", metavar="JSON", type=json_object, default={}, help="its arguments by name")
-    parser.add_argument("--input", metavar="N,C,H,W", type=shape, help="shape of the model's input")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the model and its input (default fp32)")
-    parser.add_argument("--amp", action="store_true", help="autocast to --dtype, with the model in fp32")
-    parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True, help="memory format")
-    parser.add_argument("--directions", nargs="+", choices=DIRECTIONS, default=DIRECTIONS, help="default: all")
-    parser.add_argument("--list", action="store_true", help="shows what is stored, and where")
-    parser.add_argument("--clear", action="store_true", help="deletes what is stored for this device")
-    return parser
-
-
-def _stored(tuned) -> str:
-    """The file of choices as a table for each device."""
-    parts = [f"{tuned.PATH}" if tuned.PATH.exists() else f"{tuned.PATH}: not there, nothing was tuned"]
-    for device, known in tuned.read().items():
-        columns = [f"{backend} {name}" for backend, name in dict.fromkeys(
-            (backend, name) for stored in known.values() for backend, best in stored.items() for name in best["seconds"]
-        )]  # fmt: skip
-        rows = [("fastest", *(f"{column}, µs" for column in columns), "call")]
-        for call, stored in known.items():
-            times = {f"{backend} {c}": t for backend, best in stored.items() for c, t in best["seconds"].items()}
-            backend, best = min(stored.items(), key=lambda item: item[1]["seconds"][item[1]["candidate"]])
-            cells = (f"{1e6 * times[column]:.1f}" if column in times else "–" for column in columns)
-            rows.append((_words(f"{backend} {best['candidate']}", tuned.tile(best)), *cells, call))
-        parts.append(f"{device}: {len(known)} choices\n{aligned(rows)}")
-    return "\n\n".join(parts)

@@ -1,1 +1,1 @@
-"""What the fused layers cost beside plain ones and beside the reference: see :mod:`bcos_kernels.bench`."""
+"""What the fused layers cost beside plain ones and beside the reference: see :mod:`bcos_kernels.cli.bench`."""

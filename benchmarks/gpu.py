@@ -1,9 +1,9 @@
-"""``python -m benchmarks.gpu right | fast | tune``: what one GPU shows, in three calls of at most nine minutes.
+"""``python -m benchmarks.gpu right | fast | tune``: tests and times on one GPU, in calls of at most nine minutes.
 
 ``right``: is it right? Small calls of each backend, the tests, a first table. ``fast``: how fast? Every layer beside
 the plain one and the reference. ``tune``: the choice of kernels measured, whole models, and races last.
-Each call builds the extension first and keeps to its time; what time does not allow is named and is no failure. Its
-files are complete and readable at any moment: ``gpu_CALL.txt``, ``gpu_CALL.log`` and a file of figures for each part.
+Each call builds the extension first and ends in time; it names what it had no time for, which is no failure. Its files
+are complete and readable at any moment: ``gpu_CALL.txt``, ``gpu_CALL.log`` and a file of figures for each part.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pathlib import Path
 
 import torch
 
-from bcos_kernels.bench import report, stored
-from bcos_kernels.bench.devices import Gpu
-from bcos_kernels.bench.settings import QUICK_LAYERS
-from bcos_kernels.bench.stored import ROOT
+from bcos_kernels.cli.bench import report, stored
+from bcos_kernels.cli.bench.devices import Gpu
+from bcos_kernels.cli.bench.settings import QUICK_LAYERS
+from bcos_kernels.cli.bench.stored import ROOT
 
 from . import shares
 
@@ -35,13 +35,13 @@ RESULTS = ROOT / "benchmarks" / "results"
 CACHES = ROOT / "build" / "gpu"
 SUITE = ("tests/gpu", "tests/gpu_kernels")
 LATE = "accelerated_network or compute_sanitizer"
-"""Tests that take a minute each: whole models, and races under compute-sanitizer. The last call has them."""
+"""Tests that take a minute each: whole models, and races under compute-sanitizer. They are part of the last call."""
 BENCH = ("--device=cuda",)
 TUNED = "bcos.models.pretrained:resnet50", '{"pretrained": false}', "256,6,224,224"
 SECONDS = 525.0
 BUILD, SMALL, TESTS, TABLE, TUNE, MODELS, NETWORKS = 150.0, 60.0, 220.0, 90.0, 110.0, 160.0, 80.0
-"""The most seconds of each part; the last part of a call has all that is left."""
-CLOSING = 10.0  # seconds to write the last of it
+"""The most seconds of each part; the last part of a call takes all the time that is left."""
+CLOSING = 10.0  # seconds for writing the last files
 SHOWN = 60  # lines of a log, and failures, on the page; the files hold all
 
 
@@ -49,7 +49,7 @@ SHOWN = 60  # lines of a log, and failures, on the page; the files hold all
 
 
 def cuda_home() -> Path | None:
-    """The folder of a whole CUDA toolkit: what the environment names, nvcc's own, the usual places, or wheels'."""
+    """The folder of a complete CUDA toolkit: as the environment names it, nvcc's own, a usual one, or one of wheels."""
     named = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
     nvcc = shutil.which("nvcc")
     wheels = Path(sysconfig.get_path("purelib"), "nvidia")
@@ -66,7 +66,7 @@ def cuda_home() -> Path | None:
 
 
 def surroundings(commit: str | None) -> dict[str, str]:
-    """The environment of every process: one cache for all of them, and no more compilers than cores."""
+    """The environment of every process: they share caches and start no compilers of their own."""
     found = {
         "BCOS_KERNELS_REQUIRE_C": "1",
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
@@ -97,7 +97,7 @@ class Job:
         os.environ.update(self.environment)
         self.log, self.page = (self.out / f"gpu_{self.call}.{suffix}" for suffix in ("log", "txt"))
         for old in (self.log, self.page):
-            old.unlink(missing_ok=True)  # else a call that is killed would stand beside an earlier one
+            old.unlink(missing_ok=True)  # else the files of a killed call would stand beside those of an earlier one
         self.parts: list[str] = []
         self.failed: list[str] = []
         command = "python -m benchmarks.gpu " + shlex.join(arguments.argv)
@@ -126,7 +126,7 @@ class Job:
         self.tell(f"FAILED {text}")
 
     def run(self, command: list[str], seconds: float, **environment: str) -> tuple[int | None, str]:
-        """``(exit code, output)`` of a program whose output goes to the log; None where the clock stopped it."""
+        """``(exit status, output)`` of a program whose output goes to the log; None if it was stopped at its limit."""
         with open(self.log, "a", encoding="utf-8") as log:
             log.write(f"\n$ {shlex.join(command)}\n")
             log.flush()
@@ -151,7 +151,7 @@ def last_lines(text: str, count: int = SHOWN) -> str:
 
 
 def build(job: Job, wanted: bool) -> bool:
-    """Compiles the extension in place, or takes the one that is there; returns whether this one can be imported."""
+    """Compiles the extension in place, or keeps the one that is there; returns whether it can be imported."""
     start = time.monotonic()
     if wanted:
         code, printed = job.run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"], job.left(BUILD))
@@ -172,7 +172,7 @@ def build(job: Job, wanted: bool) -> bool:
 
 
 def small(job: Job) -> None:
-    """A small call of every kind on each backend: the first thing to know is whether the kernels run at all."""
+    """A small call of every kind on each backend, which shows first whether the kernels run at all."""
     for backend in BACKENDS:
         command = [sys.executable, "tests/gpu/small_calls.py"]
         code, printed = job.run(command, job.left(SMALL / len(BACKENDS)), BCOS_KERNELS_BACKEND=backend)
@@ -185,7 +185,7 @@ def small(job: Job) -> None:
 
 
 def tests(job: Job, seconds: float, chosen: str, name: str) -> None:
-    """The GPU tests that ``-k chosen`` names, in shares; stored in ``name.json`` as they come."""
+    """The GPU tests that ``-k chosen`` selects, in shares; their outcomes are stored in ``name.json`` as they come."""
     start, arguments = time.monotonic(), ("-m", "gpu", "-k", chosen, *SUITE)
 
     def store(found: dict) -> None:
@@ -214,7 +214,7 @@ def page_of(found: dict) -> str:
 
 
 def bench(job: Job, seconds: float, name: str, *options: str) -> None:
-    """The harness of the package within a limit of time; it stores ``name.json`` after each row."""
+    """``bench`` with a time limit; it stores ``name.json`` after each row."""
     out = job.out / f"{name}.json"
     out.unlink(missing_ok=True)
     given = (*BENCH, f"--limit={max(1.0, seconds - shares.GRACE) / 60:.2f}", f"--processes={job.processes}")
@@ -228,7 +228,7 @@ def bench(job: Job, seconds: float, name: str, *options: str) -> None:
 
 
 def choices(job: Job) -> None:
-    """The choice of kernels for every layer of ResNet-50, measured."""
+    """Tunes every layer of ResNet-50."""
     model, options, shape = TUNED
     command = [sys.executable, "-m", "bcos_kernels", "tune", "--model", model, "--factory-args", options]
     out = job.out / "gpu_choices.json"
@@ -272,7 +272,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("call", nargs="?", choices=CALLS, default="right", help="(default right)")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for all of it (default {SECONDS:.0f})")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="at once (default one a core)")
-    parser.add_argument("--no-build", action="store_true", help="takes the extension that lies in bcos_kernels/")
+    parser.add_argument("--no-build", action="store_true", help="use the extension that is in bcos_kernels/")
     parser.add_argument("--commit", help="of a copy without .git (default BCOS_KERNELS_COMMIT)")
     out = Path(os.environ.get("OUT") or RESULTS)
     parser.add_argument("--out", type=Path, default=out, help="folder of the results (default $OUT or %(default)s)")

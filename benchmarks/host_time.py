@@ -7,7 +7,7 @@ import platform
 
 import torch
 
-from bcos_kernels.bench.host import MEASURES, measure, pairs
+from bcos_kernels.cli.bench.host import MEASURES, measure, pairs
 
 __all__ = ["main"]
 

@@ -1,8 +1,8 @@
 """A plugin of pytest (``-p benchmarks.recorder --record=FILE``) for runs that may end at any moment.
 
 A line of JSON for each event: ``{"collected": [...]}``, ``{"started": test}``, ``{"test", "outcome", "seconds",
-"text"}``. A run that finds outcomes in FILE goes on behind them. After each test it asks whether the GPU still
-answers: an illegal access makes every later call of the process fail, so the test that caused it is named, as
+"text"}``. A run that finds outcomes in FILE continues after them. After each test it asks whether the GPU still
+responds: an illegal access makes every later call of the process fail, so that the test which caused it is recorded, as
 ``{"lost": test}`` and as failed, and the run ends.
 """
 
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 __all__ = ["Recorder", "pytest_addoption", "pytest_configure", "read"]
 
@@ -30,7 +30,7 @@ def pytest_configure(config) -> None:
 
 
 def read(file: Path) -> list[dict]:
-    """The lines of a record, none where there is no file; the last one may have been cut off."""
+    """The lines of a record, which are none without a file; the last line may be cut off and is then left out."""
     found = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         try:
@@ -41,8 +41,9 @@ def read(file: Path) -> list[dict]:
 
 
 def lost() -> str | None:
-    """What the GPU answers to nothing more than the wait for its work; None where all is well or none is in use."""
-    if not torch.cuda.is_initialized():
+    """The error of a GPU that no longer responds; None where it does, or where none is in use."""
+    torch = sys.modules.get("torch")  # not imported here: tests without torch start in a fraction of the time
+    if torch is None or not torch.cuda.is_initialized():
         return None
     try:
         torch.cuda.synchronize()
@@ -52,7 +53,7 @@ def lost() -> str | None:
 
 
 class Recorder:
-    """What was collected and what came of it, complete up to the moment a run is stopped."""
+    """Writes the collected tests and their outcomes, so that the record is complete whenever a run is stopped."""
 
     def __init__(self, path: Path) -> None:
         lines = read(path)
@@ -88,5 +89,5 @@ class Recorder:
             self.write(lost=item.nodeid, text=reason)
             item.session.shouldstop = f"the GPU is lost: {reason}"
         elif os.getppid() != self.parent:
-            item.session.shouldstop = "whoever started this run is gone"
+            item.session.shouldstop = "the process that started this run has ended"
         return result

@@ -1,7 +1,7 @@
 """pytest in several processes at once, each with a share of the tests; none of them can spoil the others' results.
 
-A share whose process dies, hangs or loses the GPU goes on in a new process behind the test that caused it. What is
-known is stored as it comes: at any moment the file is complete and readable.
+A share whose process dies, hangs or loses the GPU continues in a new process after the test that caused it. Outcomes
+are stored as they come: at any moment the file is complete and readable.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bcos_kernels.bench.stored import ROOT
+from bcos_kernels.cli.bench.stored import ROOT
 
 from . import recorder
 
@@ -24,7 +24,7 @@ __all__ = ["Share", "merged", "run", "stopped", "summary"]
 
 GRACE = 15.0  # seconds from an interrupt to the end of a process
 LONGEST = 150.0
-"""Seconds after which a test is held to hang."""
+"""Seconds after which a test counts as hanging."""
 RESTARTS = 12  # of a share; a GPU that is lost more often has shown enough
 POLL, STORE = 0.3, 2.0
 ENDED = (0, 1, 5)  # pytest: all passed, some failed, nothing to do
@@ -32,7 +32,7 @@ OUTCOMES = ("passed", "failed", "skipped", "not run")
 
 
 class Share:
-    """One share ``i`` of ``n``: its process, its record and how often it was started anew."""
+    """The share ``i`` of ``n``: its process, its record and the number of its restarts."""
 
     def __init__(self, i: int, n: int, folder: Path, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
         self.record, self.log = folder / f"{i}.json", folder / f"{i}.txt"
@@ -52,7 +52,7 @@ class Share:
             )
 
     def step(self, longest: float) -> None:
-        """Looks after the process; starts a new one where a test took the old one with it."""
+        """Checks the process, and starts a new one where a test has ended or blocked it."""
         code = self.process.poll()
         lines = recorder.read(self.record)
         started = next((line["started"] for line in reversed(lines) if "started" in line), None)
@@ -77,7 +77,7 @@ class Share:
             self.blame(current, f"its process ended with {code}: {told}")
 
     def blame(self, test: str | None, reason: str) -> None:
-        """The test has failed for this reason and the share goes on behind it; it ends where no test is to blame."""
+        """Records that the test failed for this reason and continues after it; without a test the share ends."""
         if test is None or self.restarts == RESTARTS:
             self.ended = True
             self.crashed.append(f"{self.name} was given up ({self.restarts} restarts): {reason}")
@@ -117,7 +117,7 @@ def run(
     store: Callable[[dict], None] = lambda found: None,
     longest: float = LONGEST,
 ) -> dict:
-    """The tests, a share for each process; whoever is not done in time is stopped, and that is no failure.
+    """Runs the tests, a share in each process. Processes that are not done in time are stopped, which is no failure.
 
     Returns, and hands to ``store`` every few seconds, ``tests``: name -> ``{"outcome": "passed" | "failed" | "skipped"
     | "not run", "seconds", "text"}``, and ``crashed``: processes that were given up, and why.
@@ -154,7 +154,7 @@ def run(
 
 
 def merged(lines: list[dict]) -> dict[str, dict]:
-    """Test -> what came of it: the worst, where a test has several lines."""
+    """Test -> its outcome, the worst one where it has several lines."""
     order = ("not run", "passed", "skipped", "failed")
     tests: dict[str, dict] = {}
     for line in lines:
@@ -169,7 +169,7 @@ def merged(lines: list[dict]) -> dict[str, dict]:
 
 
 def summary(found: dict) -> str:
-    """How many tests of each file came out how, as a Markdown table, and the reasons of the skipped ones."""
+    """The number of tests of each file by outcome, as a Markdown table, and the reasons of the skipped ones."""
     rows: dict[str, dict[str, int]] = {}
     for name, test in found["tests"].items():
         row = rows.setdefault(name.partition("::")[0], dict.fromkeys(OUTCOMES, 0))

@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.progress import track
 
 import bcos_kernels
-from bcos_kernels.bench.stored import ROOT, commit, store
-from bcos_kernels.bench.timing import geomean
-from bcos_kernels.bench.workloads import Layer, layers
+from bcos_kernels.cli.bench.stored import commit, store
+from bcos_kernels.cli.bench.workloads import Workload, workloads
+from bcos_kernels.cli.measure import geomean
 from bcos_kernels.core.candidate import DIRECTIONS
 from bcos_kernels.gpu import aot
 from bcos_kernels.gpu.launch import Launch
@@ -38,7 +38,6 @@ from bcos_kernels.transform.triton.launches import launches
 
 __all__ = ["inspected", "loop", "main", "predicted", "call_of"]
 
-RESULT = ROOT / "benchmarks" / "results" / "triton_aot.json"
 IMAGES, IMAGES_OF_TOKENS = 256, 64  # a transformer's batch has 196 rows an image
 QUICK = (
     r"resnet50/(56x56-(64-k3|256-k1s1-64)|14x14-1024-k1s1-256)|resnext50/56x56-128-|vit_s/\d+-384-1536|"
@@ -58,13 +57,11 @@ PRODUCTS = {
 # ------------------------------------------------------------------------------------------------ layers
 
 
-def call_of(layer: Layer, arch: str) -> Call:
+def call_of(layer: Workload, arch: str) -> Call:
     """The layer in bf16."""
-    if layer.kind == "linear":
-        return of_shapes(layer.input_shape, (layer.out_features, layer.input_shape[1]), arch=arch)
-    weight = (layer.out_features, layer.input_shape[1] // layer.groups, *layer.kernel_size)
-    window = {"stride": layer.stride, "padding": layer.padding, "groups": layer.groups}
-    return of_shapes(layer.input_shape, weight, arch=arch, **window)
+    spec = layer.spec
+    window = {} if spec.is_linear else {"stride": spec.stride, "padding": spec.padding, "groups": spec.groups}
+    return of_shapes(layer.x_shape, layer.weight_shape, arch=arch, **window)
 
 
 def serving(call: Call, direction: str) -> list:
@@ -72,16 +69,16 @@ def serving(call: Call, direction: str) -> list:
     return [c for c in TRANSFORM.candidates_of("triton") if c.can_serve(call, direction)]
 
 
-def workloads(pattern: str) -> list[Layer]:
-    """The distinct layers whose name matches, of ResNet-50, ViT-S and ConvNeXt-T, and the grouped of ResNeXt-50."""
-    found = layers(pattern, IMAGES, IMAGES_OF_TOKENS, ("resnet50", "vit_s", "convnext_t", "resnext50"))
-    return [layer for layer in found if layer.model != "resnext50" or layer.groups > 1]
+def selected(pattern: str) -> list[Workload]:
+    """The layers of ResNet-50, ViT-S and ConvNeXt-T and the grouped ones of ResNeXt-50 whose name matches."""
+    found = workloads(pattern, IMAGES, IMAGES_OF_TOKENS, ("resnet50", "vit_s", "convnext_t", "resnext50"))
+    return [layer for layer in found if layer.model != "resnext50" or layer.spec.groups > 1]
 
 
 # ------------------------------------------------------------------------------------------------ predictions
 
 
-def predicted(found: list[Layer], arch: str) -> list[dict]:
+def predicted(found: list[Workload], arch: str) -> list[dict]:
     """Times in µs by the cost model, for each layer and direction."""
     rows = []
     for layer in found:
@@ -172,8 +169,8 @@ def inspected(what: aot.Specialisation) -> dict:
     return row
 
 
-def started(chosen: list[Layer], arch: str) -> dict[aot.Specialisation, tuple[str, Call, Launch]]:
-    """Every distinct kernel of the layers in every candidate's first tile, with what starts it."""
+def started(chosen: list[Workload], arch: str) -> dict[aot.Specialisation, tuple[str, Call, Launch]]:
+    """Every distinct kernel of the layers in every candidate's first tile, with the launch that needs it."""
     found = {}
     for layer in chosen:
         call = call_of(layer, arch)
@@ -254,16 +251,16 @@ def header(argv: list[str]) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints and stores the tables; returns 1 where a kernel does not compile or exceeds the GPU."""
+    """Prints the tables; returns 1 where a kernel does not compile, spills, or exceeds a GPU."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.triton_aot")
     parser.add_argument("--arch", nargs="+", default=["sm_90"], choices=list(aot.ARCHITECTURES), help="(default sm_90)")
     parser.add_argument("--quick", action="store_true", help="six typical layers instead of all")
     parser.add_argument("--layers", default="", metavar="REGEX", help="layers whose name matches (default all)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that compile (default cores)")
-    parser.add_argument("--out", type=Path, default=RESULT, help=f"(default {RESULT.relative_to(ROOT)})")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="store the figures as JSON, too")
     argv = sys.argv[1:] if argv is None else argv
     arguments = parser.parse_args(argv)
-    chosen = workloads(arguments.layers or (QUICK if arguments.quick else ""))
+    chosen = selected(arguments.layers or (QUICK if arguments.quick else ""))
     if not chosen:
         parser.error(f"--layers {arguments.layers!r} matches no layer")
     result = header(argv) | {"predicted": {}, "compiled": []}
@@ -284,11 +281,13 @@ def main(argv: list[str] | None = None) -> int:
             ordered = [rows[what] for what in found]
             result["compiled"] += ordered
             exceeding += sum("error" in row or bool(row["excesses"]) for row in ordered)
-            store(result, arguments.out)
+            if arguments.out is not None:
+                store(result, arguments.out)
             print("\n".join([*prediction_table(result["predicted"][arch], arch), *binary_table(ordered, arch)]))
     result["complete"] = True
-    store(result, arguments.out)
-    print(f"\nstored in {arguments.out}; {exceeding} kernels exceed what a GPU has or spill")
+    if arguments.out is not None:
+        store(result, arguments.out)
+    print(f"\n{exceeding} kernels spill or exceed the registers or the shared memory of a GPU")
     return 1 if exceeding else 0
 
 

@@ -39,8 +39,13 @@ class Case:
     exact_two: bool = True
 
     @property
-    def formula(self) -> tuple:
-        return (self.max_out, 0.0 if self.tensor_b else self.b, self.unit, *self.eps, self.exact_two)
+    def spec(self) -> _C.TransformSpec:
+        stride, padding, dilation = self.window or ((), (), ())
+        return _C.TransformSpec(
+            stride=stride, padding=padding, dilation=dilation, groups=self.groups, max_out=self.max_out,
+            b=None if self.tensor_b else self.b, unit=self.unit, norm_eps=self.eps[:2], cos_eps=self.eps[2],
+            exact_two=self.exact_two, out_dtype=self.out_dtype or self.dtype,
+        )  # fmt: skip
 
     @property
     def saves_norm(self) -> bool:
@@ -48,8 +53,8 @@ class Case:
         return self.groups == 1 or self.groups < self.channels
 
     @property
-    def geometry(self) -> tuple:
-        return (list(self.stride), list(self.padding), list(self.dilation), self.groups) if self.size else ()
+    def window(self) -> tuple:
+        return (self.stride, self.padding, self.dilation) if self.size else ()
 
     def inputs(self, seed: int = 0) -> dict[str, torch.Tensor | None]:
         rng = torch.Generator().manual_seed(seed)
@@ -72,7 +77,7 @@ class Case:
         }
 
 
-def oracle(case: Case, x, weight, bias, b, explain=False):
+def oracle(case: Case, x, weight, bias, b, frozen=False):
     """y, n of the formula in the dtype of ``x``; differentiable."""
     norm = weight.flatten(1).square().sum(1)
     alpha = torch.where(norm == 0, 0, torch.where(norm == 0, 1, norm).rsqrt()) if case.unit else torch.ones_like(norm)
@@ -91,7 +96,7 @@ def oracle(case: Case, x, weight, bias, b, explain=False):
     if case.b == 1 and b is None:
         return linear, None
     l, wide = linear, n.repeat_interleave(linear.shape[1] // n.shape[1], 1)  # noqa: E741
-    if explain:
+    if frozen:
         l, wide = l.detach(), wide.detach()  # noqa: E741
     exponent = (case.b if b is None else b) - 1
     cos = l.abs() / torch.where(wide == 0, 1, wide) + (0 if case.b == 2 and case.exact_two else cos_eps)
@@ -102,15 +107,12 @@ def oracle(case: Case, x, weight, bias, b, explain=False):
 
 
 def forward(case: Case, x, weight, bias, b):
-    op = _C.conv2d if case.size else _C.linear
-    out_dtype = case.out_dtype or case.dtype
-    return op(x, weight, bias, b, *case.geometry, *case.formula, out_dtype)
+    return _C.transform_forward(x, weight, bias, b, case.spec)
 
 
-def backward(case: Case, grad, x, weight, b, outputs, explain=False, needs=(True,) * 4):
-    op = _C.conv2d_backward if case.size else _C.linear_backward
+def backward(case: Case, grad, x, weight, b, outputs, frozen=False, needs=(True,) * 4):
     needs = [*needs[:2], needs[2] and case.bias, needs[3]]
-    return op(grad, x, weight, b, *outputs, *case.geometry, *case.formula, explain, needs)
+    return _C.transform_backward(grad, x, weight, b, *outputs, case.spec, frozen, needs)
 
 
 def tolerance(*dtypes) -> float:
@@ -126,7 +128,7 @@ def close(actual, expected, tol, floor=1e-30):
     assert error <= tol, f"error {error:.3g} > {tol:.3g}"
 
 
-def check(case: Case, explain: bool = False, grad=None, mutate=None):
+def check(case: Case, frozen: bool = False, grad=None, mutate=None):
     """Forward and backward of one case; returns what the kernels gave."""
     inputs = case.inputs()
     if mutate:
@@ -134,7 +136,7 @@ def check(case: Case, explain: bool = False, grad=None, mutate=None):
     outputs = forward(case, **inputs)
     y, n, _, _ = outputs
     leaves = {k: None if v is None else v.to(F64).detach().requires_grad_() for k, v in inputs.items()}
-    expected, expected_n = oracle(case, **leaves, explain=explain)
+    expected, expected_n = oracle(case, **leaves, frozen=frozen)
     tol = tolerance(case.dtype, case.weight_dtype or case.dtype)
     assert y.dtype == (case.out_dtype or case.dtype)
     close(y, expected.detach(), tol)
@@ -142,13 +144,13 @@ def check(case: Case, explain: bool = False, grad=None, mutate=None):
         assert n.dtype == (F64 if case.dtype == F64 else F32)
         close(n, expected_n.detach(), tolerance(F64 if case.dtype == F64 else F32))
     if case.size:
-        like = F.conv2d(inputs["x"], inputs["weight"].to(case.dtype), None, *case.geometry[:3], case.groups)
+        like = F.conv2d(inputs["x"], inputs["weight"].to(case.dtype), None, *case.window, case.groups)
         if case.max_out == 1:
             assert y.stride() == like.stride()
         for t in outputs[2:]:
             assert t.numel() == 0 or t.stride() == y.stride()
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(9)).to(y.dtype) if grad is None else grad(y)
-    got = backward(case, grad, inputs["x"], inputs["weight"], inputs["b"], outputs, explain)
+    got = backward(case, grad, inputs["x"], inputs["weight"], inputs["b"], outputs, frozen)
     names = [k for k, v in leaves.items() if v is not None]
     wanted = torch.autograd.grad(expected, [leaves[k] for k in names], grad.to(F64), allow_unused=True)
     wanted = dict(zip(names, wanted, strict=True))

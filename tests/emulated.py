@@ -20,9 +20,12 @@ import torch
 from torch.utils.cpp_extension import include_paths, library_paths
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-HOST = ROOT / "csrc" / "host"
-GLUE = [*sorted((HOST / "cuda").glob("*.cpp")), HOST / "checks.cpp", HOST / "params.cpp"]
+SOURCES = ROOT / "csrc"
+KERNELS = sorted((SOURCES / "transform" / "cuda").glob("*.cu"))
+GLUE = [
+    *sorted((SOURCES / "common").glob("*.cpp")), *sorted((SOURCES / "transform").glob("*.cpp")),
+    SOURCES / "transform" / "glue" / "arguments.cpp", *sorted((SOURCES / "transform" / "glue" / "cuda").rglob("*.cpp")),
+]  # fmt: skip
 EMULATION = ROOT / "tests" / "cuda_emulation"
 PROGRAMS = sorted(EMULATION.glob("*.cpp"))
 MODULE = EMULATION / "module" / "module.cpp"
@@ -60,9 +63,9 @@ def digest(compiler: str, *flags: str) -> str:
     """Of the sources, the compiler and how it is called: what was built of the same is built once."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     found = hashlib.sha256(version + " ".join(flags).encode())
-    for folder in (*(ROOT / "csrc" / name for name in ("common", "cuda", "host")), EMULATION):
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            found.update(path.name.encode() + path.read_bytes())
+    for path in sorted(p for folder in (SOURCES, EMULATION) for p in folder.rglob("*") if p.is_file()):
+        if "cpu" not in path.parts:
+            found.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return found.hexdigest()[:16]
 
 
@@ -76,7 +79,7 @@ def compiled(flags: tuple[str, ...], sources: list[Path]) -> dict[Path, Path]:
     """Source -> object file, compiled as C++ where that was not done before."""
     folder = BUILD / digest(GXX, *flags)
     folder.mkdir(parents=True, exist_ok=True)
-    places = {path: folder / f"{path.name}.o" for path in sources}
+    places = {path: folder / f"{'-'.join(path.relative_to(ROOT).parts)}.o" for path in sources}
 
     def compile_one(path: Path) -> None:
         if not places[path].exists():

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import Budget, bcos, error
+from cpu_oracle import Case
 from torch.autograd import grad
 
 import bcos_kernels as bk
@@ -33,7 +34,7 @@ def test_patch_norm(layout, channels, kernel):
         x = normal(2, channels, 16, 16, seed=seed).contiguous(memory_format=FORMATS[layout])
         pixels = x.double().square().sum(1, keepdim=True)
         truth = (F.conv2d(pixels, pixels.new_ones(1, 1, kernel, kernel), padding=padding) + 1e-6).sqrt()
-        found = _C.patch_norm(x, [kernel] * 2, [1, 1], [padding] * 2, [1, 1], 1, 1e-6, 0.0)
+        found = _C.patch_norm(x, [kernel] * 2, Case(padding=(padding, padding)).spec)
         ours.append(error(found, truth, 0.0))
         theirs.append(error(layer.calc_patch_norms(x), truth, 0.0))
     assert median(ours) <= 1.1 * median(theirs)

@@ -1,6 +1,5 @@
-"""``bench report``: figures as they were measured, pictures, the page and the README, and bad input."""
+"""``bench report``: figures as they were measured, pictures, the files that it fills, and bad input."""
 
-import base64
 import json
 import re
 import statistics
@@ -12,11 +11,16 @@ import numpy as np
 import pytest
 from made_results import CPU, GPU, result, stored
 
-from bcos_kernels.bench import plots, report, results, tables
+from bcos_kernels.cli import main
+from bcos_kernels.cli.bench import plots, report, results, tables
 
 ROOT = Path(__file__).resolve().parent.parent
-PREDICTIONS = ROOT / "benchmarks" / "results" / "triton_aot.json"
-README = "top\n<!-- headline -->\nold\n<!-- /headline -->\nmiddle\n<!-- table -->\nold\n<!-- /table -->\nend\n"
+README = "top\n<!-- headline -->\nold\n<!-- /headline -->\nend\n"
+PAGE = "top\n<!-- table -->\nold\n<!-- /table -->\nend\n"
+
+
+def run_report(*arguments) -> int:
+    return main(["bench", "report", *map(str, arguments)])
 
 
 @cache
@@ -145,17 +149,47 @@ def test_averages_of_each_model():
     assert "| 32 |" in line
 
 
-# ------------------------------------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------------------------------------ everything at once
 
 
-@pytest.mark.parametrize("gpu", [False, True])
-def test_pictures_are_drawn(gpu):
-    drawn = plots.draw(made(gpu))
-    assert set(drawn) == set(plots.PICTURES)
-    for png in drawn.values():
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The folder in which the command has filled README.md and docs/page.md, stored pictures and a table."""
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "docs").mkdir()
+    (folder / "README.md").write_text(README)
+    (folder / "docs" / "page.md").write_text(PAGE)
+    layers = made() | {"rows": [row for row in made()["rows"] if row["scope"] == "layer"]}
+    files = [stored(folder / "cpu.json", layers), stored(folder / "gpu.json", made(gpu=True))]
+    texts = "--readme", folder / "README.md", folder / "docs" / "page.md", "--markdown", folder / "r.md"
+    assert run_report(*files, *texts, "--plots", folder / "pictures") == 0
+    return folder
+
+
+def test_readme_and_page_are_filled(written):
+    top, page = ((written / name).read_text() for name in ("README.md", "docs/page.md"))
+    for text in (top, page):
+        assert "old" not in text and text.startswith("top\n") and text.endswith("end\n")
+    assert "![Cost relative to the plain network of the same shape](pictures/gpu-headline.png)" in top
+    assert "NVIDIA H200" in top and "ResNet-50, batch 8" in top and "<details>" not in top
+    assert "../pictures/cpu-layers.png" in page and "headline" not in page
+    for place, text in ((written, top), (written / "docs", page)):
+        links = re.findall(r"!\[.*?\]\((.*?)\)", text)
+        assert links and all((place / link).is_file() for link in links)
+    both = (written / "r.md").read_text()
+    assert both.count("### ") == 2 and both.count("<details>") == 3
+
+
+def test_pictures_are_stored(written):
+    found = {path.name: path.read_bytes() for path in (written / "pictures").iterdir()}
+    assert set(found) == {"cpu-layers.png", *(f"gpu-{picture}.png" for picture in plots.PICTURES)}
+    for png in found.values():
         assert png[:8] == b"\x89PNG\r\n\x1a\n"
         width, height = struct.unpack(">II", png[16:24])
         assert width == pytest.approx(plots.WIDTH * plots.DPI, abs=1) and 500 < height < 1.2 * width
+
+
+# ------------------------------------------------------------------------------------------------ pictures
 
 
 def test_layers_are_drawn_at_their_ratios_on_a_log_axis():
@@ -171,27 +205,17 @@ def test_layers_are_drawn_at_their_ratios_on_a_log_axis():
 
 
 def test_bars_start_at_zero_and_are_as_high_as_measured():
-    figure = plots.models(made())
-    assert [ax.get_ylim()[0] for ax in figure.axes] == [0, 0]
+    figure = plots.headline(made())
+    assert all(ax.get_ylim()[0] == 0 for ax in figure.axes)
     rows = results.main_rows(made(), "model", "training")
-    expected = sorted(tables.seconds(r, c) for r in rows for c in ("plain", "reference", "compiled", "ours"))
+    expected = sorted(results.ratio(r, c, "plain") for r in rows for c in ("reference", "compiled", "ours"))
     assert sorted(bar.get_height() for bar in figure.axes[0].patches) == pytest.approx(expected)
-    assert all(ax.get_ylim()[0] == 0 for ax in plots.headline(made()).axes)
-
-
-def test_roofline_is_under_the_measured_rates():
-    run = made()
-    figure = plots.roofline(run)
-    roof = figure.axes[0].lines[0]
-    assert max(roof.get_ydata()) == pytest.approx(run["rates"]["FLOP/s"] / 1e9)
-    ridge = run["rates"]["FLOP/s"] / run["rates"]["bytes/s"]
-    assert roof.get_xdata()[1] == pytest.approx(ridge)
 
 
 def test_contenders_differ_without_colour():
     for kinds in (plots.MARKERS, plots.LINES):
         assert len(set(map(str, kinds.values()))) == len(plots.COLOURS)
-    compared = [plots.HATCHES[c] for c in ("reference", "compiled", "compiled-max", "ours")]
+    compared = [plots.HATCHES[c] for c in ("reference", "compiled", "ours")]
     assert len(set(compared)) == len(compared)
 
 
@@ -210,62 +234,21 @@ def test_pictures_without_rows_are_left_out():
 # ------------------------------------------------------------------------------------------------ the command
 
 
-def test_report_writes_everything(files, tmp_path, capsys):
-    readme, page, folder = tmp_path / "docs" / "README.md", tmp_path / "r.html", tmp_path / "pictures"
-    readme.parent.mkdir()
-    readme.write_text(README)
-    options = ["--readme", str(readme), "--html", str(page), "--plots", str(folder)]
-    assert report.main([*files, str(PREDICTIONS), *options, "--markdown", str(tmp_path / "r.md")]) == 0
-    text = readme.read_text()
-    assert "old" not in text and [text.count(f"\n{word}\n") for word in ("middle", "end")] == [1, 1]
-    top = text.partition("<!-- /headline -->")[0]
-    assert "![Cost relative to the plain network of the same shape](../pictures/gpu-headline.png)" in top
-    assert "NVIDIA H200" in top and "ResNet-50, batch 8" in top
-    for link in re.findall(r"!\[.*?\]\((.*?)\)", text):
-        assert (readme.parent / link).is_file()
-    assert {p.name for p in folder.iterdir()} == {f"{f}-{p}.png" for f in ("cpu", "gpu") for p in plots.PICTURES}
-    tables_of_both = (tmp_path / "r.md").read_text()
-    assert tables_of_both.count("### ") == 2 and tables_of_both.count("<details>") == 4
-    assert "redicted" not in text  # a GPU was measured
-    assert capsys.readouterr().out == ""
-
-
-def test_page_needs_nothing_beside_it(files, tmp_path):
-    page = tmp_path / "r.html"
-    assert report.main([*files, "--html", str(page), "--markdown", str(tmp_path / "r.md")]) == 0
-    text = page.read_text()
-    assert not re.search(r"(src|href)=.?(?!data:)[\"'][^d]", text) and "http" not in text
-    images = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
-    assert len(images) == 2 * len(plots.PICTURES)
-    assert all(base64.b64decode(image)[:4] == b"\x89PNG" for image in images)
-    assert text.count("<table>") == text.count("</table>") == 8 and "**" not in text
-    assert text.count("<td>resnet50/56x56-64-k3s1-64</td>") == 6
-    assert "AMD EPYC, 2 threads" in text and "NVIDIA H200" in text
-
-
-def test_predictions_are_labelled_and_stand_alone(files, capsys):
-    assert report.main([files[0], str(PREDICTIONS)]) == 0
-    text = capsys.readouterr().out
-    assert "Predicted by the byte model, nothing of this was measured: sm_90, bfloat16, batch 256" in text
-    row = next(line for line in text.splitlines() if line.startswith("| ResNet-50 | ") and line.count("|") == 5)
-    rows = [r for r in json.loads(PREDICTIONS.read_text())["predicted"]["sm_90"] if r["model"] == "resnet50"]
-    forward = statistics.geometric_mean(r["chosen/plain"] for r in rows if r["direction"] == "forward")
-    assert row.split("|")[2].strip() == f"{forward:.2f}"
-
-
-def test_a_run_without_models_leaves_the_headline_as_it_is(tmp_path):
+def test_a_run_without_models_leaves_the_headline_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "PICTURES", {"layers": plots.layers})
     readme = tmp_path / "README.md"
-    readme.write_text(README)
-    run = made() | {"rows": results.main_rows(made(), "layer")}
-    assert report.main([stored(tmp_path / "a.json", run), "--readme", str(readme), "--no-layers"]) == 0
+    readme.write_text(README + PAGE)
+    run = made() | {"rows": results.main_rows(made(), "layer", "forward")}
+    assert run_report(stored(tmp_path / "a.json", run), "--readme", readme, "--no-layers") == 0
     text = readme.read_text()
     assert "<!-- headline -->\nold\n<!-- /headline -->" in text and "<details>" not in text
-    assert (tmp_path / "plots" / "a-layers.png").is_file()
+    assert "![Time of each layer relative to the plain layer](a-layers.png)" in text
+    assert (tmp_path / "a-layers.png").is_file()
 
 
-def test_readme_has_the_markers():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in ("headline", "table"):
+def test_readme_and_docs_have_the_markers():
+    for name, file in (("headline", "README.md"), ("table", "docs/benchmarks.md")):
+        text = (ROOT / file).read_text(encoding="utf-8")
         assert text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1
 
 
@@ -293,28 +276,31 @@ def test_bad_files_are_refused_in_one_line(content, message, tmp_path, capsys):
     path = tmp_path / "bad.json"
     if content is not None:
         path.write_text(content)
-    assert report.main([str(path)]) == 2
+    assert run_report(path) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"bcos_kernels bench report: {path}: ") and message in error and error.count("\n") == 1
 
 
-def test_missing_markers_change_nothing(files, tmp_path, capsys):
-    readme = tmp_path / "README.md"
-    readme.write_text("nothing\n")
-    assert report.main([files[0], "--readme", str(readme)]) == 2
-    assert "the markers <!-- table --> and <!-- /table --> are needed, in this order" in capsys.readouterr().err
-    assert readme.read_text() == "nothing\n" and not (tmp_path / "plots").exists()
+def test_missing_markers_change_nothing(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plots, "PICTURES", {})
+    readme, page = tmp_path / "README.md", tmp_path / "page.md"
+    readme.write_text(README)
+    page.write_text("nothing\n")
+    assert run_report(files[0], "--readme", readme, page) == 2
+    error = capsys.readouterr().err
+    assert f"{page}: the markers <!-- headline --> and <!-- /headline --> or <!-- table -->" in error
+    assert readme.read_text() == README and page.read_text() == "nothing\n"
 
 
 def test_files_of_one_name_are_refused(files, tmp_path, capsys):
     (tmp_path / "other").mkdir()
-    assert report.main([files[0], stored(tmp_path / "other" / "cpu.json", made())]) == 2
+    assert run_report(files[0], stored(tmp_path / "other" / "cpu.json", made())) == 2
     assert "names that differ are needed" in capsys.readouterr().err
 
 
 def test_without_matplotlib_tables_are_made_and_pictures_refused(files, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(report, "find_spec", lambda name: None)
-    assert report.main([files[0]]) == 0
+    assert run_report(files[0]) == 0
     assert "| measured | figure |" in capsys.readouterr().out
-    assert report.main([files[0], "--plots", str(tmp_path)]) == 2
+    assert run_report(files[0], "--plots", tmp_path) == 2
     assert "matplotlib, not installed here: pip install 'bcos_kernels[bench]'" in capsys.readouterr().err

@@ -1,5 +1,6 @@
-"""A run of the harness from end to end: its file, interruptions, limits of time, curves, and bad input."""
+"""A run of ``bench`` from end to end: its file, interruptions, limits of time, curves, and bad input."""
 
+import argparse
 import json
 import sys
 
@@ -7,20 +8,29 @@ import pytest
 import torch
 
 import bcos_kernels
-from bcos_kernels.bench import layers as measured
-from bcos_kernels.bench import models, run, stored, tasks, workloads
-from bcos_kernels.bench.devices import Cpu, DeviceLost
-from bcos_kernels.bench.results import read
-from bcos_kernels.bench.settings import parse, resolved
+from bcos_kernels.cli import main
+from bcos_kernels.cli.bench import layers as measured
+from bcos_kernels.cli.bench import models, run, stored, tasks, workloads
+from bcos_kernels.cli.bench.devices import Cpu, DeviceLost
+from bcos_kernels.cli.bench.results import read
+from bcos_kernels.cli.bench.settings import configure, resolved
 
 FAST = ("--seconds", "0", "--device", "cpu")
-LINEAR = ("--models", "vit_s", "--layers", "/8-384-1000", "--no-models")
+LAYER = ("--models", "vit_s", "--layers", "/8-384-1000", "--no-models")
+LINEAR = (*LAYER, "--contenders", "plain", "reference", "ours")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def bench(options) -> int:
+    return main(["bench", *options])
 
 
 @pytest.fixture(autouse=True)
 def _small_rates(monkeypatch):
     monkeypatch.setattr(Cpu, "copied", 1 << 16)
     monkeypatch.setattr(Cpu, "product", 64)
+    monkeypatch.setattr(run, "BEFORE", 0.0)
 
 
 OWN = """
@@ -45,9 +55,10 @@ def own(tmp_path, monkeypatch):
     return ["--module", "mine:make", "--input", "3,6,9,9", "--factory-args", '{"classes": 4}']
 
 
-def test_a_run_is_stored(tmp_path, capsys):
+def test_a_run_is_stored(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run.Watch, "others", lambda self: 1000.0)
     out = tmp_path / "results" / "tiny.json"
-    assert run.main([*FAST, *LINEAR, "--out", str(out)]) == 0
+    assert bench([*FAST, *LINEAR, "--out", str(out)]) == 0
     result = read(out)
     assert result["complete"] and result["not_measured"] == [] and result["rates"]["bytes/s"] > 0
     assert result["command"].startswith("python -m bcos_kernels bench --seconds 0") and result["versions"]["torch"]
@@ -60,14 +71,17 @@ def test_a_run_is_stored(tmp_path, capsys):
         assert row["served"] == {"ours": {"cpu": 1}} and row["refused"] == {}
         assert row["contenders"]["ours"]["peak"] > 0
         assert (row["contenders"]["ours"]["saved"] is None) == (row["measure"] == "forward")
-    assert capsys.readouterr().out.count("vit_s/8-384-1000") == 3
+    assert result["load"] == {"before": 1000.0, "during": 1000.0}
+    printed = capsys.readouterr().out
+    assert printed.count("vit_s/8-384-1000") == 3
+    assert "No verdict on times, they are too noisy: other programs kept 1000.0 of" in printed
     assert max(len(line) for line in out.read_text().splitlines()) > 50, "samples stand on one line"
 
 
 def test_a_module_of_the_users(own, tmp_path):
     """Its dropout is stilled: without it no two runs are equal."""
     out = tmp_path / "mine.json"
-    assert run.main([*FAST, *own, "--out", str(out)]) == 0
+    assert bench([*FAST, *own, "--out", str(out)]) == 0
     result = read(out)
     assert [row["measure"] for row in result["rows"]] == list(models.MEASURES)
     for row in result["rows"]:
@@ -78,9 +92,18 @@ def test_a_module_of_the_users(own, tmp_path):
 def test_backends_are_forced_where_they_are_asked_for(tmp_path):
     out = tmp_path / "forced.json"
     options = ["--measures", "forward", "--contenders", "plain", "ours/cpu", "ours/triton"]
-    assert run.main([*FAST, *LINEAR, *options, "--out", str(out)]) == 0
+    assert bench([*FAST, *LAYER, *options, "--out", str(out)]) == 0
     (row,) = read(out)["rows"]
     assert set(row["contenders"]) == {"plain", "ours/cpu"} and "ours/triton" in row["refused"]
+
+
+@pytest.mark.slow
+def test_the_compiled_reference_takes_part(tmp_path):
+    """By default in the training of a sample of layers, of which this one is part."""
+    out = tmp_path / "compiled.json"
+    assert bench([*FAST, *LAYER, "--measures", "training", "--out", str(out)]) == 0
+    (row,) = read(out)["rows"]
+    assert set(row["contenders"]) == {"plain", "reference", "compiled", "ours"} and row["refused"] == {}
 
 
 @pytest.fixture
@@ -103,10 +126,10 @@ def interrupted(monkeypatch):
 
 def test_an_interruption_keeps_what_was_measured_and_what_was_complete(interrupted, tmp_path):
     out = tmp_path / "linear.json"
-    assert run.main([*FAST, *LINEAR, "--out", str(out)]) == 0
+    assert bench([*FAST, *LINEAR, "--out", str(out)]) == 0
     complete = out.read_text()
     interrupted(2, KeyboardInterrupt())
-    assert run.main([*FAST, *LINEAR, "--out", str(out)]) == 130
+    assert bench([*FAST, *LINEAR, "--out", str(out)]) == 130
     assert out.read_text() == complete
     partial = read(tmp_path / "linear-partial.json")
     assert len(partial["rows"]) == 2 and not partial["complete"] and partial["not_measured"] == ["vit_s/8-384-1000"]
@@ -116,26 +139,26 @@ def test_an_unfinished_run_is_resumed(interrupted, tmp_path, monkeypatch, capsys
     out = tmp_path / "linear.json"
     measure = tasks.measured
     interrupted(2, KeyboardInterrupt())
-    assert run.main([*FAST, *LINEAR, "--out", str(out)]) == 130
+    assert bench([*FAST, *LINEAR, "--out", str(out)]) == 130
     monkeypatch.setattr(tasks, "measured", measure)
     first = read(out)
     assert first["not_measured"] and len(first["rows"]) == 2
-    assert run.main([*FAST, *LINEAR, "--resume", str(out)]) == 0
+    assert bench([*FAST, *LINEAR, "--resume", str(out)]) == 0
     whole = read(out)
     assert whole["complete"] and not whole["not_measured"] and whole["started"] == first["started"]
     rows = [(row["workload"], row["measure"]) for row in whole["rows"]]
     assert len(rows) == len(set(rows)) > 2 and [resumed["commit"] for resumed in whole["resumed"]]
-    assert run.main([*FAST, *LINEAR, "--resume", str(out)]) == 2
-    assert "a result is needed that has left something out" in capsys.readouterr().err
+    assert bench([*FAST, *LINEAR, "--resume", str(out)]) == 2
+    assert "the result of an unfinished run is needed" in capsys.readouterr().err
     out.write_text(json.dumps(first))
-    assert run.main([*FAST, *LINEAR, "--seconds", "0.02", "--resume", str(out)]) == 2
+    assert bench([*FAST, *LINEAR, "--seconds", "0.02", "--resume", str(out)]) == 2
     assert "its settings differ in seconds" in capsys.readouterr().err
 
 
 def test_a_lost_device_keeps_what_was_measured(interrupted, tmp_path, capsys):
     out = tmp_path / "linear.json"
     interrupted(1, DeviceLost("CUDA error: unspecified launch failure"))
-    assert run.main([*FAST, *LINEAR, "--out", str(out)]) == 2
+    assert bench([*FAST, *LINEAR, "--out", str(out)]) == 2
     assert len(read(out)["rows"]) == 1
     assert "the device is lost, earlier rows are kept: CUDA error" in capsys.readouterr().err
 
@@ -143,14 +166,14 @@ def test_a_lost_device_keeps_what_was_measured(interrupted, tmp_path, capsys):
 def test_a_complete_run_takes_the_place_of_an_earlier_one(tmp_path):
     out = tmp_path / "linear.json"
     out.write_text(json.dumps({"complete": True, "rows": []}))
-    assert run.main([*FAST, *LINEAR, "--measures", "forward", "--out", str(out)]) == 0
+    assert bench([*FAST, *LINEAR, "--measures", "forward", "--out", str(out)]) == 0
     assert len(read(out)["rows"]) == 1 and not (tmp_path / "linear-partial.json").exists()
 
 
 def test_a_failing_layer_is_reported_and_the_others_are_timed(interrupted, tmp_path):
     out = tmp_path / "linear.json"
     interrupted(1, torch.OutOfMemoryError("no room"))
-    assert run.main([*FAST, *LINEAR, "--out", str(out)]) == 1
+    assert bench([*FAST, *LINEAR, "--out", str(out)]) == 1
     assert [row["refused"] for row in read(out)["rows"]] == [
         {},
         *[{"every contender": "OutOfMemoryError: no room"}] * 2,
@@ -160,7 +183,7 @@ def test_a_failing_layer_is_reported_and_the_others_are_timed(interrupted, tmp_p
 def test_time_that_is_used_up_is_said(tmp_path):
     out = tmp_path / "limited.json"
     options = ["--models", "vit_s", "--no-models", "--limit", "1e-9", "--out", str(out)]
-    assert run.main([*FAST, *options]) == 0
+    assert bench([*FAST, *options]) == 0
     result = json.loads(out.read_text())
     assert result["rows"] == [] and not result["complete"] and len(result["not_measured"]) == 4
 
@@ -171,33 +194,37 @@ def test_curves_end_where_a_round_would_take_too_long(monkeypatch, tmp_path):
     monkeypatch.setattr(tasks, "IMAGES", (64, 128))
     out = tmp_path / "curves.json"
     options = [*FAST, "--no-models", "--no-layers", "--scaling", "--out", str(out)]
-    assert run.main(options) == 0
+    assert bench(options) == 0
     found = [(row["scaling"], row["batch"], row["image"], row["workload"]) for row in read(out)["rows"]]
     name = "vit_s/8-384-1000"
     assert found == [("batch", 1, 224, name), ("batch", 2, 224, name), ("image", 8, 64, name), ("image", 8, 128, name)]
     monkeypatch.setattr(tasks, "LONGEST_ROUND", 0.0)
-    assert run.main(options) == 0
+    assert bench(options) == 0
     result = read(out)
     assert len(result["rows"]) == 2 and result["complete"]
     assert result["not_measured"][0].startswith("vit_s/8-384-1000, forward, batch 2: a round would take")
 
 
 def test_where_runs_are_stored(tmp_path, monkeypatch):
-    def where(*options):
-        return run.Run(settings, None, [], list(options), parse(list(options))).path
+    def parsed(*options):
+        parser = argparse.ArgumentParser()
+        configure(parser)
+        return parser.parse_args(options, argparse.Namespace(argv=["bench", *options]))
 
-    settings = resolved(parse(["--device", "cpu"]))
+    def where(*options):
+        return run.Run(settings, None, [], parsed(*options)).path
+
+    settings = resolved(parsed("--device", "cpu"))
     monkeypatch.setattr(Cpu, "describe", lambda self: {"device": "Some CPU (R) 3"})
     monkeypatch.setattr(stored, "ROOT", tmp_path)
-    assert str(where()) == "bcos_kernels_bench/some-cpu-r-3.json"
+    assert str(where("--scaling")) == "bcos_kernels_bench/some-cpu-r-3.json"
     folder = tmp_path / "benchmarks" / "results"
     folder.mkdir(parents=True)
-    assert where() == where("--scaling") == where("--limit", "3") == folder / "some-cpu-r-3.json"
-    for narrower in (["--no-models"], ["--layers", "x"], ["--dtype", "bf16"], ["--batch", "2"]):
+    assert where("--scaling") == where("--scaling", "--limit", "3") == folder / "some-cpu-r-3.json"
+    for narrower in ([], ["--no-models"], ["--layers", "x"], ["--dtype", "bf16"], ["--batch", "2"]):
         assert where(*narrower) == folder / "some-cpu-r-3-selection.json"
+        assert where("--scaling", *narrower or ["--no-layers"]) == folder / "some-cpu-r-3-selection.json"
     assert where("--quick") == folder / "some-cpu-r-3-quick.json"
-    (folder / "some-cpu-r-3.json").write_text(json.dumps({"complete": True, "rows": [{"scaling": "batch"}]}))
-    assert where() == folder / "some-cpu-r-3-selection.json", "a run without curves is narrower"
 
 
 BAD = {
@@ -213,7 +240,7 @@ BAD = {
     "--module mine:make": "--module and --input belong together",
     "--module nowhere:make --input 2,6,9,9": "No module named 'nowhere'",
     "--module mine:made --input 2,6,9,9": "--module mine:made: mine has no made",
-    "--module mine:text --input 2,6,9,9": "--module mine:text gave str, not a torch.nn.Module",
+    "--module mine:text --input 2,6,9,9": "--module mine:text returned str, not a torch.nn.Module",
     "--module mine:plain --input 2,4": "--module mine:plain: it has no B-cos layers",
     "--module mine:make --input 2,5,9,9": "--input 2,5,9,9: mine:make cannot take it",
     "--module mine:make --input 2,6,9,9 --scaling": "--module is measured alone",
@@ -222,24 +249,24 @@ BAD = {
 
 @pytest.mark.parametrize("options", BAD)
 def test_bad_input_is_refused_in_one_line(options, own, capsys):
-    assert run.main([*FAST, *options.split()] if "--device" not in options else options.split()) == 2
+    assert bench([*FAST, *options.split()]) == 2
     out, err = capsys.readouterr()
     assert err.startswith("bcos_kernels bench: " + BAD[options]) and err.count("\n") == 1 and out == ""
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(capsys):
-    assert run.main(["--device", "cuda"]) == 2
+    assert bench(["--device", "cuda"]) == 2
     assert "torch.cuda.is_available() is False" in capsys.readouterr().err
 
 
 def test_list_names_workloads_and_contenders(capsys):
-    assert run.main(["--list", "--device", "cpu"]) == 0
+    assert bench(["--list", "--device", "cpu"]) == 0
     text = capsys.readouterr().out
     assert "resnet50/224x224-6-k7s2-64  also in resnext50, densenet121" in text
     for name in (
         *workloads.MODELS,
-        "compiled-max",
+        "compiled",
         *(f"ours/{name}" for name in bcos_kernels.transform.TRANSFORM.backends),
     ):
         assert name in text or name in ("ours/gpu", "ours/reference")

@@ -1,4 +1,4 @@
-"""The harness's parts: workloads, paired timing, the parity gate, memory, and whole models."""
+"""The parts of ``bench``: workloads, paired timing, the parity gate, memory, and whole models."""
 
 import copy
 import re
@@ -9,15 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from bcos_kernels.bench import layers as measured
-from bcos_kernels.bench import models, rows, tasks, timing, workloads
-from bcos_kernels.bench.contenders import WORST, Contender, build, error
-from bcos_kernels.bench.devices import Cpu
+from bcos_kernels.cli import measure as timing
+from bcos_kernels.cli.bench import layers as measured
+from bcos_kernels.cli.bench import models, rows, tasks, workloads
+from bcos_kernels.cli.bench.contenders import WORST, Contender, build, error
+from bcos_kernels.cli.bench.devices import Cpu
 from bcos_kernels.compat import import_reference
+from bcos_kernels.transform import Spec
 
-TINY = workloads.Layer("vit_s", "linear", (8, 24), 16, batch=8)
-CONV = workloads.Layer("resnet50", "conv2d", (2, 3, 5, 5), 4, (3, 3), (2, 2), (1, 1), batch=2)
+TINY = workloads.Workload("vit_s", Spec(), (8, 24), (16, 24), batch=8)
+CONV = workloads.Workload("resnet50", Spec((2, 2), (1, 1), (1, 1)), (2, 3, 5, 5), (4, 3, 3, 3), batch=2)
 THREE = {"plain", "reference", "ours"}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def contest(layer, measure, wanted=THREE, **options):
@@ -28,7 +32,7 @@ def contest(layer, measure, wanted=THREE, **options):
 
 
 def test_workloads_are_the_reference_models_layers():
-    found = workloads.layers()
+    found = workloads.workloads()
     names = [layer.name for layer in found]
     assert len(set(names)) == len(names) == len({replace(layer, model="") for layer in found})
     assert {layer.model for layer in found} == set(workloads.MODELS)
@@ -36,26 +40,27 @@ def test_workloads_are_the_reference_models_layers():
     shared = {layer.name: layer.models for layer in found}
     assert shared["resnet50/224x224-6-k7s2-64"] == ("resnet50", "resnext50", "densenet121")
     assert shared["vit_s/1568-384-1536"] == ("vit_s", "vitc_s")
-    assert [layer.groups for layer in found if "-dw" in layer.name] == [96, 192, 384, 768]
+    assert [layer.spec.groups for layer in found if "-dw" in layer.name] == [96, 192, 384, 768]
     for layer in found:
         if re.search("resnet50/7x7-512-k3s1|convnext_t/7x7-768-dw|vit_s/8|resnext50/7x7-1024-g32k3", layer.name):
             with torch.no_grad():
                 y = layer.reference()(layer.input())
             assert y.shape == layer.plain()(layer.input()).shape and y.numel() == layer.outputs
-    quarter = workloads.layers("384-1536$", 8, 2, models=["vit_s"], image=112)
+    quarter = workloads.workloads("384-1536$", 8, 2, models=["vit_s"], image=112)
     assert [layer.name for layer in quarter] == ["vit_s/98-384-1536"]
 
 
 def test_a_resized_layer_is_the_models_at_that_size():
-    at = {image: workloads.layers("", 2, models=["resnet50", "vit_s"], image=image) for image in (224, 64)}
-    small = {layer for layer in at[64] if layer.model == "vit_s" or layer.kernel_size == (1, 1)}
+    at = {image: workloads.workloads("", 2, models=["resnet50", "vit_s"], image=image) for image in (224, 64)}
+    small = {layer for layer in at[64] if layer.model == "vit_s" or layer.weight_shape[2:] == (1, 1)}
     resized = {layer.resized(2, 64) for layer in at[224]}
     assert small <= resized
 
 
 def test_floor_is_the_longer_of_traffic_and_products():
     rates = {"bytes/s": 1e3, "FLOP/s": 1e9}
-    linear, conv = workloads.Layer("m", "linear", (4, 8), 5), replace(CONV, stride=(1, 1), input_shape=(2, 3, 3, 3))
+    linear = workloads.Workload("m", Spec(), (4, 8), (5, 8))
+    conv = replace(CONV, spec=replace(CONV.spec, stride=(1, 1)), x_shape=(2, 3, 3, 3))
     found = measured.floor(linear, "forward", 2, rates)
     assert found == {"flops": 2 * 160, "bytes": 2 * (32 + 40 + 20), "seconds": 2 * (32 + 40 + 20) / 1e3}
     rates = {"bytes/s": 1e9, "FLOP/s": 1e3}
@@ -72,8 +77,18 @@ def test_interleave_pairs_the_rounds_and_takes_turns():
     calls = {name: (lambda n=name, s=s: (order.append(n), time.sleep(s))) for name, s in (("a", 2e-3), ("b", 8e-3))}
     times = timing.interleave(calls, seconds=0, least=4)
     assert order[2 * timing.WARM_UP :] == ["a", "b", "b", "a", "a", "b", "b", "a"]
-    assert timing.ratios(times["b"], times["a"])["n"] == 4
-    assert timing.ratios(times["b"], times["a"])["p50"] > 1.5
+    assert [len(samples) for samples in times.values()] == [4, 4]
+    assert timing.ratio(times["b"], times["a"]) > 1.5
+
+
+def test_a_name_tells_what_is_unusual():
+    assert TINY.name == "vit_s/8-24-16" and CONV.name == "resnet50/5x5-3-k3s2-4"
+    spec = replace(CONV.spec, groups=3, dilation=(2, 2), b=1.5, max_out=2)
+    layer = workloads.Workload("m", spec, (2, 3, 9, 9), (6, 1, 3, 3))
+    assert layer.name == "m/9x9-3-dw3s2-3-d2-b1.5-max2"
+    with torch.no_grad():
+        y = replace(layer, spec=replace(spec, max_out=1), weight_shape=(3, 1, 3, 3)).plain()(layer.input())
+    assert y.shape == (2, 3, 4, 4) and layer.outputs == y.numel()
 
 
 def test_summary():
@@ -162,7 +177,7 @@ def test_zero_gradients_are_refused_also_where_the_reference_has_no_others(depth
     if depth == 2:
         assert set(found["contenders"]) == {"reference", "ours"} and set(found["refused"]) == {"zeros"}
     else:
-        assert found["contenders"] == {} and "nothing is judged by it" in found["refused"]["every contender"]
+        assert found["contenders"] == {} and "it is no bound for the others" in found["refused"]["every contender"]
 
 
 def test_a_contender_that_fails_is_refused_and_the_others_are_timed():
@@ -188,7 +203,7 @@ def test_explanation_measure_freezes_the_scale_and_leaves_the_mode():
 def test_explanation_alone_is_the_gradient_of_x():
     call = contest(CONV, "explanation", alone=True).call("ours")
     first, again = call(), call()
-    assert first.shape == CONV.input_shape and torch.equal(first, again)
+    assert first.shape == CONV.x_shape and torch.equal(first, again)
 
 
 # ------------------------------------------------------------------------------------------------ whole models

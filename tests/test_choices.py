@@ -97,7 +97,7 @@ def test_a_foreign_file_is_left_alone(text, cache, monkeypatch, capsys):
             assert choose(TRANSFORM, BOTH, CALL, direction).reason.startswith("predicted")
     (warning,) = caught
     assert str(cache) in str(warning.message) and "delete it, or set BCOS_KERNELS_CACHE" in str(warning.message)
-    monkeypatch.setattr(tuning, "_check_device", lambda: None)
+    monkeypatch.setattr(tuning, "check_device", lambda: None)
     for refused in (lambda: tuned.store({}), tuned.delete, lambda: bk.tune(torch.nn.ReLU(), torch.ones(1))):
         with pytest.raises(ValueError, match=r"choices\.json .*: delete it, or set BCOS_KERNELS_CACHE"):
             refused()

@@ -27,23 +27,23 @@ from cpu_oracle import (
 )
 
 
-@pytest.mark.parametrize("explain", [False, True], ids=["train", "explain"])
+@pytest.mark.parametrize("frozen", [False, True], ids=["train", "frozen"])
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_geometry(name, layout, explain):
+def test_geometry(name, layout, frozen):
     for b in (1.0, 2.0, 1.5):
         for dtype in (F32, F64):
-            check(replace(GEOMETRIES[name], format=FORMATS[layout], b=b, dtype=dtype), explain)
+            check(replace(GEOMETRIES[name], format=FORMATS[layout], b=b, dtype=dtype), frozen)
 
 
-@pytest.mark.parametrize("explain", [False, True], ids=["train", "explain"])
+@pytest.mark.parametrize("frozen", [False, True], ids=["train", "frozen"])
 @pytest.mark.parametrize("options", [{}, {"max_out": 2}, {"max_out": 3, "bias": True}, {"bias": True, "unit": False}])
 @pytest.mark.parametrize("power", POWERS)
-def test_formula(power, options, explain):
+def test_formula(power, options, frozen):
     for base in (LINEAR, Case(), Case(groups=2), Case(channels=8, groups=8)):
         for layout in FORMATS.values():
             for dtype in (F32, F64):
-                check(replace(base, format=layout, dtype=dtype, **POWERS[power], **options), explain)
+                check(replace(base, format=layout, dtype=dtype, **POWERS[power], **options), frozen)
 
 
 @pytest.mark.parametrize("weight_dtype", [BF16, F32])
@@ -88,7 +88,7 @@ def test_mixed_memory_formats(x_format, weight_format):
         inputs["weight"] = inputs["weight"].contiguous(memory_format=FORMATS[weight_format])
         outputs = forward(case, **inputs)
         y = outputs[0]
-        plain = F.conv2d(inputs["x"], inputs["weight"], None, *case.geometry[:3], case.groups)
+        plain = F.conv2d(inputs["x"], inputs["weight"], None, *case.window, case.groups)
         assert y.stride() == plain.stride()
         reference = forward(case, **case.inputs())
         close(y, reference[0].to(F64), tolerance(case.dtype))
@@ -255,7 +255,8 @@ def test_norms():
     x = torch.randn(2, 6, 7, 8, dtype=F64)
     for layout in FORMATS.values():
         for groups in (1, 2, 6):
-            n = _C.patch_norm(x.contiguous(memory_format=layout), [3, 2], [2, 1], [1, 0], [1, 2], groups, 0.5, 0.25)
+            case = Case(stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=groups, eps=(0.5, 0.25, 0.0))
+            n = _C.patch_norm(x.contiguous(memory_format=layout), [3, 2], case.spec)
             squares = x.square().unflatten(1, (groups, -1)).sum(2)
             window = torch.ones(groups, 1, 3, 2, dtype=F64)
             squares = F.conv2d(squares, window, None, (2, 1), (1, 0), (1, 2), groups)
@@ -280,7 +281,8 @@ def test_linear_far_rows_do_not_mix():
 def test_power_is_as_exact_as_that_of_torch(b):
     """One input of 1 and no epsilon make y = |w|^(b-1) w: the power's own error shows, over all magnitudes."""
     w = torch.cat([torch.logspace(-30, 30, 20001, dtype=F64).float(), torch.linspace(0.01, 1.5, 20001)])
-    y = _C.linear(torch.ones(1, 1), w[:, None], None, None, 1, b, False, 0.0, 0.0, 0.0, True, F32)[0][0]
+    case = replace(LINEAR, b=b, unit=False, eps=(0.0, 0.0, 0.0))
+    y = forward(case, torch.ones(1, 1), w[:, None], None, None)[0][0]
     exact, of_torch = w.to(F64) ** b, w.pow(b - 1) * w
     normal = (exact > 1.2e-38) & (exact < 3.4e38)
 
@@ -291,9 +293,10 @@ def test_power_is_as_exact_as_that_of_torch(b):
     assert bool((y[exact > 4e38] == float("inf")).all())
 
 
-BAD = {
+BAD_TENSORS = {
     "rank": lambda a: a.update(x=a["x"][0]),
     "channels": lambda a: a.update(x=a["x"][:, :-1]),
+    "no pixels": lambda a: a.update(x=a["x"][:, :, :0]),
     "integer x": lambda a: a.update(x=a["x"].long()),
     "complex x": lambda a: a.update(x=a["x"].to(torch.complex64)),
     "half x": lambda a: a.update(x=a["x"].half()),
@@ -303,44 +306,94 @@ BAD = {
     "empty weight": lambda a: a.update(weight=a["weight"][:0]),
     "bias length": lambda a: a.update(bias=torch.zeros(3)),
     "bias dtype": lambda a: a.update(bias=torch.zeros(8, dtype=torch.long)),
-    "b elements": lambda a: a.update(b=torch.ones(2)),
-    "b integer": lambda a: a.update(b=torch.ones((), dtype=torch.long)),
-    "groups": lambda a: a.update(groups=4),
-    "no groups": lambda a: a.update(groups=0),
-    "stride": lambda a: a.update(stride=[0, 1]),
-    "stride length": lambda a: a.update(stride=[1]),
-    "padding": lambda a: a.update(padding=[-1, 0]),
-    "huge dilation": lambda a: a.update(dilation=[2**62, 1]),
-    "kernel beyond the input": lambda a: a.update(dilation=[9, 9]),
-    "max_out": lambda a: a.update(max_out=3),
-    "max_out 0": lambda a: a.update(max_out=0),
-    "max_out 256": lambda a: a.update(max_out=256),
-    "b below 1": lambda a: a.update(exponent=0.5),
-    "b NaN": lambda a: a.update(exponent=float("nan")),
-    "epsilon": lambda a: a.update(eps_inside=-1.0),
-    "out_dtype": lambda a: a.update(out_dtype=F64),
+    "b beside that of the spec": lambda a: a.update(b=torch.ones(())),
 }
+BAD_FOR_THE_TENSORS = {
+    "groups": {"groups": 4},
+    "kernel beyond the input": {"dilation": (9, 9)},
+    "max_out": {"max_out": 3},
+    "out_dtype": {"out_dtype": F64},
+    "no b": {"b": None},
+    "the linear layer's": {"stride": (), "padding": (), "dilation": ()},
+}
+GOOD = {
+    "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1, "max_out": 1, "b": 2.0, "unit": True,
+    "norm_eps": (1e-6, 0.0), "cos_eps": 1e-6, "exact_two": True, "out_dtype": F32,
+}  # fmt: skip
+BAD_OPTIONS = [
+    ("stride", (0, 1), "stride is 0, allowed: 1 to"),
+    ("stride", (1,), "stride has 1 values, allowed: 2"),
+    ("stride", (), "stride has 0 values, allowed: 2"),
+    ("padding", (-1, 0), "padding is -1, allowed: 0 to"),
+    ("dilation", (2**62, 1), "dilation is 4611686018427387904, allowed: 1 to"),
+    ("groups", 0, "groups is 0, allowed: 1 or more"),
+    ("max_out", 0, "max_out is 0, allowed: 1 to 255"),
+    ("max_out", 256, "max_out is 256, allowed: 1 to 255"),
+    ("b", 0.5, "b is 0.5, allowed: a finite number of 1 or more"),
+    ("b", float("nan"), "b is nan, allowed: a finite number of 1 or more"),
+    ("norm_eps", (-1.0, 0.0), r"norm_eps\[0\] is -1, allowed: a finite number of 0 or more"),
+    ("norm_eps", (0.0, float("inf")), r"norm_eps\[1\] is inf, allowed: "),
+    ("cos_eps", -1.0, "cos_eps is -1, allowed: a finite number of 0 or more"),
+    ("out_dtype", torch.long, "out_dtype is Long, allowed: a floating point dtype"),
+]
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_bad_arguments_of_conv2d(name):
-    case = Case()
-    arguments = dict(case.inputs(), stride=[1, 1], padding=[1, 1], dilation=[1, 1], groups=1, max_out=1, exponent=2.0)
-    arguments.update(unit=True, eps_inside=1e-6, eps_outside=0.0, cos_eps=1e-6, exact_two=True, out_dtype=F32)
-    _C.conv2d(**arguments)
-    BAD[name](arguments)
+@pytest.mark.parametrize("name", BAD_TENSORS)
+def test_bad_tensors(name):
+    arguments = Case().inputs()
+    spec = _C.TransformSpec(**GOOD)
+    _C.transform_forward(**arguments, spec=spec)
+    BAD_TENSORS[name](arguments)
     with pytest.raises((ValueError, TypeError), match="allowed"):
-        _C.conv2d(**arguments)
+        _C.transform_forward(**arguments, spec=spec)
+
+
+@pytest.mark.parametrize("b", [torch.ones(2), torch.ones((), dtype=torch.long), torch.ones((), device="meta")])
+def test_bad_tensors_of_b(b):
+    arguments = Case(tensor_b=True).inputs()
+    spec = _C.TransformSpec(**GOOD | {"b": None})
+    _C.transform_forward(**arguments, spec=spec)
+    with pytest.raises((ValueError, TypeError), match=r"b (has|is on) .*allowed"):
+        _C.transform_forward(**arguments | {"b": b}, spec=spec)
+
+
+@pytest.mark.parametrize("name", BAD_FOR_THE_TENSORS)
+def test_options_that_do_not_fit_the_tensors(name):
+    spec = _C.TransformSpec(**GOOD | BAD_FOR_THE_TENSORS[name])
+    with pytest.raises((ValueError, TypeError), match="allowed"):
+        _C.transform_forward(**Case().inputs(), spec=spec)
+
+
+@pytest.mark.parametrize("option, value, message", BAD_OPTIONS)
+def test_bad_options(option, value, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        _C.TransformSpec(**GOOD | {option: value})
+
+
+def test_a_spec_shows_its_options_and_keeps_them():
+    spec = _C.TransformSpec(**GOOD)
+    assert {name: getattr(spec, name) for name in GOOD} == GOOD
+    assert repr(spec) == f"TransformSpec({', '.join(f'{name}={value}' for name, value in GOOD.items())})"
+    linear = _C.TransformSpec(**GOOD | {"stride": (), "padding": (), "dilation": (), "b": None})
+    assert linear.stride == linear.padding == linear.dilation == () and linear.b is None
+    for name, value in GOOD.items():
+        with pytest.raises(AttributeError):
+            setattr(spec, name, value)
+    with pytest.raises(ValueError, match="groups is 2, allowed: 1 for a linear layer"):
+        _C.TransformSpec(**GOOD | {"stride": (), "padding": (), "dilation": (), "groups": 2})
+    with pytest.raises(TypeError):
+        _C.TransformSpec(*GOOD.values())
 
 
 @pytest.mark.parametrize("index", range(8))
 def test_bad_saved_tensors(index):
     for base in (LINEAR, Case()):
-        case = replace(base, max_out=2, b=2.0 if index == 4 else 1.5)  # y is read for b = 2 alone
+        # y is read for b = 2 alone, and a tensor of b where the spec has none
+        case = replace(base, max_out=2, b=2.0 if index == 4 else 1.5, tensor_b=index == 3)
         inputs = case.inputs()
         outputs = list(forward(case, **inputs))
         grad = torch.randn(outputs[0].shape)
-        arguments = [grad, inputs["x"], inputs["weight"], None, *outputs]
+        arguments = [grad, inputs["x"], inputs["weight"], inputs["b"], *outputs]
         if index == 3:
             arguments[3] = torch.ones(3)
         elif arguments[index].dim() == 1:

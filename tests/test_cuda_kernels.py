@@ -39,7 +39,7 @@ PLANTS = {
     7: ("transposed fragment", "FAILED"),
     8: ("whole chunk", "misaligned"),
 }
-"""Number of a bug in ``cuda_emulation/cuda/intrinsics.cuh``: what it is, and how it shows."""
+"""Number of a bug in ``cuda_emulation/common/cuda/intrinsics.cuh``: what it is, and how it shows."""
 
 if GXX and HEADERS:
 
@@ -69,7 +69,9 @@ if GXX and HEADERS:
         assert PLANTS[plant][1] in done.stdout, done.stdout[-4000:]
 
     def test_every_planted_bug_is_tried():
-        listed = re.search(r"enum Plant \{\s*kNone,(.*?)\}", (EMULATION / "cuda" / "intrinsics.cuh").read_text(), re.S)
+        listed = re.search(
+            r"enum Plant \{\s*kNone,(.*?)\}", (EMULATION / "common" / "cuda" / "intrinsics.cuh").read_text(), re.S
+        )
         assert len(re.findall(r"^\s*k\w+,", listed[1], re.M)) == len(PLANTS)
 
 

@@ -8,18 +8,18 @@ import torch
 from matplotlib.image import imread
 
 import bcos_kernels as bk
-from bcos_kernels import demo
+from bcos_kernels.cli import main, measure
+from bcos_kernels.cli.demo import explaining
 from bcos_kernels.compat import import_reference
-from bcos_kernels.demo import explaining, measure
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 import_reference()
 
 
 def test_quick_demo_draws_and_prints(tmp_path, capsys):
     out = tmp_path / "demo.png"
-    assert demo.main(["--quick", "--out", str(out)]) == 0
+    assert main(["demo", "--quick", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     for text in (
         "test accuracy",
@@ -36,7 +36,7 @@ def test_quick_demo_draws_and_prints(tmp_path, capsys):
 
 def test_missing_dependency_is_one_line_and_status_2(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich", None)
-    assert demo.main([]) == 2
+    assert main(["demo"]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and "demo needs rich" in message and "bcos_kernels[demo]" in message
 
@@ -44,7 +44,7 @@ def test_missing_dependency_is_one_line_and_status_2(monkeypatch, capsys):
 @pytest.mark.parametrize("argv", (["--epochs", "0"], ["--epochs", "x"], ["--out", "/no/such/folder/demo.png"]))
 def test_bad_options_end_with_status_2(argv, capsys):
     with pytest.raises(SystemExit) as ended:
-        demo.main(argv)
+        main(["demo", *argv])
     assert ended.value.code == 2 and argv[0] in capsys.readouterr().err
 
 
@@ -54,15 +54,6 @@ def test_saved_bytes_counts_each_storage_once_and_leaves_parameters_out():
     assert measure.saved_bytes(lambda: (x @ w) + (x @ w)) == 4 * 8 * 4
     assert measure.saved_bytes(lambda: (x * w[0]) @ w) == 4 * (8 * 4 + 8 * 4 + 4 * 4)
     assert measure.saved_bytes(lambda: (x * w[0]) @ w, [w]) == 4 * (8 * 4 + 8 * 4)
-
-
-def test_alternate_swaps_the_order():
-    order = []
-    calls = [lambda: order.append("a") or 1, lambda: order.append("b") or 2]
-    for turn in range(2):
-        assert [result for result, _ in measure.alternate(calls, turn)] == [1, 2]
-    assert order == ["a", "b", "b", "a"]
-    assert measure.paired_ratio([2.0, 4.0, 30.0], [1.0, 2.0, 3.0]) == 2
 
 
 def test_explanation_error_sees_other_weights():

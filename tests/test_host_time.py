@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import bcos_kernels as bk
-from bcos_kernels.bench import host
+from bcos_kernels.cli.bench import host
 from bcos_kernels.core import dispatch
 from bcos_kernels.core.candidate import Backend
 from bcos_kernels.core.op import Op

@@ -5,8 +5,10 @@ from array import array
 from collections import Counter
 
 import pytest
-from programs import RUN, outcome, run, start, summary
+import torch
+from programs import outcome, run, start, summary
 
+import bcos_kernels as bk
 from bcos_kernels import tally
 
 OWN_BCOS = f"__path__ = {list(importlib.util.find_spec('bcos').submodule_search_locations)}\n"
@@ -36,22 +38,14 @@ LAYERS = """
 OWN = {"layers": LAYERS, "bcos:__init__": OWN_BCOS}
 
 
-def test_ranks_of_torchrun_are_accelerated(folder):
-    work = folder(**OWN, rank="import os, layers; layers.train('rank ' + os.environ['RANK'])")
-    code, out, err = run(
-        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "rank.py", cwd=work
-    )  # fmt: skip
-    assert code == 0, err
-    assert sorted(out.splitlines()) == ["rank 0: True", "rank 1: True"]
-    assert summary(err) == ["bcos_kernels: 2 processes × 2 B-cos layers accelerated, 4 fused calls"]
-
-
 LAUNCHER = """
     import pickle, subprocess, sys
     assert "torch" not in sys.modules
     with open("task.pickle", "wb") as file:
         file.write(b"clayers\\ntrain\\n.")  # by reference: layers.train
-    commands = ["lightning.py"], ["pools.py"], ["-u", "-m", "submitted", "task.pickle"]
+    torchrun = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "rank.py"
+    inner = "-m", "bcos_kernels", "run", "--backend", "reference", "apart/real.py"
+    commands = torchrun, ["lightning.py", "task.pickle"], ["pools.py"], inner
     children = [subprocess.Popen([sys.executable, *command]) for command in commands]
     sys.exit(sum(child.wait() != 0 for child in children))
 """
@@ -59,13 +53,11 @@ LIGHTNING = """
     import os, subprocess, sys
     import layers
 
-    if "LOCAL_RANK" in os.environ:
-        layers.train("lightning " + os.environ["LOCAL_RANK"])
-    else:  # as Lightning's launcher of subprocesses does
-        command = [sys.executable, os.path.abspath(sys.argv[0]), *sys.argv[1:]]
-        child = subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": "1"})
-        layers.train("lightning 0")
-        sys.exit(child.wait())
+    # as Lightning's launcher of subprocesses does, but the other rank is started as submitit does
+    command = [sys.executable, "-u", "-m", "submitted", *sys.argv[1:]]
+    child = subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": "1"})
+    layers.train("lightning 0")
+    sys.exit(child.wait())
 """
 POOLS = """
     import layers
@@ -89,22 +81,40 @@ POOLS = """
             print(f"workers by {method}: {sum(loader).item()}", flush=True)
 """
 SUBMITTED = """
-    import pickle, sys
+    import os, pickle, sys
     if __name__ == "__main__":
+        assert os.environ["LOCAL_RANK"] == "1"
         with open(sys.argv[1], "rb") as file:
             pickle.load(file)("submitted")
 """
+REAL = """
+    import torch
+    from bcos.modules import BcosConv2d
+    with torch.no_grad():
+        torch.nn.Sequential(BcosConv2d(6, 4, 3))(torch.ones(1, 6, 5, 5))
+"""
 
 
+@pytest.mark.slow
 def test_processes_that_a_script_starts_are_accelerated(folder):
-    """By a launcher that never imports torch: relaunched, started each way, submitted; workers are not counted."""
-    work = folder(**OWN, launch=LAUNCHER, lightning=LIGHTNING, pools=POOLS, submitted=SUBMITTED)
-    code, out, err = run("launch.py", cwd=work)
+    """Those of a launcher that never imports torch, started in every way that people use; workers are not counted.
+
+    One of them is ``run`` again, which belongs to the same job, with the real ``bcos``, which imports torchvision.
+    """
+    rank = "import os, layers; layers.train('rank ' + os.environ['RANK'])"
+    programs = {"launch": LAUNCHER, "rank": rank, "lightning": LIGHTNING, "pools": POOLS, "submitted": SUBMITTED}
+    work = folder(**OWN, **programs, **{"apart:real": REAL})
+    code, out, err = run("-m", "launch", cwd=work, COLUMNS="200")
     assert code == 0, err
-    names = ("fork", "forkserver", "lightning 0", "lightning 1", "spawn", "submitted")
+    names = ("fork", "forkserver", "lightning 0", "rank 0", "rank 1", "spawn", "submitted")
     trained = [f"{name}: True" for name in names]
     assert sorted(out.splitlines()) == [*trained, "workers by fork: 6", "workers by spawn: 6"]
-    assert summary(err) == ["bcos_kernels: 6 processes × 2 B-cos layers accelerated, 12 fused calls"]
+    assert summary(err) == [
+        "bcos_kernels: 15 B-cos layers accelerated in 8 processes, 14 fused calls",
+        "  processes × layers: 1 × 1, 7 × 2",
+        "  1 of the 8 processes made no fused call",
+        "  ran plain: 1 call of bcos_conv2d: the backend 'reference' serves it",
+    ]
 
 
 ENDS = """
@@ -132,14 +142,12 @@ ENDS = """
         hooked(torch.ones(1, 6, 5, 5))
         os._exit(0)
     os.wait()
-    compiled = torch.compile(layers.Net(), backend="eager", fullgraph=True)
-    compiled(torch.ones(1, 6, 5, 5))
-    children = [os.environ.get("BCOS_KERNELS_RUN"), os.environ["PYTHONPATH"]]
+    layers.Net()
 """
 
 
 def test_summary_tells_what_was_done_and_no_more(folder):
-    """Killed and hurried processes keep their counts; hooked calls, layers left alone, compiled calls, no calls."""
+    """Killed and hurried processes keep their counts; hooked calls, layers left alone, no calls."""
     work = folder(**OWN, ends=ENDS)
     code, out, err = run("ends.py", cwd=work)
     assert (code, out) == (0, "child: True\n" * 3), err
@@ -147,11 +155,22 @@ def test_summary_tells_what_was_done_and_no_more(folder):
         "bcos_kernels: 12 B-cos layers accelerated in 5 processes, 7 fused calls",
         "  processes × layers: 4 × 2, 1 × 4",
         "  1 of the 5 processes made no fused call",
-        "  calls inside what torch.compile compiled are not counted",
         "  left alone: 2 layers of Odd: the code of Odd.forward is not among the",
         "    published layers",
         "  ran plain: 1 call of BcosConv2d: its .linear has a hook",
     ]
+
+
+def test_compiled_calls_are_told_and_not_counted():
+    """What torch.compile has compiled runs without the counter, so the summary must not claim a number."""
+    before = tally.current()
+    torch._dynamo.reset()
+    layer = torch.compile(bk.BcosLinear(4, 2), backend="eager", fullgraph=True)
+    for _ in range(3):
+        layer(torch.ones(1, 4))
+    assert tally.current() - before == Counter({("compiled", "", ""): 1})
+    words = tally.words([many(layers=1, calls=7, compiled=1)]).splitlines()
+    assert "  calls inside what torch.compile compiled are not counted" in words
 
 
 def many(**counts) -> Counter:
@@ -229,22 +248,3 @@ def test_tally_of_a_process_that_outlives_its_job_or_is_out_of_its_reach(job, fo
     ]
     assert reasons[8] == "  ran plain: 502 calls for 502 further reasons"
     assert ("  1 process had not ended: counted is what was done until then" in reasons) == (job == "running")
-
-
-REAL = """
-    import torch
-    from bcos.modules import BcosConv2d
-    with torch.no_grad():
-        torch.nn.Sequential(BcosConv2d(6, 4, 3))(torch.ones(1, 6, 5, 5))
-"""
-
-
-def test_run_with_the_reference_package(folder):
-    """``bcos`` imports torchvision; a run inside a job belongs to it; calls that nothing fused served are not fused."""
-    work = folder(outer="import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])", inner=REAL)
-    code, _, err = run("--backend", "reference", "outer.py", *RUN, "inner.py", cwd=work)
-    assert code == 0, err
-    assert summary(err) == [
-        "bcos_kernels: 1 B-cos layer accelerated, but no fused call was made",
-        "  ran plain: 1 call of bcos_conv2d: the backend 'reference' serves it",
-    ]

@@ -10,7 +10,9 @@ from torch import nn
 
 import bcos_kernels as bk
 from bcos_kernels.adopt import measure
+from bcos_kernels.compat import import_reference
 
+bcos = import_reference()
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -51,6 +53,19 @@ def test_a_formula_is_found(name):
     assert "(measured: its code is not published)" in str(bk.report(layer))
     for explain in (False, True):
         assert_close(outcome(layer, x, explain), theirs[explain])
+
+
+def test_a_copy_without_dilation_has_the_usual_norm():
+    """A layer's constructor assigns another norm for dilation to the instance; without dilation it must go."""
+    with pytest.warns(UserWarning, match="dilation > 1"):
+        layer = bcos.modules.BcosConv2d(4, 6, 3, dilation=2).double()
+    assert "calc_patch_norms" in vars(layer)
+    for part in (layer, layer.linear):
+        measure._plain_geometry(part)
+    plain = bcos.modules.BcosConv2d(4, 6, 3).double()
+    plain.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 4, 9, 9, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), plain(x))
 
 
 def test_what_was_measured_survives_copies():

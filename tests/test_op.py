@@ -1,4 +1,4 @@
-"""A second op, declared in a few lines, has everything that the transform has; a wrong declaration fails by its name."""
+"""A second op, declared in a few lines, has all that the transform has; a wrong declaration fails by its name."""
 
 from __future__ import annotations
 

@@ -4,16 +4,16 @@ import ast
 import os
 import signal
 import sys
+import time
 import venv
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from programs import ROOT, RUN, outcome, run, start, summary
 
-from bcos_kernels import run as run_module
 from bcos_kernels.__main__ import main
+from bcos_kernels.cli import run as run_module
 
 FACTS = """
     import sys
@@ -31,46 +31,88 @@ FACTS = """
 
 
 def test_main_module_is_plain_pythons(folder):
-    """As a file, a folder, an archive and a module: its globals, arguments, path, flags, and nothing imported."""
-    work = folder(**{"facts": FACTS, "program:__main__": FACTS})
-    with zipfile.ZipFile(work / "program.zip", "w") as archive:
-        archive.write(work / "program" / "__main__.py", "__main__.py")
-    ways = [("facts.py",), ("program",), ("program.zip",), ("-m", "facts")]
+    """Its globals, arguments, path, flags, exit status, and nothing imported."""
+    work, args = folder(facts=FACTS), ("facts.py", "--lr", "1", "--", "--help")
     options = ("-u", "-O", "-W", "error::FutureWarning")
-    pairs = [
-        (
-            start(*options, *way, "--lr", "1", cwd=work, MINE="a"),
-            start(*options, *RUN, *way, "--lr", "1", cwd=work, MINE="a"),
-        )
-        for way in ways
-    ]
-    for way, (plain, ours) in zip(ways, pairs, strict=True):
-        code, out, err = outcome(ours)
-        assert (code, out) == outcome(plain)[:2], (way, err)
-        assert code == 7 and out.startswith("/"), (way, out)
-        assert err == "bcos_kernels: no B-cos layer was accelerated\n"
+    plain = start(*options, *args, cwd=work, MINE="a")
+    code, out, err = outcome(start(*options, *RUN, *args, cwd=work, MINE="a"))
+    assert (code, out) == outcome(plain)[:2], err
+    assert code == 7 and out.startswith("/"), out
+    assert err == "bcos_kernels: no B-cos layer was accelerated\n"
 
 
-ENDINGS = {
-    "text": "import sys; sys.exit('stop here')",
-    "error": "def f():\n    raise KeyError('mine')\nf()",
-    "SIGINT": "import time; print('ready', flush=True); time.sleep(60)",
-    "SIGTERM": "import time; print('ready', flush=True); time.sleep(60)",
-}
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    """A function that runs ``python <options> -m bcos_kernels run <args>`` in a folder with ``script.py`` and the
+    folder ``program``, and returns the command and the environment that the process would become."""
+
+    class Started(Exception):
+        pass
+
+    def become(path: str, command: list[str], environment: dict[str, str]) -> None:
+        assert path == sys.executable == command[0]
+        raise Started(command[1:], environment)
+
+    def run(*args: str, options: tuple[str, ...] = ("-m",)) -> tuple[list[str], dict[str, str]]:
+        monkeypatch.setattr(sys, "orig_argv", [sys.executable, *options, "bcos_kernels", "run", *args])
+        monkeypatch.setattr(sys, "argv", ["__main__.py", "run", *args])
+        with pytest.raises(Started) as stopped:
+            main(["run", *args])
+        return stopped.value.args
+
+    monkeypatch.setattr(run_module.os, "execve", become)
+    monkeypatch.setattr(run_module.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    monkeypatch.delenv("BCOS_KERNELS_RUN", raising=False)
+    monkeypatch.delenv("BCOS_KERNELS_BACKEND", raising=False)
+    (tmp_path / "script.py").touch()
+    (tmp_path / "program").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return run
 
 
-def test_exit_status_and_signals_are_plain_pythons(folder):
+@pytest.mark.parametrize(
+    "target",
+    [
+        "script.py",
+        "script.py --lr 0.1 --help -h",
+        "script.py --backend cpu -m module --no-such-option",
+        "script.py -- --lr -- x",
+        "script.py run -- doctor --he",
+        "program --backend",
+        "-m torch.distributed.run --nproc-per-node 2 script.py -m x -- --backend",
+        "-m json -- -m",
+    ],
+)
+def test_what_follows_the_script_is_passed_on_untouched(target, started):
+    for backend in ([], ["--backend", "reference"], ["--backend=cpu"]):
+        command, environment = started(*backend, *target.split())
+        assert command == target.split()
+        assert environment.get("BCOS_KERNELS_BACKEND") == ((backend and backend[-1].rpartition("=")[2]) or None)
+    assert started("script.py", "", "a b", "*")[0] == ["script.py", "", "a b", "*"]
+
+
+@pytest.mark.parametrize("options", [(), ("-u",), ("-O", "-W", "error::FutureWarning"), ("-X", "dev")], ids=str)
+def test_options_of_the_interpreter_are_kept(options, started):
+    assert started("script.py", options=(*options, "-m"))[0] == [*options, "script.py"]
+    if options == ("-u",):
+        assert started("script.py", options=("-um",))[0] == ["-u", "script.py"]
+
+
+ENDINGS = ("SIGINT", "SIGTERM")
+
+
+def test_signals_end_it_as_in_plain_python(folder):
     """What is killed prints no summary, for it cannot; everything else of plain Python comes before it."""
-    work = folder(**ENDINGS)
-    pairs = {name: [start(f"{name}.py", cwd=work), start(*RUN, f"{name}.py", cwd=work)] for name in ENDINGS}
+    work = folder(wait="import time; print('ready', flush=True); time.sleep(60)")
+    pairs = {name: [start("wait.py", cwd=work), start(*RUN, "wait.py", cwd=work)] for name in ENDINGS}
     for name, pair in pairs.items():
-        if name.startswith("SIG"):
-            for process in pair:
-                assert process.stdout.readline() == "ready\n"
-                process.send_signal(getattr(signal, name))
+        for process in pair:
+            assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)  # both sleep now: a traceback names what was interrupted
+        for process in pair:
+            process.send_signal(getattr(signal, name))
         (code, _, plain), (ours, _, err) = map(outcome, pair)
-        expected = {"text": 1, "error": 1, "SIGINT": -signal.SIGINT, "SIGTERM": -signal.SIGTERM}[name]
-        assert code == ours == expected, (name, err)
+        assert code == ours == -getattr(signal, name), (name, err)
         end = "" if name == "SIGTERM" else "bcos_kernels: no B-cos layer was accelerated\n"
         assert err == plain + end, name
     for left in work.glob("bcos_kernels-run-*"):  # of the process that was killed
@@ -138,12 +180,13 @@ VISION = """
     assert os.wait()[1] == 0
     assert "torchvision" not in sys.modules and not hasattr(torch.ops.torchvision, "nms")
     import torchvision
-    print("ours", torchvision.FAKE)
+    print("ours", torchvision.FAKE, flush=True)
+    raise KeyError("mine")
 """
 
 
 def test_torchvision_of_another_torch_is_mended_when_it_is_imported(folder):
-    """No sooner, and beside a script that does the same."""
+    """No sooner, and beside a script that does the same. The summary stands behind the traceback of an error."""
     work = folder(
         **{
             "vision": VISION,
@@ -155,7 +198,8 @@ def test_torchvision_of_another_torch_is_mended_when_it_is_imported(folder):
         }
     )
     code, out, err = run("vision.py", cwd=work)
-    assert (code, out) == (0, "its own True\nours True\n"), err
+    assert (code, out) == (1, "its own True\nours True\n"), err
+    assert err.endswith("KeyError: 'mine'\nbcos_kernels: no B-cos layer was accelerated\n")
 
 
 @pytest.mark.parametrize(

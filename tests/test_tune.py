@@ -266,7 +266,7 @@ def test_bad_input(arguments, options, error, message, no_gpu):
     ],
 )
 def test_nothing_to_tune(model, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(tuning, "_check_device", lambda: None)
+    monkeypatch.setattr(tuning, "check_device", lambda: None)
     monkeypatch.setattr(tuned, "PATH", tmp_path / "choices.json")
     with pytest.raises(ValueError, match=message):
         bk.tune(model, torch.ones(2, 1))

@@ -10,8 +10,8 @@ from cases import bcos, error
 from torch.autograd import grad
 
 import bcos_kernels as bk
-from bcos_kernels.bench.contenders import WORST
-from bcos_kernels.bench.models import signalling
+from bcos_kernels.cli.bench.contenders import WORST
+from bcos_kernels.cli.bench.models import signalling
 
 FAMILIES = {
     "resnet18": 224, "resnext50_32x4d": 224, "densenet121": 224, "vgg11_bnu": 224, "convnext_tiny": 224,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -100,8 +101,12 @@ def restore(model: nn.Module) -> nn.Module:
     check_model(model)
     for module in model.modules():
         if plan_of(module) is not None:
-            module.__class__ = _without_plan(type(module))
+            module.__class__ = _without_plan(_class_of(module))
     return model
+
+
+def _class_of(module: nn.Module) -> Any:
+    return type(module)
 
 
 def check_model(model) -> None:
@@ -128,8 +133,9 @@ def accelerate_module(module: nn.Module, out_dtype, backend, unpublished: str) -
     found, measured = variant_of(module, unpublished)
     if isinstance(found, Variant):
         try:
-            module.__class__ = _subclass(_without_plan(type(module)), Plan(out_dtype, backend, measured))
-            plan_of(module).objection(module)  # reads the code, which a compiled call could not
+            plan = Plan(out_dtype, backend, measured)
+            module.__class__ = _subclass(_without_plan(_class_of(module)), plan)
+            plan.objection(module)  # reads the code, which a compiled call could not
         except TypeError as error:  # slots, or a class hook of somebody's
             return f"its class cannot be extended: {error}"
     return found
@@ -169,7 +175,7 @@ def _without_plan(kind: type) -> type:
 
 
 @functools.cache
-def _subclass(origin: type, plan: Plan) -> type:
+def _subclass(origin: Any, plan: Plan) -> type:
     """The subclass of ``origin`` that computes by ``plan``; one for all modules of that class."""
     out_dtype, backend, objection = plan.out_dtype, plan.backend, plan.objection
 
@@ -217,7 +223,7 @@ def _subclass(origin: type, plan: Plan) -> type:
 def _rebuild(plan: Plan, build: Callable, args: tuple) -> nn.Module:
     """Unpickles and copies an accelerated module: made as its own class makes it, then accelerated."""
     module = build(*args)
-    module.__class__ = _subclass(type(module), plan)
+    module.__class__ = _subclass(_class_of(module), plan)
     return module
 
 

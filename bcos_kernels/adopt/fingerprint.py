@@ -162,9 +162,10 @@ class _Reader:
         """The module that an expression stands for, if it does; names of PyTorch's modules are taken up on the way."""
         if isinstance(node, ast.Name):
             return names.get(node.id)
-        base = self._of_module(node.value, names) if isinstance(node, ast.Attribute) else None
-        if isinstance(base, ModuleType) and node.attr in vars(base):
-            return self._take(base, node.attr)
+        if isinstance(node, ast.Attribute):
+            base = self._of_module(node.value, names)
+            if isinstance(base, ModuleType) and node.attr in vars(base):
+                return self._take(base, node.attr)
         return None
 
     def _named(self, title: str, name: str, value) -> str:
@@ -204,14 +205,16 @@ class _Scope:
 def _module(function: FunctionType) -> object:
     """The module whose attributes are the globals of a function, or what stands for it."""
     module = sys.modules.get(function.__module__)
-    if module is None or vars(module) is not function.__globals__:
-        module = _Scope()
-        module.__dict__ = function.__globals__
-    return module
+    if module is not None and vars(module) is function.__globals__:
+        return module
+    scope = _Scope()
+    scope.__dict__ = function.__globals__
+    return scope
 
 
 def _class_cell(function: FunctionType) -> type:
     """The class within which a method was written."""
+    assert function.__closure__ is not None
     return function.__closure__[function.__code__.co_freevars.index("__class__")].cell_contents
 
 
@@ -278,7 +281,7 @@ def _compiled(source: str, file: str, flags: int) -> tuple[ast.Module, CodeType]
 
 
 def _first_line(node: ast.FunctionDef) -> int:
-    return min(n.lineno for n in (node, *node.decorator_list))
+    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
 
 
 def _nested(code: CodeType) -> Iterator[CodeType]:

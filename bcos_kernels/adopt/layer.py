@@ -11,6 +11,7 @@ from collections.abc import MutableMapping
 from numbers import Real
 from operator import attrgetter
 from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,18 +20,18 @@ from torch.nn.modules import module as torch_module
 from ..modules import BcosLayer
 from ..transform import functional
 from . import published
-from .published import Code, Variant
+from .published import Code, Theirs, Variant
 
 __all__ = ["is_candidate", "objection", "transform", "variant_of", "weighted"]
 
 
-def weighted(module: nn.Module) -> nn.Module | None:
-    """The ``nn.Conv2d`` or ``nn.Linear`` that holds the weight: ``module.linear``, or the module itself."""
+def weighted(module: Theirs) -> Theirs:
+    """The ``nn.Conv2d`` or ``nn.Linear`` that holds the weight, ``module.linear`` or the module itself; or None."""
     found = module._modules.get("linear", module)
     return found if isinstance(found, (nn.Conv2d, nn.Linear)) else None
 
 
-def transform(module: nn.Module, x: Tensor, variant: Variant, out_dtype=None, backend: str | None = None) -> Tensor:
+def transform(module: Theirs, x: Tensor, variant: Variant, out_dtype=None, backend: str | None = None) -> Tensor:
     """``module(x)`` by the fused layers; every value is read from the module now."""
     has, layer = variant.attributes, module._modules.get("linear", module)
     b, exact_two = exponent(module, has)
@@ -60,13 +61,13 @@ _CONVOLUTION = _read_together("stride", "padding", "dilation", "groups", "paddin
 """The geometry of a convolution, as the functional layer takes it."""
 
 
-def held(layer: nn.Module, name: str) -> Tensor | None:
+def held(layer: Theirs, name: str) -> Any:
     """``layer.weight`` or ``layer.bias``, whatever it is held as; a tenth of the time where it is a parameter."""
     parameters = layer._parameters
     return parameters[name] if name in parameters else getattr(layer, name)
 
 
-def exponent(module: nn.Module, has: frozenset[str]) -> tuple[float | Tensor, bool]:
+def exponent(module: Theirs, has: frozenset[str]) -> tuple[float | Tensor, bool]:
     """``(b, exact_two)``; B-cosification learns b + 2, or b clamped above 1."""
     if "b_loss" in has and module.b_loss:
         return module.b + 2, False
@@ -77,12 +78,12 @@ def exponent(module: nn.Module, has: frozenset[str]) -> tuple[float | Tensor, bo
     return b, True
 
 
-def explanation(module: nn.Module, has: frozenset[str]) -> bool | MutableMapping:
+def explanation(module: Theirs, has: frozenset[str]) -> bool | MutableMapping:
     """The explanation mode: a bool, or the mapping that the backward reads."""
     return module.dynamic_multiplication.state if "dynamic_multiplication" in has else bool(module.detach)
 
 
-def is_candidate(module: nn.Module) -> bool:
+def is_candidate(module: Theirs) -> bool:
     """Whether the module looks like a B-cos layer: an exponent, a linear part and an explanation mode."""
     own = vars(module)
     return (
@@ -94,7 +95,7 @@ def is_candidate(module: nn.Module) -> bool:
     )
 
 
-def variant_of(module: nn.Module) -> Variant | str:
+def variant_of(module: Theirs) -> Variant | str:
     """The published formula that the module's code computes, or why there is none; for candidates alone."""
     if isinstance(module, torch.jit.ScriptModule):
         return "it is a compiled TorchScript module"
@@ -108,7 +109,7 @@ def variant_of(module: nn.Module) -> Variant | str:
     return published.code(module, layer).variant
 
 
-def objection(module: nn.Module, x: Tensor | None = None) -> Variant | str:
+def objection(module: Theirs, x: Tensor | None = None) -> Variant | str:
     """The variant by which the module is computed now, for the input x; or why its own forward must run."""
     layer = module._modules.get("linear", module)
     code = published.code(module, layer)
@@ -119,7 +120,7 @@ def objection(module: nn.Module, x: Tensor | None = None) -> Variant | str:
     return changed(module, layer, x) or unfitting(module, layer, code) or code.variant
 
 
-def changed(module: nn.Module, layer: nn.Module, x: Tensor | None) -> str | None:
+def changed(module: Theirs, layer: Theirs, x: Tensor | None) -> str | None:
     """What is unusual about a call whatever the code is: hooks inside, a strange exponent or input."""
     if torch_module._has_any_global_hook():
         return "a global module hook wants to see its parts"
@@ -134,12 +135,12 @@ def changed(module: nn.Module, layer: nn.Module, x: Tensor | None) -> str | None
     return None
 
 
-def unfitting(module: nn.Module, layer: nn.Module, code: Code) -> str | None:
+def unfitting(module: Theirs, layer: Theirs, code: Code) -> str | None:
     """What on the instance makes published code compute another formula than its variant."""
     own, slow = vars(module), False
     for name in code.own:
         if name in own:
-            slow = name == "calc_patch_norms" and is_own_slow_norm(module, own[name], code)
+            slow = name == "calc_patch_norms" and is_own_slow_norm(module, own[name], code.slow_norm)
             if not slow:
                 return f"its {name} was assigned on the instance"
     if layer is not module:
@@ -160,12 +161,12 @@ def unfitting(module: nn.Module, layer: nn.Module, code: Code) -> str | None:
     return unusual_exponent(module, code.reads) or _sizes_differ(module, layer, code, slow)
 
 
-def is_own_slow_norm(module: nn.Module, method, code: Code) -> bool:
+def is_own_slow_norm(module: Theirs, method, slow_norm) -> bool:
     """Whether an instance's ``calc_patch_norms`` is the layer's own way to handle dilation."""
-    return isinstance(method, MethodType) and method.__self__ is module and method.__func__ is code.slow_norm
+    return isinstance(method, MethodType) and method.__self__ is module and method.__func__ is slow_norm
 
 
-def unusual_exponent(module: nn.Module, has: frozenset[str]) -> str | None:
+def unusual_exponent(module: Theirs, has: frozenset[str]) -> str | None:
     """What no exponent of ours is."""
     b = module.b
     if type(b) is int and b >= 1 and "clamping" not in has:
@@ -182,14 +183,14 @@ def unusual_exponent(module: nn.Module, has: frozenset[str]) -> str | None:
         return "its b is clamped and no tensor"
     if "b_loss" in has and module.b_loss:
         b = b + 2
-    return None if isinstance(b, Real) and 1 <= b < math.inf else f"its b={b!r} is not a float of at least 1"
+    return None if isinstance(b, Real) and 1 <= float(b) < math.inf else f"its b={b!r} is not a float of at least 1"
 
 
 _GEOMETRY = attrgetter("stride", "padding", "dilation", "groups", "padding_mode", "_reversed_padding_repeated_twice")
 """What a convolution reads of its own, with the amounts that its other padding modes keep from when it was made."""
 
 
-def _sizes_differ(module: nn.Module, layer: nn.Module, code: Code, slow: bool) -> str | None:
+def _sizes_differ(module: Theirs, layer: Theirs, code: Code, slow: bool) -> str | None:
     """Whether the layer and its linear part say the same of what both hold."""
     if torch.compiler.is_compiling():  # once for all calls
         return _difference(module, layer, code, slow)
@@ -203,7 +204,7 @@ def _sizes_differ(module: nn.Module, layer: nn.Module, code: Code, slow: bool) -
         return _difference(module, layer, code, slow)
 
 
-def _difference(module: nn.Module, layer: nn.Module, code: Code, slow: bool) -> str | None:
+def _difference(module: Theirs, layer: Theirs, code: Code, slow: bool) -> str | None:
     """The first attribute of the layer that its code reads and that its linear part contradicts."""
     shape, reads = tuple(held(layer, "weight").shape), code.reads
     max_out = module.max_out if "max_out" in reads else 1

@@ -15,14 +15,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from . import layer as layers
-from .published import OPTIONAL, Variant, published_mro
+from .published import OPTIONAL, SLOW_NORM, Theirs, Variant, published_mro
 
 __all__ = ["measure", "objection"]
 
@@ -50,7 +50,7 @@ class Measured(NamedTuple):
 _results: dict[tuple, Measured | str] = {}
 
 
-def objection(module: nn.Module, x: Tensor | None = None) -> Variant | str:
+def objection(module: Theirs, x: Tensor | None = None) -> Variant | str:
     """The variant that was measured for the module as it is now; or why its own forward must run for the input x."""
     found = measure(module)
     if isinstance(found, str):
@@ -61,7 +61,7 @@ def objection(module: nn.Module, x: Tensor | None = None) -> Variant | str:
     return layers.changed(module, linear, x) or layers.unusual_exponent(module, variant.attributes) or variant
 
 
-def measure(module: nn.Module) -> Measured | str:
+def measure(module: Theirs) -> Measured | str:
     """The variant that a candidate computes, or why none of them; measured once for layers that are alike."""
     if (reason := _unmeasurable(module)) is not None:
         return reason
@@ -82,7 +82,7 @@ def measure(module: nn.Module) -> Measured | str:
     return _results[key]
 
 
-def _unmeasurable(module: nn.Module) -> str | None:
+def _unmeasurable(module: Theirs) -> str | None:
     """What the structure of a candidate alone rules out."""
     if isinstance(module, torch.jit.ScriptModule):
         return "it is a compiled TorchScript module"
@@ -111,7 +111,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _key(module: nn.Module) -> tuple:
+def _key(module: Theirs) -> tuple:
     """What can change the formula: code, plain attributes, functions on the instance, sizes; no tensor's values."""
     layer = layers.weighted(module)
     parts = (module, *module._modules.values())
@@ -136,7 +136,7 @@ def _plain(of: nn.Module) -> tuple:
     return tuple((k, getattr(v, "__func__", v) if callable(v) else repr(v)) for k, v in values)
 
 
-def _measure(module: nn.Module) -> Measured | str:
+def _measure(module: Theirs) -> Measured | str:
     failure = ""
     for plain_geometry in (False, True):
         try:
@@ -146,7 +146,7 @@ def _measure(module: nn.Module) -> Measured | str:
     return f"its own forward fails on a small input: {failure}"
 
 
-def _compare(module: nn.Module, plain_geometry: bool) -> Measured | str:
+def _compare(module: Theirs, plain_geometry: bool) -> Measured | str:
     twin, parameters = _twin(module, plain_geometry)
     first, *others = _inputs(layers.weighted(twin))
     before = _state(twin)
@@ -168,7 +168,7 @@ def _compare(module: nn.Module, plain_geometry: bool) -> Measured | str:
     return Measured(variants[0], frozenset(ranks))
 
 
-def _runs(module: nn.Module, twin: nn.Module, parameters: list[Tensor], x: Tensor) -> Iterator[tuple[str, Callable]]:
+def _runs(module: Theirs, twin: Theirs, parameters: list[Tensor], x: Tensor) -> Iterator[tuple[str, Callable]]:
     """Every mode and exponent in words, and what computes the results there: by a variant, or by the twin's forward."""
     offset = 2 if getattr(module, "b_loss", False) else 0
     learned = isinstance(module.b, Tensor) or getattr(module, "clamping", False)
@@ -185,7 +185,7 @@ def _runs(module: nn.Module, twin: nn.Module, parameters: list[Tensor], x: Tenso
         yield f"b={b} {mode}", partial(run, frozen)
 
 
-def _variants(module: nn.Module) -> Iterator[Variant]:
+def _variants(module: Theirs) -> Iterator[Variant]:
     """Every formula that the attributes of the layer leave open."""
     has = frozenset(name for name in OPTIONAL if hasattr(module, name))
     scaled = (True, False) if "scale" in has else (False,)
@@ -225,7 +225,7 @@ def _numbers(shape, phase: float) -> Tensor:
     return torch.sin(torch.arange(1, count + 1, dtype=torch.float64, device="cpu").mul(12.9898).add(phase)).view(shape)
 
 
-def _inputs(layer: nn.Module) -> Iterator[Tensor]:
+def _inputs(layer: Theirs) -> Iterator[Tensor]:
     """Inputs of each rank, a batch of ``ROWS`` first; linear layers take any, convolutions one image too."""
     rows = torch.tensor(ROWS, dtype=torch.float64, device="cpu")
     if isinstance(layer, nn.Conv2d):
@@ -240,7 +240,7 @@ def _inputs(layer: nn.Module) -> Iterator[Tensor]:
     return (x.clone().requires_grad_() for x in ranks)
 
 
-def _twin(module: nn.Module, plain_geometry: bool) -> tuple[nn.Module, list[Tensor]]:
+def _twin(module: Theirs, plain_geometry: bool) -> tuple[Theirs, list[Tensor]]:
     """A copy with the module's flags and sizes and numbers of ours; its weight (and bias) in float64."""
     layer = layers.weighted(module)
     weight = _numbers(layer.weight.shape, 0.1).requires_grad_()
@@ -251,23 +251,23 @@ def _twin(module: nn.Module, plain_geometry: bool) -> tuple[nn.Module, list[Tens
     if layer is not module:
         inner = twin._modules["linear"]
     for name, value in (("weight", weight), ("bias", bias)):
-        for store in (vars(inner), inner._buffers):
+        for store in (inner.__dict__, inner._buffers):
             store.pop(name, None)
         inner._parameters[name] = value
-    for name, value in (("b", 2.0), ("scale", 0.37)):
+    for name, number in (("b", 2.0), ("scale", 0.37)):
         if name in twin._parameters or name in twin._buffers or name in vars(twin):
             twin._parameters.pop(name, None)
             twin._buffers.pop(name, None)
-            vars(twin)[name] = value
+            twin.__dict__[name] = number
     if isinstance(layer, nn.Conv2d) and plain_geometry:
         _plain_geometry(twin)
         _plain_geometry(inner)
     return twin, [weight] if bias is None else [weight, bias]
 
 
-def _copy(module: nn.Module) -> nn.Module:
+def _copy(module: Theirs) -> Theirs:
     """The same class and attributes: containers copied, methods bound to the copy, calls without hooks."""
-    kind = published_mro(type(module))[1 if parametrize.is_parametrized(module) else 0]
+    kind: Any = published_mro(type(module))[1 if parametrize.is_parametrized(module) else 0]
     copy = object.__new__(kind)
     for name, value in vars(module).items():
         if isinstance(value, types.MethodType) and value.__self__ is module:
@@ -279,20 +279,21 @@ def _copy(module: nn.Module) -> nn.Module:
     return copy
 
 
-def _plain_geometry(module: nn.Module) -> None:
+def _plain_geometry(module: Theirs) -> None:
     """Stride 1 without padding and dilation: some layers refuse what their own constructor took."""
-    replaced = vars(module).get("calc_patch_norms")
-    if replaced is not None and layers.is_own_slow_norm(module, replaced):
-        del vars(module)["calc_patch_norms"]
+    own = module.__dict__
+    replaced = own.get("calc_patch_norms")
+    if replaced is not None and layers.is_own_slow_norm(module, replaced, getattr(type(module), SLOW_NORM, None)):
+        del own["calc_patch_norms"]
     pair = isinstance(module, nn.Conv2d)
     for name, value in (("stride", 1), ("padding", 0), ("dilation", 1)):
-        if name in vars(module):
-            vars(module)[name] = (value, value) if pair or isinstance(vars(module)[name], tuple) else value
-    if "padding_mode" in vars(module):
-        vars(module)["padding_mode"] = "zeros"
+        if name in own:
+            own[name] = (value, value) if pair or isinstance(own[name], tuple) else value
+    if "padding_mode" in own:
+        own["padding_mode"] = "zeros"
 
 
-def _state(twin: nn.Module) -> dict:
+def _state(twin: Theirs) -> dict:
     """What a forward with a side effect would change."""
     own = ("b", "detach", "training", "_parameters", "_modules", "_buffers")
     return {

@@ -12,13 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from . import fingerprint
 
-__all__ = ["SLOW_NORM", "TABLE", "Code", "Variant", "code"]
+__all__ = ["SLOW_NORM", "TABLE", "Code", "Theirs", "Variant", "code"]
+
+Theirs = Any
+"""Somebody's module: what it holds is known by its code, not by a type."""
 
 TABLE = Path(__file__).with_name("published.json")
 
@@ -140,6 +144,7 @@ def _read(kind: type, linear: type, mode: type) -> Code:
     parts = [(linear, "linears", "linear")] if linear is not kind else []
     if "dynamic_multiplication" in layer.reads:
         parts.append((mode, "modes", "dynamic_multiplication"))
+    part: Any
     for part, rows, name in parts:
         try:
             found = fingerprint.of(published_mro(part))
@@ -161,12 +166,13 @@ def _read(kind: type, linear: type, mode: type) -> Code:
         return Code(f"{mro[0].__name__} changes how its attributes are found", methods)
     slow = None
     if hasattr(kind, SLOW_NORM):
+        norm: fingerprint.Fingerprint | fingerprint.Unreadable
         try:
-            found = fingerprint.of(mro, (SLOW_NORM,))
+            norm = fingerprint.of(mro, (SLOW_NORM,))
         except fingerprint.Unreadable as error:
-            found = error
-        methods += _watched(kind, found)
-        if getattr(found, "digest", None) in _table()["slow_norms"]:
+            norm = error
+        methods += _watched(kind, norm)
+        if getattr(norm, "digest", None) in _table()["slow_norms"]:
             slow = getattr(kind, SLOW_NORM)
     variant = Variant(
         normalize_weights=unit,
@@ -190,14 +196,14 @@ def _read(kind: type, linear: type, mode: type) -> Code:
     )
 
 
-_read._torchdynamo_disable = True  # as torch.compiler.disable, which imports Dynamo: the graph breaks to read code
+setattr(_read, "_torchdynamo_disable", True)  # noqa: B010 - as torch.compiler.disable, which imports Dynamo: the graph breaks to read code
 
 
-def _is_called_as_usual(part: type) -> bool:
+def _is_called_as_usual(part: type[nn.Module]) -> bool:
     return part.__call__ is nn.Module.__call__ and part._call_impl is nn.Module._call_impl
 
 
-def _finds_otherwise(kind: type) -> bool:
+def _finds_otherwise(kind: Any) -> bool:
     return kind.__getattr__ is not nn.Module.__getattr__ or kind.__getattribute__ is not object.__getattribute__
 
 

@@ -17,7 +17,7 @@ from ..text import aligned
 from ..transform import TRANSFORM, Call, Spec
 from . import layer as layers
 from .accelerate import check_model, plan_of, variant_of
-from .published import Variant
+from .published import Theirs, Variant
 
 __all__ = ["Report", "Row", "arguments", "report", "run_once"]
 
@@ -135,7 +135,7 @@ def run_once(model: nn.Module, args: tuple):
         return torch.func.functional_call(model, buffers, args)
 
 
-def _row(name: str, module: nn.Module) -> Row | None:
+def _row(name: str, module: Theirs) -> Row | None:
     plan, kind, measured = plan_of(module), type(module).__name__, False
     if isinstance(module, BcosLayer):
         found, backend = _overridden(type(module)) or _OWN, module.backend
@@ -170,7 +170,7 @@ def _overridden(kind: type) -> str | None:
     return None
 
 
-def _call(module: nn.Module, variant: Variant) -> Call:
+def _call(module: Theirs, variant: Variant) -> Call:
     """A call of the smallest input, of the weight's dtype and on its device."""
     layer = layers.weighted(module)
     b, exact_two = layers.exponent(module, variant.attributes)
@@ -184,7 +184,8 @@ def _call(module: nn.Module, variant: Variant) -> Call:
         exact_two=exact_two,
         out_dtype=weight.dtype,
     )
-    shape, zero_padded = (1, weight.shape[1]), True
+    shape: tuple[int, ...] = (1, weight.shape[1])
+    zero_padded = True
     if isinstance(layer, nn.Conv2d):
         padding = (0, 0) if isinstance(layer.padding, str) else layer.padding
         geometry = {

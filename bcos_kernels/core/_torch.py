@@ -33,11 +33,11 @@ def is_traced() -> bool:
 def unrecorded() -> Iterator[None]:
     """Within the context torch.jit.trace records nothing, and sizes are numbers."""
     trace = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        torch._C._set_tracing_state(trace)
+        torch._C._set_tracing_state(trace)  # type: ignore[attr-defined]
 
 
 def transformed() -> bool:

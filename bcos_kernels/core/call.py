@@ -41,8 +41,8 @@ def hash_kept(cls: type[T]) -> type[T]:
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
-    cls.__hash__ = __hash__  # type: ignore[method-assign, assignment]
-    cls.__getstate__ = __getstate__  # type: ignore[attr-defined]
+    for method in (__hash__, __getstate__):
+        setattr(cls, method.__name__, method)
     return cls
 
 
@@ -63,9 +63,13 @@ class Spec:
         return tuple(getattr(self, name) for name in self.__dataclass_fields__)
 
     @classmethod
-    def of_flat(cls: type[T], values) -> T:
-        """The spec of which ``values`` are the options; equal ones give the same object."""
-        return _made(cls, tuple(tuple(v) if isinstance(v, (list, tuple)) else v for v in values))
+    def of_flat(cls, values) -> Any:
+        """The spec of which ``values`` are the options; equal ones give the same object, but for symbols."""
+        options = tuple(tuple(v) if isinstance(v, (list, tuple)) else v for v in values)
+        try:
+            return _made(cls, options)  # type: ignore[arg-type]
+        except TypeError:  # a symbol of a compiler has no hash
+            return cls(*options)
 
 
 @lru_cache(maxsize=4096)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
+from typing import Any, cast
 
 import torch
 
 __all__ = ["autocast_dtype", "epsilon", "flag", "integer", "out_dtype", "pair"]
 
 
-def integer(name: str, value, least: int) -> int:
+def integer(name: str, value: Any, least: int) -> int:
     """An int of at least ``least``; a symbolic one passes."""
-    if (type(value) is int and least <= value < 2**31) or isinstance(value, torch.SymInt):
-        return value
+    if isinstance(value, torch.SymInt) or (type(value) is int and least <= value < 2**31):
+        return cast(int, value)
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}={value!r}: an int is needed, not {type(value).__name__}")
-    if not least <= value < 2**31:
+    number = int(value)
+    if not least <= number < 2**31:
         raise ValueError(f"{name}={value}: must be at least {least} and below 2**31")
-    return int(value)
+    return number
 
 
 def pair(name: str, value, least: int) -> tuple[int, int]:
@@ -38,9 +40,10 @@ def epsilon(name: str, value) -> float:
         return value
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}={value!r}: a float is needed, not {type(value).__name__}")
-    if not 0 <= value < math.inf:
+    number = float(value)
+    if not 0 <= number < math.inf:
         raise ValueError(f"{name}={value!r}: must be finite and at least 0")
-    return float(value)
+    return number
 
 
 def flag(name: str, value) -> bool:

@@ -6,7 +6,7 @@ candidates' cost models predict.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,7 +31,7 @@ class Choice:
         return f"{self.candidate} {self.tile.m}×{self.tile.n}×{self.tile.k}" if self.tile else str(self.candidate)
 
 
-class Op(Protocol):
+class Op(Hashable, Protocol):
     """What a choice needs of an op."""
 
     def candidates_of(self, backend: str) -> tuple[Candidate, ...]:
@@ -40,12 +40,11 @@ class Op(Protocol):
 
 def ways(op: Op, backend: str, call, direction: str) -> list[tuple[Candidate, Tile | None]]:
     """Every way to serve one direction: the candidates in the order of preference among equals, each in its tiles."""
-    return [
-        (candidate, tile)
-        for candidate in op.candidates_of(backend)
-        if candidate.can_serve(call, direction)
-        for tile in candidate.tiles(call, direction) or [None]
-    ]
+    found: list[tuple[Candidate, Tile | None]] = []
+    for candidate in op.candidates_of(backend):
+        if candidate.can_serve(call, direction):
+            found += [(candidate, tile) for tile in candidate.tiles(call, direction)] or [(candidate, None)]
+    return found
 
 
 def predicted(op: Op, backend: str, call, direction: str) -> Choice:

@@ -33,6 +33,6 @@ def tf32(dtype: torch.dtype, device: str, is_linear: bool) -> bool:
     if dtype is not torch.float32 or (device == "cpu" and not env.INTERPRETED):
         return False
     backends = torch.backends
-    chain = (backends.cuda.matmul,) if is_linear else (backends.cudnn.conv, backends.cudnn)
+    chain = (backends.cuda.matmul,) if is_linear else (backends.cudnn.conv, backends.cudnn)  # type: ignore[attr-defined]
     settings = (place.fp32_precision for place in (*chain, backends))
     return next((setting for setting in settings if setting != "none"), "ieee") == "tf32"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,8 +49,8 @@ class Op:
         name: str,
         *,
         spec: type[Spec],
-        inputs: type[tuple],
-        outputs: type[tuple],
+        inputs: type[NamedTuple],
+        outputs: type[NamedTuple],
         call: Callable[..., Any],
         reference: Callable[..., Tensor],
         fake: Callable[..., tuple],
@@ -227,9 +227,9 @@ def _is_seen(tensors) -> bool:
     return not all(t is None or _torch.is_plain(t) for t in tensors)
 
 
-def _arguments(inputs: type[tuple]) -> str:
+def _arguments(inputs: type[NamedTuple]) -> str:
     kinds = inputs.__annotations__.items()
-    return ", ".join(f"{_TYPES[getattr(kind, '__forward_arg__', kind)]} {name}" for name, kind in kinds)
+    return ", ".join(f"{_TYPES[str(getattr(kind, '__forward_arg__', kind))]} {name}" for name, kind in kinds)
 
 
 def _results(names) -> str:

@@ -175,7 +175,9 @@ def _of_amdgcn(assembly: str) -> tuple[int, int]:
     """
 
     def entry(name: str) -> int:
-        return int(re.search(rf"^ *-? *\.{name}: *(\d+)", assembly, re.MULTILINE)[1])
+        found = re.search(rf"^ *-? *\.{name}: *(\d+)", assembly, re.MULTILINE)
+        assert found is not None, f"the assembly does not tell its {name}"
+        return int(found[1])
 
     return entry("vgpr_count"), max(entry("private_segment_fixed_size"), 4 * entry("vgpr_spill_count"))
 

@@ -71,7 +71,7 @@ def keep(what: Noted, trials: list[Trial]) -> None:
     """Stores what each backend does best, so that the next call is served that way; nothing where nothing was timed."""
     best: dict[str, dict] = {}
     for t in sorted((t for t in trials if t.seconds is not None), key=lambda t: t.seconds or 0):
-        first = {"candidate": t.candidate.name, "tile": t.tile and list(astuple(t.tile)), "seconds": {}}
+        first: dict[str, Any] = {"candidate": t.candidate.name, "tile": t.tile and list(astuple(t.tile)), "seconds": {}}
         best.setdefault(t.candidate.backend, first)["seconds"].setdefault(t.candidate.name, t.seconds)
     if best:
         tuned.store({tuned.key(what.call, what.direction): best})
@@ -139,7 +139,7 @@ def _runner(what: Noted, first: Candidate, device: torch.device) -> Run:
     if direction == "forward":
         return forward
     result, *others = forward(first, None).values()
-    saved = op.outputs(result if call.spec.saves_output else None, *others)
+    saved = op.outputs._make((result if call.spec.saves_output else None, *others))
     training = direction == "training"
     needs = tuple(t is not None and (training or i == 0) for i, t in enumerate(inputs))
 
@@ -178,9 +178,9 @@ def _line(error: Exception) -> str:
 
 def _seconds(call: Callable[[], object], flushed: Tensor | None) -> float:
     if flushed is None:
-        start = time.perf_counter()
+        began = time.perf_counter()
         call()
-        return time.perf_counter() - start
+        return time.perf_counter() - began
     for _ in range(LEAD):
         flushed.zero_()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

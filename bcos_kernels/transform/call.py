@@ -92,27 +92,27 @@ class Call(call.Call):
     # ---- the window
 
     @cached_property
-    def in_size(self) -> tuple[int, int]:
+    def in_size(self) -> tuple[int, ...]:
         return (1, 1) if self.is_linear else self.x_shape[2:]
 
     @cached_property
-    def kernel(self) -> tuple[int, int]:
+    def kernel(self) -> tuple[int, ...]:
         return (1, 1) if self.is_linear else self.weight_shape[2:]
 
     @cached_property
-    def stride(self) -> tuple[int, int]:
+    def stride(self) -> tuple[int, ...]:
         return self.spec.stride or (1, 1)
 
     @cached_property
-    def padding(self) -> tuple[int, int]:
+    def padding(self) -> tuple[int, ...]:
         return self.spec.padding or (0, 0)
 
     @cached_property
-    def dilation(self) -> tuple[int, int]:
+    def dilation(self) -> tuple[int, ...]:
         return self.spec.dilation or (1, 1)
 
     @cached_property
-    def out_size(self) -> tuple[int, int]:
+    def out_size(self) -> tuple[int, ...]:
         walk = zip(self.in_size, self.padding, self.dilation, self.kernel, self.stride, strict=True)
         return tuple((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, p, d, k, s in walk)
 
@@ -267,12 +267,19 @@ def _changed(call: Call, bias: bool, tf32: bool) -> Call:
 def of(inputs: Inputs, spec: Spec) -> Call:
     """The call of concrete tensors under torch's settings now."""
     x, weight, bias, _ = inputs
-    return _made(spec, x.device, x.shape, weight.shape, x.dtype, weight.dtype, bias is not None).now()
+    facts = spec, x.device, x.shape, weight.shape, x.dtype, weight.dtype, bias is not None
+    try:
+        return _kept(*facts).now()
+    except TypeError:  # a symbol of a compiler has no hash
+        return _made(*facts).now()
 
 
-@lru_cache(maxsize=4096)
-def _made(spec: Spec, where: torch.device, x_shape, weight_shape, *rest) -> Call:
-    return Call(spec, where.type, tuple(x_shape), tuple(weight_shape), *rest, arch=device.architecture_of(where))
+def _made(spec: Spec, where: torch.device, x_shape, weight_shape, dtype, weight_dtype, bias: bool) -> Call:
+    arch = device.architecture_of(where)
+    return Call(spec, where.type, tuple(x_shape), tuple(weight_shape), dtype, weight_dtype, bias, arch=arch)
+
+
+_kept = lru_cache(maxsize=4096)(_made)
 
 
 def of_shapes(
@@ -293,6 +300,4 @@ def of_shapes(
     else:
         options = {"norm_eps": (0.0, 1e-12), **options}
     spec = Spec(**{"out_dtype": dtype, **options})
-    return Call(
-        spec, device, x_shape, weight_shape, dtype, weight_dtype or dtype, bias, tf32=tf32, arch=arch
-    )  # fmt: skip
+    return Call(spec, device, x_shape, weight_shape, dtype, weight_dtype or dtype, bias, tf32=tf32, arch=arch)

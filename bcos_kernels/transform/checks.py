@@ -41,9 +41,10 @@ def exponent(b, x: Tensor) -> tuple[float | None, Tensor | None]:
         return float(b), None
     if not isinstance(b, Real):  # True is 1
         raise TypeError(f"b={b!r}: a float of at least 1 or a tensor is needed, not {type(b).__name__}")
-    if not 1 <= b < math.inf:
+    number = float(b)
+    if not 1 <= number < math.inf:
         raise ValueError(f"b={b!r}: must be finite and at least 1")
-    return float(b), None
+    return number, None
 
 
 def late_mode(detach) -> MutableMapping | None:

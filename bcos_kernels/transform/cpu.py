@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..core import extension
 from ..core.candidate import Backend, Candidate
-from . import _old
 from .call import Call
 from .spec import Inputs, Outputs
 from .unserved import unserved
 
 __all__ = ["BACKEND", "CANDIDATES", "why_not"]
 
+_C: Any
 _C, _absent = extension.load()
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -30,13 +32,13 @@ def why_not(call: Call) -> list[str]:
 
 def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
     """The outputs, in the memory format that ``nn.Conv2d`` gives."""
-    return _old.forward(*inputs, call.spec)
+    return _C.transform_forward(*inputs, call.spec.native)
 
 
 def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: None, frozen: bool, needs) -> tuple:
     """The gradients of x, weight, bias and b, None where not needed; ``frozen`` makes the scale a constant."""
     x, weight, _, tensor_b = inputs
-    return _old.backward(grad, x, weight, tensor_b, *saved, call.spec, frozen, list(needs))
+    return _C.transform_backward(grad, x, weight, tensor_b, *saved, call.spec.native, frozen, list(needs))
 
 
 BACKEND = Backend("cpu", why_not)

@@ -28,7 +28,7 @@ class Plan(NamedTuple):
     backend: str
     """As :meth:`bcos_kernels.core.op.Op.choose` names it."""
     padding: tuple[tuple[int, int, int, int], str] | None
-    """``(top, bottom, left, right)`` and the mode, where the symmetric zero padding of the kernels does not do."""
+    """``(top, bottom, left, right)`` and the mode, where the kernels' own padding, zeros on both sides alike, is not enough."""
     casts: tuple[torch.dtype, torch.dtype] | None
     """What autocast makes of x and of weight; None outside of it."""
     unbatched: bool

@@ -59,16 +59,19 @@ def scale(linear: Tensor, norm: Tensor, b: Tensor | None, spec: Spec) -> Tensor:
         norm = norm.repeat_interleave(linear.shape[1] // spec.groups, 1)
     cos = linear.abs() / norm
     if b is None:
+        assert spec.b is not None
         if spec.b == 2 and spec.exact_two:
             return cos
-        exponent, epsilon = spec.b - 1, spec.cos_eps
-    else:
-        b = b.to(cos.dtype)
-        exponent, epsilon = b - 1, torch.where(b == 2, 0.0, spec.cos_eps) if spec.exact_two else spec.cos_eps
-    cos = cos + epsilon
-    zero = cos == 0
-    at_zero = float(exponent == 0) if b is None else (exponent == 0).to(cos.dtype)
-    return torch.where(zero, at_zero, torch.where(zero, 1, cos).pow(exponent))
+        return _power(cos + spec.cos_eps, spec.b - 1, float(spec.b == 1))
+    b = b.to(cos.dtype)
+    epsilon = torch.where(b == 2, 0.0, spec.cos_eps) if spec.exact_two else spec.cos_eps
+    return _power(cos + epsilon, b - 1, (b == 1).to(cos.dtype))
+
+
+def _power(base: Tensor, exponent: Tensor | float, at_zero: Tensor | float) -> Tensor:
+    """base^exponent, whose derivatives at base 0 are not NaN; ``at_zero`` is its value there."""
+    zero = base == 0
+    return torch.where(zero, at_zero, torch.where(zero, 1, base).pow(exponent))
 
 
 class FrozenScale(torch.autograd.Function):

@@ -5,8 +5,8 @@
 
 namespace testing {
 
-using bcos::cuda::Shape;
-using bcos::cuda::Window;
+using bcos::transform::cuda::Shape;
+using bcos::transform::cuda::Window;
 
 struct Case {
   const char* name;
@@ -85,11 +85,11 @@ inline Forward forward(const Case& c, const std::vector<double>& x, const std::v
   for (int at = 0; at < outputs(s) * O; ++at) {
     double best = 0;
     int winner = 0;
-    for (int slot = 0; slot < s.max_out; ++slot) {
-      const int f = at % O * s.max_out + slot;
+    for (int m = 0; m < s.max_out; ++m) {
+      const int f = at % O * s.max_out + m;
       double l = z[at / O * F + f];
       if (c.factors) l = l * alpha[f] + bias[f];
-      if (slot == 0 || l > best) best = l, winner = slot;
+      if (m == 0 || l > best) best = l, winner = m;
     }
     out.l.push_back(best);
     out.winner.push_back(uint8_t(winner));

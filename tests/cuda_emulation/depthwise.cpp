@@ -1,17 +1,17 @@
 // Depthwise convolution forward and backward, run on the emulator against float64.
 #include "convolution.h"
 
-using namespace bcos::cuda;
+using namespace bcos::transform::cuda;
 using namespace testing;
 
 template <typename T, typename O>
-void check(const Case& c, bool detached, int splits) {
+void check(const Case& c, bool frozen, int splits) {
   const Shape& s = c.shape;
   const Formula formula = c.b.formula();
   const Power power = formula.power;
   const int C = s.G, count = outputs(s) * C, K = taps(s);
   const std::string what =
-      std::string(name_of<T>) + " " + name_of<O> + " " + describe(c) + (detached ? " detached" : "");
+      std::string(name_of<T>) + " " + name_of<O> + " " + describe(c) + (frozen ? " frozen" : "");
   auto x = normal<T>(size_t(inputs(s)) * C, 1);
   std::fill_n(x.end() - C, C, T{});  // a zero pixel
   const auto w = normal<T>(size_t(C) * K, 2, 0.3f);
@@ -30,16 +30,16 @@ void check(const Case& c, bool detached, int splits) {
 
   const auto grad = normal<O>(count, 5);
   const auto& v = power == Power::General ? l : y;
-  const bool with_t = !detached && power != Power::One;
+  const bool with_t = !frozen && power != Power::One;
   auto u = unwritten<T>(count);
   auto t = unwritten<float>(with_t ? count : 0);
   expect_success(depthwise_bwd(
       {grad.data(), power == Power::One ? nullptr : v.data(), x.data(), factors, u.data(),
-       with_t ? t.data() : nullptr, s.N, C, s.window, detached, formula, dtype_of<T>, dtype_of<O>},
+       with_t ? t.data() : nullptr, s.N, C, s.window, frozen, formula, dtype_of<T>, dtype_of<O>},
       nullptr));
   std::vector<double> du(count), dt(count);
   for (int i = 0; i < count; ++i) {
-    const Slopes d = slopes(power, to_float(v[i]), truth.n[i], c.b.constants(detached));
+    const Slopes d = slopes(power, to_float(v[i]), truth.n[i], c.b.constants(frozen));
     du[i] = to_float(grad[i]) * d.l * (c.factors ? alpha[i % C] : 1);
     dt[i] = to_float(grad[i]) * d.n / truth.n[i];
   }

@@ -1,7 +1,7 @@
 // weight_norm, patch_norm and scale, run on the emulator against float64.
 #include "testing.h"
 
-using namespace bcos::cuda;
+using namespace bcos::transform::cuda;
 using namespace testing;
 
 template <typename T, typename O>
@@ -109,15 +109,14 @@ void patch_norm(int N, int G, int CG, const Window& w, float eps_inside, float e
 }
 
 template <typename T, typename O>
-void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factors, bool detached,
+void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factors, bool frozen,
            int plane = 0) {
   const Formula formula = b.formula();
   const Power power = formula.power;
   const std::string what = std::string("scale ") + name_of<T> + " " + name_of<O> + " " +
                            std::to_string(rows) + "x" + std::to_string(G) + "x" + std::to_string(OG) + "/" +
                            std::to_string(max_out) + " " + b.name() + (factors ? " alpha bias" : "") +
-                           (detached ? " detached" : "") +
-                           (plane > 0 ? " plane " + std::to_string(plane) : "");
+                           (frozen ? " frozen" : "") + (plane > 0 ? " plane " + std::to_string(plane) : "");
   const int outputs = rows * OG, filters = G * OG * max_out;
   const auto z = normal<T>(size_t(outputs) * max_out, 1);
   const auto alpha = normal<float>(filters, 2), bias = normal<float>(filters, 3);
@@ -136,13 +135,13 @@ void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factor
   std::vector<double> best(outputs), truth(outputs);
   std::vector<uint8_t> first(winner.size());
   for (int o = 0; o < outputs; ++o) {
-    for (int slot = 0; slot < max_out; ++slot) {
-      const int f = (o / OG % G * OG + o % OG) * max_out + slot;
-      double value = to_float(z[o * max_out + slot]);
+    for (int m = 0; m < max_out; ++m) {
+      const int f = (o / OG % G * OG + o % OG) * max_out + m;
+      double value = to_float(z[o * max_out + m]);
       if (factors) value = value * alpha[f] + bias[f];
-      if (slot == 0 || value > best[o]) {
+      if (m == 0 || value > best[o]) {
         best[o] = value;
-        if (max_out > 1) first[o] = uint8_t(slot);
+        if (max_out > 1) first[o] = uint8_t(m);
       }
     }
     truth[o] = transform(power, best[o], n[o / OG], b.constants());
@@ -156,7 +155,7 @@ void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factor
   const auto given_grad = planar(grad, plane, G * OG), given_v = planar(v, plane, G * OG);
   auto u = unwritten<T>(z.size());
   auto t = unwritten<float>(rows);
-  const bool with_t = !detached && power != Power::One, with_db = power == Power::General;
+  const bool with_t = !frozen && power != Power::One, with_db = power == Power::General;
   ScaleBwd p{given_grad.data(),
              given_v.data(),
              winner.data(),
@@ -169,7 +168,7 @@ void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factor
              G,
              OG,
              max_out,
-             detached,
+             frozen,
              formula,
              dtype_of<T>,
              dtype_of<O>,
@@ -181,9 +180,9 @@ void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factor
   double db_sum = 0, db_terms = 0, db_found = 0;
   for (int o = 0; o < outputs; ++o) {
     const double norm = n[o / OG];
-    const Slopes d = slopes(power, to_float(v[o]), norm, b.constants(detached));
-    const int slot = max_out > 1 ? first[o] : 0, f = (o / OG % G * OG + o % OG) * max_out + slot;
-    du[o * max_out + slot] = to_float(grad[o]) * d.l * (factors ? alpha[f] : 1);
+    const Slopes d = slopes(power, to_float(v[o]), norm, b.constants(frozen));
+    const int m = max_out > 1 ? first[o] : 0, f = (o / OG % G * OG + o % OG) * max_out + m;
+    du[o * max_out + m] = to_float(grad[o]) * d.l * (factors ? alpha[f] : 1);
     if (norm != 0) dt[o / OG] += to_float(grad[o]) * d.n / norm;
     db_sum += to_float(grad[o]) * d.b;
     db_terms += std::abs(to_float(grad[o]) * d.b);

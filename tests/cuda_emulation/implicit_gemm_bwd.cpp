@@ -1,11 +1,11 @@
 // implicit_gemm_dgrad and implicit_gemm_wgrad, run on the emulator against float64.
 #include "convolution.h"
 
-using namespace bcos::cuda;
+using namespace bcos::transform::cuda;
 using namespace testing;
 
 struct Mode {
-  bool given = false, detached = false;
+  bool given = false, frozen = false;
 };
 
 template <typename T, typename O>
@@ -26,7 +26,7 @@ void check(const Case& c, const Mode& mode, int splits) {
   for (size_t i = 0; i < winner.size(); ++i) winner[i] = uint8_t(i * 7 % s.max_out);
   if (c.tf32) round_to_tf32(x), round_to_tf32(w), round_to_tf32(u);
 
-  const bool with_t = !mode.detached && power != Power::One;
+  const bool with_t = !mode.frozen && power != Power::One;
   std::vector<double> du(u.size()), dt(n.size()), true_dbias(F);
   for (size_t i = 0; i < du.size(); ++i) {
     const int f = int(i % F), site = int(i / F);
@@ -38,7 +38,7 @@ void check(const Case& c, const Mode& mode, int splits) {
     const size_t o = i / s.max_out;
     if (s.max_out > 1 && winner[o] != f % s.max_out) continue;
     const double norm = n[site * s.G + f / s.FG];
-    const Slopes d = slopes(power, to_float(v[o]), norm, c.b.constants(mode.detached));
+    const Slopes d = slopes(power, to_float(v[o]), norm, c.b.constants(mode.frozen));
     // what the product takes is rounded to its operands' type
     du[i] = to_float(rounded<T>(float(to_float(grad[o]) * d.l * (c.factors ? alpha[f] : 1))));
     true_dbias[f] += du[i];
@@ -60,13 +60,13 @@ void check(const Case& c, const Mode& mode, int splits) {
   });
 
   const std::string what = std::string(name_of<T>) + " " + name_of<O> + " " + describe(c) +
-                           (mode.given ? " given" : "") + (mode.detached ? " detached" : "");
+                           (mode.given ? " given" : "") + (mode.frozen ? " frozen" : "");
   const T* given_u = mode.given ? u.data() : nullptr;
   const float* factors = c.factors && !mode.given ? alpha.data() : nullptr;
   auto dx = unwritten<T>(x.size());
   expect_success(
       implicit_gemm_dgrad({given_u, mode.given && with_t ? t.data() : nullptr, grad.data(), v.data(),
-                           winner.data(), n.data(), w.data(), factors, x.data(), dx.data(), s, mode.detached,
+                           winner.data(), n.data(), w.data(), factors, x.data(), dx.data(), s, mode.frozen,
                            formula, dtype_of<T>, dtype_of<O>, c.tf32, c.large},
                           nullptr));
   // a rounded u is the neighbouring number where float and double disagree about a tie
@@ -77,7 +77,7 @@ void check(const Case& c, const Mode& mode, int splits) {
   auto dw = unwritten<float>(size_t(splits) * F * K), dbias = unwritten<float>(size_t(splits) * F);
   expect_success(implicit_gemm_wgrad({given_u, grad.data(), v.data(), winner.data(), n.data(), factors,
                                       x.data(), dw.data(), c.factors ? dbias.data() : nullptr, splits, s,
-                                      mode.detached, formula, dtype_of<T>, dtype_of<O>, c.tf32, c.large},
+                                      mode.frozen, formula, dtype_of<T>, dtype_of<O>, c.tf32, c.large},
                                      nullptr));
   const auto added = [splits](const std::vector<float>& shares) {
     std::vector<float> sums(shares.size() / splits);

@@ -1,7 +1,7 @@
 // implicit_gemm_fwd, run on the emulator against float64.
 #include "convolution.h"
 
-using namespace bcos::cuda;
+using namespace bcos::transform::cuda;
 using namespace testing;
 
 template <typename T, typename O>

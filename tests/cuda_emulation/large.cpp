@@ -6,7 +6,7 @@
 
 #include "convolution.h"
 
-using namespace bcos::cuda;
+using namespace bcos::transform::cuda;
 using namespace testing;
 
 constexpr int kRows = (1 << 21) + 35, kLast = 35;  // rows, and how many of them the last block has

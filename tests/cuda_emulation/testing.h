@@ -7,15 +7,15 @@
 #include <string>
 #include <vector>
 
-#include "cuda/launch.h"
-#include "cuda/primitives.cuh"
+#include "common/cuda/primitives.cuh"
+#include "transform/cuda/launch.h"
 
 namespace testing {
 
-using bcos::Power;
 using bcos::cuda::Dtype;
-using bcos::cuda::Formula;
 using bcos::cuda::to_float;
+using bcos::transform::Power;
+using bcos::transform::cuda::Formula;
 
 template <typename T>
 constexpr Dtype dtype_of = std::is_same_v<T, float>    ? Dtype::Float32
@@ -139,16 +139,16 @@ struct Exponents {
     const Power power = tensor ? Power::General : b == 2 ? Power::Two : b == 1 ? Power::One : Power::General;
     return {power, tensor ? NAN : b - 1, 1e-6f, eps_inside, eps_outside, tensor ? &b : nullptr, exact_two};
   }
-  bcos::Constants<double> constants(bool detached = false) const {
+  bcos::transform::Constants<double> constants(bool frozen = false) const {
     const Formula f = formula();
     const double cos_eps = tensor && exact_two && b == 2 ? 0 : f.cos_eps;
-    return {double(b) - 1, cos_eps, f.eps_inside, f.eps_outside, detached ? 0. : 1.};
+    return {double(b) - 1, cos_eps, f.eps_inside, f.eps_outside, frozen ? 0. : 1.};
   }
   std::string name() const { return "b=" + std::to_string(b).substr(0, 4) + (tensor ? " tensor" : ""); }
 };
 
 // The formula in float64, b = 2 without its shortcuts.
-inline double transform(Power power, double l, double n, const bcos::Constants<double>& k) {
+inline double transform(Power power, double l, double n, const bcos::transform::Constants<double>& k) {
   if (power == Power::One) return l;
   const double cosine = n == 0 ? 0 : std::abs(l) / n;
   return (power == Power::Two ? cosine : std::pow(cosine + k.cos_eps, k.b_minus_1)) * l;
@@ -158,14 +158,14 @@ inline double transform(Power power, double l, double n, const bcos::Constants<d
 struct Slopes {
   double l, n, b;
 };
-inline Slopes slopes(Power power, double v, double n, const bcos::Constants<double>& k) {
+inline Slopes slopes(Power power, double v, double n, const bcos::transform::Constants<double>& k) {
   if (power == Power::One) return {1, 0, 0};
   const double l = power == Power::Two ? std::sqrt(std::abs(v) * n) * (v < 0 ? -1 : 1) : v;
   const double e = power == Power::Two ? 1 : k.b_minus_1, cosine = n == 0 ? 0 : std::abs(l) / n;
   const double c = cosine + (power == Power::Two ? 0 : k.cos_eps);
   const double s = std::pow(c, e), slope = c == 0 ? 0 : e * std::pow(c, e - 1) * cosine;
   const double y = s * l;
-  return {s + k.detached * slope, n == 0 ? 0 : -k.detached * slope * l / n, y == 0 ? 0 : y * std::log(c)};
+  return {s + k.unfrozen * slope, n == 0 ? 0 : -k.unfrozen * slope * l / n, y == 0 ? 0 : y * std::log(c)};
 }
 
 }  // namespace testing

@@ -7,7 +7,7 @@ from on_gpu import SMALL, exact, run, tensors
 from torch.autograd import grad
 
 import bcos_kernels as bk
-from bcos_kernels.demo.measure import saved_bytes
+from bcos_kernels.cli.measure import saved_bytes
 
 NAMES = ["conv3x3", "strided_b1.5", "depthwise", "max_out", "linear"]
 

@@ -10,7 +10,7 @@ from ..call import Call, power_of_two
 __all__ = ["formula", "image", "row_tile", "shares", "sizes", "window"]
 
 
-def sizes(call: Call) -> tuple[int, int, int, int]:
+def sizes(call: Call) -> tuple[int, ...]:
     """H, W, OH, OW."""
     return *call.in_size, *call.out_size
 

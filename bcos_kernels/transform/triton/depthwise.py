@@ -321,4 +321,4 @@ def wgrad(call: Call, u: Tensor, x: Tensor, with_bias: bool) -> tuple[Tensor, Te
         depthwise_wgrad_kernel, (blocks, rows, splits), u, x, partial, total,
         strips, *sizes(call), call.filters, splits, **window(call), BIAS=with_bias, **tile,
     )  # fmt: skip
-    return partial, total.sum(0) if with_bias else None
+    return partial, None if total is None else total.sum(0)

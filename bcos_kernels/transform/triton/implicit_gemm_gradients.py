@@ -240,5 +240,8 @@ def wgrad(call: Call, source: Source, weights, x: Tensor, with_bias: bool) -> tu
     )  # fmt: skip
     if not with_bias:
         return partial, None
+    if total is not None:
+        return partial, total.sum(0)
+    assert u is not None
     # given u is not summed in the kernel: on sm_90 a tile that a product and a sum read is refilled too early
-    return partial, total.sum(0) if fused else u.sum((0, 2, 3), dtype=torch.float32)
+    return partial, u.sum((0, 2, 3), dtype=torch.float32)

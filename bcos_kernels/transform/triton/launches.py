@@ -34,12 +34,12 @@ def launches(
     first = named[candidate] if named[candidate].forward else named["vendor"]
     assert first.forward is not None
     with recording() as forward:
-        saved = Outputs(*first.forward(inputs, call, tile if direction == "forward" else None))
+        outputs = Outputs(*first.forward(inputs, call, tile if direction == "forward" else None))
     if direction == "forward":
         return forward
-    grad, training = torch.empty_like(saved.y), direction == "training"
+    grad, training = torch.empty_like(outputs.y), direction == "training"
     needs = (True, training, training and call.bias, training and call.tensor_b)
+    saved = (outputs.y if call.spec.saves_output else None, *outputs[1:])
     with recording() as backward:
-        saved = saved._replace(y=saved.y if call.spec.saves_output else None)
         named[candidate].backward(grad, inputs, saved, call, tile, not training, needs)
     return backward

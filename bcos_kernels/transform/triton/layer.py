@@ -51,7 +51,10 @@ def backward(
     x, weight, _, b = inputs
     if call.in_pixels == 0 or call.pixels == 0:
         likes = (x, weight, weight.new_empty(call.filters), b)
-        return tuple(torch.zeros_like(like) if need else None for like, need in zip(likes, needs, strict=True))
+        return tuple(
+            torch.zeros_like(like) if need and like is not None else None
+            for like, need in zip(likes, needs, strict=True)
+        )
     with _on_device_of(x):
         grad, x = channels_last(_image(grad)), channels_last(_image(x))
         saved = Outputs(*(None if t is None else channels_last(_image(t)) for t in saved))
@@ -59,7 +62,8 @@ def backward(
         weights = weight_norm.prepare(call, weight)
         dx, partial, dbias, db = products(call, grad, x, weights, b, saved, frozen or call.power == 1, needs, tile)
         dweight = weight_norm.gradient(call, partial, weight, weights) if needs[1] else None
-        dbias, db = None if dbias is None else dbias.to(weight.dtype), None if db is None else db.to(b.dtype)
+        dbias = None if dbias is None else dbias.to(weight.dtype)
+        db = None if db is None or b is None else db.to(b.dtype)
     return (_rows_of(dx), _rows_of(dweight), dbias, db) if call.is_linear else (dx, dweight, dbias, db)
 
 
@@ -139,5 +143,5 @@ def _image(t: Tensor) -> Tensor:
     return t.contiguous()[:, :, None, None] if t.dim() == 2 else t
 
 
-def _rows_of(images: Tensor | None) -> Tensor | None:
+def _rows_of(images):
     return images[:, :, 0, 0] if images is not None and images.dim() == 4 else images

@@ -76,7 +76,7 @@ def patch_norm_bwd_kernel(
 def squares(call: Call, x: Tensor, out: Tensor | None = None) -> Tensor:
     """Σ_c x² of each pixel and group; where a patch is one pixel its norm, into ``out``."""
     root = out is not None
-    if not root:
+    if out is None:
         out = torch.empty((call.in_pixels, call.groups), dtype=torch.float32, device=x.device)
     rows = call.in_pixels * call.groups
     m, n = row_tile(call.group_channels)

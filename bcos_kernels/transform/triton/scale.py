@@ -129,4 +129,4 @@ def backward(call: Call, grad: Tensor, v: Tensor | None, winner, n, weights, b, 
         G=call.groups, MAX_OUT=call.max_out, **formula(call), ALPHA=weights.alpha is not None, FROZEN=frozen,
         WITH_DB=with_db, BM=m, BN=columns,
     )  # fmt: skip
-    return u, t, db.sum() if with_db else None
+    return u, t, None if db is None else db.sum()

@@ -53,7 +53,7 @@ def _tiles(call: Call, rows: int, columns: int, depth: int, least_columns: int =
     stages = 2 if call.arch.startswith("gfx") or not half else 3
     shapes = [(128, 128), (128, 64), (64, 128), (64, 64), (64, 32)] if half else [(64, 64), (64, 32), (32, 32)]
     k = min(64 if half else 32, power_of_two(depth, 16))
-    found = {}
+    found: dict[Tile, None] = {}
     for m, n in shapes:
         m, n = min(m, power_of_two(rows, 16)), max(min(n, power_of_two(columns, 16)), least_columns)
         more = m * n >= 128 * 128 or ((busy or not half) and max(m, n) > (64 if half else 32))

@@ -1,7 +1,8 @@
 // The submodule bcos_kernels._C.cuda on the emulator, as a module of its own.
-#include "host/cuda/bindings.h"
+#include "common/cuda/bindings.h"
+#include "transform/glue/cuda/bindings.h"
 
-namespace bcos::host::gpu {
+namespace bcos::cuda {
 
 std::vector<int> architectures() {
   return {};
@@ -11,8 +12,22 @@ cudaError_t usable() {
   return cudaSuccess;
 }
 
-}  // namespace bcos::host::gpu
+}  // namespace bcos::cuda
+
+namespace {
+
+// Registers a candidate whose name another one has.
+void register_twice() {
+  auto candidates = bcos::transform::glue::cuda::candidates();
+  candidates.push_back(candidates.front());
+  bcos::transform::glue::cuda::check_names(candidates);
+}
+
+}  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  bcos::host::gpu::bind(m);
+  pybind11::module_::import("bcos_kernels._C");  // the type of the specs is bound there
+  bcos::cuda::bind(m);
+  bcos::transform::glue::cuda::bind(m);
+  m.def("register_twice", &register_twice);
 }

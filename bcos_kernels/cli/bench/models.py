@@ -1,0 +1,226 @@
+"""The measures of a whole model, and the standard network that stands beside each of the reference's models."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ...compat import import_reference
+from .contenders import Contender, Contest
+
+__all__ = ["CLASSES", "MEASURES", "contest", "plain", "signalling", "still"]
+
+MEASURES = ("inference", "training", "explanation", "class explanations", "explanation loss")
+"""A forward without a graph; a step of SGD; a forward and dx of one logit of each image; the same for ``CLASSES``
+classes with one graph; a step of SGD on a loss that contains the explanation, hence a second derivative."""
+CLASSES = 5
+TURNS = 4
+"""Number of inputs, one rounding apart, that decide about a contender: a network can magnify a rounding above the bound
+of 1.1 times the reference's error."""
+DIRECTIONS = dict(zip(MEASURES, ("forward", "training", "explanation", "explanation", "training"), strict=True))
+
+
+# ------------------------------------------------------------------------------------------------ networks
+
+
+def plain(model: str, image: int) -> nn.Module:
+    """torchvision's network of the same shape, with 6 input channels and random weights."""
+    import_reference()  # torchvision may need it
+    from torchvision import models
+    from torchvision.models.vision_transformer import ConvStemConfig
+
+    vit = partial(models.VisionTransformer, image, num_heads=6, hidden_dim=384, mlp_dim=1536)
+    stem = [ConvStemConfig(channels, 3, 2) for channels in (48, 96, 192, 384)]
+    made = {
+        "resnet50": models.resnet50,
+        "resnext50": models.resnext50_32x4d,
+        "densenet121": models.densenet121,
+        "vgg11": lambda: _convolutional(models.vgg11_bn(init_weights=False)),
+        "convnext_t": models.convnext_tiny,
+        "vit_s": lambda: vit(16, 12),
+        "vitc_s": lambda: vit(16, 11, conv_stem_configs=stem),
+    }[model]()
+    first = next(name for name, module in made.named_modules() if isinstance(module, nn.Conv2d))
+    conv = made.get_submodule(first)
+    geometry = conv.kernel_size, conv.stride, conv.padding
+    wider = nn.Conv2d(6, conv.out_channels, *geometry, bias=conv.bias is not None)
+    made.set_submodule(first, wider)
+    return made
+
+
+def _convolutional(vgg: nn.Module) -> nn.Module:
+    """VGG with its classifier applied at every position and averaged, as in the reference."""
+    classifier = nn.Conv2d(512, 4096, 7, padding=3), nn.ReLU(), nn.Conv2d(4096, 4096, 1), nn.ReLU()
+    return nn.Sequential(vgg.features, *classifier, nn.Conv2d(4096, 1000, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def still(model: nn.Module) -> nn.Module:
+    """``model`` with nothing random in its forward, in place: dropout and stochastic depth have probability 0."""
+    for module in model.modules():
+        if type(module).__name__ == "StochasticDepth" or isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    return model
+
+
+def signalling(vgg: nn.Module, images: Tensor) -> nn.Module:
+    """Gives the reference's untrained VGG, in place, weights with which its explanations do not underflow.
+
+    A B-cos layer multiplies its output by a cosine, about 1/√taps between a random filter and its input. The three
+    layers of VGG's classifier have up to 25,088 taps and no norm behind them, so that explanations fall below the
+    smallest number of fp32. Here each filter of the classifier becomes a patch of its input for ``images`` plus noise
+    of the same length, and the layers before take their batch statistics from ``images``.
+    """
+
+    def imitate(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        weight = layer.linear.weight
+        patches = F.unfold(inputs[0], layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        patches = F.normalize(patches.transpose(1, 2).flatten(0, 1))
+        chosen = patches[torch.randint(len(patches), (len(weight),))]
+        weight.copy_((chosen + F.normalize(torch.randn_like(chosen))).view_as(weight))
+
+    hooks = [layer.register_forward_pre_hook(imitate) for layer in vgg.classifier]
+    norms = {norm: norm.momentum for norm in vgg.modules() if hasattr(norm, "running_var")}
+    for norm in norms:
+        norm.momentum = 1.0
+    training = vgg.training
+    with torch.no_grad():
+        vgg.train()(images)
+    for norm, momentum in norms.items():
+        norm.momentum = momentum
+    for hook in hooks:
+        hook.remove()
+    return vgg.train(training)
+
+
+# ------------------------------------------------------------------------------------------------ measures
+
+
+@contextmanager
+def explaining(model: nn.Module) -> Iterator[None]:
+    """Within the context every layer's scale is frozen, in the forward and in the backward."""
+    with ExitStack() as modes:
+        for module in model.modules():
+            switch = getattr(module, "set_explanation_mode", None) or getattr(module, "explanation_mode", None)
+            if switch is not None and inspect.signature(switch).parameters:  # without: a context over its children
+                switch(True)
+                modes.callback(switch, False)
+        yield
+
+
+def logits(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits ``[N, K]``; raises TypeError for a model that returns no tensor."""
+    y = model(x)
+    if not isinstance(y, Tensor):
+        raise TypeError(f"the model returns {type(y).__name__}, not a tensor")
+    return y.flatten(1)
+
+
+def explanations(model: nn.Module, x: Tensor, classes: list[Tensor]) -> list[Tensor]:
+    """y, and for each of the classes ``[N]`` the gradient of their logits with respect to x, all from one graph."""
+    x = x.detach().requires_grad_()
+    with explaining(model):
+        y = logits(model, x)
+        chosen = [y.gather(1, c[:, None]).sum() for c in classes]
+        return [y.detach(), *(torch.autograd.grad(s, x, retain_graph=s is not chosen[-1])[0] for s in chosen)]
+
+
+def loss_of(model: nn.Module, x: Tensor, labels: Tensor, explained: bool) -> tuple[Tensor, Tensor]:
+    """``(loss, y)``: binary cross-entropy, with ``explained`` plus the share of contributions outside of the middle."""
+    y = logits(model, x)
+    loss = F.binary_cross_entropy_with_logits(y, F.one_hot(labels, y.shape[1]).to(y.dtype))
+    if not explained:
+        return loss, y
+    x = x.detach().requires_grad_()
+    with explaining(model), sdpa_kernel(SDPBackend.MATH):  # the one attention that has a second derivative
+        chosen = logits(model, x).gather(1, labels[:, None]).sum()
+        (gradient,) = torch.autograd.grad(chosen, x, create_graph=True)
+    contributions = (x * gradient).sum(1).abs() if x.dim() > 2 else (x * gradient).abs()
+    inside = contributions
+    for dim in range(1, contributions.dim()):
+        size = contributions.shape[dim]
+        inside = inside.narrow(dim, size // 4, max(1, size // 2))
+    return loss + 1 - inside.sum() / contributions.sum(), y
+
+
+def contest(contenders: dict[str, Contender], x: Tensor, measure: str, checked: int) -> Contest:
+    """One measure of a model on a batch, of which the first ``checked`` images are checked.
+
+    Gradients of parameters are compared as one vector, because the largest error of a single one is mostly chance.
+    Modes and buffers are set as the measure needs them.
+    """
+    trains = measure in ("training", "explanation loss")
+    reference = contenders["reference"].module
+    buffers = [buffer.clone() for buffer in reference.buffers()]
+    for name, contender in contenders.items():
+        contender.module.train(trains)
+        if name != "plain":
+            _fill(contender.module.buffers(), buffers)
+    with torch.no_grad():
+        count = logits(copy.deepcopy(reference).eval(), x[:1]).shape[1]
+    labels = torch.arange(len(x), device=x.device) * 7 % count
+    several = [(labels + i) % count for i in range(min(CLASSES, count) if measure == "class explanations" else 1)]
+
+    def computed(model: nn.Module, x: Tensor) -> list[Tensor]:
+        n = len(x)
+        if measure == "inference":
+            with torch.no_grad():
+                return [logits(model, x)]
+        if not trains:
+            y, *gradients = explanations(model, x, [c[:n] for c in several])
+            return [y, torch.cat([gradient.flatten() for gradient in gradients])]
+        kept = [buffer.clone() for buffer in model.buffers()]
+        loss, y = loss_of(model, x, labels[:n], measure == "explanation loss")
+        parts = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+        _fill(model.buffers(), kept)
+        return [y.detach(), torch.cat([part.flatten() for part in parts])]
+
+    def exact() -> list[Tensor]:
+        return computed(copy.deepcopy(reference).double(), x[:checked].double())
+
+    def step(model: nn.Module) -> Callable[[], object]:
+        if measure == "inference":
+            return partial(torch.no_grad()(logits), model, x)
+        if not trains:
+            return partial(explanations, model, x, several)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)  # the weights stay equal
+
+        def call() -> None:
+            optimizer.zero_grad()
+            loss_of(model, x, labels, measure == "explanation loss")[0].backward()
+            optimizer.step()
+
+        return call
+
+    def graph(model: nn.Module) -> Tensor:
+        if trains:
+            return loss_of(model, x, labels, False)[0]
+        with explaining(model):
+            return logits(model, x.detach().requires_grad_())
+
+    def compared(model: nn.Module, turn: int = 0) -> list[Tensor]:
+        return computed(model, _nearby(x[:checked], turn))
+
+    counted = measure not in ("inference", "explanation loss")  # a second derivative allows no hooks on saved tensors
+    return Contest(contenders, x, DIRECTIONS[measure], exact, compared, step, graph if counted else None, TURNS)
+
+
+def _nearby(x: Tensor, turn: int) -> Tensor:
+    """``x`` in turn 0, and an input one rounding away from it in any other turn."""
+    if turn == 0:
+        return x
+    sign = torch.randint(2, x.shape, generator=torch.Generator().manual_seed(turn)).to(x.device) * 2 - 1
+    return x * (1 + sign * torch.finfo(x.dtype).eps).to(x.dtype)
+
+
+def _fill(buffers: Iterator[Tensor], values: list[Tensor]) -> None:
+    with torch.no_grad():
+        for buffer, value in zip(buffers, values, strict=True):
+            buffer.copy_(value)

@@ -1,0 +1,149 @@
+"""``python -m bcos_kernels bench report``: results as Markdown tables and pictures."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from . import tables
+from .results import conditions, device, is_gpu, read, state
+
+__all__ = ["configure", "headline", "main", "table"]
+
+AVERAGES = "A figure is the median of the ratios of each round; over several layers it is their geometric mean."
+ALT = {
+    "headline": "Cost relative to the plain network of the same shape",
+    "layers": "Time of each layer relative to the plain layer",
+    "scaling": "Time over batch and image size",
+}
+
+
+# ------------------------------------------------------------------------------------------------ Markdown
+
+
+def table(result: dict, layers: bool = True, links: dict[str, str] | None = None) -> str:
+    """The goals, the conditions, every model and, with ``layers``, every layer, as Markdown.
+
+    ``links`` maps the names of pictures to their files.
+    """
+    parts = [tables.goals(result).markdown(), f"{conditions(result)}. {AVERAGES} {state(result)}"]
+    parts += [f"**{sentence}**"] if (sentence := tables.no_verdict(result)) else []
+    groups = tables.by_group(result)
+    parts += [groups.markdown()] if groups else []
+    parts += [f"![{ALT[name]}]({link})" for name, link in (links or {}).items()]
+    models, every = tables.every_model(result), tables.every_layer(result)
+    if models:
+        of_models = "Every model and measure: the plain network, and the others relative to it"
+        parts.append(folded(of_models, models.markdown()) if layers else models.markdown())
+    if layers and every:
+        parts.append(folded("Layer by layer: the plain layer, and the others relative to it", every.markdown()))
+    parts += [f"- {line}" for line in tables.refusals(result)]
+    return "\n\n".join(parts) + "\n"
+
+
+def folded(summary: str, content: str) -> str:
+    return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>"
+
+
+def headline(results: list[dict], links: list[dict[str, str]]) -> str | None:
+    """The picture and the table of the first result with whole models, a GPU's before a CPU's; None without models."""
+    for result, own in sorted(zip(results, links, strict=True), key=lambda pair: not is_gpu(pair[0])):
+        found = tables.headline(result)
+        if found is not None:
+            image = f"![{ALT['headline']}]({own['headline']})\n\n" if "headline" in own else ""
+            return f"{image}{found.markdown()}\n\n<sub>{conditions(result)}. {state(result)}</sub>\n"
+    return None
+
+
+def filled(path: Path, contents: dict[str, str | None]) -> str:
+    """The text of ``path`` with each content between its markers, where the file has them.
+
+    Raises ValueError for a file without any markers.
+    """
+    text, found = path.read_text(encoding="utf-8"), False
+    for name, content in contents.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, opened, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        found |= bool(opened and closed)
+        if opened and closed and content is not None:
+            text = f"{before}{begin}\n{content}{end}{after}"
+    if not found:
+        pairs = " or ".join(f"<!-- {name} --> and <!-- /{name} -->" for name in contents)
+        raise ValueError(f"{path}: the markers {pairs} are needed, in this order")
+    return text
+
+
+def draw(results: list[dict]) -> list[dict[str, bytes]]:
+    """The pictures of each result; raises ValueError where matplotlib is not installed."""
+    if find_spec("matplotlib") is None:
+        raise ValueError("pictures need matplotlib, not installed here: pip install 'bcos_kernels[bench]'")
+    from . import plots
+
+    return [plots.draw(result) for result in results]
+
+
+# ------------------------------------------------------------------------------------------------ command
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Makes tables and pictures of the results of bench; several files become sections."
+    parser.add_argument("files", nargs="+", type=Path, metavar="RESULT", help="a file that bench stored")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="store the tables instead of printing them")
+    parser.add_argument("--no-layers", action="store_true", help="leave out the table of every layer")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="store the pictures, as PNG")
+    parser.add_argument(
+        "--readme", nargs="+", type=Path, default=[], metavar="FILE",
+        help="fill what is between <!-- headline --> or <!-- table --> and their ends in these files; their pictures "
+        "go to --plots, or beside the first result",
+    )  # fmt: skip
+
+
+def write(options: argparse.Namespace) -> None:
+    """Writes everything that was asked for; raises ValueError or OSError before that where the input is bad."""
+    results = [read(path) for path in options.files]
+    if len({path.stem for path in options.files}) < len(options.files):
+        names = ", ".join(map(str, options.files))
+        raise ValueError(f"{names}: names that differ are needed, because the pictures are named after the files")
+    folder = options.plots or (options.files[0].parent if options.readme else None)
+    pictures = draw(results) if folder is not None else [{} for _ in results]
+    named = [
+        {name: f"{path.stem}-{name}.png" for name in drawn} for path, drawn in zip(options.files, pictures, strict=True)
+    ]
+    written: dict[Path, str | bytes] = {}
+    for files, drawn in zip(named, pictures, strict=True):
+        written |= {folder / files[name]: png for name, png in drawn.items()}
+
+    def contents(place: Path) -> dict[str, str | None]:
+        """The Markdown for a file in ``place``, with links to the pictures."""
+        way = Path(os.path.relpath(folder, place)) if folder is not None else Path()
+        links = [{name: (way / file).as_posix() for name, file in files.items()} for files in named]
+        others = [{name: link for name, link in own.items() if name != "headline"} for own in links]
+        sections = zip(results, others if options.readme else links, strict=True)
+        parts = [f"### {device(r)}\n\n{table(r, not options.no_layers, own)}" for r, own in sections]
+        return {"headline": headline(results, links), "table": "\n".join(parts)}
+
+    for path in options.readme:
+        written[path] = filled(path, contents(path.absolute().parent))
+    if options.markdown is not None:
+        written[options.markdown] = contents(options.markdown.absolute().parent)["table"]
+    elif not options.readme:
+        print(contents(Path.cwd())["table"])
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    for path, made in written.items():
+        path.write_bytes(made if isinstance(made, bytes) else made.encode())
+        print(f"written: {path}", file=sys.stderr)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Returns 0, or 2 where a file cannot be used, or where pictures are asked for without matplotlib."""
+    try:
+        write(options)
+    except (OSError, ValueError) as error:
+        print(f"bcos_kernels bench report: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,233 @@
+"""What a run measures and how: the defaults of a device, which the command line overrides."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ..terminal import DTYPES, json_object, shape
+from . import layers, models
+from .contenders import known
+from .devices import Cpu, opened
+from .workloads import IMAGE, MODELS, TRANSFORMERS
+
+__all__ = ["Settings", "configure", "resolved"]
+
+QUICK_LAYERS = (
+    r"resnet50/(56x56-64-k3s1-64|14x14-1024-k1s1-256)$|resnext50/28x28-256-g32k3s1|convnext_t/28x28-192-dw|"
+    r"vit_s/\d+-384-1536$"
+)
+QUICK_MODEL, QUICK_MEASURE, QUICK_IMAGE, QUICK_BATCH = "resnet50", "explanation", 64, 2
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """The settings of a kind of device that the command line does not override."""
+
+    batch: int
+    models_batch: int
+    transformers: float
+    """Batch of the transformers ÷ that of the other models."""
+    dtype: str
+    seconds: float
+    compiled: str
+    """Layers with torch.compile as a contender: a sample of all kinds and sizes, because each takes 5 to 20 seconds."""
+    compiled_measures: tuple[str, ...]
+    compiled_models: bool
+    second_order: tuple[int, int] | None
+    """Batch and image of the explanation loss, where those of the models would take minutes a step."""
+
+
+CPU = Defaults(
+    batch=8, models_batch=2, transformers=1.0, dtype="fp32", seconds=0.4,
+    compiled=r"resnet50/.*(k[37]s1|k1s1-(64|256|1024))-?\d*$|convnext_t/.*dw7|vit_s/",
+    compiled_measures=("training",), compiled_models=False, second_order=(1, 64),
+)  # fmt: skip
+GPU = Defaults(
+    batch=256, models_batch=256, transformers=0.25, dtype="bf16", seconds=0.2,
+    compiled=(
+        r"resnet50/(56x56-(64-k3s1-64|64-k1s1-256|256-k1s1-64)|14x14-(1024-k1s1-256|256-k3s1-256)|7x7-512-k3s1-512)$"
+        r"|vit_s/\d+-(384-1536|1536-384)$|convnext_t/(56x56-96|14x14-384)-dw7"
+    ),
+    compiled_measures=("forward", "training"), compiled_models=True, second_order=None,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of one run."""
+
+    device: Cpu
+    defaults: Defaults
+    dtype: str
+    seconds: float
+    limit: float | None
+    """Seconds for the whole run."""
+    batches: dict[str, int]
+    """Number of images for ``layers`` and for ``models``; transformers take ``defaults.transformers`` times as many."""
+    models: tuple[str, ...]
+    layers: str | None
+    """Pattern of the layers' names; None for no layers."""
+    whole_models: bool
+    measures: tuple[str, ...] | None
+    contenders: tuple[str, ...] | None
+    scaling: bool
+    quick: bool
+    processes: int
+    chosen_batch: bool = False
+    """Whether the command line names the batch, which then holds for every measure."""
+    module: str | None = None
+    factory_args: dict = field(default_factory=dict)
+    input: tuple[int, ...] | None = None
+    out: Path | None = None
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.name == "cuda"
+
+    @property
+    def like(self) -> torch.Tensor:
+        """An empty tensor of the device and dtype that is measured."""
+        return torch.empty(0, device=self.device.name, dtype=DTYPES[self.dtype])
+
+    def batch(self, scope: str, model: str) -> int:
+        """Images of a row; ``scope`` is ``layers`` or ``models``."""
+        share = self.defaults.transformers if model in TRANSFORMERS else 1
+        return max(1, round(self.batches[scope] * share))
+
+    def measures_of(self, scope: str) -> tuple[str, ...]:
+        """The chosen measures of ``layers`` or ``models``, most important first."""
+        every = layers.MEASURES if scope == "layers" else models.MEASURES
+        return tuple(name for name in every if self.measures is None or name in self.measures)
+
+    def contenders_of(self, scope: str, workload: str, measure: str | None = None) -> frozenset[str]:
+        """The contenders of a workload in one of its measures, or in any of them."""
+        if self.contenders is not None:
+            return frozenset(self.contenders)
+        found = {name for name in known() if scope == "layers" or name.count("/") < 2}
+        d = self.defaults
+        if scope == "layers":
+            compiled = re.search(d.compiled, workload) and measure in (None, *d.compiled_measures)
+        else:
+            compiled = d.compiled_models and measure != "explanation loss"  # torch.compile has no second derivatives
+        return frozenset(found if compiled and not self.quick else found - {"compiled"})
+
+    def described(self) -> dict:
+        """The settings as a result stores them."""
+        d = self.defaults
+        return {
+            "batch": self.batches,
+            "transformers": f"{d.transformers:g} times the batch",
+            "image": IMAGE,
+            "explanation loss": d.second_order and dict(zip(("batch", "image"), d.second_order, strict=True)),
+            "dtype": self.dtype,
+            "memory_format": "channels_last",
+            "seconds": self.seconds,
+            "limit": self.limit,
+            "explanation": "dx of a graph that is kept" if self.on_gpu else "y and dx",
+            "compiled": {"layers": d.compiled, "measures": d.compiled_measures, "models": d.compiled_models},
+        }  # fmt: skip
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("what is measured (default: everything but the scaling curves)")
+    what.add_argument("--quick", action="store_true", help="a few layers and one small model, within a minute")
+    what.add_argument(
+        "--models", nargs="+", metavar="NAME", help="measure these models of the reference and their layers"
+    )
+    what.add_argument(
+        "--layers", metavar="REGEX", help="layers whose name matches, and no models unless --models names them"
+    )
+    what.add_argument("--measures", nargs="+", metavar="NAME", help='such as training, or "class explanations"')
+    what.add_argument("--contenders", nargs="+", metavar="NAME", help="such as plain ours compiled (see --list)")
+    what.add_argument("--no-models", action="store_true", help="leave whole models out")
+    what.add_argument("--no-layers", action="store_true", help="leave single layers out")
+    what.add_argument("--scaling", action="store_true", help="add curves over the batch and over the size of the image")
+    what.add_argument(
+        "--module", metavar="PKG.MODULE:FACTORY", help="measure your own model, which this callable builds"
+    )
+    what.add_argument("--factory-args", metavar="JSON", type=json_object, default={}, help="its arguments by name")
+    what.add_argument("--input", metavar="N,C,H,W", type=shape, help="shape of its input")
+    how = parser.add_argument_group("how")
+    how.add_argument("--device", help="cpu, cuda or cuda:<index> (default the GPU if there is one)")
+    how.add_argument("--dtype", choices=DTYPES, help=f"(default {CPU.dtype} on a CPU, {GPU.dtype} on a GPU)")
+    batch = f"(default {CPU.batch} for layers and {CPU.models_batch} for models on a CPU, {GPU.batch} on a GPU)"
+    how.add_argument("--batch", type=int, help=f"number of images; on a GPU a quarter for transformers {batch}")
+    how.add_argument("--seconds", type=float, help=f"for each row (default {CPU.seconds} CPU, {GPU.seconds} GPU)")
+    how.add_argument("--limit", type=float, metavar="MINUTES", help="for the whole run; it names what it left out")
+    how.add_argument(
+        "--processes", type=int, help="how many compile kernels beforehand, on a GPU (default one per core)"
+    )
+    how.add_argument(
+        "--out", type=Path, metavar="FILE", help="the file of the result (default: named after the device)"
+    )
+    how.add_argument("--list", action="store_true", help="show the workloads and the contenders, measure nothing")
+    how.add_argument(
+        "--resume", type=Path, metavar="FILE", help="measure what this unfinished run left out, and add it"
+    )
+    how.add_argument("--where", action="store_true", help="print the file in which a run is stored, measure nothing")
+    parser.add_argument("--warm-up", metavar="I/N", help=argparse.SUPPRESS)
+
+
+def _allowed(option: str, names: Iterable[str] | None, allowed: Iterable[str]) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    allowed = list(dict.fromkeys(allowed))
+    for name in names:
+        if name not in allowed:
+            raise ValueError(f"{option} {name}: allowed are {', '.join(allowed)}")
+    return tuple(names)
+
+
+def _positive(option: str, value: float | None) -> None:
+    if value is not None and not value > 0:
+        raise ValueError(f"{option} {value}: must be above 0")
+
+
+def resolved(o: argparse.Namespace) -> Settings:
+    """The settings of a command line; raises ValueError that names the wrong option."""
+    device = opened(o.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    defaults = GPU if device.name == "cuda" else CPU
+    for option in ("batch", "limit", "processes"):
+        _positive(f"--{option}", getattr(o, option))
+    if o.seconds is not None and not o.seconds >= 0:
+        raise ValueError(f"--seconds {o.seconds}: must be at least 0")
+    if (o.module is None) != (o.input is None):
+        raise ValueError("--module and --input belong together: --module pkg.module:factory --input N,C,H,W")
+    if o.module and (o.models or o.layers or o.scaling or o.quick or o.batch):
+        raise ValueError(
+            "--module is measured alone, on --input: leave out --models, --layers, --scaling, --quick and --batch"
+        )
+    try:
+        re.compile(o.layers or "")
+    except re.error as error:
+        raise ValueError(f"--layers {o.layers!r}: no regular expression: {error}") from None
+    measures = o.measures and [name.replace("-", " ") for name in o.measures]
+    batch = o.batch or (QUICK_BATCH if o.quick else None)
+    return Settings(
+        device=device,
+        defaults=defaults,
+        dtype=o.dtype or defaults.dtype,
+        seconds=o.seconds if o.seconds is not None else 0.05 if o.quick else defaults.seconds,
+        limit=None if o.limit is None else 60 * o.limit,
+        batches={"layers": batch or defaults.batch, "models": batch or defaults.models_batch},
+        models=_allowed("--models", o.models, MODELS) or tuple(MODELS),
+        layers=None if o.no_layers or o.module else o.layers or (QUICK_LAYERS if o.quick else ""),
+        whole_models=not o.no_models and (o.layers is None or o.models is not None),
+        measures=_allowed("--measures", measures, (*layers.MEASURES, *models.MEASURES)),
+        contenders=_allowed("--contenders", o.contenders, known()),
+        scaling=o.scaling,
+        quick=o.quick,
+        processes=(o.processes or os.cpu_count() or 1) if device.name == "cuda" else 0,
+        chosen_batch=bool(o.batch),
+        module=o.module,
+        factory_args=o.factory_args,
+        input=o.input,
+        out=o.out,
+    )  # fmt: skip

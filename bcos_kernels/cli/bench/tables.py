@@ -1,0 +1,282 @@
+"""The tables of a report: the headline, the goals, every model and every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..measure import geomean, summarise
+from .noise import doubts
+from .results import is_gpu, largest_error, main_rows, order, ratio
+
+__all__ = ["Table", "by_group", "every_layer", "every_model", "goals", "headline", "no_verdict", "refusals"]
+
+MEASURES = {"forward": "forward", "explanation": "explanation", "training": "forward + backward"}
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; ``numbers`` are the indices of the columns that are aligned to the right."""
+
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    numbers: frozenset[int]
+
+    def markdown(self) -> str:
+        lines = [self.head, tuple("---:" if i in self.numbers else "---" for i in range(len(self.head))), *self.rows]
+        return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def shown(value: float | None, form: str = ".2f") -> str:
+    return NOTHING if value is None else format(value, form)
+
+
+def seconds(row: dict, contender: str) -> float | None:
+    """The contender's median time."""
+    times = row["contenders"].get(contender, {}).get("samples")
+    return summarise(times)["p50"] if times else None
+
+
+def duration(value: float | None) -> str:
+    """Seconds with a unit, in three digits."""
+    if value is None:
+        return NOTHING
+    factor, unit = next(((f, u) for f, u in ((1.0, "s"), (1e3, "ms")) if value * f >= 1), (1e6, "µs"))
+    digits = 2 if value * factor < 10 else 1 if value * factor < 100 else 0
+    return f"{value * factor:.{digits}f} {unit}"
+
+
+def memory(row: dict) -> tuple[str, dict[str, int]]:
+    """``(title, contender -> bytes)``: peak memory where it was measured, else the bytes saved for the backward."""
+    for key, what in (("peak", "peak memory"), ("saved", "bytes saved for backward")):
+        found = {name: c[key] for name, c in row["contenders"].items() if c.get(key)}
+        if {"plain", "ours"} <= found.keys() or {"reference", "ours"} <= found.keys():
+            return what, found
+    return "", {}
+
+
+# ------------------------------------------------------------------------------------------------ models
+
+
+def headline(result: dict) -> Table | None:
+    """The training step of each model; None where none was measured."""
+    rows = main_rows(result, "model", "training")
+    head = ("training step", "plain", "reference", "compiled", "**ours**", "reference ÷ ours")
+    lines = []
+    for row in rows:
+        what, amount = memory(row)
+        relative = {k: amount[k] / amount["plain"] for k in amount if "plain" in amount}
+        times = [duration(seconds(row, name)) for name in ("plain", "reference", "compiled", "ours")]
+        ours, reference = (shown(largest_error(row, name), ".1e") for name in ("ours", "reference"))
+        lines.append(
+            (
+                f"{row['group']}, batch {row['batch']}",
+                *times[:3],
+                f"**{times[3]}**",
+                shown(ratio(row, "reference", "ours")),
+                f"**{shown(relative.get('ours'))}** ({shown(relative.get('reference'))})",
+                f"**{ours}** ({reference})",
+            )
+        )
+    head += (f"{what or 'memory'} ÷ plain: **ours** (reference)", "error: **ours** (reference)") if rows else ()
+    return Table(head, lines, frozenset(range(1, len(head)))) if lines else None
+
+
+def every_model(result: dict) -> Table | None:
+    """Each model and measure: the plain network's time, the others relative to it, memory and errors."""
+    rows = main_rows(result, "model")
+    others = [name for name in order(rows) if name != "plain"]
+    head = ("model", "measure", "batch", "plain", *(f"{name} ÷ plain" for name in others))
+    head += ("reference ÷ ours", "memory: plain", "reference", "ours", "error: reference", "ours")
+    lines = []
+    for row in rows:
+        amount = memory(row)[1]
+        lines.append(
+            (
+                row["group"],
+                row["measure"],
+                str(row["batch"]),
+                duration(seconds(row, "plain")),
+                *(shown(ratio(row, name, "plain")) for name in others),
+                shown(ratio(row, "reference", "ours")),
+                *(f"{amount[k] / 2**20:.0f} MiB" if k in amount else NOTHING for k in ("plain", "reference", "ours")),
+                *(shown(largest_error(row, name), ".1e") for name in ("reference", "ours")),
+            )
+        )
+    return Table(head, lines, frozenset(range(2, len(head)))) if lines else None
+
+
+# ------------------------------------------------------------------------------------------------ layers
+
+
+def every_layer(result: dict) -> Table | None:
+    """Each layer and measure: the plain layer's time, the others relative to it, the share of the roof, errors."""
+    rows = main_rows(result, "layer")
+    others = [name for name in order(rows) if name != "plain"]
+    served = len({way for row in rows for way in row.get("served", {}).get("ours", ())}) > 1
+    head = ("layer", "measure", "plain", *others, "roof reached: plain", "ours", "error: reference", "ours")
+    head += ("served by",) if served else ()
+    lines = []
+    for row in rows:
+        ways = (", ".join(row.get("served", {}).get("ours", ())) or NOTHING,) if served else ()
+        lines.append(
+            (
+                row["workload"],
+                row["measure"],
+                duration(seconds(row, "plain")),
+                *(shown(ratio(row, name, "plain")) for name in others),
+                *(shown(roof(row, name), ".0%") for name in ("plain", "ours")),
+                *(shown(largest_error(row, name), ".1e") for name in ("reference", "ours")),
+                *ways,
+            )
+        )
+    return Table(head, lines, frozenset(range(2, len(head) - served))) if lines else None
+
+
+def by_group(result: dict) -> Table | None:
+    """Geometric means over the layers of each model."""
+    rows = main_rows(result, "layer")
+    values: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for a, b in (("ours", "plain"), ("reference", "ours"), ("compiled", "ours")):
+        for measure, words in MEASURES.items():
+            for row in rows:
+                if row["measure"] == measure and (found := ratio(row, a, b)) is not None:
+                    values.setdefault((f"{a} ÷ {b}", words), {}).setdefault(row["group"], []).append(found)
+    lines = []
+    for group in dict.fromkeys(row["group"] for row in rows):
+        layers = str(len({row["workload"] for row in rows if row["group"] == group}))
+        means = (shown(geomean(column[group]) if group in column else None) for column in values.values())
+        lines.append((group, layers, *means))
+    head = ("geometric mean over", "layers", *(f"{pair}: {words}" for pair, words in values))
+    return Table(head, lines, frozenset(range(1, len(head)))) if lines else None
+
+
+def roof(row: dict, contender: str) -> float | None:
+    """The share of the roof that a contender reaches: the floor's time ÷ its own."""
+    time, floor = seconds(row, contender), row.get("floor")
+    return floor["seconds"] / time if time and floor else None
+
+
+def refusals(result: dict) -> list[str]:
+    """Which contenders were refused, why, and in which rows; each reason stands once."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for row in result["rows"]:
+        for name, reason in (row.get("refused") or {}).items():
+            where.setdefault((name, reason), []).append(f"{row['workload']} ({row['measure']})")
+    return [f"{name} refused: {reason}: {', '.join(rows)}" for (name, reason), rows in where.items()]
+
+
+def no_verdict(result: dict) -> str:
+    """A sentence that says why there are no verdicts on times; empty where there are."""
+    found = doubts(result)
+    return f"No verdict on times, they are too noisy: {'; '.join(found)}." if found else ""
+
+
+# ------------------------------------------------------------------------------------------------ goals
+
+GROUPS = {
+    "ResNet-50 convolutions": lambda row: row["model"] == "resnet50",
+    "ViT-S linears": lambda row: row["model"] == "vit_s",
+    "ConvNeXt-T depthwise": lambda row: row["model"] == "convnext_t" and "-dw" in row["workload"],
+    "ConvNeXt-T other convolutions": lambda row: row["model"] == "convnext_t" and "-dw" not in row["workload"],
+}
+CONVOLUTIONS, LINEARS, DEPTHWISE, OTHERS = GROUPS
+WORST = "worst layer"
+GPU_GOALS = (
+    ("forward", "ours", "plain", "≤ 1.05", CONVOLUTIONS),
+    ("forward", "ours", "plain", "≤ 1.05", LINEARS),
+    ("forward", "ours", "plain", "≤ 1.05", OTHERS),
+    ("forward", "ours", "plain", "≤ 0.8", DEPTHWISE),
+    ("forward", "ours", "plain", "≤ 1.05", ""),
+    ("forward", "compiled", "ours", "≥ 1.6", ""),
+    ("forward", "reference", "ours", "≥ 3.5", ""),
+    ("explanation", "ours", "plain", "≤ 1.25", ""),
+    ("training", "ours", "plain", "≤ 1.30", ""),
+    ("training", "compiled", "ours", "≥ 1.6", ""),
+    ("training", "reference", "ours", "≥ 4", ""),
+)
+CPU_GOALS = (
+    ("forward", "ours", "plain", "≤ 1.08", CONVOLUTIONS),
+    ("forward", "ours", "plain", "≤ 0.65", LINEARS),
+    ("forward", "ours", "plain", "≤ 1.05", DEPTHWISE),
+    ("forward", "ours", "plain", "≤ 1.25", WORST),
+    ("training", "ours", "plain", "≤ 1.15", ""),
+    ("explanation", "ours", "plain", "≤ 1.10", ""),
+    ("training", "reference", "ours", "≥ 2.0", ""),
+    ("training", "compiled", "ours", "≥ 1.3", ""),
+)
+"""(measure, contender, the contender that its time is divided by, bound, group of layers); empty for all layers."""
+
+Figure = tuple[str, float | None, str, str]
+"""What was measured, its value (None without rows), the bound (empty without a goal), and over what."""
+
+
+def goals(result: dict) -> Table:
+    """The goals of the device, met or missed, and the share of the roof; a noisy run has no verdict on its times."""
+    noisy = bool(doubts(result))
+    lines = [
+        (
+            what,
+            shown(value),
+            bound,
+            "no verdict" if noisy and bound and value is not None else verdict(value, bound),
+            over,
+        )
+        for what, value, bound, over in times(result)
+    ]
+    lines += [(what, shown(value), bound, verdict(value, bound), over) for what, value, bound, over in sizes(result)]
+    lines += [(what, shown(value), bound, "", over) for what, value, bound, over in roof_shares(result)]
+    return Table(("measured", "figure", "goal", "", "over"), lines, frozenset({1}))
+
+
+def verdict(value: float | None, bound: str) -> str:
+    if value is None or not bound:
+        return ""
+    sign, limit = bound.split()
+    return "met" if (value <= float(limit) if sign == "≤" else value >= float(limit)) else "missed"
+
+
+def times(result: dict) -> Iterator[Figure]:
+    for measure, a, b, bound, group in GPU_GOALS if is_gpu(result) else CPU_GOALS:
+        rows = [row for row in main_rows(result, "layer", measure) if group not in GROUPS or GROUPS[group](row)]
+        values = {row["workload"]: r for row in rows if (r := ratio(row, a, b)) is not None}
+        title = "torch.compile(reference)" if a == "compiled" else a
+        what = f"{MEASURES[measure]}, {title} ÷ {b}{f': {group}' if group else ''}"
+        if not values:
+            yield what, None, bound, "0 layers"
+        elif group == WORST:
+            name = max(values, key=values.__getitem__)
+            yield what, values[name], bound, name
+        else:
+            yield what, geomean(values.values()), bound, f"{len(values)} layers"
+    if host := {f"{h['layer']}, {h['measure']}": h["above"] for h in result.get("host", ())}:
+        name = max(host, key=host.__getitem__)
+        yield "host time of a call above plain, µs: worst", host[name], "≤ 15", name
+    for row in main_rows(result, "model", "training"):
+        if row["workload"] == "resnet50" and not is_gpu(result):
+            yield (
+                "ResNet-50 training step, reference ÷ ours",
+                ratio(row, "reference", "ours"),
+                "≥ 1.5",
+                f"batch {row['batch']}",
+            )
+
+
+def sizes(result: dict) -> Iterator[Figure]:
+    """Memory of a training step, models before layers."""
+    for scope in ("model", "layer"):
+        for key, what, bound in (("saved", "bytes saved for backward", "≤ 1.05"), ("peak", "peak memory", "")):
+            found = [row["contenders"] for row in main_rows(result, scope, "training")]
+            pairs = [(c.get("ours", {}).get(key), c.get("plain", {}).get(key)) for c in found]
+            if values := [ours / plain for ours, plain in pairs if ours and plain]:
+                yield f"{what}, ours ÷ plain: {scope}s", geomean(values), bound, f"{len(values)} {scope}s"
+
+
+def roof_shares(result: dict) -> Iterator[Figure]:
+    """How close ours comes to the roof, with the plain layer's share beside it."""
+    for measure, words in MEASURES.items():
+        pairs = [[roof(row, name) for name in ("ours", "plain")] for row in main_rows(result, "layer", measure)]
+        if pairs := [pair for pair in pairs if all(pair)]:
+            ours, plain = map(geomean, zip(*pairs, strict=True))
+            yield f"{words}, share of the roof reached", ours, "", f"{len(pairs)} layers; plain {plain:.2f}"

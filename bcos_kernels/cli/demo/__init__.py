@@ -1,0 +1,65 @@
+"""``python -m bcos_kernels demo``: reference B-cos models on real images, as they are and accelerated.
+
+It trains the reference ResNet-18 (small inputs) on scikit-learn's digits twice from one seed, explains digits and
+photographs with the reference's layers and with accelerated ones, prints a table and writes a picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+__all__ = ["configure", "main"]
+
+OPTIONAL = {"rich": "rich", "matplotlib": "matplotlib", "sklearn": "scikit-learn", "einops": "einops"}
+"""Module -> distribution, for everything that the demo needs beside torch and the reference package."""
+
+
+def missing() -> list[str]:
+    """Names of the needed distributions that cannot be imported."""
+    from ...compat import import_reference
+
+    absent = []
+    for module, distribution in OPTIONAL.items():
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            absent.append(distribution)
+    try:
+        import_reference()
+    except ImportError as error:
+        absent.append("torchvision" if (error.name or "").startswith("torchvision") else "bcos")
+    return absent
+
+
+def positive(text: str) -> int:
+    """An int of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}: must be at least 1")
+    return value
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Compares reference B-cos models on real images with accelerated ones."
+    parser.add_argument("--epochs", type=positive, default=4, help="epochs of training on the digits (default 4)")
+    parser.add_argument("--out", type=Path, default=Path("demo.png"), help="picture to write (default demo.png)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and the batches (default 0)")
+    parser.add_argument("--quick", action="store_true", help="a few steps and single measurements: does it all run?")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Runs the demo; returns the exit status, which is 2 where something that it needs is missing."""
+    if not options.out.absolute().parent.is_dir():
+        options.error(f"--out {options.out}: the folder {options.out.absolute().parent} does not exist")
+    absent = missing()
+    if absent:
+        message = f"demo needs {', '.join(absent)}, not installed here: pip install 'bcos_kernels[demo]'"
+        print(message, file=sys.stderr)
+        return 2
+    from .run import run
+
+    run(options.epochs, options.seed, options.out, options.quick)
+    return 0

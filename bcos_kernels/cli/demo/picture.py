@@ -1,0 +1,100 @@
+"""The demo's picture: images with their explanations from both columns, the loss curves and the bars."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from .explaining import Explained, summary
+from .results import Results
+
+__all__ = ["draw"]
+
+NAMES = "reference", "accelerated"
+COLOURS = "#7a8794", "#e4572e"
+
+
+def draw(results: Results, path: Path) -> None:
+    """Writes the picture of ``results`` to ``path``; its suffix names the format."""
+    figure = Figure(figsize=(13, 14.2), dpi=110, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.06, hspace=0.02)
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(4.1, 5.9, 4.2))
+    draw_digits(top, results)
+    draw_photographs(middle, results)
+    draw_bars(bottom, results)
+    figure.savefig(path, facecolor="white")
+
+
+def show(axes, pixels) -> None:
+    axes.imshow(pixels, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color("#d0d0d0")
+
+
+def pixels_of(explained: Explained):
+    """The image's colours, without their complements: ``[H, W, 3]``."""
+    return explained.image[0, :3].permute(1, 2, 0).numpy()
+
+
+def draw_digits(figure, results: Results) -> None:
+    digits, steps = results.digits, len(results.trainings[0].losses)
+    title = f"Test digits explained by the ResNet-18 after {steps} steps of training"
+    figure.suptitle(title, fontsize=14, fontweight="bold")
+    grid = figure.subplots(3, len(digits), squeeze=False)
+    for column, explained in enumerate(digits):
+        for row, pixels in enumerate((pixels_of(explained), *explained.pictures)):
+            show(grid[row, column], pixels)
+    for axes, label in zip(grid[:, 0], ("image", *NAMES), strict=True):
+        axes.set_ylabel(label, fontsize=12)
+
+
+def draw_photographs(figure, results: Results) -> None:
+    title = "Photographs explained by full-size models with random weights (untrained: no meaning in the colours)"
+    figure.suptitle(title, fontsize=14, fontweight="bold")
+    models = list(results.photographs)
+    photographs = list(results.photographs[models[0]])
+    grid = figure.subplots(len(photographs), 1 + 2 * len(models), squeeze=False)
+    for row, photograph in enumerate(photographs):
+        show(grid[row, 0], pixels_of(results.photographs[models[0]][photograph]))
+        pictures = [p for model in models for p in results.photographs[model][photograph].pictures]
+        for axes, pixels in zip(grid[row, 1:], pictures, strict=True):
+            show(axes, pixels)
+        grid[row, 0].set_ylabel(photograph, fontsize=12)
+    headings = ["photograph", *(f"{model}\n{name}" for model in models for name in NAMES)]
+    for axes, heading in zip(grid[0], headings, strict=True):
+        axes.set_title(heading, fontsize=12)
+
+
+def draw_bars(figure, results: Results) -> None:
+    figure.suptitle("The trainings and the costs", fontsize=14, fontweight="bold")
+    curves, times, sizes = figure.subplots(1, 3, width_ratios=(4.2, 5.2, 2.4))
+    for training, name, colour, style in zip(results.trainings, NAMES, COLOURS, ("-", "--"), strict=True):
+        curves.plot(range(1, len(training.losses) + 1), training.losses, style, color=colour, label=name)
+    curves.set(title="loss of each step, digits", xlabel="step", yscale="log")
+    curves.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    curves.legend(frameon=False)
+    groups = {"training step,\ndigits,\nResNet-18": [statistics.median(t.seconds) for t in results.trainings]}
+    for name, explained in results.explained.items():
+        groups["explanation,\n" + name.replace(", ", ",\n")] = list(summary(explained)["seconds"])
+    bars(times, "time (reference = 1)", groups, lambda seconds: f"{1e3 * seconds:.0f} ms")
+    saved = {"training step,\ndigits,\nResNet-18": [t.saved for t in results.trainings]}
+    bars(sizes, "bytes saved (reference = 1)", saved, lambda size: f"{size / 2**20:.0f} MiB")
+
+
+def bars(axes, title: str, groups: dict[str, list[float]], write: Callable[[float], str]) -> None:
+    """Two bars for each entry of ``groups``, relative to the first; on top their values, by ``write``."""
+    for i, (name, colour) in enumerate(zip(NAMES, COLOURS, strict=True)):
+        places = [place + (i - 0.5) * 0.44 for place in range(len(groups))]
+        heights = [pair[i] / pair[0] for pair in groups.values()]
+        drawn = axes.bar(places, heights, 0.42, color=colour, label=name)
+        axes.bar_label(drawn, [write(pair[i]) for pair in groups.values()], fontsize=8, padding=2)
+    axes.set_xticks(range(len(groups)), list(groups), fontsize=9)
+    axes.set_title(title)
+    axes.margins(y=0.1)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,90 @@
+"""What the commands share: arguments that name a model and its input, and printing under any locale."""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+
+import torch
+
+from .. import compat
+
+__all__ = ["DTYPES", "factory", "json_object", "printable", "shape"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """``"256,6,224,224"`` as sizes, for argparse."""
+    sizes = tuple(int(size) if size.isdecimal() else 0 for size in text.split(","))
+    if 0 in sizes:
+        raise argparse.ArgumentTypeError(f"{text!r}: positive sizes are needed, as in 256,6,224,224")
+    return sizes
+
+
+def json_object(text: str) -> dict:
+    """A JSON object, for argparse."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"""{text!r}: a JSON object is needed, as in '{{"num_classes": 10}}'""")
+    return value
+
+
+def factory(option: str, name: str) -> Callable:
+    """The callable ``factory`` of ``name``, which reads ``pkg.module:factory``.
+
+    Raises:
+        ImportError: the module cannot be imported.
+        ValueError: ``name`` reads otherwise, or the module has no such attribute. The message begins with ``option``.
+        TypeError: the attribute cannot be called.
+    """
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise ValueError(f"{option} {name}: pkg.module:factory is needed")
+    compat.declare_torchvision_operators_when_needed()
+    found = importlib.import_module(module)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{option} {name}: {module} has no {attribute}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise TypeError(f"{option} {name}: {attribute} is {type(found).__name__}, not callable")
+    return found
+
+
+SPELT = {"÷": "/", "≤": "<=", "≥": ">=", "×": "x", "²": "^2", "µ": "u", "–": "-", "…": "..."}
+"""What is printed for characters that an encoding lacks; every other one becomes a question mark."""
+PIPE_CLOSED = 128 + 13  # the status by which a shell reports that SIGPIPE ended a process
+
+
+def _spelt(error: UnicodeEncodeError) -> tuple[str, int]:
+    return "".join(SPELT.get(c, "?") for c in error.object[error.start : error.end]), error.end
+
+
+def printable(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """Makes ``command`` print under any locale, and end quietly where its reader has ended (``doctor | head -1``)."""
+
+    def wrapped(options: argparse.Namespace) -> int:
+        codecs.register_error("bcos_kernels.spelt", _spelt)
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="bcos_kernels.spelt")
+        try:
+            status = command(options)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # the interpreter flushes stdout again at its end
+            return PIPE_CLOSED
+        return status
+
+    return wrapped

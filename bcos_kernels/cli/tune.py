@@ -1,0 +1,93 @@
+"""``python -m bcos_kernels tune``: tunes a model from the command line, and shows or deletes the stored choices."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+
+from .. import adopt
+from ..core import tuned
+from ..core.candidate import DIRECTIONS
+from ..text import aligned
+from ..tuning import check_device, tune, words
+from .terminal import DTYPES, factory, json_object, shape
+
+__all__ = ["configure", "main"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Measures which GPU kernels serve the calls of a model best, once for every later run."
+    parser.add_argument("--model", metavar="PKG.MODULE:FACTORY", help="the callable that builds the model")
+    parser.add_argument("--factory-args", metavar="JSON", type=json_object, default={}, help="its arguments by name")
+    parser.add_argument("--input", metavar="N,C,H,W", type=shape, help="shape of the model's input")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the model and its input (default fp32)")
+    parser.add_argument("--amp", action="store_true", help="autocast to --dtype, with the model in fp32")
+    parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True, help="memory format")
+    parser.add_argument(
+        "--directions",
+        nargs="+",
+        choices=DIRECTIONS,
+        default=DIRECTIONS,
+        metavar="D",
+        help=f"of {', '.join(DIRECTIONS)} (default all)",
+    )
+    parser.add_argument("--list", action="store_true", help="show the stored choices and their file")
+    parser.add_argument("--clear", action="store_true", help="delete the stored choices of this device")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Returns 0; 2 where the model or its choices cannot be used; 130 after an interrupt."""
+    if not (options.list or options.clear) and (options.model is None or options.input is None):
+        options.error("--model and --input are needed, or --list, or --clear")
+    try:
+        if options.list:
+            print(_stored())
+        elif options.clear:
+            print(f"{tuned.delete()} choices of {tuned.device()} deleted from {tuned.PATH}")
+        else:
+            return _tune(options)
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        print(f"bcos_kernels tune: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _tune(options: argparse.Namespace) -> int:
+    build = factory("--model", options.model)
+    check_device()
+    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", DTYPES[options.dtype]
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    model = build(**options.factory_args)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"--model {options.model} returned {type(model).__name__}, not a torch.nn.Module")
+    model = adopt.accelerate(model).eval().to(device, memory_format=layout)
+    images = torch.randn(options.input, device=device)
+    images = images.contiguous(memory_format=layout) if images.dim() == 4 else images
+    if not options.amp:
+        model, images = model.to(dtype), images.to(dtype)
+    with torch.autocast(device, dtype) if options.amp else nullcontext():
+        tuning = tune(model, images, directions=options.directions)
+    print(tuning)
+    return 0 if len(tuning.rows) == tuning.calls else 130
+
+
+def _stored() -> str:
+    """The file of stored choices as a table for each device."""
+    parts = [f"{tuned.PATH}" if tuned.PATH.exists() else f"{tuned.PATH}: not there, nothing was tuned"]
+    for device, known in tuned.read().items():
+        times = {
+            call: {f"{backend} {name}": t for backend, best in stored.items() for name, t in best["seconds"].items()}
+            for call, stored in known.items()
+        }
+        columns = list(dict.fromkeys(column for row in times.values() for column in row))
+        rows = [("fastest", *(f"{column}, µs" for column in columns), "call")]
+        for call, stored in known.items():
+            backend, best = min(stored.items(), key=lambda item: item[1]["seconds"][item[1]["candidate"]])
+            cells = (f"{1e6 * times[call][column]:.1f}" if column in times[call] else "–" for column in columns)
+            rows.append((words(f"{backend} {best['candidate']}", tuned.tile(best)), *cells, call))
+        parts.append(f"{device}: {len(known)} choices\n{aligned(rows)}")
+    return "\n\n".join(parts)

@@ -1,0 +1,79 @@
+// What the kernels of NCHW tensors share. Neighbouring lanes take V neighbouring pixels of a plane each, so
+// that a warp reads whole lines; the slices of a block share out the channels of those pixels and add their
+// sums.
+#pragma once
+
+#include "common/cuda/primitives.cuh"
+
+namespace bcos::cuda::planes {
+
+constexpr int kThreads = 256, kMostSlices = 8;
+
+template <typename P>
+struct Sliced {
+  P p;
+  int slices;  // of a block, a power of two
+};
+
+// The V neighbouring rows that a thread works on, all of one plane; rows past the last are worked on by
+// nobody.
+template <int V>
+struct Strip {
+  int slices, slice, lanes, lane;
+  int64_t row;    // the first
+  int64_t plane;  // counted over images and groups
+  int pixel;      // within the plane
+  bool inside;
+
+  __device__ Strip(int rows, int pixels, int of) : slices(of) {
+    lanes = kThreads / slices;
+    slice = threadIdx.x / lanes;
+    lane = threadIdx.x % lanes;
+    row = first_row() + lane * V;
+    inside = row < rows;
+    plane = row / pixels;
+    pixel = int(row % pixels);
+  }
+  __device__ int64_t first_row() const { return int64_t(blockIdx.x) * lanes * V; }
+
+  // Adds up what the slices have, alike in every run, in the first of them.
+  __device__ __forceinline__ void add_slices(float (&sums)[V]) const {
+#pragma unroll
+    for (int i = 0; i < V; ++i) shared_store((i * kThreads + int(threadIdx.x)) * 4, sums[i]);
+    barrier();
+    for (int other = lane + lanes; slice == 0 && other < kThreads; other += lanes)
+#pragma unroll
+      for (int i = 0; i < V; ++i) sums[i] += shared_load<float>((i * kThreads + other) * 4);
+  }
+};
+
+template <int V>
+constexpr size_t kShared = kThreads * V * 4;  // of add_slices
+
+// As many slices as there are channels, up to a limit.
+inline int slices_of(int channels) {
+  int slices = 1;
+  while (slices < kMostSlices && slices * 2 <= channels) slices *= 2;
+  return slices;
+}
+
+// Neighbouring pixels to a thread: 16 bytes, or 8, or one where planes are no multiple of that.
+inline int width_of(int plane, Dtype dtype) {
+  if (dtype != Dtype::Float32 && plane % 8 == 0) return 8;
+  return plane % 4 == 0 ? 4 : 1;
+}
+
+// f of that width as a type.
+template <typename T, typename F>
+cudaError_t by_width(int plane, Dtype dtype, F&& f) {
+  const int width = width_of(plane, dtype);
+  if constexpr (sizeof(T) == 2)
+    if (width == 8) return f(std::integral_constant<int, 8>{});
+  return width == 4 ? f(std::integral_constant<int, 4>{}) : f(std::integral_constant<int, 1>{});
+}
+
+inline dim3 strip_grid(int rows, int slices, int width) {
+  return dim3(ceil_div(rows, kThreads / slices * width));
+}
+
+}  // namespace bcos::cuda::planes

@@ -1,0 +1,337 @@
+// A block's share of a matrix product, C[BM, BN] = A[BM, k] B[k, BN]: a ring
+// of stages in shared memory that a loader fills, and warps that multiply what
+// has landed. T is the operands' type; fp32 is multiplied exactly, or as Tf32.
+#pragma once
+
+#include "common/cuda/primitives.cuh"
+
+namespace bcos::cuda {
+
+// What is summed over k for each row of A, of the fragments that the product reads anyway.
+enum class RowSum { None, Plain, Squares };
+
+// Which matrix is zero outside of blocks on its diagonal, one for each of the groups that share a tile: B; or
+// C, of which the rest is not wanted. Parts of 16 columns that hold nothing of a block are not multiplied.
+enum class Diagonal { None, B, C };
+
+// Where an operand's values lie within its part of a stage: rows of 16-byte chunks, permuted so that eight
+// rows of one chunk (fp32 not K_MAJOR: four rows of two), or eight chunks of one row, take all banks.
+// K_MAJOR: a row is an index of C and runs along k; else the reverse.
+template <typename T, int SIZE, bool K_MAJOR>
+struct Operand {
+  static constexpr int kDepth = 64 / int(sizeof(T));               // values of k in a stage
+  static constexpr int kChunks = K_MAJOR ? 4 : SIZE / kVector<T>;  // of a row
+  static constexpr int kBytes = SIZE * 64;
+
+  __device__ static __forceinline__ uint32_t at(int row, int chunk) {
+    const int permuted = chunk ^ (K_MAJOR ? row >> 1 & 3 : sizeof(T) == 2 ? row & 7 : (row & 3) * 2);
+    return uint32_t(row * kChunks + permuted) * 16;
+  }
+  // One value (16-bit types are read as matrices).
+  __device__ static __forceinline__ float value(uint32_t base, int index, int k) {
+    const int row = K_MAJOR ? index : k, column = K_MAJOR ? k : index;
+    return shared_load<float>(base + at(row, column / 4) + column % 4 * 4);
+  }
+  // Values k to k + 3 of an index, k a multiple of 4.
+  __device__ static __forceinline__ float4 four(uint32_t base, int index, int k) {
+    if constexpr (K_MAJOR)
+      return shared_load<float4>(base + at(index, k / 4));
+    else
+      return {value(base, index, k), value(base, index, k + 1), value(base, index, k + 2),
+              value(base, index, k + 3)};
+  }
+};
+
+template <typename T_, bool TF32, int BM_, int BN_, int WARPS_M, int WARPS_N, int STAGES_, bool A_K_MAJOR,
+          bool B_K_MAJOR, RowSum SUM, Diagonal DIAGONAL = Diagonal::None>
+struct Tile {
+  using T = T_;
+  static constexpr int BM = BM_, BN = BN_, STAGES = STAGES_, kThreads = WARPS_M * WARPS_N * 32;
+  using A = Operand<T, BM, A_K_MAJOR>;
+  using B = Operand<T, BN, B_K_MAJOR>;
+  static constexpr int BK = A::kDepth, kStage = A::kBytes + B::kBytes;
+  static constexpr int kRow = BN + 8;  // fp32 of a row of C in shared memory: other banks for the next row
+  static constexpr int kSums = STAGES * kStage > BM * kRow * 4 ? STAGES * kStage : BM * kRow * 4;
+  static constexpr int kShared = kSums + BM * 4;  // a ring, then C in its place; and a value for each row
+  static constexpr int MI = BM / WARPS_M / 16, NI = BN / WARPS_N / 8;
+  static constexpr int kCopies = BM * 4 / kThreads;  // 16-byte chunks of an operand to a thread
+  static constexpr bool kPacked = DIAGONAL != Diagonal::None;
+  // A pack's values for each row and group lie between C and the ring's end, in other banks for the next row.
+  static constexpr int kGroups = BM * kRow * 4, kGroupRow = 33;
+  // Sums of a pack, whose k are at most two stages: one for each 4-byte word of a row of A.
+  static constexpr bool kWordSums = DIAGONAL == Diagonal::B && SUM == RowSum::Squares;
+  static constexpr int kParts = kWordSums ? 8 : 1;
+  static_assert(BM == BN && MI == WARPS_N && NI % 2 == 0 && (sizeof(T) == 4 || !TF32));
+  static_assert(!kPacked || (kGroups + BM * kGroupRow * 4 <= kSums && MI == 1 && NI <= 16));
+
+  float c[MI][NI][4] = {};
+  float sums[kParts][2] = {};  // of rows g and g + 8 of the warp's own fragment, the warp_n-th
+  uint32_t diagonal = 0;       // a bit for each part of the warp's blocks; see mark_diagonal
+  int stages_of_pack = 1;      // stages that a pack's k take: 1 or 2
+
+  __device__ static int warp_m() { return threadIdx.x / 32 / WARPS_N; }
+  __device__ static int warp_n() { return threadIdx.x / 32 % WARPS_N; }
+  __device__ static int lane() { return threadIdx.x % 32; }
+  __device__ static int row_of(int i, int half) {
+    return warp_m() * MI * 16 + i * 16 + lane() / 4 + half * 8;
+  }
+  __device__ static int column_of(int j) { return warp_n() * NI * 8 + j * 8 + lane() % 4 * 2; }
+
+  // Finds which parts hold anything of a block: of half a stage of k x 16 columns (Diagonal::B), or of the
+  // warp's rows x 16 columns (Diagonal::C). A group has `width` columns, and `depth` k or rows.
+  __device__ __forceinline__ void mark_diagonal(int pack, int width, int depth) {
+    constexpr bool OF_B = DIAGONAL == Diagonal::B;
+    constexpr int PARTS = OF_B ? 4 : 1, SIZE = OF_B ? BK / 2 : MI * 16;
+    const int first = OF_B ? 0 : warp_m() * SIZE, column0 = warp_n() * NI * 8;
+    if (OF_B) stages_of_pack = pack * depth > BK ? 2 : 1;
+#pragma unroll
+    for (int pair = 0; pair < NI / 2; ++pair) {
+      const int low = (column0 + pair * 16) / width, high = (column0 + pair * 16 + 15) / width;
+#pragma unroll
+      for (int part = 0; part < PARTS; ++part) {
+        const int begin = low * depth, end = (high + 1) * depth, at = first + part * SIZE;
+        diagonal |= uint32_t(begin < at + SIZE && at < end) << (part * (NI / 2) + pair);
+      }
+    }
+  }
+
+  // Multiplies all steps. The loader's start(stage) begins to fetch the next step, of which finish(stage)
+  // leaves in shared memory what was fetched to registers; `with_sums` asks for SUM.
+  template <typename Loader>
+  __device__ __forceinline__ void multiply(Loader& loader, int steps, bool with_sums) {
+    for (int step = 1 - STAGES; step < steps; ++step) {  // the ring is filled first
+      wait_for_copies<STAGES - 2>();
+      barrier();
+      const bool more = step + STAGES - 1 < steps;
+      const uint32_t filled = stage_of<STAGES>(step + STAGES - 1) * kStage;
+      if (more) loader.start(filled);
+      commit_copies();
+      if (step >= 0) multiply_stage(step % STAGES * kStage, with_sums, step & (stages_of_pack - 1));
+      if (more) loader.finish(filled);
+    }
+    wait_for_copies<0>();
+    barrier();
+  }
+
+  // Whether columns 8 j and 8 (j + 1) hold anything of a block in this half of a stage.
+  __device__ static bool meets(uint32_t marks, int half, int j) {
+    const int part = DIAGONAL == Diagonal::B ? half : 0;
+    return !kPacked || (marks >> (part * (NI / 2) + j / 2) & 1) != 0;
+  }
+
+  // `of_pack`: which stage of a pack's k it is.
+  __device__ __forceinline__ void multiply_stage(uint32_t a_base, bool with_sums, int of_pack) {
+    const uint32_t b_base = a_base + A::kBytes, marks = diagonal >> (of_pack * NI);
+    if constexpr (sizeof(T) == 4 && !TF32) {
+      multiply_exactly(a_base, b_base, with_sums, of_pack, marks);
+    } else {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        uint32_t a[MI][4], b[NI][2];
+#pragma unroll
+        for (int i = 0; i < MI; ++i) load_a(a[i], a_base, i, half);
+#pragma unroll
+        for (int j = 0; j < NI && !kPacked; j += 2) load_b(b[j], b[j + 1], b_base, j, half);
+        if constexpr (SUM != RowSum::None) {
+#pragma unroll
+          for (int i = 0; i < MI; ++i)
+            if (with_sums && i == warp_n()) add_fragment(a[i], of_pack, half);
+        }
+        if constexpr (TF32) {
+#pragma unroll
+          for (int i = 0; i < MI; ++i)
+#pragma unroll
+            for (int r = 0; r < 4; ++r) a[i][r] = to_tf32(as_float(a[i][r]));
+        }
+#pragma unroll
+        for (int j = 0; j < NI; j += 2) {
+          if (!meets(marks, half, j)) continue;
+          if constexpr (kPacked) load_b(b[j], b[j + 1], b_base, j, half);
+          if constexpr (TF32) {
+#pragma unroll
+            for (int r = 0; r < 4; ++r) b[j + r / 2][r % 2] = to_tf32(as_float(b[j + r / 2][r % 2]));
+          }
+#pragma unroll
+          for (int i = 0; i < MI; ++i)
+#pragma unroll
+            for (int e = 0; e < 2; ++e)
+              multiply_add<std::conditional_t<TF32, Tf32, T>>(c[i][j + e], a[i], b[j + e][0], b[j + e][1]);
+        }
+      }
+    }
+  }
+
+  // Each thread takes the same entries of C as with tensor cores.
+  __device__ __forceinline__ void multiply_exactly(uint32_t a_base, uint32_t b_base, bool with_sums,
+                                                   int of_pack, uint32_t marks) {
+#pragma unroll 1
+    for (int k = 0; k < BK; k += 4) {
+      float4 a[MI][2];
+#pragma unroll
+      for (int i = 0; i < MI; ++i)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) a[i][h] = A::four(a_base, row_of(i, h), k);
+      if constexpr (SUM != RowSum::None) {
+#pragma unroll
+        for (int i = 0; i < MI; ++i)
+#pragma unroll
+          for (int h = 0; h < 2; ++h)
+            if (with_sums && i == warp_n()) add_four(a[i][h], h, of_pack, k);
+      }
+#pragma unroll
+      for (int j = 0; j < NI; ++j) {
+        if (!meets(marks, k / (BK / 2), j)) continue;
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const float4 b = B::four(b_base, column_of(j) + e, k);
+#pragma unroll
+          for (int i = 0; i < MI; ++i)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+              // four terms on their own: a quarter of the roundings at the size of the whole sum
+              float terms = a[i][h].x * b.x;
+              terms = fmaf(a[i][h].y, b.y, terms);
+              terms = fmaf(a[i][h].z, b.z, terms);
+              c[i][j][h * 2 + e] += fmaf(a[i][h].w, b.w, terms);
+            }
+        }
+      }
+    }
+  }
+
+  __device__ static float as_float(uint32_t word) { return __uint_as_float(word); }
+  __device__ static float term(float v) { return SUM == RowSum::Squares ? v * v : v; }
+
+  // Part (of_pack, half, r / 2) of the words is the lane's own: word 4 part + lane % 4.
+  __device__ __forceinline__ void add_fragment(const uint32_t (&a)[4], int of_pack, int half) {
+#pragma unroll
+    for (int stage = 0; stage < (kWordSums ? 2 : 1); ++stage) {
+      if (kWordSums && stage != of_pack) continue;
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        float& sum = sums[kWordSums ? stage * 4 + half * 2 + r / 2 : 0][r & 1];
+        if constexpr (TF32) {
+          sum += term(as_float(a[r]));
+        } else {
+          sum += term(to_float(low_half<T>(a[r])));
+          sum += term(to_float(low_half<T>(a[r] >> 16)));
+        }
+      }
+    }
+  }
+
+  // Values k to k + 3 of a row, which all lanes of the row have: of a pack, the lane k / 4 adds them.
+  __device__ __forceinline__ void add_four(float4 a, int h, int of_pack, int k) {
+    if constexpr (!kWordSums) {
+      sums[0][h] += term(a.x) + term(a.y) + (term(a.z) + term(a.w));
+    } else if (k / 4 == lane() % 4) {
+#pragma unroll
+      for (int stage = 0; stage < 2; ++stage) {
+        if (stage != of_pack) continue;
+        sums[stage * 4][h] += term(a.x);
+        sums[stage * 4 + 1][h] += term(a.y);
+        sums[stage * 4 + 2][h] += term(a.z);
+        sums[stage * 4 + 3][h] += term(a.w);
+      }
+    }
+  }
+
+  // Rows 16 i of the warp and half a stage of k, in the layout of multiply_add.
+  __device__ __forceinline__ void load_a(uint32_t (&a)[4], uint32_t base, int i, int half) {
+    const int row = warp_m() * MI * 16 + i * 16, l = lane();
+    if constexpr (A_K_MAJOR) {
+      load_matrices<false>(a, base + A::at(row + l % 16, half * 2 + l / 16));
+    } else if constexpr (!TF32) {
+      load_matrices<true>(a, base + A::at(half * 16 + l % 8 + l / 16 * 8, row / 8 + l / 8 % 2));
+    } else {
+#pragma unroll
+      for (int r = 0; r < 4; ++r)
+        a[r] = __float_as_uint(A::value(base, row + l / 4 + r % 2 * 8, half * 8 + l % 4 + r / 2 * 4));
+    }
+  }
+
+  // Columns 8 j and 8 (j + 1) of the warp.
+  __device__ __forceinline__ void load_b(uint32_t (&first)[2], uint32_t (&second)[2], uint32_t base, int j,
+                                         int half) {
+    const int column = warp_n() * NI * 8 + j * 8, l = lane();
+    uint32_t r[4];
+    if constexpr (B_K_MAJOR) {
+      load_matrices<false>(r, base + B::at(column + l % 8 + l / 16 * 8, half * 2 + l / 8 % 2));
+    } else if constexpr (!TF32) {
+      load_matrices<true>(r, base + B::at(half * 16 + l % 16, column / 8 + l / 16));
+    } else {
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        r[e] = __float_as_uint(B::value(base, column + l / 4 + e / 2 * 8, half * 8 + l % 4 + e % 2 * 4));
+    }
+    first[0] = r[0], first[1] = r[1], second[0] = r[2], second[1] = r[3];
+  }
+
+  // Leaves the sums of A's rows at kSums + 4 row; a barrier follows.
+  __device__ __forceinline__ void share_sums() {
+    constexpr bool spread = sizeof(T) == 2 || TF32;  // over the four lanes of a row
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float sum = spread ? lane_sum(sums[0][h], 4) : sums[0][h];
+      if (lane() % 4 == 0) shared_store(kSums + row_of(warp_n(), h) * 4, sum);
+    }
+    barrier();
+  }
+
+  // Leaves the sums over each word of A's rows where group_value finds them; a barrier follows.
+  __device__ __forceinline__ void share_word_sums() {
+    static_assert(kWordSums);
+#pragma unroll
+    for (int part = 0; part < kParts; ++part)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int word =
+            sizeof(T) == 2 || TF32 ? part * 4 + lane() % 4 : part / 4 * 16 + lane() % 4 * 4 + part % 4;
+        shared_store(group_at(row_of(warp_n(), h), word), sums[part][h]);
+      }
+    barrier();
+  }
+
+  // Leaves C at 0, kRow values to a row; a barrier follows.
+  __device__ __forceinline__ void share_product() {
+#pragma unroll
+    for (int i = 0; i < MI; ++i)
+#pragma unroll
+      for (int j = 0; j < NI; ++j)
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+          shared_store((row_of(i, h) * kRow + column_of(j)) * 4, float2{c[i][j][h * 2], c[i][j][h * 2 + 1]});
+    barrier();
+  }
+  __device__ static float product(int row, int column) {
+    return shared_load<float>((row * kRow + column) * 4);
+  }
+  // COUNT neighbouring values of a row, from a multiple of 4.
+  template <int COUNT>
+  __device__ static __forceinline__ void products(float (&out)[COUNT], int row, int column) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 4) {
+      const auto four = shared_load<float4>((row * kRow + column + i) * 4);
+      out[i] = four.x, out[i + 1] = four.y, out[i + 2] = four.z, out[i + 3] = four.w;
+    }
+  }
+  __device__ static float row_value(int row) { return shared_load<float>(kSums + row * 4); }
+  __device__ static uint32_t group_at(int row, int slot) { return kGroups + (row * kGroupRow + slot) * 4; }
+  __device__ static float group_value(int row, int slot) { return shared_load<float>(group_at(row, slot)); }
+};
+
+// 128 x 128 for half types, 64 x 64 for everything; of a pack each warp has all columns, so that all work
+// alike.
+template <typename T, bool TF32, bool LARGE, bool A_K_MAJOR, bool B_K_MAJOR, RowSum SUM, Diagonal DIAGONAL>
+using TileOf = std::conditional_t<
+    LARGE, Tile<T, TF32, 128, 128, 2, 4, 4, A_K_MAJOR, B_K_MAJOR, SUM>,
+    std::conditional_t<DIAGONAL == Diagonal::None, Tile<T, TF32, 64, 64, 2, 2, 4, A_K_MAJOR, B_K_MAJOR, SUM>,
+                       Tile<T, TF32, 64, 64, 4, 1, 4, A_K_MAJOR, B_K_MAJOR, SUM, DIAGONAL>>>;
+// Blocks to a multiprocessor, which leaves 128 registers
+// to a thread; and 168 where operands pass through them.
+template <typename Tile, bool COPIED>
+constexpr int kBlocks = Tile::BM == 128 ? 2
+                        : COPIED        ? 4
+                                        : 3;
+
+}  // namespace bcos::cuda

@@ -1,0 +1,140 @@
+#include "transform/cpu/conv2d.h"
+
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
+
+#include "common/cpu/row_gemm.h"
+#include "transform/cpu/depthwise.h"
+#include "transform/cpu/linear.h"
+#include "transform/cpu/patch_norm.h"
+#include "transform/cpu/range.h"
+#include "transform/cpu/steps.h"
+#include "transform/cpu/weight_norm.h"
+
+namespace bcos::transform::cpu {
+namespace {
+
+bool is_channels_last(const at::Tensor& t) {
+  return t.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+}
+
+// Memory order of a result: where both formats describe it, the one with the longer rows.
+bool walks_channels_last(const at::Tensor& t) {
+  return t.is_contiguous(at::MemoryFormat::ChannelsLast) &&
+         (!t.is_contiguous() || t.size(2) * t.size(3) == 1);
+}
+
+at::MemoryFormat format_of(bool channels_last) {
+  return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
+Tiling output_tiling(const Call& call, bool channels_last) {
+  return {channels_last, call.images, call.spec.groups, call.group_outputs(), call.out_plane()};
+}
+
+constexpr int64_t kPacksFrom = 2048;  // pixels: with fewer, packing the weight costs more than the tiles gain
+
+// A pointwise convolution of channels_last pixels is a linear layer of them.
+bool is_linear(const Call& call, const at::Tensor& x, const at::Tensor& weight, bool channels_last) {
+  return channels_last && call.window.pointwise() && call.spec.groups == 1 &&
+         RowGemm::serves(x, weight, call.spec.out_dtype);
+}
+
+at::Tensor products(const Call& call, const at::Tensor& x, const at::Tensor& weight) {
+  const auto& w = call.window;
+  return at::convolution(x, weight.to(call.dtype), std::nullopt, w.stride, w.padding, w.dilation, false,
+                         {0, 0}, call.spec.groups);
+}
+
+Outputs of_products(const Call& call, const Inputs& given) {
+  const auto format = format_of(is_channels_last(given.x) || is_channels_last(given.weight));
+  Inputs inputs = given;
+  inputs.weight = given.weight.contiguous(format);
+  if (depthwise_serves(call)) {
+    inputs.x = given.x.contiguous(at::MemoryFormat::ChannelsLast);
+    auto out = depthwise(call, inputs);
+    for (auto* t : {&out.y, &out.l})
+      if (t->defined()) *t = t->contiguous(format);
+    return out;
+  }
+  inputs.x = given.x.contiguous(format);
+  Outputs out;
+  if (call.images * call.out_plane() >= kPacksFrom &&
+      is_linear(call, inputs.x, inputs.weight, format == at::MemoryFormat::ChannelsLast)) {
+    const auto options = inputs.x.options().memory_format(format);
+    if (call.has_norm()) out.n = at::empty(call.n_shape(), options);
+    tiled_forward(call, inputs, at::empty(call.z_shape(), options), output_tiling(call, true), out);
+    return out;
+  }
+  auto z = products(call, inputs.x, inputs.weight);
+  const bool channels_last = walks_channels_last(z);
+  if (!channels_last) z = z.contiguous();
+  if (call.has_norm()) out.n = patch_norm(call, given.x.contiguous(format_of(channels_last)), channels_last);
+  finish_forward(call, inputs, z, output_tiling(call, channels_last), out);
+  if (!call.saves_n()) out.n = at::Tensor();
+  return out;
+}
+
+}  // namespace
+
+Outputs conv2d(const Call& call, const Inputs& inputs) {
+  auto out = of_products(call, inputs);
+  if (out.finite || !call.spec.unit) return out;
+  return of_products(without_unit(call), {inputs.x, unit_weight(inputs.weight), inputs.bias, inputs.b});
+}
+
+Gradients conv2d_backward(const Call& call, const Saved& given, const Needs& needs) {
+  if (given.x.numel() == 0) return Gradients::zeros(given, needs);
+  Saved saved = given;
+  const bool by_depthwise = !needs.b && depthwise_serves(call);
+  const bool channels_last =
+      by_depthwise || is_channels_last(given.x) || is_channels_last(given.weight) || call.out_plane() == 1;
+  const auto format = format_of(channels_last);
+  for (auto* t : {&saved.grad, &saved.y, &saved.n, &saved.l, &saved.winner, &saved.x})
+    if (t->defined()) *t = t->contiguous(format);
+  saved.weight = given.weight.contiguous(given.weight.suggest_memory_format());
+
+  const auto as_given = [&](Gradients out) {
+    if (out.x) out.x = out.x->contiguous(given.x.suggest_memory_format());
+    return out;
+  };
+  bool small_norm = false;
+  if (by_depthwise) {
+    auto out = depthwise_backward(call, saved, needs, small_norm);
+    if (!small_norm || !loses_l(call, saved.x)) return as_given(std::move(out));
+  }
+  if (call.has_norm() && !saved.n.defined()) saved.n = patch_norm(call, saved.x, channels_last);
+  if (call.power == Power::Two && (small_norm || holds_small_norm(call, saved.n)) && loses_l(call, saved.x)) {
+    const auto weight = call.spec.unit ? unit_weight(saved.weight) : saved.weight;
+    saved.l = recover_l(call, saved, products(call, saved.x, weight)).contiguous(format);
+    saved.y = at::Tensor();
+    return as_given(conv2d_backward(with_l(call), saved, needs));
+  }
+  Gradients out;
+  const bool tiled = needs.x && is_linear(call, saved.x, saved.weight, channels_last);
+  const auto tiling = output_tiling(call, channels_last);
+  const auto pass = tiled ? tiled_backward(call, saved, format, tiling, needs, out)
+                          : start_backward(call, saved, format, tiling, needs, out);
+  if (needs.bias) out.bias = out.bias->to(saved.weight.scalar_type());
+  const bool vendor_x = needs.x && !tiled;
+  if (!vendor_x && !needs.weight) return as_given(std::move(out));
+
+  const auto& w = call.window;
+  auto [dx, dw, unused] = at::convolution_backward(pass.u, saved.x, saved.weight.to(call.dtype), std::nullopt,
+                                                   w.stride, w.padding, w.dilation, false, {0, 0},
+                                                   call.spec.groups, {vendor_x, needs.weight, false});
+  if (vendor_x) {
+    dx = dx.contiguous(format);
+    if (call.norm_gradient()) {
+      const Tiling inputs{channels_last, call.images, call.spec.groups, call.group_channels(),
+                          call.in_plane()};
+      add_norm_gradient(saved.x, spread(call, pass.t, channels_last), inputs, dx);
+    }
+    out.x = dx;
+  }
+  if (needs.weight) out.weight = finish_weight_gradient(call, saved.weight, dw);
+  return as_given(std::move(out));
+}
+
+}  // namespace bcos::transform::cpu

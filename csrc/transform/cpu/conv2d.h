@@ -1,0 +1,14 @@
+// B-cos convolution on the CPU: the vendor's convolution and one fused pass beside it.
+#pragma once
+
+#include "transform/tensors.h"
+
+namespace bcos::transform::cpu {
+
+// x [N, C, H, W], weight [O*M, C/G, kh, kw], bias [O*M] -> y [N, O, OH, OW], n [N, G, OH, OW], l and winner
+// as y
+Outputs conv2d(const Call& call, const Inputs& inputs);
+
+Gradients conv2d_backward(const Call& call, const Saved& saved, const Needs& needs);
+
+}  // namespace bcos::transform::cpu

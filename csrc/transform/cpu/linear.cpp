@@ -1,0 +1,110 @@
+#include "transform/cpu/linear.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
+
+#include "common/cpu/row_gemm.h"
+#include "common/cpu/types.h"
+#include "transform/cpu/patch_norm.h"
+#include "transform/cpu/range.h"
+#include "transform/cpu/scale.h"
+#include "transform/cpu/steps.h"
+#include "transform/cpu/weight_norm.h"
+
+namespace bcos::transform::cpu {
+namespace {
+
+constexpr int64_t kPacksFrom = 1024;  // rows: with fewer, packing the weight costs more than the tiles gain
+
+Tiling output_tiling(const Call& call) {
+  return {true, 1, 1, call.outputs(), call.images};
+}
+
+Outputs of_products(const Call& call, const Inputs& given) {
+  const Inputs inputs{given.x.contiguous(), given.weight.contiguous(), given.bias, given.b};
+  const auto& [x, weight, bias, b] = inputs;
+  Outputs out;
+  if (call.has_norm()) out.n = at::empty(call.n_shape(), x.options().dtype(accumulate_type(call.dtype)));
+  if (call.images >= kPacksFrom && RowGemm::serves(x, weight, call.spec.out_dtype)) {
+    tiled_forward(call, inputs, at::empty(call.z_shape(), x.options()), output_tiling(call), out);
+    return out;
+  }
+  if (call.has_norm()) {
+    square_sums(x, {true, 1, 1, call.channels, call.images}, out.n);
+    finish_norm(call, out.n);
+  }
+  finish_forward(call, inputs, at::linear(x, weight.to(call.dtype)), output_tiling(call), out);
+  return out;
+}
+
+}  // namespace
+
+Outputs linear(const Call& call, const Inputs& inputs) {
+  auto out = of_products(call, inputs);
+  if (out.finite || !call.spec.unit) return out;
+  return of_products(without_unit(call), {inputs.x, unit_weight(inputs.weight), inputs.bias, inputs.b});
+}
+
+void tiled_forward(const Call& call, const Inputs& inputs, const at::Tensor& z, const Tiling& outputs,
+                   Outputs& out) {
+  const RowGemm gemm(inputs.weight, true);
+  const float* x = inputs.x.const_data_ptr<float>();
+  float *product = z.mutable_data_ptr<float>(), *n = mutable_pointer<float>(out.n);
+  const auto k = call.constants<float>();
+  finish_forward(call, inputs, z, outputs, out, [&](int64_t begin, int64_t end) {
+    if (n) row_norms(x, n, call.channels, k, begin, end);
+    gemm.forward(x, product, begin, end);
+  });
+}
+
+BackwardPass tiled_backward(const Call& call, const Saved& saved, at::MemoryFormat format,
+                            const Tiling& outputs, const Needs& needs, Gradients& gradients) {
+  auto dx = at::empty_like(saved.x);
+  const RowGemm gemm(saved.weight, false);
+  const AddScaled<float> add{saved.x.const_data_ptr<float>(),
+                             nullptr,
+                             dx.mutable_data_ptr<float>(),
+                             {true, 1, 1, call.channels, outputs.units()}};
+  const auto pass = start_backward(call, saved, format, outputs, needs, gradients,
+                                   [&](const BackwardPass& tile, int64_t begin, int64_t end) {
+                                     gemm.dgrad(tile.u.const_data_ptr<float>(), add.dx, begin, end);
+                                     if (!call.norm_gradient()) return;
+                                     auto mine = add;
+                                     mine.r = tile.t.const_data_ptr<float>();
+                                     run(mine, begin, end);
+                                   });
+  gradients.x = dx;
+  return pass;
+}
+
+Gradients linear_backward(const Call& call, const Saved& given, const Needs& needs) {
+  if (given.x.numel() == 0) return Gradients::zeros(given, needs);
+  Saved saved = given;
+  for (auto* t : {&saved.grad, &saved.x, &saved.weight, &saved.y, &saved.n, &saved.l, &saved.winner})
+    if (t->defined()) *t = t->contiguous();
+  if (call.power == Power::Two && holds_small_norm(call, saved.n) && loses_l(call, saved.x)) {
+    const auto weight = call.spec.unit ? unit_weight(saved.weight) : saved.weight;
+    saved.l = recover_l(call, saved, at::linear(saved.x, weight.to(call.dtype)));
+    saved.y = at::Tensor();
+    return linear_backward(with_l(call), saved, needs);
+  }
+
+  Gradients out;
+  const bool tiled = needs.x && RowGemm::serves(saved.x, saved.weight, call.spec.out_dtype);
+  constexpr auto format = at::MemoryFormat::Contiguous;
+  const auto pass = tiled ? tiled_backward(call, saved, format, output_tiling(call), needs, out)
+                          : start_backward(call, saved, format, output_tiling(call), needs, out);
+  if (needs.bias) out.bias = out.bias->to(saved.weight.scalar_type());
+  if (needs.x && !tiled) {
+    auto dx = at::mm(pass.u, saved.weight.to(call.dtype));
+    if (call.norm_gradient())
+      add_norm_gradient(saved.x, pass.t, {true, 1, 1, call.channels, call.images}, dx);
+    out.x = dx;
+  }
+  if (needs.weight) out.weight = finish_weight_gradient(call, saved.weight, at::mm(pass.u.t(), saved.x));
+  return out;
+}
+
+}  // namespace bcos::transform::cpu

@@ -1,0 +1,21 @@
+// B-cos linear layer on the CPU.
+#pragma once
+
+#include "transform/cpu/steps.h"
+
+namespace bcos::transform::cpu {
+
+// x [P, K], weight [O*M, K], bias [O*M] -> y [P, O], n [P, 1], l and winner as y
+Outputs linear(const Call& call, const Inputs& inputs);
+
+Gradients linear_backward(const Call& call, const Saved& saved, const Needs& needs);
+
+// The steps of a forward and a backward on rows of pixels, tile by tile. They take fp32 where RowGemm serves.
+// The forward writes z, which is as finish_forward takes it, and out.n; the backward is start_backward with
+// dx beside it.
+void tiled_forward(const Call& call, const Inputs& inputs, const at::Tensor& z, const Tiling& outputs,
+                   Outputs& out);
+BackwardPass tiled_backward(const Call& call, const Saved& saved, at::MemoryFormat format,
+                            const Tiling& outputs, const Needs& needs, Gradients& gradients);
+
+}  // namespace bcos::transform::cpu

@@ -1,0 +1,267 @@
+#include "transform/cpu/patch_norm.h"
+
+#include <ATen/ops/empty.h>
+
+#include <memory>
+
+#include "common/cpu/sums.h"
+
+namespace bcos::transform::cpu {
+namespace {
+
+// sums[i] += the squares of `channels` rows that lie `stride` apart
+template <typename T>
+BCOS_INLINE void add_squares(const T* x, Accumulate<T>* sums, int64_t channels, int64_t stride,
+                             int64_t size) {
+  using A = Accumulate<T>;
+  constexpr int64_t kRows = 8;  // that are summed in registers
+  int64_t c = 0;
+  for (; c + kRows <= channels; c += kRows) {
+    const T* row = x + c * stride;
+#pragma omp simd
+    for (int64_t i = 0; i < size; i++) {
+      const auto pair = [&](int64_t r) {
+        const A v = A(row[r * stride + i]), w = A(row[(r + 1) * stride + i]);
+        return v * v + w * w;
+      };
+      sums[i] += (pair(0) + pair(2)) + (pair(4) + pair(6));
+    }
+  }
+  for (; c < channels; c++) {
+    const T* row = x + c * stride;
+#pragma omp simd
+    for (int64_t i = 0; i < size; i++) sums[i] += A(row[i]) * A(row[i]);
+  }
+}
+
+template <typename T>
+BCOS_INLINE Accumulate<T> row_squares(const T* row, int64_t size) {
+  if (size >= 16) return dot(row, row, size);
+  Accumulate<T> sum = 0;  // too short for a vector: the reduction would cost more than the sum
+  for (int64_t i = 0; i < size; i++) sum += Accumulate<T>(row[i]) * Accumulate<T>(row[i]);
+  return sum;
+}
+
+// Unit by unit as Tiling has them
+template <typename T>
+BCOS_INLINE void sum_squares(const T* x, Accumulate<T>* q, const Tiling& t, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  if (t.channels_last && t.per_group == 1) {
+#pragma omp simd
+    for (int64_t i = begin * t.groups; i < end * t.groups; i++) q[i] = A(x[i]) * A(x[i]);
+    return;
+  }
+  if (t.channels_last) {
+    for (int64_t i = begin * t.groups; i < end * t.groups; i++)
+      q[i] = row_squares(x + i * t.per_group, t.per_group);
+    return;
+  }
+  for (int64_t unit = begin; unit < end; unit++) {
+    const Block b(t, unit);
+    A* out = q + b.group * t.pixels + b.begin;
+    A part[Tiling::kBlock];
+    for (int64_t c = 0; c < t.per_group; c += kSumChannels) {
+      A* sums = c == 0 ? out : part;
+      std::fill_n(sums, b.size, A(0));
+      add_squares(x + (b.group * t.per_group + c) * t.pixels + b.begin, sums,
+                  std::min(kSumChannels, t.per_group - c), t.pixels, b.size);
+      if (c > 0) add_row(out, part, b.size);
+    }
+  }
+}
+
+// Outputs [first, last) whose tap at `offset` falls inside the input: 0 <= index * stride + offset < in.
+struct Inside {
+  int64_t first, last;
+  Inside(int64_t offset, int64_t stride, int64_t in, int64_t out) {
+    first = offset >= 0 ? 0 : (-offset + stride - 1) / stride;
+    last = offset >= in ? 0 : std::min(out, (in - offset + stride - 1) / stride);
+  }
+};
+
+// out[ow] += in[ow * stride + offset] where inside; each position holds `inner` values.
+template <typename A>
+BCOS_INLINE void gather_tap(A* out, const A* in, int64_t offset, int64_t stride, const Window& w,
+                            int64_t inner) {
+  const Inside r(offset, stride, w.in_w, w.out_w);
+  if (stride == 1) {
+    if (r.first < r.last)
+      add_row(out + r.first * inner, in + (r.first + offset) * inner, (r.last - r.first) * inner);
+  } else if (inner == 1) {
+    for (int64_t i = r.first; i < r.last; i++) out[i] += in[i * stride + offset];
+  } else {
+    for (int64_t i = r.first; i < r.last; i++)
+      add_row(out + i * inner, in + (i * stride + offset) * inner, inner);
+  }
+}
+
+// out[ow * stride + offset] += in[ow] where inside
+template <typename A>
+BCOS_INLINE void scatter_tap(A* out, const A* in, int64_t offset, int64_t stride, const Window& w,
+                             int64_t inner) {
+  const Inside r(offset, stride, w.in_w, w.out_w);
+  if (stride == 1) {
+    if (r.first < r.last)
+      add_row(out + (r.first + offset) * inner, in + r.first * inner, (r.last - r.first) * inner);
+  } else if (inner == 1) {
+    for (int64_t i = r.first; i < r.last; i++) out[i * stride + offset] += in[i];
+  } else {
+    for (int64_t i = r.first; i < r.last; i++)
+      add_row(out + (i * stride + offset) * inner, in + i * inner, inner);
+  }
+}
+
+// Output rows [begin, end) of planes [in_h, in_w, inner]: rows are summed first, columns of the sum after.
+template <typename A>
+BCOS_INLINE void window_rows(const A* q, A* out, const Window& w, int64_t inner, const Constants<A>& k,
+                             int64_t begin, int64_t end) {
+  const int64_t in_row = w.in_w * inner, out_row = w.out_w * inner;
+  const auto column = std::make_unique<A[]>(in_row);
+  for (int64_t row = begin; row < end; row++) {
+    const int64_t plane = row / w.out_h, oh = row % w.out_h;
+    A* dst = out + row * out_row;
+    std::fill_n(column.get(), in_row, A(0));
+    std::fill_n(dst, out_row, A(0));
+    for (int64_t i = 0; i < w.kh; i++) {
+      const int64_t h = oh * w.stride[0] - w.padding[0] + i * w.dilation[0];
+      if (h >= 0 && h < w.in_h) add_row(column.get(), q + (plane * w.in_h + h) * in_row, in_row);
+    }
+    for (int64_t j = 0; j < w.kw; j++)
+      gather_tap(dst, column.get(), j * w.dilation[1] - w.padding[1], w.stride[1], w, inner);
+#pragma omp simd
+    for (int64_t i = 0; i < out_row; i++) dst[i] = root_norm(dst[i], k);
+  }
+}
+
+// Input rows [begin, end): the transpose of window_rows.
+template <typename A>
+BCOS_INLINE void spread_rows(const A* t, A* out, const Window& w, int64_t inner, int64_t begin, int64_t end) {
+  const int64_t in_row = w.in_w * inner, out_row = w.out_w * inner;
+  const auto column = std::make_unique<A[]>(out_row);
+  for (int64_t row = begin; row < end; row++) {
+    const int64_t plane = row / w.in_h, h = row % w.in_h;
+    A* dst = out + row * in_row;
+    std::fill_n(column.get(), out_row, A(0));
+    std::fill_n(dst, in_row, A(0));
+    for (int64_t i = 0; i < w.kh; i++) {
+      const int64_t reach = h + w.padding[0] - i * w.dilation[0], oh = reach / w.stride[0];
+      if (reach >= 0 && reach % w.stride[0] == 0 && oh < w.out_h)
+        add_row(column.get(), t + (plane * w.out_h + oh) * out_row, out_row);
+    }
+    for (int64_t j = 0; j < w.kw; j++)
+      scatter_tap(dst, column.get(), j * w.dilation[1] - w.padding[1], w.stride[1], w, inner);
+  }
+}
+
+template <typename A>
+BCOS_INLINE void roots(A* q, const Constants<A>& k, int64_t begin, int64_t end) {
+#pragma omp simd
+  for (int64_t i = begin; i < end; i++) q[i] = root_norm(q[i], k);
+}
+
+// Compiled for each CPU that has a clone: the loader picks one of them by the name of a function, so that
+// they cannot be templates.
+BCOS_CLONES void run_squares(const float* x, float* q, const Tiling& t, int64_t begin, int64_t end) {
+  sum_squares(x, q, t, begin, end);
+}
+BCOS_CLONES void run_squares(const double* x, double* q, const Tiling& t, int64_t begin, int64_t end) {
+  sum_squares(x, q, t, begin, end);
+}
+BCOS_CLONES void run_squares(const c10::BFloat16* x, float* q, const Tiling& t, int64_t begin, int64_t end) {
+  sum_squares(x, q, t, begin, end);
+}
+BCOS_CLONES void run_window(const float* q, float* out, const Window& w, int64_t inner,
+                            const Constants<float>& k, int64_t begin, int64_t end) {
+  window_rows(q, out, w, inner, k, begin, end);
+}
+BCOS_CLONES void run_window(const double* q, double* out, const Window& w, int64_t inner,
+                            const Constants<double>& k, int64_t begin, int64_t end) {
+  window_rows(q, out, w, inner, k, begin, end);
+}
+BCOS_CLONES void run_spread(const float* t, float* out, const Window& w, int64_t inner, int64_t begin,
+                            int64_t end) {
+  spread_rows(t, out, w, inner, begin, end);
+}
+BCOS_CLONES void run_spread(const double* t, double* out, const Window& w, int64_t inner, int64_t begin,
+                            int64_t end) {
+  spread_rows(t, out, w, inner, begin, end);
+}
+BCOS_CLONES void run_roots(float* q, const Constants<float>& k, int64_t begin, int64_t end) {
+  roots(q, k, begin, end);
+}
+BCOS_CLONES void run_roots(double* q, const Constants<double>& k, int64_t begin, int64_t end) {
+  roots(q, k, begin, end);
+}
+
+at::Tensor empty_planes(const at::Tensor& like, std::array<int64_t, 4> shape, bool channels_last) {
+  const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  return at::empty(shape, like.options().dtype(accumulate_type(like.scalar_type())).memory_format(format));
+}
+
+}  // namespace
+
+void square_sums(const at::Tensor& x, const Tiling& tiling, at::Tensor& q) {
+  with_type(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const T* in = x.const_data_ptr<T>();
+    auto* out = q.mutable_data_ptr<Accumulate<T>>();
+    parallel(tiling.units(), tiling.unit_size(),
+             [&](int64_t begin, int64_t end) { run_squares(in, out, tiling, begin, end); });
+  });
+}
+
+void row_norms(const float* x, float* n, int64_t size, const Constants<float>& k, int64_t begin,
+               int64_t end) {
+  run_squares(x, n, {true, 1, 1, size, end}, begin, end);
+  run_roots(n, k, begin, end);
+}
+
+void finish_norm(const Call& call, at::Tensor& q) {
+  with_type(q.scalar_type(), [&](auto zero) {
+    using A = Accumulate<decltype(zero)>;
+    A* p = q.mutable_data_ptr<A>();
+    const auto k = call.constants<A>();
+    parallel(q.numel(), 1, [&](int64_t begin, int64_t end) { run_roots(p, k, begin, end); });
+  });
+}
+
+at::Tensor patch_norm(const Call& call, const at::Tensor& x, bool channels_last) {
+  const auto& w = call.window;
+  const int64_t groups = call.spec.groups, batch = call.images;
+  const Tiling tiling{channels_last, batch, groups, call.group_channels(), call.in_plane()};
+  auto q = empty_planes(x, {batch, groups, w.in_h, w.in_w}, channels_last);
+  square_sums(x, tiling, q);
+  if (w.pointwise()) {
+    finish_norm(call, q);
+    return q;
+  }
+  auto n = empty_planes(x, {batch, groups, w.out_h, w.out_w}, channels_last);
+  with_type(q.scalar_type(), [&](auto zero) {
+    using A = Accumulate<decltype(zero)>;
+    const A* in = q.const_data_ptr<A>();
+    A* out = n.mutable_data_ptr<A>();
+    const auto k = call.constants<A>();
+    const int64_t inner = channels_last ? groups : 1, planes = channels_last ? batch : batch * groups;
+    parallel(planes * w.out_h, (w.kh * w.in_w + w.kw * w.out_w) * inner,
+             [&](int64_t begin, int64_t end) { run_window(in, out, w, inner, k, begin, end); });
+  });
+  return n;
+}
+
+at::Tensor spread(const Call& call, const at::Tensor& t, bool channels_last) {
+  const auto& w = call.window;
+  if (w.pointwise()) return t;
+  const int64_t groups = call.spec.groups, batch = call.images;
+  auto r = empty_planes(t, {batch, groups, w.in_h, w.in_w}, channels_last);
+  with_type(t.scalar_type(), [&](auto zero) {
+    using A = Accumulate<decltype(zero)>;
+    const A* in = t.const_data_ptr<A>();
+    A* out = r.mutable_data_ptr<A>();
+    const int64_t inner = channels_last ? groups : 1, planes = channels_last ? batch : batch * groups;
+    parallel(planes * w.in_h, (w.kh * w.out_w + w.kw * w.in_w) * inner,
+             [&](int64_t begin, int64_t end) { run_spread(in, out, w, inner, begin, end); });
+  });
+  return r;
+}
+
+}  // namespace bcos::transform::cpu

@@ -1,0 +1,28 @@
+// The norm of every input patch, and its transpose that spreads per-patch values back over the patch's
+// pixels.
+#pragma once
+
+#include "common/cpu/tiling.h"
+#include "transform/spec.h"
+
+namespace bcos::transform::cpu {
+
+using namespace bcos::cpu;
+
+// x [N, C, H, W] contiguous or channels_last -> n [N, G, OH, OW] of the same memory format, fp32 (fp64 for
+// double)
+at::Tensor patch_norm(const Call& call, const at::Tensor& x, bool channels_last);
+
+// t [N, G, OH, OW] -> r [N, G, H, W]: the sum of t over the patches that hold each pixel
+at::Tensor spread(const Call& call, const at::Tensor& t, bool channels_last);
+
+// Sum of squares of each group of each pixel, into q; Tiling of x.
+void square_sums(const at::Tensor& x, const Tiling& tiling, at::Tensor& q);
+
+// The same and the root after it for rows [begin, end) of x [rows, size], on the calling thread.
+void row_norms(const float* x, float* n, int64_t size, const Constants<float>& k, int64_t begin, int64_t end);
+
+// n in place of the sums of squares q
+void finish_norm(const Call& call, at::Tensor& q);
+
+}  // namespace bcos::transform::cpu

@@ -1,0 +1,89 @@
+#include "transform/cpu/range.h"
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/abs.h>
+#include <ATen/ops/gather.h>
+#include <ATen/ops/lt.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/sign.h>
+#include <ATen/ops/sqrt.h>
+#include <ATen/ops/where.h>
+
+#include <limits>
+
+#include "common/cpu/types.h"
+
+namespace bcos::transform::cpu {
+
+using namespace bcos::cpu;
+
+namespace {
+
+template <typename A>
+bool any_equal(const A* values, int64_t size, A wanted) {
+  int64_t count = 0;
+#pragma omp simd reduction(+ : count)
+  for (int64_t i = 0; i < size; i++) count += values[i] == wanted;
+  return count > 0;
+}
+
+// Whether a value other than 0 is smaller than limit.
+template <typename T, typename A>
+bool any_below(const T* values, int64_t size, A limit) {
+  int64_t count = 0;
+#pragma omp simd reduction(+ : count)
+  for (int64_t i = 0; i < size; i++) {
+    const A v = magnitude(A(values[i]));
+    count += v < limit && v != 0;
+  }
+  return count > 0;
+}
+
+}  // namespace
+
+bool holds_small_norm(const Call& call, const at::Tensor& n) {
+  bool found = false;
+  with_type(n.scalar_type(), [&](auto zero) {
+    using A = Accumulate<decltype(zero)>;
+    found = any_equal(n.const_data_ptr<A>(), n.numel(), root_norm(A(0), call.constants<A>()));
+  });
+  return found;
+}
+
+bool loses_l(const Call& call, const at::Tensor& x) {
+  bool found = false;
+  with_type(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = Accumulate<T>;
+    const A least_y = std::numeric_limits<A>::min(), least_n = root_norm(A(0), call.constants<A>());
+    found = any_below(x.const_data_ptr<T>(), x.numel(), A(1e6) * std::sqrt(least_y) * std::sqrt(least_n));
+  });
+  return found;
+}
+
+at::Tensor recover_l(const Call& call, const Saved& saved, const at::Tensor& z) {
+  auto y = saved.y.to(saved.n.scalar_type()), l = z, n = saved.n;
+  if (call.spec.max_out > 1)
+    l = z.unflatten(1, {y.size(1), call.spec.max_out})
+            .gather(2, saved.winner.to(at::kLong).unsqueeze(2))
+            .squeeze(2);
+  if (n.size(1) > 1 && n.size(1) < y.size(1)) n = n.repeat_interleave(y.size(1) / n.size(1), 1);
+  const double least = y.scalar_type() == at::kDouble ? std::numeric_limits<double>::min()
+                                                      : double(std::numeric_limits<float>::min());
+  const auto magnitudes = y.abs();
+  const auto recovered = at::mul(y.sign(), at::mul(magnitudes, n).sqrt());
+  return at::where(at::lt(magnitudes, least), l.to(y.scalar_type()), recovered).to(saved.y.scalar_type());
+}
+
+Call with_l(Call call) {
+  call.power = Power::General;
+  call.cos_eps = 0;
+  return call;
+}
+
+Call without_unit(Call call) {
+  call.spec.unit = false;
+  return call;
+}
+
+}  // namespace bcos::transform::cpu

@@ -1,0 +1,23 @@
+// Calls whose numbers leave the range of their type on the way, although inputs and gradients stay within it.
+#pragma once
+
+#include "transform/tensors.h"
+
+namespace bcos::transform::cpu {
+
+// At b = 2, y = l |l| / n stands for l in the backward. Where y underflows while the slope |l| / n does not,
+// l is lost. Unless its cosine is below 1e-6, such a patch is too small to be seen beside the epsilon of its
+// norm: n is that of a zero patch, and x holds small values. A backward asks for both, in this order.
+bool holds_small_norm(const Call& call, const at::Tensor& n);
+bool loses_l(const Call& call, const at::Tensor& x);
+
+// l at b = 2: recovered from y, or the winner of z = x * w/|w| where y has underflowed.
+at::Tensor recover_l(const Call& call, const Saved& saved, const at::Tensor& z);
+
+// The same call of b = 2 by the general formula, which takes l and ignores y.
+Call with_l(Call call);
+
+// The same call for filters that are divided by their norm already.
+Call without_unit(Call call);
+
+}  // namespace bcos::transform::cpu

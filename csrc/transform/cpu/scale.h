@@ -1,0 +1,90 @@
+// From linear outputs to scaled ones, and back: one pass each, in place where the types allow it.
+#pragma once
+
+#include "common/cpu/tiling.h"
+#include "common/cpu/types.h"
+#include "transform/formula.h"
+
+namespace bcos::transform::cpu {
+
+using namespace bcos::cpu;
+using c10::BFloat16;
+
+// l = max over max_out filters of (alpha z + bias), y = s(l, n) l. The filters of an output lie side by side.
+template <typename T, typename U>
+struct ScaleForward {
+  using A = Accumulate<T>;
+  const T* z;       // [batch, outputs * max_out, pixels]
+  U* y;             // [batch, outputs, pixels], may be z
+  U* l;             // as y; written when power is General
+  uint8_t* winner;  // as y; written when max_out > 1
+  const A* n;       // [batch, groups, pixels]
+  const A* alpha;   // [outputs * max_out]
+  const A* bias;    // [outputs * max_out]
+  Tiling tiling;
+  int64_t max_out;
+  Power power;
+  Constants<A> k;
+};
+
+// u = grad * dy/dl * alpha at the winners, 0 elsewhere; t = sum over a group's outputs of grad * dy/dn *
+// dn/dx / x.
+template <typename T, typename U>
+struct ScaleBackward {
+  using A = Accumulate<T>;
+  const U *grad, *y, *l;
+  const uint8_t* winner;
+  const A *n, *alpha;
+  T* u;      // [batch, outputs * max_out, pixels]
+  A* t;      // as n; null for b = 1
+  A* dbias;  // [outputs * max_out], added to; null where not needed
+  Tiling tiling;
+  int64_t max_out;
+  Power power;
+  Constants<A> k;
+};
+
+// dx += x * r with one r for each pixel and group
+template <typename T>
+struct AddScaled {
+  using A = Accumulate<T>;
+  const T* x;
+  const A* r;
+  T* dx;
+  Tiling tiling;
+};
+
+// Units [begin, end) of a pass; the caller runs them in parallel. The forward returns whether every product z
+// was finite.
+bool run(const ScaleForward<float, float>& pass, int64_t begin, int64_t end);
+bool run(const ScaleForward<double, double>& pass, int64_t begin, int64_t end);
+bool run(const ScaleForward<BFloat16, BFloat16>& pass, int64_t begin, int64_t end);
+bool run(const ScaleForward<BFloat16, float>& pass, int64_t begin, int64_t end);
+
+void run(const ScaleBackward<float, float>& pass, int64_t begin, int64_t end);
+void run(const ScaleBackward<double, double>& pass, int64_t begin, int64_t end);
+void run(const ScaleBackward<BFloat16, BFloat16>& pass, int64_t begin, int64_t end);
+void run(const ScaleBackward<BFloat16, float>& pass, int64_t begin, int64_t end);
+
+void run(const AddScaled<float>& pass, int64_t begin, int64_t end);
+void run(const AddScaled<double>& pass, int64_t begin, int64_t end);
+void run(const AddScaled<BFloat16>& pass, int64_t begin, int64_t end);
+
+// The sum of grad * dy/db over the units.
+double b_gradient(const ScaleBackward<float, float>& pass, int64_t begin, int64_t end);
+double b_gradient(const ScaleBackward<double, double>& pass, int64_t begin, int64_t end);
+double b_gradient(const ScaleBackward<BFloat16, BFloat16>& pass, int64_t begin, int64_t end);
+double b_gradient(const ScaleBackward<BFloat16, float>& pass, int64_t begin, int64_t end);
+
+// The two parts of run(ScaleBackward<float, float>), which are compiled apart: b = 1 and 2, and every other
+// b.
+void run_integral(const ScaleBackward<float, float>& pass, int64_t begin, int64_t end);
+void run_general(const ScaleBackward<float, float>& pass, int64_t begin, int64_t end);
+
+template <typename Pass>
+void run_all(const Pass& pass) {
+  parallel(pass.tiling.units(), pass.tiling.unit_size(),
+           [&](int64_t begin, int64_t end) { run(pass, begin, end); });
+}
+
+}  // namespace bcos::transform::cpu

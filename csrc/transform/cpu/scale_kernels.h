@@ -1,0 +1,249 @@
+// The passes of scale.h for any element types. Each scale_*.cpp compiles them for its own types: compiled in
+// one file they would decide how long the whole build takes.
+#pragma once
+
+#include <type_traits>
+
+#include "common/cpu/sums.h"
+#include "transform/cpu/scale.h"
+
+namespace bcos::transform::cpu {
+namespace {
+
+// body(power, max) with both as constants of the compiler; power is one of Powers
+template <Power... Powers, typename F>
+BCOS_INLINE void by_formula(Power power, int64_t max_out, F&& body) {
+  const auto by_max_out = [&](auto constant) BCOS_INLINE_BODY {
+    max_out > 1 ? body(constant, std::true_type{}) : body(constant, std::false_type{});
+    return true;
+  };
+  (void)((power == Powers && by_max_out(std::integral_constant<Power, Powers>{})) || ...);
+}
+
+// A row is a run of elements with consecutive norms (PerNorm) or one norm, and consecutive filters
+// (PerFilter) or one.
+// Returns 0, or NaN where a product is not finite.
+template <Power P, bool Max, bool PerNorm, bool PerFilter, typename T, typename U, typename A>
+BCOS_INLINE A forward_row(const ScaleForward<T, U>& f, int64_t z0, int64_t z_stride, int64_t filter_stride,
+                          int64_t y0, int64_t n0, int64_t filter, int64_t size, const Constants<A>& k) {
+  constexpr bool normed = P != Power::One;
+  const int64_t max_out = Max ? f.max_out : 1;
+  const int64_t stride = Max ? z_stride : 1;
+  const int64_t step = PerFilter ? max_out : 0;
+  const T* z = f.z + z0;
+  const A *alpha = f.alpha + filter, *bias = f.bias + filter, *n = shift(f.n, n0);
+  const A inv_row = normed && !PerNorm ? safe_inverse(*n) : A(0);
+  U *y = f.y + y0, *l = shift(f.l, y0);
+  uint8_t* winner = shift(f.winner, y0);
+  A check = 0;
+#pragma omp simd reduction(+ : check)
+  for (int64_t i = 0; i < size; i++) {
+    const A first = A(z[i * stride]);
+    A best = first * alpha[i * step] + bias[i * step];
+    check += first * A(0);
+    if constexpr (Max) {
+      uint8_t index = 0;
+      for (int64_t m = 1; m < max_out; m++) {
+        const A other = A(z[i * stride + m * filter_stride]);
+        const A v = other * alpha[i * step + m] + bias[i * step + m];
+        check += other * A(0);
+        const bool take = replaces(v, best);
+        best = take ? v : best;
+        index = take ? uint8_t(m) : index;
+      }
+      winner[i] = index;
+    }
+    if constexpr (P == Power::General) l[i] = U(best);
+    const A inv_n = normed && PerNorm ? safe_inverse(n[i]) : inv_row;
+    y[i] = U(scaled<P>(best, inv_n, k));
+  }
+  return check;
+}
+
+template <Power P, bool Max, typename T, typename U>
+BCOS_INLINE bool forward_units(const ScaleForward<T, U>& f, int64_t begin, int64_t end) {
+  const auto k = f.k;
+  const Tiling& t = f.tiling;
+  const int64_t M = f.max_out, per_group = t.per_group, channels = t.channels();
+  Accumulate<T> check = 0;
+  for (int64_t unit = begin; unit < end; unit++) {
+    if (t.channels_last && per_group == 1) {
+      const int64_t y0 = unit * channels;
+      check += forward_row<P, Max, true, true>(f, y0 * M, M, 1, y0, y0, 0, channels, k);
+    } else if (t.channels_last) {
+      for (int64_t g = 0; g < t.groups; g++) {
+        const int64_t y0 = unit * channels + g * per_group;
+        check += forward_row<P, Max, false, true>(f, y0 * M, M, 1, y0, unit * t.groups + g, g * per_group * M,
+                                                  per_group, k);
+      }
+    } else {
+      const Block b(t, unit);
+      for (int64_t o = 0; o < per_group; o++) {
+        const int64_t plane = b.group * per_group + o;
+        check += forward_row<P, Max, true, false>(f, plane * M * t.pixels + b.begin, 1, t.pixels,
+                                                  plane * t.pixels + b.begin, b.group * t.pixels + b.begin,
+                                                  (b.filter + o) * M, b.size, k);
+      }
+    }
+  }
+  return check == 0;
+}
+
+template <typename T, typename U>
+BCOS_INLINE bool forward(const ScaleForward<T, U>& f, int64_t begin, int64_t end) {
+  bool finite = true;
+  by_formula<Power::One, Power::Two, Power::General>(
+      f.power, f.max_out,
+      [&](auto power, auto max) BCOS_INLINE_BODY { finite = forward_units<power(), max()>(f, begin, end); });
+  return finite;
+}
+
+// Returns the row's sum of grad * dy/dn, or adds each element's to t (PerNorm).
+template <Power P, bool Max, bool PerNorm, bool PerFilter, bool Bias, typename T, typename U, typename A>
+BCOS_INLINE A backward_row(const ScaleBackward<T, U>& f, int64_t u0, int64_t u_stride, int64_t filter_stride,
+                           int64_t y0, int64_t n0, Accumulate<T>* t, int64_t filter, int64_t size,
+                           const Constants<A>& k) {
+  constexpr bool normed = P != Power::One;
+  const int64_t max_out = Max ? f.max_out : 1;
+  const int64_t stride = Max ? u_stride : 1;
+  const int64_t step = PerFilter ? max_out : 0;
+  const U *grad = f.grad + y0, *y = shift(f.y, y0), *l = shift(f.l, y0);
+  const uint8_t* winner = shift(f.winner, y0);
+  const A *alpha = f.alpha + filter, *n = shift(f.n, n0);
+  const A inv_row = normed && !PerNorm ? safe_inverse(*n) : A(0);
+  T* u = f.u + u0;
+  A* dbias = shift(f.dbias, filter);
+  A sum = 0, sum_bias = 0;
+#pragma omp simd reduction(+ : sum, sum_bias)
+  for (int64_t i = 0; i < size; i++) {
+    const A inv_n = normed && PerNorm ? safe_inverse(n[i]) : inv_row;
+    const A l_i = P == Power::General ? A(l[i]) : A(0), y_i = P == Power::Two ? A(y[i]) : A(0);
+    const Partials<A> d = partials<P>(y_i, l_i, inv_n, k);
+    const A g = A(grad[i]), du = g * d.l;
+    if constexpr (normed && PerNorm) {
+      t[i] += g * d.n;
+    } else if constexpr (normed) {
+      sum += g * d.n;
+    }
+    if constexpr (Max) {
+      for (int64_t m = 0; m < max_out; m++) {
+        const A v = winner[i] == m ? du : A(0);
+        u[i * stride + m * filter_stride] = T(v * alpha[i * step + m]);
+        if constexpr (Bias) dbias[i * step + m] += v;
+      }
+    } else {
+      u[i * stride] = T(du * alpha[i * step]);
+      if constexpr (Bias && PerFilter) {
+        dbias[i] += du;
+      } else if constexpr (Bias) {
+        sum_bias += du;
+      }
+    }
+  }
+  if constexpr (Bias && !Max && !PerFilter) *dbias += sum_bias;
+  return sum;
+}
+
+template <Power P, bool Max, bool Bias, typename T, typename U>
+BCOS_INLINE void backward_units(const ScaleBackward<T, U>& f, int64_t begin, int64_t end) {
+  const auto k = f.k;
+  const Tiling& t = f.tiling;
+  const int64_t M = f.max_out, per_group = t.per_group, channels = t.channels();
+  constexpr bool with_t = P != Power::One;
+  using A = Accumulate<T>;
+  const auto finish = [&](int64_t first, int64_t size) {
+    for (int64_t i = first; i < first + size; i++) f.t[i] *= root_gradient(f.n[i], k);
+  };
+  for (int64_t unit = begin; unit < end; unit++) {
+    if (t.channels_last && per_group == 1) {
+      const int64_t y0 = unit * channels;
+      if (with_t) std::fill_n(f.t + y0, channels, 0);
+      backward_row<P, Max, true, true, Bias>(f, y0 * M, M, 1, y0, y0, shift(f.t, y0), 0, channels, k);
+      if (with_t) finish(y0, channels);
+    } else if (t.channels_last) {
+      for (int64_t g = 0; g < t.groups; g++) {
+        const int64_t y0 = unit * channels + g * per_group, n0 = unit * t.groups + g;
+        const auto sum = backward_row<P, Max, false, true, Bias>(f, y0 * M, M, 1, y0, n0, nullptr,
+                                                                 g * per_group * M, per_group, k);
+        if (with_t) f.t[n0] = sum * root_gradient(f.n[n0], k);
+      }
+    } else {
+      const Block b(t, unit);
+      const int64_t n0 = b.group * t.pixels + b.begin;
+      A part[Tiling::kBlock];
+      for (int64_t o = 0; o < per_group; o++) {
+        const int64_t plane = b.group * per_group + o;
+        const bool starts = with_t && o % kSumChannels == 0,
+                   ends = o + 1 == per_group || (o + 1) % kSumChannels == 0;
+        A* sums = o < kSumChannels ? shift(f.t, n0) : part;
+        if (starts) std::fill_n(sums, b.size, 0);
+        backward_row<P, Max, true, false, Bias>(f, plane * M * t.pixels + b.begin, 1, t.pixels,
+                                                plane * t.pixels + b.begin, n0, sums, (b.filter + o) * M,
+                                                b.size, k);
+        if (with_t && ends && sums == part) add_row(f.t + n0, part, b.size);
+      }
+      if (with_t) finish(n0, b.size);
+    }
+  }
+}
+
+template <Power... Powers, typename T, typename U>
+BCOS_INLINE void backward(const ScaleBackward<T, U>& f, int64_t begin, int64_t end) {
+  by_formula<Powers...>(f.power, f.max_out, [&](auto power, auto max) BCOS_INLINE_BODY {
+    f.dbias ? backward_units<power(), max(), true>(f, begin, end)
+            : backward_units<power(), max(), false>(f, begin, end);
+  });
+}
+
+template <typename T, typename U>
+BCOS_INLINE double b_sum(const ScaleBackward<T, U>& f, int64_t begin, int64_t end) {
+  const Tiling& t = f.tiling;
+  double sum = 0;
+  for (int64_t unit = begin; unit < end; unit++) {
+    const auto add = [&](int64_t y0, int64_t n0, int64_t n_step, int64_t size) {
+      for (int64_t i = 0; i < size; i++)
+        sum += double(f.grad[y0 + i]) *
+               partial_b(Accumulate<T>(f.l[y0 + i]), safe_inverse(f.n[n0 + i * n_step]), f.k);
+    };
+    if (t.channels_last) {
+      for (int64_t g = 0; g < t.groups; g++)
+        add(unit * t.channels() + g * t.per_group, unit * t.groups + g, 0, t.per_group);
+    } else {
+      const Block b(t, unit);
+      for (int64_t o = 0; o < t.per_group; o++)
+        add((b.group * t.per_group + o) * t.pixels + b.begin, b.group * t.pixels + b.begin, 1, b.size);
+    }
+  }
+  return sum;
+}
+
+template <typename T>
+BCOS_INLINE void add_scaled(const AddScaled<T>& f, int64_t begin, int64_t end) {
+  const Tiling& t = f.tiling;
+  const auto add = [&](int64_t x0, int64_t r0, auto per_pixel, int64_t size) {
+    const T* x = f.x + x0;
+    const auto* r = f.r + r0;
+    const auto r_row = *r;
+    T* dx = f.dx + x0;
+#pragma omp simd
+    for (int64_t i = 0; i < size; i++)
+      dx[i] = T(Accumulate<T>(dx[i]) + Accumulate<T>(x[i]) * (per_pixel ? r[i] : r_row));
+  };
+  constexpr std::true_type each;
+  constexpr std::false_type row;
+  for (int64_t unit = begin; unit < end; unit++) {
+    if (t.channels_last && t.per_group == 1) {
+      add(unit * t.groups, unit * t.groups, each, t.groups);
+    } else if (t.channels_last) {
+      for (int64_t g = 0; g < t.groups; g++)
+        add(unit * t.channels() + g * t.per_group, unit * t.groups + g, row, t.per_group);
+    } else {
+      const Block b(t, unit);
+      for (int64_t c = 0; c < t.per_group; c++)
+        add((b.group * t.per_group + c) * t.pixels + b.begin, b.group * t.pixels + b.begin, each, b.size);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace bcos::transform::cpu

@@ -1,0 +1,153 @@
+#include "transform/cpu/steps.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/full_like.h>
+#include <ATen/ops/zeros.h>
+
+#include <atomic>
+
+#include "common/cpu/row_gemm.h"
+#include "transform/cpu/scale.h"
+#include "transform/cpu/weight_norm.h"
+
+namespace bcos::transform::cpu {
+namespace {
+
+constexpr int64_t kTiledWork = 1 << 10;  // a unit of a tiled pass holds a product: split even few of them
+
+// Tiles of at most kRows units and nearly equal size: a short last one would waste its product.
+template <typename F>
+void in_tiles(int64_t begin, int64_t end, F&& body) {
+  const int64_t count = end - begin, tiles = (count + RowGemm::kRows - 1) / RowGemm::kRows;
+  for (int64_t i = 0; i < tiles; i++) body(begin + count * i / tiles, begin + count * (i + 1) / tiles);
+}
+
+at::Tensor filter_bias(const OptionalTensor& bias, int64_t filters, at::TensorOptions options) {
+  return bias ? bias->to(options.dtype()).contiguous() : at::zeros({filters}, options);
+}
+
+}  // namespace
+
+void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& z, const Tiling& outputs,
+                    Outputs& out, const TileStep& before) {
+  const auto& spec = call.spec;
+  const bool in_place = spec.max_out == 1 && spec.out_dtype == z.scalar_type();
+  if (in_place) {
+    out.y = z;
+    if (call.power == Power::One && !spec.unit && !inputs.bias && !before) return;
+  } else {
+    auto shape = z.sizes().vec();
+    shape[1] /= spec.max_out;
+    const auto format =
+        z.dim() == 4 && outputs.channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+    out.y = at::empty(shape, z.options().dtype(spec.out_dtype).memory_format(format));
+  }
+  if (call.saves_l()) out.l = at::empty_like(out.y);
+  if (call.saves_winner()) out.winner = at::empty_like(out.y, out.y.options().dtype(at::kByte));
+  const auto alpha = filter_scale(inputs.weight, spec.unit);
+  const auto beta = filter_bias(inputs.bias, call.filters, alpha.options());
+  with_types(z.scalar_type(), spec.out_dtype, [&](auto t, auto u) {
+    using T = decltype(t);
+    using U = decltype(u);
+    using A = Accumulate<T>;
+    const ScaleForward<T, U> scale{pointer<T>(z),
+                                   mutable_pointer<U>(out.y),
+                                   mutable_pointer<U>(out.l),
+                                   mutable_pointer<uint8_t>(out.winner),
+                                   pointer<A>(out.n),
+                                   pointer<A>(alpha),
+                                   pointer<A>(beta),
+                                   outputs,
+                                   spec.max_out,
+                                   call.power,
+                                   call.constants<A>()};
+    std::atomic<bool> finite{true};
+    const auto finish = [&](int64_t begin, int64_t end) {
+      if (!run(scale, begin, end)) finite = false;
+    };
+    if (before) {
+      parallel(outputs.units(), kTiledWork, [&](int64_t begin, int64_t end) {
+        in_tiles(begin, end, [&](int64_t first, int64_t last) {
+          before(first, last);
+          finish(first, last);
+        });
+        RowGemm::release();
+      });
+    } else {
+      parallel(outputs.units(), outputs.unit_size(), finish);
+    }
+    out.finite = finite;
+  });
+}
+
+BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryFormat format,
+                            const Tiling& outputs, const Needs& needs, Gradients& gradients,
+                            const BackwardStep& after) {
+  BackwardPass pass;
+  const auto& x = saved.x;
+  pass.alpha = filter_scale(saved.weight, call.spec.unit);
+  pass.u = at::empty(call.z_shape(), x.options().memory_format(format));
+  if (call.has_norm()) pass.t = at::empty_like(saved.n);
+  const int64_t filters = call.filters, shares = at::get_num_threads();
+  at::Tensor dbias;
+  if (needs.bias) dbias = at::zeros({shares, filters}, pass.alpha.options());
+  with_types(x.scalar_type(), saved.grad.scalar_type(), [&](auto t, auto u) {
+    using T = decltype(t);
+    using U = decltype(u);
+    using A = Accumulate<T>;
+    const ScaleBackward<T, U> scale{pointer<U>(saved.grad),
+                                    pointer<U>(saved.y),
+                                    pointer<U>(saved.l),
+                                    pointer<uint8_t>(saved.winner),
+                                    pointer<A>(saved.n),
+                                    pointer<A>(pass.alpha),
+                                    mutable_pointer<T>(pass.u),
+                                    mutable_pointer<A>(pass.t),
+                                    nullptr,
+                                    outputs,
+                                    call.spec.max_out,
+                                    call.power,
+                                    call.constants<A>()};
+    if (!needs.bias && !after) run_all(scale);
+    if (needs.bias || after) {
+      parallel_shares(shares, outputs.units(), [&](int64_t share, int64_t begin, int64_t end) {
+        auto mine = scale;
+        if (needs.bias) mine.dbias = dbias.mutable_data_ptr<A>() + share * filters;
+        if (!after) return run(mine, begin, end);
+        in_tiles(begin, end, [&](int64_t first, int64_t last) {
+          run(mine, first, last);
+          after(pass, first, last);
+        });
+        RowGemm::release();
+      });
+    }
+    if (needs.b) {
+      std::vector<double> sums(shares);
+      parallel_shares(shares, outputs.units(), [&](int64_t share, int64_t begin, int64_t end) {
+        sums[share] = b_gradient(scale, begin, end);
+      });
+      double total = 0;
+      for (double s : sums) total += s;
+      gradients.b = at::full_like(*saved.b, total);
+    }
+  });
+  if (needs.bias) gradients.bias = dbias.sum(0);
+  return pass;
+}
+
+void add_norm_gradient(const at::Tensor& x, const at::Tensor& r, const Tiling& inputs, at::Tensor& dx) {
+  with_type(x.scalar_type(), [&](auto t) {
+    using T = decltype(t);
+    run_all(AddScaled<T>{pointer<T>(x), pointer<Accumulate<T>>(r), mutable_pointer<T>(dx), inputs});
+  });
+}
+
+at::Tensor finish_weight_gradient(const Call& call, const at::Tensor& weight, const at::Tensor& wgrad) {
+  const auto format = weight.suggest_memory_format();
+  auto dw = wgrad.to(weight.scalar_type()).contiguous(format);
+  if (call.spec.unit) weight_norm_backward(weight.contiguous(format), dw);
+  return dw;
+}
+
+}  // namespace bcos::transform::cpu

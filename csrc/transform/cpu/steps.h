@@ -1,0 +1,40 @@
+// What linear and conv2d share once their vendor product is there. A linear layer is a channels_last 1x1
+// convolution.
+#pragma once
+
+#include <functional>
+
+#include "common/cpu/tiling.h"
+#include "transform/tensors.h"
+
+namespace bcos::transform::cpu {
+
+using namespace bcos::cpu;
+
+// A step of a tile of units [begin, end), while it is in cache.
+using TileStep = std::function<void(int64_t begin, int64_t end)>;
+
+// z [.., O*M, ..] -> y, l, winner; out.n is already there. z is overwritten where y has its shape and type.
+// `before`, where given, writes z and n of a tile's units first. Sets out.finite.
+void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& z, const Tiling& outputs,
+                    Outputs& out, const TileStep& before = {});
+
+// The gradient at z, as the vendor's dgrad and wgrad take it, and what comes beside it.
+struct BackwardPass {
+  at::Tensor u;      // grad * dy/dl * alpha, shaped and typed as z
+  at::Tensor t;      // as n: coefficient of x in dx, per patch; undefined for b = 1
+  at::Tensor alpha;  // filter_scale of the weight
+};
+// `after`, where given, follows each tile of u and t.
+using BackwardStep = std::function<void(const BackwardPass& pass, int64_t begin, int64_t end)>;
+BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryFormat format,
+                            const Tiling& outputs, const Needs& needs, Gradients& gradients,
+                            const BackwardStep& after = {});
+
+// dx += x * r, in place
+void add_norm_gradient(const at::Tensor& x, const at::Tensor& r, const Tiling& inputs, at::Tensor& dx);
+
+// The vendor's wgrad of u, as a gradient of the raw weight in the weight's dtype and memory format
+at::Tensor finish_weight_gradient(const Call& call, const at::Tensor& weight, const at::Tensor& wgrad);
+
+}  // namespace bcos::transform::cpu

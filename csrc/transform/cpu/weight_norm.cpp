@@ -1,0 +1,117 @@
+#include "transform/cpu/weight_norm.h"
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/ones.h>
+
+#include "common/cpu/sums.h"
+#include "common/cpu/tiling.h"
+#include "common/scalar.h"
+
+namespace bcos::transform::cpu {
+
+using namespace bcos::cpu;
+
+namespace {
+
+// <w, d> / <w, w> where <w, d> overflows and the quotient may not
+template <typename T>
+Accumulate<T> scaled_quotient(const T* w, const T* d, int64_t size, Accumulate<T> squares) {
+  using A = Accumulate<T>;
+  const A inverse = 1 / std::sqrt(squares);
+  A sum = 0;
+  for (int64_t i = 0; i < size; i++) sum += A(w[i]) * inverse * (A(d[i]) * inverse);
+  return sum;
+}
+
+// d -= w <w, d> / <w, w>. It divides by <w, w> itself, so that nothing is left of a filter of one entry. (The
+// CUDA kernel has only 1/|w| at hand and multiplies with its square: one sum less.)
+template <typename T>
+BCOS_INLINE void project(const T* w, T* d, int64_t size) {
+  const auto squares = dot(w, w, size);
+  auto along = squares == 0 ? 0 : dot(w, d, size) / squares;
+  if (!std::isfinite(along)) along = scaled_quotient(w, d, size, squares);
+#pragma omp simd
+  for (int64_t i = 0; i < size; i++) d[i] = T(Accumulate<T>(d[i]) - Accumulate<T>(w[i]) * along);
+}
+
+// out[o] = <w, w> of filters [begin, end), each of `size` values
+template <typename T>
+BCOS_INLINE void sum_squares(const T* w, Accumulate<T>* out, int64_t begin, int64_t end, int64_t size) {
+  for (int64_t o = begin; o < end; o++) out[o] = dot(w + o * size, w + o * size, size);
+}
+
+template <typename T>
+BCOS_INLINE void project_all(const T* w, T* d, int64_t begin, int64_t end, int64_t size) {
+  for (int64_t o = begin; o < end; o++) project(w + o * size, d + o * size, size);
+}
+
+BCOS_CLONES void squares(const float* w, float* out, int64_t begin, int64_t end, int64_t size) {
+  sum_squares(w, out, begin, end, size);
+}
+BCOS_CLONES void squares(const double* w, double* out, int64_t begin, int64_t end, int64_t size) {
+  sum_squares(w, out, begin, end, size);
+}
+BCOS_CLONES void squares(const c10::BFloat16* w, float* out, int64_t begin, int64_t end, int64_t size) {
+  sum_squares(w, out, begin, end, size);
+}
+BCOS_CLONES void projections(const float* w, float* d, int64_t begin, int64_t end, int64_t size) {
+  project_all(w, d, begin, end, size);
+}
+BCOS_CLONES void projections(const double* w, double* d, int64_t begin, int64_t end, int64_t size) {
+  project_all(w, d, begin, end, size);
+}
+BCOS_CLONES void projections(const c10::BFloat16* w, c10::BFloat16* d, int64_t begin, int64_t end,
+                             int64_t size) {
+  project_all(w, d, begin, end, size);
+}
+
+// finish(<w, w>) of each filter
+template <typename F>
+at::Tensor of_squares(const at::Tensor& weight, F&& finish) {
+  const int64_t filters = weight.size(0), size = weight.numel() / filters;
+  auto out = at::empty({filters}, weight.options().dtype(accumulate_type(weight.scalar_type())));
+  with_type(weight.scalar_type(), [&](auto t) {
+    using T = decltype(t);
+    const T* w = weight.const_data_ptr<T>();
+    auto* o = out.mutable_data_ptr<Accumulate<T>>();
+    parallel(filters, size, [&](int64_t begin, int64_t end) {
+      squares(w, o, begin, end, size);
+      for (int64_t i = begin; i < end; i++) o[i] = finish(o[i]);
+    });
+  });
+  return out;
+}
+
+}  // namespace
+
+at::Tensor weight_norm(const at::Tensor& weight) {
+  return of_squares(weight, [](auto squares) { return std::sqrt(squares); });
+}
+
+at::Tensor filter_scale(const at::Tensor& weight, bool unit) {
+  if (!unit) return at::ones({weight.size(0)}, weight.options().dtype(accumulate_type(weight.scalar_type())));
+  // rounded once: its error is that of every output of the filter
+  return of_squares(weight,
+                    [](auto squares) { return decltype(squares)(safe_inverse(std::sqrt(double(squares)))); });
+}
+
+at::Tensor unit_weight(const at::Tensor& weight) {
+  const auto alpha = filter_scale(weight, true);
+  auto shape = std::vector<int64_t>(weight.dim(), 1);
+  shape[0] = -1;
+  return at::mul(weight.to(alpha.scalar_type()), alpha.view(shape)).to(weight.scalar_type());
+}
+
+void weight_norm_backward(const at::Tensor& weight, at::Tensor& d) {
+  const int64_t filters = weight.size(0), size = weight.numel() / filters;
+  with_type(weight.scalar_type(), [&](auto t) {
+    using T = decltype(t);
+    const T* w = weight.const_data_ptr<T>();
+    T* out = d.mutable_data_ptr<T>();
+    parallel(filters, 2 * size, [&](int64_t begin, int64_t end) { projections(w, out, begin, end, size); });
+  });
+}
+
+}  // namespace bcos::transform::cpu

@@ -1,0 +1,20 @@
+// |w| of each filter, and the gradient through w/|w|.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace bcos::transform::cpu {
+
+// weight [filters, ...] -> |w| [filters], fp32 (fp64 for double)
+at::Tensor weight_norm(const at::Tensor& weight);
+
+// 1/|w|, 0 for a zero filter; ones where filters are not normalised
+at::Tensor filter_scale(const at::Tensor& weight, bool unit);
+
+// w/|w|, 0 for a zero filter, in the weight's dtype
+at::Tensor unit_weight(const at::Tensor& weight);
+
+// dw = d - w (w . d) / (w . w), in place of d = alpha * (gradient at w/|w|); both of one memory format
+void weight_norm_backward(const at::Tensor& weight, at::Tensor& d);
+
+}  // namespace bcos::transform::cpu

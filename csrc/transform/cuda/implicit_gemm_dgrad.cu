@@ -1,0 +1,227 @@
+// The input's gradient as an implicit matrix product: rows of C are input pixels, columns channels of a
+// group, k filters of all taps. The norm's own term covers the same taps and is added on the way. A group is
+// a pack of them where they are narrow and u is given.
+#include "common/cuda/tile.cuh"
+#include "transform/cuda/launch.h"
+#include "transform/cuda/packing.cuh"
+#include "transform/cuda/u_chunk.cuh"
+#include "transform/cuda/window.cuh"
+
+namespace bcos::transform::cuda {
+namespace {
+
+// Fetches u and w. COPIED: u is given, and both go to shared memory in chunks of 16 bytes.
+template <typename Tile, bool COPIED>
+struct Loader {
+  using T = typename Tile::T;
+  using A = typename Tile::A;
+  using B = typename Tile::B;
+  static constexpr int V = kVector<T>, kCopies = Tile::kCopies, kRows = Tile::kThreads / B::kChunks;
+
+  const ImplicitGemmDgrad& p;
+  const Shape& s;
+  const T* w;
+  int group, channel;
+  int width, height, piece;        // of a pack: a group's channels and filters, and the bytes of a copy
+  int own[Tile::kPacked ? 4 : 1];  // the group within a pack of each 4 bytes of the chunk
+  Pixel at[kCopies];
+  bool known[kCopies];
+  int64_t site[kCopies];     // the output that reads the pixel, or -1; COPIED: where its group begins in u
+  int64_t weights[kCopies];  // the thread's chunk of the first tap and filter in w
+  int i = 0, j = 0, f0 = 0;  // of the next step
+  int64_t ahead = 0;         // from there to the tap and to filter f0
+  int filter = 0;            // of the chunk in flight
+  UChunk<T> u[COPIED ? 1 : kCopies];
+  Vector<T> b[COPIED ? 1 : kCopies];
+  float t[kCopies] = {};
+
+  __device__ Loader(const Packed<ImplicitGemmDgrad>& params, int row0, int channel0)
+      : p(params.p), s(params.p.shape) {
+    const Window& window = s.window;
+    group = blockIdx.y;
+    channel = channel0 + int(threadIdx.x % B::kChunks) * V;
+    width = Tile::kPacked ? s.CG / params.pack : s.CG;
+    height = s.FG / params.pack;
+    w = static_cast<const T*>(p.w);
+    if constexpr (Tile::kPacked) {
+      piece = piece_of(width * int(sizeof(T)));
+#pragma unroll
+      for (int word = 0; word < 4; ++word) own[word] = (channel + word * V / 4) / width;
+    }
+#pragma unroll
+    for (int r = 0; r < kCopies; ++r) {
+      const int pixels = s.N * window.H * window.W, index = row0 + row(r);
+      known[r] = within(index, pixels);
+      at[r] = pixel(known[r] ? index : 0, window.H, window.W);
+      weights[r] = (int64_t(group) * s.FG + depth(r)) * taps() * width + channel;
+    }
+    enter_tap();
+  }
+
+  __device__ static int row(int r) { return threadIdx.x / 4 + r * (Tile::kThreads / 4); }
+  __device__ static int chunk() { return threadIdx.x % 4; }
+  __device__ static int depth(int r) { return threadIdx.x / B::kChunks + r * kRows; }
+  __device__ int taps() const { return s.window.KH * s.window.KW; }
+  __device__ int steps() const { return taps() * int(ceil_div(s.FG, Tile::BK)); }
+
+  __device__ __forceinline__ void enter_tap() {
+#pragma unroll
+    for (int r = 0; r < kCopies; ++r) {
+      site[r] = known[r] ? output_site(s.window, at[r], i, j) : -1;
+      if (COPIED && site[r] >= 0) site[r] = (site[r] * s.G + group) * s.FG;
+    }
+  }
+
+  __device__ __forceinline__ void start(uint32_t stage) {
+    filter = f0 + chunk() * V;
+#pragma unroll
+    for (int r = 0; r < kCopies; ++r) {
+      if constexpr (COPIED) {
+        const bool reads = site[r] >= 0 && within(filter, s.FG);
+        const T* from = static_cast<const T*>(p.u) + (reads ? site[r] + filter : 0);
+        copy_async(stage + A::at(row(r), chunk()), from, reads);
+      } else {
+        u[r].fetch(p, site[r], group, filter);
+      }
+      const int k = depth(r), f = f0 + k;
+      const int64_t from = weights[r] + ahead;
+      if constexpr (Tile::kPacked) {
+        copy_pieces(stage + A::kBytes + B::at(k, threadIdx.x % B::kChunks), w, piece, [&](int e) {
+          const int mine = own[e * 4 / V];
+          return within(channel, s.CG) && within(f - mine * height, height) ? from + e - mine * width : -1;
+        });
+      } else if (COPIED || s.CG % V == 0) {
+        const bool live = within(f, s.FG) && within(channel, s.CG);
+        copy_async(stage + A::kBytes + B::at(k, threadIdx.x % B::kChunks), w + (live ? from : 0), live);
+      } else if constexpr (!COPIED) {
+#pragma unroll
+        for (int e = 0; e < V; ++e)
+          b[r].v[e] = within(f, s.FG) && within(channel + e, s.CG) ? w[from + e] : rounded<T>(0);
+      }
+    }
+    f0 += Tile::BK;
+    ahead += int64_t(Tile::BK) * taps() * width;
+    if (f0 >= s.FG) {
+      f0 = 0;
+      if (++j == s.window.KW) j = 0, ++i;
+      ahead = (i * s.window.KW + j) * width;
+      enter_tap();
+    }
+  }
+
+  __device__ __forceinline__ void finish(uint32_t stage) {
+    if constexpr (!COPIED) {
+#pragma unroll
+      for (int r = 0; r < kCopies; ++r) {
+        shared_store(stage + A::at(row(r), chunk()), u[r].form(p, group, filter, t[r]));
+        if (s.CG % V != 0) {
+          shared_store(stage + A::kBytes + B::at(depth(r), threadIdx.x % B::kChunks), b[r]);
+        }
+      }
+    }
+  }
+};
+
+template <typename Tile, bool COPIED>
+__global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, COPIED>)
+    implicit_gemm_dgrad_kernel(const Packed<ImplicitGemmDgrad> params) {
+  const ImplicitGemmDgrad& p = params.p;
+  using T = typename Tile::T;
+  constexpr int V = kVector<T>;
+  const Shape& s = p.shape;
+  const Window& window = s.window;
+  const int tiles_n = int(ceil_div(s.CG, Tile::BN)), pixels = s.N * window.H * window.W, group = blockIdx.y;
+  const int row0 = blockIdx.x / tiles_n * Tile::BM, channel0 = blockIdx.x % tiles_n * Tile::BN;
+  const bool with_t = !p.frozen && p.formula.power != Power::One;
+  Tile tile;
+  Loader<Tile, COPIED> loader(params, row0, channel0);
+  if constexpr (Tile::kPacked) tile.mark_diagonal(params.pack, loader.width, loader.height);
+  tile.multiply(loader, loader.steps(), false);
+
+  if constexpr (Tile::kPacked) {
+    for (int at = threadIdx.x; with_t && at < Tile::BM * params.pack; at += Tile::kThreads) {
+      const int row = at / params.pack, own = at % params.pack;
+      if (!within(row0 + row, pixels)) continue;
+      const float t = pooled_sum(p.t, window, pixel(row0 + row, window.H, window.W),
+                                 group * params.pack + own, s.G * params.pack);
+      shared_store(Tile::group_at(row, own), t);
+    }
+  } else if (with_t && p.u == nullptr) {
+#pragma unroll
+    for (int r = 0; r < Tile::kCopies; ++r) {
+      const float t = lane_sum(loader.t[r], 4);
+      if (threadIdx.x % 4 == 0) shared_store(Tile::kSums + loader.row(r) * 4, t);
+    }
+  } else if (with_t) {
+    for (int row = threadIdx.x; row < Tile::BM; row += Tile::kThreads)
+      if (within(row0 + row, pixels)) {
+        const Pixel at = pixel(row0 + row, window.H, window.W);
+        shared_store(Tile::kSums + row * 4, pooled_sum(p.t, window, at, group, s.G));
+      }
+  }
+  tile.share_product();
+  const bool vector = s.CG % V == 0;
+  for (int at = threadIdx.x; at < Tile::BM * (Tile::BN / V); at += Tile::kThreads) {
+    const int row = at / (Tile::BN / V), column = at % (Tile::BN / V) * V, channel = channel0 + column;
+    if (!within(row0 + row, pixels) || !within(channel, s.CG)) continue;
+    const int64_t to = (int64_t(row0 + row) * s.G + group) * s.CG + channel;
+    float t = with_t && !Tile::kPacked ? Tile::row_value(row) : 0.f;
+    const T* x = static_cast<const T*>(p.x);
+    T* dx = static_cast<T*>(p.dx);
+    float values[V], old[V] = {};
+    Tile::products(values, row, column);
+    if (vector && with_t) load(old, x, to, true);
+    Neighbours neighbours(column, loader.width);
+#pragma unroll
+    for (int e = 0; e < V; ++e) {
+      if (Tile::kPacked && with_t) t = Tile::group_value(row, neighbours.group_of(column + e));
+      values[e] += old[e] * t;
+    }
+    if (vector) {
+      store(dx, to, values, true);
+    } else {
+#pragma unroll
+      for (int e = 0; e < V; ++e)
+        if (within(channel + e, s.CG))
+          dx[to + e] = rounded<T>(values[e] + (with_t ? to_float(x[to + e]) * t : 0.f));
+    }
+  }
+}
+
+template <typename T, bool TF32, bool LARGE, bool COPIED, Diagonal DIAGONAL = Diagonal::None>
+cudaError_t start_dgrad(const ImplicitGemmDgrad& params, int pack, cudaStream_t stream) {
+  using Tile = TileOf<T, TF32, LARGE, true, false, RowSum::None, DIAGONAL>;
+  const Packed<ImplicitGemmDgrad> p(params, pack);
+  const Shape& s = p.p.shape;
+  const int64_t tiles_m = ceil_div(int64_t(s.N) * s.window.H * s.window.W, Tile::BM);
+  const dim3 grid(tiles_m * ceil_div(s.CG, Tile::BN), s.G);
+  return start(implicit_gemm_dgrad_kernel<Tile, COPIED>, grid, Tile::kThreads, Tile::kShared, p, stream);
+}
+
+template <typename T, bool TF32>
+cudaError_t start_dgrad_of(const ImplicitGemmDgrad& p, cudaStream_t stream) {
+  const Shape& s = p.shape;
+  const bool copied = p.u != nullptr && s.CG % kVector<T> == 0 && s.FG % kVector<T> == 0;
+  const int pack = p.u != nullptr ? groups_of_tile(s, sizeof(T)) : 1;
+  if (pack > 1) return start_dgrad<T, TF32, false, true, Diagonal::B>(p, pack, stream);
+  if constexpr (sizeof(T) == 2)
+    if (copied && p.large) return start_dgrad<T, false, true, true>(p, 1, stream);
+  return copied ? start_dgrad<T, TF32, false, true>(p, 1, stream)
+                : start_dgrad<T, TF32, false, false>(p, 1, stream);
+}
+
+}  // namespace
+
+cudaError_t implicit_gemm_dgrad(const ImplicitGemmDgrad& p, cudaStream_t stream) {
+  const Shape& s = p.shape;
+  if (int64_t(s.N) * s.window.H * s.window.W * s.CG == 0) return cudaSuccess;
+  if (!is_output_of(p.dtype, p.out_dtype)) return cudaErrorInvalidValue;
+  return by_dtype(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    if constexpr (sizeof(T) == 4)
+      if (p.tf32) return start_dgrad_of<T, true>(p, stream);
+    return start_dgrad_of<T, false>(p, stream);
+  });
+}
+
+}  // namespace bcos::transform::cuda

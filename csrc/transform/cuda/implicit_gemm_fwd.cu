@@ -1,0 +1,314 @@
+// Convolution as an implicit matrix product with the norm and the scale inside: rows of C are output pixels,
+// columns filters of a group, k channels of all taps. A group is a pack of them where they are narrow.
+#include "common/cuda/tile.cuh"
+#include "transform/cuda/formula.cuh"
+#include "transform/cuda/launch.h"
+#include "transform/cuda/packing.cuh"
+#include "transform/cuda/window.cuh"
+
+namespace bcos::transform::cuda {
+namespace {
+
+constexpr int kOutside = -(1 << 30);  // a coordinate that no window reaches
+
+// Which outputs a block forms. Tiles of columns hold whole outputs.
+template <typename Tile>
+struct Place {
+  int group, tile_n, row0, outputs, filter0;  // outputs of a full tile; filter0 within the group
+  __device__ explicit Place(const Shape& s) {
+    outputs = Tile::BN / s.max_out;
+    const int tiles_n = int(ceil_div(s.FG / s.max_out, outputs));
+    group = blockIdx.y;
+    tile_n = blockIdx.x % tiles_n;
+    row0 = blockIdx.x / tiles_n * Tile::BM;
+    filter0 = tile_n * outputs * s.max_out;
+  }
+};
+
+// Fetches x and w: chunks of 16 bytes of one tap where
+// ALIGNED, else values of taps x channels walked as one axis.
+template <typename Tile, bool ALIGNED>
+struct Loader {
+  using T = typename Tile::T;
+  using A = typename Tile::A;
+  using B = typename Tile::B;
+  static constexpr int V = kVector<T>, kCopies = Tile::kCopies;
+
+  const ImplicitGemmFwd& p;
+  const Shape& s;
+  const T *x, *w;
+  int width, piece;      // channels of a filter, and the most bytes of them that a pack's copy takes
+  int chunk, first_row;  // the thread's place in a stage
+  int top[kCopies], left[kCopies];
+  int64_t corner[kCopies];   // where the row's window begins in x: the thread's chunk of the first tap
+  int64_t filter[kCopies];   // likewise in w; negative where the tile has no such filter
+  int own[kCopies];          // the first channel of the filter's own group, within a pack
+  int i = 0, j = 0, k0 = 0;  // of the next step: the tap and the first channel, or the first of all values
+  int64_t ahead = 0;         // from the corner to the tap's channel k0
+  int w_ahead = 0;           // likewise in w
+  Vector<T> a[ALIGNED ? 1 : kCopies], b[ALIGNED ? 1 : kCopies];
+
+  __device__ Loader(const Packed<ImplicitGemmFwd>& params, const Place<Tile>& place)
+      : p(params.p), s(params.p.shape) {
+    const Window& window = s.window;
+    x = static_cast<const T*>(p.x);
+    w = static_cast<const T*>(p.w);
+    width = Tile::kPacked ? s.CG / params.pack : s.CG;
+    piece = piece_of(width * int(sizeof(T)));
+    chunk = threadIdx.x % 4;
+    first_row = threadIdx.x / 4;
+    const int first = ALIGNED ? chunk * V : 0;
+#pragma unroll
+    for (int r = 0; r < kCopies; ++r) {
+      const int row = first_row + r * (Tile::kThreads / 4), site = place.row0 + row;
+      const bool known = within(site, s.N * window.OH * window.OW);
+      const Pixel at = pixel(known ? site : 0, window.OH, window.OW);
+      top[r] = known ? at.row * window.SH - window.PH : kOutside;
+      left[r] = at.column * window.SW - window.PW;
+      const int64_t line = at.image * window.H + at.row * window.SH - window.PH;
+      corner[r] = ((line * window.W + left[r]) * s.G + place.group) * s.CG + first;
+      const int f = place.filter0 + row;
+      const bool live = within(row, place.outputs * s.max_out) && within(f, s.FG);
+      own[r] = Tile::kPacked ? f / (s.FG / params.pack) * width : 0;
+      filter[r] =
+          live ? (int64_t(place.group) * s.FG + f) * (window.KH * window.KW) * width + first - own[r] : -1;
+    }
+  }
+
+  __device__ __forceinline__ void start(uint32_t stage) {
+    const Window& window = s.window;
+    if constexpr (ALIGNED) {
+      const int c = k0 + chunk * V;
+      const bool known = within(c, s.CG);
+#pragma unroll
+      for (int r = 0; r < kCopies; ++r) {
+        const int row = first_row + r * (Tile::kThreads / 4);
+        const int h = top[r] + i * window.DH, v = left[r] + j * window.DW;
+        const bool sees = known && within(h, window.H) && within(v, window.W);
+        copy_async(stage + A::at(row, chunk), x + (sees ? corner[r] + ahead : 0), sees);
+        const int64_t from = filter[r] + w_ahead;
+        const uint32_t at = stage + A::kBytes + B::at(row, chunk);
+        if constexpr (Tile::kPacked) {
+          copy_pieces(at, w, piece,
+                      [&](int e) { return filter[r] >= 0 && within(c + e - own[r], width) ? from + e : -1; });
+        } else {
+          const bool live = known && filter[r] >= 0;
+          copy_async(at, w + (live ? from : 0), live);
+        }
+      }
+      k0 += Tile::BK;
+      ahead += Tile::BK;
+      w_ahead += Tile::BK;
+      if (k0 >= s.CG) {
+        k0 = 0;
+        if (++j == window.KW) j = 0, ++i;
+        ahead = (int64_t(i) * window.DH * window.W + j * window.DW) * (s.G * s.CG);
+        w_ahead = (i * window.KW + j) * width;
+      }
+    } else {
+      const int K = window.KH * window.KW * s.CG;
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        const int k = k0 + chunk * V + e, tap = k / s.CG;
+        const int down = tap / window.KW * window.DH, along = tap % window.KW * window.DW;
+#pragma unroll
+        for (int r = 0; r < kCopies; ++r) {
+          const int h = top[r] + down, v = left[r] + along;
+          const bool sees = k < K && within(h, window.H) && within(v, window.W);
+          const int64_t pixels = int64_t(down) * window.W + along;
+          a[r].v[e] = sees ? x[corner[r] + pixels * (s.G * s.CG) + k % s.CG] : rounded<T>(0);
+          b[r].v[e] = k < K && filter[r] >= 0 ? w[filter[r] + k] : rounded<T>(0);
+        }
+      }
+      k0 += Tile::BK;
+    }
+  }
+
+  __device__ __forceinline__ void finish(uint32_t stage) {
+    if constexpr (!ALIGNED) {
+#pragma unroll
+      for (int r = 0; r < kCopies; ++r) {
+        const int row = first_row + r * (Tile::kThreads / 4);
+        shared_store(stage + A::at(row, chunk), a[r]);
+        shared_store(stage + A::kBytes + B::at(row, chunk), b[r]);
+      }
+    }
+  }
+
+  __device__ int steps() const {
+    const int taps = s.window.KH * s.window.KW;
+    return ALIGNED ? taps * int(ceil_div(s.CG, Tile::BK)) : int(ceil_div(int64_t(taps) * s.CG, Tile::BK));
+  }
+};
+
+// Leaves 1/n of each row in shared memory, and n where it is saved.
+template <typename Tile>
+__device__ __forceinline__ void form_norms(const ImplicitGemmFwd& p, const Place<Tile>& place, Tile& tile) {
+  const Window& window = p.shape.window;
+  if (p.squares == nullptr) tile.share_sums();
+  for (int row = threadIdx.x; row < Tile::BM; row += Tile::kThreads) {
+    const int site = place.row0 + row;
+    if (!within(site, p.shape.N * window.OH * window.OW)) continue;
+    const float squares =
+        p.squares == nullptr
+            ? Tile::row_value(row)
+            : window_sum(p.squares, window, pixel(site, window.OH, window.OW), place.group, p.shape.G);
+    const float n = root_norm(squares, constants(p.formula));
+    if (p.n != nullptr && place.tile_n == 0) p.n[int64_t(site) * p.shape.G + place.group] = n;
+    shared_store(Tile::kSums + row * 4, safe_inverse(n));
+  }
+}
+
+// The same of a pack: at the first word of each group. Words are the 4 bytes that A's rows are made of.
+template <typename Tile>
+__device__ __forceinline__ void form_norms_of_pack(const Packed<ImplicitGemmFwd>& params,
+                                                   const Place<Tile>& place, Tile& tile, int words) {
+  const ImplicitGemmFwd& p = params.p;
+  const Window& window = p.shape.window;
+  if (p.squares == nullptr) tile.share_word_sums();
+  for (int at = threadIdx.x; at < Tile::BM * params.pack; at += Tile::kThreads) {
+    const int row = at / params.pack, own = at % params.pack, site = place.row0 + row;
+    if (!within(site, p.shape.N * window.OH * window.OW)) continue;
+    const int groups = p.shape.G * params.pack, group = place.group * params.pack + own;
+    float squares = 0;
+    if (p.squares != nullptr)
+      squares = window_sum(p.squares, window, pixel(site, window.OH, window.OW), group, groups);
+    else
+      for (int word = 0; word < words; ++word) squares += Tile::group_value(row, own * words + word);
+    const float n = root_norm(squares, constants(p.formula));
+    if (p.n != nullptr) p.n[int64_t(site) * groups + group] = n;
+    shared_store(Tile::group_at(row, own * words), safe_inverse(n));
+  }
+}
+
+// V neighbouring outputs of a row to a thread; `width` filters and `words` of A to a group of a pack. b = 1
+// and b = 2 without a maximum.
+template <int V, typename Tile>
+__device__ __forceinline__ void store_vectors(const ImplicitGemmFwd& p, const Place<Tile>& place, int words,
+                                              int width) {
+  const Shape& s = p.shape;
+  const Constants<float> k = constants(p.formula);
+  const bool has_norm = p.formula.power == Power::Two;
+  for (int at = threadIdx.x; at < Tile::BM * (Tile::BN / V); at += Tile::kThreads) {
+    const int row = at / (Tile::BN / V), column = at % (Tile::BN / V) * V, filter = place.filter0 + column;
+    const int site = place.row0 + row;
+    if (!within(site, s.N * s.window.OH * s.window.OW) || !within(filter, s.FG)) continue;
+    float y[V];
+    Tile::products(y, row, column);
+    float inv_n = has_norm && !Tile::kPacked ? Tile::row_value(row) : 0.f;
+    Neighbours neighbours(filter, width);
+#pragma unroll
+    for (int e = 0; e < V; ++e) {
+      if (Tile::kPacked && has_norm) inv_n = Tile::group_value(row, neighbours.group_of(filter + e) * words);
+      float l = y[e];
+      const int f = place.group * s.FG + filter + e;
+      if (p.alpha != nullptr) l *= p.alpha[f];
+      if (p.bias != nullptr) l += load_as(p.bias, p.bias_dtype, f);
+      y[e] = has_norm ? scaled<Power::Two>(l, inv_n, k) : scaled<Power::One>(l, inv_n, k);
+    }
+    const int64_t to = (int64_t(site) * s.G + place.group) * s.FG + filter;
+    if (p.out_dtype == p.dtype)
+      store(static_cast<typename Tile::T*>(p.y), to, y, true);
+    else
+      store(static_cast<float*>(p.y), to, y, true);
+  }
+}
+
+// One output to a thread; everything.
+template <typename Tile>
+__device__ __forceinline__ void store_values(const ImplicitGemmFwd& p, const Place<Tile>& place, int words,
+                                             int width) {
+  const Shape& s = p.shape;
+  const Constants<float> k = constants(p.formula);
+  const bool has_norm = p.formula.power != Power::One;
+  const int OG = s.FG / s.max_out;
+  for (int at = threadIdx.x; at < Tile::BM * place.outputs; at += Tile::kThreads) {
+    const int row = at / place.outputs, column = at % place.outputs;
+    const int site = place.row0 + row, output = place.tile_n * place.outputs + column;
+    if (!within(site, s.N * s.window.OH * s.window.OW) || !within(output, OG)) continue;
+    float best = 0;
+    int winner = 0;
+    for (int m = 0; m < s.max_out; ++m) {
+      const int f = place.group * s.FG + output * s.max_out + m;
+      float l = Tile::product(row, column * s.max_out + m);
+      if (p.alpha != nullptr) l *= p.alpha[f];
+      if (p.bias != nullptr) l += load_as(p.bias, p.bias_dtype, f);
+      if (m == 0 || replaces(l, best)) {
+        best = l;
+        winner = m;
+      }
+    }
+    const int own = output * s.max_out / width;
+    float inv_n = 0;
+    if (has_norm) inv_n = Tile::kPacked ? Tile::group_value(row, own * words) : Tile::row_value(row);
+    const int64_t to = (int64_t(site) * s.G + place.group) * OG + output;
+    float y = best;
+    by_power(p.formula.power, [&](auto power) { y = scaled<decltype(power)::value>(best, inv_n, k); });
+    store_as(p.y, p.out_dtype, to, y);
+    if (p.l != nullptr) store_as(p.l, p.out_dtype, to, best);
+    if (s.max_out > 1) p.winner[to] = uint8_t(winner);
+  }
+}
+
+template <typename Tile, bool ALIGNED>
+__global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, ALIGNED>)
+    implicit_gemm_fwd_kernel(const Packed<ImplicitGemmFwd> params) {
+  const ImplicitGemmFwd& p = params.p;
+  const Place<Tile> place(p.shape);
+  const bool has_norm = p.formula.power != Power::One;
+  const int width = p.shape.FG / params.pack;
+  Tile tile;
+  Loader<Tile, ALIGNED> loader(params, place);
+  if constexpr (Tile::kPacked) tile.mark_diagonal(params.pack, width, loader.width);
+  tile.multiply(loader, loader.steps(), has_norm && p.squares == nullptr);
+  const int words = loader.width * int(sizeof(typename Tile::T)) / 4;
+  if constexpr (Tile::kPacked) {
+    if (has_norm) form_norms_of_pack(params, place, tile, words);
+  } else if (has_norm) {
+    form_norms(p, place, tile);
+  }
+  tile.share_product();
+  constexpr int V = kVector<typename Tile::T>;
+  if (p.shape.max_out == 1 && p.shape.FG % V == 0 && p.formula.power != Power::General && p.l == nullptr)
+    store_vectors<V>(p, place, words, width);
+  else
+    store_values(p, place, words, width);
+}
+
+template <typename T, bool TF32, bool LARGE, bool ALIGNED, Diagonal DIAGONAL = Diagonal::None>
+cudaError_t start_fwd(const ImplicitGemmFwd& params, int pack, cudaStream_t stream) {
+  using Tile = TileOf<T, TF32, LARGE, true, true, RowSum::Squares, DIAGONAL>;
+  const Packed<ImplicitGemmFwd> p(params, pack);
+  const Shape& s = p.p.shape;
+  const int64_t tiles_m = ceil_div(int64_t(s.N) * s.window.OH * s.window.OW, Tile::BM);
+  const dim3 grid(tiles_m * ceil_div(s.FG / s.max_out, Tile::BN / s.max_out), s.G);
+  return start(implicit_gemm_fwd_kernel<Tile, ALIGNED>, grid, Tile::kThreads, Tile::kShared, p, stream);
+}
+
+template <typename T, bool TF32>
+cudaError_t start_fwd_of(const ImplicitGemmFwd& p, cudaStream_t stream) {
+  const bool aligned = p.shape.CG % kVector<T> == 0;
+  const int pack = groups_of_tile(p.shape, sizeof(T));
+  if (pack > 1) return start_fwd<T, TF32, false, true, Diagonal::B>(p, pack, stream);
+  if constexpr (sizeof(T) == 2)
+    if (aligned && p.large) return start_fwd<T, false, true, true>(p, 1, stream);
+  return aligned ? start_fwd<T, TF32, false, true>(p, 1, stream)
+                 : start_fwd<T, TF32, false, false>(p, 1, stream);
+}
+
+}  // namespace
+
+cudaError_t implicit_gemm_fwd(const ImplicitGemmFwd& p, cudaStream_t stream) {
+  const Shape& s = p.shape;
+  if (int64_t(s.N) * s.window.OH * s.window.OW * s.FG == 0) return cudaSuccess;
+  if (!is_output_of(p.dtype, p.out_dtype) || !is_known(p.bias_dtype)) return cudaErrorInvalidValue;
+  if (s.max_out > kMostMaxOut) return cudaErrorInvalidValue;
+  return by_dtype(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    if constexpr (sizeof(T) == 4)
+      if (p.tf32) return start_fwd_of<T, true>(p, stream);
+    return start_fwd_of<T, false>(p, stream);
+  });
+}
+
+}  // namespace bcos::transform::cuda

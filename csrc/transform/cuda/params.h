@@ -1,0 +1,260 @@
+// What the CUDA kernels take, for host and device: plain structs of raw device pointers and sizes.
+//
+// Images are NHWC without gaps, weights OHWI; a linear layer is the 1 x 1 convolution of images of one pixel.
+// "rows" are pixels x groups. What has a field `plane` takes NCHW images, too: the plane is then the pixels
+// of an image, the rows lie as [N, G, plane] and not as [N, plane, G], and "[rows, C]" reads [N, G, C,
+// plane]. So lie the tensors of one value a row; for one group both orders are the same memory. Pointers are
+// aligned to 16 bytes; those of tensors that a call does not have are null. Products of sizes may pass 2^31;
+// what is an int here may not. A size of 0 starts nothing.
+#pragma once
+
+#include <cstdint>
+
+#include "common/cuda/dtype.h"
+#include "transform/formula.h"
+
+namespace bcos::transform::cuda {
+
+using namespace bcos::cuda;
+
+constexpr int kMostMaxOut = 64;  // filters of an output that a tile holds
+
+// Which formula, and its constants.
+struct Formula {
+  Power power;                                        // General where b is a tensor
+  float b_minus_1, cos_eps, eps_inside, eps_outside;  // b_minus_1: unused where b is a tensor
+  const float* b;                                     // one fp32 on the device, or null
+  bool exact_two;                                     // a tensor b of exactly 2 has no cos_eps
+};
+
+// How output pixels see input pixels.
+struct Window {
+  int H, W, OH, OW;  // sizes of the input and of the output
+  int KH, KW, SH, SW, PH, PW, DH, DW;
+};
+
+// alpha[f] = 1/|w_f|, 0 for a zero filter; and the operand
+// of the products: w/|w|, or w itself if `raw`, as OHWI.
+struct WeightNormFwd {
+  const void* w;    // [F, K] in its own order, OIHW unless `ohwi`
+  float* alpha;     // [F]
+  void* operand;    // [F, K] OHWI; null: alpha alone
+  int F, CG, taps;  // K = CG * taps
+  bool ohwi, raw;
+  Dtype dtype;          // of w
+  Dtype operand_dtype;  // of operand
+};
+
+// dw of d = sum over splits of partial; of unit weights its projection, alpha (d - w^ (w^ . d)).
+struct WeightNormBwd {
+  void* partial;       // [splits, F, K] OHWI; with splits > 1 the first share is overwritten
+  const void* w;       // [F, K] in its own order
+  const float* alpha;  // [F] 1/|w_f|; null: not unit weights
+  void* dw;            // as w
+  int F, CG, taps, splits;
+  bool ohwi, raw;       // raw: the product took w itself, and d has the factor alpha already
+  Dtype dtype;          // of w and dw
+  Dtype partial_dtype;  // fp32 where splits > 1
+};
+
+// out[row] = sum of x^2 over the row's channels; with `root`
+// the norm of it, which is that of a patch of one pixel.
+struct PatchNormSquares {
+  const void* x;  // [rows, CG]
+  float* out;     // [rows]
+  int rows, CG;
+  bool root;
+  Formula formula;
+  Dtype dtype;    // of x
+  int plane = 0;  // NCHW: H * W
+};
+
+// n = sqrt(window sum of squares + eps_inside) + eps_outside; in NCHW of N * G images of one group
+struct PatchNormFwd {
+  const float* squares;  // [N, H, W, G]
+  float* n;              // [N, OH, OW, G]
+  int rows, G;           // rows of n
+  Window window;
+  Formula formula;
+};
+
+// dx += x * (sum of t over the outputs that read the pixel), in place
+struct PatchNormBwd {
+  void* dx;         // [N, H, W, G * CG]
+  const void* x;    // as dx
+  const float* t;   // [N, OH, OW, G]
+  int rows, G, CG;  // rows of dx
+  Window window;
+  Dtype dtype;    // of dx and x
+  int plane = 0;  // NCHW: H * W
+};
+
+// y = transform(max over max_out of (alpha z + bias), n)
+struct ScaleFwd {
+  const void* z;       // [rows, OG * max_out]
+  const float* alpha;  // [G * OG * max_out] or null
+  const void* bias;    // as alpha, or null
+  const float* n;      // [rows]; null for b = 1
+  void* y;             // [rows, OG]
+  void* l;             // as y, the transform's argument; null: not saved
+  uint8_t* winner;     // as y; where max_out > 1
+  int rows, G, OG, max_out;
+  Formula formula;
+  Dtype dtype;       // of z
+  Dtype bias_dtype;  // of bias
+  Dtype out_dtype;   // of y and l: as z, or fp32
+  int plane = 0;     // NCHW: OH * OW
+};
+
+// u = dL/dz, t = dL/dn * dn/dx / x, and each block's share of dL/db
+struct ScaleBwd {
+  const void* grad;       // [rows, OG]
+  const void* v;          // as grad: y where b = 2, l for the general b, null for b = 1
+  const uint8_t* winner;  // as grad; where max_out > 1
+  const float* n;         // [rows]; null for b = 1
+  const float* alpha;     // [G * OG * max_out] or null
+  void* u;                // [rows, OG * max_out]
+  float* t;               // [rows]; null where frozen or b = 1
+  float* db;              // [blocks(p)], of the launcher; null: not wanted
+  int rows, G, OG, max_out;
+  bool frozen;  // the scale is a constant
+  Formula formula;
+  Dtype dtype;      // of u
+  Dtype out_dtype;  // of grad and v: as u, or fp32
+  int plane = 0;    // NCHW: OH * OW
+};
+
+// Sizes of a convolution. Narrow groups share a tile with their neighbours, in the gradients where u is
+// given: as many as divide G, have at most 64 channels and filters together (32 in fp32) and make whole
+// chunks of 16 bytes; in half types CG is even. A value that is not finite then reaches the other groups of
+// its tile.
+struct Shape {
+  int N, G, CG, FG;  // images, groups, channels and filters of a group
+  int max_out;       // filters of an output; divides FG
+  Window window;
+};
+
+// y = transform(max over max_out of (alpha x * w + bias), n), and what the backward needs.
+// At most kMostMaxOut filters of an output, and 65535 groups.
+struct ImplicitGemmFwd {
+  const void* x;         // [N, H, W, G * CG]
+  const void* w;         // [G * FG, KH, KW, CG]
+  const float* alpha;    // [G * FG] or null
+  const void* bias;      // [G * FG] or null
+  const float* squares;  // [N, H, W, G] of patch_norm_squares; null: summed of the product's own operand
+  void* y;               // [N, OH, OW, G * OG], OG = FG / max_out
+  float* n;              // [N, OH, OW, G]; null: not saved
+  void* l;               // as y; null: not saved
+  uint8_t* winner;       // as y; where max_out > 1
+  Shape shape;
+  Formula formula;
+  Dtype dtype;       // of x and w
+  Dtype bias_dtype;  // of bias
+  Dtype out_dtype;   // of y and l: as x, or fp32
+  bool tf32;         // fp32 products may round their operands to ten bits of mantissa
+  bool large;        // tiles of 128 x 128: half types, CG a multiple of 8, no shared tile; else ignored
+};
+
+// dx = u *^T w + x * (sum of t over the outputs that read the pixel), u = dL/dz, t = dL/dn * dn/dx / x.
+// Either u and t are given, or u is null and both are formed of grad, v, winner and n. At most 65535 groups.
+struct ImplicitGemmDgrad {
+  const void* u;          // [N, OH, OW, G * FG] or null
+  const float* t;         // [N, OH, OW, G]; null where frozen, b = 1 or u is null
+  const void* grad;       // [N, OH, OW, G * OG]
+  const void* v;          // as grad: y where b = 2, l for the general b, null for b = 1
+  const uint8_t* winner;  // as grad; where max_out > 1
+  const float* n;         // [N, OH, OW, G]; null for b = 1
+  const void* w;          // [G * FG, KH, KW, CG]
+  const float* alpha;     // [G * FG] or null; a factor of u that a given u has already
+  const void* x;          // [N, H, W, G * CG]
+  void* dx;               // as x
+  Shape shape;
+  bool frozen;  // the scale is a constant, and t is 0
+  Formula formula;
+  Dtype dtype;      // of u, w, x and dx
+  Dtype out_dtype;  // of grad and v: as x, or fp32
+  bool tf32;        // as in the forward
+  bool large;       // as in the forward, with u given and FG a multiple of 8, too
+};
+
+// dw[split] = sum over every splits-th block of pixels of u^T x, dbias[split] that of u; alike in every run.
+// u as in ImplicitGemmDgrad. At most 65535 groups * KH * KW.
+struct ImplicitGemmWgrad {
+  const void* u;
+  const void* grad;
+  const void* v;
+  const uint8_t* winner;
+  const float* n;
+  const float* alpha;
+  const void* x;  // [N, H, W, G * CG]
+  float* dw;      // [splits, G * FG, KH, KW, CG]
+  float* dbias;   // [splits, G * FG]; null: not wanted
+  int splits;     // at most 65535
+  Shape shape;
+  bool frozen;
+  Formula formula;
+  Dtype dtype;      // of u and x
+  Dtype out_dtype;  // of grad and v: as x, or fp32
+  bool tf32;        // as in the forward
+  bool large;       // as in ImplicitGemmDgrad
+};
+
+// Depthwise layers: one filter to a channel, the norm formed inside. At most 2^22 channels and 600 taps.
+
+// y = transform(alpha x * w + bias, n)
+struct DepthwiseFwd {
+  const void* x;       // [N, H, W, C]
+  const void* w;       // [C, KH, KW]
+  const float* alpha;  // [C] or null
+  const void* bias;    // [C] or null
+  void* y;             // [N, OH, OW, C]
+  void* l;             // as y; null: not saved
+  int N, C;
+  Window window;
+  Formula formula;
+  Dtype dtype;       // of x and w
+  Dtype bias_dtype;  // of bias
+  Dtype out_dtype;   // of y and l: as x, or fp32
+};
+
+// u = dL/dz and t = dL/dn * dn/dx / x, with n formed again: it would be as large as x to save.
+struct DepthwiseBwd {
+  const void* grad;    // [N, OH, OW, C]
+  const void* v;       // as grad: y where b = 2, l for the general b, null for b = 1
+  const void* x;       // [N, H, W, C]
+  const float* alpha;  // [C] or null
+  void* u;             // as grad
+  float* t;            // as grad; null where frozen or b = 1
+  int N, C;
+  Window window;
+  bool frozen;  // the scale is a constant
+  Formula formula;
+  Dtype dtype;      // of x and u
+  Dtype out_dtype;  // of grad and v: as x, or fp32
+};
+
+// dx = u *^T w + x * (sum of t over the outputs that read the pixel)
+struct DepthwiseDgrad {
+  const void* u;   // [N, OH, OW, C]
+  const float* t;  // as u, or null
+  const void* w;   // [C, KH, KW]
+  const void* x;   // [N, H, W, C]; read where t is given
+  void* dx;        // as x
+  int N, C;
+  Window window;
+  Dtype dtype;  // of u, w, x and dx
+};
+
+// dw[split] = sum over every splits-th block of strips of u x, dbias[split] that of u; alike in every run.
+struct DepthwiseWgrad {
+  const void* u;  // [N, OH, OW, C]
+  const void* x;  // [N, H, W, C]
+  float* dw;      // [splits, C, KH, KW]
+  float* dbias;   // [splits, C]; null: not wanted
+  int splits;     // at most 65535
+  int N, C;
+  Window window;
+  Dtype dtype;  // of u and x
+};
+
+}  // namespace bcos::transform::cuda

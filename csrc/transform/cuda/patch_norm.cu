@@ -1,0 +1,120 @@
+// The patch norm beside a vendor convolution, and the sums of squares that a window is summed from.
+//
+// Neighbouring lanes share a row (a pixel's channels of one
+// group), as many as it has chunks of 16 bytes, up to a warp.
+#include "transform/cuda/launch.h"
+#include "transform/cuda/planes.cuh"
+
+namespace bcos::transform::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+// The row that a thread works on, and its place among the
+// row's lanes; rows past the last are worked on by nobody.
+struct RowOfThread {
+  int64_t row;
+  int lane;
+};
+
+__device__ __forceinline__ RowOfThread row_of_thread(int lanes) {
+  return {int64_t(blockIdx.x) * (kThreads / lanes) + threadIdx.x / lanes, int(threadIdx.x % lanes)};
+}
+
+template <typename P>
+struct Shared {
+  P p;
+  int lanes;  // of a row, a power of two
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) patch_norm_squares_kernel(const Shared<PatchNormSquares> s) {
+  const PatchNormSquares& p = s.p;
+  const auto [row, lane] = row_of_thread(s.lanes);
+  const bool inside = row < p.rows, vector = p.CG % kVector<T> == 0;
+  const T* x = static_cast<const T*>(p.x) + row * p.CG;
+  float squares = 0;
+  for (int c = lane * kVector<T>; inside && c < p.CG; c += s.lanes * kVector<T>) {
+    float values[kVector<T>];
+    if (vector) {
+      load(values, x, c, true);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kVector<T>; ++i) values[i] = within(c + i, p.CG) ? to_float(x[c + i]) : 0.f;
+    }
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) squares += values[i] * values[i];
+  }
+  squares = lane_sum(squares, s.lanes);
+  if (inside && lane == 0) p.out[row] = p.root ? root_norm(squares, constants(p.formula)) : squares;
+}
+
+__global__ void __launch_bounds__(kThreads) patch_norm_fwd_kernel(const PatchNormFwd p) {
+  const int64_t row = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (row >= p.rows) return;
+  const int group = int(row % p.G);
+  const Pixel at = pixel(int(row / p.G), p.window.OH, p.window.OW);
+  p.n[row] = root_norm(window_sum(p.squares, p.window, at, group, p.G), constants(p.formula));
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) patch_norm_bwd_kernel(const Shared<PatchNormBwd> s) {
+  const PatchNormBwd& p = s.p;
+  const auto [row, lane] = row_of_thread(s.lanes);
+  const bool inside = row < p.rows, vector = p.CG % kVector<T> == 0;
+  const Pixel at = pixel(int((inside ? row : 0) / p.G), p.window.H, p.window.W);
+  float pooled = 0;  // the taps are shared out, too
+  for (int tap = lane; inside && tap < p.window.KH * p.window.KW; tap += s.lanes) {
+    const int64_t site = output_site(p.window, at, tap);
+    if (site >= 0) pooled += p.t[site * p.G + row % p.G];
+  }
+  pooled = lane_sum(pooled, s.lanes);
+  if (!inside) return;
+  const T* x = static_cast<const T*>(p.x) + row * p.CG;
+  T* dx = static_cast<T*>(p.dx) + row * p.CG;
+  for (int c = lane * kVector<T>; c < p.CG; c += s.lanes * kVector<T>) {
+    if (vector) {
+      float values[kVector<T>], sums[kVector<T>];
+      load(values, x, c, true);
+      load(sums, dx, c, true);
+#pragma unroll
+      for (int i = 0; i < kVector<T>; ++i) sums[i] += values[i] * pooled;
+      store(dx, c, sums, true);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kVector<T>; ++i)
+        if (within(c + i, p.CG)) dx[c + i] = rounded<T>(to_float(dx[c + i]) + to_float(x[c + i]) * pooled);
+    }
+  }
+}
+
+}  // namespace
+
+cudaError_t patch_norm_squares(const PatchNormSquares& p, cudaStream_t stream) {
+  if (p.rows == 0) return cudaSuccess;
+  if (p.plane > 0) return planes::patch_norm_squares(p, stream);
+  return by_dtype(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const int lanes = lanes_of_row<T>(p.CG);
+    const dim3 grid(ceil_div(p.rows, kThreads / lanes));
+    return start(patch_norm_squares_kernel<T>, grid, kThreads, 0, {p, lanes}, stream);
+  });
+}
+
+cudaError_t patch_norm_fwd(const PatchNormFwd& p, cudaStream_t stream) {
+  if (p.rows == 0) return cudaSuccess;
+  return start(patch_norm_fwd_kernel, dim3(ceil_div(p.rows, kThreads)), kThreads, 0, p, stream);
+}
+
+cudaError_t patch_norm_bwd(const PatchNormBwd& p, cudaStream_t stream) {
+  if (p.rows == 0) return cudaSuccess;
+  if (p.plane > 0) return planes::patch_norm_bwd(p, stream);
+  return by_dtype(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const int lanes = lanes_of_row<T>(p.CG);
+    const dim3 grid(ceil_div(p.rows, kThreads / lanes));
+    return start(patch_norm_bwd_kernel<T>, grid, kThreads, 0, {p, lanes}, stream);
+  });
+}
+
+}  // namespace bcos::transform::cuda

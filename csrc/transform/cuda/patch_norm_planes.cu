@@ -1,0 +1,82 @@
+// The patch norm's helpers on NCHW tensors.
+#include "transform/cuda/planes.cuh"
+
+namespace bcos::transform::cuda::planes {
+namespace {
+
+template <typename T, int V>
+__global__ void __launch_bounds__(kThreads) patch_norm_squares_kernel(const Sliced<PatchNormSquares> s) {
+  const PatchNormSquares& p = s.p;
+  const Strip<V> strip(p.rows, p.plane, s.slices);
+  const T* x = static_cast<const T*>(p.x) + strip.plane * p.CG * p.plane + strip.pixel;
+  float squares[V] = {};
+#pragma unroll 4
+  for (int c = strip.slice; strip.inside && c < p.CG; c += s.slices) {
+    float values[V];
+    load(values, x, int64_t(c) * p.plane, true);
+#pragma unroll
+    for (int i = 0; i < V; ++i) squares[i] += values[i] * values[i];
+  }
+  strip.add_slices(squares);
+  if (!strip.inside || strip.slice != 0) return;
+  if (p.root) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) squares[i] = root_norm(squares[i], constants(p.formula));
+  }
+  store(p.out, strip.row, squares, true);
+}
+
+template <typename T, int V>
+__global__ void __launch_bounds__(kThreads, 4) patch_norm_bwd_kernel(const Sliced<PatchNormBwd> s) {
+  const PatchNormBwd& p = s.p;
+  const Window& w = p.window;
+  const Strip<V> strip(p.rows, p.plane, s.slices);
+  for (int i = threadIdx.x; i < strip.lanes * V && strip.first_row() + i < p.rows; i += kThreads)
+    shared_store(i * 4, pooled_sum(p.t, w, pixel(int(strip.first_row()) + i, w.H, w.W), 0, 1));
+  barrier();
+  if (!strip.inside) return;
+  float pooled[V];
+#pragma unroll
+  for (int i = 0; i < V; ++i) pooled[i] = shared_load<float>((strip.lane * V + i) * 4);
+  const int64_t first = strip.plane * p.CG * p.plane + strip.pixel;
+  const T* x = static_cast<const T*>(p.x) + first;
+  T* dx = static_cast<T*>(p.dx) + first;
+#pragma unroll 2
+  for (int c = strip.slice; c < p.CG; c += s.slices) {
+    const int64_t at = int64_t(c) * p.plane;
+    float values[V], sums[V];
+    load(values, x, at, true);
+    load(sums, dx, at, true);
+#pragma unroll
+    for (int i = 0; i < V; ++i) sums[i] += values[i] * pooled[i];
+    store(dx, at, sums, true);
+  }
+}
+
+}  // namespace
+
+cudaError_t patch_norm_squares(const PatchNormSquares& p, cudaStream_t stream) {
+  return by_dtype(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    return by_width<T>(p.plane, p.dtype, [&](auto width) {
+      constexpr int V = decltype(width)::value;
+      const Sliced<PatchNormSquares> s{p, slices_of(p.CG)};
+      return start(patch_norm_squares_kernel<T, V>, strip_grid(p.rows, s.slices, V), kThreads, kShared<V>, s,
+                   stream);
+    });
+  });
+}
+
+cudaError_t patch_norm_bwd(const PatchNormBwd& p, cudaStream_t stream) {
+  return by_dtype(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    return by_width<T>(p.plane, p.dtype, [&](auto width) {
+      constexpr int V = decltype(width)::value;
+      const Sliced<PatchNormBwd> s{p, slices_of(p.CG)};
+      return start(patch_norm_bwd_kernel<T, V>, strip_grid(p.rows, s.slices, V), kThreads, kShared<V>, s,
+                   stream);
+    });
+  });
+}
+
+}  // namespace bcos::transform::cuda::planes

@@ -1,0 +1,17 @@
+// Launchers of the kernels of NCHW tensors; those of launch.h call them where `plane` is not 0.
+#pragma once
+
+#include "common/cuda/planes.cuh"
+#include "transform/cuda/formula.cuh"
+#include "transform/cuda/window.cuh"
+
+namespace bcos::transform::cuda::planes {
+
+using namespace bcos::cuda::planes;
+
+cudaError_t patch_norm_squares(const PatchNormSquares& p, cudaStream_t stream);
+cudaError_t patch_norm_bwd(const PatchNormBwd& p, cudaStream_t stream);
+cudaError_t scale_fwd(const ScaleFwd& p, cudaStream_t stream);
+cudaError_t scale_bwd(const ScaleBwd& p, cudaStream_t stream);
+
+}  // namespace bcos::transform::cuda::planes

@@ -1,0 +1,125 @@
+// The scale |cos|^(b-1) beside a vendor convolution on NCHW tensors.
+#include "transform/cuda/planes.cuh"
+
+namespace bcos::transform::cuda::planes {
+namespace {
+
+// V neighbouring pixels of an output channel to a thread.
+template <typename T, typename O, int V>
+__global__ void __launch_bounds__(kThreads) scale_fwd_kernel(const ScaleFwd p) {
+  const int64_t first = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * V;
+  if (first >= int64_t(p.rows) * p.OG) return;
+  const int64_t output = first / p.plane;  // counted over images
+  const int pixel = int(first % p.plane), filter = int(output % (int64_t(p.G) * p.OG)) * p.max_out;
+  float best[V], y[V], inv_n[V] = {};
+  int winner[V] = {};
+  for (int m = 0; m < p.max_out; ++m) {
+    const float alpha = p.alpha != nullptr ? p.alpha[filter + m] : 1.f;
+    const float bias = p.bias != nullptr ? load_as(p.bias, p.bias_dtype, filter + m) : 0.f;
+    float l[V];
+    load(l, static_cast<const T*>(p.z), (output * p.max_out + m) * p.plane + pixel, true);
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      l[i] = l[i] * alpha + bias;
+      if (m == 0 || replaces(l[i], best[i])) {
+        best[i] = l[i];
+        winner[i] = m;
+      }
+    }
+  }
+  const Constants<float> k = constants(p.formula);
+  if (p.formula.power != Power::One) {
+    load(inv_n, p.n, output / p.OG * p.plane + pixel, true);
+#pragma unroll
+    for (int i = 0; i < V; ++i) inv_n[i] = safe_inverse(inv_n[i]);
+  }
+  by_power(p.formula.power, [&](auto power) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) y[i] = scaled<decltype(power)::value>(best[i], inv_n[i], k);
+  });
+  store(static_cast<O*>(p.y), first, y, true);
+  if (p.l != nullptr) store(static_cast<O*>(p.l), first, best, true);
+  if (p.max_out > 1) {
+    Vector<uint8_t, V> packed;
+#pragma unroll
+    for (int i = 0; i < V; ++i) packed.v[i] = uint8_t(winner[i]);
+    *reinterpret_cast<Vector<uint8_t, V>*>(p.winner + first) = packed;
+  }
+}
+
+template <typename T, typename O, int V>
+__global__ void __launch_bounds__(kThreads, 2) scale_bwd_kernel(const Sliced<ScaleBwd> s) {
+  const ScaleBwd& p = s.p;
+  const Strip<V> strip(p.rows, p.plane, s.slices);
+  const Constants<float> k = constants(p.formula, p.frozen);
+  const bool has_norm = p.formula.power != Power::One;
+  float n[V] = {}, inv_n[V], total[V] = {}, db = 0;
+  if (strip.inside && has_norm) load(n, p.n, strip.row, true);
+#pragma unroll
+  for (int i = 0; i < V; ++i) inv_n[i] = safe_inverse(n[i]);
+  by_power(p.formula.power, [&](auto power) {
+    constexpr Power P = decltype(power)::value;
+    for (int o = strip.slice; strip.inside && o < p.OG; o += s.slices) {
+      const int64_t output = strip.plane * p.OG + o, at = output * p.plane + strip.pixel;
+      float grad[V], v[V] = {}, u[V];
+      load(grad, static_cast<const O*>(p.grad), at, true);
+      if (P != Power::One) load(v, static_cast<const O*>(p.v), at, true);
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        const auto [dl, dn] = partials<P>(v[i], v[i], inv_n[i], k);
+        u[i] = grad[i] * dl;
+        total[i] += grad[i] * dn;
+        if (P == Power::General && p.db != nullptr) db += grad[i] * partial_b(v[i], inv_n[i], k);
+      }
+      Vector<uint8_t, V> winner{};
+      if (p.max_out > 1) winner = *reinterpret_cast<const Vector<uint8_t, V>*>(p.winner + at);
+      const int filter = int(strip.plane % p.G * p.OG + o) * p.max_out;
+      for (int m = 0; m < p.max_out; ++m) {
+        const float alpha = p.alpha != nullptr ? p.alpha[filter + m] : 1.f;
+        float values[V];
+#pragma unroll
+        for (int i = 0; i < V; ++i) values[i] = winner.v[i] == m ? u[i] * alpha : 0.f;
+        store(static_cast<T*>(p.u), (output * p.max_out + m) * p.plane + strip.pixel, values, true);
+      }
+    }
+  });
+  strip.add_slices(total);
+  if (p.t != nullptr && strip.inside && strip.slice == 0) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) total[i] *= root_gradient(n[i], k);
+    store(p.t, strip.row, total, true);
+  }
+  if (p.db != nullptr) {
+    db = block_sum(db, kShared<V>);
+    if (threadIdx.x == 0) p.db[blockIdx.x] = db;
+  }
+}
+
+}  // namespace
+
+cudaError_t scale_fwd(const ScaleFwd& p, cudaStream_t stream) {
+  return by_dtypes(p.dtype, p.out_dtype, [&](auto type, auto out) {
+    using T = typename decltype(type)::type;
+    using O = typename decltype(out)::type;
+    return by_width<T>(p.plane, p.dtype, [&](auto width) {
+      constexpr int V = decltype(width)::value;
+      const dim3 grid(ceil_div(int64_t(p.rows) * p.OG, kThreads * V));
+      return start(scale_fwd_kernel<T, O, V>, grid, kThreads, 0, p, stream);
+    });
+  });
+}
+
+cudaError_t scale_bwd(const ScaleBwd& p, cudaStream_t stream) {
+  return by_dtypes(p.dtype, p.out_dtype, [&](auto type, auto out) {
+    using T = typename decltype(type)::type;
+    using O = typename decltype(out)::type;
+    return by_width<T>(p.plane, p.dtype, [&](auto width) {
+      constexpr int V = decltype(width)::value;
+      const Sliced<ScaleBwd> s{p, slices_of(p.OG)};
+      return start(scale_bwd_kernel<T, O, V>, strip_grid(p.rows, s.slices, V), kThreads,
+                   kShared<V> + kThreads / 32 * 4, s, stream);
+    });
+  });
+}
+
+}  // namespace bcos::transform::cuda::planes

@@ -1,0 +1,37 @@
+// The border to Python: arguments are checked and become a Call and its tensors, results become tuples.
+#pragma once
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <tuple>
+
+#include "transform/tensors.h"
+
+namespace bcos::transform::glue {
+
+using Forward = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;  // y, n, l, winner
+using Backward =
+    std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>;  // dx, dweight, dbias, db
+
+// Checks the inputs of a call and reads b where it is a tensor on the CPU.
+Call make_call(const Takes& takes, const Spec& spec, const Inputs& inputs);
+
+// The tensors of a backward, without those of y, n, l and winner that the call does not save.
+Saved make_saved(const Call& call, const Inputs& inputs, const at::Tensor& grad, const OptionalTensor& y,
+                 const at::Tensor& n, const at::Tensor& l, const at::Tensor& winner);
+
+Needs make_needs(const std::vector<bool>& needs, const OptionalTensor& b);
+
+// An output that the call does not save becomes an empty tensor: the schema of an operator has no optional
+// outputs.
+Forward pack(const Outputs& outputs, const at::Tensor& x);
+Backward pack(Gradients&& gradients);
+
+// While it lives, ATen is called below autograd and autocast: gradients and casts are the caller's business.
+struct PlainAten {
+  at::AutoDispatchBelowAutograd below_autograd;
+  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
+};
+
+}  // namespace bcos::transform::glue

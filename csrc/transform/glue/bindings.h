@@ -1,0 +1,53 @@
+// What Python sees of the transform: its options as an object, and its two directions on the CPU.
+#pragma once
+
+#include <torch/csrc/utils/pybind.h>
+
+#include "transform/glue/transform.h"
+
+namespace bcos::transform::glue {
+
+inline void bind(pybind11::module_ m) {
+  namespace py = pybind11;
+  using namespace py::literals;
+  using unlocked = py::call_guard<py::gil_scoped_release>;
+
+  // An attribute of the spec: the pair that it was made with, () for a linear layer.
+  const auto pair = [](Pair Spec::* member) {
+    return [member](const Spec& spec) -> py::tuple {
+      return spec.linear ? py::tuple() : py::make_tuple((spec.*member)[0], (spec.*member)[1]);
+    };
+  };
+  py::class_<Spec>(m, "TransformSpec", "The static options of a B-cos transform, checked when it is made.")
+      .def(py::init<const Ints&, const Ints&, const Ints&, int64_t, int64_t, std::optional<double>, bool,
+                    std::pair<double, double>, double, bool, at::ScalarType>(),
+           py::kw_only(), "stride"_a, "padding"_a, "dilation"_a, "groups"_a, "max_out"_a, "b"_a, "unit"_a,
+           "norm_eps"_a, "cos_eps"_a, "exact_two"_a, "out_dtype"_a)
+      .def_property_readonly("stride", pair(&Spec::stride))
+      .def_property_readonly("padding", pair(&Spec::padding))
+      .def_property_readonly("dilation", pair(&Spec::dilation))
+      .def_readonly("groups", &Spec::groups)
+      .def_readonly("max_out", &Spec::max_out)
+      .def_readonly("b", &Spec::b)
+      .def_readonly("unit", &Spec::unit)
+      .def_property_readonly(
+          "norm_eps", [](const Spec& spec) { return py::make_tuple(spec.eps_inside, spec.eps_outside); })
+      .def_readonly("cos_eps", &Spec::cos_eps)
+      .def_readonly("exact_two", &Spec::exact_two)
+      .def_readonly("out_dtype", &Spec::out_dtype)
+      .def("__repr__", [](py::handle self) {
+        std::string text = "TransformSpec(";
+        for (const char* name : {"stride", "padding", "dilation", "groups", "max_out", "b", "unit",
+                                 "norm_eps", "cos_eps", "exact_two", "out_dtype"})
+          text += std::string(name) + "=" + py::repr(self.attr(name)).cast<std::string>() + ", ";
+        return text.substr(0, text.size() - 2) + ")";
+      });
+
+  m.def("transform_forward", &forward, unlocked(), "x"_a, "weight"_a, "bias"_a, "b"_a, "spec"_a);
+  m.def("transform_backward", &backward, unlocked(), "grad"_a, "x"_a, "weight"_a, "b"_a, "y"_a, "n"_a, "l"_a,
+        "winner"_a, "spec"_a, "frozen"_a, "needs"_a);
+  m.def("patch_norm", &patch_norm, unlocked(), "x"_a, "kernel"_a, "spec"_a);
+  m.def("weight_norm", &weight_norm, unlocked(), "weight"_a);
+}
+
+}  // namespace bcos::transform::glue

@@ -1,0 +1,22 @@
+// What Python sees of the transform on a GPU.
+#pragma once
+
+#include <torch/csrc/utils/pybind.h>
+
+#include "transform/glue/cuda/candidate.h"
+#include "transform/glue/cuda/transform.h"
+
+namespace bcos::transform::glue::cuda {
+
+inline void bind(pybind11::module_ m) {
+  using namespace pybind11::literals;
+  using unlocked = pybind11::call_guard<pybind11::gil_scoped_release>;
+  check_names(candidates());
+  m.def("transform_forward", &forward, unlocked(), "x"_a, "weight"_a, "bias"_a, "b"_a, "spec"_a,
+        "candidate"_a, "large"_a, "tf32"_a);
+  m.def("transform_backward", &backward, unlocked(), "grad"_a, "x"_a, "weight"_a, "b"_a, "y"_a, "n"_a, "l"_a,
+        "winner"_a, "spec"_a, "frozen"_a, "needs"_a, "candidate"_a, "large"_a, "tf32"_a);
+  m.def("candidates", &candidate_names);
+}
+
+}  // namespace bcos::transform::glue::cuda

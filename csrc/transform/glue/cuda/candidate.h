@@ -1,0 +1,56 @@
+// A candidate is one way to serve a direction of a call. Each is defined in a file of its own in candidates/,
+// and enters itself in the list by its name.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "transform/glue/cuda/weights.h"
+
+namespace bcos::transform::glue::cuda {
+
+struct ForwardCall {
+  const DeviceCall& call;
+  at::Tensor x, bias, b;  // dense images; bias and b are undefined where there is none, b is fp32
+  Weights weights;
+  Outputs& out;  // already allocated: to be written
+};
+
+struct BackwardCall {
+  const DeviceCall& call;
+  const Saved& saved;  // dense images
+  const Weights& weights;
+  at::Tensor b;  // fp32, or undefined
+  const Needs& needs;
+};
+
+// What a candidate's backward returns, undefined where not needed.
+struct Parts {
+  at::Tensor dx;
+  at::Tensor partial;  // shares of the gradient of the products' operand, as weight_gradient takes them
+  at::Tensor dbias, db;
+};
+
+struct Candidate {
+  const char* name;
+  bool takes_planes;  // it serves contiguous NCHW tensors as they are
+  void (*forward)(const ForwardCall& c);
+  Parts (*backward)(const BackwardCall& c);
+};
+
+// Defined at namespace scope, it enters a candidate in the list while the module is loaded.
+struct Registered {
+  explicit Registered(const Candidate& candidate);
+};
+
+const std::vector<Candidate>& candidates();
+
+// Raises where two candidates have the same name.
+void check_names(const std::vector<Candidate>& candidates);
+
+// The candidate of this name; ValueError, with the names there are, where there is none.
+const Candidate& candidate_of(const std::string& name);
+
+std::vector<std::string> candidate_names();
+
+}  // namespace bcos::transform::glue::cuda

@@ -1,0 +1,18 @@
+// The patch norm by kernels of its own, and its part of dx.
+#pragma once
+
+#include "transform/glue/cuda/call.h"
+
+namespace bcos::transform::glue::cuda {
+
+// The sum of squares of each pixel and group, [pixels, groups].
+at::Tensor squares(const DeviceCall& call, const at::Tensor& x);
+
+// n, written to `saved` where that is defined; undefined for b = 1.
+at::Tensor norm(const DeviceCall& call, const at::Tensor& x, const at::Tensor& saved);
+
+// dx += x * (sum of t over the outputs that read the pixel), in place
+void add_norm_gradient(const DeviceCall& call, const at::Tensor& x, const at::Tensor& t,
+                       const at::Tensor& dx);
+
+}  // namespace bcos::transform::glue::cuda

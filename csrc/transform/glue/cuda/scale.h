@@ -1,0 +1,44 @@
+// The scale by a kernel of its own, forward and backward, and what every kernel that has the scale inside
+// takes.
+#pragma once
+
+#include "transform/glue/cuda/candidate.h"
+
+namespace bcos::transform::glue::cuda {
+
+// Fills what every forward kernel takes that ends with the scale.
+template <typename Params>
+void fill_forward(Params& k, const ForwardCall& c) {
+  k.alpha = data<float>(c.weights.alpha);
+  k.bias = data(c.bias);
+  k.y = mutable_data(c.out.y);
+  k.l = mutable_data(c.out.l);
+  k.formula = c.call.device_formula(c.b);
+  k.dtype = dtype_of(c.x);
+  if (c.bias.defined()) k.bias_dtype = dtype_of(c.bias);
+  k.out_dtype = dtype_of(c.out.y);
+}
+
+// Fills what every backward kernel takes that forms u and t of grad.
+template <typename Params>
+void fill_backward(Params& k, const BackwardCall& c) {
+  k.grad = data(c.saved.grad);
+  k.v = data(c.call.saves_l() ? c.saved.l : c.saved.y);
+  k.alpha = data<float>(c.weights.alpha);
+  k.frozen = !c.call.norm_gradient();
+  k.formula = c.call.device_formula(c.b);
+  k.dtype = dtype_of(c.saved.x);
+  k.out_dtype = dtype_of(c.saved.grad);
+}
+
+// Writes c.out of z = x * w and n.
+void scale_forward(const ForwardCall& c, const at::Tensor& z, const at::Tensor& n);
+
+struct ScaleGradients {
+  at::Tensor u, t, db;  // t is undefined where the norm has no gradient, db where it is not needed
+};
+
+// Forms the norm again where it was not saved.
+ScaleGradients scale_backward(const BackwardCall& c);
+
+}  // namespace bcos::transform::glue::cuda

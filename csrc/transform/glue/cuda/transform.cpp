@@ -1,0 +1,98 @@
+#include "transform/glue/cuda/transform.h"
+
+#include "transform/glue/cuda/candidate.h"
+
+namespace bcos::transform::glue::cuda {
+namespace {
+
+const Takes kCuda{kDevice, {at::kFloat, at::kHalf, at::kBFloat16}};
+
+// The rows of a linear layer as images of one pixel.
+at::Tensor image_of(const at::Tensor& t) {
+  return t.defined() && t.dim() == 2 ? t.contiguous().view({t.size(0), t.size(1), 1, 1}) : t;
+}
+
+at::Tensor rows_of(const at::Tensor& t) {
+  return t.defined() ? t.flatten(1) : t;
+}
+
+OptionalTensor rows_of(const OptionalTensor& t) {
+  return t ? OptionalTensor(t->flatten(1)) : t;
+}
+
+DeviceCall make_device_call(const Call& call, const Inputs& inputs, const Candidate& candidate, bool large,
+                            bool tf32) {
+  const bool planes = candidate.takes_planes && !call.spec.linear && inputs.x.is_contiguous() &&
+                      inputs.weight.is_contiguous();
+  return {call, planes, large, tf32};
+}
+
+at::Tensor device_b(const OptionalTensor& b) {
+  return b ? aligned(b->to(at::kFloat)) : at::Tensor();
+}
+
+Outputs run_forward(const DeviceCall& call, const Inputs& inputs, const Candidate& candidate) {
+  const auto x = image_of(inputs.x), weight = image_of(inputs.weight);
+  const OnDeviceOf guard(x);
+  Outputs out;
+  out.y = call.image(call.outputs(), call.spec.out_dtype, x);
+  if (call.saves_n()) out.n = call.image(call.spec.groups, at::kFloat, x);
+  if (call.saves_l()) out.l = call.image(call.outputs(), call.spec.out_dtype, x);
+  if (call.saves_winner()) out.winner = call.image(call.outputs(), at::kByte, x);
+  if (out.y.numel() > 0) {
+    const auto bias = inputs.bias ? aligned(inputs.bias->contiguous()) : at::Tensor();
+    candidate.forward(
+        {call, call.dense(x), bias, device_b(inputs.b), prepare(call, weight, bias.defined()), out});
+  }
+  if (call.spec.linear) out = {rows_of(out.y), rows_of(out.n), rows_of(out.l), rows_of(out.winner)};
+  return out;
+}
+
+Gradients run_backward(const DeviceCall& call, const Saved& given, const Needs& needs,
+                       const Candidate& candidate) {
+  const OnDeviceOf guard(given.x);
+  if (given.x.numel() == 0 || given.grad.numel() == 0) return Gradients::zeros(given, needs);
+  Saved saved = given;
+  for (auto* t : {&saved.grad, &saved.x, &saved.y, &saved.n, &saved.l, &saved.winner})
+    *t = call.dense(image_of(*t));
+  saved.weight = image_of(given.weight);
+  const auto weights = prepare(call, saved.weight, needs.bias);
+  const auto parts = candidate.backward({call, saved, weights, device_b(given.b), needs});
+  Gradients out;
+  if (needs.x) out.x = parts.dx;
+  if (needs.weight) out.weight = weight_gradient(call, weights, parts.partial);
+  if (needs.bias) out.bias = parts.dbias.to(given.weight.scalar_type());
+  if (needs.b) out.b = parts.db.to(given.b->scalar_type()).view(given.b->sizes());
+  if (call.spec.linear) {
+    out.x = rows_of(out.x);
+    out.weight = rows_of(out.weight);
+  }
+  return out;
+}
+
+}  // namespace
+
+Forward forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
+                const OptionalTensor& b, const Spec& spec, const std::string& candidate, bool large,
+                bool tf32) {
+  const PlainAten guard;
+  const auto& chosen = candidate_of(candidate);
+  const Inputs inputs{x, weight, bias, b};
+  const auto call = make_device_call(make_call(kCuda, spec, inputs), inputs, chosen, large, tf32);
+  return pack(run_forward(call, inputs, chosen), x);
+}
+
+Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
+                  const OptionalTensor& b, const OptionalTensor& y, const at::Tensor& n, const at::Tensor& l,
+                  const at::Tensor& winner, const Spec& spec, bool frozen, const std::vector<bool>& needs,
+                  const std::string& candidate, bool large, bool tf32) {
+  const PlainAten guard;
+  const auto& chosen = candidate_of(candidate);
+  const Inputs inputs{x, weight, std::nullopt, b};
+  auto call = make_device_call(make_call(kCuda, spec, inputs), inputs, chosen, large, tf32);
+  call.frozen = frozen;
+  const auto saved = make_saved(call, inputs, grad, y, n, l, winner);
+  return pack(run_backward(call, saved, make_needs(needs, b), chosen));
+}
+
+}  // namespace bcos::transform::glue::cuda

@@ -1,0 +1,72 @@
+#include "transform/glue/cuda/weights.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+
+namespace bcos::transform::glue::cuda {
+namespace {
+
+// Whether the weight lies in the order of the operand: OIHW beside planes, where nothing is reordered, or
+// [F, KH, KW, CG].
+bool in_order(const DeviceCall& call, const at::Tensor& weight) {
+  return call.planes || call.window.taps() == 1 || call.group_channels() == 1 ||
+         weight.is_contiguous(at::MemoryFormat::ChannelsLast);
+}
+
+template <typename Params>
+void fill_order(Params& k, const DeviceCall& call, const at::Tensor& weight) {
+  k.F = int(call.filters);
+  k.ohwi = in_order(call, weight);
+  k.taps = k.ohwi ? 1 : int(call.window.taps());
+  k.CG = int(call.group_channels() * call.window.taps()) / k.taps;
+}
+
+}  // namespace
+
+Weights prepare(const DeviceCall& call, const at::Tensor& weight, bool biased) {
+  const bool has_gaps = !weight.is_contiguous() && !weight.is_contiguous(at::MemoryFormat::ChannelsLast);
+  Weights out;
+  out.source = aligned(has_gaps ? weight.contiguous() : weight);
+  if (!call.spec.unit) {
+    out.operand = call.dense(out.source.to(call.dtype));
+    return out;
+  }
+  // A product of fp16 weights of any length could overflow, and the gradient of a bias must not have the
+  // factor alpha.
+  const bool raw = weight.scalar_type() == call.dtype && call.dtype != at::kHalf && !biased;
+  out.inverse = floats({call.filters}, weight);
+  const bool as_it_is = raw && in_order(call, out.source);
+  out.operand =
+      as_it_is ? out.source
+               : at::empty(weight.sizes(), weight.options().dtype(call.dtype).memory_format(call.format()));
+  if (raw) out.alpha = out.inverse;
+
+  kernels::WeightNormFwd k{};
+  k.w = data(out.source);
+  k.alpha = mutable_data<float>(out.inverse);
+  k.operand = as_it_is ? nullptr : mutable_data(out.operand);
+  fill_order(k, call, out.source);
+  k.raw = raw;
+  k.dtype = dtype_of(out.source);
+  k.operand_dtype = dtype_of(out.operand);
+  launch("weight_norm_fwd", kernels::weight_norm_fwd, k, call);
+  return out;
+}
+
+at::Tensor weight_gradient(const DeviceCall& call, const Weights& weights, const at::Tensor& partial) {
+  const auto dw = at::empty_like(weights.source);
+  kernels::WeightNormBwd k{};
+  k.partial = mutable_data(partial);
+  k.w = data(weights.source);
+  k.alpha = data<float>(weights.inverse);
+  k.dw = mutable_data(dw);
+  fill_order(k, call, weights.source);
+  k.splits = int(partial.numel() / dw.numel());
+  k.raw = weights.alpha.defined();
+  k.dtype = dtype_of(weights.source);
+  k.partial_dtype = dtype_of(partial);
+  launch("weight_norm_bwd", kernels::weight_norm_bwd, k, call);
+  return dw;
+}
+
+}  // namespace bcos::transform::glue::cuda

@@ -1,0 +1,22 @@
+// Weights as the products take them, and the gradient through the division by their norm.
+#pragma once
+
+#include "transform/glue/cuda/call.h"
+
+namespace bcos::transform::glue::cuda {
+
+struct Weights {
+  at::Tensor source;   // the given weight, OIHW or OHWI without gaps
+  at::Tensor operand;  // of the products: OHWI, or OIHW beside planes
+  at::Tensor alpha;    // [F] fp32, a factor 1/|w| that the operand lacks; undefined where it lacks none
+  at::Tensor inverse;  // [F] fp32 1/|w| of unit weights, else undefined
+};
+
+// `biased`: a bias or its gradient takes part.
+Weights prepare(const DeviceCall& call, const at::Tensor& weight, bool biased);
+
+// dw, as the weight, of shares [splits, F, ...] of the operand's gradient, each in the operand's order; the
+// first is overwritten.
+at::Tensor weight_gradient(const DeviceCall& call, const Weights& weights, const at::Tensor& partial);
+
+}  // namespace bcos::transform::glue::cuda

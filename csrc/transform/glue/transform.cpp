@@ -1,0 +1,54 @@
+#include "transform/glue/transform.h"
+
+#include "transform/cpu/conv2d.h"
+#include "transform/cpu/linear.h"
+#include "transform/cpu/patch_norm.h"
+#include "transform/cpu/weight_norm.h"
+
+namespace bcos::transform::glue {
+namespace {
+
+const Takes kCpu{c10::kCPU, {at::kFloat, at::kDouble, at::kBFloat16}};
+
+}  // namespace
+
+Forward forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
+                const OptionalTensor& b, const Spec& spec) {
+  const PlainAten guard;
+  const Inputs inputs{x, weight, bias, b};
+  const auto call = make_call(kCpu, spec, inputs);
+  return pack(spec.linear ? cpu::linear(call, inputs) : cpu::conv2d(call, inputs), x);
+}
+
+Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
+                  const OptionalTensor& b, const OptionalTensor& y, const at::Tensor& n, const at::Tensor& l,
+                  const at::Tensor& winner, const Spec& spec, bool frozen, const std::vector<bool>& needs) {
+  const PlainAten guard;
+  const Inputs inputs{x, weight, std::nullopt, b};
+  auto call = make_call(kCpu, spec, inputs);
+  call.frozen = frozen;
+  const auto saved = make_saved(call, inputs, grad, y, n, l, winner);
+  const auto wanted = make_needs(needs, b);
+  return pack(spec.linear ? cpu::linear_backward(call, saved, wanted)
+                          : cpu::conv2d_backward(call, saved, wanted));
+}
+
+at::Tensor patch_norm(const at::Tensor& x, const Ints& kernel, const Spec& spec) {
+  const PlainAten guard;
+  TORCH_CHECK_VALUE(!spec.linear, "spec is that of a linear layer, allowed: that of a convolution");
+  check_input(kCpu, "x", x, 4);
+  const auto [kh, kw] = checked_pair("kernel", kernel, 1);
+  const Call call(spec, x, {spec.max_out * spec.groups, x.size(1) / spec.groups, kh, kw});
+  const auto format = x.suggest_memory_format();
+  return cpu::patch_norm(call, x.contiguous(format), format == at::MemoryFormat::ChannelsLast);
+}
+
+at::Tensor weight_norm(const at::Tensor& weight) {
+  const PlainAten guard;
+  TORCH_CHECK_VALUE(weight.dim() >= 1, "weight has 0 dimensions, allowed: 1 or more");
+  check_input(kCpu, "weight", weight, weight.dim());
+  check_not_empty("weight", weight);
+  return cpu::weight_norm(weight.contiguous(weight.suggest_memory_format()));
+}
+
+}  // namespace bcos::transform::glue

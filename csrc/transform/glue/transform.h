@@ -1,0 +1,23 @@
+// The transform on the CPU, as Python calls it: a linear layer or a convolution, as the spec says.
+#pragma once
+
+#include "transform/glue/arguments.h"
+
+namespace bcos::transform::glue {
+
+// x [M, K] or [N, C, H, W] -> y, n, l, winner; those that a backward does not need are empty.
+Forward forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
+                const OptionalTensor& b, const Spec& spec);
+
+// -> dx, dweight, dbias, db, none where not needed. `frozen`: the scale is a constant of this derivative.
+Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
+                  const OptionalTensor& b, const OptionalTensor& y, const at::Tensor& n, const at::Tensor& l,
+                  const at::Tensor& winner, const Spec& spec, bool frozen, const std::vector<bool>& needs);
+
+// The norm of every patch: x [N, C, H, W], kernel (kh, kw) -> n [N, G, OH, OW].
+at::Tensor patch_norm(const at::Tensor& x, const Ints& kernel, const Spec& spec);
+
+// The norm of every filter: weight [filters, ...] -> [filters].
+at::Tensor weight_norm(const at::Tensor& weight);
+
+}  // namespace bcos::transform::glue

@@ -1,0 +1,91 @@
+// The two descriptions that travel with the tensors of a transform: Spec, its static options, and Call, those
+// options with the sizes of one call. They are checked when they are made, so that nothing below them reads
+// or writes out of bounds.
+#pragma once
+
+#include "common/checks.h"
+#include "transform/formula.h"
+
+namespace bcos::transform {
+
+// The static options of a transform. In Python it is TransformSpec, one object for each layer.
+struct Spec {
+  bool linear;                     // a linear layer; else a convolution
+  Pair stride, padding, dilation;  // 1, 0 and 1 for a linear layer
+  int64_t groups, max_out;
+  std::optional<double> b;         // none: b is a tensor that comes with each call
+  bool unit;                       // each filter is divided by its norm
+  double eps_inside, eps_outside;  // of the patch norm: inside its root, and beside it
+  double cos_eps;
+  bool exact_two;  // at b = 2 cos_eps counts as 0
+  at::ScalarType out_dtype;
+
+  // `stride`, `padding` and `dilation` are empty for a linear layer.
+  Spec(const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups, int64_t max_out,
+       std::optional<double> b, bool unit, std::pair<double, double> norm_eps, double cos_eps, bool exact_two,
+       at::ScalarType out_dtype);
+};
+
+// Where the taps of a convolution lie in one image. A linear layer is the pointwise convolution of images of
+// one pixel.
+struct Window {
+  Pair stride, padding, dilation;
+  int64_t kh, kw, in_h, in_w, out_h, out_w;
+
+  int64_t taps() const { return kh * kw; }
+  bool pointwise() const {  // every patch is one pixel, and the patches are in the order of the pixels
+    return taps() == 1 && stride == Pair{1, 1} && padding == Pair{0, 0};
+  }
+};
+
+// A Spec with the sizes of the tensors that it is applied to.
+struct Call {
+  Spec spec;
+  int64_t images, channels, filters;
+  Window window;
+  at::ScalarType dtype;  // of x
+  Power power;
+  double b;             // 0 where b is a tensor whose value is not known
+  double cos_eps;       // 0 where the formula has none
+  bool frozen = false;  // the scale is a constant of this derivative
+
+  // x is [M, K] or [N, C, H, W], a weight of these sizes [O*M, C/G] or [O*M, C/G, kh, kw].
+  Call(const Spec& spec, const at::Tensor& x, at::IntArrayRef weight_sizes);
+
+  // The value of b as a tensor. The formula stays General, which saves l.
+  void set_b(double value);
+
+  int64_t group_channels() const { return channels / spec.groups; }
+  int64_t group_filters() const { return filters / spec.groups; }
+  int64_t outputs() const { return filters / spec.max_out; }
+  int64_t group_outputs() const { return outputs() / spec.groups; }
+  int64_t in_plane() const { return window.in_h * window.in_w; }
+  int64_t out_plane() const { return window.out_h * window.out_w; }
+
+  bool has_norm() const { return power != Power::One; }
+  bool norm_gradient() const { return has_norm() && !frozen; }  // whether dx has a part through the norm
+
+  // The outputs that a backward needs: y stands for l at b = 2. The norm of a depthwise layer is as large as
+  // x: the backward forms it again.
+  bool saves_y() const { return power == Power::Two; }
+  bool saves_n() const { return has_norm() && (spec.groups == 1 || group_channels() > 1); }
+  bool saves_l() const { return power == Power::General; }
+  bool saves_winner() const { return spec.max_out > 1; }
+
+  // Shapes of the outputs: y, l and winner have the first, n the second.
+  Ints y_shape() const { return shape_of(outputs()); }
+  Ints n_shape() const { return shape_of(spec.groups); }
+  Ints z_shape() const { return shape_of(filters); }
+
+  template <typename A>
+  Constants<A> constants() const {
+    return {A(b - 1), A(cos_eps), A(spec.eps_inside), A(spec.eps_outside), A(frozen ? 0 : 1)};
+  }
+
+ private:
+  Ints shape_of(int64_t values) const {
+    return spec.linear ? Ints{images, values} : Ints{images, values, window.out_h, window.out_w};
+  }
+};
+
+}  // namespace bcos::transform

@@ -1,0 +1,17 @@
+#include "transform/tensors.h"
+
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+namespace bcos::transform {
+
+Gradients Gradients::zeros(const Saved& saved, const Needs& needs) {
+  Gradients out;
+  if (needs.x) out.x = at::zeros_like(saved.x);
+  if (needs.weight) out.weight = at::zeros_like(saved.weight);
+  if (needs.bias) out.bias = at::zeros({saved.weight.size(0)}, saved.weight.options());
+  if (needs.b) out.b = at::zeros_like(*saved.b);
+  return out;
+}
+
+}  // namespace bcos::transform
