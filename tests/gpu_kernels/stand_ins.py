@@ -7,7 +7,6 @@ dies or hangs has failed, and the others are run in a new process.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
