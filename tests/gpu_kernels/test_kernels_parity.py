@@ -29,14 +29,16 @@ MORE = [
 
 
 SMALLER = {
-    "stem7x7": {"x": (1, 6, 11, 11)},
+    "stem7x7": {"x": (1, 6, 7, 7)},
     "size17": {"x": (1, 17, 13, 13)},
-    "depthwise": {"x": (1, 20, 9, 9)},
-    "explain_depthwise": {"x": (1, 20, 9, 9)},
-    "channels33": {"x": (1, 33, 3, 4)},
-    "channels64": {"x": (1, 64, 3, 4)},
-    "channels65": {"x": (1, 65, 3, 4)},
-    "wide_groups": {"x": (1, 80, 3, 4)},
+    "depthwise": {"x": (1, 20, 7, 7), "weight": (20, 1, 5, 5)},
+    "explain_depthwise": {"x": (1, 20, 7, 7), "weight": (20, 1, 5, 5)},
+    "max_out": {"x": (1, 6, 5, 5)},
+    "max_out_b1.5_groups": {"x": (1, 6, 4, 4)},
+    "channels33": {"x": (1, 33, 3, 4), "weight": (33, 33, 1, 3)},
+    "channels64": {"x": (1, 64, 3, 4), "weight": (64, 64, 1, 3)},
+    "channels65": {"x": (1, 65, 3, 4), "weight": (65, 65, 1, 3)},
+    "wide_groups": {"x": (1, 80, 3, 3), "weight": (80, 40, 1, 2)},
     "wide_1x1": {"x": (1, 140, 4, 5), "weight": (130, 140, 1, 1)},
     "linear_wide": {"x": (70, 140), "weight": (130, 140)},
     "linear_max_out": {"x": (35, 24)},
