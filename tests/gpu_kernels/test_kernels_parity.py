@@ -69,7 +69,7 @@ def combinations():
                 yield pytest.param(cases[name], candidate, dtype, id=f"{name}-{candidate}-{str(dtype)[6:]}")
 
 
-@pytest.mark.parametrize("case, candidate, dtype", combinations())
+@pytest.mark.parametrize("case, candidate, dtype", list(combinations()))
 def test_candidate(case, candidate, dtype, force, backend):
     force(candidate)
     # a rounding that turns a maximum to another filter shows in few inputs, and there far above all others
