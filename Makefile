@@ -49,7 +49,7 @@ TRITON ?= 3.6.0
 
 triton: setup ## the Triton tests on another Triton, into build/ (TRITON=3.9.0)
 	$(PYTHON) -m pip install --quiet --no-deps --upgrade --target build/triton-$(TRITON) triton==$(TRITON) 'numpy<2.4'
-	PYTHONPATH="$(CURDIR)/build/triton-$(TRITON):$$PYTHONPATH" $(PYTHON) -m pytest -q tests/test_gpu_kernels.py tests/test_triton_compiled.py $(ARGS)
+	PYTHONPATH="$(CURDIR)/build/triton-$(TRITON):$$PYTHONPATH" $(PYTHON) -m pytest -q tests/gpu_kernels tests/test_triton_compiled.py $(or $(ARGS),-k triton)
 
 TORCH ?= 2.11.0
 

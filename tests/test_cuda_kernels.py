@@ -82,7 +82,9 @@ if NVCC:
         log = folder / f"{source.stem}.log"
         if not log.exists():
             targets = (f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES)
-            done = execute(NVCC, *STRICT, "-I", "csrc", *targets, "-c", source, "-o", folder / f"{source.stem}.o")
+            done = execute(
+                NVCC, *STRICT, "-I", "csrc", *targets, "-fatbin", source, "-o", folder / f"{source.stem}.fatbin"
+            )
             assert done.returncode == 0, done.stdout
             log.write_text(done.stdout)
         said = log.read_text()

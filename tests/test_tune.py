@@ -131,6 +131,7 @@ if GXX and HEADERS:
         """Triton's interpreter and the emulation of the CUDA kernels together stand in for a GPU with both."""
         code = """
 import where
+where.load_emulated()
 model = Net("cuda,triton")
 print(bk.tune(model, x, progress=False))
 print(bk.report(model, x))

@@ -316,7 +316,7 @@ def test_tensor_exponent(candidate, case, force):
     assert error(mine.cpu(), grad(y.square().sum(), wide)[0]) < 1e-5
 
 
-@pytest.mark.parametrize("groups, multiplier", [(37, 2), (2, 33)])
+@pytest.mark.parametrize("groups, multiplier", [(17 if STANDS_IN else 37, 2), (2, 33)])
 def test_backward_reads_no_norm_that_was_not_saved(groups, multiplier, force, backend):
     """One channel to a group, several filters, no groups that share a tile: the forward saves no norm."""
     options = {"padding": 1, "groups": groups}

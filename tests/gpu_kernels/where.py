@@ -18,7 +18,24 @@ DEVICE = "cpu" if STANDS_IN else "cuda"
 BACKENDS = (
     ("cuda",) if EMULATED else ("triton",) if INTERPRETED else ("cuda", "triton") if torch.cuda.is_available() else ()
 )
-if EMULATED:
-    spec = spec_from_file_location("emulated", EMULATED)
-    cuda.kernels, cuda._device = module_from_spec(spec), DEVICE
-    spec.loader.exec_module(cuda.kernels)
+if INTERPRETED:
+    from triton.runtime.interpreter import InterpretedFunction
+
+    prepared: set[str] = set()
+
+    def called(function, *arguments, call=InterpretedFunction.__call__, **options):
+        """A call of a function in a kernel; the interpreter prepares the language anew for each, once is enough."""
+        if function.fn.__module__ in prepared:
+            return function.rewrite()(*arguments, **options)
+        prepared.add(function.fn.__module__)
+        return call(function, *arguments, **options)
+
+    InterpretedFunction.__call__ = called
+
+
+def load_emulated() -> None:
+    """Makes the kernels of BCOS_TEST_EMULATED the CUDA backend's, where it is set."""
+    if EMULATED:
+        spec = spec_from_file_location("emulated", EMULATED)
+        cuda.kernels, cuda._device = module_from_spec(spec), DEVICE
+        spec.loader.exec_module(cuda.kernels)
