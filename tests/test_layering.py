@@ -41,7 +41,7 @@ def imports(module: str, source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = package.rsplit(".", node.level - 1)[0] if node.level else ""
             stem = ".".join(filter(None, (base, node.module)))
-            # what is no module is a name in one
+            # a name that is not a module stands in one
             names = [name if (name := f"{stem}.{a.name}") in MODULES or name == C else stem for a in node.names]
         elif isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "import_module":
             names = [a.value for a in node.args[:1] if isinstance(a, ast.Constant)]

@@ -28,7 +28,7 @@ class Choice:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.candidate} {self.tile.m}×{self.tile.n}×{self.tile.k}" if self.tile else str(self.candidate)
+        return str(self.candidate)
 
 
 class Op(Hashable, Protocol):
