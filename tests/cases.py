@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from statistics import median
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -212,6 +213,14 @@ CASES = [
 ]
 
 BACKENDS = ("cpu", "reference")
+
+
+def thinned(values, kept):
+    """Parameters of a test of which ``make check`` runs those alone for which ``kept(value)`` is true."""
+    values = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [pytest.param(*v, marks=() if kept(*v) else pytest.mark.slow) for v in values]
+
+
 CANDIDATES = tuple(dict.fromkeys(c.name for c in TRANSFORM.candidates_of("cuda,triton")))
 IDS = {case.name: case for case in CASES}
 assert len(IDS) == len(CASES)

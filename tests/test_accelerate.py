@@ -330,12 +330,14 @@ def test_autocast(dtype):
     assert model(X.float()).dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_torch_compile_takes_the_whole_graph():
     model = bk.accelerate(net(dtype=torch.float32))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(X.float()), model(X.float()), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_traced_exported_and_compiled_one_after_the_other():
     """Each of them changes for its own time how modules are called: none is taken for a change of the layers."""
     model, x = bk.accelerate(net(dtype=torch.float32)), X.float()
@@ -353,6 +355,7 @@ def test_traced_exported_and_compiled_one_after_the_other():
     assert sum(node.kind().startswith("bcos_kernels::") for node in traced.inlined_graph.nodes()) == 3
 
 
+@pytest.mark.slow
 def test_an_unpickled_model_compiles_without_a_graph_break():
     """In another process its code was never read before."""
     from bcos_kernels.adopt import published

@@ -105,6 +105,7 @@ def gradients(model, x):
     return {"dx": dx, "dw": torch.cat([g.flatten() for g in dw])}
 
 
+@pytest.mark.slow
 def test_densenet():
     """Contiguous images through 121 layers of up to 1024 channels, with fresh weights in eval mode.
 

@@ -79,6 +79,7 @@ def test_a_run_is_stored(tmp_path, monkeypatch, capsys):
     assert max(len(line) for line in out.read_text().splitlines()) > 50, "samples stand on one line"
 
 
+@pytest.mark.slow
 def test_a_module_of_the_users(own, tmp_path):
     """Its dropout is stilled: without it no two runs are equal."""
     out = tmp_path / "mine.json"
@@ -191,6 +192,7 @@ def test_time_that_is_used_up_is_said(tmp_path):
     assert result["rows"] == [] and not result["complete"] and len(result["not_measured"]) == 4
 
 
+@pytest.mark.slow
 def test_curves_end_where_a_round_would_take_too_long(monkeypatch, tmp_path):
     monkeypatch.setattr(tasks, "CURVES", {"vit_s/8-384-1000": "forward"})
     monkeypatch.setattr(tasks, "BATCHES", (1, 2))
@@ -263,6 +265,7 @@ def test_a_gpu_that_is_not_there(capsys):
     assert "torch.cuda.is_available() is False" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_list_names_workloads_and_contenders(capsys):
     assert bench(["--list", "--device", "cpu"]) == 0
     text = capsys.readouterr().out

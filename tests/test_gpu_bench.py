@@ -80,6 +80,7 @@ def test_a_wrong_layer_gets_no_figure(tmp_path, monkeypatch):
     assert "above" in text and "vit_s/8-384-1000" in text
 
 
+@pytest.mark.slow
 def test_a_gpus_defaults(monkeypatch):
     """bf16, batch 256 and 64, the sample of compiled layers, and every candidate of every backend of ours."""
     device = type("Device", (), {"name": "cuda"})()
@@ -101,6 +102,7 @@ def test_a_gpus_defaults(monkeypatch):
     assert next(task.name for task in found if task.kind == "compiled model") == "resnet50, inference"
 
 
+@pytest.mark.slow
 def test_compiling_before_is_a_share_of_the_layers(monkeypatch):
     prepared = []
     monkeypatch.setattr(tasks.Bench, "_prepare", lambda self, layer: prepared.append(layer.name))
@@ -193,6 +195,7 @@ def test_a_lost_gpu_fails_the_test_that_lost_it_and_no_other(suite):
     assert cause.startswith("after it the GPU was lost: CUDA error: an illegal memory access") and not found["crashed"]
 
 
+@pytest.mark.slow
 def test_a_test_that_ends_its_process_is_named_and_the_rest_is_run(suite):
     found = shares.run(120, 1, suite(DYING))
     assert outcomes(found) == {"test_a": "passed", "test_b": "failed", "test_c": "passed"}

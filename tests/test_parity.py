@@ -17,7 +17,13 @@ def served(case, backend, dtype):
 
 
 COMBINATIONS = [
-    pytest.param(case, backend, dtype, id=f"{case.name}-{backend}-{str(dtype)[6:]}")
+    pytest.param(
+        case,
+        backend,
+        dtype,
+        id=f"{case.name}-{backend}-{str(dtype)[6:]}",
+        marks=() if backend == "cpu" and dtype in (torch.float64, torch.float32) else pytest.mark.slow,
+    )
     for case in CASES
     for backend in BACKENDS
     for dtype in DTYPES

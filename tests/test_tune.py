@@ -87,6 +87,7 @@ print(bk.report(model))
 """
 
 
+@pytest.mark.slow
 def test_winners_serve_other_processes(tmp_path):
     cache = tmp_path / "deep" / "choices.json"
     result = script(TUNE, cache)
@@ -127,6 +128,7 @@ def test_winners_serve_other_processes(tmp_path):
 
 if GXX and HEADERS:
 
+    @pytest.mark.slow
     def test_candidates_of_both_backends_are_measured(tmp_path):
         """Triton's interpreter and the emulation of the CUDA kernels together stand in for a GPU with both."""
         code = """
@@ -166,6 +168,7 @@ print(str(result).splitlines()[-1])
 """
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_what_was_measured(tmp_path):
     counts, line = script(INTERRUPT, tmp_path / "c.json").stdout.splitlines()
     assert counts == "2 6 2"
@@ -186,6 +189,7 @@ print(result)
 """
 
 
+@pytest.mark.slow
 def test_failing_and_wrong_kernels_are_refused(tmp_path):
     line, _, row, *refused, last = script(WRONG, tmp_path / "c.json").stdout.splitlines()
     assert line == "vendor [True, True, False]"
@@ -195,6 +199,7 @@ def test_failing_and_wrong_kernels_are_refused(tmp_path):
     assert last.startswith("1 of 1 measured")
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     """A model of a module in the working directory, with arguments, autocast and some directions."""
     (tmp_path / "mine.py").write_text(
@@ -211,7 +216,7 @@ def test_the_command(tmp_path):
     assert "linear 2×4 -> 3 bfloat16" in result.stdout
     (stored,) = json.loads((tmp_path / "c.json").read_text())["devices"].values()
     (call,) = stored
-    assert call.startswith("forward ") and "weight_dtype=float32 out_dtype=float32" in call
+    assert call.startswith("forward ") and {"weight_dtype=float32", "out_dtype=float32"} <= set(call.split())
     result = command("make")
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert "no call is served by GPU kernels" in result.stderr and "1 served by cpu" in result.stderr

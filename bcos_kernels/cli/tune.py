@@ -9,11 +9,11 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 
-from .. import adopt
+from .. import adopt, tuning
 from ..core import tuned
 from ..core.candidate import DIRECTIONS
 from ..text import aligned
-from ..tuning import check_device, tune, words
+from ..tuning import words
 from .terminal import DTYPES, factory, json_object, shape
 
 __all__ = ["configure", "main"]
@@ -58,7 +58,7 @@ def main(options: argparse.Namespace) -> int:
 
 def _tune(options: argparse.Namespace) -> int:
     build = factory("--model", options.model)
-    check_device()
+    tuning.check_device()
     device, dtype = "cuda" if torch.cuda.is_available() else "cpu", DTYPES[options.dtype]
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     model = build(**options.factory_args)
@@ -71,9 +71,9 @@ def _tune(options: argparse.Namespace) -> int:
     if not options.amp:
         model, images = model.to(dtype), images.to(dtype)
     with torch.autocast(device, dtype) if options.amp else nullcontext():
-        tuning = tune(model, images, directions=options.directions)
-    print(tuning)
-    return 0 if len(tuning.rows) == tuning.calls else 130
+        measured = tuning.tune(model, images, directions=options.directions)
+    print(measured)
+    return 0 if len(measured.rows) == measured.calls else 130
 
 
 def _stored() -> str:
