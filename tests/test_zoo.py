@@ -1,8 +1,9 @@
 """The zoo of ``bcos.models.pretrained``, random weights: logits, gradients, explanations, second order, training."""
 
 import copy
+import math
 import warnings
-from statistics import median
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -14,10 +15,10 @@ from bcos_kernels.cli.bench.contenders import WORST
 from bcos_kernels.cli.bench.models import signalling
 
 FAMILIES = {
-    "resnet18": 224, "resnext50_32x4d": 64, "densenet121": 224, "vgg11_bnu": 224, "convnext_tiny": 224,
-    "convnext_tiny_bnu": 224, "simple_vit_ti_patch16_224": 224, "vitc_ti_patch1_14": 224,
+    "resnet18": 8, "resnext50_32x4d": 8, "densenet121": 16, "vgg11_bnu": 8, "convnext_tiny": 8, "convnext_tiny_bnu": 8,
+    "simple_vit_ti_patch16_224": 8, "vitc_ti_patch1_14": 8,
 }  # fmt: skip
-"""Sizes of images: the usual one, but for the slowest network, whose layers are those of a ResNet with groups."""
+"""How many images tell the accuracy of a network; DenseNet's errors differ most from image to image."""
 
 
 def build(name: str, dtype=torch.float32):
@@ -62,25 +63,26 @@ def logits_gradients_explanation(model, x):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_family_in_fp32(name):
-    """In fp32 the error against float64 is no worse than the reference's own on two of three images.
+    """The error against float64 is at most 1.1 times the reference's, in the geometric mean over images of 64².
 
-    An image's error differs from the next one's by more than ours from the reference's.
+    A network amplifies each rounding, so that on one image either error can be three times the other. The mean of n
+    logarithms is therefore known to its standard error alone, and two of these are allowed.
     """
     reference = build(name)
     exact = copy.deepcopy(reference).double()
     accelerated = bk.accelerate(copy.deepcopy(reference))
     assert bk.report(accelerated).accelerated > 0
     errors = []
-    for seed in range(3):
-        x = image(FAMILIES[name], seed=seed)
+    for seed in range(FAMILIES[name]):
+        x = image(64, seed=seed)
         truth = logits_gradients_explanation(exact, x.double())
         ours, theirs = (logits_gradients_explanation(m, x) for m in (accelerated, reference))
         errors.append([(error(a, t, 0.0), error(b, t, 0.0)) for a, b, t in zip(ours, theirs, truth, strict=True)])
     for i, what in enumerate(("logits", "parameter gradients", "explanation")):
         found = [run[i] for run in errors]
         assert max(yours for _, yours in found) < WORST, f"{what}: zeros would pass beside such errors: {found}"
-        above = median(mine - 1.1 * yours for mine, yours in found)
-        assert above <= torch.finfo(torch.float32).eps, (what, found)
+        ratios = [math.log(mine / (1.1 * yours + torch.finfo(torch.float32).eps)) for mine, yours in found]
+        assert mean(ratios) <= 2 * stdev(ratios) / len(ratios) ** 0.5, (what, found)
 
 
 @pytest.mark.slow
