@@ -15,7 +15,7 @@ from bcos_kernels.cli.bench.contenders import WORST
 from bcos_kernels.cli.bench.models import signalling
 
 FAMILIES = {
-    "resnet18": 8, "resnext50_32x4d": 3, "densenet121": 16, "vgg11_bnu": 8, "convnext_tiny": 8, "convnext_tiny_bnu": 8,
+    "resnet18": 8, "resnext50_32x4d": 3, "densenet121": 16, "vgg11_bnu": 3, "convnext_tiny": 8, "convnext_tiny_bnu": 8,
     "simple_vit_ti_patch16_224": 8, "vitc_ti_patch1_14": 8,
 }  # fmt: skip
 """How many images tell the accuracy of a network; DenseNet's errors differ most from image to image."""
