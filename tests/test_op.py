@@ -40,9 +40,6 @@ class Spec(call.Spec):
 class Call(call.Call):
     rows: int = 0
 
-    def words(self) -> str:
-        return f"rows={self.rows}"
-
 
 def reference(inputs: Inputs, spec: Spec, late=None) -> Tensor:
     norm = inputs.x.square().sum(-1, keepdim=True) + spec.eps

@@ -84,6 +84,10 @@ assert torch.equal(torch.get_rng_state(), before[0]) and torch.equal(model.body[
 print(json.dumps([[row.name, *row.choices] for row in report.rows]))
 print(json.dumps([row.choices for row in bk.report(model, x[:1]).rows]))
 print(bk.report(model))
+x.requires_grad_()
+with choice.forced(None) as chosen:
+    model.eval()(x).sum().backward()
+print(*(f"{direction}: {made.reason}" for direction, (_, made) in sorted(chosen.items())))
 """
 
 
@@ -105,7 +109,8 @@ def test_winners_serve_other_processes(tmp_path):
         candidates = {"one-pass", "vendor"} if call.startswith("forward") else {"one-pass", "semi", "vendor"}
         assert set(choice["seconds"]) == candidates
 
-    known, other, *text = script(REPORT, cache).stdout.splitlines()
+    known, other, *text, made = script(REPORT, cache).stdout.splitlines()
+    assert made == "forward: measured on this device training: measured on this device"
     rows = json.loads(known)
     assert [name for name, *_ in rows] == ["conv", "body.2", "head", "unused"]
     expected = [f"{winner} (measured on this device)" for winner in winners]

@@ -10,9 +10,6 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
-
 __all__ = ["Call", "Spec", "hash_kept"]
 
 T = TypeVar("T")
@@ -94,12 +91,13 @@ class Call:
         return self
 
     def words(self) -> str:
-        """A text of all that decides how the call is served; it is the same in every process."""
-        raise NotImplementedError
+        """A text of all that decides how the call is served, except the device and the explanation mode.
 
-    def example(self, device: torch.device) -> tuple[tuple, Tensor]:
-        """Random inputs for such a call and a random gradient at its first output, for measuring."""
-        raise NotImplementedError
+        It is the same in every process.
+        """
+        left_out = ("spec", "device", "arch", "detach")
+        told = ((owner, f.name) for owner in (self, self.spec) for f in fields(owner) if f.name not in left_out)
+        return " ".join(f"{name}={getattr(owner, name)}" for owner, name in told)
 
     def is_rounding(self, name: str) -> bool:
         """Whether the named result is 0 apart from rounding errors, so that two kernels need not agree on it."""

@@ -23,7 +23,7 @@ class Tile:
     stages: int = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Backend:
     """A set of kernels, and which calls they serve."""
 

@@ -51,9 +51,7 @@ class Noted(NamedTuple):
 
     def of(self, direction: str) -> Noted:
         """The given direction of the call whose forward this is."""
-        count = len(self.op.inputs._fields)
-        needs = (True, *(False,) * (count - 1)) if direction == "explanation" else (True,) * count
-        call = self.call if direction == "forward" else self.call.of_backward(needs)
+        call = self.call if direction == "forward" else self.call.of_backward(self.call.needs(direction))
         return self._replace(call=call, direction=direction)
 
 
@@ -140,11 +138,10 @@ def _runner(what: Noted, first: Candidate, device: torch.device) -> Run:
         return forward
     result, *others = forward(first, None).values()
     saved = op.outputs._make((result if call.spec.saves_output else None, *others))
-    training = direction == "training"
-    needs = tuple(t is not None and (training or i == 0) for i, t in enumerate(inputs))
+    frozen, needs = direction == "explanation", call.needs(direction)
 
     def backward(candidate: Candidate, tile: Tile | None) -> dict[str, Tensor]:
-        grads = candidate.backward(grad, inputs, saved, call, tile, not training, needs)
+        grads = candidate.backward(grad, inputs, saved, call, tile, frozen, needs)
         return {f"d{name}": g for name, g in zip(op.inputs._fields, grads, strict=True) if g is not None}
 
     return backward

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import gcd, prod
 
@@ -56,11 +56,10 @@ class Call(call.Call):
         tf32 = device.tf32(self.dtype, self.device, self.is_linear)
         return self if (self.bias, self.tf32) == (bias, tf32) else _changed(self, bias, tf32)
 
-    def words(self) -> str:
-        """A text of all that decides how the call is served, except the device and its architecture."""
-        mine = (f"{f.name}={getattr(self, f.name)}" for f in fields(self) if f.name not in ("spec", "device", "arch"))
-        options = (f"{f.name}={getattr(self.spec, f.name)}" for f in fields(self.spec) if f.name != "detach")
-        return " ".join((*mine, *options))
+    def needs(self, direction: str) -> tuple[bool, bool, bool, bool]:
+        """For each input, whether a backward of this direction forms its gradient: all that exist, or x's alone."""
+        training = direction == "training"
+        return True, training, training and self.bias, training and self.tensor_b
 
     def example(self, device: torch.device) -> tuple[Inputs, Tensor]:
         """Random inputs for such a call and a random gradient at y; images are channels_last."""

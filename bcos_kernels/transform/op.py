@@ -18,22 +18,26 @@ __all__ = ["REFERENCE", "TRANSFORM"]
 
 def _fake(inputs: Inputs, spec: Spec) -> Outputs:
     x, weight, *_ = inputs
+    described = call.of(inputs, spec)
     if spec.is_linear:
-        z, norm_shape, saves_norm = x.new_empty(x.shape[0], weight.shape[0]), (x.shape[0], 1), True
+        z = x.new_empty(x.shape[0], weight.shape[0])
     else:
         geometry = (spec.stride, spec.padding, spec.dilation, False, [0, 0], spec.groups)
         z = torch.ops.aten.convolution(x, weight.to(x.dtype), None, *geometry)
-        norm_shape = (x.shape[0], spec.groups, *z.shape[2:])
-        saves_norm = spec.groups == 1 or weight.shape[1] > 1
-    layout = _memory_format(z)
-    y_shape = (z.shape[0], weight.shape[0] // spec.max_out, *z.shape[2:])
-    y = x.new_empty(y_shape, dtype=spec.out_dtype).contiguous(memory_format=layout)
-    n = x.new_empty((0,), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-    if saves_norm and spec.power != 1:
-        n = n.new_empty(norm_shape).contiguous(memory_format=layout)
-    l = torch.empty_like(y) if spec.power == 0 else y.new_empty(0)  # noqa: E741
-    winner = torch.empty_like(y, dtype=torch.uint8) if spec.max_out > 1 else y.new_empty(0, dtype=torch.uint8)
-    return Outputs(y, n, l, winner)
+
+    def fresh(channels: int, dtype: torch.dtype, exists: bool = True) -> Tensor:
+        if not exists:
+            return x.new_empty(0, dtype=dtype)
+        shape = (z.shape[0], channels, *z.shape[2:])
+        return x.new_empty(shape, dtype=dtype).contiguous(memory_format=_memory_format(z))
+
+    norm_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return Outputs(
+        fresh(described.outputs, spec.out_dtype),
+        fresh(spec.groups, norm_dtype, described.saves_norm),
+        fresh(described.outputs, spec.out_dtype, described.saves_linear),
+        fresh(described.outputs, torch.uint8, spec.max_out > 1),
+    )
 
 
 def _memory_format(t: Tensor) -> torch.memory_format:

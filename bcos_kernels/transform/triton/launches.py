@@ -37,9 +37,8 @@ def launches(
         outputs = Outputs(*first.forward(inputs, call, tile if direction == "forward" else None))
     if direction == "forward":
         return forward
-    grad, training = torch.empty_like(outputs.y), direction == "training"
-    needs = (True, training, training and call.bias, training and call.tensor_b)
+    grad, frozen = torch.empty_like(outputs.y), direction == "explanation"
     saved = (outputs.y if call.spec.saves_output else None, *outputs[1:])
     with recording() as backward:
-        named[candidate].backward(grad, inputs, saved, call, tile, not training, needs)
+        named[candidate].backward(grad, inputs, saved, call, tile, frozen, call.needs(direction))
     return backward
