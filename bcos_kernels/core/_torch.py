@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -13,7 +13,7 @@ from torch.overrides import _get_overloaded_args
 
 __all__ = [
     "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function", "forward_derivatives",
-    "is_plain", "is_traced", "is_watched", "overloads", "saved_tensor_of", "transformed", "unrecorded",
+    "is_seen", "is_traced", "overloads", "saved_tensor_of", "transformed", "unrecorded",
     "unwrap_dead_wrappers", "will_run",
 ]  # fmt: skip
 
@@ -42,7 +42,11 @@ def unrecorded() -> Iterator[None]:
 
 def transformed() -> bool:
     """Whether a transform of torch.func or a trace of torch.jit is active, which must see the operators."""
-    return torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None
+    return _functorch_is_active() or _tracing_state() is not None
+
+
+_functorch_is_active, _tracing_state = torch._C._are_functorch_transforms_active, torch._C._get_tracing_state
+_modes, _keys = torch._C._len_torch_dispatch_stack, torch._C._dispatch_keys
 
 
 def forward_derivatives() -> bool:
@@ -60,14 +64,14 @@ def _plain_keys(device: str) -> tuple[int, int]:
 _PLAIN = frozenset((*_plain_keys("CPU"), *_plain_keys("CUDA")))
 
 
-def is_plain(t: Tensor) -> bool:
-    """Whether the tensor is an ordinary one: neither a subclass nor a wrapper nor a fake tensor."""
-    return torch._C._dispatch_keys(t).raw_repr() in _PLAIN
+def is_seen(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether something must see the operators that are called with these tensors.
 
-
-def is_watched() -> bool:
-    """Whether a dispatch mode is active, which must see every operator."""
-    return torch._C._len_torch_dispatch_stack() > 0
+    That is a transform, a trace, a dispatch mode, or a tensor that is a subclass, a wrapper or a fake one.
+    """
+    if _functorch_is_active() or _tracing_state() is not None or _modes() > 0:
+        return True
+    return not _PLAIN.issuperset([_keys(t).raw_repr() for t in tensors if t is not None])
 
 
 def will_run(node) -> bool:

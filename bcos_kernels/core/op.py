@@ -215,24 +215,17 @@ class Op:
 
     def forward(self, inputs, call, backend: str) -> tuple:
         """The outputs, without recording derivatives."""
-        if torch.compiler.is_compiling() or _is_seen(inputs):
+        if torch.compiler.is_compiling() or _torch.is_seen(inputs):
             return self.dispatched(inputs, call.spec, backend)
         return self._serve(inputs, call, backend)
 
     def backward(self, grad: Tensor, inputs, saved, call, frozen: bool, needs, backend: str) -> tuple:
         """A gradient for every input, ``None`` where ``needs`` is False; differentiable if the grad mode is on."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or _is_seen((grad, *inputs)):
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or _torch.is_seen((grad, *inputs)):
             grads = self.backward_operator(grad, *inputs, *saved, *call.spec.flat(), frozen, list(needs), backend)
         else:
             grads = self._serve_backward(grad, inputs, saved, call, frozen, needs, backend)
         return tuple(g if need else None for g, need in zip(grads, needs, strict=True))
-
-
-def _is_seen(tensors) -> bool:
-    """Whether a transform, a trace, a mode or a tensor that is not an ordinary one must see the operators."""
-    if _torch.transformed() or _torch.is_watched():
-        return True
-    return not all(t is None or _torch.is_plain(t) for t in tensors)
 
 
 def _arguments(inputs: type[NamedTuple]) -> str:

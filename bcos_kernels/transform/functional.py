@@ -47,6 +47,7 @@ def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Te
         return handle_torch_function(transform, arguments, *arguments, detach, geometry, options)
     plan = _plan(x, weight, bias, b, detach, geometry, options)
     call, late, normed, gain = plan.call, checks.late_mode(detach), None, None
+    spec = call.spec
     if plan.unbatched:
         x = x.unsqueeze(0)
     if plan.padding is not None:
@@ -54,15 +55,15 @@ def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Te
     if plan.casts is not None:
         x, weight, bias, normed = _cast(x, weight, bias, normed, *plan.casts)
     if plan.weight_in_norm:
-        weight, bias, gain = _weight_in_norm(weight, bias, not call.spec.unit)
-    rows = call.spec.is_linear and x.dim() != 2
-    inputs = Inputs(x.reshape(-1, x.shape[-1]) if rows else x, weight, bias, b if call.spec.b is None else None)
+        weight, bias, gain = _weight_in_norm(weight, bias, not spec.unit)
+    rows = spec.is_linear and x.dim() != 2
+    inputs = Inputs(x.reshape(-1, x.shape[-1]) if rows else x, weight, bias, b if spec.b is None else None)
     with nullcontext() if plan.casts is None else torch.autocast(x.device.type, enabled=False):
         if plan.backend == REFERENCE.name:
             if options[-1] is None and not torch.compiler.is_compiling():  # counted unless the caller asked for it
-                noun = "bcos_linear" if call.spec.is_linear else "bcos_conv2d"
+                noun = "bcos_linear" if spec.is_linear else "bcos_conv2d"
                 tally.plain(noun, "the backend 'reference' serves it")
-            y = reference.transform(inputs, call.spec, late, normed)
+            y = reference.transform(inputs, spec, late, normed)
         else:
             y = autograd.apply(TRANSFORM, inputs, call, late, plan.backend)
         y = y.view(*x.shape[:-1], y.shape[-1]) if rows else y
