@@ -21,9 +21,9 @@ PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 
 CHECK = """
 import json, torch, bcos_kernels
-from bcos_kernels import _C, dispatch
-from bcos_kernels.backends import cuda
-names = ("linear", "linear_backward", "conv2d", "conv2d_backward")
+from bcos_kernels import _C
+from bcos_kernels.transform import cuda
+names = ("transform", "transform_backward")
 has = torch._C._dispatch_has_kernel_for_dispatch_key
 print(json.dumps({
     "torch": torch.__version__,

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.triton_aot``: what the Triton kernels compile to, and what the byte model predicts.
+"""``python -m benchmarks.triton_aot``: what the Triton kernels compile to, and what the cost model predicts.
 
 Nothing is run and no GPU is needed: registers, copies and instructions are read from the binaries that Triton makes,
 times are **predicted**, not measured.
@@ -231,7 +231,7 @@ def header(argv: list[str]) -> dict:
     return {
         "kind": "compiled ahead of time; times are predicted, nothing was measured",
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "device": "none: compiled for the architectures named, predicted with byte_model.RATES",
+        "device": "none: compiled for the architectures named, predicted with the rates of bcos_kernels.gpu.cost",
         "versions": {
             "bcos_kernels": bcos_kernels.__version__,
             "torch": torch.__version__,
