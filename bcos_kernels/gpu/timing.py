@@ -78,13 +78,14 @@ def keep(what: Noted, trials: list[Trial]) -> None:
 
 @contextmanager
 def noting() -> Iterator[dict[Noted, None]]:
-    """A context that notes the distinct calls that are served in it, in their order."""
+    """A context that notes the distinct calls in it for which there is a choice of candidates, in their order."""
     usual = choice.choose
     noted: dict[Noted, None] = {}
 
-    def note(*what) -> Choice:
-        noted[Noted(*what)] = None
-        return usual(*what)
+    def note(op: Op, backend: str, call, direction: str) -> Choice:
+        if op.has_choice(backend):
+            noted[Noted(op, backend, call, direction)] = None
+        return usual(op, backend, call, direction)
 
     with choice.choosing(note):
         yield noted
