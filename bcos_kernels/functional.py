@@ -1,7 +1,7 @@
-"""The B-cos layers as functions: ``bcos_linear`` and ``bcos_conv2d``.
+"""The B-cos layers and the norms between them as functions: ``bcos_linear``, ``bcos_conv2d`` and ``norm``.
 
-Both compute ``y = |cos(x, w)|^(b-1) · ŵᵀx`` (Böhle et al., B-cos Networks, CVPR 2022, eq. 3; TPAMI 2024) in one fused
-call per direction, on the fastest backend that serves the call.
+The layers compute ``y = |cos(x, w)|^(b-1) · ŵᵀx`` (Böhle et al., B-cos Networks, CVPR 2022, eq. 3; TPAMI 2024). Each is
+one fused call per direction, on the fastest backend that serves the call.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import MutableMapping
 import torch
 from torch import Tensor
 
+from .norm.functional import norm as _norm
 from .transform.functional import transform
 
-__all__ = ["bcos_conv2d", "bcos_linear"]
+__all__ = ["bcos_conv2d", "bcos_linear", "norm"]
 
 
 def __dir__() -> list[str]:
@@ -102,3 +103,57 @@ def bcos_conv2d(
     geometry = stride, padding, dilation, groups, padding_mode
     options = max_out, normalize_weights, weight_in_norm, norm_eps, cos_eps, exact_two, out_dtype, backend
     return transform(x, weight, bias, b, detach, geometry, options)
+
+
+def norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    over: str = "batch",
+    groups: int = 1,
+    centered: bool = False,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
+    eps: float = 1e-5,
+    detach: bool | MutableMapping = False,
+    out_dtype: torch.dtype | None = None,
+    return_statistics: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    """The norms between B-cos layers: ``y = γ · (x − [centered] mean) / √(var + eps) + β``.
+
+    ``var`` is the biased variance around the mean, also in norms that leave the mean in x (Böhle et al., B-cos
+    Alignment, TPAMI 2024, section 4.2; the package ``bcos``). One pass over x forms the statistics and one applies them;
+    the backward keeps x and the statistics, and nothing of x's size beside them.
+
+    Args:
+        x: ``[N, C, ...]``; ``[..., C]`` for ``over="token"``. fp64, fp32, bf16 or fp16, any strides.
+        weight, bias: γ and β ``[C]``, or None; ``[1]`` is allowed for ``over="all"``.
+        over: which values share a mean and a variance: ``"batch"``, those of a channel; ``"all"``, all of x;
+            ``"group"``, those of a group of channels of an image (one group: layer norm; C groups: instance norm);
+            ``"position"``, the channels at a position; ``"token"``, the last dimension of x.
+        groups: the number of groups for ``over="group"``.
+        centered: whether the mean is subtracted.
+        mean, var: running statistics ``[C]`` to take in place of x's own, for ``over="batch"`` and ``"all"``; they are
+            constants. ``mean`` belongs to a centered norm alone.
+        eps: added to the variance.
+        detach: True makes the variance a constant of the forward (the early explanation mode, that of ``bcos``). A
+            mapping gives the late mode, that of model guidance: ``detach["fixed_weights"]`` is read when the backward
+            runs. The mean is differentiated in both.
+        out_dtype: dtype of y: x's dtype, or fp32 for half-precision x. None gives the common dtype of x, weight and
+            bias, and fp32 under autocast, as the reference does.
+        return_statistics: True returns ``(y, mean, var)``; the statistics are constants, and empty where ``var`` is
+            given. Their shape is ``[C]`` over the batch, ``[1]`` over all, ``[N, groups]`` over groups, and that of the
+            positions or tokens otherwise.
+        backend: ``"cpu"`` or ``"reference"``; None chooses the fastest that serves the call.
+
+    Returns:
+        y of x's shape and memory format.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described above; the error names it, its value and what is
+            allowed. Or ``backend`` cannot serve the call; the error lists the reasons.
+    """
+    outputs = _norm(x, weight, bias, mean, var, detach, (over, groups, centered, eps, out_dtype, backend))
+    return tuple(outputs) if return_statistics else outputs.y

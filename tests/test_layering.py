@@ -10,10 +10,13 @@ import bcos_kernels
 
 ROOT = Path(bcos_kernels.__file__).parent
 FLOORS = [
-    "__main__", "cli", "tuning", "adopt", "modules", "functional", "transform", "gpu", "core",
+    "__main__", "cli", "tuning", "adopt", "modules", "functional", "op", "gpu", "core",
     "compat", "text", "tally",
 ]  # fmt: skip
 """From the attic down: a module imports from lower floors and from its own."""
+
+OPS = ("transform", "norm")
+"""The folders on the floor ``op``; none knows another."""
 
 CORE = ["autograd", "op", "choice", "tuned", "dispatch", "candidate", "device", "call", "checks", "extension"]
 """Within ``core``, as above; below them ``_torch`` and ``env``."""
@@ -60,7 +63,7 @@ def floor(module: str) -> tuple[int, int]:
     """The floor of a module, and that within ``core``; higher numbers are lower floors."""
     _, top, *rest = (*module.split("."), "")
     inner = CORE.index(rest[0]) if top == "core" and rest[0] in CORE else len(CORE)
-    return FLOORS.index(top), inner
+    return FLOORS.index("op" if top in OPS else top), inner
 
 
 def violations(graph: dict[str, set[str]]) -> list[str]:
@@ -74,6 +77,8 @@ def violations(graph: dict[str, set[str]]) -> list[str]:
                 continue  # its version alone; the package imports the public face
             elif module != "bcos_kernels" and floor(name) < floor(module):
                 found.append(f"{module} imports {name}, which stands above it")
+            elif len(tops := {f"{part}.".split(".")[1] for part in (module, name)} & set(OPS)) > 1:
+                found.append(f"{module} imports {name}, but {' and '.join(sorted(tops))} are ops of their own")
     within = {module: sorted(names - {"bcos_kernels"}) for module, names in graph.items()}
     return found + [f"these import each other: {' -> '.join(cycle)}" for cycle in cycles(within)]
 
@@ -97,6 +102,7 @@ def test_imports_lead_down_and_form_no_cycle():
         ("core.op", "importlib.import_module('bcos_kernels.gpu.timing')", "imports bcos_kernels.gpu.timing, which"),
         ("transform.spec", "def f():\n    from .. import modules", "imports bcos_kernels.modules, which stands above"),
         ("transform.spec", "from .functional import transform", "these import each other"),
+        ("norm.spec", "from ..transform import Spec", "but norm and transform are ops of their own"),
         ("transform.spec", "from ..core import nowhere_at_all, call\nfrom ..nowhere import x", "which is not there"),
     ],
 )
@@ -108,7 +114,7 @@ def test_a_wrong_import_is_found(module, statement, complaint):
 
 def test_the_public_face_shows_public_names_alone():
     assert dir(bcos_kernels) == sorted([*bcos_kernels.__all__, "__version__"])
-    assert dir(bcos_kernels.functional) == ["bcos_conv2d", "bcos_linear"]
+    assert dir(bcos_kernels.functional) == ["bcos_conv2d", "bcos_linear", "norm"]
 
 
 def test_no_file_is_longer_than_four_hundred_lines_or_so():

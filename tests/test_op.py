@@ -41,11 +41,11 @@ class Call(call.Call):
     rows: int = 0
 
 
-def reference(inputs: Inputs, spec: Spec, late=None) -> Tensor:
+def reference(inputs: Inputs, spec: Spec, late=None) -> tuple[Tensor]:
     norm = inputs.x.square().sum(-1, keepdim=True) + spec.eps
     frozen = spec.detach or (late is not None and late["fixed_weights"])
     y = inputs.x * (norm.detach() if frozen else norm)
-    return y if inputs.gain is None else y * inputs.gain
+    return (y if inputs.gain is None else y * inputs.gain,)
 
 
 def fake(inputs: Inputs, spec: Spec) -> Outputs:
@@ -85,7 +85,7 @@ TOY.add_candidate(Candidate("cpu", "kernels", forward, backward))
 def toy(x: Tensor, gain: Tensor | None = None, late=None, **options) -> Tensor:
     inputs = Inputs(x, gain)
     described = TOY.call(inputs, Spec(**options))
-    return autograd.apply(TOY, inputs, described, late, TOY.choose(described))
+    return autograd.apply(TOY, inputs, described, late, TOY.choose(described))[0]
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def _itself(t: Tensor) -> Tensor:
 
 
 class EagerFunction(torch.autograd.Function):
-    """The first output of a call, with less host time than the operator takes.
+    """The returned outputs of a call, with less host time than the operator takes.
 
     It is used only outside of compilers, traces and torch.func.
     """
@@ -73,10 +73,13 @@ class EagerFunction(torch.autograd.Function):
         inputs = op.inputs(*inputs)
         outputs = op.forward(inputs, call, backend)
         _save(ctx, op, inputs, outputs, call, late, backend)
-        return outputs[0]
+        returned = outputs[: op.returned]
+        if op.returned > 1:
+            ctx.mark_non_differentiable(*returned[1:])
+        return returned
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad, *_):
         return None, None, None, None, *_backward(ctx, grad, ctx.needs_input_grad[4:])
 
 
@@ -120,7 +123,7 @@ class DispatchedBackward(EagerFunction):
         wanted = ctx.needs_input_grad[1 : 1 + len(primals)]
 
         def first_order(grad, *inputs):
-            function = _of_some(inputs, asked, lambda *args: op.reference(op.inputs(*args), ctx.spec, ctx.late))
+            function = _of_some(inputs, asked, lambda *args: op.reference(op.inputs(*args), ctx.spec, ctx.late)[0])
             return torch.func.vjp(function, *_chosen(inputs, asked))[1](grad)
 
         results = (None,) * len(primals)
@@ -169,21 +172,21 @@ def _of_some(values: tuple, chosen, function):
     return partial
 
 
-def apply(op: Op, inputs, call, late: Late, backend: str) -> Tensor:
-    """The first output of a call: by the kernels of ``backend``, or by the reference where they lack a derivative."""
+def apply(op: Op, inputs, call, late: Late, backend: str) -> tuple[Tensor, ...]:
+    """The returned outputs of a call: by the kernels of ``backend``, or by the reference where they lack a derivative."""
     if torch.compiler.is_compiling() or _torch.transformed() or _torch.forward_derivatives():
         return _transformed(op, inputs, call, late, backend)
     tally.fused()
     return _eager(op, inputs, call, late, backend)
 
 
-def _eager(op: Op, inputs, call, late: Late, backend: str) -> Tensor:
+def _eager(op: Op, inputs, call, late: Late, backend: str) -> tuple[Tensor, ...]:
     if torch.is_grad_enabled():
         return EagerFunction.apply(op, call, late, backend, *inputs)
-    return op.forward(inputs, call, backend)[0]
+    return op.forward(inputs, call, backend)[: op.returned]
 
 
-def _transformed(op: Op, inputs, call, late: Late, backend: str) -> Tensor:
+def _transformed(op: Op, inputs, call, late: Late, backend: str) -> tuple[Tensor, ...]:
     """The same under torch.compile, torch.export, torch.jit.trace, torch.func and forward-mode derivatives."""
     spec = call.spec
     if torch.compiler.is_compiling():
@@ -198,7 +201,7 @@ def _transformed(op: Op, inputs, call, late: Late, backend: str) -> Tensor:
         return torch.compiler.disable(_eager)(op, inputs, call, late, backend)
     elif _torch.forward_derivatives() or late is not None:
         return op.reference(inputs, spec, late)
-    return op.dispatched(inputs, spec, backend)[0]
+    return op.dispatched(inputs, spec, backend)[: op.returned]
 
 
 def _used(ctx, inputs: tuple, needs: tuple[bool, ...]) -> tuple[bool, ...]:

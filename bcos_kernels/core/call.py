@@ -15,7 +15,7 @@ __all__ = ["Call", "Spec", "hash_kept"]
 T = TypeVar("T")
 
 _SCHEMAS = {
-    "bool": "bool", "int": "int", "float": "float", "float | None": "float?", "torch.dtype": "ScalarType",
+    "str": "str", "bool": "bool", "int": "int", "float": "float", "float | None": "float?", "torch.dtype": "ScalarType",
     "tuple[int, ...]": "int[]", "tuple[float, float]": "float[]",
 }  # fmt: skip
 """The type of an option -> how a schema of ``torch.library`` writes it."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import MutableMapping
 from numbers import Integral, Real
 from typing import Any, cast
 
 import torch
 
-__all__ = ["autocast_dtype", "epsilon", "flag", "integer", "out_dtype", "pair"]
+__all__ = ["autocast_dtype", "epsilon", "flag", "integer", "late_mode", "out_dtype", "pair"]
 
 
 def integer(name: str, value: Any, least: int) -> int:
@@ -67,3 +68,12 @@ def autocast_dtype(device: str) -> torch.dtype | None:
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     except RuntimeError:  # a device without autocast, such as "meta"
         return None
+
+
+def late_mode(detach) -> MutableMapping | None:
+    """The mapping of the late explanation mode; None where ``detach`` is a bool."""
+    if isinstance(detach, bool):
+        return None
+    if not isinstance(detach, MutableMapping) or "fixed_weights" not in detach:
+        raise TypeError(f"detach={detach!r}: a bool, or a mutable mapping with the key 'fixed_weights' is needed")
+    return detach

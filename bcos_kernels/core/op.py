@@ -28,7 +28,7 @@ _TYPES = {"Tensor": "Tensor", "Tensor | None": "Tensor?"}
 
 
 class Op:
-    """One op. Its first output is differentiable to any order; the others are kept for the backward.
+    """One op. Its first output is differentiable to any order; the others are constants, kept for the backward.
 
     Args:
         name: the name of the forward operator.
@@ -36,9 +36,11 @@ class Op:
             and the property ``saves_output``, which says whether the backward needs the first output.
         inputs, outputs: NamedTuple classes whose fields are annotated ``Tensor`` or ``Tensor | None``.
         call: ``call(inputs, spec)`` returns the :class:`bcos_kernels.core.call.Call` of concrete tensors.
-        reference: ``reference(inputs, spec, late)`` computes the first output in plain PyTorch.
+        reference: ``reference(inputs, spec, late)`` computes the returned outputs in plain PyTorch, as a tuple.
         fake: ``fake(inputs, spec)`` returns outputs of the right shapes, dtypes and strides.
-        batches: whether the first dimension of x is a batch, so that vmap over x alone is one call of a larger batch.
+        batches: whether the first dimension of x is a batch of independent rows, so that vmap over x alone is one call
+            of a larger batch.
+        returned: how many of the outputs the caller of a function gets; the rest is kept for the backward alone.
 
     Raises:
         ValueError: an op of this name exists.
@@ -53,14 +55,16 @@ class Op:
         inputs: type[NamedTuple],
         outputs: type[NamedTuple],
         call: Callable[..., Any],
-        reference: Callable[..., Tensor],
+        reference: Callable[..., tuple[Tensor, ...]],
         fake: Callable[..., tuple],
         batches: bool = False,
+        returned: int = 1,
     ) -> None:
         if hasattr(getattr(torch.ops, NAMESPACE), name):
             raise ValueError(f"op {name!r} is declared twice: every op needs a name of its own")
         self.name, self.spec, self.inputs, self.outputs = name, spec, inputs, outputs
         self.call, self.reference, self.fake, self.batches = call, reference, fake, batches
+        self.returned = returned
         self.backends: dict[str, Backend] = {}
         self.candidates: list[Candidate] = []
         self._candidates_of = lru_cache(maxsize=64)(self._find_candidates)

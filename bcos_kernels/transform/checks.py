@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import MutableMapping
 from numbers import Real
 
 import torch
 from torch import Tensor
 
-from ..core.checks import autocast_dtype, epsilon, flag, integer, out_dtype, pair
+from ..core.checks import autocast_dtype, epsilon, flag, integer, late_mode, out_dtype, pair
 
 __all__ = [
     "PADDING_MODES", "autocast_dtype", "conv2d_geometry", "epsilon", "exponent", "filters", "flag", "integer",
@@ -45,15 +44,6 @@ def exponent(b, x: Tensor) -> tuple[float | None, Tensor | None]:
     if not 1 <= number < math.inf:
         raise ValueError(f"b={b!r}: must be finite and at least 1")
     return number, None
-
-
-def late_mode(detach) -> MutableMapping | None:
-    """The mapping of the late explanation mode; None where ``detach`` is a bool."""
-    if isinstance(detach, bool):
-        return None
-    if not isinstance(detach, MutableMapping) or "fixed_weights" not in detach:
-        raise TypeError(f"detach={detach!r}: a bool, or a mutable mapping with the key 'fixed_weights' is needed")
-    return detach
 
 
 def single_filters(max_out: int) -> None:

@@ -65,7 +65,7 @@ def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Te
                 tally.plain(noun, "the backend 'reference' serves it")
             y = reference.transform(inputs, spec, late, normed)
         else:
-            y = autograd.apply(TRANSFORM, inputs, call, late, plan.backend)
+            (y,) = autograd.apply(TRANSFORM, inputs, call, late, plan.backend)
         y = y.view(*x.shape[:-1], y.shape[-1]) if rows else y
         y = y if gain is None else y * gain.to(y.dtype)
     return y.squeeze(0) if plan.unbatched else y

@@ -52,7 +52,7 @@ TRANSFORM = op.Op(
     inputs=Inputs,
     outputs=Outputs,
     call=call.of,
-    reference=reference.transform,
+    reference=lambda *args: (reference.transform(*args),),
     fake=_fake,
     batches=True,
 )

@@ -6,7 +6,7 @@ Sums and powers are formed in fp32 for half-precision inputs. No derivative is N
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from functools import partial
 from operator import getitem
 
@@ -14,13 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.formula import FrozenScale, accumulated
 from .spec import Inputs, Spec
 
 __all__ = ["patch_norm", "scale", "transform", "weight_norm"]
-
-
-def _accumulate(t: Tensor) -> Tensor:
-    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
 def _root(squares: Tensor) -> Tensor:
@@ -31,18 +28,18 @@ def _root(squares: Tensor) -> Tensor:
 
 def weight_norm(weight: Tensor) -> Tensor:
     """‖w‖ of each filter: ``[O·M, ...] -> [O·M]``, fp32 for half-precision weights."""
-    return _root(_accumulate(weight).flatten(1).square().sum(1))
+    return _root(accumulated(weight).flatten(1).square().sum(1))
 
 
 def unit_weight(weight: Tensor) -> Tensor:
     """ŵ = w/‖w‖, and 0 for a zero filter; same shape, fp32 for half-precision weights."""
     norm = weight_norm(weight).view(-1, *[1] * (weight.dim() - 1))
-    return torch.where(norm == 0, 0, _accumulate(weight) / torch.where(norm == 0, 1, norm))
+    return torch.where(norm == 0, 0, accumulated(weight) / torch.where(norm == 0, 1, norm))
 
 
 def patch_norm(x: Tensor, kernel_size: tuple[int, ...], spec: Spec) -> Tensor:
     """n of every patch: linear ``[..., K] -> [..., 1]``, convolution ``[N, C, H, W] -> [N, G, OH, OW]``."""
-    squares = _accumulate(x).square()
+    squares = accumulated(x).square()
     if spec.is_linear:
         squares = squares.sum(-1, keepdim=True)
     else:
@@ -74,35 +71,6 @@ def _power(base: Tensor, exponent: Tensor | float, at_zero: Tensor | float) -> T
     return torch.where(zero, at_zero, torch.where(zero, 1, base).pow(exponent))
 
 
-class FrozenScale(torch.autograd.Function):
-    """y = s·l, whose backward decides whether s is differentiated (late explanation mode).
-
-    In the double backward s stays part of the graph, as model guidance (Rao et al., ICCV 2023) needs it.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(linear: Tensor, s: Tensor, is_frozen: Callable[[], bool]) -> Tensor:
-        return s * linear
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        linear, s, ctx.is_frozen = inputs
-        ctx.save_for_backward(linear, s)
-        ctx.save_for_forward(linear, s)
-
-    @staticmethod
-    def jvp(ctx, linear_tangent, s_tangent, _):
-        linear, s = ctx.saved_tensors
-        return linear_tangent * s if ctx.is_frozen() else linear_tangent * s + linear * s_tangent
-
-    @staticmethod
-    def backward(ctx, grad):
-        linear, s = ctx.saved_tensors
-        return grad * s, None if ctx.is_frozen() else grad * linear, None
-
-
 def transform(inputs: Inputs, spec: Spec, late: MutableMapping | None = None, normed: Tensor | None = None) -> Tensor:
     """y of the transform: linear ``[..., K] -> [..., O]``, convolution ``[N, C, H, W] -> [N, O, OH, OW]``.
 
@@ -122,7 +90,7 @@ def transform(inputs: Inputs, spec: Spec, late: MutableMapping | None = None, no
         linear = linear.max(-1 if spec.is_linear else 2).values
     if spec.b == 1:
         return linear.to(spec.out_dtype)
-    linear = _accumulate(linear)
+    linear = accumulated(linear)
     norm = patch_norm(x if normed is None else normed, tuple(weight.shape[2:]), spec)
     seen, size = (linear.detach(), norm.detach()) if spec.detach else (linear, norm)
     s = scale(seen, size, tensor_b, spec)

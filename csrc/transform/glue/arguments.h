@@ -1,11 +1,9 @@
 // The border to Python: arguments are checked and become a Call and its tensors, results become tuples.
 #pragma once
 
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
-
 #include <tuple>
 
+#include "common/plain_aten.h"
 #include "transform/tensors.h"
 
 namespace bcos::transform::glue {
@@ -27,11 +25,5 @@ Needs make_needs(const std::vector<bool>& needs, const OptionalTensor& b);
 // outputs.
 Forward pack(const Outputs& outputs, const at::Tensor& x);
 Backward pack(Gradients&& gradients);
-
-// While it lives, ATen is called below autograd and autocast: gradients and casts are the caller's business.
-struct PlainAten {
-  at::AutoDispatchBelowAutograd below_autograd;
-  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
-};
 
 }  // namespace bcos::transform::glue

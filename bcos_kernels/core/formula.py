@@ -1,0 +1,44 @@
+"""What the formulas of several ops share, in plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["FrozenScale", "accumulated"]
+
+
+def accumulated(t: Tensor) -> Tensor:
+    """The tensor in the dtype in which sums over it are formed: fp32 for half precision, else its own."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+class FrozenScale(torch.autograd.Function):
+    """y = s·value, whose backward decides whether s is differentiated (late explanation mode).
+
+    In the double backward s stays part of the graph, as model guidance (Rao et al., ICCV 2023) needs it.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, s: Tensor, is_frozen: Callable[[], bool]) -> Tensor:
+        return s * value
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        value, s, ctx.is_frozen = inputs
+        ctx.save_for_backward(value, s)
+        ctx.save_for_forward(value, s)
+
+    @staticmethod
+    def jvp(ctx, value_tangent, s_tangent, _):
+        value, s = ctx.saved_tensors
+        return value_tangent * s if ctx.is_frozen() else value_tangent * s + value * s_tangent
+
+    @staticmethod
+    def backward(ctx, grad):
+        value, s = ctx.saved_tensors
+        return grad * s, None if ctx.is_frozen() else grad * value, None

@@ -1,0 +1,110 @@
+"""The description of one call of a norm: its options, sizes, dtypes and device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ..core import call, device
+from .spec import Inputs, Spec
+
+__all__ = ["Call", "of"]
+
+
+@call.hash_kept
+@dataclass(frozen=True)
+class Call(call.Call):
+    """One call of a norm."""
+
+    spec: Spec
+    device: str
+    x_shape: tuple[int, ...]
+    """``[N, C, *positions]``"""
+    dtype: torch.dtype = torch.float32
+    weight: bool = False
+    """Whether there is a γ; in a backward, whether its gradient is formed."""
+    bias: bool = False
+    """Whether there is a β; in a backward, whether its gradient is formed."""
+    given: bool = False
+    """Whether the statistics are given."""
+    channels_last: bool = False
+    """Whether the channels of a position lie side by side in memory."""
+    arch: str = "none"
+    """The GPU's architecture: ``sm_<capability>``, ``gfx<name>``, or ``none`` where there is no GPU."""
+
+    def of_backward(self, needs: tuple[bool, ...]) -> Call:
+        """The call of a backward; ``needs`` has a bool for each input."""
+        return self if (self.weight, self.bias) == tuple(needs[1:3]) else _changed(self, needs[1], needs[2])
+
+    def needs(self, direction: str) -> tuple[bool, bool, bool, bool, bool]:
+        """For each input, whether a backward of this direction forms its gradient: all that exist, or x's alone."""
+        training = direction == "training"
+        return True, training and self.weight, training and self.bias, False, False
+
+    def example(self, device: torch.device) -> tuple[Inputs, Tensor]:
+        """Random inputs for such a call and a random gradient at y."""
+        generator = torch.Generator(device).manual_seed(0)
+
+        def random(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
+            values = torch.randn(shape, generator=generator, device=device).to(dtype)
+            channels_last = self.channels_last and len(shape) == 4
+            return values.contiguous(memory_format=torch.channels_last) if channels_last else values
+
+        channels = self.channels
+        var = random(channels, dtype=torch.float32).abs() if self.given else None
+        inputs = Inputs(
+            random(*self.x_shape),
+            random(channels) if self.weight else None,
+            random(channels) if self.bias else None,
+            random(channels, dtype=torch.float32) if self.given and self.spec.centered else None,
+            var,
+        )
+        return inputs, random(*self.x_shape, dtype=self.spec.out_dtype)
+
+    @cached_property
+    def batch(self) -> int:
+        return self.x_shape[0]
+
+    @cached_property
+    def channels(self) -> int:
+        return self.x_shape[1]
+
+    @cached_property
+    def positions(self) -> int:
+        return prod(self.x_shape[2:])
+
+    @cached_property
+    def statistics_shape(self) -> tuple[int, ...]:
+        """The shape of the mean and of the variance that the call returns."""
+        if self.given:
+            return (0,)
+        batch, channels, *positions = self.x_shape
+        shapes = {"batch": (channels,), "all": (1,), "group": (batch, self.spec.groups)}
+        return shapes.get(self.spec.over, (batch, *positions))
+
+
+@lru_cache(maxsize=4096)
+def _changed(described: Call, weight: bool, bias: bool) -> Call:
+    return replace(described, weight=weight, bias=bias)
+
+
+def of(inputs: Inputs, spec: Spec) -> Call:
+    """The call of these tensors."""
+    x, weight, bias, _, var = inputs
+    return Call(
+        spec, x.device.type, tuple(x.shape), x.dtype, weight is not None, bias is not None, var is not None,
+        is_channels_last(x), device.architecture_of(x.device),
+    )  # fmt: skip
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the kernels keep the channels of a position side by side, as they do in tokens."""
+    return x.dim() == 2 or (
+        x.dim() in (4, 5)
+        and x.is_contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+        and not x.is_contiguous()
+    )

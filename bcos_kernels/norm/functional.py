@@ -1,0 +1,134 @@
+"""Turns the arguments of the public function into a call of the op: checks, shapes, dtypes and the choice of backend."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import tally
+from ..core import autograd, device, dispatch
+from ..core.checks import autocast_dtype, epsilon, flag, integer, late_mode, out_dtype
+from . import reference
+from .call import Call, is_channels_last
+from .op import NORM, REFERENCE
+from .spec import OVER, Inputs, Outputs, Spec
+
+__all__ = ["norm"]
+
+TOKEN = "token"
+"""Over the channels of a token, x ``[..., C]``: the norm at positions of x ``[M, C]``."""
+
+
+class Plan(NamedTuple):
+    """All that follows from the shapes, dtypes and options of the arguments."""
+
+    call: Call
+    backend: str
+    """The backends, as :meth:`bcos_kernels.core.op.Op.choose` names them."""
+
+
+class _Tensor(NamedTuple):
+    """What a plan depends on of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    layout: torch.layout
+
+
+def norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None, detach, options
+) -> Outputs:
+    """y and the statistics; ``options`` are over, groups, centered, eps, out_dtype and backend."""
+    late = late_mode(detach)
+    tensors = tuple(map(_described, ("x", "weight", "bias", "mean", "var"), (x, weight, bias, mean, var)))
+    last = is_channels_last(x)
+    settings = autocast_dtype(x.device.type), dispatch.FORCED, late is None and detach
+    if torch.compiler.is_compiling():  # sizes may be symbolic there
+        plan = _plan.__wrapped__(tensors, last, settings, *options)
+    else:
+        plan = _plan(tensors, last, settings, *options)
+    spec, shape = plan.call.spec, x.shape
+    if options[0] == TOKEN:
+        x = x.reshape(-1, shape[-1])
+    elif spec.over == "all":
+        weight, bias, mean, var = (t if t is None else t.expand(shape[1]) for t in (weight, bias, mean, var))
+    inputs = Inputs(x, weight, bias, mean, var)
+    if plan.backend == REFERENCE.name:
+        if options[-1] is None and not torch.compiler.is_compiling():  # counted unless the caller asked for it
+            tally.plain("norm", "the backend 'reference' serves it")
+        with torch.autocast(x.device.type, enabled=False):
+            outputs = reference.norm(inputs, spec, late)
+    else:
+        outputs = Outputs(*autograd.apply(NORM, inputs, plan.call, late, plan.backend))
+    return outputs._replace(y=outputs.y.view(shape)) if options[0] == TOKEN else outputs
+
+
+def _described(name: str, t: Tensor | None) -> _Tensor | None:
+    if t is None and name != "x":
+        return None
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name}: a Tensor is needed, not {type(t).__name__}")
+    return _Tensor(t.shape, t.dtype, t.device, t.layout)
+
+
+@lru_cache(maxsize=4096, typed=True)
+def _plan(tensors: tuple, channels_last: bool, settings: tuple, over, groups, centered, eps, dtype, backend) -> Plan:
+    """Checks every argument and chooses the backend."""
+    x, weight, bias, mean, var = tensors
+    autocast, _, detach = settings
+    if over not in (*OVER, TOKEN):
+        raise ValueError(f"over={over!r}: allowed are {', '.join(map(repr, OVER))} and {TOKEN!r}")
+    shape = (prod(x.shape[:-1]), x.shape[-1]) if over == TOKEN and x.shape else x.shape
+    if len(shape) < 2:
+        needed = "at least one dimension" if over == TOKEN else "the shape [N, C, ...]"
+        raise ValueError(f"x has shape {tuple(x.shape)}: {needed} is needed for over={over!r}")
+    flag("centered", centered)
+    _check_tensors(x, {"weight": weight, "bias": bias, "mean": mean, "var": var}, shape[1], over)
+    if (mean is None) != (var is None or not centered):
+        raise ValueError("mean and var: both are needed where a centered norm is given its statistics, else var alone")
+    if var is not None and over not in ("batch", "all"):
+        raise ValueError(f"var is given: over={over!r} has no running statistics, None is needed")
+    groups = integer("groups", groups, 1)
+    if shape[1] % groups or (groups > 1 and over != "group"):
+        raise ValueError(f"groups={groups}: a divisor of x's {shape[1]} channels is needed, and 1 unless over='group'")
+    kinds = [t.dtype for t in (x, weight, bias) if t is not None]
+    y_dtype = kinds[0]
+    for kind in kinds[1:] if autocast is None else [torch.float32]:
+        y_dtype = torch.promote_types(y_dtype, kind)
+    spec = Spec(
+        "position" if over == TOKEN else over,
+        groups,
+        centered,
+        epsilon("eps", eps),
+        detach,
+        out_dtype(dtype, x.dtype) or y_dtype,
+    )
+    call = Call(
+        spec, x.device.type, tuple(shape), x.dtype, weight is not None, bias is not None, var is not None,
+        channels_last or over == TOKEN, device.architecture_of(x.device),
+    )  # fmt: skip
+    return Plan(call, NORM.choose(call, backend))
+
+
+def _check_tensors(x: _Tensor, others: dict[str, _Tensor | None], channels: int, over: str) -> None:
+    """Checks the dtypes, layouts and devices of all tensors, and the shapes of those with a value for each channel."""
+    for name, t in {"x": x, **others}.items():
+        if t is None:
+            continue
+        if not t.dtype.is_floating_point:
+            raise TypeError(f"{name} has dtype {t.dtype}: a floating-point dtype is needed")
+        if t.layout != torch.strided:
+            raise TypeError(f"{name} has layout {t.layout}: torch.strided is needed")
+        if t.device != x.device:
+            raise ValueError(f"{name} is on {t.device}, x on {x.device}: both must be on one device")
+        if (t.dtype == torch.float64) != (x.dtype == torch.float64):
+            raise TypeError(f"{name} has dtype {t.dtype}, x has {x.dtype}: torch.float64 goes with itself alone")
+        allowed = [(channels,), (1,)] if over == "all" else [(channels,)]
+        if name != "x" and tuple(t.shape) not in allowed:
+            shapes = " or ".join(map(str, allowed))
+            raise ValueError(f"{name} has shape {tuple(t.shape)}: {shapes} is needed for x of shape {tuple(x.shape)}")

@@ -1,0 +1,36 @@
+"""The op ``bcos_kernels::norm``. The package :mod:`bcos_kernels.norm` registers its backends and candidates."""
+
+from __future__ import annotations
+
+import torch
+
+from ..core import autograd, op
+from ..core.candidate import Backend
+from . import call, reference
+from .spec import Inputs, Outputs, Spec
+
+__all__ = ["NORM", "REFERENCE"]
+
+
+def _fake(inputs: Inputs, spec: Spec) -> Outputs:
+    x = inputs.x
+    described = call.of(inputs, spec)
+    y = torch.empty_like(x, dtype=spec.out_dtype)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return Outputs(y, *(x.new_empty(described.statistics_shape, dtype=dtype) for _ in range(2)))
+
+
+NORM = op.Op(
+    "norm",
+    spec=Spec,
+    inputs=Inputs,
+    outputs=Outputs,
+    call=call.of,
+    reference=reference.norm,
+    fake=_fake,
+    returned=3,
+)
+autograd.register(NORM)
+
+REFERENCE = Backend("reference", why_not=lambda call: [])
+"""The backend in plain PyTorch, which serves every valid call on every device."""
