@@ -1,0 +1,59 @@
+// The mean and the sum of squared distances from it, in one reading and without cancellation.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "common/cpu/types.h"
+
+namespace bcos::norm::cpu {
+
+using namespace bcos::cpu;
+
+// Joins the moments of `count` values to those of the `before` values before them (Chan, Golub and LeVeque,
+// Updating formulae and a pairwise algorithm for computing sample variances, 1979). The values' distances
+// from `near` sum to `sum` and their squares to `squares`: the nearer it lies to their mean, the less
+// cancels.
+struct Join {
+  double inverse, share, weight;
+
+  Join(double before, double count)
+      : inverse(1 / count), share(count / (before + count)), weight(before * share) {}
+
+  BCOS_INLINE void operator()(double near, double sum, double squares, double& mean, double& all) const {
+    const double rest = squares - sum * sum * inverse, step = near + sum * inverse - mean;
+    all += (rest < 0 ? 0 : rest) + step * step * weight;  // a NaN stays one
+    mean += step * share;
+  }
+};
+
+// Values that are summed in single precision before the sum joins those before it.
+constexpr int64_t kShortRun = 4096;
+
+struct Moment {
+  double mean = 0, squares = 0;  // the mean, and the sum of the squared distances from it
+};
+
+template <typename T>
+BCOS_INLINE Moment moment_of(const T* x, int64_t size) {
+  using A = Accumulate<T>;
+  Moment all;
+  for (int64_t begin = 0; begin < size; begin += kShortRun) {
+    const int64_t count = std::min(kShortRun, size - begin);
+    const T* run = x + begin;
+    A near = 0, sum = 0, squares = 0;
+#pragma omp simd reduction(+ : near)
+    for (int64_t i = 0; i < count; i++) near += A(run[i]);
+    near /= A(count);
+#pragma omp simd reduction(+ : sum, squares)
+    for (int64_t i = 0; i < count; i++) {
+      const A distance = A(run[i]) - near;
+      sum += distance;
+      squares += distance * distance;
+    }
+    Join(double(begin), double(count))(near, sum, squares, all.mean, all.squares);
+  }
+  return all;
+}
+
+}  // namespace bcos::norm::cpu
