@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "norm/cpu/channels.h"
-#include "norm/cpu/moments.h"
+#include "norm/cpu/sums.h"
 
 namespace bcos::norm::cpu {
 namespace {
@@ -62,15 +62,14 @@ BCOS_INLINE void part_moments(const Moments<T>& f, int64_t part) {
 
 template <typename T>
 BCOS_INLINE void moments(const Moments<T>& f, int64_t begin, int64_t end) {
-  const Extent& e = f.extent;
-  for (int64_t unit = begin; unit < end; unit++) {
-    if (e.channels_last) {
-      part_moments(f, unit);
-    } else {
-      const Moment plane = moment_of(f.x + unit * e.rows, e.rows);
-      f.mean[unit] = plane.mean;
-      f.squares[unit] = plane.squares;
-    }
+  if (f.extent.channels_last) {
+    for (int64_t part = begin; part < end; part++) part_moments(f, part);
+    return;
+  }
+  for (int64_t plane = begin; plane < end; plane++) {
+    const Moment found = moment_of(f.x + plane * f.extent.rows, f.extent.rows);
+    f.mean[plane] = found.mean;
+    f.squares[plane] = found.squares;
   }
 }
 
@@ -111,29 +110,18 @@ BCOS_INLINE void plane_products(const Products<T, U>& f, int64_t plane) {
   using A = Accumulate<T>;
   const Extent& e = f.extent;
   const A shift = f.shift[e.constants(plane / e.channels) + plane % e.channels];
-  const U* grad = f.grad + plane * e.rows;
-  const T* x = f.x + plane * e.rows;
-  double products = 0, grads = 0;
-  for (int64_t begin = 0; begin < e.rows; begin += kShortRun) {
-    const int64_t end = std::min(begin + kShortRun, e.rows);
-    A short_products = 0, short_grads = 0;
-#pragma omp simd reduction(+ : short_products, short_grads)
-    for (int64_t i = begin; i < end; i++) {
-      const A g = A(grad[i]);
-      short_products += g * (A(x[i]) - shift);
-      short_grads += g;
-    }
-    products += double(short_products);
-    grads += double(short_grads);
-  }
-  f.products[plane] = products;
-  f.grads[plane] = grads;
+  const ProductSums sums = products_of(f.grad + plane * e.rows, f.x + plane * e.rows, shift, e.rows);
+  f.products[plane] = sums.products;
+  f.grads[plane] = sums.grads;
 }
 
 template <typename T, typename U>
 BCOS_INLINE void products(const Products<T, U>& f, int64_t begin, int64_t end) {
-  for (int64_t unit = begin; unit < end; unit++)
-    f.extent.channels_last ? part_products(f, unit) : plane_products(f, unit);
+  if (f.extent.channels_last) {
+    for (int64_t part = begin; part < end; part++) part_products(f, part);
+  } else {
+    for (int64_t plane = begin; plane < end; plane++) plane_products(f, plane);
+  }
 }
 
 // body(offset, size, constants) for the runs of memory of units [begin, end): rows of channels with

@@ -1,8 +1,5 @@
 #include "norm/cpu/over_channels.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-
 #include <limits>
 #include <vector>
 
@@ -97,19 +94,19 @@ int64_t statistic(const Call& call, int64_t set, int64_t group, int64_t channel)
 
 template <typename T, typename U>
 at::Tensor normalized(const Groups& groups, const at::Tensor& x, const OptionalTensor& mean,
-                      const at::Tensor& var, const at::Tensor& gamma, const at::Tensor& beta) {
+                      const at::Tensor& var, const Inputs& inputs) {
   using A = Accumulate<T>;
   const Call& call = groups.call;
   const Extent& e = groups.extent;
   const int64_t C = e.channels;
   Constants<A> k(3, groups.sets() * C);
+  const PerChannel<A> gamma(inputs.weight, 1, C), beta(inputs.bias, 0, C);
   const A *means = mean ? pointer<A>(*mean) : nullptr, *vars = pointer<A>(var);
   groups.each([&](int64_t set, int64_t group, int64_t first, int64_t last) {
     for (int64_t c = first; c < last; c++) {
       const int64_t from = statistic(call, set, group, c), to = set * C + c;
       const A r = inverse_std(vars[from], A(call.spec.eps));
-      const auto a = affine<A>(means ? means[from] : A(0), r, pointer<A>(gamma)[c], pointer<A>(beta)[c],
-                               call.spec.centered);
+      const auto a = affine<A>(means ? means[from] : A(0), r, gamma[c], beta[c], call.spec.centered);
       k[0][to] = a.shift, k[1][to] = a.gain, k[2][to] = a.offset;
     }
   });
@@ -148,7 +145,7 @@ Gradients gradients(const Groups& groups, const Saved& saved, const at::Tensor& 
   const Call& call = groups.call;
   const Extent& e = groups.extent;
   const int64_t C = e.channels;
-  const auto gamma = per_channel(saved.weight, 1, C, accumulate_type(call.dtype));
+  const PerChannel<A> gamma(saved.weight, 1, C);
   const A *means = pointer<A>(saved.mean), *vars = pointer<A>(saved.var);
   Constants<A> k(6, groups.sets() * C);
   A *mean = k[0], *shift = k[1], *r = k[2], *of_grad = k[3], *of_x = k[4], *offset = k[5];
@@ -165,26 +162,25 @@ Gradients gradients(const Groups& groups, const Saved& saved, const at::Tensor& 
   if (through_statistics || needs.weight || needs.bias) sums = sums_of<T, U>(groups, grad, x, shift);
   Gradients found;
   if (needs.weight || needs.bias) {
-    const auto both = at::zeros({2, C}, x.options().dtype(at::kDouble));
-    double* d = mutable_pointer<double>(both);
+    std::vector<double> dgamma(C), dbeta(C);
     for (int64_t i = 0; i < groups.sets() * C; i++) {
-      d[i % C] += sums.products[i] * double(r[i]);
-      d[C + i % C] += sums.grads[i];
+      dgamma[i % C] += sums.products[i] * double(r[i]);
+      dbeta[i % C] += sums.grads[i];
     }
-    if (needs.weight) found.weight = both[0].to(gamma.scalar_type());
-    if (needs.bias) found.bias = both[1].to(gamma.scalar_type());
+    if (needs.weight) found.weight = as_gradient<A>(dgamma.data(), C);
+    if (needs.bias) found.bias = as_gradient<A>(dbeta.data(), C);
   }
   if (!needs.x) return found;
   groups.each([&](int64_t set, int64_t group, int64_t first, int64_t last) {
     double products = 0, grads = 0;
     if (through_statistics)
       for (int64_t c = first; c < last; c++) {
-        products += double(pointer<A>(gamma)[c]) * sums.products[set * C + c];
-        grads += double(pointer<A>(gamma)[c]) * sums.grads[set * C + c];
+        products += double(gamma[c]) * sums.products[set * C + c];
+        grads += double(gamma[c]) * sums.grads[set * C + c];
       }
     for (int64_t c = first; c < last; c++) {
       const int64_t to = set * C + c;
-      const auto g = gradient<double>(r[to], pointer<A>(gamma)[c], products, grads, double(call.count()),
+      const auto g = gradient<double>(r[to], gamma[c], products, grads, double(call.count()),
                                       call.spec.centered, call.frozen);
       of_grad[to] = A(g.of_grad), of_x[to] = A(g.of_x), offset[to] = A(g.offset);
     }
@@ -223,9 +219,8 @@ Outputs forward_over_channels(const Call& call, const Inputs& inputs) {
     }
     const auto mean = call.given ? inputs.mean : OptionalTensor(found.mean);
     const auto var = call.given ? inputs.var->to(sums).contiguous() : found.var;
-    found.y = normalized<T, U>(groups, x, mean ? OptionalTensor(mean->to(sums).contiguous()) : mean, var,
-                               per_channel(inputs.weight, 1, call.channels, sums),
-                               per_channel(inputs.bias, 0, call.channels, sums));
+    found.y =
+        normalized<T, U>(groups, x, mean ? OptionalTensor(mean->to(sums).contiguous()) : mean, var, inputs);
   });
   return found;
 }

@@ -3,10 +3,10 @@
 namespace bcos::norm::cpu {
 
 BCOS_CLONES void run(const RowForward<double, double>& f, int64_t begin, int64_t end) {
-  row_forward(f, begin, end);
+  forward(f, begin, end);
 }
 BCOS_CLONES void run(const RowBackward<double, double>& f, int64_t share, int64_t begin, int64_t end) {
-  row_backward(f, share, begin, end);
+  backward(f, share, begin, end);
 }
 
 }  // namespace bcos::norm::cpu
