@@ -1,0 +1,41 @@
+"""Which values of x a program works on, in Triton; x is [images, positions, channels]."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def part_of(parts, channels, BN: tl.constexpr):
+    """(image, part of the image, index of both, the program's channels): channels change fastest, then parts."""
+    program = tl.program_id(0)
+    strips = tl.cdiv(channels, BN)
+    channel = program % strips * BN + tl.arange(0, BN)
+    index = program // strips
+    return index // parts, index % parts, index.to(tl.int64), channel
+
+
+@triton.jit
+def offsets(image, position, channel, positions, channels, position_stride, channel_stride):
+    """Where the values of a tile lie; every product is formed in 64 bits."""
+    start = image.to(tl.int64) * positions * channels
+    rows = start + position.to(tl.int64) * position_stride
+    return rows[:, None] + (channel.to(tl.int64) * channel_stride)[None, :]
+
+
+@triton.jit
+def per_channel(pointer, channel, channels, default):
+    """A value of each channel in fp32, or the default where there is no such tensor."""
+    values = tl.full(channel.shape, default, tl.float32)
+    if pointer is not None:
+        values = tl.load(pointer + channel, mask=channel < channels, other=0.0).to(tl.float32)
+    return values
+
+
+@triton.jit
+def of_owner(pointer, image, channel, channels, groups, group_channels, default):
+    """The statistic that each channel of an image belongs to, in fp32."""
+    values = tl.full(channel.shape, default, tl.float32)
+    if pointer is not None:
+        at = image.to(tl.int64) * groups + channel // group_channels
+        values = tl.load(pointer + at, mask=channel < channels, other=0.0).to(tl.float32)
+    return values
