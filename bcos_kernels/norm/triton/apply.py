@@ -42,25 +42,26 @@ def norm_bwd_kernel(
 ):  # fmt: skip
     """dx from the gradient at y and the sums for :func:`of_x` and :func:`of_all`; either is None where it adds nothing.
 
-    With ``BY_CHANNEL`` they are sums of a channel alone, which lack the factor gamma.
+    With ``BY_CHANNEL`` they are sums of a channel alone, which lack the factor gamma; it comes last.
     """
     image, part, _, channel = part_of(parts, channels, BN)
     position = part * BM + tl.arange(0, BM)
     r = inverse_std(of_owner(var_ptr, image, channel, channels, groups, group_channels, 1.0), eps)
     gamma = per_channel(gamma_ptr, channel, channels, 1.0)
-    factor = gamma if BY_CHANNEL else tl.full((BN,), 1.0, tl.float32)
+    first = tl.full((BN,), 1.0, tl.float32) if BY_CHANNEL else gamma
+    last = gamma * r if BY_CHANNEL else r
     at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
     inside = (position < positions)[:, None] & (channel < channels)[None, :]
-    dx = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32) * (gamma * r)[None, :]
+    dx = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32) * first[None, :]
     if products_ptr is not None:
-        products = of_owner(products_ptr, image, channel, channels, groups, group_channels, 0.0) * factor
+        products = of_owner(products_ptr, image, channel, channels, groups, group_channels, 0.0)
         mean = of_owner(mean_ptr, image, channel, channels, groups, group_channels, 0.0)
         x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
         dx += of_x(r, products, count)[None, :] * (x - mean[None, :])
     if grads_ptr is not None:
-        grads = of_owner(grads_ptr, image, channel, channels, groups, group_channels, 0.0) * factor
-        dx += of_all(r, grads, count)[None, :]
-    tl.store(dx_ptr + at, cast(dx, dx_ptr.dtype.element_ty), mask=inside)
+        grads = of_owner(grads_ptr, image, channel, channels, groups, group_channels, 0.0)
+        dx += of_all(grads, count)[None, :]
+    tl.store(dx_ptr + at, cast(dx * last[None, :], dx_ptr.dtype.element_ty), mask=inside)
 
 
 def forward(call: Call, x: Tensor, gamma, beta, mean, var, y: Tensor) -> None:

@@ -27,7 +27,9 @@ def merge(n, mean, squares, more, their_mean, their_squares):
 def merged(n, mean, squares, AXIS: tl.constexpr):
     """The same of all sets along an axis of a tile; the counts may be those of one line along it."""
     total = tl.sum(n, axis=AXIS)
-    together = tl.div_rn(tl.sum(n * mean, axis=AXIS), tl.maximum(total, 1.0))
+    size = tl.maximum(total, 1.0)
+    together = tl.div_rn(tl.sum(n * mean, axis=AXIS), size)
+    together += tl.div_rn(tl.sum(n * (mean - tl.expand_dims(together, AXIS)), axis=AXIS), size)  # what was rounded
     distance = mean - tl.expand_dims(together, AXIS)
     return total, together, tl.sum(squares + distance * distance * n, axis=AXIS)
 
@@ -46,14 +48,14 @@ def normalized(x, shift, r, gamma, beta):
 
 @triton.jit
 def of_x(r, products, count):
-    """The factor of x − mean in dx, unless the variance is a constant.
+    """The factor of x − mean in dx ÷ r, unless the variance is a constant.
 
     Of ``count`` values that share r, ``products`` is the sum of gamma · grad · (x − shift) · r.
     """
-    return -(products / count) * (r * r)
+    return -(products / count) * r
 
 
 @triton.jit
-def of_all(r, grads, count):
-    """What a centered norm adds to dx; of ``count`` values that share r, ``grads`` is the sum of gamma · grad."""
-    return -(grads / count) * r
+def of_all(grads, count):
+    """What a centered norm adds to dx ÷ r; of ``count`` values that share r, ``grads`` is the sum of gamma · grad."""
+    return -(grads / count)

@@ -50,7 +50,7 @@ def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: b
         else:
             found = _backward_of_others(grad, x, gamma, mean, var, call, frozen, any(others), dx)
         dgamma, dbeta = (
-            t.to(like.dtype) if need and t is not None and like is not None else None
+            t.view(like.shape).to(like.dtype) if need and t is not None and like is not None else None
             for t, like, need in zip(found or (None, None), (weight, bias), others, strict=True)
         )
     return None if dx is None else as_given(dx, given), dgamma, dbeta, None, None

@@ -39,3 +39,11 @@ def of_owner(pointer, image, channel, channels, groups, group_channels, default)
         at = image.to(tl.int64) * groups + channel // group_channels
         values = tl.load(pointer + at, mask=channel < channels, other=0.0).to(tl.float32)
     return values
+
+
+@triton.jit
+def pivot_of_owner(x_ptr, image, channel, channels, positions, channel_stride, groups, group_channels):
+    """The first of the values that share a channel's statistic. Values less it have short means and sums of squares."""
+    first = tl.where(groups > 0, image, 0).to(tl.int64) * positions * channels
+    at = first + (channel // group_channels * group_channels).to(tl.int64) * channel_stride
+    return tl.load(x_ptr + at, mask=channel < channels, other=0.0).to(tl.float32)

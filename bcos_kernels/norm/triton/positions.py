@@ -29,22 +29,21 @@ def norm_position_fwd_kernel(
     image = program // parts
     position = program % parts * BM + tl.arange(0, BM)
     known = position < positions
+    start = image.to(tl.int64) * positions * channels + position.to(tl.int64) * position_stride
+    pivot = tl.load(x_ptr + start, mask=known, other=0.0).to(tl.float32)
     n = tl.zeros((1, BN), tl.float32)
     mean = tl.zeros((BM, BN), tl.float32)
     squares = tl.zeros((BM, BN), tl.float32)
+    x = tl.zeros((BM, BN), tl.float32)
     for first in range(0, BN if WHOLE else channels, BN):
         channel = first + tl.arange(0, BN)
         at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
         inside = known[:, None] & (channel < channels)[None, :]
         x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
         more = (channel < channels).to(tl.float32)[None, :]
-        if WHOLE:
-            n = more
-            mean = x
-        else:
-            n, mean, squares = merge(n, mean, squares, more, x, 0.0)
-    x = mean
+        n, mean, squares = merge(n, mean, squares, more, tl.where(inside, x - pivot[:, None], 0.0), 0.0)
     n, mean, squares = merged(n, mean, squares, 1)
+    mean += pivot
     var = tl.div_rn(squares, n)
     row = image.to(tl.int64) * positions + position
     tl.store(mean_ptr + row, mean, mask=known)
@@ -66,12 +65,12 @@ def norm_position_fwd_kernel(
 @triton.jit
 def gradient(grad, x, mean, r, products, grads, count, FROZEN: tl.constexpr, CENTERED: tl.constexpr):
     """dx of a tile; grad is times gamma, and the sums are those over the channels of each position."""
-    dx = grad * r[:, None]
+    dx = grad
     if not FROZEN:
         dx += of_x(r, products * r, count)[:, None] * (x - mean[:, None])
     if CENTERED:
-        dx += of_all(r, grads, count)[:, None]
-    return dx
+        dx += of_all(grads, count)[:, None]
+    return dx * r[:, None]
 
 
 @triton.jit
@@ -178,7 +177,7 @@ def norm_wide_position_bwd_kernel(
 def forward(call: Call, x: Tensor, gamma, beta, y: Tensor) -> tuple[Tensor, Tensor]:
     """Writes y, dense as x is; the mean and the variance of each position."""
     seen = tiles.view(call)
-    row = tiles.rows(seen)
+    row = tiles.rows(seen, tiles.WHOLE)
     parts = cdiv(seen.positions, row.m)
     mean, var = (torch.empty(call.statistics_shape, dtype=torch.float32, device=x.device) for _ in range(2))
     launch(
@@ -194,7 +193,7 @@ def backward(
 ) -> Sums | None:
     """Writes dx unless it is None; with ``summed`` returns the sums of each channel, ``[C]``."""
     seen = tiles.view(call)
-    row = tiles.rows(seen)
+    row = tiles.rows(seen, tiles.WHOLE_BACKWARD)
     length, parts = tiles.parts(seen, row.m, 1) if summed else (row.m, cdiv(seen.positions, row.m))
     found = None
     if summed:

@@ -10,7 +10,7 @@ from ..call import Call
 from . import tiles
 from .arguments import owner
 from .formula import merge, merged
-from .place import offsets, part_of
+from .place import offsets, part_of, pivot_of_owner
 
 __all__ = ["of"]
 
@@ -18,12 +18,16 @@ __all__ = ["of"]
 @triton.jit
 def norm_moments_kernel(
     x_ptr, mean_ptr, squares_ptr, positions, channels, position_stride, channel_stride, length, parts,
-    BM: tl.constexpr, BN: tl.constexpr,
+    groups, group_channels, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """The mean and the sum of squares around it of each channel of a part, [images · parts, channels] fp32."""
+    """The mean less the pivot, and the sum of squares around it, of each channel of a part, [images · parts, channels].
+
+    Without the pivot the means of parts would be rounded by more than they differ where x is far from 0.
+    """
     image, part, index, channel = part_of(parts, channels, BN)
     start = part * length
     end = tl.minimum(start + length, positions)
+    pivot = pivot_of_owner(x_ptr, image, channel, channels, positions, channel_stride, groups, group_channels)
     n = tl.zeros((BM, 1), tl.float32)
     mean = tl.zeros((BM, BN), tl.float32)
     squares = tl.zeros((BM, BN), tl.float32)
@@ -32,7 +36,7 @@ def norm_moments_kernel(
         known = (position < end)[:, None]
         at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
         x = tl.load(x_ptr + at, mask=known & (channel < channels)[None, :], other=0.0).to(tl.float32)
-        n, mean, squares = merge(n, mean, squares, known.to(tl.float32), x, 0.0)
+        n, mean, squares = merge(n, mean, squares, known.to(tl.float32), tl.where(known, x - pivot[None, :], 0.0), 0.0)
     n, mean, squares = merged(n, mean, squares, 0)
     at = index * channels + channel
     tl.store(mean_ptr + at, mean, mask=channel < channels)
@@ -41,12 +45,13 @@ def norm_moments_kernel(
 
 @triton.jit
 def norm_merge_kernel(
-    mean_ptr, squares_ptr, merged_mean_ptr, merged_ptr, items, columns, values, length, parts, count,
-    VAR: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    mean_ptr, squares_ptr, x_ptr, merged_mean_ptr, merged_ptr, items, columns, values, length, parts,
+    count, groups, image_stride, group_stride, channel_stride, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Merges the items of [outer, items, columns] into [outer, columns]; with ``VAR`` to ``count`` values' variance.
+    """Merges the items of [outer, items, columns] into [outer, columns].
 
     An item is a part of ``length`` of the ``values`` of a whole; the last of the ``parts`` of each whole is shorter.
+    Unless ``x_ptr`` is None, the results are the mean, with the pivot added, and the variance of ``count`` values.
     """
     program = tl.program_id(0)
     strips = tl.cdiv(columns, BN)
@@ -65,8 +70,11 @@ def norm_merge_kernel(
         their_squares = tl.load(squares_ptr + at, mask=inside, other=0.0)
         n, mean, squares = merge(n, mean, squares, more, their_mean, their_squares)
     n, mean, squares = merged(n, mean, squares, 0)
-    if VAR:
+    if x_ptr is not None:
         squares = tl.div_rn(squares, count)
+        first = outer // groups * image_stride + outer % groups * group_stride
+        pivot = tl.load(x_ptr + first + column.to(tl.int64) * channel_stride, mask=column < columns, other=0.0)
+        mean += pivot.to(tl.float32)
     at = outer * columns + column
     tl.store(merged_mean_ptr + at, mean, mask=column < columns)
     tl.store(merged_ptr + at, squares, mask=column < columns)
@@ -78,28 +86,34 @@ def of(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
     m, n = tiles.tile(seen)
     strips = cdiv(seen.channels, n)
     length, parts = tiles.parts(seen, m, strips)
+    groups, shared = owner(call)
     moments = _pair(x, seen.images * parts, seen.channels)
     launch(
-        norm_moments_kernel, (seen.images * parts * strips,), x, *moments, *seen[1:], length, parts, BM=m, BN=n
+        norm_moments_kernel, (seen.images * parts * strips,), x, *moments, *seen[1:], length, parts, groups, shared,
+        BM=m, BN=n,
     )  # fmt: skip
-    wholes, values = (call.batch, seen.positions) if call.spec.over == "group" else (1, call.batch * call.positions)
-    items, shared = seen.images * parts // wholes, owner(call)[1]
+    images, values = (call.batch, seen.positions) if groups else (1, call.batch * call.positions)
+    items, image = seen.images * parts // images, seen.positions * seen.channels
     if items > 1 or shared == 1:
-        kinds = seen.positions, length, parts
-        moments = _merged(moments, wholes, items, seen.channels, *kinds, count=values if shared == 1 else None)
+        pivots = (1, image, 0, seen.channel_stride) if shared == 1 else None
+        lengths = seen.positions, length, parts
+        moments = _merged(x, moments, (images, items, seen.channels), lengths, values, pivots)
     if shared > 1:
-        outer = wholes * seen.channels // shared
-        moments = _merged(moments, outer, shared, 1, values, values, 1, count=values * shared)
+        shape = images * seen.channels // shared, shared, 1
+        pivots = max(groups, 1), image, shared * seen.channel_stride, 0
+        moments = _merged(x, moments, shape, (values, values, 1), values * shared, pivots)
     mean, var = moments
     return mean.view(call.statistics_shape), var.view(call.statistics_shape)
 
 
-def _merged(moments, outer: int, items: int, columns: int, values: int, length: int, parts: int, count: int | None):
+def _merged(x: Tensor, moments, shape: tuple[int, int, int], lengths: tuple[int, int, int], count: int, pivots):
+    """Starts the kernel that merges; ``pivots`` has the arguments that lead to the pivots, None before the last."""
+    outer, items, columns = shape
     m, n = tiles.fold_tile(items, columns)
-    out = _pair(moments[0], outer, columns)
+    out = _pair(x, outer, columns)
     launch(
-        norm_merge_kernel, (outer * cdiv(columns, n),), *moments, *out, items, columns, values, length, parts,
-        float(count or 1), VAR=count is not None, BM=m, BN=n,
+        norm_merge_kernel, (outer * cdiv(columns, n),), *moments, None if pivots is None else x, *out,
+        items, columns, *lengths, float(count), *(pivots or (1, 0, 0, 0)), BM=m, BN=n,
     )  # fmt: skip
     return out
 

@@ -16,8 +16,8 @@ __all__ = ["Row", "View", "fold_tile", "parts", "rows", "tile", "view"]
 
 VALUES = 2048
 """The values of a tile of four warps."""
-WHOLE = 8192
-"""The values of the largest tile that holds all channels of its positions."""
+WHOLE, WHOLE_BACKWARD = 8192, 4096
+"""The values of the largest tile that holds all channels of its positions; the backward keeps more beside it."""
 PARTS = 1056
 """The programs that a sum is split into at most, so that they fill a device."""
 COLUMNS, POSITIONS = 128, 1024
@@ -83,11 +83,11 @@ def parts(x: View, m: int, programs: int) -> tuple[int, int]:
     return length, cdiv(x.positions, length)
 
 
-def rows(x: View) -> Row:
-    """How the channels of a position are walked: whole where they fit the registers."""
+def rows(x: View, most: int) -> Row:
+    """How the channels of a position are walked: whole where a tile has at most ``most`` values."""
     channels, least = next_power_of_2(x.channels), 1 if x.channel_stride == 1 else 16
-    m = min(next_power_of_2(x.positions), max(least, VALUES // channels, 1))
-    if m * channels <= WHOLE:
+    m = min(next_power_of_2(x.positions), max(least, VALUES // channels))
+    if m * channels <= most:
         return Row(m, channels, True, max(1, m * channels // (VALUES // 4)))
     return Row(m, VALUES // m, False, 4)
 
