@@ -1,10 +1,11 @@
 // The Python module bcos_kernels._C: facts of the build, and what each op binds.
-#include "transform/glue/bindings.h"
+#include "norm/glue/bindings.h"
 
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
 #include "common/macros.h"
+#include "transform/glue/bindings.h"
 #if defined(BCOS_WITH_CUDA)
 #include "common/cuda/bindings.h"
 #include "transform/glue/cuda/bindings.h"
@@ -42,6 +43,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Compiled kernels of bcos_kernels (B-cos Networks, Böhle et al., CVPR 2022, eq. 3; TPAMI 2024)";
   m.def("build_info", &build_info);
   bcos::transform::glue::bind(m);
+  bcos::norm::glue::bind(m);
 #if defined(BCOS_WITH_CUDA)
   auto cuda = m.def_submodule("cuda");
   bcos::cuda::bind(cuda);

@@ -60,6 +60,11 @@ class Candidate:
     cost: Callable[[Any, str], float] = _no_prediction
     """``cost(call, direction)``: the predicted seconds."""
 
+    @property
+    def has_tiles(self) -> bool:
+        """Whether some call may offer tiles to choose from."""
+        return self.tiles is not _no_tiles
+
     def can_serve(self, call, direction: str) -> bool:
         """Whether the candidate serves one direction of a call that its backend serves."""
         return (direction != "forward" or self.forward is not None) and self.serves(call, direction)

@@ -68,6 +68,7 @@ class Op:
         self.backends: dict[str, Backend] = {}
         self.candidates: list[Candidate] = []
         self._candidates_of = lru_cache(maxsize=64)(self._find_candidates)
+        self._without_choice = lru_cache(maxsize=64)(self._find_without_choice)
         self.forward_operator = self._define(
             name,
             f"({_arguments(inputs)}, {spec.schema()}, str backend) -> ({_results(outputs._fields)})",
@@ -118,6 +119,7 @@ class Op:
             raise ValueError(f"candidate {candidate} of op {self.name!r} is registered twice")
         self.candidates.append(candidate)
         self._candidates_of.cache_clear()
+        self._without_choice.cache_clear()
 
     def check_backend(self, backend: str | None) -> None:
         """Raises ValueError unless ``backend`` is None or names backends of this op."""
@@ -144,6 +146,11 @@ class Op:
         names = dispatch.named(backend)
         return tuple(sorted((c for c in self.candidates if c.backend in names), key=lambda c: names.index(c.backend)))
 
+    def _find_without_choice(self, backend: str) -> Candidate | None:
+        """The candidate of a backend that leaves nothing to choose; None where there is a choice."""
+        found = self.candidates_of(backend)
+        return found[0] if len(found) == 1 and not found[0].has_tiles else None
+
     # ---- the operators
 
     def _forward_kernel(self, *args):
@@ -151,6 +158,9 @@ class Op:
         return self._serve(inputs, self.call(inputs, spec), backend)
 
     def _serve(self, inputs, call, backend: str) -> tuple:
+        lone = self._without_choice(backend)
+        if lone is not None and lone.forward is not None:
+            return lone.forward(inputs, call, None)
         call = call.now()
         chosen = choice.choose(self, backend, call, "forward")
         assert chosen.candidate.forward is not None
@@ -167,6 +177,9 @@ class Op:
 
     def _serve_backward(self, grad, inputs, saved, call, frozen: bool, needs, backend: str) -> tuple:
         frozen = frozen or call.spec.detach
+        lone = self._without_choice(backend)
+        if lone is not None:
+            return lone.backward(grad, inputs, saved, call, None, frozen, needs)
         direction = "explanation" if frozen and not any(needs[1:]) else "training"
         call = call.of_backward(needs)
         chosen = choice.choose(self, backend, call, direction)

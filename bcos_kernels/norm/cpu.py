@@ -38,10 +38,15 @@ def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
 
 def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: None, frozen: bool, needs) -> tuple:
     """The gradients of x, weight and bias; one not needed is None. ``frozen`` makes the variance a constant."""
-    x, weight, _, mean, var = inputs
-    return *_C.norm_backward(
+    x, weight, bias, mean, var = inputs
+    dx, dweight, dbias = _C.norm_backward(
         grad, x, weight, mean, var, saved.mean, saved.var, call.spec.native, frozen, list(needs[:3])
-    ), None, None  # fmt: skip
+    )
+    return dx, _like(dweight, weight), _like(dbias, bias), None, None
+
+
+def _like(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+    return gradient if gradient is None or parameter is None else gradient.to(parameter.dtype)
 
 
 BACKEND = Backend("cpu", why_not)

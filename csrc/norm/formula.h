@@ -1,5 +1,5 @@
-// The formula of a norm, for host and device: y = γ (x − [centered] mean) r + β with r = 1/√(var + eps), where
-// var is the biased variance around the mean (B-cos Alignment, TPAMI 2024, section 4.2).
+// The formula of a norm, for host and device: y = γ (x − [centered] mean) r + β with r = 1/√(var + eps),
+// where var is the biased variance around the mean (B-cos Alignment, TPAMI 2024, section 4.2).
 #pragma once
 
 #include <cmath>
@@ -31,11 +31,11 @@ BCOS_HOST_DEVICE BCOS_INLINE Affine<A> affine(A mean, A r, A gamma, A beta, bool
   return {centered ? mean : A(0), gamma * r, beta};
 }
 
-// Of `count` values that share mean and r: `products` is the sum of γ grad (x − shift), `grads` that of γ grad.
-// The variance is a constant where `frozen`.
+// Of `count` values that share mean and r: `products` is the sum of γ grad (x − shift), `grads` that of γ
+// grad. The variance is a constant where `frozen`.
 template <typename A>
 BCOS_HOST_DEVICE BCOS_INLINE Gradient<A> gradient(A r, A gamma, A products, A grads, A count, bool centered,
-                                                 bool frozen) {
+                                                  bool frozen) {
   return {gamma * r, frozen ? A(0) : -products * r * r * r / count, centered ? -grads * r / count : A(0)};
 }
 

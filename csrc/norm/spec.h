@@ -1,6 +1,6 @@
-// The two descriptions that travel with the tensors of a norm: Spec, its static options, and Call, those options
-// with the sizes of one call. They are checked when they are made, so that nothing below them reads or writes out
-// of bounds.
+// The two descriptions that travel with the tensors of a norm: Spec, its static options, and Call, those
+// options with the sizes of one call. They are checked when they are made, so that nothing below them reads
+// or writes out of bounds.
 #pragma once
 
 #include <string>
@@ -9,8 +9,8 @@
 
 namespace bcos::norm {
 
-// Which values share a mean and a variance: those of a channel, all, those of a group of channels of an image, or
-// the channels at a position.
+// Which values share a mean and a variance: those of a channel, all, those of a group of channels of an
+// image, or the channels at a position.
 enum class Over { Batch, All, Group, Position };
 
 // The static options of a norm. In Python it is NormSpec, one object for each layer.
@@ -45,8 +45,7 @@ struct Call {
   bool per_image() const { return spec.over == Over::Group; }
   // The values that share one mean and one variance.
   int64_t count() const {
-    return spec.over == Over::Position ? channels
-                                       : group_channels() * positions * (per_image() ? 1 : batch);
+    return spec.over == Over::Position ? channels : group_channels() * positions * (per_image() ? 1 : batch);
   }
 };
 

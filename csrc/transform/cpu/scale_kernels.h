@@ -2,7 +2,10 @@
 // one file they would decide how long the whole build takes.
 #pragma once
 
+#include <algorithm>
+#include <numeric>
 #include <type_traits>
+#include <vector>
 
 #include "common/cpu/sums.h"
 #include "transform/cpu/scale.h"
@@ -25,13 +28,14 @@ BCOS_INLINE void by_formula(Power power, int64_t max_out, F&& body) {
 // Returns 0, or NaN where a product is not finite.
 template <Power P, bool Max, bool PerNorm, bool PerFilter, typename T, typename U, typename A>
 BCOS_INLINE A forward_row(const ScaleForward<T, U>& f, int64_t z0, int64_t z_stride, int64_t filter_stride,
-                          int64_t y0, int64_t n0, int64_t filter, int64_t size, const Constants<A>& k) {
+                          int64_t y0, const Accumulate<T>* n, int64_t filter, int64_t size,
+                          const Constants<A>& k) {
   constexpr bool normed = P != Power::One;
   const int64_t max_out = Max ? f.max_out : 1;
   const int64_t stride = Max ? z_stride : 1;
   const int64_t step = PerFilter ? max_out : 0;
   const T* z = f.z + z0;
-  const A *alpha = f.alpha + filter, *bias = f.bias + filter, *n = shift(f.n, n0);
+  const A *alpha = f.alpha + filter, *bias = f.bias + filter;
   const A inv_row = normed && !PerNorm ? safe_inverse(*n) : A(0);
   U *y = f.y + y0, *l = shift(f.l, y0);
   uint8_t* winner = shift(f.winner, y0);
@@ -60,29 +64,49 @@ BCOS_INLINE A forward_row(const ScaleForward<T, U>& f, int64_t z0, int64_t z_str
   return check;
 }
 
+// Whether a pixel's groups are so narrow that one row of all its channels, each with its norm, is faster than
+// a row for each group.
+template <Power P>
+BCOS_INLINE bool is_narrow(const Tiling& t) {
+  constexpr int64_t kNarrow = 16;
+  return P != Power::One && t.channels_last && t.groups > 1 && t.per_group > 1 && t.per_group < kNarrow;
+}
+
+// The norms of a pixel's groups, repeated for each channel.
+template <typename A>
+BCOS_INLINE void spread(const A* n, const Tiling& t, A* norms) {
+  for (int64_t g = 0; g < t.groups; g++) std::fill_n(norms + g * t.per_group, t.per_group, n[g]);
+}
+
 template <Power P, bool Max, typename T, typename U>
 BCOS_INLINE bool forward_units(const ScaleForward<T, U>& f, int64_t begin, int64_t end) {
   const auto k = f.k;
   const Tiling& t = f.tiling;
   const int64_t M = f.max_out, per_group = t.per_group, channels = t.channels();
+  const bool narrow = is_narrow<P>(t);
+  std::vector<Accumulate<T>> norms(narrow ? channels : 0);
   Accumulate<T> check = 0;
   for (int64_t unit = begin; unit < end; unit++) {
     if (t.channels_last && per_group == 1) {
       const int64_t y0 = unit * channels;
-      check += forward_row<P, Max, true, true>(f, y0 * M, M, 1, y0, y0, 0, channels, k);
+      check += forward_row<P, Max, true, true>(f, y0 * M, M, 1, y0, shift(f.n, y0), 0, channels, k);
+    } else if (t.channels_last && narrow) {
+      const int64_t y0 = unit * channels;
+      spread(shift(f.n, unit * t.groups), t, norms.data());
+      check += forward_row<P, Max, true, true>(f, y0 * M, M, 1, y0, norms.data(), 0, channels, k);
     } else if (t.channels_last) {
       for (int64_t g = 0; g < t.groups; g++) {
         const int64_t y0 = unit * channels + g * per_group;
-        check += forward_row<P, Max, false, true>(f, y0 * M, M, 1, y0, unit * t.groups + g, g * per_group * M,
-                                                  per_group, k);
+        check += forward_row<P, Max, false, true>(f, y0 * M, M, 1, y0, shift(f.n, unit * t.groups + g),
+                                                  g * per_group * M, per_group, k);
       }
     } else {
       const Block b(t, unit);
       for (int64_t o = 0; o < per_group; o++) {
         const int64_t plane = b.group * per_group + o;
-        check += forward_row<P, Max, true, false>(f, plane * M * t.pixels + b.begin, 1, t.pixels,
-                                                  plane * t.pixels + b.begin, b.group * t.pixels + b.begin,
-                                                  (b.filter + o) * M, b.size, k);
+        check += forward_row<P, Max, true, false>(
+            f, plane * M * t.pixels + b.begin, 1, t.pixels, plane * t.pixels + b.begin,
+            shift(f.n, b.group * t.pixels + b.begin), (b.filter + o) * M, b.size, k);
       }
     }
   }
@@ -101,7 +125,7 @@ BCOS_INLINE bool forward(const ScaleForward<T, U>& f, int64_t begin, int64_t end
 // Returns the row's sum of grad * dy/dn, or adds each element's to t (PerNorm).
 template <Power P, bool Max, bool PerNorm, bool PerFilter, bool Bias, typename T, typename U, typename A>
 BCOS_INLINE A backward_row(const ScaleBackward<T, U>& f, int64_t u0, int64_t u_stride, int64_t filter_stride,
-                           int64_t y0, int64_t n0, Accumulate<T>* t, int64_t filter, int64_t size,
+                           int64_t y0, const Accumulate<T>* n, Accumulate<T>* t, int64_t filter, int64_t size,
                            const Constants<A>& k) {
   constexpr bool normed = P != Power::One;
   const int64_t max_out = Max ? f.max_out : 1;
@@ -109,7 +133,7 @@ BCOS_INLINE A backward_row(const ScaleBackward<T, U>& f, int64_t u0, int64_t u_s
   const int64_t step = PerFilter ? max_out : 0;
   const U *grad = f.grad + y0, *y = shift(f.y, y0), *l = shift(f.l, y0);
   const uint8_t* winner = shift(f.winner, y0);
-  const A *alpha = f.alpha + filter, *n = shift(f.n, n0);
+  const A* alpha = f.alpha + filter;
   const A inv_row = normed && !PerNorm ? safe_inverse(*n) : A(0);
   T* u = f.u + u0;
   A* dbias = shift(f.dbias, filter);
@@ -151,6 +175,8 @@ BCOS_INLINE void backward_units(const ScaleBackward<T, U>& f, int64_t begin, int
   const int64_t M = f.max_out, per_group = t.per_group, channels = t.channels();
   constexpr bool with_t = P != Power::One;
   using A = Accumulate<T>;
+  const bool narrow = is_narrow<P>(t);
+  std::vector<A> rows(narrow ? 2 * channels : 0);
   const auto finish = [&](int64_t first, int64_t size) {
     for (int64_t i = first; i < first + size; i++) f.t[i] *= root_gradient(f.n[i], k);
   };
@@ -158,12 +184,22 @@ BCOS_INLINE void backward_units(const ScaleBackward<T, U>& f, int64_t begin, int
     if (t.channels_last && per_group == 1) {
       const int64_t y0 = unit * channels;
       if (with_t) std::fill_n(f.t + y0, channels, 0);
-      backward_row<P, Max, true, true, Bias>(f, y0 * M, M, 1, y0, y0, shift(f.t, y0), 0, channels, k);
+      backward_row<P, Max, true, true, Bias>(f, y0 * M, M, 1, y0, shift(f.n, y0), shift(f.t, y0), 0, channels,
+                                             k);
       if (with_t) finish(y0, channels);
+    } else if (t.channels_last && narrow) {
+      const int64_t y0 = unit * channels, n0 = unit * t.groups;
+      A *norms = rows.data(), *terms = norms + channels;
+      spread(f.n + n0, t, norms);
+      std::fill_n(terms, channels, A(0));
+      backward_row<P, Max, true, true, Bias>(f, y0 * M, M, 1, y0, norms, terms, 0, channels, k);
+      for (int64_t g = 0; g < t.groups; g++)
+        f.t[n0 + g] = std::accumulate(terms + g * per_group, terms + (g + 1) * per_group, A(0));
+      finish(n0, t.groups);
     } else if (t.channels_last) {
       for (int64_t g = 0; g < t.groups; g++) {
         const int64_t y0 = unit * channels + g * per_group, n0 = unit * t.groups + g;
-        const auto sum = backward_row<P, Max, false, true, Bias>(f, y0 * M, M, 1, y0, n0, nullptr,
+        const auto sum = backward_row<P, Max, false, true, Bias>(f, y0 * M, M, 1, y0, shift(f.n, n0), nullptr,
                                                                  g * per_group * M, per_group, k);
         if (with_t) f.t[n0] = sum * root_gradient(f.n[n0], k);
       }
@@ -178,8 +214,8 @@ BCOS_INLINE void backward_units(const ScaleBackward<T, U>& f, int64_t begin, int
         A* sums = o < kSumChannels ? shift(f.t, n0) : part;
         if (starts) std::fill_n(sums, b.size, 0);
         backward_row<P, Max, true, false, Bias>(f, plane * M * t.pixels + b.begin, 1, t.pixels,
-                                                plane * t.pixels + b.begin, n0, sums, (b.filter + o) * M,
-                                                b.size, k);
+                                                plane * t.pixels + b.begin, shift(f.n, n0), sums,
+                                                (b.filter + o) * M, b.size, k);
         if (with_t && ends && sums == part) add_row(f.t + n0, part, b.size);
       }
       if (with_t) finish(n0, b.size);

@@ -1,0 +1,98 @@
+// Passes over an activation whose statistics lie along its channels: over the batch, over all, or over groups
+// of channels. What a channel undergoes is the same at all its positions.
+#pragma once
+
+#include "common/cpu/types.h"
+
+namespace bcos::norm::cpu {
+
+using namespace bcos::cpu;
+using c10::BFloat16;
+
+// Memory [images, rows, channels] if channels_last, else [images, channels, rows]. Where the images of a
+// batch share their constants and memory is channels_last, they are one long image.
+struct Extent {
+  bool channels_last;
+  int64_t images, rows, channels;
+  int64_t image_step;  // from one image's constants to the next one's: `channels`, or 0 where all share them
+  int64_t splits;      // parts of an image that have sums of their own; 1 unless channels_last
+
+  int64_t planes() const { return images * channels; }
+  int64_t parts() const { return images * splits; }
+  int64_t part_begin(int64_t part) const { return rows * (part % splits) / splits; }
+  int64_t part_end(int64_t part) const { return rows * (part % splits + 1) / splits; }
+  int64_t constants(int64_t image) const { return image * image_step; }
+};
+
+// The mean of every channel in every part, and the sum of the squared distances from it.
+template <typename T>
+struct Moments {
+  const T* x;
+  double *mean, *squares;  // [parts, channels]
+  Extent extent;
+
+  // A unit is a part if channels_last, else a plane.
+  int64_t units() const { return extent.channels_last ? extent.parts() : extent.planes(); }
+};
+
+// The sum of grad (x − shift) and that of grad, of every channel in every part.
+template <typename T, typename U>
+struct Products {
+  using A = Accumulate<T>;
+  const U* grad;
+  const T* x;
+  const A* shift;            // [images or 1, channels]
+  double *products, *grads;  // [parts, channels]
+  Extent extent;
+
+  int64_t units() const { return extent.channels_last ? extent.parts() : extent.planes(); }
+};
+
+// y = (x − shift) gain + offset
+template <typename T, typename U>
+struct Apply {
+  using A = Accumulate<T>;
+  const T* x;
+  U* y;
+  const A *shift, *gain, *offset;  // [images or 1, channels]
+  Extent extent;
+
+  // A unit is a row of channels if channels_last, else a plane.
+  int64_t units() const { return extent.channels_last ? extent.images * extent.rows : extent.planes(); }
+};
+
+// dx = grad of_grad + (x − mean) of_x + offset
+template <typename T, typename U>
+struct InputGradient {
+  using A = Accumulate<T>;
+  const U* grad;
+  const T* x;
+  T* dx;
+  const A *mean, *of_grad, *of_x, *offset;  // [images or 1, channels]
+  Extent extent;
+
+  int64_t units() const { return extent.channels_last ? extent.images * extent.rows : extent.planes(); }
+};
+
+// Units [begin, end) of a pass; the caller runs them in parallel.
+void run(const Moments<float>& pass, int64_t begin, int64_t end);
+void run(const Moments<double>& pass, int64_t begin, int64_t end);
+void run(const Moments<BFloat16>& pass, int64_t begin, int64_t end);
+
+void run(const Products<float, float>& pass, int64_t begin, int64_t end);
+void run(const Products<double, double>& pass, int64_t begin, int64_t end);
+void run(const Products<BFloat16, BFloat16>& pass, int64_t begin, int64_t end);
+void run(const Products<BFloat16, float>& pass, int64_t begin, int64_t end);
+
+void run(const Apply<float, float>& pass, int64_t begin, int64_t end);
+void run(const Apply<double, double>& pass, int64_t begin, int64_t end);
+void run(const Apply<BFloat16, BFloat16>& pass, int64_t begin, int64_t end);
+void run(const Apply<BFloat16, float>& pass, int64_t begin, int64_t end);
+void run(const Apply<float, BFloat16>& pass, int64_t begin, int64_t end);
+
+void run(const InputGradient<float, float>& pass, int64_t begin, int64_t end);
+void run(const InputGradient<double, double>& pass, int64_t begin, int64_t end);
+void run(const InputGradient<BFloat16, BFloat16>& pass, int64_t begin, int64_t end);
+void run(const InputGradient<BFloat16, float>& pass, int64_t begin, int64_t end);
+
+}  // namespace bcos::norm::cpu

@@ -1,0 +1,55 @@
+// The memory that the passes walk.
+#pragma once
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "common/checks.h"
+
+namespace bcos::norm::cpu {
+
+// Whether the channels of a position lie side by side.
+inline bool is_channels_last(const at::Tensor& t) {
+  return t.dim() == 2 || (!t.is_contiguous() && t.movedim(1, -1).is_contiguous());
+}
+
+inline at::Tensor as_channels_last(const at::Tensor& t) {
+  return t.movedim(1, -1).contiguous().movedim(-1, 1);
+}
+
+// t in memory of one of the two forms, copied if it is of neither.
+inline at::Tensor in_form(const at::Tensor& t, bool channels_last) {
+  return channels_last ? as_channels_last(t) : t.contiguous();
+}
+
+// A value for every channel in the type A of sums; `otherwise` where there is none.
+template <typename A>
+class PerChannel {
+ public:
+  PerChannel(const OptionalTensor& t, A otherwise, int64_t channels) {
+    if (t) {
+      kept_ = t->to(c10::CppTypeToScalarType<A>::value).contiguous();
+    } else {
+      filled_.assign(channels, otherwise);
+    }
+  }
+  const A* data() const { return kept_.defined() ? kept_.const_data_ptr<A>() : filled_.data(); }
+  A operator[](int64_t channel) const { return data()[channel]; }
+
+ private:
+  at::Tensor kept_;
+  std::vector<A> filled_;
+};
+
+// The sums as a gradient of channels in the type A of sums.
+template <typename A>
+at::Tensor as_gradient(const double* sums, int64_t channels) {
+  const auto found = at::empty({channels}, at::TensorOptions(c10::CppTypeToScalarType<A>::value));
+  std::copy_n(sums, channels, found.template mutable_data_ptr<A>());
+  return found;
+}
+
+}  // namespace bcos::norm::cpu

@@ -1,0 +1,240 @@
+#include "norm/cpu/over_channels.h"
+
+#include <limits>
+#include <vector>
+
+#include "common/cpu/tiling.h"
+#include "common/dtype.h"
+#include "norm/cpu/channels.h"
+#include "norm/cpu/memory.h"
+#include "norm/formula.h"
+
+namespace bcos::norm::cpu {
+namespace {
+
+Extent make_extent(const Call& call, bool channels_last) {
+  const bool one_image = channels_last && !call.per_image();
+  const int64_t images = one_image ? 1 : call.batch, threads = at::get_num_threads();
+  return {channels_last,
+          images,
+          one_image ? call.batch * call.positions : call.positions,
+          call.channels,
+          call.per_image() ? call.channels : 0,
+          channels_last ? (threads + images - 1) / std::max<int64_t>(1, images) : 1};
+}
+
+// The statistics of a call: `sets` sets of channels, one for each image or one for all, in `groups` groups.
+struct Groups {
+  const Call& call;
+  const Extent& extent;
+
+  int64_t sets() const { return call.per_image() ? call.batch : 1; }
+  int64_t first_part(int64_t set) const { return call.per_image() ? set * extent.splits : 0; }
+  int64_t last_part(int64_t set) const { return call.per_image() ? first_part(set + 1) : extent.parts(); }
+
+  // body(set, group, first channel, last channel)
+  template <typename F>
+  void each(F&& body) const {
+    for (int64_t set = 0; set < sets(); set++)
+      for (int64_t group = 0; group < call.groups(); group++)
+        body(set, group, group * call.group_channels(), (group + 1) * call.group_channels());
+  }
+};
+
+template <typename Pass>
+void run_all(const Pass& pass, int64_t unit_size) {
+  parallel(pass.units(), unit_size, [&](int64_t begin, int64_t end) { run(pass, begin, end); });
+}
+
+int64_t elements(const Extent& e) {
+  return e.images * e.rows * e.channels;
+}
+
+// Writes the mean and the biased variance of every group.
+template <typename T>
+void compute_statistics(const Groups& groups, const T* x, Accumulate<T>* mean, Accumulate<T>* var) {
+  const Extent& e = groups.extent;
+  const int64_t C = e.channels, values = e.parts() * C;
+  std::vector<double> found(2 * values);
+  const Moments<T> pass{x, found.data(), found.data() + values, e};
+  run_all(pass, elements(e) / std::max<int64_t>(1, pass.units()));
+  const double count = double(groups.call.count());
+  groups.each([&](int64_t set, int64_t group, int64_t first, int64_t last) {
+    const auto sum = [&](auto&& of_part) {
+      double total = 0;
+      for (int64_t part = groups.first_part(set); part < groups.last_part(set); part++) {
+        const double rows = double(e.part_end(part) - e.part_begin(part));
+        for (int64_t i = part * C + first; i < part * C + last; i++) total += of_part(rows, i);
+      }
+      return total / count;
+    };
+    const double center = sum([&](double rows, int64_t i) { return rows * pass.mean[i]; });
+    const int64_t at = set * groups.call.groups() + group;
+    mean[at] = Accumulate<T>(center);
+    var[at] = Accumulate<T>(sum([&](double rows, int64_t i) {
+      const double step = pass.mean[i] - center;
+      return pass.squares[i] + rows * step * step;
+    }));
+  });
+}
+
+// One value for every channel of every set.
+template <typename A>
+struct Constants {
+  std::vector<A> values;
+  int64_t size;
+  Constants(int64_t kinds, int64_t size) : values(kinds * size), size(size) {}
+  A* operator[](int64_t kind) { return values.data() + kind * size; }
+};
+
+// The index of a channel's mean and variance: given ones are those of each channel.
+int64_t statistic(const Call& call, int64_t set, int64_t group, int64_t channel) {
+  return call.given ? channel : set * call.groups() + group;
+}
+
+template <typename T, typename U>
+at::Tensor normalized(const Groups& groups, const at::Tensor& x, const OptionalTensor& mean,
+                      const at::Tensor& var, const Inputs& inputs) {
+  using A = Accumulate<T>;
+  const Call& call = groups.call;
+  const Extent& e = groups.extent;
+  const int64_t C = e.channels;
+  Constants<A> k(3, groups.sets() * C);
+  const PerChannel<A> gamma(inputs.weight, 1, C), beta(inputs.bias, 0, C);
+  const A *means = mean ? pointer<A>(*mean) : nullptr, *vars = pointer<A>(var);
+  groups.each([&](int64_t set, int64_t group, int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; c++) {
+      const int64_t from = statistic(call, set, group, c), to = set * C + c;
+      const A r = inverse_std(vars[from], A(call.spec.eps));
+      const auto a = affine<A>(means ? means[from] : A(0), r, gamma[c], beta[c], call.spec.centered);
+      k[0][to] = a.shift, k[1][to] = a.gain, k[2][to] = a.offset;
+    }
+  });
+  const auto y = at::empty_like(x, x.options().dtype(call.spec.out_dtype));
+  const Apply<T, U> pass{pointer<T>(x), mutable_pointer<U>(y), k[0], k[1], k[2], e};
+  run_all(pass, elements(e) / std::max<int64_t>(1, pass.units()));
+  return y;
+}
+
+// What the backward needs of the sums over an image's parts: of each channel of every set.
+struct Sums {
+  std::vector<double> products, grads;
+};
+
+template <typename T, typename U>
+Sums sums_of(const Groups& groups, const at::Tensor& grad, const at::Tensor& x, const Accumulate<T>* shift) {
+  const Extent& e = groups.extent;
+  const int64_t C = e.channels, values = e.parts() * C;
+  std::vector<double> found(2 * values);
+  const Products<T, U> pass{pointer<U>(grad), pointer<T>(x), shift, found.data(), found.data() + values, e};
+  run_all(pass, elements(e) / std::max<int64_t>(1, pass.units()));
+  Sums sums{std::vector<double>(groups.sets() * C), std::vector<double>(groups.sets() * C)};
+  for (int64_t set = 0; set < groups.sets(); set++)
+    for (int64_t part = groups.first_part(set); part < groups.last_part(set); part++)
+      for (int64_t c = 0; c < C; c++) {
+        sums.products[set * C + c] += pass.products[part * C + c];
+        sums.grads[set * C + c] += pass.grads[part * C + c];
+      }
+  return sums;
+}
+
+template <typename T, typename U>
+Gradients gradients(const Groups& groups, const Saved& saved, const at::Tensor& grad, const at::Tensor& x,
+                    const Needs& needs) {
+  using A = Accumulate<T>;
+  const Call& call = groups.call;
+  const Extent& e = groups.extent;
+  const int64_t C = e.channels;
+  const PerChannel<A> gamma(saved.weight, 1, C);
+  const A *means = pointer<A>(saved.mean), *vars = pointer<A>(saved.var);
+  Constants<A> k(6, groups.sets() * C);
+  A *mean = k[0], *shift = k[1], *r = k[2], *of_grad = k[3], *of_x = k[4], *offset = k[5];
+  groups.each([&](int64_t set, int64_t group, int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; c++) {
+      const int64_t from = statistic(call, set, group, c), to = set * C + c;
+      mean[to] = means ? means[from] : A(0);
+      shift[to] = call.spec.centered ? mean[to] : A(0);
+      r[to] = inverse_std(vars[from], A(call.spec.eps));
+    }
+  });
+  const bool through_statistics = !call.given && (!call.frozen || call.spec.centered);
+  Sums sums;
+  if (through_statistics || needs.weight || needs.bias) sums = sums_of<T, U>(groups, grad, x, shift);
+  Gradients found;
+  if (needs.weight || needs.bias) {
+    std::vector<double> dgamma(C), dbeta(C);
+    for (int64_t i = 0; i < groups.sets() * C; i++) {
+      dgamma[i % C] += sums.products[i] * double(r[i]);
+      dbeta[i % C] += sums.grads[i];
+    }
+    if (needs.weight) found.weight = as_gradient<A>(dgamma.data(), C);
+    if (needs.bias) found.bias = as_gradient<A>(dbeta.data(), C);
+  }
+  if (!needs.x) return found;
+  groups.each([&](int64_t set, int64_t group, int64_t first, int64_t last) {
+    double products = 0, grads = 0;
+    if (through_statistics)
+      for (int64_t c = first; c < last; c++) {
+        products += double(gamma[c]) * sums.products[set * C + c];
+        grads += double(gamma[c]) * sums.grads[set * C + c];
+      }
+    for (int64_t c = first; c < last; c++) {
+      const int64_t to = set * C + c;
+      const auto g = gradient<double>(r[to], gamma[c], products, grads, double(call.count()),
+                                      call.spec.centered, call.frozen);
+      of_grad[to] = A(g.of_grad), of_x[to] = A(g.of_x), offset[to] = A(g.offset);
+    }
+  });
+  found.x = at::empty_like(x);
+  if (through_statistics) {
+    const InputGradient<T, U> pass{
+        pointer<U>(grad), pointer<T>(x), mutable_pointer<T>(*found.x), mean, of_grad, of_x, offset, e};
+    run_all(pass, elements(e) / std::max<int64_t>(1, pass.units()));
+  } else {
+    std::fill_n(shift, groups.sets() * C, A(0));
+    const Apply<U, T> pass{pointer<U>(grad), mutable_pointer<T>(*found.x), shift, of_grad, shift, e};
+    run_all(pass, elements(e) / std::max<int64_t>(1, pass.units()));
+  }
+  return found;
+}
+
+}  // namespace
+
+Outputs forward_over_channels(const Call& call, const Inputs& inputs) {
+  const auto sums = accumulate_type(call.dtype);
+  const bool channels_last = is_channels_last(inputs.x);
+  const auto x = in_form(inputs.x, channels_last);
+  const Extent extent = make_extent(call, channels_last);
+  const Groups groups{call, extent};
+  Outputs found;
+  with_types(call.dtype, call.spec.out_dtype, [&](auto t, auto u) {
+    using T = decltype(t);
+    using U = decltype(u);
+    using A = Accumulate<T>;
+    if (!call.given) {
+      found.mean = at::empty(call.statistics_shape, x.options().dtype(sums));
+      found.var = at::empty_like(found.mean);
+      compute_statistics<T>(groups, pointer<T>(x), mutable_pointer<A>(found.mean),
+                            mutable_pointer<A>(found.var));
+    }
+    const auto mean = call.given ? inputs.mean : OptionalTensor(found.mean);
+    const auto var = call.given ? inputs.var->to(sums).contiguous() : found.var;
+    found.y =
+        normalized<T, U>(groups, x, mean ? OptionalTensor(mean->to(sums).contiguous()) : mean, var, inputs);
+  });
+  return found;
+}
+
+Gradients backward_over_channels(const Call& call, const Saved& saved, const Needs& needs) {
+  const bool channels_last = is_channels_last(saved.x);
+  const auto x = in_form(saved.x, channels_last), grad = in_form(saved.grad, channels_last);
+  const Extent extent = make_extent(call, channels_last);
+  const Groups groups{call, extent};
+  Gradients found;
+  with_types(call.dtype, call.spec.out_dtype, [&](auto t, auto u) {
+    found = gradients<decltype(t), decltype(u)>(groups, saved, grad, x, needs);
+  });
+  return found;
+}
+
+}  // namespace bcos::norm::cpu

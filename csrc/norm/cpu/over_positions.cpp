@@ -1,0 +1,67 @@
+#include "norm/cpu/over_positions.h"
+
+#include "common/cpu/tiling.h"
+#include "common/dtype.h"
+#include "norm/cpu/memory.h"
+#include "norm/cpu/positions.h"
+
+namespace bcos::norm::cpu {
+
+Outputs forward_over_positions(const Call& call, const Inputs& inputs) {
+  const auto sums = accumulate_type(call.dtype);
+  const auto x = as_channels_last(inputs.x);
+  const auto y = at::empty_like(x, x.options().dtype(call.spec.out_dtype));
+  const auto mean = at::empty(call.statistics_shape, x.options().dtype(sums)), var = at::empty_like(mean);
+  with_types(call.dtype, call.spec.out_dtype, [&](auto t, auto u) {
+    using T = decltype(t);
+    using U = decltype(u);
+    using A = Accumulate<T>;
+    const PerChannel<A> gamma(inputs.weight, 1, call.channels), beta(inputs.bias, 0, call.channels);
+    const RowForward<T, U> pass{pointer<T>(x),           mutable_pointer<U>(y), mutable_pointer<A>(mean),
+                                mutable_pointer<A>(var), gamma.data(),          beta.data(),
+                                call.channels,           A(call.spec.eps),      call.spec.centered};
+    parallel(call.batch * call.positions, call.channels,
+             [&](int64_t begin, int64_t end) { run(pass, begin, end); });
+  });
+  return {in_form(y, is_channels_last(inputs.x)), mean, var};
+}
+
+Gradients backward_over_positions(const Call& call, const Saved& saved, const Needs& needs) {
+  const auto x = as_channels_last(saved.x), grad = as_channels_last(saved.grad);
+  const int64_t shares = at::get_num_threads(), C = call.channels;
+  const bool parameters = needs.weight || needs.bias;
+  at::Tensor dx;
+  if (needs.x) dx = at::empty_like(x);
+  Gradients found;
+  with_types(call.dtype, call.spec.out_dtype, [&](auto t, auto u) {
+    using T = decltype(t);
+    using U = decltype(u);
+    using A = Accumulate<T>;
+    const PerChannel<A> gamma(saved.weight, 1, C);
+    std::vector<double> dgamma(parameters ? shares * C : 0), dbeta(dgamma.size());
+    const RowBackward<T, U> pass{pointer<U>(grad),
+                                 pointer<T>(x),
+                                 mutable_pointer<T>(dx),
+                                 pointer<A>(saved.mean),
+                                 pointer<A>(saved.var),
+                                 gamma.data(),
+                                 parameters ? dgamma.data() : nullptr,
+                                 parameters ? dbeta.data() : nullptr,
+                                 C,
+                                 A(call.spec.eps),
+                                 call.spec.centered,
+                                 call.frozen};
+    parallel_shares(shares, call.batch * call.positions,
+                    [&](int64_t share, int64_t begin, int64_t end) { run(pass, share, begin, end); });
+    for (int64_t i = C; i < int64_t(dgamma.size()); i++) {
+      dgamma[i % C] += dgamma[i];
+      dbeta[i % C] += dbeta[i];
+    }
+    if (needs.weight) found.weight = as_gradient<A>(dgamma.data(), C);
+    if (needs.bias) found.bias = as_gradient<A>(dbeta.data(), C);
+  });
+  if (needs.x) found.x = in_form(dx, is_channels_last(saved.x));
+  return found;
+}
+
+}  // namespace bcos::norm::cpu

@@ -1,0 +1,11 @@
+// Norms whose statistics are those of the channels at a position.
+#pragma once
+
+#include "norm/tensors.h"
+
+namespace bcos::norm::cpu {
+
+Outputs forward_over_positions(const Call& call, const Inputs& inputs);
+Gradients backward_over_positions(const Call& call, const Saved& saved, const Needs& needs);
+
+}  // namespace bcos::norm::cpu

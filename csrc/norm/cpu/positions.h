@@ -1,0 +1,51 @@
+// Passes over rows of channels whose statistics lie along a row: norms at positions, and of tokens.
+#pragma once
+
+#include "common/cpu/types.h"
+
+namespace bcos::norm::cpu {
+
+using namespace bcos::cpu;
+using c10::BFloat16;
+
+// y = (x − [centered] mean) r gamma + beta for every row, with r = 1/√(var + eps).
+template <typename T, typename U>
+struct RowForward {
+  using A = Accumulate<T>;
+  const T* x;  // [rows, channels]
+  U* y;
+  A *mean, *var;          // [rows]
+  const A *gamma, *beta;  // [channels]
+  int64_t channels;
+  A eps;
+  bool centered;
+};
+
+// dx of every row, and the sums of one share of the rows for dgamma and dbeta.
+template <typename T, typename U>
+struct RowBackward {
+  using A = Accumulate<T>;
+  const U* grad;  // [rows, channels]
+  const T* x;
+  T* dx;                   // null where not needed
+  const A *mean, *var;     // [rows]
+  const A* gamma;          // [channels]
+  double *dgamma, *dbeta;  // [shares, channels], added to; null where neither is needed
+  int64_t channels;
+  A eps;
+  bool centered, frozen;
+};
+
+// Rows [begin, end); the caller runs them in parallel.
+void run(const RowForward<float, float>& pass, int64_t begin, int64_t end);
+void run(const RowForward<double, double>& pass, int64_t begin, int64_t end);
+void run(const RowForward<BFloat16, BFloat16>& pass, int64_t begin, int64_t end);
+void run(const RowForward<BFloat16, float>& pass, int64_t begin, int64_t end);
+
+// The same, of the given share.
+void run(const RowBackward<float, float>& pass, int64_t share, int64_t begin, int64_t end);
+void run(const RowBackward<double, double>& pass, int64_t share, int64_t begin, int64_t end);
+void run(const RowBackward<BFloat16, BFloat16>& pass, int64_t share, int64_t begin, int64_t end);
+void run(const RowBackward<BFloat16, float>& pass, int64_t share, int64_t begin, int64_t end);
+
+}  // namespace bcos::norm::cpu

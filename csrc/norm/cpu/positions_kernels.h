@@ -1,0 +1,93 @@
+// The passes of positions.h for any element types. Each positions_*.cpp compiles them for its own types.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "norm/cpu/positions.h"
+#include "norm/cpu/sums.h"
+#include "norm/formula.h"
+
+namespace bcos::norm::cpu {
+namespace {
+
+template <typename T, typename U>
+BCOS_INLINE void forward(const RowForward<T, U>& f, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  const A *gamma = f.gamma, *beta = f.beta;
+  for (int64_t r = begin; r < end; r++) {
+    const T* x = f.x + r * f.channels;
+    U* y = f.y + r * f.channels;
+    const Moment row = moment_of(x, f.channels);
+    f.mean[r] = A(row.mean);
+    f.var[r] = A(row.squares / double(f.channels));
+    const A gain = inverse_std(f.var[r], f.eps), shift = f.centered ? f.mean[r] : A(0);
+#pragma omp simd
+    for (int64_t c = 0; c < f.channels; c++) y[c] = U((A(x[c]) - shift) * gain * gamma[c] + beta[c]);
+  }
+}
+
+// Rows whose terms of dgamma and dbeta are summed in single precision before the sums join those before them.
+constexpr int64_t kRunRows = 64;
+
+// The sums of grad gamma (x − shift) and of grad gamma along a run of a row, and what the run adds to dgamma
+// and dbeta.
+template <bool Parameters, typename T, typename U, typename A>
+BCOS_INLINE void add_run(const U* grad, const T* x, const A* gamma, A shift, A r, int64_t size, A* dgamma,
+                         A* dbeta, ProductSums& all) {
+  A products = 0, grads = 0;
+#pragma omp simd reduction(+ : products, grads)
+  for (int64_t i = 0; i < size; i++) {
+    const A g = A(grad[i]), moved = A(x[i]) - shift, scaled = g * gamma[i];
+    products += scaled * moved;
+    grads += scaled;
+    if constexpr (Parameters) {
+      dgamma[i] += g * moved * r;
+      dbeta[i] += g;
+    }
+  }
+  all.products += double(products);
+  all.grads += double(grads);
+}
+
+template <bool Parameters, typename T, typename U, typename A>
+BCOS_INLINE void row_backward(const RowBackward<T, U>& f, int64_t row, A* dgamma, A* dbeta) {
+  const int64_t C = f.channels;
+  const U* grad = f.grad + row * C;
+  const T* x = f.x + row * C;
+  const A mean = f.mean[row], r = inverse_std(f.var[row], f.eps), shift = f.centered ? mean : A(0);
+  ProductSums sums;
+  for (int64_t c = 0; c < C; c += kShortRun)
+    add_run<Parameters>(grad + c, x + c, f.gamma + c, shift, r, std::min(kShortRun, C - c), dgamma + c,
+                        dbeta + c, sums);
+  if (!f.dx) return;
+  const auto k = gradient<A>(r, A(1), A(sums.products), A(sums.grads), A(C), f.centered, f.frozen);
+  T* dx = f.dx + row * C;
+#pragma omp simd
+  for (int64_t c = 0; c < C; c++)
+    dx[c] = T(A(grad[c]) * f.gamma[c] * k.of_grad + (A(x[c]) - mean) * k.of_x + k.offset);
+}
+
+template <typename T, typename U>
+BCOS_INLINE void backward(const RowBackward<T, U>& f, int64_t share, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  const int64_t C = f.channels;
+  if (!f.dgamma) {
+    for (int64_t row = begin; row < end; row++) row_backward<false, T, U, A>(f, row, nullptr, nullptr);
+    return;
+  }
+  std::vector<A> sums(2 * C);
+  A *dgamma = sums.data(), *dbeta = dgamma + C;
+  for (int64_t first = begin; first < end; first += kRunRows) {
+    const int64_t last = std::min(first + kRunRows, end);
+    std::fill(sums.begin(), sums.end(), A(0));
+    for (int64_t row = first; row < last; row++) row_backward<true>(f, row, dgamma, dbeta);
+    for (int64_t c = 0; c < C; c++) {
+      f.dgamma[share * C + c] += double(dgamma[c]);
+      f.dbeta[share * C + c] += double(dbeta[c]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace bcos::norm::cpu

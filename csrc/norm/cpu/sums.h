@@ -1,0 +1,88 @@
+// Sums along a run of memory: moments without cancellation, and products with a gradient.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "common/cpu/types.h"
+
+namespace bcos::norm::cpu {
+
+using namespace bcos::cpu;
+
+// Joins the moments of `count` values to those of the `before` values before them (Chan, Golub and LeVeque,
+// Updating formulae and a pairwise algorithm for computing sample variances, 1979). The values' distances
+// from `near` sum to `sum` and their squares to `squares`: the nearer it lies to their mean, the less
+// cancels.
+struct Join {
+  double inverse, share, weight;
+
+  Join(double before, double count)
+      : inverse(1 / count), share(count / (before + count)), weight(before * share) {}
+
+  BCOS_INLINE void operator()(double near, double sum, double squares, double& mean, double& all) const {
+    const double rest = squares - sum * sum * inverse, step = near + sum * inverse - mean;
+    all += (rest < 0 ? 0 : rest) + step * step * weight;  // a NaN stays one
+    mean += step * share;
+  }
+};
+
+// Values that are summed in single precision before the sum joins those before it.
+constexpr int64_t kShortRun = 2048;
+
+// Values whose mean is the first guess at that of a run. A mean of this many is never so far from the run's
+// that much cancels: one far value moves the standard deviation too.
+constexpr int64_t kGuess = 16;
+
+struct Moment {
+  double mean = 0, squares = 0;  // the mean, and the sum of the squared distances from it
+};
+
+template <typename T>
+BCOS_INLINE Moment moment_of(const T* x, int64_t size) {
+  using A = Accumulate<T>;
+  Moment all;
+  for (int64_t begin = 0; begin < size; begin += kShortRun) {
+    const int64_t count = std::min(kShortRun, size - begin);
+    const T* run = x + begin;
+    const int64_t guessed = std::min(kGuess, count);
+    A near = 0, sum = 0, squares = 0;
+    for (int64_t i = 0; i < guessed; i++) near += A(run[i]);
+    near /= A(guessed);
+#pragma omp simd reduction(+ : sum, squares)
+    for (int64_t i = 0; i < count; i++) {
+      const A distance = A(run[i]) - near;
+      sum += distance;
+      squares += distance * distance;
+    }
+    Join(double(begin), double(count))(near, sum, squares, all.mean, all.squares);
+  }
+  return all;
+}
+
+// The sum of grad (x − shift) and that of grad.
+struct ProductSums {
+  double products = 0, grads = 0;
+};
+
+template <typename T, typename U, typename A>
+BCOS_INLINE void add_products(const U* grad, const T* x, A shift, int64_t size, ProductSums& all) {
+  A products = 0, grads = 0;
+#pragma omp simd reduction(+ : products, grads)
+  for (int64_t i = 0; i < size; i++) {
+    products += A(grad[i]) * (A(x[i]) - shift);
+    grads += A(grad[i]);
+  }
+  all.products += double(products);
+  all.grads += double(grads);
+}
+
+template <typename T, typename U, typename A>
+BCOS_INLINE ProductSums products_of(const U* grad, const T* x, A shift, int64_t size) {
+  ProductSums all;
+  for (int64_t begin = 0; begin < size; begin += kShortRun)
+    add_products(grad + begin, x + begin, shift, std::min(kShortRun, size - begin), all);
+  return all;
+}
+
+}  // namespace bcos::norm::cpu

@@ -1,0 +1,27 @@
+// The border to Python: arguments are checked and become a Call and its tensors, results become tuples.
+#pragma once
+
+#include <tuple>
+
+#include "norm/tensors.h"
+
+namespace bcos::norm::glue {
+
+using Forward = std::tuple<at::Tensor, at::Tensor, at::Tensor>;               // y, mean, var
+using Backward = std::tuple<OptionalTensor, OptionalTensor, OptionalTensor>;  // dx, dweight, dbias
+
+// Checks the inputs of a call.
+Call make_call(const Takes& takes, const Spec& spec, const Inputs& inputs);
+
+// The tensors of a backward, with the statistics that the forward used.
+Saved make_saved(const Call& call, const Inputs& inputs, const at::Tensor& grad, const at::Tensor& mean,
+                 const at::Tensor& var);
+
+Needs make_needs(const std::vector<bool>& needs);
+
+// Statistics that were given become empty tensors: the schema of an operator has no optional outputs.
+Forward pack(const Outputs& outputs, const at::Tensor& x);
+
+Backward pack(Gradients&& gradients);
+
+}  // namespace bcos::norm::glue

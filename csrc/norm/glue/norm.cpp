@@ -1,0 +1,33 @@
+#include "norm/glue/norm.h"
+
+#include "common/plain_aten.h"
+#include "norm/cpu/norm.h"
+
+namespace bcos::norm::glue {
+namespace {
+
+const Takes kCpu{c10::kCPU, {at::kFloat, at::kDouble, at::kBFloat16}};
+
+}  // namespace
+
+Forward forward(const at::Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                const OptionalTensor& mean, const OptionalTensor& var, const Spec& spec) {
+  const PlainAten guard;
+  const Inputs inputs{x, weight, bias, mean, var};
+  const Call call = make_call(kCpu, spec, inputs);
+  return pack(cpu::forward(call, inputs), x);
+}
+
+Backward backward(const at::Tensor& grad, const at::Tensor& x, const OptionalTensor& weight,
+                  const OptionalTensor& mean, const OptionalTensor& var, const at::Tensor& saved_mean,
+                  const at::Tensor& saved_var, const Spec& spec, bool frozen,
+                  const std::vector<bool>& needs) {
+  const PlainAten guard;
+  const Inputs inputs{x, weight, std::nullopt, mean, var};
+  Call call = make_call(kCpu, spec, inputs);
+  call.frozen = frozen;
+  const Saved saved = make_saved(call, inputs, grad, saved_mean, saved_var);
+  return pack(cpu::backward(call, saved, make_needs(needs)));
+}
+
+}  // namespace bcos::norm::glue
