@@ -242,12 +242,25 @@ def test_parameters_of_another_dtype(name, backend):
     assert torch.equal(early[1].cpu(), found["dx frozen"])
 
 
-@pytest.mark.parametrize("name", ["batch", "group_last", "position_last"])
+@pytest.mark.parametrize("name", OVER)
+def test_results_may_be_changed_in_place(name):
+    """They are no views, and the backward reads none of them but the statistics."""
+    case = BY_NAME[name]
+    tensors = {name: t.to(DEVICE) for name, t in case.tensors(torch.float32, True).items()}
+    x, weight = tensors["x"].requires_grad_(), tensors["weight"].requires_grad_()
+    y, *statistics = norm(x, weight, centered=True, return_statistics=True, **case.options)
+    grads = torch.autograd.grad(y.mul_(2.0), (x, weight), tensors["grad"])
+    assert name == "token" or not any(t._is_view() for t in (y, *statistics, *grads))
+    expected = run(x, 2.0 * tensors["grad"], weight, centered=True, **case.options)
+    assert all(torch.equal(mine, yours) for mine, yours in zip(grads, expected[1:], strict=True))
+
+
+@pytest.mark.parametrize("name", ["batch", "batch_given", "group_last", "position_last"])
 def test_opcheck(name):
     case = BY_NAME[name]
     tensors = {name: t.to(DEVICE) for name, t in case.tensors(torch.float32, True).items()}
     spec = Spec(case.options.get("over", "batch"), case.options.get("groups", 1), True)
-    inputs = tensors["x"], tensors["weight"], None, None, None
+    inputs = tensors["x"], tensors["weight"], None, tensors.get("mean"), tensors.get("var")
     backend = NORM.choose(NORM.call(NORM.inputs(*inputs), spec))
     outputs = NORM.forward_operator(*inputs, *spec.flat(), backend)
     torch.library.opcheck(NORM.forward_operator, (*inputs, *spec.flat(), backend))

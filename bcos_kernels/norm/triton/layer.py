@@ -24,7 +24,7 @@ def forward(inputs: Inputs, call: Call) -> tuple[Tensor, ...]:
         x = dense(given, call)
         gamma, beta, mean, var = map(vector, inputs[1:])
         y = torch.empty_like(x, dtype=call.spec.out_dtype)
-        saved = (given.new_empty(0, dtype=torch.float32),) * 2
+        saved = given.new_empty(0, dtype=torch.float32), given.new_empty(0, dtype=torch.float32)
         if call.spec.over == "position":
             saved = positions.forward(call, x, gamma, beta, y)
         else:
@@ -50,7 +50,7 @@ def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: b
         else:
             found = _backward_of_others(grad, x, gamma, mean, var, call, frozen, any(others), dx)
         dgamma, dbeta = (
-            t.view(like.shape).to(like.dtype) if need and t is not None and like is not None else None
+            t.to(like.dtype) if need and t is not None and like is not None else None
             for t, like, need in zip(found or (None, None), (weight, bias), others, strict=True)
         )
     return None if dx is None else as_given(dx, given), dgamma, dbeta, None, None
@@ -73,5 +73,5 @@ def _backward_of_others(
             call, grad, x, gamma, mean, var, None if frozen else products, grads if moves else None, dx
         )  # fmt: skip
     if channels is not None and summed and spec.over == "group":
-        return sums.folded(channels, 1, call.batch, call.channels)
+        return sums.folded(channels)
     return channels

@@ -23,6 +23,22 @@ def offsets(image, position, channel, positions, channels, position_stride, chan
 
 
 @triton.jit
+def row_of(columns, BN: tl.constexpr):
+    """(outer, the program's columns) of [outer, columns]; columns change fastest."""
+    program = tl.program_id(0)
+    strips = tl.cdiv(columns, BN)
+    return (program // strips).to(tl.int64), program % strips * BN + tl.arange(0, BN)
+
+
+@triton.jit
+def items_of(outer, item, column, items, columns, item_stride, column_stride):
+    """Where the values of a tile of [outer, items, columns] lie, and which of them there are; outer is of 64 bits."""
+    rows = outer * items * columns + item.to(tl.int64) * item_stride
+    at = rows[:, None] + (column.to(tl.int64) * column_stride)[None, :]
+    return at, (item < items)[:, None] & (column < columns)[None, :]
+
+
+@triton.jit
 def per_channel(pointer, channel, channels, default):
     """A value of each channel in fp32, or the default where there is no such tensor."""
     values = tl.full(channel.shape, default, tl.float32)

@@ -206,4 +206,4 @@ def backward(
         grad, x, gamma, mean, var, dx, *(found or (None, None)), *seen[1:], length, parts, float(seen.channels),
         call.spec.eps, CENTERED=call.spec.centered, FROZEN=frozen, BM=row.m, BN=row.n, warps=row.warps,
     )  # fmt: skip
-    return found and sums.folded(found, 1, seen.images * parts, seen.channels)
+    return found and sums.folded(found)

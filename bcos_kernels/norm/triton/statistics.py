@@ -10,7 +10,7 @@ from ..call import Call
 from . import tiles
 from .arguments import owner
 from .formula import merge, merged
-from .place import offsets, part_of, pivot_of_owner
+from .place import items_of, offsets, part_of, pivot_of_owner, row_of
 
 __all__ = ["of"]
 
@@ -45,18 +45,16 @@ def norm_moments_kernel(
 
 @triton.jit
 def norm_merge_kernel(
-    mean_ptr, squares_ptr, x_ptr, merged_mean_ptr, merged_ptr, items, columns, values, length, parts,
-    count, groups, image_stride, group_stride, channel_stride, BM: tl.constexpr, BN: tl.constexpr,
+    mean_ptr, squares_ptr, x_ptr, merged_mean_ptr, merged_ptr, items, columns, item_stride, column_stride,
+    values, length, parts, count, outer_stride, groups, image_stride, group_stride, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Merges the items of [outer, items, columns] into [outer, columns].
 
     An item is a part of ``length`` of the ``values`` of a whole; the last of the ``parts`` of each whole is shorter.
-    Unless ``x_ptr`` is None, the results are the mean, with the pivot added, and the variance of ``count`` values.
+    Unless ``x_ptr`` is None, the results are the mean, with the pivot added, and the variance of ``count`` values. The
+    last four numbers lead to the pivots: a column is one of ``groups`` groups of an image.
     """
-    program = tl.program_id(0)
-    strips = tl.cdiv(columns, BN)
-    column = program % strips * BN + tl.arange(0, BN)
-    outer = (program // strips).to(tl.int64)
+    outer, column = row_of(columns, BN)
     n = tl.zeros((BM, 1), tl.float32)
     mean = tl.zeros((BM, BN), tl.float32)
     squares = tl.zeros((BM, BN), tl.float32)
@@ -64,17 +62,16 @@ def norm_merge_kernel(
         item = first + tl.arange(0, BM)
         more = tl.minimum(length, values - item % parts * length)
         more = tl.where(item < items, more, 0).to(tl.float32)[:, None]
-        at = (outer * items + item)[:, None] * columns + column[None, :]
-        inside = (item < items)[:, None] & (column < columns)[None, :]
+        at, inside = items_of(outer, item, column, items, columns, item_stride, column_stride)
         their_mean = tl.load(mean_ptr + at, mask=inside, other=0.0)
         their_squares = tl.load(squares_ptr + at, mask=inside, other=0.0)
         n, mean, squares = merge(n, mean, squares, more, their_mean, their_squares)
     n, mean, squares = merged(n, mean, squares, 0)
     if x_ptr is not None:
         squares = tl.div_rn(squares, count)
-        first = outer // groups * image_stride + outer % groups * group_stride
-        pivot = tl.load(x_ptr + first + column.to(tl.int64) * channel_stride, mask=column < columns, other=0.0)
-        mean += pivot.to(tl.float32)
+        wide = column.to(tl.int64)
+        first = outer * outer_stride + wide // groups * image_stride + wide % groups * group_stride
+        mean += tl.load(x_ptr + first, mask=column < columns, other=0.0).to(tl.float32)
     at = outer * columns + column
     tl.store(merged_mean_ptr + at, mean, mask=column < columns)
     tl.store(merged_ptr + at, squares, mask=column < columns)
@@ -87,7 +84,7 @@ def of(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
     strips = cdiv(seen.channels, n)
     length, parts = tiles.parts(seen, m, strips)
     groups, shared = owner(call)
-    moments = _pair(x, seen.images * parts, seen.channels)
+    moments = _pair(x, (seen.images * parts, seen.channels))
     launch(
         norm_moments_kernel, (seen.images * parts * strips,), x, *moments, *seen[1:], length, parts, groups, shared,
         BM=m, BN=n,
@@ -95,29 +92,29 @@ def of(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
     images, values = (call.batch, seen.positions) if groups else (1, call.batch * call.positions)
     items, image = seen.images * parts // images, seen.positions * seen.channels
     if items > 1 or shared == 1:
-        pivots = (1, image, 0, seen.channel_stride) if shared == 1 else None
-        lengths = seen.positions, length, parts
-        moments = _merged(x, moments, (images, items, seen.channels), lengths, values, pivots)
+        last = ((image, 1, seen.channel_stride, 0), call.statistics_shape) if shared == 1 else ()
+        shape = tiles.Items(images, items, seen.channels, seen.channels, 1)
+        moments = _merged(x, moments, shape, (seen.positions, length, parts), values, *last)
     if shared > 1:
-        shape = images * seen.channels // shared, shared, 1
-        pivots = max(groups, 1), image, shared * seen.channel_stride, 0
-        moments = _merged(x, moments, shape, (values, values, 1), values * shared, pivots)
-    mean, var = moments
-    return mean.view(call.statistics_shape), var.view(call.statistics_shape)
+        shape = tiles.Items(1, shared, images * seen.channels // shared, 1, shared)
+        pivots = 0, max(groups, 1), image, shared * seen.channel_stride
+        moments = _merged(x, moments, shape, (values, values, 1), values * shared, pivots, call.statistics_shape)
+    return moments
 
 
-def _merged(x: Tensor, moments, shape: tuple[int, int, int], lengths: tuple[int, int, int], count: int, pivots):
-    """Starts the kernel that merges; ``pivots`` has the arguments that lead to the pivots, None before the last."""
-    outer, items, columns = shape
-    m, n = tiles.fold_tile(items, columns)
-    out = _pair(x, outer, columns)
+def _merged(
+    x: Tensor, moments, shape: tiles.Items, lengths: tuple[int, int, int], count: int, pivots=None, final=None
+) -> tuple[Tensor, Tensor]:
+    """Starts the kernel that merges. The last time it forms tensors of the shape ``final``, with ``pivots`` added."""
+    m, n = tiles.of_items(shape)
+    out = _pair(x, final or (shape.outer, shape.columns))
     launch(
-        norm_merge_kernel, (outer * cdiv(columns, n),), *moments, None if pivots is None else x, *out,
-        items, columns, *lengths, float(count), *(pivots or (1, 0, 0, 0)), BM=m, BN=n,
+        norm_merge_kernel, (shape.outer * cdiv(shape.columns, n),), *moments, None if final is None else x, *out,
+        *shape[1:], *lengths, float(count), *(pivots or (0, 1, 0, 0)), BM=m, BN=n,
     )  # fmt: skip
     return out
 
 
-def _pair(like: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    mean, squares = (torch.empty((rows, columns), dtype=torch.float32, device=like.device) for _ in range(2))
+def _pair(like: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    mean, squares = (torch.empty(shape, dtype=torch.float32, device=like.device) for _ in range(2))
     return mean, squares

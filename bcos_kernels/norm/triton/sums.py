@@ -13,7 +13,7 @@ from ..call import Call
 from . import tiles
 from .arguments import owner
 from .formula import inverse_std
-from .place import of_owner, offsets, part_of
+from .place import items_of, of_owner, offsets, part_of, row_of
 
 __all__ = ["Sums", "folded", "of_channels", "of_groups"]
 
@@ -52,30 +52,27 @@ def norm_sums_kernel(
 
 @triton.jit
 def norm_fold_kernel(
-    products_ptr, grads_ptr, gamma_ptr, folded_products_ptr, folded_grads_ptr, items, columns, groups,
-    BM: tl.constexpr, BN: tl.constexpr,
+    products_ptr, grads_ptr, gamma_ptr, folded_products_ptr, folded_grads_ptr,
+    items, columns, item_stride, column_stride, groups, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Adds up the items of [outer, items, columns] into [outer, columns]; ``products_ptr`` may be None.
 
-    With gamma an item is a channel of one of ``groups`` groups, and is multiplied by the channel's gamma.
+    With gamma an item is a channel and a column one of ``groups`` groups of an image; it is multiplied by its gamma.
     """
-    program = tl.program_id(0)
-    strips = tl.cdiv(columns, BN)
-    column = program % strips * BN + tl.arange(0, BN)
-    outer = program // strips
+    outer, column = row_of(columns, BN)
     products = tl.zeros((BM, BN), tl.float32)
     grads = tl.zeros((BM, BN), tl.float32)
     for first in range(0, items, BM):
         item = first + tl.arange(0, BM)
-        at = (outer.to(tl.int64) * items + item)[:, None] * columns + column[None, :]
-        inside = (item < items)[:, None] & (column < columns)[None, :]
-        factor = tl.full((BM,), 1.0, tl.float32)
+        at, inside = items_of(outer, item, column, items, columns, item_stride, column_stride)
+        factor = tl.full((BM, BN), 1.0, tl.float32)
         if gamma_ptr is not None:
-            factor = tl.load(gamma_ptr + outer % groups * items + item, mask=item < items, other=0.0).to(tl.float32)
-        grads += tl.load(grads_ptr + at, mask=inside, other=0.0) * factor[:, None]
+            channel = (column % groups * items)[None, :] + item[:, None]
+            factor = tl.load(gamma_ptr + channel, mask=inside, other=0.0).to(tl.float32)
+        grads += tl.load(grads_ptr + at, mask=inside, other=0.0) * factor
         if products_ptr is not None:
-            products += tl.load(products_ptr + at, mask=inside, other=0.0) * factor[:, None]
-    at = outer.to(tl.int64) * columns + column
+            products += tl.load(products_ptr + at, mask=inside, other=0.0) * factor
+    at = outer * columns + column
     tl.store(folded_grads_ptr + at, tl.sum(grads, axis=0), mask=column < columns)
     if products_ptr is not None:
         tl.store(folded_products_ptr + at, tl.sum(products, axis=0), mask=column < columns)
@@ -95,23 +92,33 @@ def of_channels(call: Call, grad: Tensor, x: Tensor, mean, var, with_products: b
     )  # fmt: skip
     outer = call.batch if call.spec.over == "group" else 1
     items = seen.images * parts // outer
-    return sums if items == 1 and outer > 1 else folded(sums, outer, items, seen.channels)
+    return (
+        sums if items == 1 and outer > 1 else _folded(sums, tiles.Items(outer, items, seen.channels, seen.channels, 1))
+    )
 
 
 def of_groups(call: Call, sums: Sums, gamma: Tensor | None) -> Sums:
     """The sums of all values that share a statistic, times gamma, from those of channels."""
     channels = owner(call)[1]
-    return folded(sums, sums[1].numel() // channels, channels, 1, gamma, call.channels // channels)
+    shape = tiles.Items(1, channels, sums[1].numel() // channels, 1, channels)
+    return _folded(sums, shape, gamma, call.channels // channels)
 
 
-def folded(sums: Sums, outer: int, items: int, columns: int, gamma: Tensor | None = None, groups: int = 1) -> Sums:
-    """The sums over the items of ``[outer, items, columns]``."""
-    m, n = tiles.fold_tile(items, columns)
-    out = _empty(sums[1], (outer, columns), sums[0] is not None)
-    launch(norm_fold_kernel, (outer * cdiv(columns, n),), *sums, gamma, *out, items, columns, groups, BM=m, BN=n)
+def folded(sums: Sums) -> Sums:
+    """The sums of each channel, ``[C]``, from those of its parts, ``[parts, C]``."""
+    parts, channels = sums[1].shape
+    return _folded(sums, tiles.Items(1, parts, channels, channels, 1))
+
+
+def _folded(sums: Sums, shape: tiles.Items, gamma: Tensor | None = None, groups: int = 1) -> Sums:
+    m, n = tiles.of_items(shape)
+    out = _empty(sums[1], (shape.columns,) if shape.outer == 1 else (shape.outer, shape.columns), sums[0] is not None)
+    launch(
+        norm_fold_kernel, (shape.outer * cdiv(shape.columns, n),), *sums, gamma, *out, *shape[1:], groups, BM=m, BN=n
+    )  # fmt: skip
     return out
 
 
-def _empty(like: Tensor, shape: tuple[int, int], with_products: bool) -> Sums:
+def _empty(like: Tensor, shape: tuple[int, ...], with_products: bool) -> Sums:
     grads = torch.empty(shape, dtype=torch.float32, device=like.device)
     return torch.empty_like(grads) if with_products else None, grads

@@ -12,7 +12,7 @@ from triton import next_power_of_2
 from ...gpu.launch import cdiv
 from ..call import Call
 
-__all__ = ["Row", "View", "fold_tile", "parts", "rows", "tile", "view"]
+__all__ = ["Items", "Row", "View", "of_items", "parts", "rows", "tile", "view"]
 
 VALUES = 2048
 """The values of a tile of four warps."""
@@ -35,6 +35,16 @@ class View(NamedTuple):
     channels: int
     position_stride: int
     channel_stride: int
+
+
+class Items(NamedTuple):
+    """The sizes [outer, items, columns] of partial sums, and the strides of items and columns."""
+
+    outer: int
+    items: int
+    columns: int
+    item_stride: int
+    column_stride: int
 
 
 class Row(NamedTuple):
@@ -92,7 +102,8 @@ def rows(x: View, most: int) -> Row:
     return Row(m, VALUES // m, False, 4)
 
 
-def fold_tile(items: int, columns: int) -> tuple[int, int]:
-    """The items and columns of a tile where items are added up."""
-    n = min(8, next_power_of_2(columns))
-    return min(next_power_of_2(items), VALUES // n), n
+def of_items(shape: Items) -> tuple[int, int]:
+    """The items and columns of a tile where items are added up: few columns, unless there are few items."""
+    items, columns = next_power_of_2(shape.items), next_power_of_2(shape.columns)
+    n = min(columns, max(8, VALUES // items))
+    return min(items, max(1, VALUES // n)), n
