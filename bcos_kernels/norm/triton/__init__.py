@@ -11,12 +11,13 @@ from types import ModuleType
 
 import torch
 
-from ...core.candidate import Backend
+from ...core.candidate import Backend, Candidate
 from ...gpu.triton import unavailable
+from .. import traffic
 from ..call import Call
 from ..unserved import unserved
 
-__all__ = ["BACKEND", "kernels", "why_not"]
+__all__ = ["BACKEND", "CANDIDATES", "why_not"]
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MOST_POSITIONS = 2**30  # leaves the end of the last part an index of 32 bits
@@ -28,11 +29,20 @@ def why_not(call: Call) -> list[str]:
 
 
 @cache
-def kernels() -> ModuleType:
+def _kernels() -> ModuleType:
     """The module that starts the kernels. The first call imports it, because machines without a GPU need no Triton."""
     from . import layer
 
     return layer
 
 
+def _forward(inputs, call: Call, tile: None):
+    return _kernels().forward(inputs, call)
+
+
+def _backward(grad, inputs, saved, call: Call, tile: None, frozen: bool, needs):
+    return _kernels().backward(grad, inputs, saved, call, frozen, needs)
+
+
 BACKEND = Backend("triton", why_not, interchangeable=True)
+CANDIDATES = (Candidate("triton", "kernels", _forward, _backward, cost=traffic.cost),)
