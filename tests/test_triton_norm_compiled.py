@@ -121,3 +121,22 @@ def test_the_cost_is_that_of_the_bytes(arch):
             least = 2 * number * values / rate
             cost = kernel.cost(p if direction == "forward" else p.of_backward(p.needs(direction)), direction)
             assert least < cost < least + 4 * LAUNCH
+
+
+PASSES = {
+    ("batch", "forward", True): ["moments", "merge", "fwd"],
+    ("batch", "explanation", False): ["bwd"],
+    ("batch", "explanation", True): ["sums", "fold", "bwd"],
+    ("batch", "training", False): ["sums", "fold", "bwd"],
+    ("position", "forward", True): ["position_fwd"],
+    ("position", "explanation", True): ["position_bwd"],
+    ("position", "training", True): ["position_bwd", "fold"],
+}
+"""The statistics, the direction and whether the norm is centered: the kernels, of which merge and fold read no x."""
+
+
+@pytest.mark.parametrize("over, direction, centered", PASSES)
+def test_x_is_read_no_more_often_than_it_must_be(over, direction, centered):
+    started = launches(call(over, IMAGES, "sm_90", centered=centered), direction)
+    names = [each.kernel.fn.__name__.removeprefix("norm_").removesuffix("_kernel") for each in started]
+    assert names == PASSES[over, direction, centered]
