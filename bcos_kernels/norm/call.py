@@ -84,9 +84,7 @@ class Call(call.Call):
         """The shape of the mean and of the variance that the call returns."""
         if self.given:
             return (0,)
-        batch, channels, *positions = self.x_shape
-        shapes = {"batch": (channels,), "all": (1,), "group": (batch, self.spec.groups)}
-        return shapes.get(self.spec.over, (batch, *positions))
+        return self.spec.statistics_shape(self.x_shape)
 
 
 @lru_cache(maxsize=4096)
