@@ -53,7 +53,7 @@ def test_long_sums_keep_their_precision(format, threads):
 
 
 def small(name: str, centered: bool, dtype=torch.float64):
-    """``(function of the leaves, backend and detach, leaves)`` of a case, cut down to what finite differences can do."""
+    """``(function of leaves, backend and detach, leaves)`` of a case, cut down to what finite differences can do."""
     case = BY_NAME[name]
     tensors = case.tensors(dtype, centered)
     over = case.options.get("over", "batch")
