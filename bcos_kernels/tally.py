@@ -1,4 +1,4 @@
-"""Counts what happened to the B-cos layers of a process and to their calls, and prints a summary of a whole job.
+"""Counts what happened to the B-cos layers and norms of a process and to their calls, and prints a job's summary.
 
 A tally counts by (what, class, reason). Each process of a job keeps its counts in a memory-mapped file in the job's
 folder. So they survive however the process ends, and nothing has to be written at its end. Run as a script, this module
@@ -53,18 +53,26 @@ def compiled() -> None:
 setattr(compiled, "_dynamo_marked_constant", True)  # noqa: B010
 
 
-def accelerated() -> None:
-    """Counts a layer that was accelerated."""
-    _count((ACCELERATED, "", ""))
+LAYER = "layer"
+"""Modules of all other kinds are counted apart, under the name of their kind."""
 
 
-def left_alone(kind: str, reason: str) -> None:
-    """Counts a B-cos layer of class ``kind`` that keeps its own forward."""
-    _count((LEFT_ALONE, kind, reason))
+def accelerated(of: str = LAYER) -> None:
+    """Counts a module that was accelerated; ``of`` is the name of its kind."""
+    _count((ACCELERATED, "" if of == LAYER else of, ""))
+
+
+def left_alone(kind: str, reason: str, of: str = LAYER) -> None:
+    """Counts a module of class ``kind`` that keeps its own forward."""
+    _count((LEFT_ALONE if of == LAYER else f"{LEFT_ALONE}{_OF}{of}", kind, reason))
+
+
+_OF = ", a "
+"""Stands in a key between what happened and the kind of module, for all kinds but layers."""
 
 
 def plain(kind: str, reason: str) -> None:
-    """Counts a call of an accelerated layer of class ``kind`` that ran the layer's own forward."""
+    """Counts a call of an accelerated module of class ``kind`` that ran the module's own forward."""
     _count((PLAIN, kind, reason))
 
 
@@ -79,8 +87,8 @@ def _count(key: Key) -> None:
 
 
 def _new(key: Key) -> int:
-    if len(_index) >= _MOST - 2:  # the last two keys are kept for the two kinds of counts that have reasons
-        key = (key[0], "other classes", "too many different reasons to list")
+    if len(_index) >= _MOST - 3:  # the last keys are kept for the three kinds of counts of which there may be several
+        key = (key[0].partition(_OF)[0], "other classes", "too many different reasons to list")
     if key not in _index:
         _index[key] = len(_index)
         _append(key)
@@ -121,7 +129,7 @@ def keep(folder: str) -> None:
 def _start_anew() -> None:
     """Resets the counts of calls. The counts of layers stay, because a forked process has the same layers."""
     global _counts, _map, _path
-    layers = {i: _counts[i] for key, i in _index.items() if key[0] in (ACCELERATED, LEFT_ALONE) and _counts[i]}
+    layers = {i: _counts[i] for key, i in _index.items() if key[0].startswith((ACCELERATED, LEFT_ALONE)) and _counts[i]}
     if _map is not None:
         _counts.release()
         _map.close()
@@ -219,12 +227,17 @@ def words(tallies: list[Counter[Key]], running: int = 0) -> str:
         lines.append(f"  {without} of the {len(tallies)} processes made no fused call")
     if total[COMPILED, "", ""]:
         lines.append("  calls inside code that torch.compile compiled are not counted")
-    for what, noun in ((LEFT_ALONE, "layer"), (PLAIN, "call")):
+    for of in sorted(key[1] for key in total if key[0] == ACCELERATED and key[1]):
+        having = sum(bool(tally[ACCELERATED, of, ""]) for tally in tallies)
+        among = f" in {having} processes" if len(tallies) > 1 else ""
+        lines.append(f"  {_many(total[ACCELERATED, of, ''], of)} accelerated{among}")
+    others = sorted({key[0] for key in total if key[0].startswith(LEFT_ALONE + _OF)})
+    for what, noun in ((LEFT_ALONE, LAYER), *((key, key.partition(_OF)[2]) for key in others), (PLAIN, "call")):
         reasons = [key for key, _ in total.most_common() if key[0] == what]
         for key in reasons[:_SHOWN]:
-            lines.append(f"  {what}: {_many(total[key], noun)} of {key[1]}: {key[2]}")
+            lines.append(f"  {what.partition(_OF)[0]}: {_many(total[key], noun)} of {key[1]}: {key[2]}")
         if more := sum(total[key] for key in reasons[_SHOWN:]):
-            lines.append(f"  {what}: {_many(more, noun)} for {len(reasons) - _SHOWN} further reasons")
+            lines.append(f"  {what.partition(_OF)[0]}: {_many(more, noun)} for {len(reasons) - _SHOWN} further reasons")
     if running:
         lines.append(f"  {_many(running, 'process')} had not ended: only what was done until then is counted")
     return "\n".join(lines)

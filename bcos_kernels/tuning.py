@@ -162,7 +162,7 @@ def _calls(model: nn.Module, args: tuple, directions: tuple[str, ...]) -> list:
 def _unserved(model: nn.Module) -> str:
     from . import adopt
 
-    rows = adopt.report(model).rows
+    rows = adopt.report(model).layers
     if not rows:
         return "model has no B-cos layers"
     counts = Counter(f"served by {row.backend}" if row.backend else row.reason for row in rows)

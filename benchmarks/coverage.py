@@ -1,8 +1,8 @@
-"""``python -m benchmarks.coverage CHECKOUT...``: is every layer of the public repositories' own models accelerated?
+"""``python -m benchmarks.coverage CHECKOUT...``: are all layers and norms of public repositories' models accelerated?
 
 Each model of :mod:`benchmarks.public_models` is built by its repository's code in a process of its own and run in
 float64, as it is and accelerated. The table holds the largest relative differences of what they compute. The exit code
-is 1 if a layer is left alone or runs plain, a model does not run or a difference exceeds ``BOUND``.
+is 1 if a layer or a norm is left alone or runs plain, a model does not run or a difference exceeds ``BOUND``.
 
 Besides torchvision and einops the models need transformers below 5 (language models) and mmengine (how-to-probe).
 """
@@ -27,9 +27,11 @@ from torch import Tensor, nn
 
 import bcos_kernels as bk
 from bcos_kernels import tally
-from bcos_kernels.adopt import fingerprint
-from bcos_kernels.adopt.layer import is_candidate, weighted
-from bcos_kernels.adopt.published import SLOW_NORM, TABLE, published_mro
+from bcos_kernels.adopt import Row, fingerprint
+from bcos_kernels.adopt.kinds import kind_of
+from bcos_kernels.adopt.layer import weighted
+from bcos_kernels.adopt.layer_code import SLOW_NORM
+from bcos_kernels.adopt.published import TABLE, published_mro
 from bcos_kernels.compat import declare_torchvision_operators_when_needed
 from bcos_kernels.text import aligned
 
@@ -42,9 +44,10 @@ __all__ = ["main"]
 
 BOUND = 1e-9
 
-QUANTITIES = ("logits", "d input", "d parameters", "explanation", "late explanation", "loss on it")
+QUANTITIES = ("logits", "d input", "d parameters", "explanation", "late explanation", "loss on it", "buffers")
 """What is compared. A late explanation enters the mode between forward and backward, as model guidance does; the loss
-on it and on the logits is differentiated outside of the mode, with respect to the parameters."""
+on it and on the logits is differentiated outside of the mode, with respect to the parameters. The buffers are compared
+after all of it."""
 
 
 class Unused:
@@ -62,7 +65,7 @@ class Outcome:
     right: bool
     remarks: tuple[str, ...] = ()
     met: frozenset[str] = frozenset()
-    """The fingerprints of its layers and of their parts."""
+    """The fingerprints of its layers and norms, and of their parts."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     for folder in options.folders:
         if not (folder / ".git").exists() or title(folder) not in known:
             parser.error(f"{folder}: not a checkout OWNER/NAME of {', '.join(sorted(known))}")
-    rows, outcomes = [("repository", "model", "layers", *QUANTITIES)], []
+    rows, outcomes = [("repository", "model", "layers", "norms", *QUANTITIES)], []
     for folder in options.folders:
         for index, model in enumerate(MODELS):
             if model.repository == title(folder):
@@ -107,17 +110,20 @@ def outcome(folder: Path, index: int) -> Outcome:
             torch.manual_seed(0)
             module = model.make(imported(folder, folder / model.file)).double()
             x = torch.randn(2, *model.shape)
+            buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
             theirs = measured(model, module, x)
+            for name, buffer in module.named_buffers():
+                buffer.copy_(buffers[name])
     except Exception as error:  # anything that a stranger's code can raise
-        return Outcome(("-",) * (1 + len(QUANTITIES)), False, (f"{type(error).__name__}: {error}",))
+        return Outcome(("-",) * (2 + len(QUANTITIES)), False, (f"{type(error).__name__}: {error}",))
     report = bk.report(bk.accelerate(module))
     ours = measured(model, module, x)
     ran_plain = [key for key in tally.current() if key[0] == tally.PLAIN]
     by_reference = ("bcos_conv2d", "bcos_linear")  # a backend of this package, for what no kernel of it serves
     differences = [difference(a, b) for a, b in zip(ours, theirs, strict=True)]
     return Outcome(
-        cells=(f"{report.accelerated}/{len(report.rows)}", *(f"{d:.0e}" for d in differences)),
-        right=report.left_alone == 0
+        cells=(*map(share, (report.layers, report.norms)), *(f"{d:.0e}" for d in differences)),
+        right=all(row.backend is not None for row in report.rows)
         and max(differences) <= BOUND
         and all(kind in by_reference for _, kind, _ in ran_plain),
         remarks=(
@@ -126,6 +132,11 @@ def outcome(folder: Path, index: int) -> Outcome:
         ),
         met=frozenset(fingerprints(module)),
     )
+
+
+def share(rows: Sequence[Row]) -> str:
+    """How many of the modules are accelerated."""
+    return f"{sum(row.backend is not None for row in rows)}/{len(rows)}"
 
 
 def measured(model: Model, module: nn.Module, x: Tensor) -> tuple[Sequence[Tensor | None], ...]:
@@ -152,7 +163,8 @@ def measured(model: Model, module: nn.Module, x: Tensor) -> tuple[Sequence[Tenso
     _, _, explanation = run(True, True)
     _, late_total, late = run(False, True)
     loss = late_total + late.square().sum() / late.detach().norm()
-    return [y], [gradient], by_parameters(total), [explanation], [late], by_parameters(loss)
+    results = [y], [gradient], by_parameters(total), [explanation], [late], by_parameters(loss)
+    return *results, [1 + buffer.double() for buffer in module.buffers()]
 
 
 def explain(module: nn.Module, on: bool) -> None:
@@ -178,9 +190,10 @@ def difference(ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None]) -
 
 
 def fingerprints(module: nn.Module) -> Iterator[str]:
-    """Those of the B-cos layers, of their linear parts, modes and norms for dilation."""
-    for layer in filter(is_candidate, module.modules()):
-        for part in (layer, weighted(layer), layer._modules.get("dynamic_multiplication")):
+    """Those of the B-cos layers and norms, of their linear parts, modes and norms for dilation."""
+    for layer in (m for m in module.modules() if kind_of(m) is not None):
+        linear = weighted(layer) if "linear" in layer._modules else None
+        for part in (layer, linear, layer._modules.get("dynamic_multiplication")):
             if part is not None:
                 yield fingerprint.of(published_mro(type(part))).digest
         if "calc_patch_norms" in vars(layer):

@@ -1,6 +1,6 @@
 """``python -m benchmarks.fingerprints FOLDER...``: which code is published, as hashes, from checkouts and releases.
 
-Each folder is a checkout of a repository, of which every commit that changed a layer is read, or an unpacked release.
+Each folder is a checkout of a repository, of which every commit that changed a layer or norm is read, or a release.
 Classes are imported from a copy in a process of their own and hashed as ``accelerate`` hashes a user's; none of their
 code is kept. The table holds, beside each hash, where it was found, and the formula, which a person enters: a new hash
 is written with ``"formula": null`` and is not accelerated until then.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import io
 import json
 import multiprocessing
@@ -26,16 +27,19 @@ from types import ModuleType
 from torch import nn
 
 from bcos_kernels.adopt import fingerprint
-from bcos_kernels.adopt.published import SLOW_NORM, TABLE
+from bcos_kernels.adopt.layer_code import SLOW_NORM
+from bcos_kernels.adopt.published import TABLE
 from bcos_kernels.compat import import_reference
 
 __all__ = ["main"]
 
-LAYER = re.compile(
-    r"^class (Normed(?:Conv2d|Linear)|Bcos\w*(?:Conv2d|Linear)(?:WithScale)?|DynamicMultiplication)\b", re.M
+CLASS = (
+    r"^class (Normed(Conv2d|Linear)|Bcos[A-Za-z]*(Conv2d|Linear)(WithScale)?|DynamicMultiplication"
+    r"|Detachable[A-Za-z]*Norm[A-Za-z0-9]*|[A-Za-z0-9]*NormUncentered[A-Za-z0-9]*|[A-Za-z0-9]*Norm2dUncentered[A-Za-z]*)\b"
 )
-LAYER_GREP = r"^class (Normed(Conv2d|Linear)|Bcos[A-Za-z]*(Conv2d|Linear)(WithScale)?|DynamicMultiplication)\b"
-KINDS = ("layers", "linears", "modes", "slow_norms")
+"""The names of layers, of their parts and of norms, as git and Python both read it."""
+KINDS = ("layers", "linears", "modes", "norms", "slow_norms")
+NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         if not folder.is_dir():
             parser.error(f"{folder}: no such folder")
     import_reference()  # torchvision, as far as it loads here
-    table = json.loads(TABLE.read_text()) if TABLE.exists() else {kind: {} for kind in KINDS}
+    table = {kind: {} for kind in KINDS} | (json.loads(TABLE.read_text()) if TABLE.exists() else {})
     found: dict[tuple[str, str], dict] = {}
     for folder in options.folders:
         for name, tree in trees(folder):
@@ -85,7 +89,7 @@ def trees(folder: Path) -> Iterator[tuple[str, Path]]:
     seen: set[tuple[str, ...]] = set()
     for commit in git(folder, "log", "--format=%h", "--reverse", "--all").split():
         sources = [line for line in git(folder, "ls-tree", "-r", commit).splitlines() if line.endswith(".py")]
-        holders = {line.split(":", 1)[1] for line in git(folder, "grep", "-lE", LAYER_GREP, commit).splitlines()}
+        holders = {line.split(":", 1)[1] for line in git(folder, "grep", "-lE", CLASS, commit).splitlines()}
         layers = tuple(line for line in sources if line.split("\t", 1)[1] in holders)
         if layers and layers not in seen:
             seen.add(layers)
@@ -113,10 +117,10 @@ def in_a_process(tree: Path) -> list[tuple[str, str, str, list[str]]]:
 
 
 def classes(tree: Path) -> list[tuple[str, str, str, list[str]]]:
-    """``(kind, digest, class, what it reads)`` of every layer in a folder; what cannot be imported is named."""
+    """``(kind, digest, class, what it reads)`` of each layer and norm in a folder; what cannot be imported is named."""
     found = {}
     for path in sorted(tree.rglob("*.py")):
-        names = LAYER.findall(path.read_text(errors="replace"))
+        names = [found[1] for found in re.finditer(CLASS, path.read_text(errors="replace"), re.M)]
         if not names:
             continue
         try:
@@ -125,11 +129,12 @@ def classes(tree: Path) -> list[tuple[str, str, str, list[str]]]:
             print(f"{path.relative_to(tree)}: {type(error).__name__}: {error}", file=sys.stderr)
             continue
         for name in names:
-            kind = getattr(module, name)
+            kind = inspect.unwrap(getattr(module, name))  # NoBias is also used as a decorator
             mark = fingerprint.of(kind.__mro__)
             group = "modes" if name == "DynamicMultiplication" else "layers" if "b" in mark.reads else "linears"
+            group = "norms" if issubclass(kind, NORMS) else group
             if issubclass(kind, nn.Module) and mark.digest != "torch":
-                found[mark.digest] = (group, mark.digest, name, sorted(mark.reads))
+                found.setdefault(mark.digest, (group, mark.digest, name, sorted(mark.reads)))
             if hasattr(kind, SLOW_NORM):
                 mark = fingerprint.of(kind.__mro__, (SLOW_NORM,))
                 found[mark.digest] = ("slow_norms", mark.digest, name, sorted(mark.reads))

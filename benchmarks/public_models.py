@@ -92,6 +92,34 @@ def linears(m: ModuleType) -> nn.Module:
     )
 
 
+class Beside(nn.Module):
+    """The sum of what several norms make of an image, each with parameters that are not those of a new one."""
+
+    def __init__(self, *norms: nn.Module) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(norms)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.add_(torch.randn_like(parameter))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(
+            (norm(x.flatten(2)).view_as(x) if "1d" in type(norm).__name__ else norm(x)) / (i + 1)
+            for i, norm in enumerate(self.norms)
+        )  # type: ignore[return-value]
+
+
+def norms(m: ModuleType, *without: str) -> nn.Module:
+    """Every norm of a version, in all of its forms."""
+    names = ("AllNorm", "BatchNorm", "GNInstanceNorm", "GNLayerNorm", "PositionNorm")
+    names = (*(f"{name}Uncentered2d" for name in names), "BatchNormUncentered1d")
+    names += tuple(f"Detachable{name}Norm2d" for name in ("GNInstance", "GNLayer", "Position"))
+    made = [getattr(m, name)(6) for name in names if hasattr(m, name) and name not in without]
+    made += [m.NoBias(m.BatchNormUncentered2d)(6, momentum=None), m.Unaffine(m.GroupNormUncentered2d)(2, 6)]
+    made += [m.DetachableGroupNorm2d(3, 6), m.DetachableLayerNorm(8), m.NoBias(m.DetachableLayerNorm)((8, 8))]
+    return Beside(*made)
+
+
 def bcosified(name: str, last: str, learned: float | None = None, **options) -> Callable:
     config = {"is_bcos": True, "name": name, "last_layer_name": last, "weights": None, "standard_changes": {}}
     config |= {"bcosify_args": options, "bcos_args": {"b": 2}}
@@ -140,6 +168,10 @@ MM_MODELS = f"{MM}/mmpretrain/models"
 RESNET, DENSENET, CONV = "bcos/models/resnet.py", "bcos/models/densenet.py", "bcos/modules/bcosconv2d.py"
 BFY, CIFAR = "bcos/experiments/ImageNet/bcosification/model.py", "experiments/CIFAR10/bcos/model.py"
 BFY_VIT = BFY.replace("bcosification", "vit_bcosification")
+NORMS = "bcos/modules/norms/__init__.py"
+LM_NORMS = "norms", "new_norms"
+FAILING = "PositionNormUncentered2d", "DetachablePositionNorm2d"
+"""Norms of one version that raise an error at every call."""
 MODELS = (
     Model(V1, "CIFAR10, b = 2", CIFAR, cifar(), (3, 32, 32)),
     Model(V1, "CIFAR10, b = 1.5", CIFAR, cifar(b_exp=1.5), (3, 32, 32)),
@@ -157,6 +189,11 @@ MODELS = (
     Model(V2, "convolutions", CONV, convolutions),
     Model(V2, "minimal resnet18", "extra/minimal_bcos_resnet.py", lambda m: m.resnet18(num_classes=10, inplanes=16)),
     Model(V2, "minimal resnext50", "extra/minimal_bcos_resnet.py", lambda m: m.resnext50_32x4d(num_classes=10)),
+    *(Model(repository, "norms", NORMS, norms, (6, 8, 8)) for repository in (V2, MG, BF, LM)),
+    *(Model(LM, f"norms of {path}", f"bcos_lm/modules/{path}/__init__.py", norms, (6, 8, 8)) for path in LM_NORMS),
+    Model(KD, "norms", NORMS, lambda m: norms(m, *FAILING), (6, 8, 8)),
+    Model(HTP, "norms", f"{EPG}/{NORMS}", norms, (6, 8, 8)),
+    Model(MG, "norm of convnext", "bcos/models/convnext.py", lambda m: Beside(m.LayerNormUncentered2d(6)), (6, 8, 8)),
     Model(MG, "resnet18", RESNET, resnet("resnet18")),
     Model(MG, "resnet50, b = 1.5, |w| in the norm", RESNET, resnet("resnet50", b=1.5, normalize_weights=False)),
     Model(MG, "densenet121", DENSENET, network("densenet121")),

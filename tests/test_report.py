@@ -1,4 +1,6 @@
-"""The report is a table, and what accelerate, restore and report do not take is an error that names it."""
+"""The report: a summary and a table; what accelerate, restore and report do not take is an error that names it."""
+
+import json
 
 import pytest
 import torch
@@ -14,16 +16,68 @@ M = import_reference().modules
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_report_is_a_table():
-    model = nn.Sequential(bk.accelerate(net()), OwnForward(3, 3), M.BcosLinear(3, 3), bk.BcosLinear(3, 3))
-    report = bk.report(model)
-    lines = str(report).splitlines()
-    assert [row.name for row in report.rows] == ["0.0", "0.2", "0.4", "1", "2", "3"]
+def mixed():
+    norms = [bk.accelerate(M.norms.BatchNormUncentered2d(3)), M.norms.BatchNormUncentered2d(3)]
+    norms += [bk.accelerate(M.norms.DetachableLayerNorm(3)) for _ in range(2)]
+    return nn.Sequential(bk.accelerate(net()), OwnForward(3, 3), M.BcosLinear(3, 3), bk.BcosLinear(3, 3), *norms)
+
+
+UNKNOWN = "the code of OwnForward.forward is not among the published layers"
+VENDORS = "outside of the explanation mode by torch's own norm"
+
+
+def test_report_is_a_summary():
+    """What each backend serves, kind by kind, and why anything is not accelerated; it fits into a terminal."""
+    report = bk.report(mixed())
     assert (report.accelerated, report.left_alone) == (4, 2)
+    assert (len(report.layers), len(report.norms)) == (6, 4)
+    lines = str(report).splitlines()
+    assert lines[0] == "6 B-cos layers: 4 accelerated (4 by cpu), 2 left alone"
+    assert lines[1] == "4 norms: 3 accelerated (3 by cpu), 1 left alone"
+    text = " ".join(line.strip() for line in lines)
+    assert f"2 norms of class DetachableLayerNorm: {VENDORS}" in text
+    assert f"left alone: 1 B-cos layer of class OwnForward: {UNKNOWN}" in text
+    assert "left alone: 1 norm of class BatchNormUncentered2d: not accelerated: accelerate(model) would" in text
+    assert lines[-1] == "each of them: print(report(model).table())"
+    assert repr(report) == f"<Report: {lines[0]}; {lines[1]}>"
+
+
+def test_lines_of_a_report_are_no_wider_than_the_terminal(monkeypatch):
+    for columns in (60, 80):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        report = bk.report(mixed())
+        assert max(map(len, f"{report}\n{report.table()}".splitlines())) <= columns
+
+
+def test_report_has_a_table():
+    report = bk.report(mixed())
+    lines = report.table().splitlines()
+    assert [row.name for row in report.rows] == ["0.0", "0.2", "0.4", "1", "2", "3", "4", "5", "6", "7"]
     assert lines[0].split() == ["module", "class", "backend"]
-    assert "left alone: the code of OwnForward.forward is not among the published layers" in lines[4]
-    assert "accelerate(model) would" in lines[5]
-    assert lines[-1].startswith("6 B-cos layers: 4 accelerated (") and lines[-1].endswith(", 2 left alone")
+    assert [line.split()[2:] for line in lines[4:8]] == [
+        ["left", "alone", "[1]"],
+        ["left", "alone", "[2]"],
+        ["cpu"],
+        ["cpu"],
+    ]
+    assert lines[9].split() == ["6", "DetachableLayerNorm", "cpu", "[3]"]
+    assert lines[11:14] == [f"[1] {UNKNOWN}", "[2] not accelerated: accelerate(model) would", f"[3] {VENDORS}"]
+    assert lines[14:] == str(report).splitlines()[:2]
+
+
+def test_report_as_html_and_as_a_dictionary():
+    report = bk.report(mixed())
+    shown = report._repr_html_()
+    assert (
+        shown.startswith("<p>6 B-cos layers: 4 accelerated") and shown.count("<tr>") == 11 and "torch&#x27;s" in shown
+    )
+    found = json.loads(json.dumps(report.to_dict()))
+    assert found["layer"] == {"accelerated": 4, "left_alone": 2, "backends": {"cpu": 4}}
+    assert found["norm"] == {"accelerated": 3, "left_alone": 1, "backends": {"cpu": 3}}
+    assert found["rows"][3] == {
+        "name": "1", "kind": "OwnForward", "backend": None, "reason": UNKNOWN, "measured": False, "choices": [],
+        "of": "layer", "note": "",
+    }  # fmt: skip
 
 
 def test_report_of_own_layers():

@@ -133,8 +133,8 @@ def in_both_ways(build, x):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_trap_8_detachable_norms_stay_the_references(training):
-    """BatchNormUncentered2d and its kin are no layers of ours: their class, buffers and detached variance stay."""
+def test_trap_8_detachable_norms_detach_their_variance(training):
+    """BatchNormUncentered2d and its kin, accelerated: their class, buffers and detached variance stay."""
     norms = bcos.modules.norms
 
     def build():
@@ -150,7 +150,9 @@ def test_trap_8_detachable_norms_stay_the_references(training):
     for mine, yours in zip(*in_both_ways(build, x), strict=True):
         assert error(mine, yours) < 1e-12
     model = bk.accelerate(build())
-    assert type(model[1]) is norms.BatchNormUncentered2d and type(model[3]) is norms.DetachablePositionNorm2d
+    assert isinstance(model[1], norms.BatchNormUncentered2d) and isinstance(model[3], norms.DetachablePositionNorm2d)
+    assert [row.backend for row in bk.report(model).norms] == ["cpu", "cpu"]
+    assert list(model.state_dict()) == list(build().state_dict())
 
 
 def test_trap_9_attention_flows_through_v_alone():

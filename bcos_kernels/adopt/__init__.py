@@ -1,6 +1,7 @@
-"""Acceleration of existing models: B-cos layers are recognised by their code, accelerated, reported and restored."""
+"""Acceleration of existing models: layers and norms are recognised by their code, accelerated, reported, restored."""
 
 from .accelerate import accelerate, accelerate_as_built, restore
-from .report import Report, Row, arguments, report, run_once
+from .report import arguments, report, run_once
+from .rows import Report, Row
 
 __all__ = ["Report", "Row", "accelerate", "accelerate_as_built", "arguments", "report", "restore", "run_once"]

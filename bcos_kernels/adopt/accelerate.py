@@ -1,4 +1,4 @@
-"""Accelerates the B-cos layers of existing models, and restores them.
+"""Accelerates the B-cos layers and the norms of existing models, and restores them.
 
 A recognised module stays the same object and keeps everything it holds. Only its class changes: to a subclass of its
 own class, with the same name and a fused forward. Each call reads the present values (b, detach, weight, stride ...)
@@ -25,8 +25,8 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from .. import tally
 from ..modules import BcosLayer
 from ..transform import TRANSFORM
-from . import layer
-from .published import Variant
+from .kind import Kind
+from .kinds import KINDS, kind_of
 
 __all__ = [
     "UNPUBLISHED",
@@ -42,19 +42,33 @@ __all__ = [
 UNPUBLISHED = ("leave", "measure")
 """What to do with layers whose code is not published."""
 
+LAYER = "layer"
+"""The kind that gives the models their name: without a layer of it, there is nothing to accelerate a model for."""
+
 
 @dataclass(frozen=True)
 class Plan:
-    """How one class of layers is accelerated."""
+    """How one class of modules is accelerated."""
 
     out_dtype: torch.dtype | None
     backend: str | None
     measured: bool
     """Whether the formula was found by measurement, because the code is not published."""
+    name: str = LAYER
+    """The name of the class's kind. It has a default for the pickles of models from before there were others."""
 
-    def objection(self, module: nn.Module, x: Tensor | None = None) -> Variant | str:
-        """The variant that the module computes now; or the reason why its own forward must run for the input x."""
-        return _measurements().objection(module, x) if self.measured else layer.objection(module, x)
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.name]
+
+    @property
+    def objection(self) -> Callable[..., Any]:
+        """The function that says at every call what the module computes now; see :class:`Kind`."""
+        return _measurements().objection if self.measured else self.kind.objection
+
+    def read(self, module: nn.Module) -> None:
+        """Reads the module's code now, because a compiled call could not read it."""
+        (_measurements().measure if self.measured else self.kind.variant_of)(module)
 
 
 def accelerate(
@@ -64,18 +78,20 @@ def accelerate(
     backend: str | None = None,
     unpublished: str = "leave",
 ) -> nn.Module:
-    """Accelerates every published B-cos layer of ``model`` in place, including ``model`` itself, and returns ``model``.
+    """Accelerates every published B-cos layer and norm in ``model``, and ``model`` itself, in place; returns ``model``.
 
-    Layers are recognised by their code: those of ``bcos``, of the first version of B-cos networks, of B-cosification,
+    They are recognised by their code: those of ``bcos``, of the first version of B-cos networks, of B-cosification,
     of model guidance and the repositories derived from it, of the B-cos language models and of the one-file ResNet.
-    All others are left alone; :func:`report` says why. An accelerated layer runs its own forward while its parts have
+    All others are left alone; :func:`report` says why. An accelerated module runs its own forward while its parts have
     hooks or its code is changed. Unpickling an accelerated module needs this package: where it may be missing,
     :func:`restore` the model before pickling it.
 
     Args:
         model: any module.
-        out_dtype: dtype of the layers' outputs under autocast; None gives the reference's.
-        backend: the backend of every layer; None chooses the fastest that serves each call.
+        out_dtype: dtype of the layers' outputs under autocast, and of norms whose input has it; None gives the
+            reference's.
+        backend: the backend of every layer, and of the norms that it can serve; None chooses the fastest that serves
+            each call.
         unpublished: ``"leave"`` leaves layers of unpublished code alone. ``"measure"`` compares their results with
             those of the published formulas on a few inputs and accelerates a layer that agrees with one of them. This
             is not a proof: on other inputs such a layer may compute something else.
@@ -85,17 +101,19 @@ def accelerate(
         ValueError: ``out_dtype`` is not a floating-point dtype, or ``backend`` or ``unpublished`` is unknown.
 
     Warns:
-        UserWarning: no layer of the model was accelerated.
+        UserWarning: no B-cos layer of the model was accelerated, although it is more than one norm.
     """
     check_model(model)
     check_options(out_dtype, backend, unpublished)
-    found = [accelerate_module(module, out_dtype, backend, unpublished) for module in list(model.modules())]
-    if not any(isinstance(what, Variant) for what in found) and not any(
-        isinstance(module, BcosLayer) for module in model.modules()
-    ):
-        reasons = Counter(what for what in found if what is not None)
-        why = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common(3)) or "it has no B-cos layers"
-        warnings.warn(f"accelerate({type(model).__name__}): nothing is accelerated: {why}", stacklevel=2)
+    done = [accelerate_module(module, out_dtype, backend, unpublished) for module in list(model.modules())]
+    layers = [what for kind, what in done if kind is not None and kind.name == LAYER]
+    others = sum(not isinstance(what, str) for kind, what in done if kind is not None and kind.name != LAYER)
+    own = any(isinstance(module, BcosLayer) for module in model.modules())
+    if all(isinstance(what, str) for what in layers) and not own and plan_of(model) is None:
+        why = "; ".join(f"{count}: {reason}" for reason, count in Counter(layers).most_common(3))
+        rest = "1 norm is" if others == 1 else f"{others} norms are"
+        what = f"{rest} accelerated, but no B-cos layer" if others else "nothing is accelerated"
+        warnings.warn(f"accelerate({type(model).__name__}): {what}: {why or 'it has no B-cos layers'}", stacklevel=2)
     return model
 
 
@@ -129,25 +147,26 @@ def check_options(out_dtype, backend, unpublished) -> None:
         raise ValueError(f"unpublished={unpublished!r}: allowed are {' and '.join(map(repr, UNPUBLISHED))}")
 
 
-def accelerate_module(module: nn.Module, out_dtype, backend, unpublished: str) -> Variant | str | None:
-    """Accelerates one module and returns its variant, or why it is left alone; None if it is not a candidate."""
-    if not layer.is_candidate(module):
-        return None
-    found, measured = variant_of(module, unpublished)
-    if isinstance(found, Variant):
+def accelerate_module(module: nn.Module, out_dtype, backend, unpublished: str) -> tuple[Kind | None, Any]:
+    """Accelerates one module. Returns its kind, None if it is no candidate; its variant, or why it is left alone."""
+    kind = kind_of(module)
+    if kind is None:
+        return None, None
+    found, measured = variant_of(kind, module, unpublished)
+    if not isinstance(found, str):
         try:
-            plan = Plan(out_dtype, backend, measured)
+            plan = Plan(out_dtype, backend, measured, kind.name)
             module.__class__ = _subclass(_without_plan(_class_of(module)), plan)
-            plan.objection(module)  # reads the code now, because a compiled call could not read it
+            plan.read(module)
         except TypeError as error:  # the class has slots, or a third-party hook of the class refused
-            return f"its class cannot be extended: {error}"
-    return found
+            return kind, f"its class cannot be extended: {error}"
+    return kind, found
 
 
-def variant_of(module: nn.Module, unpublished: str = "leave") -> tuple[Variant | str, bool]:
+def variant_of(kind: Kind, module: nn.Module, unpublished: str = "leave") -> tuple[Any, bool]:
     """The variant of a candidate, or the reason why it has none; and whether this was measured."""
-    found = layer.variant_of(module)
-    if isinstance(found, str) and unpublished == "measure":
+    found = kind.variant_of(module)
+    if isinstance(found, str) and unpublished == "measure" and kind.measurable:
         measured = _measurements().measure(module)
         return measured if isinstance(measured, str) else measured.variant, True
     return found, False
@@ -180,17 +199,21 @@ def _without_plan(kind: type) -> type:
 @functools.cache
 def _subclass(origin: Any, plan: Plan) -> type:
     """The subclass of ``origin`` that computes by ``plan``; all modules of that class share it."""
-    out_dtype, backend, objection = plan.out_dtype, plan.backend, plan.objection
+    out_dtype, backend, objection, run = (
+        plan.out_dtype, plan.backend, plan.objection, plan.kind.run,
+    )  # fmt: skip
 
     def forward(self, *args, **kwargs):
         x = args[0] if len(args) == 1 and not kwargs else None
-        found = objection(self, x) if isinstance(x, Tensor) else "it was not called with one tensor"
+        found = objection(self, x, backend) if isinstance(x, Tensor) else "it was not called with one tensor"
         if isinstance(found, str):
             if not torch.compiler.is_compiling():
                 tally.plain(origin.__name__, found)
             return origin.forward(self, *args, **kwargs)
+        if found is None:
+            return origin.forward(self, *args, **kwargs)
         dtype = out_dtype if out_dtype is not None and torch.is_autocast_enabled(x.device.type) else None
-        return layer.transform(self, x, found, dtype, backend)
+        return run(self, x, found, dtype, backend)
 
     def __reduce_ex__(self, version):
         build, args, *state = origin.__reduce_ex__(self, version)
@@ -199,8 +222,7 @@ def _subclass(origin: Any, plan: Plan) -> type:
 
     def __setstate__(self, state):
         origin.__setstate__(self, state)
-        if layer.weighted(self) is not None:
-            objection(self)  # reads the code now, because a compiled call could not read it
+        plan.read(self)
 
     def __prepare_scriptable__(self):
         raise RuntimeError(
@@ -232,19 +254,21 @@ def _rebuild(plan: Plan, build: Callable, args: tuple) -> nn.Module:
 
 @contextmanager
 def accelerate_as_built(*, out_dtype: torch.dtype | None = None, backend: str | None = None) -> Iterator[None]:
-    """A context in which every B-cos layer is accelerated, and counted, when it becomes part of another module."""
+    """A context in which every B-cos layer and norm is accelerated, and counted, when it becomes part of a module."""
     check_options(out_dtype, backend, "leave")
     left_alone: WeakSet[nn.Module] = WeakSet()
 
     def on_registration(parent: nn.Module, name: str, module: nn.Module | None) -> None:
         if module is None or plan_of(module) is not None:
             return
-        found = accelerate_module(module, out_dtype, backend, "leave")
-        if isinstance(found, Variant):
-            tally.accelerated()
-        elif found is not None and module not in left_alone:
+        kind, found = accelerate_module(module, out_dtype, backend, "leave")
+        if kind is None:
+            return
+        if not isinstance(found, str):
+            tally.accelerated(kind.name)
+        elif module not in left_alone:
             left_alone.add(module)
-            tally.left_alone(type(module).__name__, found)
+            tally.left_alone(type(module).__name__, found, kind.name)
 
     handle = register_module_module_registration_hook(on_registration)
     try:

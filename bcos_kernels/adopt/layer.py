@@ -15,14 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
 from ..modules import BcosLayer
-from ..transform import functional
+from ..transform import TRANSFORM, Call, Spec, functional
 from . import published
-from .published import Code, Theirs, Variant
+from .kind import Kind
+from .layer_code import SIZES, Code, Variant, read
+from .published import Theirs
 
-__all__ = ["is_candidate", "objection", "transform", "variant_of", "weighted"]
+__all__ = ["KIND", "is_candidate", "objection", "transform", "variant_of", "weighted"]
 
 
 def weighted(module: Theirs) -> Theirs:
@@ -106,13 +107,17 @@ def variant_of(module: Theirs) -> Variant | str:
         return f"its .linear is {type(module._modules['linear']).__name__}, neither nn.Conv2d nor nn.Linear"
     if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
         return "its weight is not initialised yet"
-    return published.code(module, layer).variant
+    return _code(module, layer).variant
 
 
-def objection(module: Theirs, x: Tensor | None = None) -> Variant | str:
+def _code(module: Theirs, layer: Theirs) -> Code:
+    return published.code((type(module), type(layer), type(module._modules.get("dynamic_multiplication"))), read)
+
+
+def objection(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Variant | str:
     """The variant that the module computes now; or the reason why its own forward must run for the input x."""
     layer = module._modules.get("linear", module)
-    code = published.code(module, layer)
+    code = published.code((type(module), type(layer), type(module._modules.get("dynamic_multiplication"))), read)
     if isinstance(code.variant, str):
         return code.variant
     if code.convolves and x is not None and x.dim() != 4:
@@ -122,11 +127,8 @@ def objection(module: Theirs, x: Tensor | None = None) -> Variant | str:
 
 def changed(module: Theirs, layer: Theirs, x: Tensor | None) -> str | None:
     """A reason against this call that does not depend on the layer's code: a hook, a parametrization or a dtype."""
-    if torch_module._has_any_global_hook():
-        return "a global module hook must see calls of its parts"
-    for name, child in module._modules.items():
-        if child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks:
-            return f"its .{name} has a hook"
+    if (reason := published.changed_parts(module)) is not None:
+        return reason
     if layer.training and "parametrizations" in layer._modules:
         return "its weight is parametrized: in training every read may change it"
     tensor = held(layer, "weight") if x is None else x
@@ -150,15 +152,12 @@ def unfitting(module: Theirs, layer: Theirs, code: Code) -> str | None:
                 return "a method of its .linear was assigned on the instance"
         if code.scales_weights and not (held["use_weight_norm"] and layer.scale is None):
             return "its .linear scales the weights"
-    if code.late:
-        mode = module._modules["dynamic_multiplication"]
-        if "forward" in vars(mode):
-            return "the forward of its .dynamic_multiplication was assigned on the instance"
-        if not isinstance(mode.state, MutableMapping) or "fixed_weights" not in mode.state:
-            return "its dynamic_multiplication has no state with the key 'fixed_weights'"
+    if code.late and (reason := published.changed_mode(module._modules["dynamic_multiplication"])) is not None:
+        return reason
     if "normalized_weights" in code.reads and not module.normalized_weights and module.max_out != 1:
         return "its norm has a ‖w‖ for each filter, but its output keeps only one of several filters"
-    return unusual_exponent(module, code.reads) or _sizes_differ(module, layer, code, slow)
+    usual = type(module.b) is int and module.b >= 1 and "clamping" not in code.reads
+    return (None if usual else unusual_exponent(module, code.reads)) or _sizes_differ(module, layer, code, slow)
 
 
 def is_own_slow_norm(module: Theirs, method, slow_norm) -> bool:
@@ -219,7 +218,7 @@ def _difference(module: Theirs, layer: Theirs, code: Code, slow: bool) -> str | 
         expected |= {"in_channels": shape[1] * layer.groups, "kernel_size": kernel, "patch_size": math.prod(kernel)}
         expected |= {"kssq": math.prod(kernel), "stride": layer.stride, "padding": layer.padding}
         expected |= {"groups": layer.groups, "dilation": layer.dilation}
-    for name in sorted(reads.intersection(published.SIZES, expected) - {"max_out"}):
+    for name in sorted(reads.intersection(SIZES, expected) - {"max_out"}):
         value = getattr(module, name)
         if _pair(value) != _pair(expected[name]):
             return f"its {name}={value!r} contradicts its weight and its .linear, which have {expected[name]!r}"
@@ -246,3 +245,66 @@ def _pair(value) -> tuple | str:
         return value
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     return values * 2 if len(values) == 1 else values
+
+
+# the layer as a kind of module
+
+
+def _ours(module: Theirs) -> Variant | str | None:
+    """The variant of a layer of :mod:`bcos_kernels.modules`, or why a subclass may compute another; else None."""
+    return (_overridden(type(module)) or _OWN) if isinstance(module, BcosLayer) else None
+
+
+_OWN = Variant(True, (1e-6, 0.0), 1e-6, False, frozenset({"max_out"}))
+"""The variant that the layers of :mod:`bcos_kernels.modules` compute."""
+
+
+def _overridden(kind: type) -> str | None:
+    """The reason why a subclass of our own layers may compute another formula; None if it does not."""
+    for name in ("forward", "forward_impl"):
+        owner = next((c for c in kind.__mro__ if name in vars(c)), None)
+        if owner is not None and owner.__module__ != BcosLayer.__module__:
+            return f"class {owner.__name__} overrides {name}"
+    return None
+
+
+def _call(module: Theirs, variant: Variant) -> Call:
+    """The call of the smallest input that the layer takes, of its weight's dtype and on its device."""
+    layer = weighted(module)
+    b, exact_two = exponent(module, variant.attributes)
+    weight = layer.weight
+    spec = Spec(
+        max_out=module.max_out if "max_out" in variant.attributes else 1,
+        b=None if isinstance(b, torch.Tensor) else float(b),
+        unit=variant.normalize_weights,
+        norm_eps=variant.norm_eps,
+        cos_eps=variant.cos_eps,
+        exact_two=exact_two,
+        out_dtype=weight.dtype,
+    )
+    shape: tuple[int, ...] = (1, weight.shape[1])
+    zero_padded = True
+    if isinstance(layer, nn.Conv2d):
+        padding = (0, 0) if isinstance(layer.padding, str) else layer.padding
+        geometry = {
+            "stride": layer.stride,
+            "padding": padding,
+            "dilation": layer.dilation,
+            "groups": layer.groups,
+        }
+        spec = Spec(**{**vars(spec), **geometry})
+        shape = (
+            1,
+            layer.in_channels,
+            *(d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)),
+        )
+        zero_padded = layer.padding_mode == "zeros" or layer.padding in ((0, 0), "valid")
+    return Call(
+        spec, weight.device.type, shape, tuple(weight.shape), weight.dtype, weight.dtype,
+        layer.bias is not None, zero_padded,
+    )  # fmt: skip
+
+
+KIND = Kind(
+    "layer", "B-cos layer", TRANSFORM, is_candidate, variant_of, objection, transform, _call, _ours, measurable=True
+)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from . import layer as layers
-from .published import OPTIONAL, SLOW_NORM, Theirs, Variant, published_mro
+from .layer_code import OPTIONAL, SLOW_NORM, Variant
+from .published import Theirs, published_mro
 
 __all__ = ["measure", "objection"]
 
@@ -50,7 +51,7 @@ class Measured(NamedTuple):
 _results: dict[tuple, Measured | str] = {}
 
 
-def objection(module: Theirs, x: Tensor | None = None) -> Variant | str:
+def objection(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Variant | str:
     """The variant that was measured for the present state of the module; or why its own forward must run for x."""
     found = measure(module)
     if isinstance(found, str):

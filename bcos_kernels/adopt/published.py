@@ -1,4 +1,4 @@
-"""The published layers: which code computes which formula.
+"""The published code: which code computes which formula, and whether it still runs.
 
 ``published.json`` lists fingerprints and holds no code. ``python -m benchmarks.fingerprints`` adds the fingerprints of
 checkouts; a person who has read the code enters the formula beside each of them.
@@ -8,73 +8,45 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from operator import attrgetter
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules import module as torch_module
 
 from . import fingerprint
 
-__all__ = ["SLOW_NORM", "TABLE", "Code", "Theirs", "Variant", "code"]
+__all__ = [
+    "TABLE", "Code", "Theirs", "Unknown", "changed_mode", "changed_parts", "code", "finds_otherwise",
+    "known", "origin", "published_mro", "reads_code", "rows", "watched",
+]  # fmt: skip
 
 Theirs = Any
 """A third-party module: its code says what it holds; there is no type that does."""
 
 TABLE = Path(__file__).with_name("published.json")
 
-SLOW_NORM = "_calc_patch_norms_slow"
-"""The name of the method that a layer with dilation assigns to its own ``calc_patch_norms``."""
-
-OPTIONAL = ("b_loss", "clamping", "dynamic_multiplication", "max_out", "normalized_weights", "scale")
-"""Attributes that only some of the published layers read."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One of the published formulas; the options are those of :mod:`bcos_kernels.functional`."""
-
-    normalize_weights: bool
-    norm_eps: tuple[float, float]
-    cos_eps: float
-    scaled: bool
-    """Whether the output is divided by ``module.scale``."""
-    attributes: frozenset[str]
-    """The attributes in ``OPTIONAL`` that the layer reads."""
-
 
 @dataclass(frozen=True, eq=False)
 class Code:
-    """What the code of three classes together computes: the layer's, its linear part's and its explanation mode's."""
+    """What the code of a module's class and of its parts' classes computes together. Each kind has its own subclass."""
 
-    variant: Variant | str
-    """The formula, or the reason why it is not known."""
+    variant: Any
+    """The formula, or the reason why it is not known, a string."""
     watched: tuple[tuple[object, str, object], ...] = ()
     """``(owner, name, value)``, the owner a class, a module or a function: the variant is valid while every owner's
     attribute of that name is that value."""
     parts: tuple[type, ...] = ()
-    """The classes of the linear part and of the explanation mode, which must be called in the usual way."""
+    """The classes of the parts, which must be called in the usual way."""
     own: frozenset[str] = frozenset()
-    """The names of the layer's methods: one that is assigned on the instance would run in place of the class's."""
-    linear_own: frozenset[str] = frozenset()
-    """The same names for the linear part."""
+    """The names of the module's methods and parts: one that is assigned on the instance would take the place."""
     reads: frozenset[str] = frozenset()
-    """The attributes of the instance that the layer's code reads."""
-    convolves: bool = True
-    """Whether the linear part is a convolution."""
+    """The attributes of the instance that the code reads."""
     late: bool = False
-    """Whether the layer has the late explanation mode."""
-    scales_weights: bool = False
-    """Whether the linear part has the option to multiply its weights by a scale, as in B-cosification."""
-    pads: bool = True
-    """Whether the linear part follows its ``padding_mode``; that of the first version always pads with zeros."""
-    slow_norm: object = None
-    """The layer's method for the norm of dilated patches, if that method is published."""
-    fitting: dict[tuple, str | None] = field(default_factory=dict)
-    """Sizes of a layer and of its linear part that were met so far -> where they contradict each other, or None."""
+    """Whether the module has the late explanation mode."""
 
     def holds(self) -> bool:
         """Whether nothing was replaced since the code was read."""
@@ -93,26 +65,27 @@ class Code:
         owners, names, values = map(list, zip(*self.watched, strict=True)) if self.watched else ([], [], [])
         return owners, names, values
 
-    @functools.cached_property
-    def sizes(self) -> Callable[[nn.Module], object]:
-        """Reads from a layer, in one step, the attributes that must agree with its linear part."""
-        return attrgetter(*(self.reads & SIZES or ("b",)))
+
+_CODES: dict[tuple[type, ...], Any] = {}
+
+C = TypeVar("C", bound=Code)
 
 
-SIZES = {"in_channels", "out_channels", "out_features", "max_out", "kernel_size", "kssq", "patch_size"}
-SIZES |= {"stride", "padding", "dilation", "groups"}
-"""Attributes of a layer that repeat what its linear part holds."""
-
-_CODES: dict[tuple[type, type, type], Code] = {}
-
-
-def code(module: nn.Module, linear: nn.Module) -> Code:
-    """The code of a layer whose linear part is ``linear``; it is read again after a method was replaced."""
-    kinds = (type(module), type(linear), type(module._modules.get("dynamic_multiplication")))
+def code(kinds: tuple[type, ...], read: Callable[..., C]) -> C:
+    """``read(*kinds)``: the code of a module's class and of its parts' classes; read again once it was replaced."""
     found = _CODES.get(kinds)
     if found is None or not found.holds():
-        found = _CODES[kinds] = _read(*kinds)
+        found = _CODES[kinds] = read(*kinds)
     return found
+
+
+F = TypeVar("F", bound=Callable)
+
+
+def reads_code(function: F) -> F:
+    """Makes a compiled graph break where ``function`` reads code: torch.compiler.disable without importing Dynamo."""
+    setattr(function, "_torchdynamo_disable", True)  # noqa: B010
+    return function
 
 
 def published_mro(kind: type) -> tuple[type, ...]:
@@ -123,98 +96,91 @@ def published_mro(kind: type) -> tuple[type, ...]:
 _PARAMETRIZED = "torch.nn.utils.parametrize"
 
 
+def origin(kind: type) -> Any:
+    """The class whose forward is a module's own: that which was accelerated, or the class itself."""
+    return next((c.__bases__[0] for c in kind.__mro__ if "_bcos_kernels_plan" in vars(c)), kind)
+
+
 @functools.cache
 def _table() -> dict[str, dict]:
     return json.loads(TABLE.read_text(encoding="utf-8"))
 
 
-def _read(kind: type, linear: type, mode: type) -> Code:
-    """Forms the fingerprints of the three classes and looks them up in the table."""
+def rows(section: str) -> dict[str, dict]:
+    """Fingerprint -> row of one section of the table."""
+    return _table()[section]
+
+
+def changed_parts(module: Theirs) -> str | None:
+    """A hook that must see the calls of a module's parts; None where there is none."""
+    if torch_module._has_any_global_hook():
+        return "a global module hook must see calls of its parts"
+    for name, child in module._modules.items():
+        if child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks:
+            return f"its .{name} has a hook"
+    return None
+
+
+def changed_mode(mode: Theirs) -> str | None:
+    """What makes the late explanation mode of a module other than the published one; None where nothing does."""
+    if "forward" in vars(mode):
+        return "the forward of its .dynamic_multiplication was assigned on the instance"
+    if not isinstance(mode.state, MutableMapping) or "fixed_weights" not in mode.state:
+        return "its dynamic_multiplication has no state with the key 'fixed_weights'"
+    return None
+
+
+class Unknown(Exception):
+    """Code that is not published. The message says which code that is."""
+
+    def __init__(self, reason: str, watched: tuple) -> None:
+        super().__init__(reason)
+        self.watched = watched
+        """What the code was read from, as in :class:`Code`: a change of it may make the code a published one."""
+
+
+def known(kind: Any, section: str, part: str = "") -> tuple[dict, fingerprint.Fingerprint, tuple]:
+    """``(formula, fingerprint, what to watch)`` of a class in one section of the table.
+
+    ``part`` is the attribute in which the module holds it as a part; PyTorch's own code is then known, too.
+
+    Raises:
+        Unknown: the code is not published, or a part is not called as modules are.
+    """
+    within, what = (f"its .{part}: ", "ones") if part else ("", section)
     mro = published_mro(kind)
     try:
-        layer = fingerprint.of(mro)
+        found = fingerprint.of(mro)
     except fingerprint.Unreadable as error:
-        return Code(str(error), _watched(kind, error))
-    methods = _watched(kind, layer)
-    row = _table()["layers"].get(layer.digest, {})
-    if not (formula := row.get("formula")):
-        return Code(f"the code of {mro[0].__name__}.forward is not among the published layers", methods)
-    if ("linear" in layer.reads) == (linear is kind):
-        return Code("its code and its parts do not agree on where the weight is: in itself or in its .linear", methods)
-    unit, inner, pads = formula.get("unit"), None, True
-    parts = [(linear, "linears", "linear")] if linear is not kind else []
-    if "dynamic_multiplication" in layer.reads:
-        parts.append((mode, "modes", "dynamic_multiplication"))
-    part: Any
-    for part, rows, name in parts:
-        try:
-            found = fingerprint.of(published_mro(part))
-        except fingerprint.Unreadable as error:
-            return Code(f"its .{name}: {error}", methods + _watched(part, error))
-        methods += _watched(part, found)
-        known = found.digest == "torch" and part.forward in (nn.Conv2d.forward, nn.Linear.forward)
-        row = {"formula": {"unit": False}} if known else _table()[rows].get(found.digest, {})
-        if not row.get("formula"):
-            return Code(f"its .{name}: the code of {part.__name__}.forward is not among the published ones", methods)
-        if not _is_called_as_usual(part) or _finds_otherwise(part):
-            patched = tuple((part, call, getattr(part, call)) for call in ("__call__", "_call_impl"))
-            why = f"its .{name}: {part.__name__} changes how a module is called or holds attributes"
-            return Code(why, methods + patched)
-        if rows == "linears":
-            unit, inner = row["formula"]["unit"], found
-            pads = known or any(method == "_conv_forward" for _, method, _ in found.methods)
-    if _finds_otherwise(kind):
-        return Code(f"{mro[0].__name__} changes how its attributes are found", methods)
-    slow = None
-    if hasattr(kind, SLOW_NORM):
-        norm: fingerprint.Fingerprint | fingerprint.Unreadable
-        try:
-            norm = fingerprint.of(mro, (SLOW_NORM,))
-        except fingerprint.Unreadable as error:
-            norm = error
-        methods += _watched(kind, norm)
-        if getattr(norm, "digest", None) in _table()["slow_norms"]:
-            slow = getattr(kind, SLOW_NORM)
-    variant = Variant(
-        normalize_weights=unit,
-        norm_eps=tuple(formula["norm_eps"]),
-        cos_eps=formula["cos_eps"],
-        scaled="scale" in layer.reads,
-        attributes=layer.reads.intersection(OPTIONAL),
-    )
-    return Code(
-        variant,
-        tuple(dict.fromkeys(methods)),
-        tuple(part for part, _, _ in parts),
-        own=frozenset(name for _, name, _ in layer.methods) - {"forward"} | {name for _, _, name in parts},
-        linear_own=frozenset(name for _, name, _ in inner.methods) | {"_call_impl"} if inner else frozenset(),
-        reads=layer.reads,
-        convolves=issubclass(linear, nn.Conv2d),
-        late="dynamic_multiplication" in layer.reads,
-        scales_weights=inner is not None and "use_weight_norm" in inner.reads,
-        pads=pads,
-        slow_norm=slow,
-    )
-
-
-setattr(_read, "_torchdynamo_disable", True)  # noqa: B010 - as torch.compiler.disable, which imports Dynamo: the graph breaks to read code
+        raise Unknown(f"{within}{error}", watched(kind, error)) from None
+    methods = watched(kind, found)
+    formula = rows(section).get(found.digest, {}).get("formula")
+    if part and found.digest == "torch" and kind.forward in (nn.Conv2d.forward, nn.Linear.forward):
+        formula = {"unit": False}
+    if not formula:
+        raise Unknown(f"{within}the code of {mro[0].__name__}.forward is not among the published {what}", methods)
+    if part and not (_is_called_as_usual(kind) and not finds_otherwise(kind)):
+        methods += tuple((kind, call, getattr(kind, call)) for call in ("__call__", "_call_impl"))
+        raise Unknown(f"{within}{kind.__name__} changes how a module is called or holds attributes", methods)
+    return formula, found, methods
 
 
 def _is_called_as_usual(part: type[nn.Module]) -> bool:
     return part.__call__ is nn.Module.__call__ and part._call_impl is nn.Module._call_impl
 
 
-def _finds_otherwise(kind: Any) -> bool:
+def finds_otherwise(kind: Any) -> bool:
+    """Whether instances of a class find their attributes in another way than modules do."""
     return kind.__getattr__ is not nn.Module.__getattr__ or kind.__getattribute__ is not object.__getattribute__
 
 
-def _watched(kind: type, found: fingerprint.Fingerprint | fingerprint.Unreadable) -> tuple:
-    """What to watch: each method at its definer and as the layer's class finds it, and the names that the code uses."""
-    origin = next((c.__bases__[0] for c in kind.__mro__ if "_bcos_kernels_plan" in vars(c)), kind)
+def watched(kind: type, found: fingerprint.Fingerprint | fingerprint.Unreadable) -> tuple:
+    """What to watch: each method at its definer and as the module's class finds it, and the names that code uses."""
+    before = origin(kind)
     watched = [*found.names]
     for owner, name, value in found.methods:
         watched.append((owner, name, value))
-        finder = origin if name == "forward" else kind
+        finder = before if name == "forward" else kind
         if getattr(finder, name, None) is value and finder is not owner:
             watched.append((finder, name, value))
     return tuple(watched)

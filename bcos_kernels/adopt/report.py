@@ -1,78 +1,26 @@
-"""Reports on the B-cos layers of a model: the backend that serves each, or the reason why its own forward runs."""
+"""Reports on the B-cos layers and norms of a model: the backend that serves each, or why its own forward runs."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from ..core.candidate import DIRECTIONS
-from ..modules import BcosLayer
-from ..text import aligned
-from ..transform import TRANSFORM, Call, Spec
-from . import layer as layers
 from .accelerate import check_model, plan_of, variant_of
-from .published import Theirs, Variant
+from .kinds import KINDS, kind_of
+from .published import Theirs
+from .rows import Report, Row
 
-__all__ = ["Report", "Row", "arguments", "report", "run_once"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One B-cos layer: its backend, or the reason why its own forward runs."""
-
-    name: str
-    kind: str
-    backend: str | None
-    reason: str | None = None
-    measured: bool = False
-    """Whether its formula was found by measurement, because its code is not published."""
-    choices: tuple[str, ...] = ()
-    """The choice for each of its directions, and why; empty without an example or where a backend has no choice."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What :func:`report` found; ``str(report)`` is a table."""
-
-    rows: tuple[Row, ...]
-
-    @property
-    def accelerated(self) -> int:
-        """Layers that run on a backend of this package."""
-        return sum(row.backend is not None for row in self.rows)
-
-    @property
-    def left_alone(self) -> int:
-        """B-cos layers that run their own forward."""
-        return len(self.rows) - self.accelerated
-
-    def __str__(self) -> str:
-        if not self.rows:
-            return "no B-cos layers"
-        wide = any(row.choices for row in self.rows)
-        cells = [("module", "class", "backend", *(DIRECTIONS if wide else ()))]
-        for row in self.rows:
-            choices = row.choices or ("",) * len(DIRECTIONS)
-            what = f"left alone: {row.reason}" if row.backend is None else row.backend
-            what += " (measured: its code is not published)" if row.measured else ""
-            cells.append((row.name, row.kind, what, *(choices if wide else ())))
-        lines = [aligned(cells)]
-        if not wide and any(TRANSFORM.has_choice(row.backend) for row in self.rows):
-            lines.append("which kernels serve a layer depends on the input: call report(model, example_input)")
-        backends = Counter(r.backend for r in self.rows if r.backend)
-        served = ", ".join(f"{count} by {name}" for name, count in backends.items())
-        total = f"{len(self.rows)} B-cos layers: {self.accelerated} accelerated"
-        return "\n".join([*lines, f"{total}{f' ({served})' if served else ''}, {self.left_alone} left alone"])
+__all__ = ["arguments", "report", "run_once"]
 
 
 def report(model: nn.Module, example_input: torch.Tensor | tuple | None = None) -> Report:
-    """Reports on every B-cos layer of ``model``: the backend that serves it, or the reason why its own forward runs.
+    """Reports on every B-cos layer and norm of ``model``: the backend that serves it, or why its own forward runs.
 
     An input of the weight's dtype and device is assumed. With ``example_input`` the model also runs on it once, to
     report which kernels serve each layer on a GPU: without gradients, and without a change to buffers or to the state
@@ -82,13 +30,16 @@ def report(model: nn.Module, example_input: torch.Tensor | tuple | None = None) 
         model: any module, accelerated or not.
         example_input: a tensor, or a tuple of the model's positional arguments.
 
+    Returns:
+        The report. ``print`` shows its summary; ``.table()`` has a line for each module, ``.rows`` the same as objects.
+
     Raises:
         TypeError: ``model`` is not a module, or ``example_input`` is neither a tensor nor a tuple with a tensor in it.
     """
     check_model(model)
     args = None if example_input is None else arguments(example_input)
     rows = {name: row for name, module in model.named_modules() if (row := _row(name or "(model)", module)) is not None}
-    on_gpu = [name for name, row in rows.items() if TRANSFORM.has_choice(row.backend)]
+    on_gpu = [name for name, row in rows.items() if row.has_choice]
     if args is not None and on_gpu:
         choices = _choices(model, args, on_gpu)
         rows.update((name, replace(rows[name], choices=texts)) for name, texts in choices.items())
@@ -141,72 +92,34 @@ def run_once(model: nn.Module, args: tuple):
 
 
 def _row(name: str, module: Theirs) -> Row | None:
-    plan, kind, measured = plan_of(module), type(module).__name__, False
-    if isinstance(module, BcosLayer):
-        found, backend = _overridden(type(module)) or _OWN, module.backend
-    elif plan is not None:
-        found, backend, measured = plan.objection(module), plan.backend, plan.measured
-    elif layers.is_candidate(module):
-        found, _ = variant_of(module)
-        reason = "not accelerated: accelerate(model) would" if isinstance(found, Variant) else found
-        return Row(name, kind, None, reason)
+    plan, title, measured, backend = plan_of(module), type(module).__name__, False, None
+    if plan is not None:
+        kind, backend, measured = plan.kind, plan.backend, plan.measured
+        found = plan.objection(module, None, backend)
+    elif (own := _ours(module)) is not None:
+        kind, found = own
+        backend = module.backend
+    elif (candidate := kind_of(module)) is not None:
+        kind = candidate
+        found, _ = variant_of(kind, module)
+        found = found if isinstance(found, str) else "not accelerated: accelerate(model) would"
+        return Row(name, title, None, found, of=kind.name)
     else:
         return None
     if "forward" in vars(module):
         found = "its forward was assigned on the instance"
     if isinstance(found, str):
-        return Row(name, kind, None, found)
+        return Row(name, title, None, found, of=kind.name)
     try:
-        return Row(name, kind, TRANSFORM.choose(_call(module, found), backend), measured=measured)
+        served = kind.op.choose(kind.call(module, found), backend)
     except ValueError as error:
-        return Row(name, kind, None, str(error))
-
-
-_OWN = Variant(True, (1e-6, 0.0), 1e-6, False, frozenset({"max_out"}))
-"""The variant that the layers of :mod:`bcos_kernels.modules` compute."""
-
-
-def _overridden(kind: type) -> str | None:
-    """The reason why a subclass of our own layers may compute another formula; None if it does not."""
-    for name in ("forward", "forward_impl"):
-        owner = next((c for c in kind.__mro__ if name in vars(c)), None)
-        if owner is not None and owner.__module__ != BcosLayer.__module__:
-            return f"class {owner.__name__} overrides {name}"
-    return None
-
-
-def _call(module: Theirs, variant: Variant) -> Call:
-    """The call of the smallest input that the layer takes, of its weight's dtype and on its device."""
-    layer = layers.weighted(module)
-    b, exact_two = layers.exponent(module, variant.attributes)
-    weight = layer.weight
-    spec = Spec(
-        max_out=module.max_out if "max_out" in variant.attributes else 1,
-        b=None if isinstance(b, torch.Tensor) else float(b),
-        unit=variant.normalize_weights,
-        norm_eps=variant.norm_eps,
-        cos_eps=variant.cos_eps,
-        exact_two=exact_two,
-        out_dtype=weight.dtype,
-    )
-    shape: tuple[int, ...] = (1, weight.shape[1])
-    zero_padded = True
-    if isinstance(layer, nn.Conv2d):
-        padding = (0, 0) if isinstance(layer.padding, str) else layer.padding
-        geometry = {
-            "stride": layer.stride,
-            "padding": padding,
-            "dilation": layer.dilation,
-            "groups": layer.groups,
-        }
-        spec = Spec(**{**vars(spec), **geometry})
-        shape = (
-            1,
-            layer.in_channels,
-            *(d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)),
-        )
-        zero_padded = layer.padding_mode == "zeros" or layer.padding in ((0, 0), "valid")
-    return Call(
-        spec, weight.device.type, shape, tuple(weight.shape), weight.dtype, weight.dtype,
-        layer.bias is not None, zero_padded,
+        return Row(name, title, None, str(error), of=kind.name)
+    return Row(
+        name, title, served, measured=measured, of=kind.name, note=kind.note(module, found),
+        has_choice=kind.op.has_choice(served),
     )  # fmt: skip
+
+
+def _ours(module: Theirs):
+    """The kind of a module of this package, and what its kind's ``ours`` says of it; None for all others."""
+    return next(((kind, found) for kind in KINDS.values() if (found := kind.ours(module)) is not None), None)

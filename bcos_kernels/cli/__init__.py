@@ -15,7 +15,7 @@ __all__ = ["main"]
 COMMANDS = {
     "doctor": "show what is built, which backend serves which calls, and why",
     "demo": "compare reference models on real images with accelerated ones",
-    "run": "run a script and accelerate the B-cos layers that it builds",
+    "run": "run a script and accelerate the B-cos layers and norms that it builds",
     "bench": "time layers and models beside plain and reference ones",
     "tune": "measure which GPU kernels serve the calls of a model best",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import MutableMapping
 from dataclasses import replace
 
@@ -33,7 +34,20 @@ def _backward(ctx, grad, needs: tuple[bool, ...]) -> tuple:
         return (None,) * len(needs)
     inputs, saved = _saved(ctx)
     frozen = ctx.late is not None and bool(ctx.late["fixed_weights"])
-    return op.backward(grad, inputs, saved, ctx.call, frozen, _used(ctx, inputs, needs), ctx.backend)
+    _running.late = ctx.late
+    try:
+        return op.backward(grad, inputs, saved, ctx.call, frozen, _used(ctx, inputs, needs), ctx.backend)
+    finally:
+        _running.late = None
+
+
+class _Running(threading.local):
+    """The late mode of the call whose backward runs in this thread; the backward operator itself takes bools alone."""
+
+    late: Late = None
+
+
+_running = _Running()
 
 
 def _saved(ctx) -> tuple:
@@ -107,7 +121,7 @@ class DispatchedBackward(EagerFunction):
     @staticmethod
     def forward(ctx, op: Op, grad, *args):
         inputs, _, ctx.spec, (frozen, ctx.needs, _) = op.parsed_backward(args)
-        ctx.op, ctx.late = op, {"fixed_weights": frozen}
+        ctx.op, ctx.frozen, ctx.late = op, frozen, _running.late
         ctx.save_for_backward(grad, *inputs)
         ctx.set_materialize_grads(False)
         return _below(op.backward_operator, grad, *args)
@@ -121,15 +135,18 @@ class DispatchedBackward(EagerFunction):
         op, primals = ctx.op, (grad, *inputs)
         asked = [need and g is not None for need, g in zip(ctx.needs, grads, strict=True)]
         wanted = ctx.needs_input_grad[1 : 1 + len(primals)]
+        mode = {"fixed_weights": ctx.frozen}
 
         def first_order(grad, *inputs):
-            function = _of_some(inputs, asked, lambda *args: op.reference(op.inputs(*args), ctx.spec, ctx.late)[0])
+            function = _of_some(inputs, asked, lambda *args: op.reference(op.inputs(*args), ctx.spec, mode)[0])
             return torch.func.vjp(function, *_chosen(inputs, asked))[1](grad)
 
         results = (None,) * len(primals)
         if any(asked):
             with torch.autocast(grad.device.type, enabled=False):
                 _, vjp = torch.func.vjp(_of_some(primals, wanted, first_order), *_chosen(primals, wanted))
+                if ctx.late is not None:  # read by each backward: this one is another than that whose result it derives
+                    mode["fixed_weights"] = bool(ctx.late["fixed_weights"])
                 found = iter(vjp(_chosen(grads, asked)))
             results = tuple(next(found) if want else None for want in wanted)
         return None, *results, *(None,) * (len(ctx.needs_input_grad) - 1 - len(primals))

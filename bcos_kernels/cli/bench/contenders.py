@@ -184,10 +184,10 @@ def _by(ours: nn.Module, backend: str) -> nn.Module:
 
 def _serving(ours: nn.Module) -> list[str]:
     """The backends that serve every layer of an accelerated module."""
-    usual = report(ours).rows
+    usual = report(ours).layers
     found = []
     for backend in BACKENDS:
-        rows = report(accelerate(ours, backend=backend)).rows
+        rows = report(accelerate(ours, backend=backend)).layers
         if usual and all(mine.backend or not row.backend for row, mine in zip(usual, rows, strict=True)):
             found.append(backend)
     accelerate(ours)
@@ -196,7 +196,7 @@ def _serving(ours: nn.Module) -> list[str]:
 
 def served(contender: Contender, x: Tensor, direction: str) -> dict[str, int]:
     """``backend``, ``backend/candidate`` or ``own forward`` -> the number of layers that it serves in one direction."""
-    rows = report(contender.module, x).rows
+    rows = report(contender.module, x).layers
     if contender.candidate is not None:
         return {f"{contender.backend}/{contender.candidate}": len(rows)}
     ways: Counter[str] = Counter()

@@ -284,7 +284,7 @@ def own_module(name: str, arguments: dict, shape: tuple[int, ...]) -> nn.Module:
     made = factory("--module", name)(**arguments)
     if not isinstance(made, nn.Module):
         raise TypeError(f"--module {name} returned {type(made).__name__}, not a torch.nn.Module")
-    if not report(made).rows:
+    if not report(made).layers:
         raise ValueError(f"--module {name}: it has no B-cos layers")
     try:
         with torch.no_grad():

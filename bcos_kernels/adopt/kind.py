@@ -1,0 +1,44 @@
+"""What a kind of module is for ``accelerate``, ``report``, the tally and ``restore``: these few functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..core.op import Op
+
+__all__ = ["Kind"]
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """One kind of module that is recognised by its code. ``module`` is a third-party module throughout."""
+
+    name: str
+    """The name in reports and in the tally: ``"layer"`` or ``"norm"``."""
+    noun: str
+    """What one of them is called in a sentence."""
+    op: Op
+    """The op that serves it."""
+    is_candidate: Callable[[Any], bool]
+    """``is_candidate(module)``: whether it looks like one; what is no candidate is not reported."""
+    variant_of: Callable[[Any], Any]
+    """``variant_of(module)``: the published formula of its code, or the reason why there is none, a string."""
+    objection: Callable[..., Any]
+    """``objection(module, x, backend)``, at every call: what ``run`` needs to compute the module's formula of x now. A
+    string is the reason why the module's own forward must run instead; None says that it is the better one here, and is
+    not counted. Without x it is asked of a module that is not being called."""
+    run: Callable[[Any, Tensor, Any, Any, str | None], Tensor]
+    """``run(module, x, found, out_dtype, backend)``: the formula, with the values that the module holds now. ``found``
+    is what ``objection`` returned; ``out_dtype`` is the user's, under autocast alone."""
+    call: Callable[[Any, Any], Any]
+    """``call(module, found)``: the op's call for the smallest input that the module takes, for the report."""
+    ours: Callable[[Any], Any] = lambda module: None
+    """``ours(module)``: what ``objection`` would return, of a module of this package; None for all others."""
+    measurable: bool = False
+    """Whether the formula of unpublished code can be measured."""
+    note: Callable[[Any, Any], str] = lambda module, found: ""
+    """``note(module, found)``: what a report adds about an accelerated module."""

@@ -1,0 +1,17 @@
+"""The kinds of modules that are accelerated; whoever goes through all of them finds them here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import layer, norm
+from .kind import Kind
+
+__all__ = ["KINDS", "kind_of"]
+
+KINDS = {kind.name: kind for kind in (layer.KIND, norm.KIND)}
+
+
+def kind_of(module: Any) -> Kind | None:
+    """The kind of which a module is a candidate; None for all other modules."""
+    return next((kind for kind in KINDS.values() if kind.is_candidate(module)), None)

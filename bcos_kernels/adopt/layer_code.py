@@ -1,0 +1,116 @@
+"""The code of a B-cos layer: which published formula its class, its linear part and its explanation mode compute."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from operator import attrgetter
+
+from torch import nn
+
+from . import fingerprint, published
+
+__all__ = ["OPTIONAL", "SIZES", "SLOW_NORM", "Code", "Variant", "read"]
+
+SLOW_NORM = "_calc_patch_norms_slow"
+"""The name of the method that a layer with dilation assigns to its own ``calc_patch_norms``."""
+
+OPTIONAL = ("b_loss", "clamping", "dynamic_multiplication", "max_out", "normalized_weights", "scale")
+"""Attributes that only some of the published layers read."""
+
+SIZES = {"in_channels", "out_channels", "out_features", "max_out", "kernel_size", "kssq", "patch_size"}
+SIZES |= {"stride", "padding", "dilation", "groups"}
+"""Attributes of a layer that repeat what its linear part holds."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the published formulas; the options are those of :mod:`bcos_kernels.functional`."""
+
+    normalize_weights: bool
+    norm_eps: tuple[float, float]
+    cos_eps: float
+    scaled: bool
+    """Whether the output is divided by ``module.scale``."""
+    attributes: frozenset[str]
+    """The attributes in ``OPTIONAL`` that the layer reads."""
+
+
+@dataclass(frozen=True, eq=False)
+class Code(published.Code):
+    """What the code of three classes together computes: the layer's, its linear part's and its explanation mode's."""
+
+    linear_own: frozenset[str] = frozenset()
+    """The names of the linear part's methods."""
+    convolves: bool = True
+    """Whether the linear part is a convolution."""
+    scales_weights: bool = False
+    """Whether the linear part has the option to multiply its weights by a scale, as in B-cosification."""
+    pads: bool = True
+    """Whether the linear part follows its ``padding_mode``; that of the first version always pads with zeros."""
+    slow_norm: object = None
+    """The layer's method for the norm of dilated patches, if that method is published."""
+    fitting: dict[tuple, str | None] = field(default_factory=dict)
+    """Sizes of a layer and of its linear part that were met so far -> where they contradict each other, or None."""
+
+    @functools.cached_property
+    def sizes(self) -> Callable[[nn.Module], object]:
+        """Reads from a layer, in one step, the attributes that must agree with its linear part."""
+        return attrgetter(*(self.reads & SIZES or ("b",)))
+
+
+@published.reads_code
+def read(kind: type, linear: type, mode: type) -> Code:
+    """Forms the fingerprints of the three classes and looks them up in the table."""
+    methods: tuple = ()
+    try:
+        formula, layer, methods = published.known(kind, "layers")
+        if ("linear" in layer.reads) == (linear is kind):
+            where = "in itself or in its .linear"
+            raise published.Unknown(f"its code and its parts do not agree on where the weight is: {where}", ())
+        unit, inner, pads = bool(formula.get("unit")), None, True
+        parts = [(linear, "linears", "linear")] if linear is not kind else []
+        if "dynamic_multiplication" in layer.reads:
+            parts.append((mode, "modes", "dynamic_multiplication"))
+        for part, section, name in parts:
+            row, found, more = published.known(part, section, name)
+            methods += more
+            if section == "linears":
+                unit, inner = row["unit"], found
+                pads = found.digest == "torch" or any(method == "_conv_forward" for _, method, _ in found.methods)
+    except published.Unknown as error:
+        return Code(str(error), methods + error.watched)
+    mro = published.published_mro(kind)
+    if published.finds_otherwise(kind):
+        return Code(f"{mro[0].__name__} changes how its attributes are found", methods)
+    slow = None
+    if hasattr(kind, SLOW_NORM):
+        norm: fingerprint.Fingerprint | fingerprint.Unreadable
+        try:
+            norm = fingerprint.of(mro, (SLOW_NORM,))
+        except fingerprint.Unreadable as error:
+            norm = error
+        methods += published.watched(kind, norm)
+        if getattr(norm, "digest", None) in published.rows("slow_norms"):
+            slow = getattr(kind, SLOW_NORM)
+    variant = Variant(
+        normalize_weights=unit,
+        norm_eps=tuple(formula["norm_eps"]),
+        cos_eps=formula["cos_eps"],
+        scaled="scale" in layer.reads,
+        attributes=layer.reads.intersection(OPTIONAL),
+    )
+    return Code(
+        variant,
+        tuple(dict.fromkeys(methods)),
+        tuple(part for part, _, _ in parts),
+        own=frozenset(name for _, name, _ in layer.methods) - {"forward"} | {name for _, _, name in parts},
+        linear_own=frozenset(name for _, name, _ in inner.methods) | {"_call_impl"} if inner else frozenset(),
+        reads=layer.reads,
+        convolves=issubclass(linear, nn.Conv2d),
+        late="dynamic_multiplication" in layer.reads,
+        scales_weights=inner is not None and "use_weight_norm" in inner.reads,
+        pads=pads,
+        slow_norm=slow,
+    )

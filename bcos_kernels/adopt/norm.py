@@ -1,0 +1,317 @@
+"""Reads a published norm at every call: its present values, and any reason why its own forward must run.
+
+What its code does around the formula is done here as there: the count of batches and the running variance. Which dtype
+and memory format come out is not derived but seen, once for each kind of call, from the module's own forward on a small
+input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import MutableMapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from ..core import _torch, dispatch
+from ..core.checks import autocast_dtype
+from ..norm import NORM, Call, Inputs, Spec, functional
+from ..norm.call import of
+from . import published
+from .kind import Kind
+from .norm_code import Code, Variant, read
+from .published import Theirs
+
+__all__ = ["KIND", "VENDOR", "is_candidate", "objection", "run", "variant_of"]
+
+VENDOR = True
+"""Whether norms whose own code calls PyTorch's fused norm outside of the explanation mode keep to it there. With False
+our kernels serve them, with the same numbers: this is the switch for whichever is faster."""
+
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+class Fit(NamedTuple):
+    """How calls of one kind are served."""
+
+    variant: Variant
+    late: bool = False
+    """Whether the backward decides about the explanation mode."""
+    frozen: bool = False
+    """Whether the variance may be a constant: by the forward of an early norm, by the backward of a late one."""
+    dtype: torch.dtype | None = None
+    """Of the output."""
+    order: tuple[int, ...] | None = None
+    """The output's dimensions from the outermost in memory to the innermost; None where our kernels give it anyway."""
+
+
+Found = tuple[Fit, Tensor | None, Tensor | None, Tensor | None]
+"""How one call is served: a fit, and the weight, the bias and the running variance of the norm."""
+
+
+def is_candidate(module: Theirs) -> bool:
+    """Whether the module looks like a norm with an explanation mode, or is what one was converted to."""
+    own = vars(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        name = getattr(module, "original_name", "")  # all that is left of its class
+        return "Norm" in name and ("Uncentered" in name or name.startswith("Detachable"))
+    if "_modules" not in own:  # the constructor has not called nn.Module's
+        return False
+    return isinstance(module, nn.SyncBatchNorm) or (
+        isinstance(module, NORMS) and ("detach" in own or "dynamic_multiplication" in module._modules)
+    )
+
+
+def variant_of(module: Theirs) -> Variant | str:
+    """The published formula that a candidate's code computes, or the reason why there is none."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is a compiled TorchScript module"
+    if "forward" in vars(module):
+        return "its forward was assigned on the instance"
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        return "its weight is not initialised yet"
+    return _code(module).variant
+
+
+def _code(module: Theirs) -> Code:
+    return published.code((type(module), type(module._modules.get("dynamic_multiplication"))), read)
+
+
+def objection(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Found | str | None:
+    """How our kernels serve a call; or the reason why the norm's own forward must run; None where it is the better one.
+
+    A compiler fuses the norm's own operators with their neighbours, and a transform must see them.
+    """
+    if x is not None and (torch.compiler.is_compiling() or _torch.transformed() or _torch.forward_derivatives()):
+        return None
+    own = module.__dict__
+    parts = own["_modules"]
+    code = published.code((type(module), type(parts.get("dynamic_multiplication"))), read)
+    variant = code.variant
+    if variant.__class__ is str:
+        return variant
+    for name in code.own:
+        if name in own:
+            return f"its {name} was assigned on the instance"
+    if parts:
+        if (reason := published.changed_parts(module)) is not None:
+            return reason
+        if own["training"] and "parametrizations" in parts:
+            return "its weight is parametrized: in training every read may change it"
+    if code.late:
+        mode = parts["dynamic_multiplication"]
+        if (reason := published.changed_mode(mode)) is not None:
+            return reason
+        frozen = bool(mode.is_in_explanation_mode) if variant.vendor else True  # the backward decides
+    else:
+        frozen = bool(module.detach)
+    if x is None:
+        return _unserved(_call(module, (Fit(variant), None, None, None)), backend) or (Fit(variant), None, None, None)
+    if variant.vendor and VENDOR and not frozen:
+        return None
+    mean = var = None
+    try:
+        weight, bias = _held(module, own, "weight"), _held(module, own, "bias")
+        if variant.runs:
+            var = _held(module, own, "running_var")
+            mean = variant.counts and _held(module, own, "running_mean")
+        key = (
+            x.shape, x.stride(), x.dtype, x.device, x.__class__, autocast_dtype(x.device.type), frozen, own["training"],
+            weight if weight is None else (weight.shape, weight.dtype, weight.device, weight.__class__),
+            bias if bias is None else (bias.shape, bias.dtype, bias.device, bias.__class__),
+            var if var is None else (var.shape, var.dtype, var.device, var.__class__, var.requires_grad), mean is None,
+            code.settings(module), backend, dispatch.FORCED,
+        )  # fmt: skip
+        fit = code.fitting.get(key)
+    except (AttributeError, RuntimeError, TypeError) as error:  # an attribute is gone, or is not what it should be
+        return f"its input or an attribute is unusual: {error}"
+    if fit is None:
+        if len(code.fitting) >= _MOST:
+            code.fitting.clear()
+        fit = code.fitting[key] = _fit(module, x, code, frozen, backend)
+    return fit if isinstance(fit, str) else (fit, weight, bias, var)
+
+
+_MOST = 4096
+
+
+def _held(module: Theirs, own: dict[str, Any], name: str) -> Any:
+    """``getattr(module, name)``, in a fraction of its time where it is a parameter or a buffer."""
+    if name in own:
+        return own[name]
+    if name in (store := own["_parameters"]) or name in (store := own["_buffers"]):
+        return store[name]
+    return getattr(module, name)
+
+
+def run(module: Theirs, x: Tensor, found: Found, out_dtype=None, backend: str | None = None) -> Tensor:
+    """``module(x)``, computed by the fused kernels with the values that the module holds now."""
+    (variant, late, frozen, dtype, order), weight, bias, var = found
+    over, shape = variant.over, None
+    groups = module.num_groups if over == "group" else 1
+    detach: bool | MutableMapping = module._modules["dynamic_multiplication"].state if late and frozen else frozen
+    options = over, groups, variant.centered, float(module.eps), out_dtype if out_dtype is x.dtype else dtype, backend
+    if over == "token" and len(module.normalized_shape) > 1:
+        shape, first = x.shape, -len(module.normalized_shape)
+        x, weight, bias = x.flatten(first), _flat(weight), _flat(bias)
+    if not variant.runs:
+        y = functional.norm(x, weight, bias, None, None, detach, options).y
+    elif module.training:
+        momentum, kept = _to_update(module, var, variant.counts)
+        y, _, found_var = functional.norm(x, weight, bias, None, None, detach, options)
+        if kept is not None:
+            kept.copy_((1 - momentum) * kept + momentum * found_var)
+    else:
+        y = functional.norm(x, weight, bias, None, var, detach, options).y
+    y = y if shape is None else y.view(shape)
+    return y if order is None else _stored(y, order)
+
+
+def _flat(t: Tensor | None) -> Tensor | None:
+    return t if t is None else t.flatten()
+
+
+def _to_update(module: Theirs, var: Tensor | None, counts: bool) -> tuple[Any, Tensor | None]:
+    """The momentum of this call in training, and the running variance if it is to be updated."""
+    momentum = module.momentum
+    if not counts:
+        return momentum, var
+    if not module.track_running_stats:
+        return momentum, None
+    count = _held(module, module.__dict__, "num_batches_tracked")
+    if count is not None:
+        count.add_(1)
+        momentum = 1.0 / float(count) if momentum is None else momentum
+    return 0.0 if momentum is None else momentum, var
+
+
+# once for each kind of call
+
+
+def _fit(module: Theirs, x: Tensor, code: Code, frozen: bool, backend: str | None) -> Fit | str:
+    """How a call is served, or the reason why the norm's own forward must run."""
+    variant: Variant = code.variant
+    values = {name: _held(module, module.__dict__, name) for name in code.tensors}
+    reason = _misfit(module, x, variant, values)
+    if reason is not None:
+        return reason
+    small = _small(x, len(module.normalized_shape) if variant.over == "token" else 0)
+    try:
+        with torch.no_grad():
+            y = published.origin(type(module)).forward(_twin(module, values), small)
+    except Exception as error:  # its own, which it shall raise itself
+        return f"its own forward raises {type(error).__name__} on such an input"
+    if y.shape != small.shape or y.dtype not in (x.dtype, torch.promote_types(x.dtype, torch.float32)):
+        return f"its output has the shape {tuple(y.shape)} and the dtype {y.dtype}"
+    spec = Spec(variant.op_over, getattr(module, "num_groups", 1), variant.centered, float(module.eps), False, y.dtype)
+    flat = x.reshape(-1, math.prod(module.normalized_shape)) if variant.over == "token" else x
+    given = values.get("running_var") if not module.training else None
+    inputs = Inputs(flat, values["weight"], values["bias"], None, given)
+    usual = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+    given_order = tuple(range(x.dim())) if variant.over == "token" else _order(small)
+    order = None if usual and _order(y) == given_order else _order(y)
+    return _unserved(of(inputs, spec), backend) or Fit(variant, code.late, frozen, y.dtype, order)
+
+
+def _misfit(module: Theirs, x: Tensor, variant: Variant, values: dict[str, Tensor | None]) -> str | None:
+    """What rules our kernels out, although the norm's own forward may compute something."""
+    if not x.is_floating_point() or x.layout != torch.strided:
+        return f"its input is {x.dtype}, {x.layout}: a dense tensor of a floating-point dtype is needed"
+    if type(x) not in (Tensor, nn.Parameter):
+        return f"its input is of class {type(x).__name__}"
+    if not x.numel():
+        return "its input is empty"
+    shape: tuple[int, ...] = (1,)
+    if variant.over == "token":
+        shape = tuple(module.normalized_shape)
+        if not shape or tuple(x.shape[-len(shape) :]) != shape:
+            return f"its input has the shape {tuple(x.shape)}, and its normalized_shape is {shape}"
+    elif x.dim() not in variant.ranks:
+        expected = " or ".join(map(str, variant.ranks))
+        return f"its input has {x.dim()} dimensions, and its code is made for {expected}"
+    elif variant.over != "all":
+        shape = (x.shape[1],)
+    for name, t in values.items():
+        if t is None:
+            continue
+        if type(t) not in (Tensor, nn.Parameter) or tuple(t.shape) != shape or t.layout != torch.strided:
+            return f"its {name} is of class {type(t).__name__} and shape {tuple(t.shape)}, not a tensor of {shape}"
+        if not t.is_floating_point() or (t.dtype == torch.float64) != (x.dtype == torch.float64):
+            return f"its {name} is {t.dtype} and its input {x.dtype}"
+        if t.device != x.device:
+            return f"its {name} is on {t.device} and its input on {x.device}"
+        if name == "running_var" and t.requires_grad:
+            return "its running_var requires a gradient"
+    eps, groups = module.eps, getattr(module, "num_groups", 1)
+    if not isinstance(eps, (int, float)) or not 0 <= eps < math.inf:
+        return f"its eps={eps!r} is not a finite number of at least 0"
+    if type(groups) is not int or groups < 1 or shape[0] % groups:
+        return f"its num_groups={groups!r} does not divide its {shape[0]} channels"
+    if variant.runs and not variant.counts and not module.training and values["running_var"] is None:
+        return "it has no running_var, which its code needs outside of training"
+    return None
+
+
+def _small(x: Tensor, kept: int) -> Tensor:
+    """A small tensor of ones with x's dtype, device and order of strides; the last ``kept`` dimensions are x's own."""
+    sizes = [n if i in (1, *range(x.dim() - kept, x.dim())) else min(n, 2) for i, n in enumerate(x.shape)]
+    order = _order(x)
+    ones = torch.ones([sizes[i] for i in order], dtype=x.dtype, device=x.device)
+    return ones.permute([order.index(i) for i in range(x.dim())])
+
+
+def _twin(module: Theirs, values: dict[str, Tensor | None]) -> nn.Module:
+    """A copy of the module with tensors of its own, in which its forward may count and write."""
+    twin: Any = object.__new__(published.origin(type(module)))
+    vars(twin).update(vars(module))
+    for name in (*values, "num_batches_tracked"):
+        t = values[name] if name in values else getattr(module, name, None)
+        vars(twin)[name] = t if t is None else torch.ones_like(t, requires_grad=False)
+    return twin
+
+
+def _order(t: Tensor) -> tuple[int, ...]:
+    """The dimensions from the outermost in memory to the innermost."""
+    strides = t.stride()
+    return tuple(sorted(range(t.dim()), key=lambda i: -strides[i]))
+
+
+def _stored(t: Tensor, order: tuple[int, ...]) -> Tensor:
+    """The tensor with its dimensions in the given order in memory."""
+    return t.permute(order).contiguous().permute([order.index(i) for i in range(len(order))])
+
+
+def _unserved(call: Call, backend: str | None) -> str | None:
+    """Why no kernel of ours serves a call: the formula in plain PyTorch would be no faster than the norm's own code."""
+    forced = backend or dispatch.FORCED
+    if forced is not None:
+        unknown = [name for name in dispatch.named(forced) if name not in NORM.backends]
+        return f"the backend {forced!r} has no norms" if unknown else None
+    kernels = list(NORM.backends)[:-1]  # the last is the formula in plain PyTorch
+    reasons = NORM.reasons(call)
+    if any(not reasons[name] for name in kernels):
+        return None
+    return "no kernel serves it: " + "; ".join(f"{name}: {', '.join(reasons[name])}" for name in kernels)
+
+
+def _call(module: Theirs, found: Found) -> Call:
+    """The call of the smallest input that the norm takes, of its weight's dtype and on its device."""
+    variant = found[0].variant
+    values = {name: getattr(module, name, None) for name in ("weight", "bias", "running_var")}
+    like = next((t for t in values.values() if t is not None), torch.empty(0))
+    groups = getattr(module, "num_groups", 1) if variant.over == "group" else 1
+    shapes = {"token": (1, math.prod(getattr(module, "normalized_shape", ()))), "all": (1, 1, 1, 1)}
+    shape = shapes.get(variant.over, (1, len(like) or groups, 1, 1)[: max(variant.ranks, default=2)])
+    spec = Spec(variant.op_over, groups, variant.centered, float(module.eps), False, like.dtype)
+    given = variant.runs and not module.training and values["running_var"] is not None
+    weight, bias = (values[name] is not None for name in ("weight", "bias"))
+    return Call(spec, like.device.type, shape, like.dtype, weight, bias, given)
+
+
+def _note(module: Theirs, found: Found) -> str:
+    return "outside of the explanation mode by torch's own norm" if found[0].variant.vendor and VENDOR else ""
+
+
+KIND = Kind("norm", "norm", NORM, is_candidate, variant_of, objection, run, _call, note=_note)

@@ -1,0 +1,86 @@
+"""The code of a norm: which published formula its class and its explanation mode compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any
+
+from torch import nn
+
+from . import published
+
+__all__ = ["Code", "Variant", "read"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the published formulas; ``over`` and ``centered`` are those of :func:`bcos_kernels.functional.norm`."""
+
+    over: str
+    centered: bool
+    ranks: tuple[int, ...]
+    """The numbers of dimensions for which the code is made; any for ``over="token"``."""
+    vendor: bool
+    """Whether the code calls PyTorch's fused norm outside of the explanation mode."""
+    runs: bool
+    """Whether it has a running variance."""
+    counts: bool
+    """Whether it counts batches as ``nn.BatchNorm2d`` does, and averages where its momentum is None."""
+
+    @property
+    def op_over(self) -> str:
+        """What the op calls it: a token is a position of its own."""
+        return "position" if self.over == "token" else self.over
+
+
+@dataclass(frozen=True, eq=False)
+class Code(published.Code):
+    """What the code of two classes together computes: the norm's and its explanation mode's."""
+
+    tensors: tuple[str, ...] = ()
+    """The parameters and buffers that the formula is computed with."""
+    settings: Callable[[Any], object] = lambda module: ()
+    """Reads from the norm, in one step, the other attributes that its formula depends on."""
+    fitting: dict[tuple, Any] = field(default_factory=dict)
+    """What decides how a call is served -> how it is, or the reason why the norm's own forward must run."""
+
+
+@published.reads_code
+def read(kind: type, mode: type) -> Code:
+    """Forms the fingerprints of the two classes and looks them up in the table."""
+    methods: tuple = ()
+    parts: tuple[type, ...] = ()
+    if issubclass(kind, nn.SyncBatchNorm):
+        return Code("it is torch's SyncBatchNorm, a centered norm without an explanation mode")
+    try:
+        formula, norm, methods = published.known(kind, "norms")
+        if "dynamic_multiplication" in norm.reads:
+            if mode is type(None):
+                raise published.Unknown("it has lost its dynamic_multiplication", ())
+            _, _, more = published.known(mode, "modes", "dynamic_multiplication")
+            methods, parts = methods + more, (mode,)
+    except published.Unknown as error:
+        return Code(str(error), methods + error.watched)
+    if published.finds_otherwise(kind):
+        return Code(f"{published.published_mro(kind)[0].__name__} changes how its attributes are found", methods)
+    if "fails" in formula:
+        return Code(f"its published code fails at every call: {formula['fails']}", methods)
+    over, runs = formula["over"], "running_var" in norm.reads
+    variant = Variant(
+        over, formula["centered"], tuple(formula.get("ranks", (4,))), formula.get("vendor", False), runs,
+        "num_batches_tracked" in norm.reads,
+    )  # fmt: skip
+    sizes = {"group": ("num_groups",), "token": ("normalized_shape",)}.get(over, ())
+    buffers, held = ("running_var",) if runs else (), {"dynamic_multiplication"} if parts else set()
+    return Code(
+        variant,
+        tuple(dict.fromkeys(methods)),
+        parts,
+        own=frozenset(name for _, name, _ in norm.methods) - {"forward"} | held,
+        reads=norm.reads,
+        late=bool(parts),
+        tensors=("weight", "bias", *buffers),
+        settings=attrgetter("eps", *sizes, *(("track_running_stats",) if runs else ())),
+    )

@@ -1,0 +1,153 @@
+"""What a report holds and how it is shown: a summary, a table, HTML or a dictionary."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from html import escape
+
+from ..core.candidate import DIRECTIONS
+from ..text import aligned
+from .kinds import KINDS
+
+__all__ = ["Report", "Row"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One B-cos layer or norm: its backend, or the reason why its own forward runs."""
+
+    name: str
+    kind: str
+    """The name of its class."""
+    backend: str | None
+    reason: str | None = None
+    measured: bool = False
+    """Whether its formula was found by measurement, because its code is not published."""
+    choices: tuple[str, ...] = ()
+    """The choice for each of its directions, and why; empty without an example or where a backend has no choice."""
+    of: str = "layer"
+    """Whether it is a ``"layer"`` or a ``"norm"``."""
+    note: str = ""
+    """What else is to be known of how it is served."""
+    has_choice: bool = field(default=False, compare=False)
+    """Whether its backend has several kernels, and the input decides between them."""
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """What :func:`report` found; ``str(report)`` is a summary, ``report.table()`` has a line for each module."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def layers(self) -> tuple[Row, ...]:
+        """The rows of the B-cos layers alone."""
+        return self.of("layer")
+
+    @property
+    def norms(self) -> tuple[Row, ...]:
+        """The rows of the norms alone."""
+        return self.of("norm")
+
+    @property
+    def accelerated(self) -> int:
+        """B-cos layers that run on a backend of this package."""
+        return sum(row.backend is not None for row in self.layers)
+
+    @property
+    def left_alone(self) -> int:
+        """B-cos layers that run their own forward."""
+        return len(self.layers) - self.accelerated
+
+    def of(self, kind: str) -> tuple[Row, ...]:
+        """The rows of one kind, ``"layer"`` or ``"norm"``."""
+        return tuple(row for row in self.rows if row.of == kind)
+
+    def to_dict(self) -> dict:
+        """The counts of each kind and all rows, in types that JSON has."""
+        counts = {
+            name: {
+                "accelerated": sum(row.backend is not None for row in self.of(name)),
+                "left_alone": sum(row.backend is None for row in self.of(name)),
+                "backends": dict(Counter(row.backend for row in self.of(name) if row.backend is not None)),
+            }
+            for name in KINDS
+        }
+        rows = [{name: value for name, value in asdict(row).items() if name != "has_choice"} for row in self.rows]
+        return {**counts, "rows": rows}
+
+    def table(self) -> str:
+        """A line for each module, and the summary below. Reasons and notes stand under the table, by number."""
+        if not self.rows:
+            return str(self)
+        wide = any(row.choices for row in self.rows)
+        notes: dict[str, int] = {}
+        cells = [("module", "class", "backend", *(DIRECTIONS if wide else ()))]
+        for row in self.rows:
+            text = _note(row)
+            number = f" [{notes.setdefault(text, len(notes) + 1)}]" if text else ""
+            choices = row.choices or ("",) * len(DIRECTIONS)
+            cells.append((row.name, row.kind, f"{row.backend or 'left alone'}{number}", *(choices if wide else ())))
+        listed = [_wrapped(f"[{number}] {text}") for text, number in notes.items()]
+        return "\n".join([aligned(cells), *listed, *self._totals(), *self._hint(wide)])
+
+    def __str__(self) -> str:
+        groups = Counter((row.of, row.kind, _note(row), row.backend is None) for row in self.rows if _note(row))
+        remarks = [
+            _wrapped(f"{'left alone: ' if left else ''}{_many(count, KINDS[of].noun)} of class {kind}: {text}")
+            for (of, kind, text, left), count in groups.most_common()
+        ]
+        more = ["each of them: print(report(model).table())"] if len(self.rows) > 1 else []
+        return "\n".join([*self._totals(), *remarks, *self._hint(False), *more])
+
+    def __repr__(self) -> str:
+        return f"<Report: {'; '.join(self._totals())}>"
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{escape(title)}</th>" for title in ("module", "class", "backend", ""))
+        lines = (
+            "".join(f"<td>{escape(cell)}</td>" for cell in (r.name, r.kind, r.backend or "left alone", _note(r)))
+            for r in self.rows
+        )
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
+        return (
+            f"<p>{'<br>'.join(map(escape, self._totals()))}</p>"
+            f"<details><summary>all modules</summary><table><tr>{head}</tr>{body}</table></details>"
+        )
+
+    def _totals(self) -> list[str]:
+        """A line for each kind that the model has: how many of them each backend serves."""
+        found = []
+        for kind in KINDS.values():
+            rows = self.of(kind.name)
+            if not rows:
+                continue
+            backends = Counter(row.backend for row in rows if row.backend)
+            served = ", ".join(f"{count} by {name}" for name, count in backends.items())
+            total = f"{_many(len(rows), kind.noun)}: {backends.total()} accelerated{f' ({served})' if served else ''}"
+            found.append(f"{total}, {len(rows) - backends.total()} left alone")
+        return found if self.layers else ["no B-cos layers", *found]
+
+    def _hint(self, told: bool) -> list[str]:
+        if told or not any(row.has_choice for row in self.rows):
+            return []
+        return [_wrapped("which kernels serve a layer depends on the input: call report(model, example_input)")]
+
+
+def _note(row: Row) -> str:
+    """What a report adds to a row's backend."""
+    return row.reason or "; ".join(
+        filter(None, ("measured: its code is not published" if row.measured else "", row.note))
+    )
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _wrapped(text: str) -> str:
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(text, width, subsequent_indent="    ", break_on_hyphens=False, break_long_words=False)
