@@ -11,8 +11,6 @@ from bcos_kernels.transform import TRANSFORM
 
 M = import_reference().modules
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_report_is_a_table():
     model = nn.Sequential(bk.accelerate(net()), OwnForward(3, 3), M.BcosLinear(3, 3), bk.BcosLinear(3, 3))
