@@ -9,16 +9,37 @@
 
 namespace bcos::norm {
 
+// The mean of a number of values, and the sum of their squared distances from it.
+template <typename A>
+struct Moments {
+  A mean, squares;
+};
+
+// Those of two disjoint sets of values together (Chan, Golub and LeVeque, Updating formulae and a pairwise
+// algorithm for computing sample variances, 1979). A set may be empty.
+template <typename A>
+BCOS_HOST_DEVICE BCOS_INLINE Moments<A> joined(const Moments<A>& a, A a_count, const Moments<A>& b,
+                                               A b_count) {
+  const A total = a_count + b_count, share = total == A(0) ? A(0) : b_count / total, step = b.mean - a.mean;
+  return {a.mean + step * share, a.squares + b.squares + step * step * (a_count * share)};
+}
+
 // What the values of one channel undergo: y = (x − shift) gain + offset.
 template <typename A>
 struct Affine {
   A shift, gain, offset;
+
+  BCOS_HOST_DEVICE BCOS_INLINE A operator()(A x) const { return (x - shift) * gain + offset; }
 };
 
 // dx = grad * of_grad + (x − mean) * of_x + offset
 template <typename A>
 struct Gradient {
   A of_grad, of_x, offset;
+
+  BCOS_HOST_DEVICE BCOS_INLINE A operator()(A grad, A from_mean) const {
+    return grad * of_grad + from_mean * of_x + offset;
+  }
 };
 
 template <typename A>
