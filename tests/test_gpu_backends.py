@@ -11,6 +11,7 @@ from cases import CANDIDATES
 import bcos_kernels
 from bcos_kernels.core import choice, device, extension
 from bcos_kernels.core.candidate import DIRECTIONS
+from bcos_kernels.gpu import cuda as loaded
 from bcos_kernels.transform import TRANSFORM, Spec, cuda, traffic, triton
 from bcos_kernels.transform.call import of_shapes
 
@@ -86,15 +87,15 @@ def built(monkeypatch):
     def load(module: Extension) -> None:
         monkeypatch.setattr(bcos_kernels, "_C", module)
         monkeypatch.setitem(sys.modules, "bcos_kernels._C", module)
-        kernels, absent = cuda._load()
-        monkeypatch.setattr(cuda, "kernels", kernels)
-        monkeypatch.setattr(cuda, "_absent", absent)
-        monkeypatch.setattr(cuda, "_device", kernels and kernels.build_info()["device"])
+        kernels, absent = loaded._load()
+        monkeypatch.setattr(loaded, "kernels", kernels)
+        monkeypatch.setattr(loaded, "absent", absent)
+        monkeypatch.setattr(loaded, "device", kernels and kernels.build_info()["device"])
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-        cuda._unserved_by.cache_clear()
+        loaded._unserved_by.cache_clear()
 
     yield load
-    cuda._unserved_by.cache_clear()
+    loaded._unserved_by.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_without_triton_cuda_serves_alone(built, monkeypatch):
 def test_without_the_extension(monkeypatch):
     monkeypatch.setitem(sys.modules, "bcos_kernels._C", None)
     monkeypatch.delattr(bcos_kernels, "_C", raising=False)
-    assert extension.load()[0] is None and "bcos_kernels._C cannot be imported" in cuda._load()[1]
+    assert extension.load()[0] is None and "bcos_kernels._C cannot be imported" in loaded._load()[1]
 
 
 @pytest.mark.parametrize(
