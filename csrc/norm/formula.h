@@ -9,19 +9,29 @@
 
 namespace bcos::norm {
 
-// The mean of a number of values, and the sum of their squared distances from it.
+// The mean of a number of values, which is mean + rest, and the sum of their squared distances from it.
+// `rest` is what the rounding of the mean left out: where values lie far from zero it may be all that tells
+// two means apart.
 template <typename A>
 struct Moments {
-  A mean, squares;
+  A mean, rest, squares;
 };
 
+// base + more, without loss unless |more| is the larger.
+template <typename A>
+BCOS_HOST_DEVICE BCOS_INLINE Moments<A> moments_of(A base, A more, A squares) {
+  const A mean = base + more;
+  return {mean, more - (mean - base), squares};
+}
+
 // Those of two disjoint sets of values together (Chan, Golub and LeVeque, Updating formulae and a pairwise
-// algorithm for computing sample variances, 1979). A set may be empty.
+// algorithm for computing sample variances, 1979). The second one may be empty.
 template <typename A>
 BCOS_HOST_DEVICE BCOS_INLINE Moments<A> joined(const Moments<A>& a, A a_count, const Moments<A>& b,
                                                A b_count) {
-  const A total = a_count + b_count, share = total == A(0) ? A(0) : b_count / total, step = b.mean - a.mean;
-  return {a.mean + step * share, a.squares + b.squares + step * step * (a_count * share)};
+  const A share = b_count / (a_count + b_count);
+  const A step = (b.mean - a.mean) + (b.rest - a.rest);
+  return moments_of(a.mean, a.rest + step * share, a.squares + b.squares + step * step * (a_count * share));
 }
 
 // What the values of one channel undergo: y = (x − shift) gain + offset.

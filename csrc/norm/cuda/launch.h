@@ -1,7 +1,7 @@
 // Launchers of the CUDA kernels of a norm, free of torch: each checks nothing but what CUDA reports, and
 // returns it.
 //
-// For sm_80 and later; of shared memory a block takes up to 17408 bytes. cudaErrorInvalidValue: dtypes that
+// For sm_80 and later; of shared memory a block takes up to 25600 bytes. cudaErrorInvalidValue: dtypes that
 // params.h does not allow.
 #pragma once
 

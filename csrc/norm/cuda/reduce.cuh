@@ -16,6 +16,10 @@ struct Running {
   Moments<float> of[K] = {};
 
   __device__ __forceinline__ void join(const Running& later) {
+    if (count == 0) {
+      *this = later;
+      return;
+    }
 #pragma unroll
     for (int k = 0; k < K; ++k) of[k] = joined(of[k], count, later.of[k], later.count);
     count += later.count;
@@ -31,20 +35,21 @@ struct Running {
     batch.count = each;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
+      const float near = v[0][k];  // one of the values, from which distances are exact where all are near
       float sum = 0, squares = 0;
 #pragma unroll
       for (int r = 0; r < R; ++r)
 #pragma unroll
-        for (int i = k; i < V; i += K) sum += v[r][i];
+        for (int i = k; i < V; i += K) sum += v[r][i] - near;
       const float mean = sum * (1 / each);
 #pragma unroll
       for (int r = 0; r < R; ++r)
 #pragma unroll
         for (int i = k; i < V; i += K) {
-          const float distance = v[r][i] - mean;
+          const float distance = (v[r][i] - near) - mean;
           squares += distance * distance;
         }
-      batch.of[k] = {mean, squares};
+      batch.of[k] = moments_of(near, mean, squares);
     }
     join(batch);
   }
@@ -54,7 +59,8 @@ struct Running {
     other.count = shuffle_xor(count, mask);
 #pragma unroll
     for (int k = 0; k < K; ++k)
-      other.of[k] = {shuffle_xor(of[k].mean, mask), shuffle_xor(of[k].squares, mask)};
+      other.of[k] = {shuffle_xor(of[k].mean, mask), shuffle_xor(of[k].rest, mask),
+                     shuffle_xor(of[k].squares, mask)};
     return other;
   }
 };
