@@ -9,6 +9,7 @@ import torch
 from cases import CANDIDATES
 
 import bcos_kernels
+from bcos_kernels import norm
 from bcos_kernels.core import choice, device, extension
 from bcos_kernels.core.candidate import DIRECTIONS
 from bcos_kernels.gpu import cuda as loaded
@@ -112,6 +113,22 @@ def test_reasons_of_cuda(built, changed, reason):
     built(Extension())
     assert cuda.why_not(CONV) == []
     (found,) = cuda.why_not(replace(CONV, **changed))
+    assert reason in found
+
+
+@pytest.mark.parametrize(
+    "changed, reason",
+    [
+        ({"device": "cpu"}, "device is 'cpu', the CUDA kernels run on 'cuda'"),
+        ({"dtype": torch.float64}, "dtype torch.float64 is not one of torch.float32, torch.float16, torch.bfloat16"),
+        ({"x_shape": (2**21, 8, 64, 64)}, "positions of all images are above 2147483647, the largest index"),
+    ],
+)
+def test_reasons_of_the_norms_cuda(built, changed, reason):
+    built(Extension())
+    call = norm.Call(norm.Spec(), "cuda", (2, 8, 5, 4))
+    assert norm.cuda.why_not(call) == []
+    (found,) = norm.cuda.why_not(replace(call, **changed))
     assert reason in found
 
 
