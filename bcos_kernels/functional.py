@@ -124,8 +124,8 @@ def norm(
     """The norms between B-cos layers: ``y = γ · (x − [centered] mean) / √(var + eps) + β``.
 
     ``var`` is the biased variance around the mean, also in norms that leave the mean in x (Böhle et al., B-cos
-    Alignment, TPAMI 2024, section 4.2; the package ``bcos``). One pass over x forms the statistics and one applies them;
-    the backward keeps x and the statistics, and nothing of x's size beside them.
+    Alignment, TPAMI 2024, section 4.2; the package ``bcos``). One pass over x forms the statistics and one applies
+    them; the backward keeps x and the statistics, and nothing of x's size beside them.
 
     Args:
         x: ``[N, C, ...]``; ``[..., C]`` for ``over="token"``. fp64, fp32, bf16 or fp16, any strides.
@@ -146,7 +146,7 @@ def norm(
         return_statistics: True returns ``(y, mean, var)``; the statistics are constants, and empty where ``var`` is
             given. Their shape is ``[C]`` over the batch, ``[1]`` over all, ``[N, groups]`` over groups, and that of the
             positions or tokens otherwise.
-        backend: ``"cpu"`` or ``"reference"``; None chooses the fastest that serves the call.
+        backend: ``"cpu"``, ``"triton"`` or ``"reference"``; None chooses the fastest that serves the call.
 
     Returns:
         y of x's shape and memory format.
@@ -156,4 +156,4 @@ def norm(
             allowed. Or ``backend`` cannot serve the call; the error lists the reasons.
     """
     outputs = _norm(x, weight, bias, mean, var, detach, (over, groups, centered, eps, out_dtype, backend))
-    return tuple(outputs) if return_statistics else outputs.y
+    return (outputs.y, outputs.mean, outputs.var) if return_statistics else outputs.y

@@ -13,6 +13,7 @@ from bcos_kernels import norm
 from bcos_kernels.core import choice, device, extension
 from bcos_kernels.core.candidate import DIRECTIONS
 from bcos_kernels.gpu import cuda as loaded
+from bcos_kernels.gpu import triton as installed
 from bcos_kernels.transform import TRANSFORM, Spec, cuda, traffic, triton
 from bcos_kernels.transform.call import of_shapes
 
@@ -53,7 +54,7 @@ def test_architectures(monkeypatch, arch, served):
 
 
 def test_without_triton(hopper, monkeypatch):
-    monkeypatch.setattr(triton, "INSTALLED", False)
+    monkeypatch.setattr(installed, "INSTALLED", False)
     assert triton.why_not(CONV) == ["the package triton is not installed"]
 
 
@@ -121,7 +122,7 @@ def test_reasons_of_cuda(built, changed, reason):
     [
         ({"device": "cpu"}, "device is 'cpu', the CUDA kernels run on 'cuda'"),
         ({"dtype": torch.float64}, "dtype torch.float64 is not one of torch.float32, torch.float16, torch.bfloat16"),
-        ({"x_shape": (2**21, 8, 64, 64)}, "positions of all images are above 2147483647, the largest index"),
+        ({"x_shape": (2**21, 8, 64, 64)}, "positions of x are above 2147483647, the largest index"),
     ],
 )
 def test_reasons_of_the_norms_cuda(built, changed, reason):
@@ -154,7 +155,7 @@ def test_an_extension_that_does_not_fit_leaves_the_call_to_the_next_backend(buil
 
 def test_without_triton_cuda_serves_alone(built, monkeypatch):
     built(Extension())
-    monkeypatch.setattr(triton, "INSTALLED", False)
+    monkeypatch.setattr(installed, "INSTALLED", False)
     assert TRANSFORM.choose(CONV) == "cuda"
     with pytest.raises(ValueError, match=r"backend=.cuda,triton. cannot serve .*: triton: the package triton is not"):
         TRANSFORM.choose(CONV, BOTH)

@@ -173,7 +173,7 @@ def _of_some(values: tuple, chosen, function):
 
 
 def apply(op: Op, inputs, call, late: Late, backend: str) -> tuple[Tensor, ...]:
-    """The returned outputs of a call: by the kernels of ``backend``, or by the reference where they lack a derivative."""
+    """The returned outputs of a call: of the kernels, or of the reference where these lack a derivative."""
     if torch.compiler.is_compiling() or _torch.transformed() or _torch.forward_derivatives():
         return _transformed(op, inputs, call, late, backend)
     tally.fused()

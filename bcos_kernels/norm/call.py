@@ -36,6 +36,8 @@ class Call(call.Call):
     arch: str = "none"
     """The GPU's architecture: ``sm_<capability>``, ``gfx<name>``, or ``none`` where there is no GPU."""
 
+    tf32 = False  # a norm has no product that could be rounded to it
+
     def of_backward(self, needs: tuple[bool, ...]) -> Call:
         """The call of a backward; ``needs`` has a bool for each input."""
         return self if (self.weight, self.bias) == tuple(needs[1:3]) else _changed(self, needs[1], needs[2])

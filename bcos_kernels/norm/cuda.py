@@ -7,23 +7,20 @@ from torch import Tensor
 
 from ..core.candidate import Backend, Candidate
 from ..gpu import cuda
+from . import traffic
 from .call import Call
 from .spec import Inputs, Outputs
+from .unserved import unserved
 
 __all__ = ["BACKEND", "CANDIDATES", "why_not"]
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_MOST = 2**31 - 1  # the largest index of 32 bits
+_MOST_POSITIONS = 2**31 - 1  # the largest index of 32 bits
 
 
 def why_not(call: Call) -> list[str]:
     """The reasons why the CUDA kernels do not serve ``call``; empty where they do."""
-    found = cuda.unavailable(call.device)
-    if call.dtype not in _DTYPES:
-        found = [*found, f"dtype {call.dtype} is not one of {', '.join(map(str, _DTYPES))}"]
-    if call.batch * call.positions > _MOST:
-        found = [*found, f"{call.batch * call.positions} positions of all images are above {_MOST}, the largest index"]
-    return found
+    return cuda.unavailable(call.device) + unserved(call, _DTYPES, _MOST_POSITIONS)
 
 
 def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
@@ -45,4 +42,4 @@ def _like(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
 
 
 BACKEND = Backend("cuda", why_not, interchangeable=True)
-CANDIDATES = (Candidate("cuda", "kernels", forward, backward),)
+CANDIDATES = (Candidate("cuda", "kernels", forward, backward, cost=traffic.cost),)

@@ -1,4 +1,4 @@
-"""Turns the arguments of the public function into a call of the op: checks, shapes, dtypes and the choice of backend."""
+"""Turns the arguments of the public function into a call of the op: checks, shapes, dtypes and the backend."""
 
 from __future__ import annotations
 

@@ -25,22 +25,20 @@ def norm(inputs: Inputs, spec: Spec, late: MutableMapping | None = None) -> Outp
 
     ``late["fixed_weights"]`` is the late explanation mode, read in the backward.
     """
-    x, weight, bias, mean, var = inputs
+    x, weight, bias, given_mean, given_var = inputs
     members = accumulated(x)
-    if var is None:
+    if given_var is None:
         members, dims = _sharing(members, spec)
-        shape = call.of(inputs, spec).statistics_shape
         var, mean = torch.var_mean(members, dims, correction=0, keepdim=True)
-        statistics = tuple(t.detach().reshape(shape) for t in (mean, var))
+        shape = call.of(inputs, spec).statistics_shape
+        statistics = [t.detach().reshape(shape) for t in (mean, var)]
     else:
-        mean, var = (None if t is None else _per_channel(accumulated(t), x) for t in (mean, var))
-        statistics = (var.new_empty(0),) * 2
+        var = _per_channel(accumulated(given_var), x)
+        mean = torch.zeros_like(var) if given_mean is None else _per_channel(accumulated(given_mean), x)
+        statistics = [var.new_empty(0), var.new_empty(0)]
     std = ((var.detach() if spec.detach else var) + spec.eps).sqrt()
     moved = members - mean if spec.centered else members
-    if late is None:
-        y = moved / std
-    else:
-        y = FrozenScale.apply(moved, 1 / std, partial(getitem, late, "fixed_weights"))
+    y = moved / std if late is None else FrozenScale.apply(moved, 1 / std, partial(getitem, late, "fixed_weights"))
     y = y.reshape(x.shape)
     if weight is not None:
         y = y * _per_channel(accumulated(weight), x)

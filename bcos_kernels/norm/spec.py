@@ -50,9 +50,9 @@ class Spec(call.Spec):
 
         y = γ · (x − [centered] mean) / √(var + eps) + β
 
-    ``var`` is the biased variance around the mean, also where the norm is not centered. ``over`` says which values share
-    a mean and a variance: ``"batch"``: those of a channel; ``"all"``: all of x; ``"group"``: those of ``groups`` groups
-    of channels of an image; ``"position"``: the channels at a position.
+    ``var`` is the biased variance around the mean, also where the norm is not centered. ``over`` says which values
+    share a mean and a variance: ``"batch"``, those of a channel; ``"all"``, all of x; ``"group"``, those of ``groups``
+    groups of channels of an image; ``"position"``, the channels at a position.
     """
 
     over: str = "batch"

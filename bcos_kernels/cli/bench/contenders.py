@@ -16,8 +16,25 @@ from ...core.candidate import DIRECTIONS
 from ...core.choice import Choice, forced
 from ...transform import TRANSFORM
 
-__all__ = ["BACKENDS", "Contender", "Contest", "build", "error", "in_a_line", "known", "refusal", "served", "unjudged"]
+__all__ = [
+    "BACKENDS",
+    "COMPILED",
+    "PLAIN",
+    "Contender",
+    "Contest",
+    "build",
+    "error",
+    "in_a_line",
+    "known",
+    "refusal",
+    "served",
+    "unjudged",
+]
 
+PLAIN = ("plain", "compiled plain")
+"""The contenders that compute something else and are not compared with the reference."""
+COMPILED = {"compiled": "reference", "compiled plain": "plain", "compiled ours": "ours"}
+"""A contender made by torch.compile -> the one that it compiles."""
 BACKENDS = tuple(name for name in TRANSFORM.backends if name != "reference")
 WORST, WORST_OF_HALF = 1e-2, 0.5
 """The largest relative error of the reference with which it can be a bound: in fp32 and float64, and in bf16 and fp16,
@@ -33,7 +50,7 @@ def known() -> tuple[str, ...]:
     """The names of all contenders, including those that this machine or a workload does not allow."""
     ours = [f"ours/{backend}" for backend in BACKENDS]
     forced = [f"ours/{backend}/{candidate}" for backend in BACKENDS for candidate in candidates(backend)]
-    return "plain", "reference", "compiled", "ours", *ours, *forced
+    return "plain", "reference", *COMPILED, "ours", *ours, *forced
 
 
 @dataclass(frozen=True)
@@ -72,7 +89,7 @@ class Contest:
         """``(errors, refused)``: the errors of the contenders that may be timed, and why the others may not.
 
         Every contender is refused where the reference's own error is above the limit of :func:`unjudged`, because it
-        is no bound then. The plain module computes something else and is not compared. A contender that is less exact
+        is no bound then. A contender that is less exact
         than the reference gets all turns, and so does the reference; it is refused if the smallest of its errors is
         above the bound of the reference's largest, which happens by chance once in 70 times with 4 turns. Whatever the
         reference raises is raised: without it there is no bound.
@@ -86,8 +103,8 @@ class Contest:
         refused: dict[str, str] = {}
         worst: list[float] = []
         for name, contender in self.contenders.items():
-            if name in ("plain", "reference"):
-                errors[name] = None if name == "plain" else bound
+            if name == "reference" or name in PLAIN:
+                errors[name] = None if name in PLAIN else bound
                 continue
             try:
                 with contender.within() as chosen:
@@ -136,17 +153,19 @@ def in_a_line(failure: Exception) -> str:
 def build(
     reference: nn.Module, plain: nn.Module | None, wanted: Collection[str], lone: bool = False
 ) -> dict[str, Contender]:
-    """The wanted contenders, and always the reference; all but ``plain`` hold equal weights.
+    """The wanted contenders, and always the reference; all but those of ``PLAIN`` hold equal weights.
 
     A backend is forced only where several serve the module, because otherwise ``ours`` is the same; ``lone`` forces it
     there, too.
     """
     found = {} if plain is None or "plain" not in wanted else {"plain": Contender(plain)}
     found["reference"] = Contender(reference)
-    if "compiled" in wanted:
-        compiled = torch.compile(copy.deepcopy(reference), dynamic=False)
-        found["compiled"] = Contender(compiled)  # type: ignore[arg-type]  # a module, which torch declares a function
     ours = accelerate(copy.deepcopy(reference))
+    originals = {"plain": plain, "reference": reference, "ours": ours}
+    for name, of in COMPILED.items():
+        if name in wanted and (original := originals[of]) is not None:
+            compiled = torch.compile(copy.deepcopy(original), dynamic=False)
+            found[name] = Contender(compiled)  # type: ignore[arg-type]  # a module, which torch declares a function
     serving = _serving(ours)
     for backend in serving:
         if (lone or len(serving) > 1) and f"ours/{backend}" in wanted:

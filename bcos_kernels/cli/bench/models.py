@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...compat import import_reference
-from .contenders import Contender, Contest
+from .contenders import PLAIN, Contender, Contest
 
 __all__ = ["CLASSES", "MEASURES", "contest", "plain", "signalling", "still"]
 
@@ -163,7 +163,7 @@ def contest(contenders: dict[str, Contender], x: Tensor, measure: str, checked: 
     buffers = [buffer.clone() for buffer in reference.buffers()]
     for name, contender in contenders.items():
         contender.module.train(trains)
-        if name != "plain":
+        if name not in PLAIN:
             _fill(contender.module.buffers(), buffers)
     with torch.no_grad():
         count = logits(copy.deepcopy(reference).eval(), x[:1]).shape[1]

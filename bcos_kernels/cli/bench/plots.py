@@ -25,13 +25,34 @@ COLOURS = {
     "plain": "#7f7f7f",
     "reference": "#d55e00",
     "compiled": "#56b4e9",
+    "compiled plain": "#bdbdbd",
+    "compiled ours": "#6f8fc9",
     "ours": "#00539c",
 }
-MARKERS = {"plain": "s", "reference": "^", "compiled": "D", "ours": "o"}
-HATCHES = {"plain": "", "reference": "///", "compiled": "...", "ours": ""}
-LINES = {"plain": ":", "reference": "--", "compiled": "-.", "ours": "-"}
+MARKERS = {"plain": "s", "reference": "^", "compiled": "D", "compiled plain": "v", "compiled ours": "P", "ours": "o"}
+HATCHES = {
+    "plain": "",
+    "reference": "///",
+    "compiled": "...",
+    "compiled plain": "xxx",
+    "compiled ours": "++",
+    "ours": "",
+}
+LINES: dict[str, Any] = {
+    "plain": ":",
+    "reference": "--",
+    "compiled": "-.",
+    "compiled plain": (0, (1, 4)),
+    "compiled ours": (0, (6, 1, 1, 1, 1, 1)),
+    "ours": "-",
+}
 """Contenders differ in shape, hatching and dashes as well as in colour."""
-NAMES = {"compiled": "torch.compile(reference)", "ours": "bcos_kernels"}
+NAMES = {
+    "compiled": "torch.compile(reference)",
+    "compiled plain": "torch.compile(plain)",
+    "compiled ours": "torch.compile(bcos_kernels)",
+    "ours": "bcos_kernels",
+}
 NAMED = 30
 """The most layers whose names fit below an axis."""
 

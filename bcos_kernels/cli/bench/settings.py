@@ -13,7 +13,7 @@ import torch
 
 from ..terminal import DTYPES, json_object, shape
 from . import layers, models
-from .contenders import known
+from .contenders import COMPILED, known
 from .devices import Cpu, opened
 from .workloads import IMAGE, MODELS, TRANSFORMERS
 
@@ -39,15 +39,18 @@ class Defaults:
     compiled: str
     """Layers with torch.compile as a contender: a sample of all kinds and sizes, because each takes 5 to 20 seconds."""
     compiled_measures: tuple[str, ...]
-    compiled_models: bool
+    compiled_models: tuple[str, ...]
+    """Models that torch.compile compiles: the reference's, ours and the plain one; on a CPU each takes minutes."""
+    compiled_model_measures: tuple[str, ...]
     second_order: tuple[int, int] | None
     """Batch and image of the explanation loss, where those of the models would take minutes a step."""
 
 
 CPU = Defaults(
-    batch=8, models_batch=2, transformers=1.0, dtype="fp32", seconds=0.4,
+    batch=8, models_batch=4, transformers=1.0, dtype="fp32", seconds=0.4,
     compiled=r"resnet50/.*(k[37]s1|k1s1-(64|256|1024))-?\d*$|convnext_t/.*dw7|vit_s/",
-    compiled_measures=("training",), compiled_models=False, second_order=(1, 64),
+    compiled_measures=("training",), compiled_models=("resnet50", "densenet121", "vit_s"),
+    compiled_model_measures=("training",), second_order=(1, 64),
 )  # fmt: skip
 GPU = Defaults(
     batch=256, models_batch=256, transformers=0.25, dtype="bf16", seconds=0.2,
@@ -55,7 +58,9 @@ GPU = Defaults(
         r"resnet50/(56x56-(64-k3s1-64|64-k1s1-256|256-k1s1-64)|14x14-(1024-k1s1-256|256-k3s1-256)|7x7-512-k3s1-512)$"
         r"|vit_s/\d+-(384-1536|1536-384)$|convnext_t/(56x56-96|14x14-384)-dw7"
     ),
-    compiled_measures=("forward", "training"), compiled_models=True, second_order=None,
+    compiled_measures=("forward", "training"), compiled_models=tuple(MODELS),
+    compiled_model_measures=models.MEASURES[:-1],  # torch.compile has no second derivatives
+    second_order=None,
 )  # fmt: skip
 
 
@@ -113,10 +118,14 @@ class Settings:
         found = {name for name in known() if scope == "layers" or name.count("/") < 2}
         d = self.defaults
         if scope == "layers":
-            compiled = re.search(d.compiled, workload) and measure in (None, *d.compiled_measures)
+            compiled, allowed = (
+                re.search(d.compiled, workload) and measure in (None, *d.compiled_measures),
+                {"compiled"},
+            )
         else:
-            compiled = d.compiled_models and measure != "explanation loss"  # torch.compile has no second derivatives
-        return frozenset(found if compiled and not self.quick else found - {"compiled"})
+            compiled = workload in d.compiled_models and measure in d.compiled_model_measures
+            allowed = set(COMPILED)
+        return frozenset(found - set(COMPILED) | (allowed if compiled and not self.quick else set()))
 
     def described(self) -> dict:
         """The settings as a result stores them."""
@@ -131,7 +140,8 @@ class Settings:
             "seconds": self.seconds,
             "limit": self.limit,
             "explanation": "dx of a graph that is kept" if self.on_gpu else "y and dx",
-            "compiled": {"layers": d.compiled, "measures": d.compiled_measures, "models": d.compiled_models},
+            "compiled": {"layers": d.compiled, "measures": d.compiled_measures, "models": d.compiled_models,
+                         "measures of models": d.compiled_model_measures},
         }  # fmt: skip
 
 

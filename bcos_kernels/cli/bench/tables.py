@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..measure import geomean, summarise
+from .contenders import COMPILED
 from .noise import doubts
 from .results import is_gpu, largest_error, main_rows, order, ratio
 
@@ -208,6 +209,20 @@ CPU_GOALS = (
 )
 """(measure, contender, the contender that its time is divided by, bound, group of layers); empty for all layers."""
 
+MODEL_GOALS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
+    ("training", "ours", "plain", "≤ 1.05", ("resnet50", "vgg11")),
+    ("training", "ours", "plain", "≤ 1.10", ("resnext50", "densenet121")),
+    ("training", "ours", "plain", "≤ 0.85", ("convnext_t",)),
+    ("training", "ours", "plain", "≤ 0.92", ("vit_s", "vitc_s")),
+    ("explanation", "ours", "plain", "≤ 1.00", ()),
+    ("inference", "ours", "plain", "≤ 1.00", ()),
+    ("training", "reference", "ours", "≥ 1.7", ()),
+    ("training", "compiled", "ours", "≥ 1.10", ("resnet50", "densenet121")),
+    ("training", "compiled ours", "compiled plain", "≤ 1.05", ()),
+)
+"""Of whole models on a CPU: (measure, contender, the contender that its time is divided by, bound, models). Each of
+these models has its own line; () is the geometric mean over all."""
+
 Figure = tuple[str, float | None, str, str]
 """What was measured, its value (None without rows), the bound (empty without a goal), and over what."""
 
@@ -230,6 +245,11 @@ def goals(result: dict) -> Table:
     return Table(("measured", "figure", "goal", "", "over"), lines, frozenset({1}))
 
 
+def title(contender: str) -> str:
+    """A contender in the words of a report."""
+    return f"torch.compile({COMPILED[contender]})" if contender in COMPILED else contender
+
+
 def verdict(value: float | None, bound: str) -> str:
     if value is None or not bound:
         return ""
@@ -241,8 +261,7 @@ def times(result: dict) -> Iterator[Figure]:
     for measure, a, b, bound, group in GPU_GOALS if is_gpu(result) else CPU_GOALS:
         rows = [row for row in main_rows(result, "layer", measure) if group not in GROUPS or GROUPS[group](row)]
         values = {row["workload"]: r for row in rows if (r := ratio(row, a, b)) is not None}
-        title = "torch.compile(reference)" if a == "compiled" else a
-        what = f"{MEASURES[measure]}, {title} ÷ {b}{f': {group}' if group else ''}"
+        what = f"{MEASURES[measure]}, {title(a)} ÷ {b}{f': {group}' if group else ''}"
         if not values:
             yield what, None, bound, "0 layers"
         elif group == WORST:
@@ -253,14 +272,21 @@ def times(result: dict) -> Iterator[Figure]:
     if host := {f"{h['layer']}, {h['measure']}": h["above"] for h in result.get("host", ())}:
         name = max(host, key=host.__getitem__)
         yield "host time of a call above plain, µs: worst", host[name], "≤ 15", name
-    for row in main_rows(result, "model", "training"):
-        if row["workload"] == "resnet50" and not is_gpu(result):
-            yield (
-                "ResNet-50 training step, reference ÷ ours",
-                ratio(row, "reference", "ours"),
-                "≥ 1.5",
-                f"batch {row['batch']}",
-            )
+    yield from () if is_gpu(result) else times_of_models(result)
+
+
+def times_of_models(result: dict) -> Iterator[Figure]:
+    """The figures of :data:`MODEL_GOALS` that were measured."""
+    for measure, a, b, bound, models in MODEL_GOALS:
+        rows = main_rows(result, "model", measure)
+        found = {row["workload"]: (row, r) for row in rows if (r := ratio(row, a, b)) is not None}
+        for model in models:
+            if model in found:
+                row, value = found[model]
+                yield f"{row['group']} {measure}, {title(a)} ÷ {title(b)}", value, bound, f"batch {row['batch']}"
+        if not models and found:
+            value = geomean(value for _, value in found.values())
+            yield f"models, {measure}, {title(a)} ÷ {title(b)}", value, bound, f"{len(found)} models"
 
 
 def sizes(result: dict) -> Iterator[Figure]:
