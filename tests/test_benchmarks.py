@@ -221,7 +221,7 @@ def test_what_serves_a_layer_is_told_without_its_tile(monkeypatch):
         Row("1", "BcosLinear", "cpu"),
         Row("2", "Odd", None, "odd"),
     )
-    monkeypatch.setattr(contending, "report", lambda *args: SimpleNamespace(rows=found))
+    monkeypatch.setattr(contending, "report", lambda *args: SimpleNamespace(layers=found))
     ways = [contending.served(Contender(nn.Identity()), torch.ones(1), direction) for direction in DIRECTIONS]
     others = {"cpu": 1, "own forward": 1}
     assert ways == [{name: 1} | others for name in ("triton/vendor", "triton/semi", "cuda/vendor")]
