@@ -25,11 +25,15 @@ setup: $(READY) build/.extension ## the environment and the compiled extension, 
 demo: setup ## reference models on real images, as they are and accelerated; writes demo.png (ARGS="--quick")
 	$(PYTHON) -m bcos_kernels demo $(ARGS)
 
-test: setup ## the whole test suite (ARGS="-k conv2d")
-	$(PYTHON) -m pytest -q $(ARGS)
+# tests run in so many processes; those that share a build or a result stay together. WORKERS=1 is pytest alone
+WORKERS ?= 2
+SHARED := $(if $(filter-out 0 1,$(WORKERS)),-n $(WORKERS))
 
-check: setup ## the fast part of the test suite, in two minutes (ARGS="-k conv2d")
-	$(PYTHON) -m pytest -q -m "not slow and not gpu" $(ARGS)
+test: setup ## the whole test suite (ARGS="-k conv2d" WORKERS=4)
+	$(PYTHON) -m pytest -q $(SHARED) $(ARGS)
+
+check: setup ## the fast part of the test suite, in a minute (ARGS="-k conv2d")
+	$(PYTHON) -m pytest -q -m "not slow and not gpu" $(SHARED) $(ARGS)
 
 lint: $(READY) ## ruff, mypy and clang-format, as checks
 	$(PYTHON) -m ruff check .

@@ -16,7 +16,7 @@ from pathlib import Path
 from environment import BUILD, PINNED, ROOT, complete, missing, pip_install, run
 
 LEFT_OUT = (".git", ".venv", "build", "dist", "*.so", "*.pyd", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
-FAST = ("-m", "not slow and not gpu")
+FAST = ("-m", "not slow and not gpu", "-n", "2")
 
 
 def torchvision(version: str) -> str:

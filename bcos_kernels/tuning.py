@@ -12,6 +12,8 @@ from torch import nn
 
 from .core import env
 from .core.candidate import DIRECTIONS, Candidate, Tile
+from .norm import NORM
+from .norm import Call as NormCall
 from .text import aligned, progress
 from .transform import TRANSFORM
 
@@ -55,7 +57,8 @@ class Tuning:
     """The file in which the winners were stored."""
 
     def __str__(self) -> str:
-        columns = [c for c in TRANSFORM.candidates if any(t.candidate is c for row in self.rows for t in row.trials)]
+        known = (*TRANSFORM.candidates, *NORM.candidates)
+        columns = [c for c in known if any(t.candidate is c for row in self.rows for t in row.trials)]
         head = ("call", "direction", *(f"{c}, µs" for c in columns), "winner", "cost model", "gain")
         lines = [aligned([head, *(_cells(row, columns) for row in self.rows)])]
         for row in self.rows:
@@ -170,6 +173,9 @@ def _unserved(model: nn.Module) -> str:
 def _described(call) -> str:
     """A call in words, for a table."""
     sizes = "×".join(map(str, call.x_shape))
+    if isinstance(call, NormCall):
+        options = f"over {call.spec.over}{' centered' * call.spec.centered}{' given' * call.given}"
+        return f"norm {sizes} {options} {str(call.dtype).removeprefix('torch.')}"
     window = "" if call.is_linear else " k" + "×".join(map(str, call.kernel))
     facts = {
         "stride": (call.stride, (1, 1)), "padding": (call.padding, (0, 0)), "dilation": (call.dilation, (1, 1)),

@@ -207,7 +207,10 @@ def page_of(found: dict) -> str:
     """The tests in words: the summary, each failure with its text, and what was not run."""
     told = found["tests"].items()
     parts = [shares.summary(found), *found["crashed"]]
-    parts += [f"FAILED {name}\n{test['text']}" for name, test in told if test["outcome"] == "failed"][:SHOWN]
+    red = [(name, test) for name, test in told if test["outcome"] == "failed"][:SHOWN]
+    for name, test in red:
+        output = (f"{heading}:\n{written}" for heading, written in test["output"])
+        parts.append("\n".join([f"FAILED {name}", test["text"], *output]))
     left = [name for name, test in told if test["outcome"] == "not run"]
     parts += ["\n".join(f"not run: {name}" for name in left)] if left else []
     return "\n\n".join(parts)

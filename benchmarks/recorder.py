@@ -1,9 +1,9 @@
 """A plugin of pytest (``-p benchmarks.recorder --record=FILE``) for runs that may end at any moment.
 
 A line of JSON for each event: ``{"collected": [...]}``, ``{"started": test}``, ``{"test", "outcome", "seconds",
-"text"}``. A run that finds outcomes in FILE continues after them. After each test it asks whether the GPU still
-responds: an illegal access makes every later call of the process fail, so that the test which caused it is recorded, as
-``{"lost": test}`` and as failed, and the run ends.
+"text", "output"}``, where the output is a list of headings with what the test wrote. A run that finds outcomes in FILE
+continues after them. After each test it asks whether the GPU still responds: an illegal access makes every later call
+of the process fail, so that the test that caused it is recorded, as ``{"lost": test}`` and as failed, and the run ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 
 __all__ = ["Recorder", "pytest_addoption", "pytest_configure", "read"]
 
-TEXT = 5000  # characters kept of a failure
+TEXT = 5000  # characters kept of a failure, and of each part of its output
 
 
 def pytest_addoption(parser) -> None:
@@ -59,6 +59,7 @@ class Recorder:
         lines = read(path)
         self.done = {line["test"] for line in lines if "test" in line}
         self.parent = os.getppid()
+        self.told: dict = {}
         self.file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
     def write(self, **line) -> None:
@@ -75,11 +76,18 @@ class Recorder:
 
     def pytest_runtest_logstart(self, nodeid) -> None:
         self.write(started=nodeid)
+        self.told = {}
 
     def pytest_runtest_logreport(self, report) -> None:
-        if report.when == "call" or not report.passed:
+        if (report.when == "call" or not report.passed) and self.told.get("outcome") != "failed":
             text = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
-            self.write(test=report.nodeid, outcome=report.outcome, seconds=report.duration, text=text[-TEXT:])
+            output = [(heading, written[-TEXT:]) for heading, written in report.sections]
+            seconds = max(report.duration, self.told.get("seconds", 0.0))
+            self.told = {"outcome": report.outcome, "seconds": seconds, "text": text[-TEXT:], "output": output}
+
+    def pytest_runtest_logfinish(self, nodeid) -> None:
+        """Only now is the outcome known: what a fixture does after the test may still fail."""
+        self.write(test=nodeid, **self.told)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):

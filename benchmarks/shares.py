@@ -120,7 +120,7 @@ def run(
     """Runs the tests, a share in each process. Processes that are not done in time are stopped, which is no failure.
 
     Returns, and hands to ``store`` every few seconds, ``tests``: name -> ``{"outcome": "passed" | "failed" | "skipped"
-    | "not run", "seconds", "text"}``, and ``crashed``: processes that were given up, and why.
+    | "not run", "seconds", "text", "output"}``, and ``crashed``: processes that were given up, and why.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     deadline = time.monotonic() + seconds
@@ -156,15 +156,16 @@ def run(
 def merged(lines: list[dict]) -> dict[str, dict]:
     """Test -> its outcome, the worst one where it has several lines."""
     order = ("not run", "passed", "skipped", "failed")
+    blank = {"outcome": "not run", "seconds": 0.0, "text": "", "output": []}
     tests: dict[str, dict] = {}
     for line in lines:
         for name in line.get("collected", ()):
-            tests.setdefault(name, {"outcome": "not run", "seconds": 0.0, "text": ""})
+            tests.setdefault(name, dict(blank))
     for line in lines:
         if "test" in line:
-            known = tests.setdefault(line["test"], {"outcome": "not run", "seconds": 0.0, "text": ""})
+            known = tests.setdefault(line["test"], dict(blank))
             if order.index(line["outcome"]) >= order.index(known["outcome"]):
-                known.update(outcome=line["outcome"], text=line["text"], seconds=line["seconds"])
+                known.update({key: line.get(key, value) for key, value in blank.items()})
     return tests
 
 

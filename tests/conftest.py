@@ -1,10 +1,17 @@
 """Shared fixtures: one thread count, fixed seeds, and NaN in every fresh buffer."""
 
+import os
 import textwrap
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the programs that tests start
+
 import torch
+
+APART = ("test_compile.py", "test_zoo.py")
+"""Files whose tests take long and share nothing, so that they may run in different processes."""
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -12,6 +19,21 @@ def pytest_ignore_collect(collection_path, config):
     here = collection_path.parent == Path(__file__).parent
     if here and collection_path.name.startswith("test_") and config.getoption("markexpr") == "gpu":
         return True
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Which tests stay together where pytest runs in several processes: what they build or compute is made once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            if "gpu_kernels/" in file and test.endswith(")"):  # test_name[backend] (stand-in)
+                return test.rpartition(" (")[2]
+            return nodeid if file.endswith(APART) else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -30,13 +52,18 @@ def _poisoned_buffers():
     torch.use_deterministic_algorithms(mode)
 
 
-@pytest.fixture
-def one_thread():
+@pytest.fixture(autouse=True)
+def _one_thread():
     """Shapes are tiny: waking other threads would take most of the time."""
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def several_threads(_one_thread):
+    """For what threads can do wrong: more of them than there are cores, so that they also wait for each other."""
+    torch.set_num_threads(4)
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

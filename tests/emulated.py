@@ -6,6 +6,7 @@ needs g++ and the headers of the CUDA toolkit, found by CUDA_HOME or by nvcc on 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -35,7 +36,7 @@ WORKERS = 2
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 STRICT = ("-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
 CHECKED = (*STRICT, "-O1", "-g1", *SANITIZERS)
-FAST = (*STRICT, "-O2", "-Wno-maybe-uninitialized", "-fPIC", "-DTORCH_EXTENSION_NAME=emulated")
+FAST = (*STRICT, "-O1", "-Wno-maybe-uninitialized", "-fPIC", "-DTORCH_EXTENSION_NAME=emulated")
 
 
 def find_nvcc() -> str | None:
@@ -89,7 +90,8 @@ def compiled(flags: tuple[str, ...], sources: list[Path]) -> dict[Path, Path]:
             assert done.returncode == 0, done.stdout
             draft.replace(places[path])
 
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with open(folder / "lock", "w") as lock, ThreadPoolExecutor(WORKERS) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # who needs the same in another process waits for it
         list(pool.map(compile_one, places))
     return places
 

@@ -21,9 +21,6 @@ bcos = import_reference()
 M = bcos.modules
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def test_identity_class_and_restore():
     model = net()
     before = list(model.modules())

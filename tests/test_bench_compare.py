@@ -81,7 +81,7 @@ def cpu_time(call):
     return time.thread_time() - start
 
 
-def test_a_layer_that_does_20_percent_more_is_found(one_thread, tmp_path, capsys):
+def test_a_layer_that_does_20_percent_more_is_found(tmp_path, capsys):
     """In one loop, and in CPU time of one thread, of which other programs are no part."""
     torch.manual_seed(0)
     x, layer, plain = torch.randn(2048, 192), bk.BcosLinear(192, 192), torch.nn.Linear(192, 192)

@@ -20,8 +20,6 @@ FAST = ("--seconds", "0", "--device", "cpu")
 LAYER = ("--models", "vit_s", "--layers", "/8-384-1000", "--no-models")
 LINEAR = (*LAYER, "--contenders", "plain", "reference", "ours")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def bench(options) -> int:
     return main(["bench", *options])

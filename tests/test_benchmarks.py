@@ -27,8 +27,6 @@ TINY = workloads.Workload("vit_s", Spec(), (8, 24), (16, 24), batch=8)
 CONV = workloads.Workload("resnet50", Spec((2, 2), (1, 1), (1, 1)), (2, 3, 5, 5), (4, 3, 3, 3), batch=2)
 THREE = {"plain", "reference", "ours"}
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def contest(layer, measure, wanted=THREE, **options):
     return measured.contest(layer, build(layer.reference(), layer.plain(), wanted), measure, **options)

@@ -19,8 +19,6 @@ from bcos_kernels.compat import import_reference
 
 M = import_reference().modules
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def families_published(monkeypatch):

@@ -1,7 +1,5 @@
 """The C++ kernels against the formula in float64 PyTorch, differentiated by autograd."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -25,6 +23,8 @@ from cpu_oracle import (
     oracle,
     tolerance,
 )
+
+pytestmark = pytest.mark.usefixtures("several_threads")
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["train", "frozen"])

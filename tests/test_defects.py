@@ -82,7 +82,7 @@ def test_large_and_small_inputs(name, scale):
 
 
 @pytest.mark.parametrize("name", ["conv3x3", "depthwise", "max_out", "linear_wide", "wide_1x1"])
-def test_repeats_are_bit_equal(name):
+def test_repeats_are_bit_equal(name, several_threads):
     """Threads race over tiles: 250 forward and backward runs give the same bits."""
     case = IDS[name]
     x, weight, _ = case.inputs(torch.float32, channels_last=True)
@@ -99,14 +99,11 @@ def test_repeats_are_bit_equal(name):
 def test_thread_counts_agree(name):
     case = IDS[name]
     x, weight, _ = case.inputs(torch.float64)
-    results, threads = [], torch.get_num_threads()
-    try:
-        for count in (1, 2, 3, 7):
-            torch.set_num_threads(count)
-            y = case(x, weight)
-            results.append((y, *grad(y.square().sum(), (x, weight))))
-    finally:
-        torch.set_num_threads(threads)
+    results = []
+    for count in (1, 2, 3, 7):
+        torch.set_num_threads(count)
+        y = case(x, weight)
+        results.append((y, *grad(y.square().sum(), (x, weight))))
     for run in results[1:]:
         for mine, yours in zip(run, results[0], strict=True):
             assert error(mine, yours) < 1e-13

@@ -12,7 +12,7 @@ from bcos_kernels.cli import main, measure
 from bcos_kernels.cli.demo import explaining, run
 from bcos_kernels.compat import import_reference
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.slow
 
 import_reference()
 

@@ -71,7 +71,7 @@ NESTED = [
     thinned(NESTED, lambda noun, b, names: len(names) < 3),
     ids=lambda v: "-".join(v) if isinstance(v, tuple) else str(v),
 )
-def test_nested_transforms(noun, b, names, one_thread):
+def test_nested_transforms(noun, b, names):
     """Every combination of torch.func's transforms, the first one innermost, gives what it gives for the reference."""
     make, shape = LAYERS[noun]
     point, results = torch.randn(shape, dtype=torch.float64), []

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import grad
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("several_threads")]
 
 size, pair = st.integers(1, 9), st.tuples(st.integers(1, 3), st.integers(1, 3))
 exponents = st.sampled_from([1, 1.1, 1.25, 1.5, 2, 2.5, 3])

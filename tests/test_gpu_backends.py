@@ -11,6 +11,7 @@ from cases import CANDIDATES
 import bcos_kernels
 from bcos_kernels.core import choice, device, extension
 from bcos_kernels.core.candidate import DIRECTIONS
+from bcos_kernels.gpu import triton as installed
 from bcos_kernels.transform import TRANSFORM, Spec, cuda, traffic, triton
 from bcos_kernels.transform.call import of_shapes
 
@@ -51,7 +52,7 @@ def test_architectures(monkeypatch, arch, served):
 
 
 def test_without_triton(hopper, monkeypatch):
-    monkeypatch.setattr(triton, "INSTALLED", False)
+    monkeypatch.setattr(installed, "INSTALLED", False)
     assert triton.why_not(CONV) == ["the package triton is not installed"]
 
 
@@ -136,7 +137,7 @@ def test_an_extension_that_does_not_fit_leaves_the_call_to_the_next_backend(buil
 
 def test_without_triton_cuda_serves_alone(built, monkeypatch):
     built(Extension())
-    monkeypatch.setattr(triton, "INSTALLED", False)
+    monkeypatch.setattr(installed, "INSTALLED", False)
     assert TRANSFORM.choose(CONV) == "cuda"
     with pytest.raises(ValueError, match=r"backend=.cuda,triton. cannot serve .*: triton: the package triton is not"):
         TRANSFORM.choose(CONV, BOTH)

@@ -20,7 +20,6 @@ from benchmarks import gpu, shares
 ON_CPU = ("--device", "cpu", "--seconds", "0", "--no-models", "--models", "vit_s", "--layers", "/8-384-1000")
 THREE = ("--contenders", "plain", "reference", "ours")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = """
 import sys
 from bcos_kernels.cli import main

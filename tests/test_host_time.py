@@ -183,17 +183,13 @@ def test_compiled_functional_gradients(layer, inputs, which):
 
 
 def test_the_command_prints_a_table(capsys):
-    threads = torch.get_num_threads()
-    try:
-        assert host_time.main(["--seconds", "0.01", "--device", "cpu"]) == 0
-    finally:
-        torch.set_num_threads(threads)
+    assert host_time.main(["--seconds", "0.01", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert f"torch {torch.__version__}" in lines[0]
     assert [line.count("|") for line in lines[2:]] == [5] * 6
 
 
-def test_rows_of_a_result():
+def test_rows_of_a_result(several_threads):
     threads = torch.get_num_threads()
     rows = host.rows("cpu", 0.0)
     assert torch.get_num_threads() == threads

@@ -13,7 +13,6 @@ from bcos_kernels.adopt import measure
 from bcos_kernels.compat import import_reference
 
 bcos = import_reference()
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def measured(layer):
@@ -194,7 +193,7 @@ def test_the_default_measures_nothing():
     assert not is_accelerated(layer) and not measure._results
 
 
-def test_the_measurement_disturbs_nothing():
+def test_the_measurement_disturbs_nothing(several_threads):
     layer = families.ModelGuidance.BcosConv2d(6, 4, 3, padding=1, b=1.5)
     calls = []
     layer.linear.register_forward_hook(lambda *_: calls.append(1))

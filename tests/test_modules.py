@@ -40,9 +40,6 @@ LAYERS = [
 ]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def pair(name, args, options):
     torch.manual_seed(0)
     theirs = getattr(M, name)(*args, **options)

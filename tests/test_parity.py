@@ -7,6 +7,8 @@ from parity import check
 
 from bcos_kernels.transform import TRANSFORM
 
+pytestmark = pytest.mark.usefixtures("several_threads")
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 

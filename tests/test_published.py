@@ -18,9 +18,6 @@ bcos = import_reference()
 M = bcos.modules
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture
 def families_published(monkeypatch):
     families.publish(monkeypatch)

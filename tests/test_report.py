@@ -13,8 +13,6 @@ from bcos_kernels.transform import TRANSFORM
 
 M = import_reference().modules
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def mixed():
     norms = [bk.accelerate(M.norms.BatchNormUncentered2d(3)), M.norms.BatchNormUncentered2d(3)]

@@ -14,6 +14,7 @@ from emulated import GXX, HEADERS, module
 import bcos_kernels as bk
 from bcos_kernels.__main__ import main
 from bcos_kernels.core import env, tuned
+from bcos_kernels.norm import Call, Spec
 
 ROOT = Path(__file__).parent.parent
 tuning = importlib.import_module("bcos_kernels.tuning")
@@ -322,3 +323,8 @@ def test_bad_arguments(arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["tune", *arguments])
     assert stop.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_norm_is_described_for_the_table():
+    call = Call(Spec("group", 4, True), "cuda", (2, 8, 5, 5), torch.bfloat16)
+    assert tuning._described(call) == "norm 2×8×5×5 over group centered bfloat16"

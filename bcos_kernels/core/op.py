@@ -76,7 +76,8 @@ class Op:
             self._forward_fake,
         )
         first, *others = outputs._fields
-        saved = ", ".join((f"Tensor? {first}", *(f"Tensor {other}" for other in others)))
+        names = [f"saved_{other}" if other in inputs._fields else other for other in others]  # no name stands twice
+        saved = ", ".join((f"Tensor? {first}", *(f"Tensor {name}" for name in names)))
         self.backward_operator = self._define(
             f"{name}_backward",
             f"(Tensor grad, {_arguments(inputs)}, {saved}, {spec.schema()}, bool frozen, bool[{len(inputs._fields)}] "

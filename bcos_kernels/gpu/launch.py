@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from triton.runtime.jit import KernelInterface
 
-__all__ = ["Launch", "cdiv", "channels_last", "launch", "recording"]
+__all__ = ["Launch", "cdiv", "channels_last", "launch", "on_device_of", "recording"]
 
 
 class Launch(NamedTuple):
@@ -44,6 +44,11 @@ def launch(kernel, grid: tuple[int, ...], *arguments, warps: int = 4, stages: in
         _recorded.append(Launch(kernel, grid, arguments, constants, warps, stages))
         return
     kernel[grid](*arguments, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
+
+
+def on_device_of(x: Tensor):
+    """A context in which the device of x is the current one, on which Triton starts kernels."""
+    return torch.cuda.device(x.device) if x.is_cuda and x.get_device() != torch.cuda.current_device() else nullcontext()
 
 
 def cdiv(a: int, b: int) -> int:

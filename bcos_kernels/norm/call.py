@@ -36,6 +36,8 @@ class Call(call.Call):
     arch: str = "none"
     """The GPU's architecture: ``sm_<capability>``, ``gfx<name>``, or ``none`` where there is no GPU."""
 
+    tf32 = False  # a norm has no product that could be rounded to it
+
     def of_backward(self, needs: tuple[bool, ...]) -> Call:
         """The call of a backward; ``needs`` has a bool for each input."""
         return self if (self.weight, self.bias) == tuple(needs[1:3]) else _changed(self, needs[1], needs[2])
@@ -82,9 +84,7 @@ class Call(call.Call):
         """The shape of the mean and of the variance that the call returns."""
         if self.given:
             return (0,)
-        batch, channels, *positions = self.x_shape
-        shapes = {"batch": (channels,), "all": (1,), "group": (batch, self.spec.groups)}
-        return shapes.get(self.spec.over, (batch, *positions))
+        return self.spec.statistics_shape(self.x_shape)
 
 
 @lru_cache(maxsize=4096)

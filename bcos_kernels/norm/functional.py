@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import tally
-from ..core import autograd, device, dispatch
+from ..core import _torch, autograd, device, dispatch
 from ..core.checks import autocast_dtype, epsilon, flag, integer, late_mode, out_dtype
 from . import reference
 from .call import Call, is_channels_last
@@ -46,7 +46,7 @@ def norm(
     """y and the statistics; ``options`` are over, groups, centered, eps, out_dtype and backend."""
     late = late_mode(detach)
     tensors = tuple(map(_described, ("x", "weight", "bias", "mean", "var"), (x, weight, bias, mean, var)))
-    last = is_channels_last(x)
+    last = not _torch.transformed() and is_channels_last(x)  # vmap does not tell
     settings = autocast_dtype(x.device.type), dispatch.FORCED, late is None and detach
     if torch.compiler.is_compiling():  # sizes may be symbolic there
         plan = _plan.__wrapped__(tensors, last, settings, *options)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..core.formula import FrozenScale, accumulated
-from . import call
 from .spec import Inputs, Outputs, Spec
 
 __all__ = ["norm"]
@@ -30,8 +29,7 @@ def norm(inputs: Inputs, spec: Spec, late: MutableMapping | None = None) -> Outp
     if given_var is None:
         members, dims = _sharing(members, spec)
         var, mean = torch.var_mean(members, dims, correction=0, keepdim=True)
-        shape = call.of(inputs, spec).statistics_shape
-        statistics = [t.detach().reshape(shape) for t in (mean, var)]
+        statistics = [t.detach().reshape(spec.statistics_shape(x.shape)) for t in (mean, var)]
     else:
         var = _per_channel(accumulated(given_var), x)
         mean = torch.zeros_like(var) if given_mean is None else _per_channel(accumulated(given_mean), x)

@@ -65,6 +65,12 @@ class Spec(call.Spec):
 
     saves_output = False
 
+    def statistics_shape(self, x_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the mean and of the variance of an x ``[N, C, *positions]``."""
+        batch, channels, *positions = x_shape
+        shapes = {"batch": (channels,), "all": (1,), "group": (batch, self.groups)}
+        return shapes.get(self.over, (batch, *positions))
+
     @cached_property
     def native(self):
         """The same options as an object of the compiled extension."""

@@ -40,10 +40,11 @@ def pytest_collect_file(file_path, parent):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """The seconds of a test in a stand-in are its own, without those of the wait for it."""
+    """The seconds and the output of a test in a stand-in are its own: without the wait for it, from its process."""
     report = yield
-    if call.when == "call" and isinstance(item, StandInTest) and item.seconds is not None:
-        report.duration = item.seconds
+    if call.when == "call" and isinstance(item, StandInTest) and item.told is not None:
+        report.duration = item.told["seconds"]
+        report.sections.extend((heading, written) for heading, written in item.told["output"])
     return report
 
 

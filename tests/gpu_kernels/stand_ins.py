@@ -2,7 +2,8 @@
 
 Triton decides when it is imported whether it interprets, and a fault of an emulated kernel ends its process. So another
 process collects the tests, and two run those that were chosen, as ``make gpu`` does it on a GPU: a test whose process
-dies or hangs has failed, and the others are run in a new process.
+dies or hangs has failed, and the others are run in a new process. Where pytest itself runs in several processes, all
+tests of one stand-in belong to one of these, which starts one process for them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from benchmarks import recorder, shares
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
-PROCESSES = 2
+PROCESSES = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 LONGEST = 150.0
 """Seconds after which a test is held to hang."""
 
@@ -57,14 +58,14 @@ class StandIn:
     def start(self, tests: list[str]) -> None:
         """Starts the processes; each has a share of ``tests``, the names of tests with their files."""
         chosen = Path(self.folder.name, "chosen")
-        chosen.write_text("\n".join(tests), encoding="utf-8")
+        chosen.write_text("\n".join(f"{ROOT}/{test}" for test in tests), encoding="utf-8")
         environment = self.environment | self.running()
         for i in range(PROCESSES):
             arguments = (f"--rootdir={ROOT}", f"@{chosen}")
             self.shares.append(shares.Share(i, PROCESSES, Path(self.folder.name), arguments, environment))
 
     def outcome(self, test: str) -> dict:
-        """Waits until a test has run: ``{"outcome", "seconds", "text"}``."""
+        """Waits until a test has run: ``{"outcome", "seconds", "text", "output"}``."""
         while True:
             ended = all(share.ended for share in self.shares)
             lines = [line for share in self.shares for line in recorder.read(share.record)]
@@ -74,7 +75,7 @@ class StandIn:
             if ended:
                 crashes = "\n".join(text for share in self.shares for text in share.crashed)
                 text = f"{self.name}: the test was not run. {crashes}"
-                return {"outcome": "failed", "seconds": 0.0, "text": text}
+                return {"outcome": "failed", "seconds": 0.0, "text": text, "output": []}
             for share in self.shares:
                 if not share.ended:
                     share.step(LONGEST)
@@ -110,7 +111,8 @@ class StandInFile(pytest.File):
 class StandInTest(pytest.Item):
     """One test, run in another process."""
 
-    seconds: float | None = None
+    told: dict | None = None
+    """What its process recorded, once it has run."""
 
     def __init__(self, *, test: str, **arguments) -> None:
         super().__init__(**arguments)
@@ -122,10 +124,9 @@ class StandInTest(pytest.Item):
         if not self.stand_in.shares:
             chosen = (item for item in self.session.items if isinstance(item, StandInTest))
             self.stand_in.start([item.test for item in chosen if item.stand_in is self.stand_in])
-        told = self.stand_in.outcome(self.test)
-        self.seconds = told["seconds"]
+        self.told = told = self.stand_in.outcome(self.test)
         if told["outcome"] == "skipped":
-            pytest.skip(told["text"])
+            pytest.skip(told["text"].removeprefix("Skipped: "))
         if told["outcome"] == "failed":
             pytest.fail(told["text"], pytrace=False)
 

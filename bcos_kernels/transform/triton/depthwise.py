@@ -11,10 +11,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ...gpu.launch import cdiv, launch
+from ...gpu.rounding import cast
 from ..call import Call, power_of_two
 from . import tiles
 from .arguments import formula, image, shares, sizes, window
-from .formula import cast, exponent, partials, root_gradient, root_norm, safe_inverse, transform
+from .formula import exponent, partials, root_gradient, root_norm, safe_inverse, transform
 from .window import pixel
 
 

@@ -9,10 +9,11 @@ import triton.language as tl
 
 from ...core.candidate import Tile
 from ...gpu.launch import cdiv, launch
+from ...gpu.rounding import INTERPRETED, cast
 from ..call import Call
 from . import patch_norm, tiles
 from .arguments import formula, sizes, window
-from .formula import INTERPRETED, cast, exponent, first_max, matmul, root_norm, safe_inverse, transform
+from .formula import exponent, first_max, matmul, root_norm, safe_inverse, transform
 from .window import pixel
 
 

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from ...core.candidate import Tile
 from ...gpu.launch import cdiv, launch
+from ...gpu.rounding import cast
 from ..call import Call
 from . import tiles
 from .arguments import shares, sizes, window
-from .formula import cast, matmul, partials, root_gradient, safe_inverse
+from .formula import matmul, partials, root_gradient, safe_inverse
 from .window import output_site, pixel, pooled_norm_gradient
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from ...core.candidate import Tile
-from ...gpu.launch import channels_last
+from ...gpu.launch import channels_last, on_device_of
 from ..call import Call
 from ..spec import Inputs, Outputs
 from . import depthwise, implicit_gemm, patch_norm, scale, tiles, vendor, weight_norm
@@ -26,7 +25,7 @@ __all__ = [
 def forward(product: Callable, inputs: Inputs, call: Call, tile: Tile | None) -> tuple[Tensor, ...]:
     """The outputs, into which ``product(call, x, weights, bias, b, out, tile)`` writes; images are channels_last."""
     x, weight, bias, b = inputs
-    with _on_device_of(x):
+    with on_device_of(x):
         x = _image(x)
         out = Outputs(
             image(call, call.outputs, call.out_dtype, x),
@@ -55,7 +54,7 @@ def backward(
             torch.zeros_like(like) if need and like is not None else None
             for like, need in zip(likes, needs, strict=True)
         )
-    with _on_device_of(x):
+    with on_device_of(x):
         grad, x = channels_last(_image(grad)), channels_last(_image(x))
         saved = Outputs(*(None if t is None else channels_last(_image(t)) for t in saved))
         weight = weight_norm.dense(_image(weight))
@@ -131,11 +130,6 @@ def _scale(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: boo
 
 
 # ---- linear layers as images of one pixel
-
-
-def _on_device_of(x: Tensor):
-    """A context in which the device of x is the current one, on which Triton starts kernels."""
-    return torch.cuda.device(x.device) if x.is_cuda and x.get_device() != torch.cuda.current_device() else nullcontext()
 
 
 def _image(t: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ...gpu.launch import cdiv, launch
+from ...gpu.rounding import cast
 from ..call import Call
 from .arguments import image, row_tile, sizes, window
-from .formula import cast, root_norm
+from .formula import root_norm
 from .window import pixel, pooled_norm_gradient
 
 

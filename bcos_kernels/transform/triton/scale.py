@@ -9,9 +9,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ...gpu.launch import cdiv, launch
+from ...gpu.rounding import cast
 from ..call import Call
 from .arguments import formula, image, row_tile
-from .formula import cast, exponent, partial_b, partials, root_gradient, safe_inverse, transform
+from .formula import exponent, partial_b, partials, root_gradient, safe_inverse, transform
 
 
 @triton.jit

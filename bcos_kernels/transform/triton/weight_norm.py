@@ -8,8 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ...gpu.launch import channels_last, launch
+from ...gpu.rounding import cast
 from ..call import Call, power_of_two
-from .formula import cast, safe_inverse
+from .formula import safe_inverse
 
 
 @triton.jit

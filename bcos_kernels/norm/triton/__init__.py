@@ -1,0 +1,48 @@
+"""The Triton kernels for GPU tensors: fp32, fp16 and bf16, in NCHW and channels_last, and for tokens.
+
+``why_not`` answers without importing Triton. With ``TRITON_INTERPRET=1`` in the environment, Triton's interpreter runs
+the same kernels slowly on CPU tensors, which checks them without a GPU.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+
+import torch
+
+from ...core.candidate import Backend, Candidate
+from ...gpu.triton import unavailable
+from .. import traffic
+from ..call import Call
+from ..unserved import unserved
+
+__all__ = ["BACKEND", "CANDIDATES", "why_not"]
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_MOST_POSITIONS = 2**30  # leaves the end of the last part an index of 32 bits
+
+
+def why_not(call: Call) -> list[str]:
+    """The reasons why the Triton kernels do not serve ``call``; empty where they do."""
+    return unavailable(call.device) + unserved(call, _DTYPES, _MOST_POSITIONS)
+
+
+@cache
+def _kernels() -> ModuleType:
+    """The module that starts the kernels. The first call imports it, because machines without a GPU need no Triton."""
+    from . import layer
+
+    return layer
+
+
+def _forward(inputs, call: Call, tile: None):
+    return _kernels().forward(inputs, call)
+
+
+def _backward(grad, inputs, saved, call: Call, tile: None, frozen: bool, needs):
+    return _kernels().backward(grad, inputs, saved, call, frozen, needs)
+
+
+BACKEND = Backend("triton", why_not, interchangeable=True)
+CANDIDATES = (Candidate("triton", "kernels", _forward, _backward, cost=traffic.cost),)

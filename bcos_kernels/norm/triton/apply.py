@@ -1,0 +1,86 @@
+"""The passes that apply statistics over a batch, over all of x or over groups: y from x, and dx from the gradient."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...gpu.launch import cdiv, launch
+from ...gpu.rounding import cast
+from ..call import Call
+from . import tiles
+from .arguments import counted, owner
+from .formula import inverse_std, normalized, of_all, of_x
+from .place import of_owner, offsets, part_of, per_channel
+
+__all__ = ["backward", "forward"]
+
+
+@triton.jit
+def norm_fwd_kernel(
+    x_ptr, gamma_ptr, beta_ptr, mean_ptr, var_ptr, y_ptr, positions, channels, position_stride, channel_stride, parts,
+    groups, group_channels, eps, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """y from x; ``mean_ptr`` is None where the norm is not centered. Source: B-cos Alignment, section 4.2."""
+    image, part, _, channel = part_of(parts, channels, BN)
+    position = part * BM + tl.arange(0, BM)
+    shift = of_owner(mean_ptr, image, channel, channels, groups, group_channels, 0.0)
+    r = inverse_std(of_owner(var_ptr, image, channel, channels, groups, group_channels, 1.0), eps)
+    gamma = per_channel(gamma_ptr, channel, channels, 1.0)
+    beta = per_channel(beta_ptr, channel, channels, 0.0)
+    at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
+    inside = (position < positions)[:, None] & (channel < channels)[None, :]
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    y = normalized(x, shift[None, :], r[None, :], gamma[None, :], beta[None, :])
+    tl.store(y_ptr + at, cast(y, y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def norm_bwd_kernel(
+    grad_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr, products_ptr, grads_ptr, dx_ptr,
+    positions, channels, position_stride, channel_stride, parts, groups, group_channels, count, eps,
+    BY_CHANNEL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """dx from the gradient at y and the sums for :func:`of_x` and :func:`of_all`; either is None where it adds nothing.
+
+    With ``BY_CHANNEL`` they are sums of a channel alone, which lack the factor gamma; it comes last.
+    """
+    image, part, _, channel = part_of(parts, channels, BN)
+    position = part * BM + tl.arange(0, BM)
+    r = inverse_std(of_owner(var_ptr, image, channel, channels, groups, group_channels, 1.0), eps)
+    gamma = per_channel(gamma_ptr, channel, channels, 1.0)
+    first = tl.full((BN,), 1.0, tl.float32) if BY_CHANNEL else gamma
+    last = gamma * r if BY_CHANNEL else r
+    at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
+    inside = (position < positions)[:, None] & (channel < channels)[None, :]
+    dx = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32) * first[None, :]
+    if products_ptr is not None:
+        products = of_owner(products_ptr, image, channel, channels, groups, group_channels, 0.0)
+        mean = of_owner(mean_ptr, image, channel, channels, groups, group_channels, 0.0)
+        x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        dx += of_x(r, products, count)[None, :] * (x - mean[None, :])
+    if grads_ptr is not None:
+        grads = of_owner(grads_ptr, image, channel, channels, groups, group_channels, 0.0)
+        dx += of_all(grads, count)[None, :]
+    tl.store(dx_ptr + at, cast(dx * last[None, :], dx_ptr.dtype.element_ty), mask=inside)
+
+
+def forward(call: Call, x: Tensor, gamma, beta, mean, var, y: Tensor) -> None:
+    """Writes y, dense as x is."""
+    m, n = tiles.tile(seen := tiles.view(call))
+    parts = cdiv(seen.positions, m)
+    launch(
+        norm_fwd_kernel, (seen.images * parts * cdiv(seen.channels, n),),
+        x, gamma, beta, mean if call.spec.centered else None, var, y, *seen[1:], parts, *owner(call), call.spec.eps,
+        BM=m, BN=n,
+    )  # fmt: skip
+
+
+def backward(call: Call, grad: Tensor, x: Tensor, gamma, mean, var, products, grads, dx: Tensor) -> None:
+    """Writes dx, dense as x is; ``products`` and ``grads`` are those of the kernel."""
+    m, n = tiles.tile(seen := tiles.view(call))
+    parts = cdiv(seen.positions, m)
+    launch(
+        norm_bwd_kernel, (seen.images * parts * cdiv(seen.channels, n),),
+        grad, x, gamma, mean, var, products, grads, dx, *seen[1:], parts, *owner(call), counted(call), call.spec.eps,
+        BY_CHANNEL=owner(call)[1] == 1 and call.spec.over != "group", BM=m, BN=n,
+    )  # fmt: skip

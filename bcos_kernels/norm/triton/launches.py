@@ -1,0 +1,39 @@
+"""The launches of a call, found without a GPU: for compiling kernels ahead of time and for checking them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...gpu.launch import Launch, recording
+from ..call import Call
+from ..spec import Inputs, Outputs
+from . import layer
+
+__all__ = ["launches"]
+
+
+def launches(call: Call, direction: str) -> list[Launch]:
+    """The launches of one direction of the call, on tensors of the meta device."""
+
+    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+        t = torch.empty(shape, dtype=dtype, device="meta")
+        last = call.channels_last and len(shape) == 4
+        return t.contiguous(memory_format=torch.channels_last) if last else t
+
+    def parameter(there: bool, dtype: torch.dtype = torch.float32) -> Tensor | None:
+        return empty(call.channels, dtype=dtype) if there else None
+
+    x = empty(*call.x_shape, dtype=call.dtype)
+    inputs = Inputs(
+        x, parameter(call.weight, call.dtype), parameter(call.bias, call.dtype),
+        parameter(call.given and call.spec.centered), parameter(call.given),
+    )  # fmt: skip
+    with recording() as forward:
+        outputs = Outputs(*layer.forward(inputs, call))
+    if direction == "forward":
+        return forward
+    grad, needs = torch.empty_like(outputs.y), call.needs(direction)
+    with recording() as backward:
+        layer.backward(grad, inputs, outputs, call.of_backward(needs), direction == "explanation", needs)
+    return backward

@@ -1,0 +1,209 @@
+"""The norm at positions and of tokens: a program has all channels of its positions, which is one pass each way.
+
+Where the channels of a position do not fit the registers, the program reads them again, from the cache.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...gpu.launch import cdiv, launch
+from ...gpu.rounding import cast
+from ..call import Call
+from . import sums, tiles
+from .formula import inverse_std, merge, merged, normalized, of_all, of_x
+from .place import offsets, per_channel
+from .sums import Sums
+
+__all__ = ["backward", "forward"]
+
+
+@triton.jit
+def norm_position_fwd_kernel(
+    x_ptr, gamma_ptr, beta_ptr, y_ptr, mean_ptr, var_ptr, positions, channels, position_stride, channel_stride, parts,
+    eps, CENTERED: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """y, and the mean and the variance of each position in fp32. Source: B-cos Alignment, section 4.2."""
+    program = tl.program_id(0)
+    image = program // parts
+    position = program % parts * BM + tl.arange(0, BM)
+    known = position < positions
+    start = image.to(tl.int64) * positions * channels + position.to(tl.int64) * position_stride
+    pivot = tl.load(x_ptr + start, mask=known, other=0.0).to(tl.float32)
+    n = tl.zeros((1, BN), tl.float32)
+    mean = tl.zeros((BM, BN), tl.float32)
+    squares = tl.zeros((BM, BN), tl.float32)
+    x = tl.zeros((BM, BN), tl.float32)
+    for first in range(0, BN if WHOLE else channels, BN):
+        channel = first + tl.arange(0, BN)
+        at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
+        inside = known[:, None] & (channel < channels)[None, :]
+        x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        more = (channel < channels).to(tl.float32)[None, :]
+        n, mean, squares = merge(n, mean, squares, more, tl.where(inside, x - pivot[:, None], 0.0), 0.0)
+    n, mean, squares = merged(n, mean, squares, 1)
+    mean += pivot
+    var = tl.div_rn(squares, n)
+    row = image.to(tl.int64) * positions + position
+    tl.store(mean_ptr + row, mean, mask=known)
+    tl.store(var_ptr + row, var, mask=known)
+    r = inverse_std(var, eps)
+    shift = mean if CENTERED else tl.zeros((BM,), tl.float32)
+    for first in range(0, BN if WHOLE else channels, BN):
+        channel = first + tl.arange(0, BN)
+        at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
+        inside = known[:, None] & (channel < channels)[None, :]
+        if not WHOLE:
+            x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        gamma = per_channel(gamma_ptr, channel, channels, 1.0)
+        beta = per_channel(beta_ptr, channel, channels, 0.0)
+        y = normalized(x, shift[:, None], r[:, None], gamma[None, :], beta[None, :])
+        tl.store(y_ptr + at, cast(y, y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gradient(grad, x, mean, r, products, grads, count, FROZEN: tl.constexpr, CENTERED: tl.constexpr):
+    """dx of a tile; grad is times gamma, and the sums are those over the channels of each position."""
+    dx = grad
+    if not FROZEN:
+        dx += of_x(r, products * r, count)[:, None] * (x - mean[:, None])
+    if CENTERED:
+        dx += of_all(grads, count)[:, None]
+    return dx * r[:, None]
+
+
+@triton.jit
+def norm_position_bwd_kernel(
+    grad_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr, dx_ptr, products_ptr, grads_ptr,
+    positions, channels, position_stride, channel_stride, length, parts, count, eps,
+    CENTERED: tl.constexpr, FROZEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """dx, and the sums that form dgamma and dbeta over a part, [images · parts, channels] fp32; either may be None.
+
+    All channels fit one tile.
+    """
+    program = tl.program_id(0)
+    image = program // parts
+    start = program % parts * length
+    end = tl.minimum(start + length, positions)
+    channel = tl.arange(0, BN)
+    gamma = per_channel(gamma_ptr, channel, channels, 1.0)[None, :]
+    all_products = tl.zeros((BM, BN), tl.float32)
+    all_grads = tl.zeros((BM, BN), tl.float32)
+    for first in range(start, end, BM):
+        position = first + tl.arange(0, BM)
+        known = position < end
+        row = image.to(tl.int64) * positions + position
+        mean = tl.load(mean_ptr + row, mask=known, other=0.0)
+        r = inverse_std(tl.load(var_ptr + row, mask=known, other=1.0), eps)
+        shift = mean if CENTERED else tl.zeros((BM,), tl.float32)
+        at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
+        inside = known[:, None] & (channel < channels)[None, :]
+        grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        x = grad
+        if not FROZEN or products_ptr is not None:
+            x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        if products_ptr is not None:
+            all_products += grad * (x - shift[:, None]) * r[:, None]
+            all_grads += grad
+        if dx_ptr is not None:
+            grad *= gamma
+            products = tl.sum(grad * (x - shift[:, None]), axis=1)
+            dx = gradient(grad, x, mean, r, products, tl.sum(grad, axis=1), count, FROZEN, CENTERED)
+            tl.store(dx_ptr + at, cast(dx, dx_ptr.dtype.element_ty), mask=inside)
+    if products_ptr is not None:
+        at = program.to(tl.int64) * channels + channel
+        tl.store(products_ptr + at, tl.sum(all_products, axis=0), mask=channel < channels)
+        tl.store(grads_ptr + at, tl.sum(all_grads, axis=0), mask=channel < channels)
+
+
+@triton.jit
+def norm_wide_position_bwd_kernel(
+    grad_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr, dx_ptr, products_ptr, grads_ptr,
+    positions, channels, position_stride, channel_stride, length, parts, count, eps,
+    CENTERED: tl.constexpr, FROZEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """The same in several tiles of channels; the sums of a part are kept in memory between its steps."""
+    program = tl.program_id(0)
+    image = program // parts
+    start = program % parts * length
+    end = tl.minimum(start + length, positions)
+    for first in range(start, end, BM):
+        position = first + tl.arange(0, BM)
+        known = position < end
+        row = image.to(tl.int64) * positions + position
+        mean = tl.load(mean_ptr + row, mask=known, other=0.0)
+        r = inverse_std(tl.load(var_ptr + row, mask=known, other=1.0), eps)
+        shift = mean if CENTERED else tl.zeros((BM,), tl.float32)
+        products = tl.zeros((BM, BN), tl.float32)
+        grads = tl.zeros((BM, BN), tl.float32)
+        if dx_ptr is not None and (CENTERED or not FROZEN):
+            for c0 in range(0, channels, BN):
+                channel = c0 + tl.arange(0, BN)
+                at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
+                inside = known[:, None] & (channel < channels)[None, :]
+                grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
+                grad *= per_channel(gamma_ptr, channel, channels, 1.0)[None, :]
+                grads += grad
+                if not FROZEN:
+                    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+                    products += grad * (x - shift[:, None])
+        of_products = tl.sum(products, axis=1)
+        of_grads = tl.sum(grads, axis=1)
+        for c0 in range(0, channels, BN):
+            channel = c0 + tl.arange(0, BN)
+            at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
+            inside = known[:, None] & (channel < channels)[None, :]
+            grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            x = grad
+            if not FROZEN or products_ptr is not None:
+                x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            if products_ptr is not None:
+                kept = program.to(tl.int64) * channels + channel
+                earlier = (channel < channels) & (first > start)
+                product = tl.sum(grad * (x - shift[:, None]) * r[:, None], axis=0)
+                product += tl.load(products_ptr + kept, mask=earlier, other=0.0)
+                total = tl.sum(grad, axis=0) + tl.load(grads_ptr + kept, mask=earlier, other=0.0)
+                tl.store(products_ptr + kept, product, mask=channel < channels)
+                tl.store(grads_ptr + kept, total, mask=channel < channels)
+            if dx_ptr is not None:
+                grad *= per_channel(gamma_ptr, channel, channels, 1.0)[None, :]
+                dx = gradient(grad, x, mean, r, of_products, of_grads, count, FROZEN, CENTERED)
+                tl.store(dx_ptr + at, cast(dx, dx_ptr.dtype.element_ty), mask=inside)
+        tl.debug_barrier()
+
+
+def forward(call: Call, x: Tensor, gamma, beta, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Writes y, dense as x is; the mean and the variance of each position."""
+    seen = tiles.view(call)
+    row = tiles.rows(seen, tiles.WHOLE)
+    parts = cdiv(seen.positions, row.m)
+    mean, var = (torch.empty(call.statistics_shape, dtype=torch.float32, device=x.device) for _ in range(2))
+    launch(
+        norm_position_fwd_kernel, (seen.images * parts,),
+        x, gamma, beta, y, mean, var, *seen[1:], parts, call.spec.eps,
+        CENTERED=call.spec.centered, WHOLE=row.whole, BM=row.m, BN=row.n, warps=row.warps,
+    )  # fmt: skip
+    return mean, var
+
+
+def backward(
+    call: Call, grad: Tensor, x: Tensor, gamma, mean, var, frozen: bool, dx: Tensor | None, summed: bool
+) -> Sums | None:
+    """Writes dx unless it is None; with ``summed`` returns the sums of each channel, ``[C]``."""
+    seen = tiles.view(call)
+    row = tiles.rows(seen, tiles.WHOLE_BACKWARD)
+    length, parts = tiles.parts(seen, row.m, 1) if summed else (row.m, cdiv(seen.positions, row.m))
+    found = None
+    if summed:
+        products, grads = (
+            torch.empty((seen.images * parts, seen.channels), dtype=torch.float32, device=x.device) for _ in range(2)
+        )
+        found = products, grads
+    launch(
+        norm_position_bwd_kernel if row.whole else norm_wide_position_bwd_kernel, (seen.images * parts,),
+        grad, x, gamma, mean, var, dx, *(found or (None, None)), *seen[1:], length, parts, float(seen.channels),
+        call.spec.eps, CENTERED=call.spec.centered, FROZEN=frozen, BM=row.m, BN=row.n, warps=row.warps,
+    )  # fmt: skip
+    return found and sums.folded(found)

@@ -1,0 +1,109 @@
+"""The tiles and the parts in which the kernels walk x; every function depends on its arguments alone.
+
+To the kernels x is ``[images, positions, channels]``, and one of the last two lies side by side in memory.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from triton import next_power_of_2
+
+from ...gpu.launch import cdiv
+from ..call import Call
+
+__all__ = ["Items", "Row", "View", "of_items", "parts", "rows", "tile", "view"]
+
+VALUES = 2048
+"""The values of a tile of four warps."""
+WHOLE, WHOLE_BACKWARD = 8192, 4096
+"""The values of the largest tile that holds all channels of its positions; the backward keeps more beside it."""
+PARTS = 1056
+"""The programs that a sum is split into at most, so that they fill a device."""
+COLUMNS, POSITIONS = 128, 1024
+"""The channels of a tile where channels lie side by side, and its positions where those do."""
+
+
+class View(NamedTuple):
+    """x as the kernels see it: its sizes, and the strides of two of them; an image is a whole number of positions.
+
+    Where no statistic belongs to a single image and channels lie side by side, all images are one.
+    """
+
+    images: int
+    positions: int
+    channels: int
+    position_stride: int
+    channel_stride: int
+
+
+class Items(NamedTuple):
+    """The sizes [outer, items, columns] of partial sums, and the strides of items and columns."""
+
+    outer: int
+    items: int
+    columns: int
+    item_stride: int
+    column_stride: int
+
+
+class Row(NamedTuple):
+    """How the channels of a position are walked."""
+
+    m: int
+    """The positions of a tile."""
+    n: int
+    """Its channels."""
+    whole: bool
+    """Whether these are all channels."""
+    warps: int
+
+
+def view(call: Call) -> View:
+    """How the kernels see x, which is dense in the memory format of the call."""
+    batch, positions, channels = call.batch, call.positions, call.channels
+    if not call.channels_last and positions > 1:
+        return View(batch, positions, channels, 1, positions)
+    if call.spec.over == "group":
+        return View(batch, positions, channels, channels, 1)
+    return View(1, batch * positions, channels, channels, 1)
+
+
+def tile(x: View) -> tuple[int, int]:
+    """The positions and channels of a tile."""
+    positions, channels = next_power_of_2(x.positions), next_power_of_2(x.channels)
+    if x.channel_stride == 1:
+        n, m = _sides(channels, positions, COLUMNS)
+    else:
+        m, n = _sides(positions, channels, POSITIONS)
+    return m, n
+
+
+def _sides(inner: int, outer: int, most: int) -> tuple[int, int]:
+    """The side of a tile that lies side by side in memory, at most ``most`` unless the other is short; the other."""
+    first = min(inner, most, VALUES)
+    second = min(outer, VALUES // first)
+    return min(inner, VALUES // second), second
+
+
+def parts(x: View, m: int, programs: int) -> tuple[int, int]:
+    """The positions of a part, a multiple of m, and the parts of an image, of which ``programs`` more are started."""
+    wanted = max(1, PARTS // (x.images * programs))
+    length = cdiv(cdiv(x.positions, m), wanted) * m
+    return length, cdiv(x.positions, length)
+
+
+def rows(x: View, most: int) -> Row:
+    """How the channels of a position are walked: whole where a tile has at most ``most`` values."""
+    channels, least = next_power_of_2(x.channels), 1 if x.channel_stride == 1 else 16
+    m = min(next_power_of_2(x.positions), max(least, VALUES // channels))
+    if m * channels <= most:
+        return Row(m, channels, True, max(1, m * channels // (VALUES // 4)))
+    return Row(m, VALUES // m, False, 4)
+
+
+def of_items(shape: Items) -> tuple[int, int]:
+    """The items and columns of a tile where items are added up: few columns, unless there are few items."""
+    items, columns = next_power_of_2(shape.items), next_power_of_2(shape.columns)
+    n = min(columns, max(8, VALUES // items))
+    return min(items, max(1, VALUES // n)), n
