@@ -311,7 +311,7 @@ def _call(module: Theirs, found: Found) -> Call:
 
 
 def _note(module: Theirs, found: Found) -> str:
-    return "outside of the explanation mode by torch's own norm" if found[0].variant.vendor and VENDOR else ""
+    return "outside of the explanation mode torch's own norm serves" if found[0].variant.vendor and VENDOR else ""
 
 
 KIND = Kind("norm", "norm", NORM, is_candidate, variant_of, objection, run, _call, note=_note)
