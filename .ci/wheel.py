@@ -22,14 +22,14 @@ PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 CHECK = """
 import json, torch, bcos_kernels
 from bcos_kernels import _C
-from bcos_kernels.transform import cuda
-names = ("transform", "transform_backward")
+from bcos_kernels.gpu import cuda
+names = ("transform", "transform_backward", "norm", "norm_backward")
 has = torch._C._dispatch_has_kernel_for_dispatch_key
 print(json.dumps({
     "torch": torch.__version__,
     "cuda": _C.cuda.build_info() if hasattr(_C, "cuda") else None,
     "dispatch": {n: [k for k in ("CPU", "CUDA") if has(f"bcos_kernels::{n}", k)] for n in names},
-    "loaded": cuda._absent or "the CUDA kernels are loaded",
+    "loaded": cuda.absent or "the CUDA kernels are loaded",
     "here": _C.cuda.why_not() if hasattr(_C, "cuda") else "no CUDA kernels",
 }))
 """

@@ -101,6 +101,49 @@ def patch_norm(x: Tensor, kernel: Sequence[int], spec: TransformSpec) -> Tensor:
 def weight_norm(weight: Tensor) -> Tensor:
     """weight [filters, ...] -> |w| [filters], fp32 (fp64 for fp64)."""
 
+class NormSpec:
+    """The static options of a norm, checked when it is made: one object for each layer."""
+
+    def __init__(self, *, over: str, groups: int, centered: bool, eps: float, out_dtype: torch.dtype) -> None: ...
+    @property
+    def over(self) -> str: ...
+    @property
+    def groups(self) -> int: ...
+    @property
+    def centered(self) -> bool: ...
+    @property
+    def eps(self) -> float: ...
+    @property
+    def out_dtype(self) -> torch.dtype: ...
+
+def norm_forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    spec: NormSpec,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, mean, var) of x [N, C, ...]; the statistics, fp32 (fp64 for fp64), are empty where they were given."""
+
+def norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    saved_mean: Tensor,
+    saved_var: Tensor,
+    spec: NormSpec,
+    frozen: bool,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients (dx, dweight, dbias) where ``needs``; the latter two are fp32 (fp64 for fp64).
+
+    ``frozen`` takes the variance as a constant (explanation mode). The saved statistics are those that the forward
+    returned; they are not read where statistics were given.
+    """
+
 class CudaBuildInfo(TypedDict):
     runtime: int
     architectures: list[int]
@@ -150,6 +193,31 @@ class CudaKernels(ModuleType):
         tf32: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """As :func:`transform_backward`."""
+
+    @staticmethod
+    def norm_forward(
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor | None,
+        var: Tensor | None,
+        spec: NormSpec,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As :func:`norm_forward`."""
+    @staticmethod
+    def norm_backward(
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        mean: Tensor | None,
+        var: Tensor | None,
+        saved_mean: Tensor,
+        saved_var: Tensor,
+        spec: NormSpec,
+        frozen: bool,
+        needs: Sequence[bool],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """As :func:`norm_backward`."""
 
 cuda: CudaKernels
 """Of builds with CUDA alone."""

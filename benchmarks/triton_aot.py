@@ -27,7 +27,7 @@ from rich.progress import track
 
 import bcos_kernels
 from bcos_kernels.cli.bench.stored import commit, store
-from bcos_kernels.cli.bench.workloads import Workload, workloads
+from bcos_kernels.cli.bench.workloads import Layer, workloads
 from bcos_kernels.cli.measure import geomean
 from bcos_kernels.core.candidate import DIRECTIONS
 from bcos_kernels.gpu import aot
@@ -57,7 +57,7 @@ PRODUCTS = {
 # ------------------------------------------------------------------------------------------------ layers
 
 
-def call_of(layer: Workload, arch: str) -> Call:
+def call_of(layer: Layer, arch: str) -> Call:
     """The layer in bf16."""
     spec = layer.spec
     window = {} if spec.is_linear else {"stride": spec.stride, "padding": spec.padding, "groups": spec.groups}
@@ -69,16 +69,17 @@ def serving(call: Call, direction: str) -> list:
     return [c for c in TRANSFORM.candidates_of("triton") if c.can_serve(call, direction)]
 
 
-def selected(pattern: str) -> list[Workload]:
+def selected(pattern: str) -> list[Layer]:
     """The layers of ResNet-50, ViT-S and ConvNeXt-T and the grouped ones of ResNeXt-50 whose name matches."""
     found = workloads(pattern, IMAGES, IMAGES_OF_TOKENS, ("resnet50", "vit_s", "convnext_t", "resnext50"))
-    return [layer for layer in found if layer.model != "resnext50" or layer.spec.groups > 1]
+    layers = [layer for layer in found if isinstance(layer, Layer)]
+    return [layer for layer in layers if layer.model != "resnext50" or layer.spec.groups > 1]
 
 
 # ------------------------------------------------------------------------------------------------ predictions
 
 
-def predicted(found: list[Workload], arch: str) -> list[dict]:
+def predicted(found: list[Layer], arch: str) -> list[dict]:
     """Times in µs by the cost model, for each layer and direction."""
     rows = []
     for layer in found:
@@ -169,7 +170,7 @@ def inspected(what: aot.Specialisation) -> dict:
     return row
 
 
-def started(chosen: list[Workload], arch: str) -> dict[aot.Specialisation, tuple[str, Call, Launch]]:
+def started(chosen: list[Layer], arch: str) -> dict[aot.Specialisation, tuple[str, Call, Launch]]:
     """Every distinct kernel of the layers in every candidate's first tile, with the launch that needs it."""
     found = {}
     for layer in chosen:

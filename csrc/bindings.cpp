@@ -8,6 +8,7 @@
 #include "transform/glue/bindings.h"
 #if defined(BCOS_WITH_CUDA)
 #include "common/cuda/bindings.h"
+#include "norm/glue/cuda/bindings.h"
 #include "transform/glue/cuda/bindings.h"
 #endif
 
@@ -47,6 +48,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 #if defined(BCOS_WITH_CUDA)
   auto cuda = m.def_submodule("cuda");
   bcos::cuda::bind(cuda);
+  bcos::norm::glue::cuda::bind(cuda);
   bcos::transform::glue::cuda::bind(cuda);
 #endif
 }

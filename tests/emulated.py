@@ -22,10 +22,13 @@ from torch.utils.cpp_extension import include_paths, library_paths
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "csrc"
-KERNELS = sorted((SOURCES / "transform" / "cuda").glob("*.cu"))
+OPS = ("norm", "transform")
+KERNELS = sorted(path for op in OPS for path in (SOURCES / op / "cuda").glob("*.cu"))
 GLUE = [
-    *sorted((SOURCES / "common").glob("*.cpp")), *sorted((SOURCES / "transform").glob("*.cpp")),
-    SOURCES / "transform" / "glue" / "arguments.cpp", *sorted((SOURCES / "transform" / "glue" / "cuda").rglob("*.cpp")),
+    *sorted((SOURCES / "common").glob("*.cpp")), *sorted((SOURCES / "common" / "cuda").glob("*.cpp")),
+    *sorted(path for op in OPS for path in (SOURCES / op).glob("*.cpp")),
+    *(SOURCES / op / "glue" / "arguments.cpp" for op in OPS),
+    *sorted(path for op in OPS for path in (SOURCES / op / "glue" / "cuda").rglob("*.cpp")),
 ]  # fmt: skip
 EMULATION = ROOT / "tests" / "cuda_emulation"
 PROGRAMS = sorted(EMULATION.glob("*.cpp"))

@@ -23,8 +23,8 @@ from bcos_kernels.core.candidate import DIRECTIONS
 from bcos_kernels.core.choice import Choice
 from bcos_kernels.transform import TRANSFORM, Spec
 
-TINY = workloads.Workload("vit_s", Spec(), (8, 24), (16, 24), batch=8)
-CONV = workloads.Workload("resnet50", Spec((2, 2), (1, 1), (1, 1)), (2, 3, 5, 5), (4, 3, 3, 3), batch=2)
+TINY = workloads.Layer("vit_s", (8, 24), Spec(), (16, 24), batch=8)
+CONV = workloads.Layer("resnet50", (2, 3, 5, 5), Spec((2, 2), (1, 1), (1, 1)), (4, 3, 3, 3), batch=2)
 THREE = {"plain", "reference", "ours"}
 
 
@@ -54,16 +54,30 @@ def test_workloads_are_the_reference_models_layers():
     assert [layer.name for layer in quarter] == ["vit_s/98-384-1536"]
 
 
+def test_norms_are_workloads_beside_the_plain_norm():
+    found = {w.name: w for w in workloads.workloads("norm", 2) if isinstance(w, workloads.Norm)}
+    assert {"resnet50/norm-56x56-256", "vit_s/norm-392-384", "convnext_t/norm-7x7-768"} <= set(found)
+    assert found["resnet50/norm-7x7-2048"].models == ("resnet50", "resnext50")
+    for name in ("resnet50/norm-7x7-512", "vit_s/norm-2-384", "convnext_t/norm-7x7-768"):
+        norm = found[name]
+        x = norm.input()
+        assert norm.reference()(x).shape == norm.plain()(x).shape == x.shape and norm.values == 2 * x.numel()
+        for measure in measured.MEASURES:
+            errors, refused = contest(norm, measure).admitted()
+            assert refused == {} and {"plain", "reference", "ours"} <= set(errors), measure
+
+
 def test_a_resized_layer_is_the_models_at_that_size():
     at = {image: workloads.workloads("", 2, models=["resnet50", "vit_s"], image=image) for image in (224, 64)}
-    small = {layer for layer in at[64] if layer.model == "vit_s" or layer.weight_shape[2:] == (1, 1)}
+    pointwise = [w for w in at[64] if isinstance(w, workloads.Norm) or w.weight_shape[2:] in ((), (1, 1))]
+    small = {w for w in at[64] if w.model == "vit_s" or w in pointwise}
     resized = {layer.resized(2, 64) for layer in at[224]}
     assert small <= resized
 
 
 def test_floor_is_the_longer_of_traffic_and_products():
     rates = {"bytes/s": 1e3, "FLOP/s": 1e9}
-    linear = workloads.Workload("m", Spec(), (4, 8), (5, 8))
+    linear = workloads.Layer("m", (4, 8), Spec(), (5, 8))
     conv = replace(CONV, spec=replace(CONV.spec, stride=(1, 1)), x_shape=(2, 3, 3, 3))
     found = measured.floor(linear, "forward", 2, rates)
     assert found == {"flops": 2 * 160, "bytes": 2 * (32 + 40 + 20), "seconds": 2 * (32 + 40 + 20) / 1e3}
@@ -88,7 +102,7 @@ def test_interleave_pairs_the_rounds_and_takes_turns():
 def test_a_name_tells_what_is_unusual():
     assert TINY.name == "vit_s/8-24-16" and CONV.name == "resnet50/5x5-3-k3s2-4"
     spec = replace(CONV.spec, groups=3, dilation=(2, 2), b=1.5, max_out=2)
-    layer = workloads.Workload("m", spec, (2, 3, 9, 9), (6, 1, 3, 3))
+    layer = workloads.Layer("m", (2, 3, 9, 9), spec, (6, 1, 3, 3))
     assert layer.name == "m/9x9-3-dw3s2-3-d2-b1.5-max2"
     with torch.no_grad():
         y = replace(layer, spec=replace(spec, max_out=1), weight_shape=(3, 1, 3, 3)).plain()(layer.input())
@@ -219,7 +233,7 @@ def test_what_serves_a_layer_is_told_without_its_tile(monkeypatch):
         Row("1", "BcosLinear", "cpu"),
         Row("2", "Odd", None, "odd"),
     )
-    monkeypatch.setattr(contending, "report", lambda *args: SimpleNamespace(layers=found))
+    monkeypatch.setattr(contending, "report", lambda *args: SimpleNamespace(rows=found, layers=found))
     ways = [contending.served(Contender(nn.Identity()), torch.ones(1), direction) for direction in DIRECTIONS]
     others = {"cpu": 1, "own forward": 1}
     assert ways == [{name: 1} | others for name in ("triton/vendor", "triton/semi", "cuda/vendor")]

@@ -38,6 +38,7 @@ PLANTS = {
     6: ("unreduced lane", "FAILED"),
     7: ("transposed fragment", "FAILED"),
     8: ("whole chunk", "misaligned"),
+    9: ("missing block", "FAILED"),
 }
 """Number of a bug in ``cuda_emulation/common/cuda/intrinsics.cuh``: what it is, and how it shows."""
 
@@ -65,6 +66,13 @@ if GXX and HEADERS:
     def test_a_planted_bug_is_found(plant):
         """By the program of the implicit product's backward, which uses everything that can be broken."""
         done = run("implicit_gemm_bwd", plant)
+        assert done.returncode != 0, f"{PLANTS[plant][0]} went unnoticed"
+        assert PLANTS[plant][1] in done.stdout, done.stdout[-4000:]
+
+    @pytest.mark.parametrize("plant", (1, 4, 6, 9), ids=lambda n: PLANTS[n][0].replace(" ", "_"))
+    def test_a_planted_bug_is_found_in_the_norms(plant):
+        """Those of what the norms use: barriers, guards, sums over lanes and grids."""
+        done = run("norm", plant)
         assert done.returncode != 0, f"{PLANTS[plant][0]} went unnoticed"
         assert PLANTS[plant][1] in done.stdout, done.stdout[-4000:]
 

@@ -9,8 +9,10 @@ import torch
 from cases import CANDIDATES
 
 import bcos_kernels
+from bcos_kernels import norm
 from bcos_kernels.core import choice, device, extension
 from bcos_kernels.core.candidate import DIRECTIONS
+from bcos_kernels.gpu import cuda as loaded
 from bcos_kernels.gpu import triton as installed
 from bcos_kernels.transform import TRANSFORM, Spec, cuda, traffic, triton
 from bcos_kernels.transform.call import of_shapes
@@ -87,15 +89,15 @@ def built(monkeypatch):
     def load(module: Extension) -> None:
         monkeypatch.setattr(bcos_kernels, "_C", module)
         monkeypatch.setitem(sys.modules, "bcos_kernels._C", module)
-        kernels, absent = cuda._load()
-        monkeypatch.setattr(cuda, "kernels", kernels)
-        monkeypatch.setattr(cuda, "_absent", absent)
-        monkeypatch.setattr(cuda, "_device", kernels and kernels.build_info()["device"])
+        kernels, absent = loaded._load()
+        monkeypatch.setattr(loaded, "kernels", kernels)
+        monkeypatch.setattr(loaded, "absent", absent)
+        monkeypatch.setattr(loaded, "device", kernels and kernels.build_info()["device"])
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-        cuda._unserved_by.cache_clear()
+        loaded._unserved_by.cache_clear()
 
     yield load
-    cuda._unserved_by.cache_clear()
+    loaded._unserved_by.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -112,6 +114,22 @@ def test_reasons_of_cuda(built, changed, reason):
     built(Extension())
     assert cuda.why_not(CONV) == []
     (found,) = cuda.why_not(replace(CONV, **changed))
+    assert reason in found
+
+
+@pytest.mark.parametrize(
+    "changed, reason",
+    [
+        ({"device": "cpu"}, "device is 'cpu', the CUDA kernels run on 'cuda'"),
+        ({"dtype": torch.float64}, "dtype torch.float64 is not one of torch.float32, torch.float16, torch.bfloat16"),
+        ({"x_shape": (2**21, 8, 64, 64)}, "positions of x are above 2147483647, the largest index"),
+    ],
+)
+def test_reasons_of_the_norms_cuda(built, changed, reason):
+    built(Extension())
+    call = norm.Call(norm.Spec(), "cuda", (2, 8, 5, 4))
+    assert norm.cuda.why_not(call) == []
+    (found,) = norm.cuda.why_not(replace(call, **changed))
     assert reason in found
 
 
@@ -146,7 +164,7 @@ def test_without_triton_cuda_serves_alone(built, monkeypatch):
 def test_without_the_extension(monkeypatch):
     monkeypatch.setitem(sys.modules, "bcos_kernels._C", None)
     monkeypatch.delattr(bcos_kernels, "_C", raising=False)
-    assert extension.load()[0] is None and "bcos_kernels._C cannot be imported" in cuda._load()[1]
+    assert extension.load()[0] is None and "bcos_kernels._C cannot be imported" in loaded._load()[1]
 
 
 @pytest.mark.parametrize(

@@ -25,11 +25,11 @@ import sys
 from bcos_kernels.cli import main
 from bcos_kernels.cli.bench import tasks
 from bcos_kernels.cli.bench.devices import Cpu
-from bcos_kernels.cli.bench.workloads import Workload
+from bcos_kernels.cli.bench.workloads import Layer
 from bcos_kernels.transform import Spec
 tasks.read = lambda *a, **k: [
-    Workload("vit_s", Spec(), (4, 8), (5, 8), batch=4),
-    Workload("vit_s", Spec((1, 1), (1, 1), (1, 1)), (2, 3, 3, 3), (4, 3, 3, 3), batch=2)]
+    Layer("vit_s", (4, 8), Spec(), (5, 8), batch=4),
+    Layer("vit_s", (2, 3, 3, 3), Spec((1, 1), (1, 1), (1, 1)), (4, 3, 3, 3), batch=2)]
 Cpu.copied, Cpu.product, tasks.LEAST = 1 << 16, 64, 1
 sys.exit(main(["bench", *sys.argv[1:]]))
 """

@@ -1,13 +1,13 @@
 """The norms between B-cos layers, centered or not, with the variance as a constant in the explanation mode."""
 
-from . import cpu, triton
+from . import cpu, cuda, triton
 from .call import Call
 from .op import NORM, REFERENCE
 from .spec import Inputs, Outputs, Spec
 
 __all__ = ["NORM", "Call", "Inputs", "Outputs", "Spec"]
 
-for _backend in (cpu.BACKEND, triton.BACKEND, REFERENCE):  # in the order of preference
+for _backend in (cpu.BACKEND, cuda.BACKEND, triton.BACKEND, REFERENCE):  # in the order of preference
     NORM.add_backend(_backend)
-for _candidate in (*cpu.CANDIDATES, *triton.CANDIDATES):
+for _candidate in (*cpu.CANDIDATES, *cuda.CANDIDATES, *triton.CANDIDATES):
     NORM.add_candidate(_candidate)

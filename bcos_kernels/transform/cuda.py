@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
-from ..core import _torch, extension
 from ..core.candidate import Backend, Tile
+from ..gpu import cuda
 from .call import HALF, Call
 from .spec import Inputs, Outputs
 from .traffic import Products
@@ -28,48 +26,14 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MOST_ROWS = 2**31 - 128  # leaves the last row of the largest tile an index of 32 bits
 
 
-def _load():
-    """The extension's submodule ``cuda``, or None; and the reason why it is missing."""
-    built, absent = extension.load()
-    found = getattr(built, "cuda", None)
-    if built is not None and found is None:
-        absent = "the compiled extension was built without CUDA, which needs a torch with CUDA and the CUDA toolkit"
-    return found, absent
-
-
-kernels, _absent = _load()
-_device = kernels and kernels.build_info()["device"]
-
-
 def why_not(call: Call) -> list[str]:
     """The reasons why the CUDA kernels do not serve ``call``; empty where they do."""
-    found = []
-    if kernels is None:
-        found.append(_absent)
-    elif call.device != _device:
-        found.append(f"device is {call.device!r}, the CUDA kernels run on 'cuda'")
-    else:
-        found += _unserved_architecture()
-    return found + unserved(call, _DTYPES, _MOST_ROWS)
-
-
-@_torch.constant_when_compiled
-def _unserved_architecture() -> list[str]:
-    return _unserved_by(torch.cuda.current_device() if _device == "cuda" else None)
-
-
-@cache
-def _unserved_by(index: int | None) -> list[str]:
-    reason = kernels.why_not()
-    if not reason:
-        return []
-    compiled = ", ".join(f"sm_{arch // 10}" for arch in kernels.build_info()["architectures"])
-    return [f"the CUDA kernels were compiled for {compiled} and cannot run on GPU {index}: {reason}"]
+    return cuda.unavailable(call.device) + unserved(call, _DTYPES, _MOST_ROWS)
 
 
 def forward(candidate: str, inputs: Inputs, call: Call, tile: Tile | None) -> tuple[Tensor, ...]:
     """The outputs for x ``[N, C, H, W]`` or ``[M, K]``, by the extension's candidate of this name."""
-    return kernels.transform_forward(*inputs, call.spec.native, candidate, tile == LARGE, call.tf32)
+    return cuda.kernels.transform_forward(*inputs, call.spec.native, candidate, tile == LARGE, call.tf32)
 
 
 def backward(
@@ -77,7 +41,7 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of x, weight, bias and b; one not needed is None. ``frozen`` makes the scale a constant."""
     x, weight, _, tensor_b = inputs
-    return kernels.transform_backward(
+    return cuda.kernels.transform_backward(
         grad, x, weight, tensor_b, *saved, call.spec.native, frozen, list(needs), candidate, tile == LARGE, call.tf32
     )
 

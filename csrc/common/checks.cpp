@@ -14,13 +14,17 @@ void check_strided(const char* name, const at::Tensor& t) {
 
 }  // namespace
 
-void check_input(const Takes& takes, const char* name, const at::Tensor& t, int64_t dimensions) {
+void check_kind(const Takes& takes, const char* name, const at::Tensor& t, int64_t dimensions) {
   check_strided(name, t);
   TORCH_CHECK_VALUE(t.device().type() == takes.device, name, " is on ", t.device(),
                     ", allowed: ", takes.device);
   TORCH_CHECK_TYPE(std::count(takes.dtypes.begin(), takes.dtypes.end(), t.scalar_type()) == 1, name,
                    " has dtype ", t.scalar_type(), ", allowed: ", at::ArrayRef<at::ScalarType>(takes.dtypes));
   TORCH_CHECK_VALUE(t.dim() == dimensions, name, " has ", t.dim(), " dimensions, allowed: ", dimensions);
+}
+
+void check_input(const Takes& takes, const char* name, const at::Tensor& t, int64_t dimensions) {
+  check_kind(takes, name, t, dimensions);
   for (int64_t d = 1; d < dimensions; d++)
     TORCH_CHECK_VALUE(t.size(d) > 0, name, " has shape ", t.sizes(), ", allowed: only the batch is empty");
 }

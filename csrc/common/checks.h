@@ -20,6 +20,9 @@ struct Takes {
   std::vector<at::ScalarType> dtypes;
 };
 
+// An input of the backend: its device, its dtype and its number of dimensions.
+void check_kind(const Takes& takes, const char* name, const at::Tensor& t, int64_t dimensions);
+
 // An input of the backend: its device, its dtype, its number of dimensions, and no empty size but the first.
 void check_input(const Takes& takes, const char* name, const at::Tensor& t, int64_t dimensions);
 

@@ -9,16 +9,47 @@
 
 namespace bcos::norm {
 
+// The mean of a number of values, which is mean + rest, and the sum of their squared distances from it.
+// `rest` is what the rounding of the mean left out: where values lie far from zero it may be all that tells
+// two means apart.
+template <typename A>
+struct Moments {
+  A mean, rest, squares;
+};
+
+// base + more, without loss unless |more| is the larger.
+template <typename A>
+BCOS_HOST_DEVICE BCOS_INLINE Moments<A> moments_of(A base, A more, A squares) {
+  const A mean = base + more;
+  return {mean, more - (mean - base), squares};
+}
+
+// Those of two disjoint sets of values together (Chan, Golub and LeVeque, Updating formulae and a pairwise
+// algorithm for computing sample variances, 1979). The second one may be empty.
+template <typename A>
+BCOS_HOST_DEVICE BCOS_INLINE Moments<A> joined(const Moments<A>& a, A a_count, const Moments<A>& b,
+                                               A b_count) {
+  const A share = b_count / (a_count + b_count);
+  const A step = (b.mean - a.mean) + (b.rest - a.rest);
+  return moments_of(a.mean, a.rest + step * share, a.squares + b.squares + step * step * (a_count * share));
+}
+
 // What the values of one channel undergo: y = (x − shift) gain + offset.
 template <typename A>
 struct Affine {
   A shift, gain, offset;
+
+  BCOS_HOST_DEVICE BCOS_INLINE A operator()(A x) const { return (x - shift) * gain + offset; }
 };
 
 // dx = grad * of_grad + (x − mean) * of_x + offset
 template <typename A>
 struct Gradient {
   A of_grad, of_x, offset;
+
+  BCOS_HOST_DEVICE BCOS_INLINE A operator()(A grad, A from_mean) const {
+    return grad * of_grad + from_mean * of_x + offset;
+  }
 };
 
 template <typename A>

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include "convolution.h"
+#include "norm/cuda/launch.h"
 
 using namespace bcos::transform::cuda;
 using namespace testing;
@@ -163,6 +164,92 @@ void depthwise_layer() {
   expect_same(std::string(name_of<T>) + " depthwise y", y, small_y, 3 * 64);
 }
 
+namespace norms = bcos::norm::cuda;
+
+// Statistics of channels, applied and differentiated: the last channels of the last share.
+template <typename T>
+void norm_shares(bool planes) {
+  const int images = planes ? 3 : kLast, P = planes ? 8 : 1, all = planes ? 3 * 87382 : kRows;
+  const std::string name = std::string(name_of<T>) + (planes ? " planes" : "") + " norm";
+  const auto values = normal<T>(size_t(images) * kChannels * P, 1), grads = normal<T>(values.size(), 2);
+  const auto mean = normal<float>(kChannels, 3);
+  const std::vector<float> var(kChannels, 1);
+  const std::vector<norms::Sums> sums(kChannels, {1, 2});
+  auto small_y = unwritten<T>(values.size()), small_dx = unwritten<T>(values.size());
+  const int64_t width = int64_t(kChannels) * P;
+  const Large<T> x(all, width, values), grad(all, width, grads);
+  const Large<T> y(all, width, small_y), dx(all, width, small_dx);
+  const norms::Statistics statistics{mean.data(), var.data(), 1e-5f, true};
+  const auto shape = [&](int N) {
+    const int V = planes ? bcos::cuda::kVector<T> : 1, items = N * P / V, each = planes ? images * P / V : 64;
+    return norms::Shape{N, kChannels, P, planes, false, kChannels, int(bcos::cuda::ceil_div(items, each))};
+  };
+  const auto forward = [&](const T* from, T* to, int N) {
+    return norms::apply({from, to, statistics, {}, {}, shape(N), dtype_of<T>, dtype_of<T>}, nullptr);
+  };
+  const auto backward = [&](const T* g, const T* from, T* to, int N) {
+    return norms::input_gradient(
+        {g, from, statistics, {}, sums.data(), false, to, shape(N), 100, dtype_of<T>, dtype_of<T>}, nullptr);
+  };
+  last_block([&] { return forward(values.data(), small_y.data(), images); });
+  last_block([&] { return backward(grads.data(), values.data(), small_dx.data(), images); });
+  last_block([&] { return forward(x.data, y.data, all); });
+  last_block([&] { return backward(grad.data, x.data, dx.data, all); });
+  expect_same(name + " y", y, small_y, images * 8);
+  expect_same(name + " dx", dx, small_dx, images * 8);
+}
+
+// Statistics at positions.
+template <typename T>
+void norm_at_positions(bool planes) {
+  const int images = planes ? 40 : kLast, P = planes ? 8 : 1, all = (1 << (planes ? 18 : 21)) + images;
+  const std::string name = std::string(name_of<T>) + (planes ? " planes" : "") + " norm at positions";
+  const auto values = normal<T>(size_t(images) * kChannels * P, 1), grads = normal<T>(values.size(), 2);
+  auto small_y = unwritten<T>(values.size()), small_dx = unwritten<T>(values.size());
+  auto small_mean = unwritten<float>(images * P), small_var = small_mean;
+  const int64_t width = int64_t(kChannels) * P;
+  const Large<T> x(all, width, values), grad(all, width, grads);
+  const Large<T> y(all, width, small_y), dx(all, width, small_dx);
+  const Large<float> mean(all, P, small_mean), var(all, P, small_var);
+  const auto forward = [&](const T* from, T* to, float* m, float* v, int N) {
+    return norms::positions_fwd(
+        {from, to, m, v, {}, {}, N, kChannels, P, planes, 1e-5f, true, dtype_of<T>, dtype_of<T>}, nullptr);
+  };
+  const auto backward = [&](const T* g, const T* from, const float* m, const float* v, T* to, int N) {
+    return norms::positions_bwd({g,
+                                 from,
+                                 {m, v, 1e-5f, true},
+                                 {},
+                                 false,
+                                 to,
+                                 nullptr,
+                                 N,
+                                 kChannels,
+                                 P,
+                                 planes,
+                                 64,
+                                 dtype_of<T>,
+                                 dtype_of<T>},
+                                nullptr);
+  };
+  // Statistics of rows outside of the last block are read by nobody.
+  last_block(
+      [&] { return forward(values.data(), small_y.data(), small_mean.data(), small_var.data(), images); });
+  last_block([&] { return forward(x.data, y.data, mean.data, var.data, all); });
+  expect_same(name + " y", y, small_y, kChannels);
+  expect_same(name + " var", var, small_var, 1);
+  std::fill(small_mean.begin(), small_mean.end(), 0.5f);
+  std::fill(small_var.begin(), small_var.end(), 2.f);
+  std::copy(small_mean.begin(), small_mean.end(), mean.data + mean.size - int64_t(small_mean.size()));
+  std::copy(small_var.begin(), small_var.end(), var.data + var.size - int64_t(small_var.size()));
+  last_block([&] {
+    return backward(grads.data(), values.data(), small_mean.data(), small_var.data(), small_dx.data(),
+                    images);
+  });
+  last_block([&] { return backward(grad.data, x.data, mean.data, var.data, dx.data, all); });
+  expect_same(name + " dx", dx, small_dx, kChannels);
+}
+
 int main() {
   for (const int plane : {0, 4}) {
     elementwise<float>(plane);
@@ -173,5 +260,11 @@ int main() {
   product<__half>(true);
   weight_gradient<__nv_bfloat16>();
   depthwise_layer<__half>();
+  for (const bool planes : {false, true}) {
+    norm_shares<float>(planes);
+    norm_shares<__half>(planes);
+    norm_at_positions<float>(planes);
+    norm_at_positions<__nv_bfloat16>(planes);
+  }
   return result();
 }

@@ -6,7 +6,7 @@ from cases import CANDIDATES
 from where import BACKENDS, DEVICE, EMULATED
 
 from bcos_kernels import _C
-from bcos_kernels.transform import cuda
+from bcos_kernels.gpu import cuda
 
 USUAL = {
     "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1, "max_out": 1, "b": 2.0, "unit": True,

@@ -10,7 +10,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 import torch
 
 from bcos_kernels.core.env import INTERPRETED
-from bcos_kernels.transform import cuda
+from bcos_kernels.gpu import cuda
 
 EMULATED = os.environ.get("BCOS_TEST_EMULATED")
 STANDS_IN = bool(EMULATED) or INTERPRETED
@@ -37,5 +37,5 @@ def load_emulated() -> None:
     """Makes the kernels of BCOS_TEST_EMULATED the CUDA backend's, where it is set."""
     if EMULATED:
         spec = spec_from_file_location("emulated", EMULATED)
-        cuda.kernels, cuda._device = module_from_spec(spec), DEVICE
+        cuda.kernels, cuda.device = module_from_spec(spec), DEVICE
         spec.loader.exec_module(cuda.kernels)

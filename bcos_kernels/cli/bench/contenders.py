@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...adopt import accelerate, report
+from ...adopt import Row, accelerate, report
 from ...core.candidate import DIRECTIONS
 from ...core.choice import Choice, forced
 from ...transform import TRANSFORM
@@ -184,19 +184,25 @@ def _by(ours: nn.Module, backend: str) -> nn.Module:
 
 def _serving(ours: nn.Module) -> list[str]:
     """The backends that serve every layer of an accelerated module."""
-    usual = report(ours).layers
+    usual = _rows(ours)
     found = []
     for backend in BACKENDS:
-        rows = report(accelerate(ours, backend=backend)).layers
+        rows = _rows(accelerate(ours, backend=backend))
         if usual and all(mine.backend or not row.backend for row, mine in zip(usual, rows, strict=True)):
             found.append(backend)
     accelerate(ours)
     return found
 
 
+def _rows(module: nn.Module, *example: Tensor) -> tuple[Row, ...]:
+    """The report's rows of the B-cos layers; of a module without any, those of its norms."""
+    found = report(module, *example)
+    return found.layers or found.rows
+
+
 def served(contender: Contender, x: Tensor, direction: str) -> dict[str, int]:
-    """``backend``, ``backend/candidate`` or ``own forward`` -> the number of layers that it serves in one direction."""
-    rows = report(contender.module, x).layers
+    """``backend``, ``backend/candidate`` or ``own forward`` -> how many layers it serves in one direction."""
+    rows = _rows(contender.module, x)
     if contender.candidate is not None:
         return {f"{contender.backend}/{contender.candidate}": len(rows)}
     ways: Counter[str] = Counter()

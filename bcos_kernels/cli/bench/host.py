@@ -14,13 +14,13 @@ from ...functional import bcos_conv2d, bcos_linear
 from ...modules import BcosConv2d
 from ...transform import Spec
 from ..measure import interleave
-from .workloads import Workload
+from .workloads import Layer
 
 __all__ = ["MEASURES", "measure", "pairs", "rows"]
 
 MEASURES = ("forward without grad", "forward", "forward + backward")
-LINEAR = Workload("tiny", Spec(), (4, 8), (8, 8))
-CONV = Workload("tiny", Spec((1, 1), (1, 1), (1, 1)), (1, 8, 4, 4), (8, 8, 3, 3))
+LINEAR = Layer("tiny", (4, 8), Spec(), (8, 8))
+CONV = Layer("tiny", (1, 8, 4, 4), Spec((1, 1), (1, 1), (1, 1)), (8, 8, 3, 3))
 
 
 def pairs(device: str) -> dict[str, tuple[Callable, Callable, Tensor]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 
 import torch
@@ -58,6 +57,8 @@ def contest(
     The check compares every ``every``-th image (or row), and gives the others a gradient of zero. With ``alone`` an
     explanation is timed without its forward.
     """
+    for contender in contenders.values():
+        contender.module.train(measure == "training")  # a norm takes its running statistics otherwise
     x = layer.input(like)
     reference = contenders["reference"].module
     with torch.no_grad():
@@ -89,12 +90,10 @@ def contest(
 def floor(layer: Workload, measure: str, size: int, rates: dict[str, float], alone: bool = False) -> dict[str, float]:
     """FLOPs, bytes and seconds that the layer needs at least, at the ``rates`` of this device.
 
-    Only the products and the tensors of the plain layer count, ``size`` bytes a value: the forward reads x and w and
+    Only the products and the tensors of the plain module count, ``size`` bytes a value: the forward reads x and w and
     writes y; dx reads dy and w and writes dx; dw reads dy and x and writes dw. All three move as many bytes and have as
     many products. The time is the larger of bytes ÷ bytes/s and FLOPs ÷ FLOP/s.
     """
     passes = {"forward": 1, "explanation": 1 if alone else 2, "training": 3}[measure]
-    values = math.prod(layer.x_shape) + math.prod(layer.weight_shape) + layer.outputs
-    products = layer.outputs * layer.spec.max_out * math.prod(layer.weight_shape[1:])
-    flops, moved = passes * 2.0 * products, passes * float(values * size)
+    flops, moved = passes * 2.0 * layer.products, passes * float(layer.values * size)
     return {"flops": flops, "bytes": moved, "seconds": max(moved / rates["bytes/s"], flops / rates["FLOP/s"])}

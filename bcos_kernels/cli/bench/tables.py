@@ -183,6 +183,7 @@ GROUPS = {
     "ConvNeXt-T other convolutions": lambda row: row["model"] == "convnext_t" and "-dw" not in row["workload"],
 }
 CONVOLUTIONS, LINEARS, DEPTHWISE, OTHERS = GROUPS
+NORMS = "norms"
 WORST = "worst layer"
 GPU_GOALS = (
     ("forward", "ours", "plain", "≤ 1.05", CONVOLUTIONS),
@@ -196,6 +197,8 @@ GPU_GOALS = (
     ("training", "ours", "plain", "≤ 1.30", ""),
     ("training", "compiled", "ours", "≥ 1.6", ""),
     ("training", "reference", "ours", "≥ 4", ""),
+    ("forward", "ours", "plain", "≤ 1.00", NORMS),
+    ("training", "ours", "plain", "≤ 1.00", NORMS),
 )
 CPU_GOALS = (
     ("forward", "ours", "plain", "≤ 1.08", CONVOLUTIONS),
@@ -206,6 +209,8 @@ CPU_GOALS = (
     ("explanation", "ours", "plain", "≤ 1.10", ""),
     ("training", "reference", "ours", "≥ 2.0", ""),
     ("training", "compiled", "ours", "≥ 1.3", ""),
+    ("forward", "ours", "plain", "≤ 1.00", NORMS),
+    ("training", "ours", "plain", "≤ 1.00", NORMS),
 )
 """(measure, contender, the contender that its time is divided by, bound, group of layers); empty for all layers."""
 
@@ -245,6 +250,11 @@ def goals(result: dict) -> Table:
     return Table(("measured", "figure", "goal", "", "over"), lines, frozenset({1}))
 
 
+def is_norm(row: dict) -> bool:
+    """Whether the workload of a row is a norm, and not a layer."""
+    return "/norm-" in row["workload"]
+
+
 def title(contender: str) -> str:
     """A contender in the words of a report."""
     return f"torch.compile({COMPILED[contender]})" if contender in COMPILED else contender
@@ -259,7 +269,8 @@ def verdict(value: float | None, bound: str) -> str:
 
 def times(result: dict) -> Iterator[Figure]:
     for measure, a, b, bound, group in GPU_GOALS if is_gpu(result) else CPU_GOALS:
-        rows = [row for row in main_rows(result, "layer", measure) if group not in GROUPS or GROUPS[group](row)]
+        rows = [row for row in main_rows(result, "layer", measure) if is_norm(row) == (group == NORMS)]
+        rows = [row for row in rows if group not in GROUPS or GROUPS[group](row)]
         values = {row["workload"]: r for row in rows if (r := ratio(row, a, b)) is not None}
         what = f"{MEASURES[measure]}, {title(a)} ÷ {b}{f': {group}' if group else ''}"
         if not values:

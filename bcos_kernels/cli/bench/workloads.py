@@ -1,10 +1,10 @@
-"""The layers that the benchmarks time, read from the reference's models by forward hooks."""
+"""The layers and norms that the benchmarks time, read from the reference's models by forward hooks."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...compat import import_reference
 from ...transform import Spec
 
-__all__ = ["IMAGE", "MODELS", "TRANSFORMERS", "Workload", "network", "workloads"]
+__all__ = ["IMAGE", "MODELS", "TRANSFORMERS", "Layer", "Norm", "Workload", "network", "workloads"]
 
 IMAGE = 224
 """Height and width of the images."""
@@ -34,35 +34,84 @@ TRANSFORMERS = ("vit_s", "vitc_s")
 
 @dataclass(frozen=True)
 class Workload:
-    """One distinct B-cos layer of the models: its spec, and the shapes of its input and its weight."""
+    """One distinct module of the models, with the shape of its input."""
 
     model: str
-    """The first model that has the layer."""
-    spec: Spec
+    """The first model that has the module."""
     x_shape: tuple[int, ...]
-    weight_shape: tuple[int, ...]
-    models: tuple[str, ...] = field(default=(), compare=False)
-    """Every model that has the layer."""
-    batch: int = field(default=0, compare=False)
+    models: tuple[str, ...] = field(default=(), compare=False, kw_only=True)
+    """Every model that has the module."""
+    batch: int = field(default=0, compare=False, kw_only=True)
     """Number of images in the model's input; 0 for a workload that is read from no model."""
 
     @property
     def name(self) -> str:
-        """Such as ``resnet50/56x56-64-k3s1-64`` or ``vit_s/1568-384-1536``."""
+        """Such as ``resnet50/56x56-64-k3s1-64``, ``resnet50/norm-56x56-64`` or ``vit_s/1568-384-1536``."""
+        size = "x".join(map(str, self.x_shape[2:])) or str(self.x_shape[0])
+        return f"{self.model}/{self._named(size)}"
+
+    def _named(self, size: str) -> str:
+        raise NotImplementedError
+
+    @property
+    def group(self) -> str:
+        """Title of the model, over whose layers the reports average."""
+        return MODELS[self.model][1] if self.model in MODELS else self.model
+
+    @property
+    def values(self) -> int:
+        """Number of values that the plain module's forward reads and writes at least."""
+        raise NotImplementedError
+
+    @property
+    def products(self) -> int:
+        """Number of products that the plain module's forward forms."""
+        raise NotImplementedError
+
+    def reference(self) -> nn.Module:
+        """The module of the reference package."""
+        raise NotImplementedError
+
+    def plain(self) -> nn.Module:
+        """PyTorch's plain module with as many outputs, the floor of every comparison."""
+        raise NotImplementedError
+
+    def input(self, like: Tensor | None = None) -> Tensor:
+        """A normally distributed x with the dtype and the device of ``like``, by default fp32 on the CPU.
+
+        That of images is channels_last.
+        """
+        like = torch.empty(0) if like is None else like
+        x = torch.randn(self.x_shape, dtype=like.dtype, device=like.device)
+        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+    def resized(self, batch: int, image: int) -> Workload:
+        """The same module in a model whose input is ``[batch, 6, image, image]``."""
+        if len(self.x_shape) == 4:
+            height, width = (size * image // IMAGE for size in self.x_shape[2:])
+            return replace(self, x_shape=(batch, self.x_shape[1], height, width), batch=batch)
+        rows = self.x_shape[0] // self.batch * batch
+        tokens = rows * image**2 // IMAGE**2 if self.x_shape[0] > self.batch else rows
+        return replace(self, x_shape=(tokens, self.x_shape[1]), batch=batch)
+
+
+@dataclass(frozen=True)
+class Layer(Workload):
+    """One distinct B-cos layer of the models: its spec, and the shape of its weight."""
+
+    spec: Spec
+    weight_shape: tuple[int, ...]
+
+    def _named(self, size: str) -> str:
         s = self.spec
-        parts = ["x".join(map(str, self.x_shape[2:])) or self.x_shape[0], self.x_shape[1]]
+        parts: list[object] = [size, self.x_shape[1]]
         if not s.is_linear:
             kind = "k" if s.groups == 1 else "dw" if s.groups == self.x_shape[1] else f"g{s.groups}k"
             parts.append(f"{kind}{self.weight_shape[2]}s{s.stride[0]}")
         parts.append(self.out_features)
         unusual = {"d": (s.dilation[:1], (1,)), "b": ((s.b,), (2,)), "max": ((s.max_out,), (1,))}
         parts += [f"{key}{value[0]:g}" for key, (value, usual) in unusual.items() if value and value != usual]
-        return f"{self.model}/" + "-".join(map(str, parts))
-
-    @property
-    def group(self) -> str:
-        """Title of the model, over whose layers the reports average."""
-        return MODELS[self.model][1] if self.model in MODELS else self.model
+        return "-".join(map(str, parts))
 
     @property
     def out_features(self) -> int:
@@ -79,6 +128,14 @@ class Workload:
             start=self.x_shape[0] * self.out_features,
         )
 
+    @property
+    def values(self) -> int:
+        return math.prod(self.x_shape) + math.prod(self.weight_shape) + self.outputs
+
+    @property
+    def products(self) -> int:
+        return self.outputs * self.spec.max_out * math.prod(self.weight_shape[1:])
+
     def _built(self, linear: type[nn.Module], conv2d: type[nn.Module], **options) -> nn.Module:
         s = self.spec
         if s.is_linear:
@@ -88,33 +145,63 @@ class Workload:
         return layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares no memory_format
 
     def reference(self) -> nn.Module:
-        """The layer of the reference package."""
         import_reference()
         from bcos.modules import BcosConv2d, BcosLinear
 
         return self._built(BcosLinear, BcosConv2d, b=self.spec.b, max_out=self.spec.max_out)
 
     def plain(self) -> nn.Module:
-        """PyTorch's plain layer with as many outputs, the floor of every comparison."""
         return self._built(nn.Linear, nn.Conv2d, bias=False)
 
-    def input(self, like: Tensor | None = None) -> Tensor:
-        """A normally distributed x with the dtype and the device of ``like``, by default fp32 on the CPU.
 
-        The input of a convolution is channels_last.
-        """
-        like = torch.empty(0) if like is None else like
-        x = torch.randn(self.x_shape, dtype=like.dtype, device=like.device)
-        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+class PlainPositionNorm(nn.LayerNorm):
+    """``nn.LayerNorm`` over the channels of images, as torchvision's ConvNeXt has it."""
 
-    def resized(self, batch: int, image: int) -> Workload:
-        """The same layer in a model whose input is ``[batch, 6, image, image]``."""
-        if not self.spec.is_linear:
-            height, width = (size * image // IMAGE for size in self.x_shape[2:])
-            return replace(self, x_shape=(batch, self.x_shape[1], height, width), batch=batch)
-        rows = self.x_shape[0] // self.batch * batch
-        tokens = rows * image**2 // IMAGE**2 if self.x_shape[0] > self.batch else rows
-        return replace(self, x_shape=(tokens, self.x_shape[1]), batch=batch)
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "BatchNormUncentered2d": nn.BatchNorm2d,
+    "DetachableLayerNorm": nn.LayerNorm,
+    "DetachablePositionNorm2d": PlainPositionNorm,
+    "PositionNormUncentered2d": PlainPositionNorm,
+    "GNLayerNormUncentered2d": lambda channels: nn.GroupNorm(1, channels),
+    "DetachableGNLayerNorm2d": lambda channels: nn.GroupNorm(1, channels),
+}
+"""A norm of the reference package -> the plain norm of as many channels."""
+
+
+@dataclass(frozen=True)
+class Norm(Workload):
+    """One distinct norm of the models; it has weights and no biases."""
+
+    kind: str
+    """The name of its class, of ``NORMS``."""
+
+    def _named(self, size: str) -> str:
+        return f"norm-{size}-{self.x_shape[1]}"
+
+    @property
+    def group(self) -> str:
+        return f"{super().group}, norms"
+
+    @property
+    def values(self) -> int:
+        return 2 * math.prod(self.x_shape)
+
+    @property
+    def products(self) -> int:
+        return 0
+
+    def reference(self) -> nn.Module:
+        import_reference()
+        from bcos.modules import norms
+
+        return norms.NoBias(getattr(norms, self.kind))(self.x_shape[1])
+
+    def plain(self) -> nn.Module:
+        return NORMS[self.kind](self.x_shape[1])
 
 
 def network(model: str) -> nn.Module:
@@ -137,7 +224,7 @@ def _on_meta(model: str) -> nn.Module:
 
 @cache
 def _read(model: str, batch: int, image: int) -> tuple[Workload, ...]:
-    """The distinct B-cos layers of one model; on the meta device nothing is computed."""
+    """The distinct B-cos layers and norms of one model; on the meta device nothing is computed."""
     import_reference()
     from bcos.modules import BcosConv2d, BcosLinear
 
@@ -145,18 +232,21 @@ def _read(model: str, batch: int, image: int) -> tuple[Workload, ...]:
 
     def note(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         shape: tuple[int, ...] = tuple(inputs[0].shape)
-        options = {"b": module.b, "max_out": module.max_out}
-        if isinstance(module, BcosLinear):
+        kind = type(module).__name__
+        if isinstance(module, BcosLinear) or NORMS.get(kind) is nn.LayerNorm:
             shape = (torch.Size(shape[:-1]).numel(), shape[-1])
-        else:
+        if kind in NORMS:
+            found[Norm(model, shape, kind, batch=batch)] = None
+            return
+        options = {"b": module.b, "max_out": module.max_out}
+        if isinstance(module, BcosConv2d):
             options |= {name: _pair(getattr(module, name)) for name in ("stride", "padding", "dilation")}
             options["groups"] = module.groups
-        weight_shape = tuple(module.linear.weight.shape)
-        found[Workload(model, Spec(**options), shape, weight_shape, batch=batch)] = None
+        found[Layer(model, shape, Spec(**options), tuple(module.linear.weight.shape), batch=batch)] = None
 
     built = _on_meta(model)
-    layers = (module for module in built.modules() if isinstance(module, (BcosConv2d, BcosLinear)))
-    hooks = [module.register_forward_hook(note) for module in layers]
+    wanted = (m for m in built.modules() if isinstance(m, (BcosConv2d, BcosLinear)) or type(m).__name__ in NORMS)
+    hooks = [module.register_forward_hook(note) for module in wanted]
     with torch.device("meta"), torch.no_grad():
         built(torch.empty(batch, 6, image, image))
     for hook in hooks:
@@ -171,7 +261,7 @@ def workloads(
     models: Iterable[str] = MODELS,
     image: int = IMAGE,
 ) -> list[Workload]:
-    """The distinct B-cos layers of ``models`` whose name matches; each is named after the first model that has it.
+    """The distinct layers and norms of ``models`` whose name matches; each is named after the first model that has it.
 
     ``transformer_batch`` is the batch of ``TRANSFORMERS``, by default the same.
     """

@@ -58,14 +58,14 @@ inline int slices_of(int channels) {
 }
 
 // Neighbouring pixels to a thread: 16 bytes, or 8, or one where planes are no multiple of that.
-inline int width_of(int plane, Dtype dtype) {
+inline int width_of(int64_t plane, Dtype dtype) {
   if (dtype != Dtype::Float32 && plane % 8 == 0) return 8;
   return plane % 4 == 0 ? 4 : 1;
 }
 
 // f of that width as a type.
 template <typename T, typename F>
-cudaError_t by_width(int plane, Dtype dtype, F&& f) {
+cudaError_t by_width(int64_t plane, Dtype dtype, F&& f) {
   const int width = width_of(plane, dtype);
   if constexpr (sizeof(T) == 2)
     if (width == 8) return f(std::integral_constant<int, 8>{});

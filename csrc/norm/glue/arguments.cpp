@@ -22,7 +22,7 @@ Call make_call(const Takes& takes, const Spec& spec, const Inputs& inputs) {
   const auto& [x, weight, bias, mean, var] = inputs;
   TORCH_CHECK_VALUE(x.defined() && x.dim() >= 2, "x has ", x.defined() ? x.dim() : 0,
                     " dimensions, allowed: 2 or more");
-  check_input(takes, "x", x, x.dim());
+  check_kind(takes, "x", x, x.dim());
   check_per_channel(x, "weight", weight);
   check_per_channel(x, "bias", bias);
   check_per_channel(x, "mean", mean);

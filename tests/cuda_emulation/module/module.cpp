@@ -1,5 +1,6 @@
 // The submodule bcos_kernels._C.cuda on the emulator, as a module of its own.
 #include "common/cuda/bindings.h"
+#include "norm/glue/cuda/bindings.h"
 #include "transform/glue/cuda/bindings.h"
 
 namespace bcos::cuda {
@@ -26,8 +27,9 @@ void register_twice() {
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  pybind11::module_::import("bcos_kernels._C");  // the type of the specs is bound there
+  pybind11::module_::import("bcos_kernels._C");  // the types of the specs are bound there
   bcos::cuda::bind(m);
+  bcos::norm::glue::cuda::bind(m);
   bcos::transform::glue::cuda::bind(m);
   m.def("register_twice", &register_twice);
 }

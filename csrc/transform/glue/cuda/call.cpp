@@ -1,20 +1,9 @@
 #include "transform/glue/cuda/call.h"
 
 #include <ATen/ops/empty.h>
-
-#include <limits>
+#include <c10/util/StringUtil.h>
 
 namespace bcos::transform::glue::cuda {
-namespace {
-
-constexpr int64_t kAlignment = 16;  // bytes of the kernels' widest access
-
-int narrow(const char* name, int64_t v) {
-  TORCH_CHECK_VALUE(v <= std::numeric_limits<int>::max(), name, " is ", v, ", allowed: below 2^31");
-  return int(v);
-}
-
-}  // namespace
 
 DeviceCall::DeviceCall(const Call& call, bool planes, bool large, bool tf32)
     : Call(call), planes(planes), large(large), tf32(tf32) {
@@ -49,33 +38,9 @@ at::Tensor DeviceCall::image(int64_t values, at::ScalarType dtype, const at::Ten
                    like.options().dtype(dtype).memory_format(format()));
 }
 
-kernels::Dtype dtype_of(const at::Tensor& t) {
-  switch (t.scalar_type()) {
-    case at::kHalf:
-      return kernels::Dtype::Float16;
-    case at::kBFloat16:
-      return kernels::Dtype::BFloat16;
-    case at::kFloat:
-      return kernels::Dtype::Float32;
-    default:
-      TORCH_CHECK(false, "the CUDA kernels have no dtype ", t.scalar_type(),
-                  ", allowed: float, half and bfloat16");
-  }
-}
-
-at::Tensor aligned(const at::Tensor& t) {
-  return reinterpret_cast<uintptr_t>(data(t)) % kAlignment == 0 ? t : t.clone();
-}
-
-at::Tensor floats(at::IntArrayRef shape, const at::Tensor& like) {
-  return at::empty(shape, like.options().dtype(at::kFloat).memory_format(at::MemoryFormat::Contiguous));
-}
-
-void check(cudaError_t code, const char* kernel, const DeviceCall& call) {
-  const cudaError_t error = error_of(code);
-  TORCH_CHECK(error == cudaSuccess, "the CUDA kernel ", kernel, " failed: ", describe(error), "; x is [",
-              call.images, ", ", call.channels, ", ", call.window.in_h, ", ", call.window.in_w, "], weight [",
-              call.filters, ", ", call.group_channels(), ", ", call.window.kh, ", ", call.window.kw, "]");
+std::string DeviceCall::sizes() const {
+  return c10::str("x is [", images, ", ", channels, ", ", window.in_h, ", ", window.in_w, "], weight [",
+                  filters, ", ", group_channels(), ", ", window.kh, ", ", window.kw, "]");
 }
 
 }  // namespace bcos::transform::glue::cuda

@@ -2,7 +2,9 @@
 // transform/cuda/params.h from a Call.
 #pragma once
 
-#include "common/cuda/device.h"
+#include <string>
+
+#include "common/cuda/tensors.h"
 #include "transform/cuda/launch.h"
 #include "transform/tensors.h"
 
@@ -38,42 +40,8 @@ struct DeviceCall : Call {
 
   // A new tensor [N, values, OH, OW] on the device of `like`.
   at::Tensor image(int64_t values, at::ScalarType dtype, const at::Tensor& like) const;
+
+  std::string sizes() const;  // for the error of a kernel
 };
-
-kernels::Dtype dtype_of(const at::Tensor& t);
-
-// The tensor itself where it starts at a multiple of 16 bytes, else a copy.
-at::Tensor aligned(const at::Tensor& t);
-
-// A new contiguous fp32 tensor on the device of `like`.
-at::Tensor floats(at::IntArrayRef shape, const at::Tensor& like);
-
-inline const void* data(const at::Tensor& t) {
-  return t.defined() ? t.const_data_ptr() : nullptr;
-}
-
-inline void* mutable_data(const at::Tensor& t) {
-  return t.defined() ? t.mutable_data_ptr() : nullptr;
-}
-
-template <typename T>
-const T* data(const at::Tensor& t) {
-  return static_cast<const T*>(data(t));
-}
-
-template <typename T>
-T* mutable_data(const at::Tensor& t) {
-  return static_cast<T*>(mutable_data(t));
-}
-
-// Raises RuntimeError with the kernel's name and the call's shapes if `code` is an error.
-void check(cudaError_t code, const char* kernel, const DeviceCall& call);
-
-// Starts a kernel on the current stream.
-template <typename Params>
-void launch(const char* kernel, cudaError_t (*start)(const Params&, cudaStream_t), const Params& params,
-            const DeviceCall& call) {
-  check(start(params, stream()), kernel, call);
-}
 
 }  // namespace bcos::transform::glue::cuda

@@ -42,6 +42,7 @@ enum Plant {
   kUnreducedLane,       // sums leave the neighbouring lane out
   kTransposedFragment,  // matrices are loaded the other way round
   kWholeChunk,          // a piece of a chunk is copied as if it were all of it
+  kMissingBlock,        // of several blocks the last is not started
 };
 inline const Plant planted = Plant(std::getenv("BCOS_PLANT") ? std::atoi(std::getenv("BCOS_PLANT")) : kNone);
 
@@ -178,6 +179,7 @@ template <typename Params>
 cudaError_t start(void (*kernel)(Params), dim3 grid, int threads, size_t shared, const Params& params,
                   cudaStream_t) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaErrorInvalidConfiguration;
+  if (planted == kMissingBlock && grid.x > 1) --grid.x;
   emulation::run_grid(grid, threads, shared, [&] { kernel(params); });
   return cudaSuccess;
 }

@@ -1,0 +1,45 @@
+"""The CUDA kernels for GPU tensors (``csrc/norm/cuda``): fp32, fp16 and bf16, NCHW, channels_last and tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core.candidate import Backend, Candidate
+from ..gpu import cuda
+from . import traffic
+from .call import Call
+from .spec import Inputs, Outputs
+from .unserved import unserved
+
+__all__ = ["BACKEND", "CANDIDATES", "why_not"]
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_MOST_POSITIONS = 2**31 - 1  # the largest index of 32 bits
+
+
+def why_not(call: Call) -> list[str]:
+    """The reasons why the CUDA kernels do not serve ``call``; empty where they do."""
+    return cuda.unavailable(call.device) + unserved(call, _DTYPES, _MOST_POSITIONS)
+
+
+def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
+    """The outputs; y is in x's memory format."""
+    return cuda.kernels.norm_forward(*inputs, call.spec.native)
+
+
+def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: None, frozen: bool, needs) -> tuple:
+    """The gradients of x, weight and bias; one not needed is None. ``frozen`` makes the variance a constant."""
+    x, weight, bias, mean, var = inputs
+    dx, dweight, dbias = cuda.kernels.norm_backward(
+        grad, x, weight, mean, var, saved.mean, saved.var, call.spec.native, frozen, list(needs[:3])
+    )
+    return dx, _like(dweight, weight), _like(dbias, bias), None, None
+
+
+def _like(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+    return gradient if gradient is None or parameter is None else gradient.to(parameter.dtype)
+
+
+BACKEND = Backend("cuda", why_not, interchangeable=True)
+CANDIDATES = (Candidate("cuda", "kernels", forward, backward, cost=traffic.cost),)

@@ -1,0 +1,137 @@
+// The forward of norms over the batch, all values or groups: one reading for the statistics, one to apply
+// them.
+#include "norm/cuda/launch.h"
+#include "norm/cuda/walk.cuh"
+
+namespace bcos::norm::cuda {
+namespace {
+
+constexpr int kPlaces = 4;  // items that a thread has in flight
+
+template <typename T, bool PLANES, int V>
+__global__ void __launch_bounds__(kThreads, kBlocks) moments_kernel(const Shared<MomentsPass> s) {
+  const MomentsPass& p = s.p;
+  const Walk<PLANES, V> walk(p.shape, s.lanes);
+  constexpr int K = walk.kChannels;
+  Running<K> running;
+  walk.template for_each<kPlaces>([&](const auto& addresses) {
+    constexpr int R = std::extent_v<std::remove_reference_t<decltype(addresses)>>;
+    float x[R][V];
+    load_places<T>(x, p.x, false, addresses);
+    running.take(x);
+  });
+  join_threads<false>(running, walk.low, walk.high);
+  if (!walk.inside || !walk.first) return;
+#pragma unroll
+  for (int k = 0; k < K; ++k) p.partial[walk.partial(k)] = {running.count, running.of[k]};
+}
+
+__global__ void __launch_bounds__(kThreads, kBlocks) join_moments_kernel(const Shared<JoinMoments> s) {
+  const JoinMoments& p = s.p;
+  const int lane = threadIdx.x % s.lanes;
+  const int64_t set = int64_t(blockIdx.x) * (kThreads / s.lanes) + threadIdx.x / s.lanes;
+  const bool inside = set < p.shape.sets();
+  const int channels = p.shape.group_channels();
+  const int64_t unit = set / p.shape.groups, group = set % p.shape.groups;
+  Running<1> running;
+  for (int64_t i = lane; inside && i < int64_t(p.shape.splits) * channels; i += s.lanes) {
+    const int64_t share = unit * p.shape.splits + i / channels;
+    const Partial& partial = p.partial[share * p.shape.C + group * channels + i % channels];
+    Running<1> other;
+    other.count = partial.count;
+    other.of[0] = partial.moments;
+    running.join(other);
+  }
+  join_threads<false>(running, 1, s.lanes);
+  if (!inside || lane != 0) return;
+  p.mean[set] = running.of[0].mean;
+  p.var[set] = running.of[0].squares / running.count;
+}
+
+template <typename T, bool PLANES, int V>
+__global__ void __launch_bounds__(kThreads, kBlocks) apply_kernel(const Shared<Apply> s) {
+  const Apply& p = s.p;
+  const Walk<PLANES, V> walk(p.shape, s.lanes);
+  if (!walk.inside) return;
+  constexpr int K = walk.kChannels;
+  const bool wide = p.out_dtype == Dtype::Float32;
+  float gamma[K], beta[K];
+  load_factor(gamma, p.weight, walk.channel, 1);
+  load_factor(beta, p.bias, walk.channel, 0);
+  Affine<float> of[K];
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    const int64_t set = walk.set(k);
+    of[k] = affine(shift_of(p.statistics, set), r_of(p.statistics, set), gamma[k], beta[k],
+                   p.statistics.centered);
+  }
+  walk.template for_each<kPlaces>([&](const auto& addresses) {
+    constexpr int R = std::extent_v<std::remove_reference_t<decltype(addresses)>>;
+    float x[R][V];
+    load_places<T>(x, p.x, false, addresses);
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+#pragma unroll
+      for (int i = 0; i < V; ++i) x[r][i] = of[i % K](x[r][i]);
+      store_output<T>(p.y, wide, addresses[r], x[r]);
+    }
+  });
+}
+
+}  // namespace
+
+int splits_of(const Shape& shape, Dtype dtype, int multiprocessors) {
+  constexpr int kWanted = 8;           // blocks of a multiprocessor
+  constexpr int kLeast = 4 * kPlaces;  // items of a thread
+  constexpr int kMostParts = 1 << 16;  // of a set, which a block joins
+  Shape whole = shape;
+  whole.splits = 1;
+  int64_t splits = 1;
+  by_layout(shape, dtype, [&](auto, auto planes, auto width) {
+    constexpr bool PLANES = decltype(planes)::value;
+    constexpr int V = decltype(width)::value;
+    const Plan plan = Plan::of<PLANES, V>(whole);
+    const int64_t items = Walk<PLANES, V>::items_of(whole);
+    const int64_t least = int64_t(kLeast) * (PLANES ? plan.lanes : kThreads / plan.lanes);
+    splits = ceil_div(int64_t(kWanted) * multiprocessors, plan.blocks > 0 ? plan.blocks : 1);
+    splits = splits < items / least ? splits : items / least;
+    return cudaSuccess;
+  });
+  const int64_t most = kMostParts / shape.group_channels();
+  splits = splits < most ? splits : most;
+  return splits > 1 ? int(splits) : 1;
+}
+
+cudaError_t moments(const MomentsPass& p, cudaStream_t stream) {
+  if (is_empty(p.shape)) return cudaSuccess;
+  return by_layout(p.shape, p.dtype, [&](auto type, auto planes, auto width) {
+    using T = typename decltype(type)::type;
+    constexpr bool PLANES = decltype(planes)::value;
+    constexpr int V = decltype(width)::value;
+    const Plan plan = Plan::of<PLANES, V>(p.shape);
+    return start(moments_kernel<T, PLANES, V>, dim3(plan.blocks), kThreads, kShared<Running<PLANES ? 1 : V>>,
+                 {p, plan.lanes}, stream);
+  });
+}
+
+cudaError_t join_moments(const JoinMoments& p, cudaStream_t stream) {
+  if (is_empty(p.shape)) return cudaSuccess;
+  const int lanes = lanes_of(int64_t(p.shape.splits) * p.shape.group_channels(), true);
+  return start(join_moments_kernel, dim3(ceil_div(p.shape.sets(), kThreads / lanes)), kThreads,
+               kShared<Running<1>>, {p, lanes}, stream);
+}
+
+cudaError_t apply(const Apply& p, cudaStream_t stream) {
+  if (is_empty(p.shape)) return cudaSuccess;
+  if (!is_known(p.weight.dtype) || !is_known(p.bias.dtype)) return cudaErrorInvalidValue;
+  if (!is_output_of(p.dtype, p.out_dtype)) return cudaErrorInvalidValue;
+  return by_layout(p.shape, p.dtype, [&](auto type, auto planes, auto width) {
+    using T = typename decltype(type)::type;
+    constexpr bool PLANES = decltype(planes)::value;
+    constexpr int V = decltype(width)::value;
+    const Plan plan = Plan::of<PLANES, V>(p.shape);
+    return start(apply_kernel<T, PLANES, V>, dim3(plan.blocks), kThreads, 0, {p, plan.lanes}, stream);
+  });
+}
+
+}  // namespace bcos::norm::cuda

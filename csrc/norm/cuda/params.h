@@ -1,0 +1,165 @@
+// What the CUDA kernels of a norm take, for host and device: plain structs of raw device pointers and sizes.
+//
+// x, y and their gradients lie without gaps in one of two layouts: in planes [N, C, P], or in rows [N, P, C].
+// P are the positions of an image. A *unit* is what has statistics of its own beside other such: an image
+// where `per_image`, else all images together; within it `groups` of neighbouring channels have a set of
+// statistics each. The sets are counted over units and groups. Pointers are aligned to 16 bytes; those of
+// tensors that a call does not have are null. A size of 0 starts nothing.
+#pragma once
+
+#include <cstdint>
+
+#include "common/cuda/dtype.h"
+#include "norm/formula.h"
+
+namespace bcos::norm::cuda {
+
+using namespace bcos::cuda;
+
+// Where values lie, which of them share statistics, and into how many shares the values of a channel in a
+// unit are divided. N * P is below 2^31, unless N is 1.
+struct Shape {
+  int N, C;
+  int64_t P;
+  bool planes;
+  bool per_image;
+  int groups;  // of a unit; divides C
+  int splits;  // see splits_of in launch.h
+
+  BCOS_HOST_DEVICE int units() const { return per_image ? N : 1; }
+  BCOS_HOST_DEVICE int group_channels() const { return C / groups; }
+  BCOS_HOST_DEVICE int64_t sets() const { return int64_t(units()) * groups; }
+  BCOS_HOST_DEVICE int64_t set_of(int64_t unit, int channel) const {
+    return unit * groups + channel / group_channels();
+  }
+  BCOS_HOST_DEVICE int64_t shares() const { return int64_t(units()) * splits; }  // of every channel
+};
+
+// Values of one dtype for each channel, or null.
+struct Factor {
+  const void* data;
+  Dtype dtype;
+};
+
+struct Statistics {
+  const float* mean;  // [sets]; null where nothing needs it
+  const float* var;   // [sets]
+  float eps;
+  bool centered;
+};
+
+// Moments of `count` values.
+struct Partial {
+  float count;
+  Moments<float> moments;
+};
+
+// Sums over values of grad (x − shift) and of grad.
+struct Sums {
+  float products, grads;
+};
+
+// The moments of each share.
+struct MomentsPass {
+  const void* x;
+  Partial* partial;  // [units, splits, C]
+  Shape shape;
+  Dtype dtype;  // of x
+};
+
+struct JoinMoments {
+  const Partial* partial;  // [units, splits, C]
+  float* mean;             // [sets]
+  float* var;              // [sets], biased
+  Shape shape;
+};
+
+// y = γ (x − shift) r + β
+struct Apply {
+  const void* x;
+  void* y;
+  Statistics statistics;
+  Factor weight, bias;
+  Shape shape;
+  Dtype dtype;      // of x
+  Dtype out_dtype;  // of y: as x, or fp32
+};
+
+// The sums of each share, without γ.
+struct SumsPass {
+  const void* grad;
+  const void* x;  // null: the products are not wanted and become 0
+  Statistics statistics;
+  Sums* partial;  // [units, splits, C]
+  Shape shape;
+  Dtype dtype;      // of x
+  Dtype out_dtype;  // of grad: as x, or fp32
+};
+
+// The sums of each set of more than one channel, with γ.
+struct SetSums {
+  const Sums* partial;  // [units, splits, C]
+  Factor weight;
+  Sums* sums;  // [sets]
+  Shape shape;
+};
+
+// dγ and dβ, the sums over the units and shares of a channel; and where a channel of all images is a set, its
+// sums with γ.
+struct ChannelSums {
+  const Sums* partial;    // [units, splits, C]
+  Statistics statistics;  // var is null where the products have the factor r already
+  Factor weight;
+  float* dweight;  // [C] or null
+  float* dbias;    // [C] or null
+  Sums* sums;      // [C] or null
+  Shape shape;
+};
+
+// dx = γ grad r + (the part of the variance, unless `frozen`) + (that of the mean, where `centered`)
+struct GradientPass {
+  const void* grad;
+  const void* x;  // read unless null; null where `frozen`
+  Statistics statistics;
+  Factor weight;
+  const Sums* sums;  // [sets], with γ; null: mean and variance are constants
+  bool frozen;
+  void* dx;
+  Shape shape;
+  float count;      // values of a set
+  Dtype dtype;      // of x and dx
+  Dtype out_dtype;  // of grad: as x, or fp32
+};
+
+// Norms at positions: one set for each row, which are the C channels at a position. N * P and N * C are below
+// 2^31.
+struct PositionsFwd {
+  const void* x;
+  void* y;
+  float* mean;  // [N, P]
+  float* var;   // [N, P]
+  Factor weight, bias;
+  int N, C, P;
+  bool planes;
+  float eps;
+  bool centered;
+  Dtype dtype;      // of x
+  Dtype out_dtype;  // of y: as x, or fp32
+};
+
+struct PositionsBwd {
+  const void* grad;
+  const void* x;  // null where `frozen` and no sums are wanted
+  Statistics statistics;
+  Factor weight;
+  bool frozen;
+  void* dx;       // null: not wanted
+  Sums* partial;  // [shares, C] of positions_shares: the products have the factor r; null: not wanted
+  int N, C, P;
+  bool planes;
+  int64_t each;     // of rows: how many a block has; not read of planes
+  Dtype dtype;      // of x and dx
+  Dtype out_dtype;  // of grad: as x, or fp32
+};
+
+}  // namespace bcos::norm::cuda

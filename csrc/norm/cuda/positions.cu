@@ -1,0 +1,178 @@
+// Norms at positions, and over the channels of tokens, of rows: neighbouring lanes share a row, up to a warp,
+// and of long rows the threads of a block.
+#include "norm/cuda/launch.h"
+#include "norm/cuda/positions.cuh"
+
+namespace bcos::norm::cuda {
+namespace {
+
+constexpr int kTile = 32;  // rows whose grad and x the gradients of γ and β read again from a cache
+
+template <typename P>
+struct OfRows {
+  P p;
+  int lanes;    // of a row
+  int columns;  // threads that share out the channels where they are added up over rows
+};
+
+template <typename T, int V>
+__global__ void __launch_bounds__(kThreads, kBlocks) positions_fwd_kernel(const OfRows<PositionsFwd> s) {
+  const PositionsFwd& p = s.p;
+  const int64_t row = int64_t(blockIdx.x) * (kThreads / s.lanes) + threadIdx.x / s.lanes;
+  const int first = int(threadIdx.x % s.lanes) * V, step = s.lanes * V;
+  const bool inside = row < int64_t(p.N) * p.P;
+  const T* x = static_cast<const T*>(p.x);
+  Running<1> running;
+  for (int c = first; inside && within(c, p.C); c += step) {
+    float v[1][V];
+    load(v[0], x, row * p.C + c, true);
+    running.take(v);
+  }
+  join_threads<true>(running, 1, s.lanes);
+  if (!inside) return;
+  const float mean = running.of[0].mean, var = running.of[0].squares / running.count;
+  if (first == 0) {
+    p.mean[row] = mean;
+    p.var[row] = var;
+  }
+  const float r = inverse_std(var, p.eps);
+  for (int c = first; within(c, p.C); c += step) {
+    float v[V], gamma[V], beta[V];
+    load(v, x, row * p.C + c, true);
+    load_factor(gamma, p.weight, c, 1);
+    load_factor(beta, p.bias, c, 0);
+#pragma unroll
+    for (int i = 0; i < V; ++i) v[i] = affine(mean, r, gamma[i], beta[i], p.centered)(v[i]);
+    store_output<T>(p.y, p.out_dtype == Dtype::Float32, row * p.C + c, v);
+  }
+}
+
+// dx of one row, by its lanes. All threads of the block take part; those of rows past the last do nothing.
+template <typename T, int V>
+__device__ __forceinline__ void row_gradient(const OfRows<PositionsBwd>& s, int64_t row, bool inside) {
+  const PositionsBwd& p = s.p;
+  const int first = int(threadIdx.x % s.lanes) * V, step = s.lanes * V;
+  const bool wide = p.out_dtype == Dtype::Float32;
+  const T* x = static_cast<const T*>(p.x);
+  const bool has_x = !p.frozen, has_sums = has_x || p.statistics.centered;
+  const float shift = inside && has_x ? shift_of(p.statistics, row) : 0.f;
+  RunningSums<1> sums;
+  for (int c = first; has_sums && inside && within(c, p.C); c += step) {
+    float grad[V], gamma[V], v[V] = {};
+    load_factor(gamma, p.weight, c, 1);
+    load_output<T>(grad, p.grad, wide, row * p.C + c);
+    if (has_x) load(v, x, row * p.C + c, true);
+#pragma unroll
+    for (int i = 0; i < V; ++i) sums.add(0, gamma[i] * grad[i], v[i] - shift);
+  }
+  if (has_sums) join_threads<true>(sums, 1, s.lanes);
+  if (!inside) return;
+  const Gradient<float> of = gradient(r_of(p.statistics, row), 1.f, sums.of[0].products, sums.of[0].grads,
+                                      float(p.C), p.statistics.centered, p.frozen);
+  const float mean = has_x ? p.statistics.mean[row] : 0.f;
+  for (int c = first; within(c, p.C); c += step) {
+    float grad[V], gamma[V], v[V];
+    load_factor(gamma, p.weight, c, 1);
+    load_output<T>(grad, p.grad, wide, row * p.C + c);
+    if (has_x) load(v, x, row * p.C + c, true);
+#pragma unroll
+    for (int i = 0; i < V; ++i) grad[i] = of(gamma[i] * grad[i], has_x ? v[i] - mean : 0.f);
+    store(static_cast<T*>(p.dx), row * p.C + c, grad, true);
+  }
+}
+
+// Adds the sums of the rows from `begin` to `end` to the block's share, or begins it with them.
+template <typename T, int V>
+__device__ __forceinline__ void add_columns(const OfRows<PositionsBwd>& s, int64_t begin, int64_t end,
+                                            bool begins) {
+  const PositionsBwd& p = s.p;
+  const int column = threadIdx.x % s.columns, slice = threadIdx.x / s.columns;
+  for (int base = 0; base < p.C; base += s.columns * V) {
+    const int c = base + column * V;
+    RunningSums<V> sums;
+    for (int64_t row = begin + slice; within(c, p.C) && row < end; row += kThreads / s.columns) {
+      float grad[V], x[V];
+      load_output<T>(grad, p.grad, p.out_dtype == Dtype::Float32, row * p.C + c);
+      load(x, static_cast<const T*>(p.x), row * p.C + c, true);
+      const float shift = shift_of(p.statistics, row), r = r_of(p.statistics, row);
+#pragma unroll
+      for (int i = 0; i < V; ++i) sums.add(i, grad[i], r * (x[i] - shift));
+    }
+    join_threads<false>(sums, s.columns, kThreads);
+    if (slice > 0 || !within(c, p.C)) continue;
+    Sums* share = p.partial + int64_t(blockIdx.x) * p.C + c;
+#pragma unroll
+    for (int i = 0; i < V; ++i)
+      share[i] = begins ? sums.of[i]
+                        : Sums{share[i].products + sums.of[i].products, share[i].grads + sums.of[i].grads};
+  }
+}
+
+template <typename T, int V>
+__global__ void __launch_bounds__(kThreads, kBlocks) positions_bwd_kernel(const OfRows<PositionsBwd> s) {
+  const PositionsBwd& p = s.p;
+  const int teams = kThreads / s.lanes, team = threadIdx.x / s.lanes;
+  const int64_t rows = int64_t(p.N) * p.P;
+  const int64_t begin = blockIdx.x * p.each, end = begin + p.each < rows ? begin + p.each : rows;
+  for (int64_t tile = begin; tile < end; tile += kTile) {
+    const int64_t tile_end = tile + kTile < end ? tile + kTile : end;
+    for (int64_t row = tile; p.dx != nullptr && row < tile_end; row += teams)
+      row_gradient<T, V>(s, row + team, row + team < tile_end);
+    if (p.partial != nullptr) add_columns<T, V>(s, tile, tile_end, tile == begin);
+  }
+}
+
+// Lanes of a row of so many vectors: a warp where each has at most eight, else the block.
+int row_lanes(int64_t vectors) {
+  return vectors > 8 * 32 ? kThreads : lanes_of_vectors(vectors, 32);
+}
+
+}  // namespace
+
+namespace rows {
+
+cudaError_t positions_fwd(const PositionsFwd& p, cudaStream_t stream) {
+  return by_dtype(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    return by_vector<T>(p.C, [&](auto width) {
+      constexpr int V = decltype(width)::value;
+      const int lanes = row_lanes(ceil_div(p.C, V));
+      return start(positions_fwd_kernel<T, V>, dim3(ceil_div(int64_t(p.N) * p.P, kThreads / lanes)), kThreads,
+                   kShared<Running<1>>, {p, lanes, 0}, stream);
+    });
+  });
+}
+
+cudaError_t positions_bwd(const PositionsBwd& p, cudaStream_t stream) {
+  return by_dtype(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    return by_vector<T>(p.C, [&](auto width) {
+      constexpr int V = decltype(width)::value;
+      const int64_t vectors = ceil_div(p.C, V);
+      const OfRows<PositionsBwd> s{p, row_lanes(vectors), lanes_of_vectors(vectors, kThreads)};
+      return start(positions_bwd_kernel<T, V>, dim3(positions_shares(p)), kThreads, kShared<RunningSums<V>>,
+                   s, stream);
+    });
+  });
+}
+
+}  // namespace rows
+
+cudaError_t positions_fwd(const PositionsFwd& p, cudaStream_t stream) {
+  if (p.N == 0 || p.C == 0 || p.P == 0) return cudaSuccess;
+  if (!is_output_of(p.dtype, p.out_dtype) || !is_known(p.weight.dtype) || !is_known(p.bias.dtype))
+    return cudaErrorInvalidValue;
+  return p.planes ? planes::positions_fwd(p, stream) : rows::positions_fwd(p, stream);
+}
+
+cudaError_t positions_bwd(const PositionsBwd& p, cudaStream_t stream) {
+  if (p.N == 0 || p.C == 0 || p.P == 0) return cudaSuccess;
+  if (!is_output_of(p.dtype, p.out_dtype) || !is_known(p.weight.dtype)) return cudaErrorInvalidValue;
+  return p.planes ? planes::positions_bwd(p, stream) : rows::positions_bwd(p, stream);
+}
+
+int positions_shares(const PositionsBwd& p) {
+  return p.planes ? planes::positions_shares(p) : int(ceil_div(int64_t(p.N) * p.P, p.each));
+}
+
+}  // namespace bcos::norm::cuda

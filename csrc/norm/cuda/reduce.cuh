@@ -1,0 +1,180 @@
+// Running moments and sums of a thread, and how threads join theirs: in a fixed order, alike in every run.
+#pragma once
+
+#include "common/cuda/primitives.cuh"
+#include "norm/cuda/params.h"
+
+namespace bcos::norm::cuda {
+
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kBlocks = 2;  // of a multiprocessor, at least: they leave registers enough
+
+// The moments of `count` values of each of K channels.
+template <int K>
+struct Running {
+  float count = 0;
+  Moments<float> of[K] = {};
+
+  __device__ __forceinline__ void join(const Running& later) {
+    if (count == 0) {
+      *this = later;
+      return;
+    }
+#pragma unroll
+    for (int k = 0; k < K; ++k) of[k] = joined(of[k], count, later.of[k], later.count);
+    count += later.count;
+  }
+
+  // Takes in V neighbouring values of each of R places; they belong to K channels: to one, or to a channel
+  // each.
+  template <int R, int V>
+  __device__ __forceinline__ void take(const float (&v)[R][V]) {
+    static_assert(K == 1 || K == V);
+    constexpr float each = R * (V / K);
+    Running batch;
+    batch.count = each;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      const float near = v[0][k];  // one of the values, from which distances are exact where all are near
+      float sum = 0, squares = 0;
+#pragma unroll
+      for (int r = 0; r < R; ++r)
+#pragma unroll
+        for (int i = k; i < V; i += K) sum += v[r][i] - near;
+      const float mean = sum * (1 / each);
+#pragma unroll
+      for (int r = 0; r < R; ++r)
+#pragma unroll
+        for (int i = k; i < V; i += K) {
+          const float distance = (v[r][i] - near) - mean;
+          squares += distance * distance;
+        }
+      batch.of[k] = moments_of(near, mean, squares);
+    }
+    join(batch);
+  }
+
+  __device__ __forceinline__ Running exchanged(int mask) const {
+    Running other;
+    other.count = shuffle_xor(count, mask);
+#pragma unroll
+    for (int k = 0; k < K; ++k)
+      other.of[k] = {shuffle_xor(of[k].mean, mask), shuffle_xor(of[k].rest, mask),
+                     shuffle_xor(of[k].squares, mask)};
+    return other;
+  }
+};
+
+// Sums of each of K channels.
+template <int K>
+struct RunningSums {
+  Sums of[K] = {};
+
+  __device__ __forceinline__ void add(int k, float grad, float from_shift) {
+    of[k].products += grad * from_shift;
+    of[k].grads += grad;
+  }
+  __device__ __forceinline__ void join(const RunningSums& later) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      of[k].products += later.of[k].products;
+      of[k].grads += later.of[k].grads;
+    }
+  }
+  __device__ __forceinline__ RunningSums exchanged(int mask) const {
+    RunningSums other;
+#pragma unroll
+    for (int k = 0; k < K; ++k)
+      other.of[k] = {shuffle_xor(of[k].products, mask), shuffle_xor(of[k].grads, mask)};
+    return other;
+  }
+};
+
+// The threads of a block whose indices differ in the bits from `low` to below `high` join what they have;
+// `high` is at most a warp, or the block. Afterwards each of them has all of it; where they are several
+// warps, those outside of the first have it only if EVERYWHERE. All threads of the block take part.
+template <bool EVERYWHERE, typename R>
+__device__ __forceinline__ void join_threads(R& running, int low, int high) {
+  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+#pragma unroll 1  // it is run once, and long
+  for (int mask = low; mask < high && mask < 32; mask *= 2) {
+    R later = running.exchanged(mask);
+    if (lane & mask) {
+      const R mine = running;
+      running = later;
+      later = mine;
+    }
+    running.join(later);
+  }
+  if (high <= 32) return;
+  barrier();  // what was there before has been read
+  shared_store(thread * uint32_t(sizeof(R)), running);
+  barrier();
+  const int stride = low > 32 ? low / 32 : 1;
+  if (!EVERYWHERE && warp >= stride) return;
+  running = shared_load<R>((warp % stride * 32 + lane) * uint32_t(sizeof(R)));
+#pragma unroll 1
+  for (int other = warp % stride + stride; other < kWarps; other += stride)
+    running.join(shared_load<R>((other * 32 + lane) * uint32_t(sizeof(R))));
+}
+
+// COUNT values of a tensor of T, or of fp32 where `wide`; as `load` and `store` have them. Decided at run
+// time, because a kernel for each would take twice as long to compile and not run faster.
+template <typename T, int COUNT>
+__device__ __forceinline__ void load_output(float (&out)[COUNT], const void* p, bool wide, int64_t at) {
+  if (wide)
+    load(out, static_cast<const float*>(p), at, true);
+  else
+    load(out, static_cast<const T*>(p), at, true);
+}
+
+template <typename T, int COUNT>
+__device__ __forceinline__ void store_output(void* p, bool wide, int64_t at, const float (&values)[COUNT]) {
+  if (wide)
+    store(static_cast<float*>(p), at, values, true);
+  else
+    store(static_cast<T*>(p), at, values, true);
+}
+
+// Shared memory of a block for join_threads.
+template <typename R>
+constexpr size_t kShared = kThreads * sizeof(R);
+
+// f of the values that a thread takes of rows at a time, as a constant: 16 bytes, or one where rows are no
+// multiple of that.
+template <typename T, typename F>
+cudaError_t by_vector(int channels, F&& f) {
+  return channels % kVector<T> == 0 ? f(std::integral_constant<int, kVector<T>>{})
+                                    : f(std::integral_constant<int, 1>{});
+}
+
+// The values of K channels, a power of two that divides `first`; `missing` where there are none.
+template <int K>
+__device__ __forceinline__ void load_factor(float (&out)[K], const Factor& factor, int first, float missing) {
+  if (factor.data == nullptr) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) out[k] = missing;
+  } else if (factor.dtype == Dtype::Float32) {
+    load(out, static_cast<const float*>(factor.data), first, true);
+  } else if (factor.dtype == Dtype::Float16) {
+    load(out, static_cast<const __half*>(factor.data), first, true);
+  } else {
+    load(out, static_cast<const __nv_bfloat16*>(factor.data), first, true);
+  }
+}
+
+__device__ __forceinline__ float value_of(const Factor& factor, int channel, float missing) {
+  float value[1];
+  load_factor(value, factor, channel, missing);
+  return value[0];
+}
+
+__device__ __forceinline__ float shift_of(const Statistics& s, int64_t set) {
+  return s.centered ? s.mean[set] : 0.f;
+}
+
+__device__ __forceinline__ float r_of(const Statistics& s, int64_t set) {
+  return inverse_std(s.var[set], s.eps);
+}
+
+}  // namespace bcos::norm::cuda

@@ -1,0 +1,18 @@
+// What Python sees of the norm on a GPU.
+#pragma once
+
+#include <torch/csrc/utils/pybind.h>
+
+#include "norm/glue/cuda/norm.h"
+
+namespace bcos::norm::glue::cuda {
+
+inline void bind(pybind11::module_ m) {
+  using namespace pybind11::literals;
+  using unlocked = pybind11::call_guard<pybind11::gil_scoped_release>;
+  m.def("norm_forward", &forward, unlocked(), "x"_a, "weight"_a, "bias"_a, "mean"_a, "var"_a, "spec"_a);
+  m.def("norm_backward", &backward, unlocked(), "grad"_a, "x"_a, "weight"_a, "mean"_a, "var"_a,
+        "saved_mean"_a, "saved_var"_a, "spec"_a, "frozen"_a, "needs"_a);
+}
+
+}  // namespace bcos::norm::glue::cuda

@@ -1,0 +1,98 @@
+#include "norm/glue/cuda/norm.h"
+
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <limits>
+
+#include "common/plain_aten.h"
+#include "norm/glue/cuda/passes.h"
+
+namespace bcos::norm::glue::cuda {
+namespace {
+
+const Takes kCuda{kDevice, {at::kFloat, at::kHalf, at::kBFloat16}};
+
+at::Tensor dense_floats(const OptionalTensor& t) {
+  return t ? t->to(at::kFloat).contiguous() : at::Tensor();
+}
+
+bool at_positions(const DeviceCall& call) {
+  return call.spec.over == Over::Position;
+}
+
+Outputs run_forward(const DeviceCall& call, const Inputs& inputs) {
+  const auto& x = inputs.x;
+  const OnDeviceOf guard(x);
+  Outputs out;
+  if (!call.given) {
+    out.mean = floats(call.statistics_shape, x);
+    out.var = floats(call.statistics_shape, x);
+  }
+  out.y = call.result_of(x, call.spec.out_dtype, [&](const at::Tensor& y) {
+    if (x.numel() == 0) return;
+    const ForwardPass pass{call,
+                           call.dense(x),
+                           dense_factor(inputs.weight),
+                           dense_factor(inputs.bias),
+                           call.given ? dense_floats(inputs.mean) : out.mean,
+                           call.given ? dense_floats(inputs.var) : out.var};
+    (at_positions(call) ? positions_forward : shared_forward)(pass, y);
+  });
+  if (x.numel() == 0 && !call.given)  // what statistics of no values are
+    for (auto* t : {&out.mean, &out.var}) t->fill_(std::numeric_limits<double>::quiet_NaN());
+  return out;
+}
+
+Gradients run_backward(const DeviceCall& call, const Saved& saved, const Needs& needs) {
+  const auto& x = saved.x;
+  const OnDeviceOf guard(x);
+  const bool empty = x.numel() == 0;
+  const auto sum = [&](bool needed) {
+    const at::IntArrayRef shape = call.channels;
+    if (!needed) return at::Tensor();
+    return empty ? at::zeros(shape, x.options().dtype(at::kFloat)) : floats(shape, x);
+  };
+  const at::Tensor dweight = sum(needs.weight), dbias = sum(needs.bias);
+  Gradients out;
+  if (needs.weight) out.weight = dweight;
+  if (needs.bias) out.bias = dbias;
+  if (empty) {
+    if (needs.x) out.x = at::zeros_like(x);
+    return out;
+  }
+  const BackwardPass pass{call,          call.dense(saved.grad),
+                          call.dense(x), dense_factor(saved.weight),
+                          saved.mean,    saved.var,
+                          needs,         dweight,
+                          dbias};
+  const auto run = at_positions(call) ? positions_backward : shared_backward;
+  if (needs.x)
+    out.x = call.result_of(x, call.dtype, [&](const at::Tensor& dx) { run(pass, dx); });
+  else
+    run(pass, {});
+  return out;
+}
+
+}  // namespace
+
+Forward forward(const at::Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                const OptionalTensor& mean, const OptionalTensor& var, const Spec& spec) {
+  const PlainAten guard;
+  const Inputs inputs{x, weight, bias, mean, var};
+  const DeviceCall call(make_call(kCuda, spec, inputs), x);
+  return pack(run_forward(call, inputs), x);
+}
+
+Backward backward(const at::Tensor& grad, const at::Tensor& x, const OptionalTensor& weight,
+                  const OptionalTensor& mean, const OptionalTensor& var, const at::Tensor& saved_mean,
+                  const at::Tensor& saved_var, const Spec& spec, bool frozen,
+                  const std::vector<bool>& needs) {
+  const PlainAten guard;
+  const Inputs inputs{x, weight, std::nullopt, mean, var};
+  DeviceCall call(make_call(kCuda, spec, inputs), x);
+  call.frozen = frozen;
+  return pack(run_backward(call, make_saved(call, inputs, grad, saved_mean, saved_var), make_needs(needs)));
+}
+
+}  // namespace bcos::norm::glue::cuda

@@ -1,0 +1,40 @@
+// The kernels that serve the two kinds of norms: those with statistics over the batch, all values or groups,
+// and those at positions.
+#pragma once
+
+#include "norm/glue/cuda/call.h"
+
+namespace bcos::norm::glue::cuda {
+
+// What a forward takes: dense tensors, undefined where there are none.
+struct ForwardPass {
+  const DeviceCall& call;
+  at::Tensor x, weight, bias;
+  at::Tensor mean, var;  // fp32: to be written unless they are given
+};
+
+// What a backward takes: dense tensors, undefined where there are none.
+struct BackwardPass {
+  const DeviceCall& call;
+  at::Tensor grad, x, weight;
+  at::Tensor mean, var;  // fp32
+  const Needs& needs;
+  at::Tensor dweight, dbias;  // fp32, to be written; defined where needed
+
+  // Whether dx has the part of the variance, and whether it has that of the mean.
+  bool through_var() const { return needs.x && !call.given && !call.frozen; }
+  bool through_mean() const { return needs.x && !call.given && call.spec.centered; }
+};
+
+void shared_forward(const ForwardPass& f, const at::Tensor& y);
+void shared_backward(const BackwardPass& b, const at::Tensor& dx);  // dx is undefined where it is not needed
+
+void positions_forward(const ForwardPass& f, const at::Tensor& y);
+void positions_backward(const BackwardPass& b, const at::Tensor& dx);
+
+// dγ and dβ of sums that have the factor r already unless `var` is defined, and those of the channels, [C,
+// 2], where `sums` is.
+void add_channels(const BackwardPass& b, const at::Tensor& partial, const kernels::Shape& shape,
+                  const at::Tensor& var, const at::Tensor& sums);
+
+}  // namespace bcos::norm::glue::cuda

@@ -1,0 +1,68 @@
+// Norms at positions, and over the channels of tokens.
+#include <algorithm>
+
+#include "norm/glue/cuda/passes.h"
+
+namespace bcos::norm::glue::cuda {
+namespace {
+
+// Rows of a block in the backward: few enough to keep the GPU busy, and enough to make few shares of dγ and
+// dβ.
+int64_t rows_of_block(const DeviceCall& call) {
+  constexpr int64_t kBlocks = 8;  // of a multiprocessor
+  constexpr int64_t kLeast = 8;
+  return std::max((call.batch * call.positions - 1) / (multiprocessors() * kBlocks) + 1, kLeast);
+}
+
+template <typename Params>
+void fill(Params& k, const DeviceCall& call) {
+  k.N = int(call.batch);
+  k.C = int(call.channels);
+  k.P = int(call.positions);
+  k.planes = call.planes;
+}
+
+}  // namespace
+
+void positions_forward(const ForwardPass& f, const at::Tensor& y) {
+  kernels::PositionsFwd k{};
+  fill(k, f.call);
+  k.x = data(f.x);
+  k.y = mutable_data(y);
+  k.mean = mutable_data<float>(f.mean);
+  k.var = mutable_data<float>(f.var);
+  k.weight = factor(f.weight);
+  k.bias = factor(f.bias);
+  k.eps = float(f.call.spec.eps);
+  k.centered = f.call.spec.centered;
+  k.dtype = dtype_of(f.x);
+  k.out_dtype = dtype_of(y);
+  launch("positions_fwd", kernels::positions_fwd, k, f.call);
+}
+
+void positions_backward(const BackwardPass& b, const at::Tensor& dx) {
+  const auto& call = b.call;
+  const bool adds = b.needs.weight || b.needs.bias;
+  if (!b.needs.x && !adds) return;
+  kernels::PositionsBwd k{};
+  fill(k, call);
+  k.each = rows_of_block(call);
+  k.grad = data(b.grad);
+  k.x = adds || !call.frozen ? data(b.x) : nullptr;
+  k.statistics = call.device_statistics(b.mean, b.var);
+  k.weight = factor(b.weight);
+  k.frozen = call.frozen;
+  k.dx = mutable_data(dx);
+  k.dtype = dtype_of(b.x);
+  k.out_dtype = dtype_of(b.grad);
+  at::Tensor partial;
+  const int shares = adds ? kernels::positions_shares(k) : 0;
+  if (adds) partial = floats({shares, call.channels, 2}, b.x);
+  k.partial = mutable_data<kernels::Sums>(partial);
+  launch("positions_bwd", kernels::positions_bwd, k, call);
+  if (!adds) return;
+  const kernels::Shape shape{1, k.C, 1, false, false, 1, shares};
+  add_channels(b, partial, shape, {}, {});
+}
+
+}  // namespace bcos::norm::glue::cuda

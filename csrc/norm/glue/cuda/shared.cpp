@@ -1,0 +1,113 @@
+// Norms whose statistics values of different positions share: over the batch, all values or groups.
+#include "norm/glue/cuda/passes.h"
+
+namespace bcos::norm::glue::cuda {
+namespace {
+
+void form_statistics(const ForwardPass& f) {
+  const auto& call = f.call;
+  kernels::MomentsPass k{};
+  k.x = data(f.x);
+  k.dtype = dtype_of(f.x);
+  k.shape = call.spec.over == Over::All ? call.device_run(k.dtype) : call.device_shape(k.dtype);
+  constexpr int64_t kFloats = sizeof(kernels::Partial) / sizeof(float);
+  const auto partial = floats({k.shape.shares(), k.shape.C, kFloats}, f.x);
+  k.partial = mutable_data<kernels::Partial>(partial);
+  launch("moments", kernels::moments, k, call);
+  kernels::JoinMoments j{};
+  j.partial = k.partial;
+  j.mean = mutable_data<float>(f.mean);
+  j.var = mutable_data<float>(f.var);
+  j.shape = k.shape;
+  launch("join_moments", kernels::join_moments, j, call);
+}
+
+// The sums of every share, [units, splits, C, 2]; without x those of grad alone.
+at::Tensor share_sums(const BackwardPass& b, const kernels::Shape& shape, bool products) {
+  const auto out = floats({shape.shares(), shape.C, 2}, b.x);
+  kernels::SumsPass k{};
+  k.grad = data(b.grad);
+  k.x = products ? data(b.x) : nullptr;
+  k.statistics = b.call.device_statistics(b.mean, b.var);
+  k.partial = mutable_data<kernels::Sums>(out);
+  k.shape = shape;
+  k.dtype = dtype_of(b.x);
+  k.out_dtype = dtype_of(b.grad);
+  launch("sums", kernels::sums, k, b.call);
+  return out;
+}
+
+// The sums of every set with γ, [sets, 2]; undefined where dx has no part of the mean and of the variance.
+// And dγ and dβ where they are needed.
+at::Tensor add_shares(const BackwardPass& b, const kernels::Shape& shape) {
+  const bool of_sets = b.through_var() || b.through_mean();
+  if (!of_sets && !b.needs.weight && !b.needs.bias) return {};
+  const auto partial = share_sums(b, shape, b.needs.weight || b.through_var());
+  at::Tensor sums;
+  if (of_sets) sums = floats({shape.sets(), 2}, b.x);
+  const bool at_once = !shape.per_image && shape.group_channels() == 1;
+  if (of_sets && !at_once) {
+    kernels::SetSums k{};
+    k.partial = data<kernels::Sums>(partial);
+    k.weight = factor(b.weight);
+    k.sums = mutable_data<kernels::Sums>(sums);
+    k.shape = shape;
+    launch("set_sums", kernels::set_sums, k, b.call);
+  }
+  if (b.needs.weight || b.needs.bias || (of_sets && at_once))
+    add_channels(b, partial, shape, b.var, at_once ? sums : at::Tensor());
+  return sums;
+}
+
+}  // namespace
+
+void shared_forward(const ForwardPass& f, const at::Tensor& y) {
+  const auto& call = f.call;
+  if (!call.given) form_statistics(f);
+  kernels::Apply k{};
+  k.x = data(f.x);
+  k.y = mutable_data(y);
+  k.statistics = call.device_statistics(f.mean, f.var);
+  k.weight = factor(f.weight);
+  k.bias = factor(f.bias);
+  k.dtype = dtype_of(f.x);
+  k.out_dtype = dtype_of(y);
+  k.shape = call.device_shape(k.dtype);
+  launch("apply", kernels::apply, k, call);
+}
+
+void add_channels(const BackwardPass& b, const at::Tensor& partial, const kernels::Shape& shape,
+                  const at::Tensor& var, const at::Tensor& sums) {
+  kernels::ChannelSums k{};
+  k.partial = data<kernels::Sums>(partial);
+  k.statistics = b.call.device_statistics(b.mean, var);
+  k.weight = factor(b.weight);
+  k.dweight = mutable_data<float>(b.dweight);
+  k.dbias = mutable_data<float>(b.dbias);
+  k.sums = mutable_data<kernels::Sums>(sums);
+  k.shape = shape;
+  launch("channel_sums", kernels::channel_sums, k, b.call);
+}
+
+void shared_backward(const BackwardPass& b, const at::Tensor& dx) {
+  const auto& call = b.call;
+  const auto dtype = dtype_of(b.x);
+  const auto shape = call.device_shape(dtype);
+  const auto sums = add_shares(b, shape);
+  if (!b.needs.x) return;
+  kernels::GradientPass k{};
+  k.grad = data(b.grad);
+  k.x = b.through_var() ? data(b.x) : nullptr;
+  k.statistics = call.device_statistics(b.mean, b.var);
+  k.weight = factor(b.weight);
+  k.sums = data<kernels::Sums>(sums);
+  k.frozen = !b.through_var();
+  k.dx = mutable_data(dx);
+  k.shape = shape;
+  k.count = float(call.count());
+  k.dtype = dtype;
+  k.out_dtype = dtype_of(b.grad);
+  launch("input_gradient", kernels::input_gradient, k, call);
+}
+
+}  // namespace bcos::norm::glue::cuda
