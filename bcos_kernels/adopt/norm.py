@@ -293,7 +293,8 @@ def _unserved(call: Call, backend: str | None) -> str | None:
     reasons = NORM.reasons(call)
     if any(not reasons[name] for name in kernels):
         return None
-    return "no kernel serves it: " + "; ".join(f"{name}: {', '.join(reasons[name])}" for name in kernels)
+    there = [name for name in kernels if (name == "cpu") == (call.device == "cpu")]  # what runs on such a device at all
+    return "no kernel serves it: " + "; ".join(f"{name}: {', '.join(reasons[name])}" for name in there)
 
 
 def _call(module: Theirs, found: Found) -> Call:
