@@ -21,7 +21,7 @@ from bcos_kernels.norm import NORM
 
 M = import_reference().modules
 
-pytestmark = pytest.mark.usefixtures("one_thread", "_published")
+pytestmark = pytest.mark.usefixtures("_published")
 
 
 @pytest.fixture

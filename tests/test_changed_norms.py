@@ -15,7 +15,7 @@ from bcos_kernels.compat import import_reference
 
 M = import_reference().modules
 
-pytestmark = pytest.mark.usefixtures("one_thread", "_published")
+pytestmark = pytest.mark.usefixtures("_published")
 
 
 @pytest.fixture

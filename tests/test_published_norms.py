@@ -13,7 +13,7 @@ from bcos_kernels import tally
 from bcos_kernels.adopt import norm as adopted
 from bcos_kernels.adopt import published
 
-pytestmark = pytest.mark.usefixtures("one_thread", "_published")
+pytestmark = pytest.mark.usefixtures("_published")
 
 BACKENDS = ("cpu", "reference")
 SLOW = partial(pytest.param, marks=pytest.mark.slow)
@@ -86,15 +86,13 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @pytest.mark.parametrize("layout", ["contiguous", *map(SLOW, list(FORMATS)[1:])])
 @pytest.mark.parametrize("autocast", [None, SLOW(torch.bfloat16), SLOW(torch.float16)], ids=str)
+@pytest.mark.parametrize("backend", ["reference", SLOW(None)])
 @pytest.mark.parametrize("name", MAKERS)
-def test_dtype_and_memory_format_are_those_of_the_own_forward(name, autocast, layout):
-    """For every dtype of input and parameters, in training and evaluation, in both modes: what comes out is the same.
-
-    On the reference backend, because that serves every dtype; the strides are the same where a format has a name.
-    """
+def test_dtype_and_memory_format_are_those_of_the_own_forward(name, backend, autocast, layout):
+    """For every dtype of input and parameters, in training and evaluation, in both modes the same comes out."""
     for held in DTYPES:
         theirs = norm(name, held)
-        ours = accelerated(theirs, "reference")
+        ours = accelerated(theirs, backend)
         for x in (FORMATS[layout](example(name, dtype=dtype)) for dtype in DTYPES):
             for training in (True, False):
                 for mode in (False, True):

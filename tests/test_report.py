@@ -21,7 +21,7 @@ def mixed():
 
 
 UNKNOWN = "the code of OwnForward.forward is not among the published layers"
-VENDORS = "outside of the explanation mode by torch's own norm"
+VENDORS = "outside of the explanation mode torch's own norm serves"
 
 
 def test_report_is_a_summary():

@@ -293,7 +293,8 @@ def _unserved(call: Call, backend: str | None) -> str | None:
     reasons = NORM.reasons(call)
     if any(not reasons[name] for name in kernels):
         return None
-    return "no kernel serves it: " + "; ".join(f"{name}: {', '.join(reasons[name])}" for name in kernels)
+    there = [name for name in kernels if (name == "cpu") == (call.device == "cpu")]  # what runs on such a device at all
+    return "no kernel serves it: " + "; ".join(f"{name}: {', '.join(reasons[name])}" for name in there)
 
 
 def _call(module: Theirs, found: Found) -> Call:
@@ -311,7 +312,7 @@ def _call(module: Theirs, found: Found) -> Call:
 
 
 def _note(module: Theirs, found: Found) -> str:
-    return "outside of the explanation mode by torch's own norm" if found[0].variant.vendor and VENDOR else ""
+    return "outside of the explanation mode torch's own norm serves" if found[0].variant.vendor and VENDOR else ""
 
 
 KIND = Kind("norm", "norm", NORM, is_candidate, variant_of, objection, run, _call, note=_note)
