@@ -4,14 +4,16 @@
 #include <algorithm>
 #include <vector>
 
+#include "common/cpu/sums.h"
 #include "norm/cpu/channels.h"
 #include "norm/cpu/sums.h"
+#include "norm/formula.h"
 
 namespace bcos::norm::cpu {
 namespace {
 
 // Rows whose terms are summed in single precision before the sums join those before them.
-constexpr int64_t kRunRows = 64;
+constexpr int64_t kRunRows = 256;
 
 // Rows that give a first guess of each channel's mean.
 constexpr int64_t kGuessRows = 8;
@@ -26,41 +28,17 @@ BCOS_INLINE void guess_means(const T* x, int64_t rows, int64_t channels, A* near
   for (int64_t c = 0; c < channels; c++) near[c] /= A(count);
 }
 
-// Rows that are added to each other before they join a sum: less rounding, and less traffic of the sums.
-constexpr int64_t kTogether = 4;
-
-// Adds up term(0) to term(Rows - 1) in pairs.
-template <int64_t Rows, typename F>
-BCOS_INLINE auto in_pairs(F&& term) {
-  if constexpr (Rows == 1) {
-    return term(0);
-  } else {
-    return in_pairs<Rows / 2>(term) +
-           in_pairs<Rows / 2>([&](int64_t r) BCOS_INLINE_BODY { return term(r + Rows / 2); });
-  }
-}
-
-// Adds, for every channel, the distances of `Rows` rows from `near`, and their squares.
-template <int64_t Rows, typename T, typename A>
-BCOS_INLINE void add_distances(const T* x, int64_t channels, const A* near, A* distances, A* squared) {
-#pragma omp simd
-  for (int64_t c = 0; c < channels; c++) {
-    const auto distance = [&](int64_t r) BCOS_INLINE_BODY { return A(x[r * channels + c]) - near[c]; };
-    distances[c] += in_pairs<Rows>(distance);
-    squared[c] += in_pairs<Rows>([&](int64_t r) BCOS_INLINE_BODY { return distance(r) * distance(r); });
-  }
-}
-
-// Adds, for every channel, grad (x − shift) and grad of `Rows` rows.
-template <int64_t Rows, typename T, typename U, typename A>
-BCOS_INLINE void add_products(const U* grad, const T* x, int64_t channels, const A* shift, A* products,
-                              A* grads) {
-#pragma omp simd
-  for (int64_t c = 0; c < channels; c++) {
-    const auto g = [&](int64_t r) BCOS_INLINE_BODY { return A(grad[r * channels + c]); };
-    products[c] += in_pairs<Rows>(
-        [&](int64_t r) BCOS_INLINE_BODY { return g(r) * (A(x[r * channels + c]) - shift[c]); });
-    grads[c] += in_pairs<Rows>(g);
+// Adds body(row) of `count` rows to two sums for every channel: body adds one row to the two that it is
+// given, and short sums of few rows are added up, which rounds less than one long sum.
+template <typename A, typename F>
+BCOS_INLINE void add_rows(int64_t count, int64_t channels, A* first, A* second, A* short_sums, F&& body) {
+  constexpr int64_t kShortRows = 16;
+  for (int64_t begin = 0; begin < count; begin += kShortRows) {
+    std::fill_n(short_sums, 2 * channels, A(0));
+    for (int64_t r = begin; r < std::min(begin + kShortRows, count); r++)
+      body(r, short_sums, short_sums + channels);
+    add_row(first, short_sums, channels);
+    add_row(second, short_sums + channels, channels);
   }
 }
 
@@ -74,20 +52,25 @@ BCOS_INLINE void part_moments(const Moments<T>& f, int64_t part) {
   std::fill_n(mean, C, 0.0);
   std::fill_n(squares, C, 0.0);
   if (rows == 0) return;
-  std::vector<A> sums(3 * C);
+  std::vector<A> sums(5 * C);
   A *near = sums.data(), *distances = near + C, *squared = distances + C;
   guess_means(x, rows, C, near);
   for (int64_t begin = 0; begin < rows; begin += kRunRows) {
     const int64_t count = std::min(kRunRows, rows - begin);
     std::fill_n(distances, 2 * C, A(0));
-    int64_t r = 0;
-    for (; r + kTogether <= count; r += kTogether)
-      add_distances<kTogether>(x + (begin + r) * C, C, near, distances, squared);
-    for (; r < count; r++) add_distances<1>(x + (begin + r) * C, C, near, distances, squared);
-    const Join join{double(begin), double(count)};
+    add_rows(count, C, distances, squared, squared + C,
+             [&](int64_t r, A* distances, A* squared) BCOS_INLINE_BODY {
+               const T* row = x + (begin + r) * C;
+#pragma omp simd
+               for (int64_t c = 0; c < C; c++) {
+                 const A distance = A(row[c]) - near[c];
+                 distances[c] += distance;
+                 squared[c] += distance * distance;
+               }
+             });
 #pragma omp simd
     for (int64_t c = 0; c < C; c++) {
-      join(near[c], distances[c], squared[c], mean[c], squares[c]);
+      join(double(begin), double(count), near[c], distances[c], squared[c], mean[c], squares[c]);
       near[c] = A(mean[c]);
     }
   }
@@ -116,17 +99,22 @@ BCOS_INLINE void part_products(const Products<T, U>& f, int64_t part) {
   double *products = f.products + part * C, *grads = f.grads + part * C;
   std::fill_n(products, C, 0.0);
   std::fill_n(grads, C, 0.0);
-  std::vector<A> sums(2 * C);
+  std::vector<A> sums(4 * C);
   A *short_products = sums.data(), *short_grads = short_products + C;
   for (int64_t begin = 0; begin < rows; begin += kRunRows) {
     const int64_t count = std::min(kRunRows, rows - begin);
     std::fill_n(short_products, 2 * C, A(0));
-    const U* grad = f.grad + start + begin * C;
-    const T* x = f.x + start + begin * C;
-    int64_t r = 0;
-    for (; r + kTogether <= count; r += kTogether)
-      add_products<kTogether>(grad + r * C, x + r * C, C, shift, short_products, short_grads);
-    for (; r < count; r++) add_products<1>(grad + r * C, x + r * C, C, shift, short_products, short_grads);
+    add_rows(count, C, short_products, short_grads, short_grads + C,
+             [&](int64_t r, A* products, A* grads) BCOS_INLINE_BODY {
+               const U* grad = f.grad + start + (begin + r) * C;
+               const T* x = f.x + start + (begin + r) * C;
+#pragma omp simd
+               for (int64_t c = 0; c < C; c++) {
+                 const A g = A(grad[c]);
+                 products[c] += g * (A(x[c]) - shift[c]);
+                 grads[c] += g;
+               }
+             });
     for (int64_t c = 0; c < C; c++) {
       products[c] += double(short_products[c]);
       grads[c] += double(short_grads[c]);
@@ -157,11 +145,15 @@ BCOS_INLINE void products(const Products<T, U>& f, int64_t begin, int64_t end) {
 // `constants` of each channel, or planes with those of one.
 template <typename F>
 BCOS_INLINE void for_runs(const Extent& e, int64_t begin, int64_t end, F&& body) {
-  for (int64_t unit = begin; unit < end; unit++) {
-    if (e.channels_last)
-      body(unit * e.channels, e.channels, e.constants(unit / e.rows), std::true_type{});
-    else
-      body(unit * e.rows, e.rows, e.constants(unit / e.channels) + unit % e.channels, std::false_type{});
+  if (!e.channels_last) {
+    for (int64_t plane = begin; plane < end; plane++)
+      body(plane * e.rows, e.rows, e.constants(plane / e.channels) + plane % e.channels, std::false_type{});
+    return;
+  }
+  for (int64_t row = begin; row < end;) {
+    const int64_t image = row / e.rows, constants = e.constants(image);
+    for (const int64_t last = std::min(end, (image + 1) * e.rows); row < last; row++)
+      body(row * e.channels, e.channels, constants, std::true_type{});
   }
 }
 
@@ -177,26 +169,26 @@ BCOS_INLINE void apply(const Apply<T, U>& f, int64_t begin, int64_t end) {
 #pragma omp simd
         for (int64_t i = 0; i < size; i++)
           y[i] =
-              U((A(x[i]) - (each ? shift[i] : shift0)) * (each ? gain[i] : gain0) + (each ? add[i] : add0));
+              U(Affine<A>{each ? shift[i] : shift0, each ? gain[i] : gain0, each ? add[i] : add0}(A(x[i])));
       });
 }
 
 template <typename T, typename U>
 BCOS_INLINE void input_gradient(const InputGradient<T, U>& f, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
-  for_runs(
-      f.extent, begin, end, [&](int64_t offset, int64_t size, int64_t constants, auto each) BCOS_INLINE_BODY {
-        const U* grad = f.grad + offset;
-        const T* x = f.x + offset;
-        T* dx = f.dx + offset;
-        const A *mean = f.mean + constants, *of_grad = f.of_grad + constants;
-        const A *of_x = f.of_x + constants, *add = f.offset + constants;
-        const A mean0 = *mean, of_grad0 = *of_grad, of_x0 = *of_x, add0 = *add;
+  for_runs(f.extent, begin, end,
+           [&](int64_t offset, int64_t size, int64_t constants, auto each) BCOS_INLINE_BODY {
+             const U* grad = f.grad + offset;
+             const T* x = f.x + offset;
+             T* dx = f.dx + offset;
+             const A *mean = f.mean + constants, *of_grad = f.of_grad + constants;
+             const A *of_x = f.of_x + constants, *add = f.offset + constants;
+             const A mean0 = *mean, of_grad0 = *of_grad, of_x0 = *of_x, add0 = *add;
 #pragma omp simd
-        for (int64_t i = 0; i < size; i++)
-          dx[i] = T(A(grad[i]) * (each ? of_grad[i] : of_grad0) +
-                    (A(x[i]) - (each ? mean[i] : mean0)) * (each ? of_x[i] : of_x0) + (each ? add[i] : add0));
-      });
+             for (int64_t i = 0; i < size; i++)
+               dx[i] = T(Gradient<A>{each ? of_grad[i] : of_grad0, each ? of_x[i] : of_x0,
+                                     each ? add[i] : add0}(A(grad[i]), A(x[i]) - (each ? mean[i] : mean0)));
+           });
 }
 
 }  // namespace

@@ -5,27 +5,22 @@
 #include <cstdint>
 
 #include "common/cpu/types.h"
+#include "norm/formula.h"
 
 namespace bcos::norm::cpu {
 
 using namespace bcos::cpu;
 
-// Joins the moments of `count` values to those of the `before` values before them (Chan, Golub and LeVeque,
-// Updating formulae and a pairwise algorithm for computing sample variances, 1979). The values' distances
-// from `near` sum to `sum` and their squares to `squares`: the nearer it lies to their mean, the less
-// cancels.
-struct Join {
-  double inverse, share, weight;
-
-  Join(double before, double count)
-      : inverse(1 / count), share(count / (before + count)), weight(before * share) {}
-
-  BCOS_INLINE void operator()(double near, double sum, double squares, double& mean, double& all) const {
-    const double rest = squares - sum * sum * inverse, step = near + sum * inverse - mean;
-    all += (rest < 0 ? 0 : rest) + step * step * weight;  // a NaN stays one
-    mean += step * share;
-  }
-};
+// Joins `count` values, whose distances from `near` sum to `sum` and their squares to `squares`, to the
+// moments of the `before` values before them. The nearer `near` lies to their mean, the less cancels.
+BCOS_INLINE void join(double before, double count, double near, double sum, double squares, double& mean,
+                      double& all) {
+  const double inverse = 1 / count, rest = squares - sum * sum * inverse;
+  const norm::Moments<double> run{near + sum * inverse, 0, rest < 0 ? 0 : rest};  // a NaN stays one
+  const auto both = joined<double>({mean, 0, all}, before, run, count);
+  mean = both.mean;
+  all = both.squares;
+}
 
 // Values that are summed in single precision before the sum joins those before it.
 constexpr int64_t kShortRun = 2048;
@@ -55,7 +50,7 @@ BCOS_INLINE Moment moment_of(const T* x, int64_t size) {
       sum += distance;
       squares += distance * distance;
     }
-    Join(double(begin), double(count))(near, sum, squares, all.mean, all.squares);
+    join(double(begin), double(count), near, sum, squares, all.mean, all.squares);
   }
   return all;
 }
