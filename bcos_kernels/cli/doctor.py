@@ -7,11 +7,14 @@ import importlib.metadata
 import platform
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from .. import __version__
+from .. import __version__, norm
 from ..core import dispatch, tuned
+from ..core.op import Op
+from ..norm import NORM
 from ..text import aligned
 from ..transform import TRANSFORM, Call
 from ..transform.call import of_shapes
@@ -25,7 +28,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _LINEAR = of_shapes((8, 64), (64, 64))
 _CONV = of_shapes((8, 64, 14, 14), (64, 64, 3, 3), padding=(1, 1))
 
-CASES = {
+CASES: dict[str, Call | norm.Call] = {
     "linear": _LINEAR,
     "linear, b=1.5": replace(_LINEAR, spec=replace(_LINEAR.spec, b=1.5)),
     "conv2d": _CONV,
@@ -35,6 +38,7 @@ CASES = {
     "conv2d, learned b": replace(_CONV, spec=replace(_CONV.spec, b=None)),
     "conv2d, no unit norm": replace(_CONV, spec=replace(_CONV.spec, unit=False)),
     "conv2d, reflect": replace(_CONV, zero_padded=False),
+    **{f"norm, over={over!r}": norm.Call(norm.Spec(over), "cpu", (8, 64, 14, 14), weight=True) for over in norm.OVER},
 }
 """One call of each kind. A table for each kind of device of this machine shows them in every dtype."""
 
@@ -127,8 +131,14 @@ def _environment() -> str:
     return f"environment: BCOS_KERNELS_BACKEND={value}{known}"
 
 
-def _call(case: Call, device: str, dtype: torch.dtype) -> Call:
-    return replace(case, device=device, dtype=dtype, weight_dtype=dtype, spec=replace(case.spec, out_dtype=dtype))
+def _call(case: Any, device: str, dtype: torch.dtype) -> Any:
+    """The case on a device, with all tensors in one dtype."""
+    changes = {name: dtype for name in ("dtype", "weight_dtype") if hasattr(case, name)}
+    return replace(case, device=device, spec=replace(case.spec, out_dtype=dtype), **changes)
+
+
+def _op(call: Call | norm.Call) -> Op:
+    return NORM if isinstance(call, norm.Call) else TRANSFORM
 
 
 def _table(device: str) -> str:
@@ -139,9 +149,9 @@ def _table(device: str) -> str:
     return aligned(rows)
 
 
-def _served(call: Call) -> str:
+def _served(call: Call | norm.Call) -> str:
     try:
-        return TRANSFORM.choose(call)
+        return _op(call).choose(call)
     except ValueError:
         return "none"
 
@@ -151,7 +161,7 @@ def _reasons(devices: list[str]) -> str:
     found: dict[str, dict[str, None]] = {name: {} for name in TRANSFORM.backends}
     calls = [_call(case, device, dtype) for device in devices for case in CASES.values() for dtype in DTYPES]
     for call in calls:
-        for name, reasons in TRANSFORM.reasons(call).items():
+        for name, reasons in _op(call).reasons(call).items():
             found[name].update(dict.fromkeys(reasons))
     lines = ["why not:"]
     for name, distinct in found.items():

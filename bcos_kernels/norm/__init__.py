@@ -3,9 +3,9 @@
 from . import cpu, cuda, triton
 from .call import Call
 from .op import NORM, REFERENCE
-from .spec import Inputs, Outputs, Spec
+from .spec import OVER, Inputs, Outputs, Spec
 
-__all__ = ["NORM", "Call", "Inputs", "Outputs", "Spec"]
+__all__ = ["NORM", "OVER", "Call", "Inputs", "Outputs", "Spec"]
 
 for _backend in (cpu.BACKEND, cuda.BACKEND, triton.BACKEND, REFERENCE):  # in the order of preference
     NORM.add_backend(_backend)
