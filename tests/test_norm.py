@@ -58,7 +58,7 @@ def small(name: str, centered: bool, dtype=torch.float64):
     tensors = case.tensors(dtype, centered)
     over = case.options.get("over", "batch")
     dim, options = (-1 if over == "token" else 1), {**case.options, **({"groups": 2} if over == "group" else {})}
-    tensors["x"] = tensors["x"][tuple(slice(4) for _ in case.x)]
+    tensors["x"] = tensors["x"][tuple(slice(4 if i == dim % len(case.x) else 3) for i in range(len(case.x)))]
     channels = tensors["x"].shape[dim]
     tensors = {name: t if name == "x" else t[:channels] for name, t in tensors.items() if name != "grad"}
     given = {name: tensors.pop(name) for name in ("mean", "var") if name in tensors}
@@ -74,8 +74,8 @@ def small(name: str, centered: bool, dtype=torch.float64):
 @centered_or_not
 def test_derivatives_of_the_first_and_second_order(name, centered):
     function, leaves = small(name, centered)
-    assert gradcheck(function, leaves) and gradgradcheck(function, leaves)
-    assert gradgradcheck(lambda *leaves: function(*leaves, detach={"fixed_weights": False}), leaves)
+    assert gradcheck(function, leaves) and gradgradcheck(function, leaves, fast_mode=True)
+    assert gradgradcheck(lambda *leaves: function(*leaves, detach={"fixed_weights": False}), leaves, fast_mode=True)
 
 
 @ways
