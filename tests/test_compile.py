@@ -54,7 +54,10 @@ def test_opcheck(name, differentiable):
                 a.requires_grad_() if isinstance(a, torch.Tensor) and p.name in names else a
                 for a, p in zip(args, op._schema.arguments, strict=True)
             ]
-        torch.library.opcheck(op, tuple(args))
+        # Second derivatives of torch 2.11's own convolution and maximum fail with sizes that are symbolic.
+        sizes = "static" if differentiable and torch.__version__ < "2.12" else "dynamic"
+        checks = "test_schema", "test_autograd_registration", "test_faketensor", f"test_aot_dispatch_{sizes}"
+        torch.library.opcheck(op, tuple(args), test_utils=checks)
 
 
 @pytest.mark.parametrize("name", thinned(NAMES, lambda name: name in ("conv3x3", "linear")))

@@ -13,7 +13,7 @@ from torch.overrides import _get_overloaded_args
 
 __all__ = [
     "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function", "forward_derivatives",
-    "is_seen", "is_traced", "overloads", "saved_tensor_of", "transformed", "unrecorded",
+    "is_exporting", "is_seen", "is_traced", "overloads", "saved_tensor_of", "transformed", "unrecorded",
     "unwrap_dead_wrappers", "will_run",
 ]  # fmt: skip
 
@@ -27,6 +27,11 @@ overloads = _get_overloaded_args
 def is_traced() -> bool:
     """Whether torch.jit.trace is recording."""
     return torch._C._get_tracing_state() is not None
+
+
+def is_exporting() -> bool:
+    """Whether torch.export is tracing. Dynamo of torch 2.11 takes torch.compiler.is_exporting for True everywhere."""
+    return torch.compiler._is_exporting_flag
 
 
 @contextmanager

@@ -208,7 +208,7 @@ def _transformed(op: Op, inputs, call, late: Late, backend: str) -> tuple[Tensor
     spec = call.spec
     if torch.compiler.is_compiling():
         tally.compiled()
-    exports = torch.compiler.is_exporting() or _torch.is_traced()
+    exports = _torch.is_exporting() or _torch.is_traced()
     if exports and torch.onnx.is_in_onnx_export():  # ONNX has standard operators only
         return op.reference(inputs, spec, None)
     if exports and late is not None:  # an exported program keeps the mode in which it was exported
