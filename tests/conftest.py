@@ -10,6 +10,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the programs that tests star
 
 import torch
 
+pytest.register_assert_rewrite("norm_checks")
+
+
 APART = ("test_compile.py", "test_zoo.py")
 """Files whose tests take long and share nothing, so that they may run in different processes."""
 

@@ -4,12 +4,25 @@ import pytest
 import torch
 from cases import Budget, error
 from norm_cases import BY_NAME, CASES, CHANNELS_LAST, results
+from norm_checks import *  # noqa: F403  # the tests that all backends share
 from torch.autograd import grad, gradcheck, gradgradcheck
 
 from bcos_kernels.functional import norm
 from bcos_kernels.norm import Spec
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+
+
+@pytest.fixture
+def backend():
+    return "cpu"
+
+
+@pytest.fixture
+def device():
+    return "cpu"
+
+
 WAYS = ("batch", "batch_last", "batch_given", "all_last", "group", "group_last", "position", "position_last", "token")
 """A case of each way through the kernels."""
 centered_or_not = pytest.mark.parametrize("centered", [False, True], ids=["uncentered", "centered"])

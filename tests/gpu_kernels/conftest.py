@@ -85,3 +85,9 @@ def force():
     """``force(candidate, tile)`` serves every call by one candidate, or by the first that there is."""
     with ExitStack() as stack:
         yield lambda candidate, tile=None: stack.enter_context(forced(candidate, tile))
+
+
+@pytest.fixture
+def device():
+    """Where the tensors of a test lie."""
+    return where.DEVICE

@@ -18,14 +18,15 @@ constexpr int64_t kRunRows = 256;
 // Rows that give a first guess of each channel's mean.
 constexpr int64_t kGuessRows = 8;
 
+// `sums` is overwritten.
 template <typename T, typename A>
-BCOS_INLINE void guess_means(const T* x, int64_t rows, int64_t channels, A* near) {
-  std::fill_n(near, channels, A(0));
+BCOS_INLINE void guess_means(const T* x, int64_t rows, int64_t channels, A* near, double* sums) {
+  std::fill_n(sums, channels, 0.0);
   const int64_t count = std::min(kGuessRows, rows);
   for (int64_t r = 0; r < count; r++)
 #pragma omp simd
-    for (int64_t c = 0; c < channels; c++) near[c] += A(x[r * channels + c]);
-  for (int64_t c = 0; c < channels; c++) near[c] /= A(count);
+    for (int64_t c = 0; c < channels; c++) sums[c] += double(x[r * channels + c]);
+  for (int64_t c = 0; c < channels; c++) near[c] = A(sums[c] / double(count));
 }
 
 // Adds body(row) of `count` rows to two sums for every channel: body adds one row to the two that it is
@@ -49,12 +50,11 @@ BCOS_INLINE void part_moments(const Moments<T>& f, int64_t part) {
   const int64_t C = e.channels, first = e.part_begin(part), rows = e.part_end(part) - first;
   const T* x = f.x + (part / e.splits * e.rows + first) * C;
   double *mean = f.mean + part * C, *squares = f.squares + part * C;
-  std::fill_n(mean, C, 0.0);
   std::fill_n(squares, C, 0.0);
-  if (rows == 0) return;
   std::vector<A> sums(5 * C);
   A *near = sums.data(), *distances = near + C, *squared = distances + C;
-  guess_means(x, rows, C, near);
+  guess_means(x, rows, C, near, mean);
+  std::fill_n(mean, C, 0.0);
   for (int64_t begin = 0; begin < rows; begin += kRunRows) {
     const int64_t count = std::min(kRunRows, rows - begin);
     std::fill_n(distances, 2 * C, A(0));

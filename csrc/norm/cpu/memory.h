@@ -25,6 +25,14 @@ inline at::Tensor in_form(const at::Tensor& t, bool channels_last) {
   return channels_last ? as_channels_last(t) : t.contiguous();
 }
 
+// A result in one of the two forms, with the strides that torch gives to a tensor like `given`.
+inline at::Tensor with_strides_of(const at::Tensor& given, const at::Tensor& result) {
+  if (given.is_contiguous() || is_channels_last(given)) return in_form(result, is_channels_last(given));
+  const auto found = at::empty_like(given, result.options());
+  found.copy_(result);
+  return found;
+}
+
 // A value for every channel in the type A of sums; `otherwise` where there is none.
 template <typename A>
 class PerChannel {

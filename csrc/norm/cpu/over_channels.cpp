@@ -164,7 +164,7 @@ Gradients gradients(const Groups& groups, const Saved& saved, const at::Tensor& 
   if (needs.weight || needs.bias) {
     std::vector<double> dgamma(C), dbeta(C);
     for (int64_t i = 0; i < groups.sets() * C; i++) {
-      dgamma[i % C] += sums.products[i] * double(r[i]);
+      if (sums.products[i] != 0) dgamma[i % C] += sums.products[i] * double(r[i]);  // an empty x has no r
       dbeta[i % C] += sums.grads[i];
     }
     if (needs.weight) found.weight = as_gradient<A>(dgamma.data(), C);
@@ -222,6 +222,7 @@ Outputs forward_over_channels(const Call& call, const Inputs& inputs) {
     found.y =
         normalized<T, U>(groups, x, mean ? OptionalTensor(mean->to(sums).contiguous()) : mean, var, inputs);
   });
+  found.y = with_strides_of(inputs.x, found.y);
   return found;
 }
 
@@ -234,6 +235,7 @@ Gradients backward_over_channels(const Call& call, const Saved& saved, const Nee
   with_types(call.dtype, call.spec.out_dtype, [&](auto t, auto u) {
     found = gradients<decltype(t), decltype(u)>(groups, saved, grad, x, needs);
   });
+  if (found.x) found.x = with_strides_of(saved.x, *found.x);
   return found;
 }
 

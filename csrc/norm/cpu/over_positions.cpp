@@ -23,7 +23,7 @@ Outputs forward_over_positions(const Call& call, const Inputs& inputs) {
     parallel(call.batch * call.positions, call.channels,
              [&](int64_t begin, int64_t end) { run(pass, begin, end); });
   });
-  return {in_form(y, is_channels_last(inputs.x)), mean, var};
+  return {with_strides_of(inputs.x, y), mean, var};
 }
 
 Gradients backward_over_positions(const Call& call, const Saved& saved, const Needs& needs) {
@@ -60,7 +60,7 @@ Gradients backward_over_positions(const Call& call, const Saved& saved, const Ne
     if (needs.weight) found.weight = as_gradient<A>(dgamma.data(), C);
     if (needs.bias) found.bias = as_gradient<A>(dbeta.data(), C);
   });
-  if (needs.x) found.x = in_form(dx, is_channels_last(saved.x));
+  if (needs.x) found.x = with_strides_of(saved.x, dx);
   return found;
 }
 

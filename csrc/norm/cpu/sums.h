@@ -41,9 +41,10 @@ BCOS_INLINE Moment moment_of(const T* x, int64_t size) {
     const int64_t count = std::min(kShortRun, size - begin);
     const T* run = x + begin;
     const int64_t guessed = std::min(kGuess, count);
-    A near = 0, sum = 0, squares = 0;
-    for (int64_t i = 0; i < guessed; i++) near += A(run[i]);
-    near /= A(guessed);
+    double guess = 0;
+    for (int64_t i = 0; i < guessed; i++) guess += double(run[i]);
+    const A near = A(guess / double(guessed));
+    A sum = 0, squares = 0;
 #pragma omp simd reduction(+ : sum, squares)
     for (int64_t i = 0; i < count; i++) {
       const A distance = A(run[i]) - near;

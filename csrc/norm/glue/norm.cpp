@@ -15,7 +15,6 @@ Forward forward(const at::Tensor& x, const OptionalTensor& weight, const Optiona
   const PlainAten guard;
   const Inputs inputs{x, weight, bias, mean, var};
   const Call call = make_call(kCpu, spec, inputs);
-  check_input(kCpu, "x", x, x.dim());
   return pack(cpu::forward(call, inputs), x);
 }
 
@@ -26,7 +25,6 @@ Backward backward(const at::Tensor& grad, const at::Tensor& x, const OptionalTen
   const PlainAten guard;
   const Inputs inputs{x, weight, std::nullopt, mean, var};
   Call call = make_call(kCpu, spec, inputs);
-  check_input(kCpu, "x", x, x.dim());
   call.frozen = frozen;
   const Saved saved = make_saved(call, inputs, grad, saved_mean, saved_var);
   return pack(cpu::backward(call, saved, make_needs(needs)));
