@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     for folder in options.folders:
         if not (folder / ".git").exists() or title(folder) not in known:
             parser.error(f"{folder}: not a checkout OWNER/NAME of {', '.join(sorted(known))}")
-    rows, outcomes = [("repository", "model", "layers", "norms", *QUANTITIES)], []
+    rows, outcomes = [("repository", "model", "layers", "norms", "attentions", *QUANTITIES)], []
     for folder in options.folders:
         for index, model in enumerate(MODELS):
             if model.repository == title(folder):
@@ -115,14 +115,14 @@ def outcome(folder: Path, index: int) -> Outcome:
             for name, buffer in module.named_buffers():
                 buffer.copy_(buffers[name])
     except Exception as error:  # anything that a stranger's code can raise
-        return Outcome(("-",) * (2 + len(QUANTITIES)), False, (f"{type(error).__name__}: {error}",))
+        return Outcome(("-",) * (3 + len(QUANTITIES)), False, (f"{type(error).__name__}: {error}",))
     report = bk.report(bk.accelerate(module))
     ours = measured(model, module, x)
     ran_plain = [key for key in tally.current() if key[0] == tally.PLAIN]
     by_reference = ("bcos_conv2d", "bcos_linear")  # a backend of this package, for what no kernel of it serves
     differences = [difference(a, b) for a, b in zip(ours, theirs, strict=True)]
     return Outcome(
-        cells=(*map(share, (report.layers, report.norms)), *(f"{d:.0e}" for d in differences)),
+        cells=(*map(share, (report.layers, report.norms, report.of("attention"))), *(f"{d:.0e}" for d in differences)),
         right=all(row.backend is not None for row in report.rows)
         and max(differences) <= BOUND
         and all(kind in by_reference for _, kind, _ in ran_plain),
