@@ -28,6 +28,7 @@ from torch import nn
 
 from bcos_kernels.adopt import fingerprint
 from bcos_kernels.adopt.attention_code import MODE
+from bcos_kernels.adopt.gate import METHOD
 from bcos_kernels.adopt.layer_code import SLOW_NORM
 from bcos_kernels.adopt.published import TABLE
 from bcos_kernels.compat import import_reference
@@ -36,10 +37,11 @@ __all__ = ["main"]
 
 CLASS = (
     r"^class (Normed(Conv2d|Linear)|Bcos[A-Za-z]*(Conv2d|Linear)(WithScale)?|DynamicMultiplication|Attention"
+    r"|MyGELU|BcosGELUActivation"
     r"|Detachable[A-Za-z]*Norm[A-Za-z0-9]*|[A-Za-z0-9]*NormUncentered[A-Za-z0-9]*|[A-Za-z0-9]*Norm2dUncentered[A-Za-z]*)\b"
 )
-"""The names of layers, of their parts, of norms and of attentions, as git and Python both read it."""
-KINDS = ("attentions", "layers", "linears", "modes", "norms", "slow_norms")
+"""The names of layers, of their parts, of norms, attentions and gates, as git and Python both read it."""
+KINDS = ("attentions", "gates", "layers", "linears", "modes", "norms", "slow_norms")
 NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -133,6 +135,11 @@ def classes(tree: Path) -> list[tuple[str, str, str, list[str]]]:
             kind = inspect.unwrap(getattr(module, name))  # NoBias is also used as a decorator
             if name == "Attention":
                 found |= attention(kind)
+                continue
+            if "GELU" in name:
+                for root in ("forward", METHOD)[: 1 + hasattr(kind, METHOD)]:
+                    mark = fingerprint.of(kind.__mro__, (root,))
+                    found[mark.digest] = ("gates", mark.digest, name, sorted(mark.reads))
                 continue
             mark = fingerprint.of(kind.__mro__)
             group = "modes" if name == "DynamicMultiplication" else "layers" if "b" in mark.reads else "linears"

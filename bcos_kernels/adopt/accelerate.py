@@ -1,4 +1,4 @@
-"""Accelerates the B-cos layers, the norms and the attentions of existing models, and restores them.
+"""Accelerates the B-cos layers, the norms, the attentions and the gates of existing models, and restores them.
 
 A recognised module stays the same object and keeps everything it holds. Only its class changes: to a subclass of its
 own class, with the same name and a fused forward. Each call reads the present values (b, detach, weight, stride ...)
@@ -78,7 +78,7 @@ def accelerate(
     backend: str | None = None,
     unpublished: str = "leave",
 ) -> nn.Module:
-    """Accelerates every published layer, norm and attention in ``model``, and ``model`` itself, in place; returns it.
+    """Accelerates in place each published layer, norm, attention and gate of ``model``, itself included; returns it.
 
     They are recognised by their code: those of ``bcos``, of the first version of B-cos networks, of B-cosification,
     of model guidance and the repositories derived from it, of the B-cos language models and of the one-file ResNet.
@@ -91,7 +91,7 @@ def accelerate(
         out_dtype: dtype of the layers' outputs under autocast, and of norms whose input has it; None gives the
             reference's.
         backend: the backend of every layer, and of the norms that it can serve; None chooses the fastest that serves
-            each call. Attentions are served by PyTorch's own operators whatever it is.
+            each call. PyTorch's own operators serve attentions and gates whatever it is.
         unpublished: ``"leave"`` leaves layers of unpublished code alone. ``"measure"`` compares their results with
             those of the published formulas on a few inputs and accelerates a layer that agrees with one of them. This
             is not a proof: on other inputs such a layer may compute something else.
@@ -101,7 +101,7 @@ def accelerate(
         ValueError: ``out_dtype`` is not a floating-point dtype, or ``backend`` or ``unpublished`` is unknown.
 
     Warns:
-        UserWarning: no B-cos layer of the model was accelerated, although it is more than one norm or attention.
+        UserWarning: no B-cos layer of the model was accelerated, although it is more than one other module.
     """
     check_model(model)
     check_options(out_dtype, backend, unpublished)
@@ -258,7 +258,7 @@ def _rebuild(plan: Plan, build: Callable, args: tuple) -> nn.Module:
 
 @contextmanager
 def accelerate_as_built(*, out_dtype: torch.dtype | None = None, backend: str | None = None) -> Iterator[None]:
-    """A context in which every layer, norm and attention is accelerated, and counted, once it is part of a module."""
+    """A context in which each layer, norm, attention and gate is accelerated, and counted, once it is in a module."""
     check_options(out_dtype, backend, "leave")
     left_alone: WeakSet[nn.Module] = WeakSet()
 

@@ -1,4 +1,4 @@
-"""Reports on the layers, norms and attentions of a model: the backend that serves each, or why its own forward runs."""
+"""Reports on the layers, norms, attentions and gates of a model: what serves each, or why its own forward runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TORCH = "torch"
 
 
 def report(model: nn.Module, example_input: torch.Tensor | tuple | None = None) -> Report:
-    """Reports on every B-cos layer, norm and attention of ``model``: what serves it, or why its own forward runs.
+    """Reports on every B-cos layer, norm, attention and gate of ``model``: what serves it, or why its own forward runs.
 
     An input of the weight's dtype and device is assumed. With ``example_input`` the model also runs on it once, to
     report which kernels serve each layer on a GPU: without gradients, and without a change to buffers or to the state
