@@ -28,6 +28,7 @@ from torch import Tensor, nn
 import bcos_kernels as bk
 from bcos_kernels import tally
 from bcos_kernels.adopt import Row, fingerprint
+from bcos_kernels.adopt.gate import ACT, METHOD
 from bcos_kernels.adopt.kinds import kind_of
 from bcos_kernels.adopt.layer import weighted
 from bcos_kernels.adopt.layer_code import SLOW_NORM
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     for folder in options.folders:
         if not (folder / ".git").exists() or title(folder) not in known:
             parser.error(f"{folder}: not a checkout OWNER/NAME of {', '.join(sorted(known))}")
-    rows, outcomes = [("repository", "model", "layers", "norms", *QUANTITIES)], []
+    rows, outcomes = [("repository", "model", "layers", "norms", "attentions", "gates", *QUANTITIES)], []
     for folder in options.folders:
         for index, model in enumerate(MODELS):
             if model.repository == title(folder):
@@ -115,14 +116,17 @@ def outcome(folder: Path, index: int) -> Outcome:
             for name, buffer in module.named_buffers():
                 buffer.copy_(buffers[name])
     except Exception as error:  # anything that a stranger's code can raise
-        return Outcome(("-",) * (2 + len(QUANTITIES)), False, (f"{type(error).__name__}: {error}",))
+        return Outcome(("-",) * (4 + len(QUANTITIES)), False, (f"{type(error).__name__}: {error}",))
     report = bk.report(bk.accelerate(module))
     ours = measured(model, module, x)
     ran_plain = [key for key in tally.current() if key[0] == tally.PLAIN]
     by_reference = ("bcos_conv2d", "bcos_linear")  # a backend of this package, for what no kernel of it serves
     differences = [difference(a, b) for a, b in zip(ours, theirs, strict=True)]
     return Outcome(
-        cells=(*map(share, (report.layers, report.norms)), *(f"{d:.0e}" for d in differences)),
+        cells=(
+            *map(share, (report.layers, report.norms, report.of("attention"), report.of("gate"))),
+            *(f"{d:.0e}" for d in differences),
+        ),
         right=all(row.backend is not None for row in report.rows)
         and max(differences) <= BOUND
         and all(kind in by_reference for _, kind, _ in ran_plain),
@@ -196,8 +200,9 @@ def fingerprints(module: nn.Module) -> Iterator[str]:
         for part in (layer, linear, layer._modules.get("dynamic_multiplication")):
             if part is not None:
                 yield fingerprint.of(published_mro(type(part))).digest
-        if "calc_patch_norms" in vars(layer):
-            yield fingerprint.of(published_mro(type(layer)), (SLOW_NORM,)).digest
+        for name, root in (("calc_patch_norms", SLOW_NORM), (ACT, METHOD)):
+            if name in vars(layer):
+                yield fingerprint.of(published_mro(type(layer)), (root,)).digest
 
 
 if __name__ == "__main__":

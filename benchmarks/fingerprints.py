@@ -1,9 +1,9 @@
 """``python -m benchmarks.fingerprints FOLDER...``: which code is published, as hashes, from checkouts and releases.
 
-Each folder is a checkout of a repository, of which every commit that changed a layer or norm is read, or a release.
-Classes are imported from a copy in a process of their own and hashed as ``accelerate`` hashes a user's; none of their
-code is kept. The table holds, beside each hash, where it was found, and the formula, which a person enters: a new hash
-is written with ``"formula": null`` and is not accelerated until then.
+Each folder is a checkout of a repository, of which every commit that changed a layer, norm or attention is read, or a
+release. Classes are imported from a copy in a process of their own and hashed as ``accelerate`` hashes a user's; none
+of their code is kept. The table holds, beside each hash, where it was found, and the formula, which a person enters: a
+new hash is written with ``"formula": null`` and is not accelerated until then.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from types import ModuleType
 from torch import nn
 
 from bcos_kernels.adopt import fingerprint
+from bcos_kernels.adopt.attention_code import MODE
+from bcos_kernels.adopt.gate import METHOD
 from bcos_kernels.adopt.layer_code import SLOW_NORM
 from bcos_kernels.adopt.published import TABLE
 from bcos_kernels.compat import import_reference
@@ -34,11 +36,12 @@ from bcos_kernels.compat import import_reference
 __all__ = ["main"]
 
 CLASS = (
-    r"^class (Normed(Conv2d|Linear)|Bcos[A-Za-z]*(Conv2d|Linear)(WithScale)?|DynamicMultiplication"
+    r"^class (Normed(Conv2d|Linear)|Bcos[A-Za-z]*(Conv2d|Linear)(WithScale)?|DynamicMultiplication|Attention"
+    r"|MyGELU|BcosGELUActivation"
     r"|Detachable[A-Za-z]*Norm[A-Za-z0-9]*|[A-Za-z0-9]*NormUncentered[A-Za-z0-9]*|[A-Za-z0-9]*Norm2dUncentered[A-Za-z]*)\b"
 )
-"""The names of layers, of their parts and of norms, as git and Python both read it."""
-KINDS = ("layers", "linears", "modes", "norms", "slow_norms")
+"""The names of layers, of their parts, of norms, attentions and gates, as git and Python both read it."""
+KINDS = ("attentions", "gates", "layers", "linears", "modes", "norms", "slow_norms")
 NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -117,7 +120,7 @@ def in_a_process(tree: Path) -> list[tuple[str, str, str, list[str]]]:
 
 
 def classes(tree: Path) -> list[tuple[str, str, str, list[str]]]:
-    """``(kind, digest, class, what it reads)`` of each layer and norm in a folder; what cannot be imported is named."""
+    """``(kind, digest, class, what it reads)`` of each such class in a folder; what cannot be imported is named."""
     found = {}
     for path in sorted(tree.rglob("*.py")):
         names = [found[1] for found in re.finditer(CLASS, path.read_text(errors="replace"), re.M)]
@@ -130,6 +133,14 @@ def classes(tree: Path) -> list[tuple[str, str, str, list[str]]]:
             continue
         for name in names:
             kind = inspect.unwrap(getattr(module, name))  # NoBias is also used as a decorator
+            if name == "Attention":
+                found |= attention(kind)
+                continue
+            if "GELU" in name:
+                for root in ("forward", METHOD)[: 1 + hasattr(kind, METHOD)]:
+                    mark = fingerprint.of(kind.__mro__, (root,))
+                    found[mark.digest] = ("gates", mark.digest, name, sorted(mark.reads))
+                continue
             mark = fingerprint.of(kind.__mro__)
             group = "modes" if name == "DynamicMultiplication" else "layers" if "b" in mark.reads else "linears"
             group = "norms" if issubclass(kind, NORMS) else group
@@ -139,6 +150,17 @@ def classes(tree: Path) -> list[tuple[str, str, str, list[str]]]:
                 mark = fingerprint.of(kind.__mro__, (SLOW_NORM,))
                 found[mark.digest] = ("slow_norms", mark.digest, name, sorted(mark.reads))
     return list(found.values())
+
+
+def attention(kind: type) -> dict[str, tuple[str, str, str, list[str]]]:
+    """The row of an attention, by its digest; empty for the many classes of that name without an explanation mode."""
+    try:
+        mark = fingerprint.of(kind.__mro__)
+    except fingerprint.Unreadable:
+        return {}
+    if not {"to_qkv", "attend"} <= mark.reads or not mark.reads & {"detach", MODE}:
+        return {}
+    return {mark.digest: ("attentions", mark.digest, kind.__name__, sorted(mark.reads))}
 
 
 def imported(tree: Path, path: Path) -> ModuleType:

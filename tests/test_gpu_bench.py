@@ -97,7 +97,7 @@ def test_a_gpus_defaults(monkeypatch):
     assert "compiled" in whole and "ours/triton/semi" not in whole
     assert "compiled" not in s.contenders_of("models", "resnet50", "explanation loss")
     found = tasks.Bench(s).tasks()
-    assert found[0].name == "resnet50/224x224-6-k7s2-64" and len(found) == 137 + 7 * 5
+    assert found[0].name == "resnet50/224x224-6-k7s2-64" and len(found) == 137 + 78 + 7 * 5
     assert next(task.name for task in found if task.kind == "compiled model") == "resnet50, inference"
 
 
@@ -107,7 +107,7 @@ def test_compiling_before_is_a_share_of_the_layers(monkeypatch):
     monkeypatch.setattr(tasks.Bench, "_prepare", lambda self, layer: prepared.append(layer.name))
     for share in ("0/2", "1/2"):
         assert main(["bench", "--device", "cpu", "--models", "vit_s", "--warm-up", share]) == 0
-    assert len(prepared) == len(set(prepared)) == 4
+    assert len(prepared) == len(set(prepared)) == 6
     monkeypatch.undo()
     assert main(["bench", *ON_CPU, *THREE, "--measures", "forward", "--warm-up", "0/1"]) == 0
 

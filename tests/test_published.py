@@ -29,7 +29,7 @@ def families_published(monkeypatch):
 def test_every_fingerprint_of_the_table_has_a_formula_and_an_origin():
     table = json.loads(published.TABLE.read_text())
     assert {kind: len(rows) > 0 for kind, rows in table.items()} == dict.fromkeys(
-        ("layers", "linears", "modes", "norms", "slow_norms"), True
+        ("attentions", "gates", "layers", "linears", "modes", "norms", "slow_norms"), True
     )
     for rows in table.values():
         for digest, row in rows.items():

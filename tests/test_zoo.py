@@ -103,13 +103,16 @@ def test_every_entry_point_in_float64(name):
         assert error(mine, yours, 0.0) < 1e-9
 
 
-def test_standard_networks_are_left_alone():
+def test_standard_networks_are_left_alone_but_for_their_attentions():
+    """Those have the same code as the attentions of B-cos networks, and an explanation mode."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = bcos.pretrained.standard_simple_vit_ti_patch16_224(pretrained=False)
-    classes = [type(m) for m in model.modules()]
-    assert bk.report(bk.accelerate(model)).accelerated == 0
-    assert [type(m) for m in model.modules()] == classes
+        classes = [type(m) for m in model.modules()]
+        report = bk.report(bk.accelerate(model))
+    assert {row.of for row in report.rows} == {"attention"} and report.accelerated == 0
+    changed = [a for a, m in zip(classes, model.modules(), strict=True) if type(m) is not a]
+    assert {a.__name__ for a in changed} == {"Attention"} and len(changed) == len(report.rows)
 
 
 @pytest.mark.slow

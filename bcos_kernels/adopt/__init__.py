@@ -1,4 +1,4 @@
-"""Acceleration of existing models: layers and norms are recognised by their code, accelerated, reported, restored."""
+"""Acceleration of existing models: modules are recognised by their code, accelerated, reported, restored."""
 
 from .accelerate import accelerate, accelerate_as_built, restore
 from .report import arguments, report, run_once

@@ -1,4 +1,4 @@
-"""Accelerates the B-cos layers and the norms of existing models, and restores them.
+"""Accelerates the B-cos layers, the norms, the attentions and the gates of existing models, and restores them.
 
 A recognised module stays the same object and keeps everything it holds. Only its class changes: to a subclass of its
 own class, with the same name and a fused forward. Each call reads the present values (b, detach, weight, stride ...)
@@ -78,7 +78,7 @@ def accelerate(
     backend: str | None = None,
     unpublished: str = "leave",
 ) -> nn.Module:
-    """Accelerates every published B-cos layer and norm in ``model``, and ``model`` itself, in place; returns ``model``.
+    """Accelerates in place each published layer, norm, attention and gate of ``model``, itself included; returns it.
 
     They are recognised by their code: those of ``bcos``, of the first version of B-cos networks, of B-cosification,
     of model guidance and the repositories derived from it, of the B-cos language models and of the one-file ResNet.
@@ -91,7 +91,7 @@ def accelerate(
         out_dtype: dtype of the layers' outputs under autocast, and of norms whose input has it; None gives the
             reference's.
         backend: the backend of every layer, and of the norms that it can serve; None chooses the fastest that serves
-            each call.
+            each call. PyTorch's own operators serve attentions and gates whatever it is.
         unpublished: ``"leave"`` leaves layers of unpublished code alone. ``"measure"`` compares their results with
             those of the published formulas on a few inputs and accelerates a layer that agrees with one of them. This
             is not a proof: on other inputs such a layer may compute something else.
@@ -101,18 +101,22 @@ def accelerate(
         ValueError: ``out_dtype`` is not a floating-point dtype, or ``backend`` or ``unpublished`` is unknown.
 
     Warns:
-        UserWarning: no B-cos layer of the model was accelerated, although it is more than one norm.
+        UserWarning: no B-cos layer of the model was accelerated, although it is more than one other module.
     """
     check_model(model)
     check_options(out_dtype, backend, unpublished)
     done = [accelerate_module(module, out_dtype, backend, unpublished) for module in list(model.modules())]
     layers = [what for kind, what in done if kind is not None and kind.name == LAYER]
-    others = sum(not isinstance(what, str) for kind, what in done if kind is not None and kind.name != LAYER)
+    others = Counter(kind.noun for kind, what in done if kind and kind.name != LAYER and not isinstance(what, str))
     own = any(isinstance(module, BcosLayer) for module in model.modules())
     if all(isinstance(what, str) for what in layers) and not own and plan_of(model) is None:
         why = "; ".join(f"{count}: {reason}" for reason, count in Counter(layers).most_common(3))
-        rest = "1 norm is" if others == 1 else f"{others} norms are"
-        what = f"{rest} accelerated, but no B-cos layer" if others else "nothing is accelerated"
+        rest = " and ".join(f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in others.items())
+        what = (
+            f"{rest} {'is' if others.total() == 1 else 'are'} accelerated, but no B-cos layer"
+            if others
+            else "nothing is accelerated"
+        )
         warnings.warn(f"accelerate({type(model).__name__}): {what}: {why or 'it has no B-cos layers'}", stacklevel=2)
     return model
 
@@ -254,7 +258,7 @@ def _rebuild(plan: Plan, build: Callable, args: tuple) -> nn.Module:
 
 @contextmanager
 def accelerate_as_built(*, out_dtype: torch.dtype | None = None, backend: str | None = None) -> Iterator[None]:
-    """A context in which every B-cos layer and norm is accelerated, and counted, when it becomes part of a module."""
+    """A context in which each layer, norm, attention and gate is accelerated, and counted, once it is in a module."""
     check_options(out_dtype, backend, "leave")
     left_alone: WeakSet[nn.Module] = WeakSet()
 

@@ -122,7 +122,7 @@ class _Reader:
                 self._within_torch(vars(owner)[name])
 
     def _take(self, module: ModuleType, name: str) -> object:
-        """The value of a name in a module of PyTorch or NumPy, which must be that package's own object."""
+        """The value of a name in a module of PyTorch, NumPy or einops, which must be that package's own object."""
         value = vars(module)[name]
         self.names.append((module, name, value))
         if not isinstance(value, ModuleType) and not _is_own_of(module.__name__.partition(".")[0], value):
@@ -178,7 +178,7 @@ class _Reader:
             return repr(value)
         module = getattr(value, "__module__", None) or ""
         home, known = module.partition(".")[0], isinstance(value, (type, FunctionType, BuiltinFunctionType))
-        if known and home in ("torch", "numpy", "math", "builtins") and _is_own_of(home, value):
+        if known and home in ("torch", "numpy", "einops", "math", "builtins") and _is_own_of(home, value):
             return f"{module}.{value.__qualname__}"
         if isinstance(value, FunctionType):
             return f"({self._text(name, value, None)})"

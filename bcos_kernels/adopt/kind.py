@@ -18,11 +18,11 @@ class Kind:
     """One kind of module that is recognised by its code. ``module`` is a third-party module throughout."""
 
     name: str
-    """The name in reports and in the tally: ``"layer"`` or ``"norm"``."""
+    """The name in reports and in the tally: ``"layer"``, ``"norm"``, ``"attention"`` or ``"gate"``."""
     noun: str
     """What one of them is called in a sentence."""
-    op: Op
-    """The op that serves it."""
+    op: Op | None
+    """The op that serves it; None where PyTorch's own operators do."""
     is_candidate: Callable[[Any], bool]
     """``is_candidate(module)``: whether it looks like one; what is no candidate is not reported."""
     variant_of: Callable[[Any], Any]
@@ -35,7 +35,8 @@ class Kind:
     """``run(module, x, found, out_dtype, backend)``: the formula, with the values that the module holds now. ``found``
     is what ``objection`` returned; ``out_dtype`` is the user's, under autocast alone."""
     call: Callable[[Any, Any], Any]
-    """``call(module, found)``: the op's call for the smallest input that the module takes, for the report."""
+    """``call(module, found)``: the op's call for the smallest input that the module takes, for the report; not called
+    where there is no op."""
     ours: Callable[[Any], Any] = lambda module: None
     """``ours(module)``: what ``objection`` would return, of a module of this package; None for all others."""
     measurable: bool = False

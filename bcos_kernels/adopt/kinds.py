@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import layer, norm
+from . import attention, gate, layer, norm
 from .kind import Kind
 
 __all__ = ["KINDS", "kind_of"]
 
-KINDS = {kind.name: kind for kind in (layer.KIND, norm.KIND)}
+KINDS = {kind.name: kind for kind in (layer.KIND, norm.KIND, attention.KIND, gate.KIND)}
 
 
 def kind_of(module: Any) -> Kind | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,22 +111,27 @@ def rows(section: str) -> dict[str, dict]:
     return _table()[section]
 
 
-def changed_parts(module: Theirs) -> str | None:
-    """A hook that must see the calls of a module's parts; None where there is none."""
+def changed_parts(module: Theirs, names: Iterable[str] | None = None) -> str | None:
+    """A hook that must see the calls of a module's parts, or of the named ones; None where there is none."""
     if torch_module._has_any_global_hook():
         return "a global module hook must see calls of its parts"
-    for name, child in module._modules.items():
+    parts = module._modules
+    for name in parts if names is None else names:
+        child = parts[name]
         if child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks:
             return f"its .{name} has a hook"
     return None
 
 
-def changed_mode(mode: Theirs) -> str | None:
-    """What makes the late explanation mode of a module other than the published one; None where nothing does."""
+def changed_mode(mode: Theirs, name: str = "dynamic_multiplication") -> str | None:
+    """What makes the late explanation mode of a module other than the published one; None where nothing does.
+
+    ``name`` is the attribute in which the module holds the mode.
+    """
     if "forward" in vars(mode):
-        return "the forward of its .dynamic_multiplication was assigned on the instance"
+        return f"the forward of its .{name} was assigned on the instance"
     if not isinstance(mode.state, MutableMapping) or "fixed_weights" not in mode.state:
-        return "its dynamic_multiplication has no state with the key 'fixed_weights'"
+        return f"its {name} has no state with the key 'fixed_weights'"
     return None
 
 
@@ -155,7 +160,7 @@ def known(kind: Any, section: str, part: str = "") -> tuple[dict, fingerprint.Fi
         raise Unknown(f"{within}{error}", watched(kind, error)) from None
     methods = watched(kind, found)
     formula = rows(section).get(found.digest, {}).get("formula")
-    if part and found.digest == "torch" and kind.forward in (nn.Conv2d.forward, nn.Linear.forward):
+    if part and found.digest == "torch" and kind.forward in _PARTS:
         formula = {"unit": False}
     if not formula:
         raise Unknown(f"{within}the code of {mro[0].__name__}.forward is not among the published {what}", methods)
@@ -163,6 +168,10 @@ def known(kind: Any, section: str, part: str = "") -> tuple[dict, fingerprint.Fi
         methods += tuple((kind, call, getattr(kind, call)) for call in ("__call__", "_call_impl"))
         raise Unknown(f"{within}{kind.__name__} changes how a module is called or holds attributes", methods)
     return formula, found, methods
+
+
+_PARTS = nn.Conv2d.forward, nn.Linear.forward, nn.Softmax.forward
+"""The code of PyTorch's own modules that published modules hold as parts."""
 
 
 def _is_called_as_usual(part: type[nn.Module]) -> bool:

@@ -1,4 +1,4 @@
-"""Reports on the B-cos layers and norms of a model: the backend that serves each, or why its own forward runs."""
+"""Reports on the layers, norms, attentions and gates of a model: what serves each, or why its own forward runs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from .kinds import KINDS, kind_of
 from .published import Theirs
 from .rows import Report, Row
 
-__all__ = ["arguments", "report", "run_once"]
+__all__ = ["TORCH", "arguments", "report", "run_once"]
+
+TORCH = "torch"
+"""What a report calls the backend of modules that PyTorch's own operators serve."""
 
 
 def report(model: nn.Module, example_input: torch.Tensor | tuple | None = None) -> Report:
-    """Reports on every B-cos layer and norm of ``model``: the backend that serves it, or why its own forward runs.
+    """Reports on every B-cos layer, norm, attention and gate of ``model``: what serves it, or why its own forward runs.
 
     An input of the weight's dtype and device is assumed. With ``example_input`` the model also runs on it once, to
     report which kernels serve each layer on a GPU: without gradients, and without a change to buffers or to the state
@@ -111,12 +114,12 @@ def _row(name: str, module: Theirs) -> Row | None:
     if isinstance(found, str):
         return Row(name, title, None, found, of=kind.name)
     try:
-        served = kind.op.choose(kind.call(module, found), backend)
+        served = kind.op.choose(kind.call(module, found), backend) if kind.op is not None else TORCH
     except ValueError as error:
         return Row(name, title, None, str(error), of=kind.name)
     return Row(
         name, title, served, measured=measured, of=kind.name, note=kind.note(module, found),
-        has_choice=kind.op.has_choice(served),
+        has_choice=kind.op is not None and kind.op.has_choice(served),
     )  # fmt: skip
 
 

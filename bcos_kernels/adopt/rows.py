@@ -17,7 +17,7 @@ __all__ = ["Report", "Row"]
 
 @dataclass(frozen=True)
 class Row:
-    """One B-cos layer or norm: its backend, or the reason why its own forward runs."""
+    """One B-cos layer, norm, attention or gate: its backend, or the reason why its own forward runs."""
 
     name: str
     kind: str
@@ -29,7 +29,7 @@ class Row:
     choices: tuple[str, ...] = ()
     """The choice for each of its directions, and why; empty without an example or where a backend has no choice."""
     of: str = "layer"
-    """Whether it is a ``"layer"`` or a ``"norm"``."""
+    """Its kind: ``"layer"``, ``"norm"``, ``"attention"`` or ``"gate"``."""
     note: str = ""
     """What else is to be known of how it is served."""
     has_choice: bool = field(default=False, compare=False)
@@ -63,7 +63,7 @@ class Report:
         return len(self.layers) - self.accelerated
 
     def of(self, kind: str) -> tuple[Row, ...]:
-        """The rows of one kind, ``"layer"`` or ``"norm"``."""
+        """The rows of one kind, ``"layer"``, ``"norm"``, ``"attention"`` or ``"gate"``."""
         return tuple(row for row in self.rows if row.of == kind)
 
     def to_dict(self) -> dict:

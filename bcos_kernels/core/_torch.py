@@ -13,8 +13,8 @@ from torch.overrides import _get_overloaded_args
 
 __all__ = [
     "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function", "forward_derivatives",
-    "is_exporting", "is_seen", "is_traced", "overloads", "saved_tensor_of", "transformed", "unrecorded",
-    "unwrap_dead_wrappers", "will_run",
+    "is_exporting", "is_seen", "is_traced", "overloads", "saved_tensor_of", "softmax_backward_in_place", "transformed",
+    "unrecorded", "unwrap_dead_wrappers", "will_run",
 ]  # fmt: skip
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -90,6 +90,11 @@ def will_run(node) -> bool:
 def saved_tensor_of(ctx, index: int):
     """One of the tensors that an autograd Function saved, in the form in which autograd keeps it."""
     return ctx._raw_saved_tensors[index]
+
+
+def softmax_backward_in_place(grad: Tensor, result: Tensor) -> Tensor:
+    """The gradient at the input of a softmax over the last dimension, written over ``grad``, that at its result."""
+    return torch.ops.aten._softmax_backward_data.out(grad, result, -1, grad.dtype, grad_input=grad)
 
 
 def constant_when_compiled(function):

@@ -1,0 +1,172 @@
+"""Reads a published gated GELU at every call: x · Φ(x), whose gate Φ(x) is a constant in explanation mode.
+
+PyTorch's own GELU forms the product in one pass, and x alone is kept for the backward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import _torch
+from . import fingerprint, published
+from .kind import Kind
+from .published import Theirs
+
+__all__ = ["ACT", "KIND", "METHOD", "Code", "Variant", "is_candidate", "objection", "run", "variant_of"]
+
+MODE = "dynamic_multiplication"
+
+ACT, METHOD = "act", "_gelu_python"
+"""The attribute in which the language models' gate holds the method that it calls, and the name of that method."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the published formulas."""
+
+    mode: str
+    """The explanation mode: ``"early"``, ``"late"``, or ``"none"`` where the code does not use the mode that it has."""
+    held: bool
+    """Whether the method that computes it is held in an attribute."""
+
+
+@dataclass(frozen=True, eq=False)
+class Code(published.Code):
+    """What the code of a gate and of its explanation mode computes together."""
+
+
+class Found(NamedTuple):
+    """How one call is served."""
+
+    variant: Variant
+    frozen: bool
+    """Whether the forward makes a constant of the gate, as in the early explanation mode."""
+    state: MutableMapping | None
+    """The late explanation mode."""
+
+
+@published.reads_code
+def read(kind: type, mode: type) -> Code:
+    """Forms the fingerprints of the two classes and looks them up in the table."""
+    methods: tuple = ()
+    parts: tuple[type, ...] = ()
+    try:
+        formula, gate, methods = published.known(kind, "gates")
+        own = {name for _, name, _ in gate.methods} - {"forward"}
+        reads, held = gate.reads, ACT in gate.reads
+        if held:
+            try:
+                inner = fingerprint.of(published.published_mro(kind), (METHOD,))
+            except fingerprint.Unreadable as error:
+                raise published.Unknown(str(error), published.watched(kind, error)) from None
+            methods += published.watched(kind, inner)
+            formula = published.rows("gates").get(inner.digest, {}).get("formula") or {}
+            if not formula:
+                raise published.Unknown(f"the code of {kind.__name__}.{METHOD} is not among the published gates", ())
+            own, reads = own | {name for _, name, _ in inner.methods}, reads | inner.reads
+        if formula["mode"] != "early":
+            if mode is type(None):
+                raise published.Unknown(f"it has lost its {MODE}", ())
+            _, _, more = published.known(mode, "modes", MODE)
+            methods, parts, own = methods + more, (mode,), own | {MODE}
+    except published.Unknown as error:
+        return Code(str(error), methods + error.watched)
+    if published.finds_otherwise(kind):
+        return Code(f"{published.published_mro(kind)[0].__name__} changes how its attributes are found", methods)
+    variant = Variant(formula["mode"], held)
+    return Code(variant, tuple(dict.fromkeys(methods)), parts, frozenset(own), reads, bool(parts))
+
+
+def is_candidate(module: Theirs) -> bool:
+    """Whether the module looks like a gate: an explanation mode, and no parameters and parts of its own beside it."""
+    own = vars(module)
+    if isinstance(module, torch.jit.ScriptModule) or "_modules" not in own:
+        return False
+    if module._parameters or module._buffers or "GELU" not in type(module).__name__:
+        return False
+    return set(module._modules) == {MODE} or ("detach" in own and not module._modules)
+
+
+def variant_of(module: Theirs) -> Variant | str:
+    """The published formula that a candidate's code computes, or the reason why there is none."""
+    if "forward" in vars(module):
+        return "its forward was assigned on the instance"
+    return _code(module).variant
+
+
+def _code(module: Theirs) -> Code:
+    return published.code((type(module), type(module._modules.get(MODE))), read)
+
+
+def _method(module: Theirs) -> Any:
+    return getattr(type(module), METHOD)
+
+
+_DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
+
+
+def objection(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Found | str | None:
+    """How a call is served; or the reason why the gate's own forward must run; None where it is the better one."""
+    if x is not None and (torch.compiler.is_compiling() or _torch.transformed() or _torch.forward_derivatives()):
+        return None
+    code = _code(module)
+    if isinstance(code.variant, str):
+        return code.variant
+    own, variant = vars(module), code.variant
+    for name in code.own:
+        if name in own:
+            return f"its {name} was assigned on the instance"
+    if variant.held:
+        held = own.get(ACT)
+        if not (isinstance(held, MethodType) and held.__self__ is module and held.__func__ is _method(module)):
+            return f"its {ACT} is not its own {METHOD}"
+    if x is not None and (x.dtype not in _DTYPES or x.layout != torch.strided or type(x) not in (Tensor, nn.Parameter)):
+        return f"its input is {x.dtype}, {x.layout}: a dense tensor of a floating-point dtype is needed"
+    if variant.mode == "early":
+        return Found(variant, bool(module.detach), None) if hasattr(module, "detach") else "it has lost its detach"
+    reason = published.changed_parts(module) or published.changed_mode(module._modules[MODE], MODE)
+    return reason or Found(variant, False, module._modules[MODE].state if variant.mode == "late" else None)
+
+
+def run(module: Theirs, x: Tensor, found: Found, out_dtype=None, backend: str | None = None) -> Tensor:
+    """``module(x)``, in the mode that the module has now."""
+    _, frozen, state = found
+    if not (frozen or state is not None) or not (x.requires_grad and torch.is_grad_enabled()):
+        return F.gelu(x)
+    return _Gate.apply(x, state)
+
+
+class _Gate(torch.autograd.Function):
+    """Without ``state`` the gate is a constant of every derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x, state):
+        ctx.save_for_backward(x)
+        ctx.state = state
+        return F.gelu(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads):
+        (grad,), (x,) = grads, ctx.saved_tensors
+        if ctx.state is not None and not ctx.state["fixed_weights"]:
+            return torch.ops.aten.gelu_backward(grad, x), None
+        if torch.is_grad_enabled() or _torch.is_seen((x, grad)):
+            x = x.detach() if ctx.state is None else x
+            return grad * (0.5 * (1 + torch.erf(x * math.sqrt(0.5)))), None
+        gate = torch.mul(x, math.sqrt(0.5)).erf_()
+        return torch.addcmul(grad, grad, gate, out=gate).mul_(0.5), None
+
+
+def _no_call(module: Theirs, found: Found) -> None:
+    return None
+
+
+KIND = Kind("gate", "gate", None, is_candidate, variant_of, objection, run, _no_call)

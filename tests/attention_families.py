@@ -1,0 +1,115 @@
+"""Stand-ins of the published attentions: that of ``bcos`` as it is, and the late one's maths in plain torch."""
+
+import copy
+import importlib
+
+import torch
+from families import DynamicMultiplication
+from torch import nn
+
+import bcos_kernels as bk
+from bcos_kernels.adopt import fingerprint, published
+from bcos_kernels.compat import import_reference
+
+M = import_reference().modules
+Early = importlib.import_module("bcos.models.vit").Attention
+
+
+class Late(nn.Module):
+    """That of knowledge distillation: a product of every weight with every value, and the mode in the backward."""
+
+    def __init__(self, dim, heads, dim_head, linear_layer, norm_layer):
+        super().__init__()
+        self.heads, self.scale = heads, dim_head**-0.5
+        self.norm = norm_layer(dim)
+        self.attend = nn.Softmax(dim=-1)
+        self.to_qkv = nn.Linear(dim, 3 * heads * dim_head, bias=False)
+        self.to_out = linear_layer(heads * dim_head, dim, bias=False)
+        self.dyn_mul = DynamicMultiplication()
+
+    def forward(self, x):
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.to_qkv(self.norm(x)).chunk(3, -1))
+        weights = self.attend(self.scale * (q @ k.mT)).unsqueeze(-1)
+        return self.to_out(self.dyn_mul(weight=weights, input=v[:, :, None]).sum(3).transpose(1, 2).flatten(2))
+
+
+FORMULAS = {Late: {"late": True}}
+
+
+def publish(monkeypatch):
+    """The table of published code with the stand-ins in it."""
+    table = {kind: dict(rows) for kind, rows in published._table().items()}
+    for kind, formula in FORMULAS.items():
+        table["attentions"][fingerprint.of(kind.__mro__).digest] = {"formula": formula}
+    table["modes"][fingerprint.of(DynamicMultiplication.__mro__).digest] = {"formula": {"late": True}}
+    monkeypatch.setattr(published, "_table", lambda: table)
+    monkeypatch.setattr(published, "_CODES", {})
+
+
+DIM, HEADS, WIDTH = 10, 2, 6
+
+
+def _with_bias(made):
+    made.to_qkv = nn.Linear(DIM, 3 * HEADS * WIDTH)
+    return made
+
+
+def _of(kind, linear=nn.Linear, norm=nn.LayerNorm):
+    return kind(DIM, HEADS, WIDTH, linear_layer=linear, norm_layer=norm)
+
+
+MAKERS = {
+    "early": lambda: _of(Early),
+    "early, B-cos": lambda: _of(Early, M.BcosLinear, M.norms.NoBias(M.norms.DetachableLayerNorm)),
+    "early, with a bias": lambda: _with_bias(_of(Early)),
+    "early, another layer": lambda: _with_sequence(_of(Early)),
+    "late": lambda: _of(Late),
+    "late, with a bias": lambda: _with_bias(_of(Late)),
+}
+"""Name -> a function that makes an attention."""
+
+
+def _with_sequence(made):
+    made.to_qkv = nn.Sequential(made.to_qkv, nn.Tanh())
+    return made
+
+
+def attention(name, dtype=torch.float64):
+    torch.manual_seed(3)
+    return MAKERS[name]().to(dtype)
+
+
+def example(seed=0, dtype=torch.float64, tokens=7):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((3, tokens, DIM), generator=generator, dtype=torch.float64).to(dtype)
+
+
+def explain(module, on):
+    for part in module.modules():
+        if hasattr(part, "set_explanation_mode"):
+            part.set_explanation_mode(on)
+
+
+def outcome(module, x, early=False, late=False, second=True):
+    """Output and gradients of two orders; the mode is ``early`` in the forward and ``late`` in the backward."""
+    x, parameters = x.clone().requires_grad_(), list(module.parameters())
+    explain(module, early)
+    y = module(x)
+    explain(module, late)
+    cotangent = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).view(y.shape).to(y.dtype)
+    first = torch.autograd.grad(y, [x, *parameters], cotangent, create_graph=second)
+    explain(module, False)
+    found = {"y": y, **{f"d{i}": g for i, g in enumerate(first)}}
+    if second:
+        loss = y.square().sum() + sum(g.square().sum() for g in first if g.requires_grad)
+        found |= {f"second {i}": g for i, g in enumerate(torch.autograd.grad(loss, [x, *parameters]))}
+    return {k: v.detach() for k, v in found.items()}
+
+
+def accelerated(module):
+    """A copy of which the attention itself is accelerated, and not its parts."""
+    other = copy.deepcopy(module)
+    bk.accelerate(other)
+    for child in other.children():
+        bk.restore(child)
+    return other
