@@ -13,12 +13,20 @@ from torch.autograd import grad
 import bcos_kernels as bk
 from bcos_kernels.cli.bench.contenders import WORST
 from bcos_kernels.cli.bench.models import signalling
+from bcos_kernels.cli.measure import release_pages
 
 FAMILIES = {
     "resnet18": 8, "resnext50_32x4d": 3, "densenet121": 16, "vgg11_bnu": 8, "convnext_tiny": 8, "convnext_tiny_bnu": 8,
     "simple_vit_ti_patch16_224": 8, "vitc_ti_patch1_14": 8,
 }  # fmt: skip
 """How many images tell the accuracy of a network; DenseNet's errors differ most from image to image."""
+
+
+@pytest.fixture(autouse=True)
+def _pages_returned():
+    """A benchmark's test in the same process may have told malloc to keep freed pages: of whole networks too many."""
+    yield
+    release_pages()
 
 
 def build(name: str, dtype=torch.float32, size: int = 64, narrow: bool = False):

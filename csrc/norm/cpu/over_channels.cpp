@@ -42,12 +42,10 @@ struct Groups {
 };
 
 template <typename Pass>
-void run_all(const Pass& pass, int64_t unit_size) {
-  parallel(pass.units(), unit_size, [&](int64_t begin, int64_t end) { run(pass, begin, end); });
-}
-
-int64_t elements(const Extent& e) {
-  return e.images * e.rows * e.channels;
+void run_all(const Pass& pass) {
+  const Extent& e = pass.extent;
+  const int64_t values = e.images * e.rows * e.channels, units = pass.units();
+  parallel(units, units ? values / units : 0, [&](int64_t begin, int64_t end) { run(pass, begin, end); });
 }
 
 // Writes the mean and the biased variance of every group.
@@ -57,7 +55,7 @@ void compute_statistics(const Groups& groups, const T* x, Accumulate<T>* mean, A
   const int64_t C = e.channels, values = e.parts() * C;
   std::vector<double> found(2 * values);
   const Moments<T> pass{x, found.data(), found.data() + values, e};
-  run_all(pass, elements(e) / std::max<int64_t>(1, pass.units()));
+  run_all(pass);
   const double count = double(groups.call.count());
   groups.each([&](int64_t set, int64_t group, int64_t first, int64_t last) {
     const auto sum = [&](auto&& of_part) {
@@ -112,7 +110,7 @@ at::Tensor normalized(const Groups& groups, const at::Tensor& x, const OptionalT
   });
   const auto y = at::empty_like(x, x.options().dtype(call.spec.out_dtype));
   const Apply<T, U> pass{pointer<T>(x), mutable_pointer<U>(y), k[0], k[1], k[2], e};
-  run_all(pass, elements(e) / std::max<int64_t>(1, pass.units()));
+  run_all(pass);
   return y;
 }
 
@@ -127,7 +125,7 @@ Sums sums_of(const Groups& groups, const at::Tensor& grad, const at::Tensor& x, 
   const int64_t C = e.channels, values = e.parts() * C;
   std::vector<double> found(2 * values);
   const Products<T, U> pass{pointer<U>(grad), pointer<T>(x), shift, found.data(), found.data() + values, e};
-  run_all(pass, elements(e) / std::max<int64_t>(1, pass.units()));
+  run_all(pass);
   Sums sums{std::vector<double>(groups.sets() * C), std::vector<double>(groups.sets() * C)};
   for (int64_t set = 0; set < groups.sets(); set++)
     for (int64_t part = groups.first_part(set); part < groups.last_part(set); part++)
@@ -189,11 +187,11 @@ Gradients gradients(const Groups& groups, const Saved& saved, const at::Tensor& 
   if (through_statistics) {
     const InputGradient<T, U> pass{
         pointer<U>(grad), pointer<T>(x), mutable_pointer<T>(*found.x), mean, of_grad, of_x, offset, e};
-    run_all(pass, elements(e) / std::max<int64_t>(1, pass.units()));
+    run_all(pass);
   } else {
     std::fill_n(shift, groups.sets() * C, A(0));
     const Apply<U, T> pass{pointer<U>(grad), mutable_pointer<T>(*found.x), shift, of_grad, shift, e};
-    run_all(pass, elements(e) / std::max<int64_t>(1, pass.units()));
+    run_all(pass);
   }
   return found;
 }
