@@ -1,6 +1,6 @@
 // What only a GPU has: the barrier, shuffles, shared memory by byte offset, asynchronous copies, matrix
-// products and the start of a kernel. Everything above is plain C++, so that this file is all that another
-// executor of the kernels needs.
+// products and the start of a kernel. Everything above is plain C++: whoever runs the kernels without a GPU,
+// as the emulation in the tests does, replaces this file alone.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -7,16 +7,19 @@
 
 namespace bcos::cuda {
 
-// What is summed over k for each row of A, of the fragments that the product reads anyway.
+// What a product also sums over k for each row of A. The values are in registers for the product anyway.
 enum class RowSum { None, Plain, Squares };
 
-// Which matrix is zero outside of blocks on its diagonal, one for each of the groups that share a tile: B; or
-// C, of which the rest is not wanted. Parts of 16 columns that hold nothing of a block are not multiplied.
+// Where narrow groups share a tile, one matrix has a block for each group on its diagonal: B, which is zero
+// outside of these blocks, or C, of which only the blocks are used. Parts of 16 columns that hold no value of
+// a block are not multiplied.
 enum class Diagonal { None, B, C };
 
-// Where an operand's values lie within its part of a stage: rows of 16-byte chunks, permuted so that eight
-// rows of one chunk (fp32 not K_MAJOR: four rows of two), or eight chunks of one row, take all banks.
-// K_MAJOR: a row is an index of C and runs along k; else the reverse.
+// Where the values of an operand lie within its part of a stage. A stage holds rows of chunks of 16 bytes,
+// which are permuted so that a warp's accesses take all banks of shared memory: those to one chunk of eight
+// rows (two chunks of four rows for fp32 that is not K_MAJOR), and those to eight chunks of one row. With
+// K_MAJOR a row belongs to an index of C and runs along k; without it a row belongs to a k and runs along the
+// indices of C.
 template <typename T, int SIZE, bool K_MAJOR>
 struct Operand {
   static constexpr int kDepth = 64 / int(sizeof(T));               // values of k in a stage
@@ -56,9 +59,10 @@ struct Tile {
   static constexpr int MI = BM / WARPS_M / 16, NI = BN / WARPS_N / 8;
   static constexpr int kCopies = BM * 4 / kThreads;  // 16-byte chunks of an operand to a thread
   static constexpr bool kPacked = DIAGONAL != Diagonal::None;
-  // A pack's values for each row and group lie between C and the ring's end, in other banks for the next row.
+  // The values of a pack for each row and group lie between C and the end of the ring; those of neighbouring
+  // rows lie in different banks.
   static constexpr int kGroups = BM * kRow * 4, kGroupRow = 33;
-  // Sums of a pack, whose k are at most two stages: one for each 4-byte word of a row of A.
+  // A pack has at most two stages of k, and a sum for each 4-byte word of a row of A.
   static constexpr bool kWordSums = DIAGONAL == Diagonal::B && SUM == RowSum::Squares;
   static constexpr int kParts = kWordSums ? 8 : 1;
   static_assert(BM == BN && MI == WARPS_N && NI % 2 == 0 && (sizeof(T) == 4 || !TF32));
@@ -320,15 +324,15 @@ struct Tile {
   __device__ static float group_value(int row, int slot) { return shared_load<float>(group_at(row, slot)); }
 };
 
-// 128 x 128 for half types, 64 x 64 for everything; of a pack each warp has all columns, so that all work
-// alike.
+// Tiles of 128 x 128 for half types, and of 64 x 64 for every type. In a pack each warp has all columns, so
+// that all warps have as much to do.
 template <typename T, bool TF32, bool LARGE, bool A_K_MAJOR, bool B_K_MAJOR, RowSum SUM, Diagonal DIAGONAL>
 using TileOf = std::conditional_t<
     LARGE, Tile<T, TF32, 128, 128, 2, 4, 4, A_K_MAJOR, B_K_MAJOR, SUM>,
     std::conditional_t<DIAGONAL == Diagonal::None, Tile<T, TF32, 64, 64, 2, 2, 4, A_K_MAJOR, B_K_MAJOR, SUM>,
                        Tile<T, TF32, 64, 64, 4, 1, 4, A_K_MAJOR, B_K_MAJOR, SUM, DIAGONAL>>>;
-// Blocks to a multiprocessor, which leaves 128 registers
-// to a thread; and 168 where operands pass through them.
+// Blocks that run on a multiprocessor together: as many as leave 128 registers to a thread, or 168 where the
+// operands pass through registers.
 template <typename Tile, bool COPIED>
 constexpr int kBlocks = Tile::BM == 128 ? 2
                         : COPIED        ? 4

@@ -1,11 +1,12 @@
 // What the CUDA kernels take, for host and device: plain structs of raw device pointers and sizes.
 //
 // Images are NHWC without gaps, weights OHWI; a linear layer is the 1 x 1 convolution of images of one pixel.
-// "rows" are pixels x groups. What has a field `plane` takes NCHW images, too: the plane is then the pixels
-// of an image, the rows lie as [N, G, plane] and not as [N, plane, G], and "[rows, C]" reads [N, G, C,
-// plane]. So lie the tensors of one value a row; for one group both orders are the same memory. Pointers are
-// aligned to 16 bytes; those of tensors that a call does not have are null. Products of sizes may pass 2^31;
-// what is an int here may not. A size of 0 starts nothing.
+// "rows" are pixels x groups. A struct with a field `plane` takes NCHW images as well: `plane` is then the
+// number of pixels of an image, rows lie as [N, G, plane] instead of [N, plane, G], and what is written as
+// [rows, C] lies as [N, G, C, plane]. Tensors with one value for each row lie in the order of the rows; with
+// one group both orders are the same memory. Pointers are aligned to 16 bytes; those of tensors that a call
+// does not have are null. Products of sizes may pass 2^31; a size that is an int here may not. Where a size
+// is 0, nothing is started.
 #pragma once
 
 #include <cstdint>
@@ -45,7 +46,8 @@ struct WeightNormFwd {
   Dtype operand_dtype;  // of operand
 };
 
-// dw of d = sum over splits of partial; of unit weights its projection, alpha (d - w^ (w^ . d)).
+// dw, formed of d, which is the sum of partial over the splits. With unit weights it is the projection
+// alpha (d - w^ (w^ . d)).
 struct WeightNormBwd {
   void* partial;       // [splits, F, K] OHWI; with splits > 1 the first share is overwritten
   const void* w;       // [F, K] in its own order
