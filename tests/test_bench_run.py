@@ -274,3 +274,11 @@ def test_list_names_workloads_and_contenders(capsys):
         *(f"ours/{name}" for name in bcos_kernels.transform.TRANSFORM.backends),
     ):
         assert name in text or name in ("ours/gpu", "ours/reference")
+
+
+def test_a_large_model_has_half_the_batch_unless_one_is_chosen():
+    parser = argparse.ArgumentParser()
+    configure(parser)
+    usual, chosen = (resolved(parser.parse_args(["--device", "cpu", *more])) for more in ([], ["--batch", "6"]))
+    assert [usual.batch("models", name) for name in ("resnet50", "vgg11")] == [4, 2]
+    assert usual.batch("layers", "vgg11") == 8 and chosen.batch("models", "vgg11") == 6

@@ -34,6 +34,8 @@ class Defaults:
     models_batch: int
     transformers: float
     """Batch of the transformers ÷ that of the other models."""
+    halved: tuple[str, ...]
+    """Models with half the batch, because the whole one does not fit into 24 GiB."""
     dtype: str
     seconds: float
     compiled: str
@@ -47,13 +49,13 @@ class Defaults:
 
 
 CPU = Defaults(
-    batch=8, models_batch=4, transformers=1.0, dtype="fp32", seconds=0.4,
+    batch=8, models_batch=4, transformers=1.0, halved=("vgg11",), dtype="fp32", seconds=0.4,
     compiled=r"resnet50/.*(k[37]s1|k1s1-(64|256|1024))-?\d*$|convnext_t/.*dw7|vit_s/",
     compiled_measures=("training",), compiled_models=("resnet50", "densenet121", "vit_s"),
     compiled_model_measures=("training",), second_order=(1, 64),
 )  # fmt: skip
 GPU = Defaults(
-    batch=256, models_batch=256, transformers=0.25, dtype="bf16", seconds=0.2,
+    batch=256, models_batch=256, transformers=0.25, halved=(), dtype="bf16", seconds=0.2,
     compiled=(
         r"resnet50/(56x56-(64-k3s1-64|64-k1s1-256|256-k1s1-64)|14x14-(1024-k1s1-256|256-k3s1-256)|7x7-512-k3s1-512)$"
         r"|vit_s/\d+-(384-1536|1536-384)$|convnext_t/(56x56-96|14x14-384)-dw7"
@@ -104,6 +106,7 @@ class Settings:
     def batch(self, scope: str, model: str) -> int:
         """Images of a row; ``scope`` is ``layers`` or ``models``."""
         share = self.defaults.transformers if model in TRANSFORMERS else 1
+        share /= 2 if scope == "models" and model in self.defaults.halved and not self.chosen_batch else 1
         return max(1, round(self.batches[scope] * share))
 
     def measures_of(self, scope: str) -> tuple[str, ...]:
