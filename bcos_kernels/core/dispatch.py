@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from . import env
 from .candidate import Backend
 
-__all__ = ["check", "choose", "named", "reasons"]
+__all__ = ["check", "choose", "named", "other_dtype", "reasons"]
 
 FORCED: str | None = env.BACKEND
 
@@ -56,3 +58,8 @@ def _forced(backends: Mapping[str, Backend], call, forced: str) -> str:
         listed = "; ".join(reason if len(names) == 1 else f"{name}: {reason}" for name, reason in why_not)
         raise ValueError(f"backend={forced!r} cannot serve this call: {listed}")
     return ",".join(names)
+
+
+def other_dtype(dtype: torch.dtype, served: tuple[torch.dtype, ...]) -> list[str]:
+    """The reason why a backend that serves these dtypes does not serve ``dtype``; empty where it does."""
+    return [] if dtype in served else [f"dtype {dtype} is not one of {', '.join(map(str, served))}"]

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import torch
 
-__all__ = ["load"]
+__all__ = ["load", "unavailable"]
 
 
 def load() -> tuple[ModuleType | None, str]:
@@ -20,3 +20,12 @@ def load() -> tuple[ModuleType | None, str]:
     if built_for.partition("+")[0] != torch.__version__.partition("+")[0]:
         return None, f"bcos_kernels._C was built for torch {built_for}, not for {torch.__version__}: build it again"
     return _C, ""
+
+
+_, _absent = load()
+
+
+def unavailable(device: str) -> list[str]:
+    """The reasons why no C++ kernel runs on this type of device; empty where they do."""
+    found = [_absent] if _absent else []
+    return found if device == "cpu" else [*found, f"device is {device!r}, the C++ kernels run on 'cpu'"]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import extension
+from ..core import dispatch, extension
 from ..core.candidate import Backend, Candidate
 from .call import Call
 from .spec import Inputs, Outputs
@@ -15,20 +15,13 @@ from .spec import Inputs, Outputs
 __all__ = ["BACKEND", "CANDIDATES", "why_not"]
 
 _C: Any
-_C, _absent = extension.load()
+_C, _ = extension.load()
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def why_not(call: Call) -> list[str]:
     """The reasons why the C++ kernels do not serve ``call``; empty where they do."""
-    found = []
-    if _C is None:
-        found.append(_absent)
-    if call.device != "cpu":
-        found.append(f"device is {call.device!r}, the C++ kernels run on 'cpu'")
-    if call.dtype not in _DTYPES:
-        found.append(f"dtype {call.dtype} is not one of {', '.join(map(str, _DTYPES))}")
-    return found
+    return extension.unavailable(call.device) + dispatch.other_dtype(call.dtype, _DTYPES)
 
 
 def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:

@@ -16,18 +16,13 @@ from .unserved import unserved
 __all__ = ["BACKEND", "CANDIDATES", "why_not"]
 
 _C: Any
-_C, _absent = extension.load()
+_C, _ = extension.load()
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def why_not(call: Call) -> list[str]:
     """The reasons why the C++ kernels do not serve ``call``; empty where they do."""
-    found = []
-    if _C is None:
-        found.append(_absent)
-    if call.device != "cpu":
-        found.append(f"device is {call.device!r}, the C++ kernels run on 'cpu'")
-    return found + unserved(call, _DTYPES)
+    return extension.unavailable(call.device) + unserved(call, _DTYPES)
 
 
 def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -33,7 +34,7 @@ TRANSFORMERS = ("vit_s", "vitc_s")
 
 
 @dataclass(frozen=True)
-class Workload:
+class Workload(ABC):
     """One distinct module of the models, with the shape of its input."""
 
     model: str
@@ -50,8 +51,9 @@ class Workload:
         size = "x".join(map(str, self.x_shape[2:])) or str(self.x_shape[0])
         return f"{self.model}/{self._named(size)}"
 
+    @abstractmethod
     def _named(self, size: str) -> str:
-        raise NotImplementedError
+        """The name without the model."""
 
     @property
     def group(self) -> str:
@@ -59,22 +61,22 @@ class Workload:
         return MODELS[self.model][1] if self.model in MODELS else self.model
 
     @property
+    @abstractmethod
     def values(self) -> int:
         """Number of values that the plain module's forward reads and writes at least."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def products(self) -> int:
         """Number of products that the plain module's forward forms."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reference(self) -> nn.Module:
         """The module of the reference package."""
-        raise NotImplementedError
 
+    @abstractmethod
     def plain(self) -> nn.Module:
         """PyTorch's plain module with as many outputs, the floor of every comparison."""
-        raise NotImplementedError
 
     def input(self, like: Tensor | None = None) -> Tensor:
         """A normally distributed x with the dtype and the device of ``like``, by default fp32 on the CPU.
