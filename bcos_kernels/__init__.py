@@ -1,10 +1,21 @@
 """B-cos layers at the price of plain ones: fused kernels for the B-cos transform (Böhle et al., CVPR 2022)."""
 
+import importlib
+
 from . import functional
 from .modules import BcosConv2d, BcosConv2dWithScale, BcosLinear
 
 __version__ = "0.1.0"
-__all__ = ["BcosConv2d", "BcosConv2dWithScale", "BcosLinear", "accelerate", "functional", "report", "restore", "tune"]
+__all__ = [
+    "BcosConv2d", "BcosConv2dWithScale", "BcosLinear", "accelerate", "explain", "functional", "report",
+    "restore", "tune",
+]  # fmt: skip
+
+_ROOMS = {
+    "accelerate": "adopt", "explain": "explanation", "report": "adopt", "restore": "adopt",
+    "tune": "tuning",
+}  # fmt: skip
+"""The module that holds each function that is imported when it is first used; a module is imported itself."""
 
 
 def __dir__() -> list[str]:
@@ -12,9 +23,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str):
-    """Imports ``adopt`` and ``tuning`` when one of their functions is first used."""
-    if name not in ("accelerate", "report", "restore", "tune"):
+    """Imports a room of the package when one of its functions is first used."""
+    if name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import adopt, tuning
-
-    return globals().setdefault(name, getattr(tuning if name == "tune" else adopt, name))
+    room = importlib.import_module(f".{_ROOMS[name]}", __name__)
+    return globals().setdefault(name, getattr(room, name))

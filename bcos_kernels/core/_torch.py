@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -13,8 +14,8 @@ from torch.overrides import _get_overloaded_args
 
 __all__ = [
     "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function", "forward_derivatives",
-    "is_exporting", "is_seen", "is_traced", "overloads", "saved_tensor_of", "softmax_backward_in_place", "transformed",
-    "unrecorded", "unwrap_dead_wrappers", "will_run",
+    "is_exporting", "is_seen", "is_traced", "largest_gradient", "overloads", "saved_tensor_of",
+    "softmax_backward_in_place", "transformed", "unrecorded", "unwrap_dead_wrappers", "will_run",
 ]  # fmt: skip
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -85,6 +86,19 @@ def will_run(node) -> bool:
         return node is not None and torch._C._will_engine_execute_node(node)
     except RuntimeError:  # torch raises it for a leaf whose gradient autograd.grad was asked for
         return True
+
+
+def largest_gradient(node) -> int:
+    """The bytes of the largest gradient that a backward from this node of the graph passes on."""
+    largest, seen, left = 0, {node}, [node]
+    while left:
+        node = left.pop()
+        for result in node._input_metadata:
+            largest = max(largest, result.dtype.itemsize * math.prod(result.shape))
+        following = {next_node for next_node, _ in node.next_functions if next_node is not None} - seen
+        seen |= following
+        left.extend(following)
+    return largest
 
 
 def saved_tensor_of(ctx, index: int):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...compat import import_reference
+from ...explanation import explanation_mode
 from .contenders import PLAIN, Contender, Contest
 
 __all__ = ["CLASSES", "MEASURES", "contest", "plain", "signalling", "still"]
@@ -105,18 +104,6 @@ def signalling(vgg: Any, images: Tensor) -> nn.Module:
 # ------------------------------------------------------------------------------------------------ measures
 
 
-@contextmanager
-def explaining(model: nn.Module) -> Iterator[None]:
-    """Within the context every layer's scale is frozen, in the forward and in the backward."""
-    with ExitStack() as modes:
-        for module in model.modules():
-            switch = getattr(module, "set_explanation_mode", None) or getattr(module, "explanation_mode", None)
-            if switch is not None and inspect.signature(switch).parameters:  # without: a context over its children
-                switch(True)
-                modes.callback(switch, False)
-        yield
-
-
 def logits(model: nn.Module, x: Tensor) -> Tensor:
     """Logits ``[N, K]``; raises TypeError for a model that returns no tensor."""
     y = model(x)
@@ -128,7 +115,7 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
 def explanations(model: nn.Module, x: Tensor, classes: list[Tensor]) -> list[Tensor]:
     """y, and for each of the classes ``[N]`` the gradient of their logits with respect to x, all from one graph."""
     x = x.detach().requires_grad_()
-    with explaining(model):
+    with explanation_mode(model):
         y = logits(model, x)
         chosen = [y.gather(1, c[:, None]).sum() for c in classes]
         return [y.detach(), *(torch.autograd.grad(s, x, retain_graph=s is not chosen[-1])[0] for s in chosen)]
@@ -141,7 +128,7 @@ def loss_of(model: nn.Module, x: Tensor, labels: Tensor, explained: bool) -> tup
     if not explained:
         return loss, y
     x = x.detach().requires_grad_()
-    with explaining(model), sdpa_kernel(SDPBackend.MATH):  # the one attention that has a second derivative
+    with explanation_mode(model), sdpa_kernel(SDPBackend.MATH):  # the one attention that has a second derivative
         chosen = logits(model, x).gather(1, labels[:, None]).sum()
         (gradient,) = torch.autograd.grad(chosen, x, create_graph=True)
     contributions = (x * gradient).sum(1).abs() if x.dim() > 2 else (x * gradient).abs()
@@ -204,7 +191,7 @@ def contest(contenders: dict[str, Contender], x: Tensor, measure: str, checked: 
     def graph(model: nn.Module) -> Tensor:
         if trains:
             return loss_of(model, x, labels, False)[0]
-        with explaining(model):
+        with explanation_mode(model):
             return logits(model, x.detach().requires_grad_())
 
     def compared(model: nn.Module, turn: int = 0) -> list[Tensor]:
