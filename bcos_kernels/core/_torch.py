@@ -14,7 +14,7 @@ from torch.overrides import _get_overloaded_args
 
 __all__ = [
     "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function", "forward_derivatives",
-    "is_exporting", "is_seen", "is_traced", "largest_gradient", "overloads", "saved_tensor_of",
+    "is_exporting", "is_seen", "is_seen_beside_vmap", "is_traced", "largest_gradient", "overloads", "saved_tensor_of",
     "softmax_backward_in_place", "transformed", "unrecorded", "unwrap_dead_wrappers", "will_run",
 ]  # fmt: skip
 
@@ -77,7 +77,17 @@ def is_seen(tensors: Iterable[Tensor | None]) -> bool:
     """
     if _functorch_is_active() or _tracing_state() is not None or _modes() > 0:
         return True
-    return not _PLAIN.issuperset([_keys(t).raw_repr() for t in tensors if t is not None])
+    return not _are_plain(tensors)
+
+
+def _are_plain(tensors: Iterable[Tensor | None]) -> bool:
+    return _PLAIN.issuperset([_keys(t).raw_repr() for t in tensors if t is not None])
+
+
+def is_seen_beside_vmap(tensors: Iterable[Tensor | None]) -> bool:
+    """The same within a vmap rule, of which the tensors are the unwrapped ones: whether anything else must see them."""
+    levels = torch._C._functorch.get_interpreter_stack()
+    return len(levels or ()) != 1 or _tracing_state() is not None or _modes() > 0 or not _are_plain(tensors)
 
 
 def will_run(node) -> bool:

@@ -43,6 +43,10 @@ def _no_prediction(call, direction: str) -> float:
     return 0.0
 
 
+def _alone(call) -> bool:
+    return False
+
+
 @dataclass(frozen=True, eq=False)
 class Candidate:
     """One way in which a backend serves calls of an op."""
@@ -59,6 +63,10 @@ class Candidate:
     """``tiles(call, direction)``: the tiles for the product that forms y or dx, the best guess first."""
     cost: Callable[[Any, str], float] = _no_prediction
     """``cost(call, direction)``: the predicted seconds."""
+    joins: Callable[[Any], bool] = _alone
+    """``joins(call)``: whether ``backward``, asked for the gradient of x alone with the scale frozen, takes several
+    gradients of every image at once, ``[T·N, ...]`` beside inputs and saved outputs of N images, and returns as many.
+    These are rows of the dynamic linear map, which share the scale."""
 
     @property
     def has_tiles(self) -> bool:

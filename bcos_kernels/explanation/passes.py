@@ -47,14 +47,15 @@ def form(logits: Tensor, x: Tensor, rows: Rows, chunk: int | None, create_graph:
 def _backward(logits: Tensor, x: Tensor, gradients: Tensor, create_graph: bool, retain: bool) -> Tensor:
     """The rows ``[t, N, *x]`` of the gradients ``[t, N, K]`` at the logits, in one backward."""
     options = {"create_graph": create_graph, "retain_graph": retain or create_graph, "allow_unused": True}
-    if len(gradients) == 1:
-        (found,) = torch.autograd.grad(logits, x, gradients[0], **options)
-        found = None if found is None else found[None]
-    else:
-        (found,) = torch.autograd.grad(logits, x, gradients, is_grads_batched=True, **options)
-    if found is None:
-        raise ValueError("the explained output does not depend on the images: something between them is detached")
-    return found
+
+    def of_one(gradient: Tensor) -> Tensor:
+        (found,) = torch.autograd.grad(logits, x, gradient, **options)
+        if found is None:
+            raise ValueError("the explained output does not depend on the images: something between them is detached")
+        return found
+
+    # is_grads_batched of autograd.grad would take another vmap, which calls our operators once for each row
+    return of_one(gradients[0])[None] if len(gradients) == 1 else torch.func.vmap(of_one)(gradients)
 
 
 class _Kept:

@@ -31,10 +31,13 @@ def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
 
 
 def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: None, frozen: bool, needs) -> tuple:
-    """The gradients of x, weight, bias and b; one not needed is None. ``frozen`` makes the scale a constant."""
+    """The gradients of x, weight, bias and b; one not needed is None. ``frozen`` makes the scale a constant.
+
+    Several gradients of every image, ``[T·N, ...]``, are rows of the dynamic linear map: see ``Candidate.joins``.
+    """
     x, weight, _, tensor_b = inputs
     return _C.transform_backward(grad, x, weight, tensor_b, *saved, call.spec.native, frozen, list(needs))
 
 
 BACKEND = Backend("cpu", why_not)
-CANDIDATES = (Candidate("cpu", "kernels", forward, backward),)
+CANDIDATES = (Candidate("cpu", "kernels", forward, backward, joins=lambda call: True),)

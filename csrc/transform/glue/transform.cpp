@@ -27,8 +27,9 @@ Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor&
   const Inputs inputs{x, weight, std::nullopt, b};
   auto call = make_call(kCpu, spec, inputs);
   call.frozen = frozen;
-  const auto saved = make_saved(call, inputs, grad, y, n, l, winner);
   const auto wanted = make_needs(needs, b);
+  call.rows = count_rows(call, grad, wanted);
+  const auto saved = make_saved(call, inputs, grad, y, n, l, winner);
   return pack(spec.linear ? cpu::linear_backward(call, saved, wanted)
                           : cpu::conv2d_backward(call, saved, wanted));
 }
