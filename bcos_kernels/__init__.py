@@ -7,15 +7,15 @@ from .modules import BcosConv2d, BcosConv2dWithScale, BcosLinear
 
 __version__ = "0.1.0"
 __all__ = [
-    "BcosConv2d", "BcosConv2dWithScale", "BcosLinear", "accelerate", "explain", "functional", "report",
+    "BcosConv2d", "BcosConv2dWithScale", "BcosLinear", "accelerate", "explain", "functional", "metrics", "report",
     "restore", "tune",
 ]  # fmt: skip
 
 _ROOMS = {
-    "accelerate": "adopt", "explain": "explanation", "report": "adopt", "restore": "adopt",
+    "accelerate": "adopt", "explain": "explanation", "metrics": "metrics", "report": "adopt", "restore": "adopt",
     "tune": "tuning",
 }  # fmt: skip
-"""The module that holds each function that is imported when it is first used; a module is imported itself."""
+"""What is imported when it is first used -> the module that holds it, or is it."""
 
 
 def __dir__() -> list[str]:
@@ -27,4 +27,4 @@ def __getattr__(name: str):
     if name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     room = importlib.import_module(f".{_ROOMS[name]}", __name__)
-    return globals().setdefault(name, getattr(room, name))
+    return globals().setdefault(name, room if name == _ROOMS[name] else getattr(room, name))
