@@ -60,7 +60,7 @@ def select_grids(
         grids.append(grid)
         start = end + 1
     if count is not None and len(grids) < count:
-        raise ValueError(f"count={count}: the {len(labels)} images give only {len(grids)} grids of {cells} images")
+        raise ValueError(f"count={count}: {len(labels)} images were given, and grids of {cells}: {len(grids)}")
     return grids
 
 
