@@ -13,8 +13,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from .explanation.result import averaged, check_smooth
 
 __all__ = ["energy_pointing", "grid_pointing", "make_grid", "scaled_boxes", "select_grids"]
 
@@ -211,13 +212,8 @@ def scaled_boxes(
 
 
 def _smoothed(maps: Tensor, smooth: int) -> Tensor:
-    """Averages ``[..., H, W]`` over a window; zeros stand outside of the map."""
-    if isinstance(smooth, bool) or not isinstance(smooth, int) or smooth < 0 or (smooth and smooth % 2 == 0):
-        raise ValueError(f"smooth={smooth!r}: 0 or an odd positive int is needed")
-    if not smooth:
-        return maps
-    planes = maps.reshape(-1, 1, *maps.shape[-2:])
-    return F.avg_pool2d(planes, smooth, stride=1, padding=(smooth - 1) // 2).view(maps.shape)
+    check_smooth(smooth)
+    return averaged(maps, smooth) if smooth else maps
 
 
 def _side(cells: int) -> int:

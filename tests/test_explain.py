@@ -13,6 +13,7 @@ from torch import nn
 
 import bcos_kernels as bk
 from bcos_kernels.explanation import explanation_mode, passes
+from bcos_kernels.explanation.result import opacity_limit
 
 reference = importlib.import_module("bcos.common")
 
@@ -225,11 +226,13 @@ def test_pictures_are_those_of_the_reference(smooth, percentile):
             assert abs(pictures[n, t].numpy() - theirs).max() < 1e-14
 
 
-def test_many_pictures_are_divided(monkeypatch):
-    found = bk.explain(made("bcos"), example("bcos"), "top4")
-    whole = found.rgba(3)
-    monkeypatch.setattr("bcos_kernels.explanation.result.MOST_OF_QUANTILE", 5 * 72)
-    assert torch.equal(found.rgba(3), whole)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("percentile", [0, 12.5, 50, 99, 99.5, 100])
+def test_the_opaque_limit_is_the_quantile(percentile, dtype):
+    alpha = torch.rand(2, 3, 1, 13, 17, dtype=dtype)
+    expected = torch.quantile(alpha.flatten(2), percentile / 100, dim=2)
+    assert torch.equal(opacity_limit(alpha, percentile)[..., 0, 0, 0], expected)
+    assert torch.equal(opacity_limit(alpha[..., :1, :1], percentile), alpha[..., :1, :1])
 
 
 def test_a_figure_has_a_row_for_each_image_and_class(tmp_path):

@@ -9,10 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Explanation", "opacity_limit", "rgba"]
-
-MOST_OF_QUANTILE = 2**24
-"""The most values that one call of ``torch.quantile`` takes."""
+__all__ = ["Explanation", "averaged", "check_smooth", "opacity_limit", "rgba"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +105,7 @@ def rgba(images: Tensor, weights: Tensor, smooth: int = 15, alpha_percentile: fl
     if weights.dim() < 3 or weights.shape[-3] != 6:
         shape = tuple(weights.shape)
         raise ValueError(f"weights has shape {shape}: colours need six channels [r, g, b, 1-r, 1-g, 1-b]")
-    if isinstance(smooth, bool) or not isinstance(smooth, int) or smooth < 0 or (smooth and smooth % 2 == 0):
-        raise ValueError(f"smooth={smooth!r}: 0 or an odd positive int is needed")
+    check_smooth(smooth)
     if not 0 <= alpha_percentile <= 100:
         raise ValueError(f"alpha_percentile={alpha_percentile!r}: a number from 0 to 100 is needed")
     contributions = (images * weights).sum(-3, keepdim=True)
@@ -117,16 +113,33 @@ def rgba(images: Tensor, weights: Tensor, smooth: int = 15, alpha_percentile: fl
     colours = colours[..., :3, :, :] / (colours[..., :3, :, :] + colours[..., 3:, :, :] + 1e-12)
     alpha = torch.where(contributions < 0, 1e-12, weights.norm(p=2, dim=-3, keepdim=True))
     if smooth:
-        planes = F.avg_pool2d(alpha.reshape(-1, 1, *alpha.shape[-2:]), smooth, stride=1, padding=(smooth - 1) // 2)
-        alpha = planes.view(alpha.shape)
+        alpha = averaged(alpha, smooth)
     alpha = (alpha / opacity_limit(alpha, alpha_percentile)).clip(0, 1)
     return torch.cat([colours, alpha], -3).movedim(-3, -1)
 
 
+def check_smooth(smooth: int) -> None:
+    """Raises ValueError unless ``smooth`` is the side of a window with a middle, or 0."""
+    if isinstance(smooth, bool) or not isinstance(smooth, int) or smooth < 0 or (smooth and smooth % 2 == 0):
+        raise ValueError(f"smooth={smooth!r}: 0 or an odd positive int is needed")
+
+
+def averaged(maps: Tensor, side: int) -> Tensor:
+    """The means ``[..., H, W]`` over a window of this odd side at every pixel; zeros stand outside of the maps."""
+    planes, pad = maps.reshape(-1, 1, *maps.shape[-2:]), side // 2
+    rows = F.avg_pool2d(planes, (1, side), stride=1, padding=(0, pad))
+    return F.avg_pool2d(rows, (side, 1), stride=1, padding=(pad, 0)).view(maps.shape)
+
+
 def opacity_limit(alpha: Tensor, percentile: float) -> Tensor:
-    """The percentile of the values of each plane ``[..., 1, H, W]``, as ``[..., 1, 1, 1]``."""
+    """The percentile of the values of each plane ``[..., 1, H, W]``, as ``[..., 1, 1, 1]``.
+
+    It is ``torch.quantile``, which would sort all values, of which a high percentile needs few.
+    """
     planes = alpha.reshape(-1, alpha.shape[-2] * alpha.shape[-1])
     values = planes if planes.dtype in (torch.float32, torch.float64) else planes.float()
-    parts = values.split(max(1, MOST_OF_QUANTILE // values.shape[1]))
-    limits = torch.cat([torch.quantile(part, percentile / 100, dim=1) for part in parts])
-    return limits.to(alpha.dtype).view(*alpha.shape[:-3], 1, 1, 1)
+    position = values.new_tensor(percentile / 100) * (values.shape[1] - 1)
+    lower = int(position)
+    largest = values.topk(values.shape[1] - lower).values
+    upper = largest[:, -2] if largest.shape[1] > 1 else largest[:, -1]
+    return torch.lerp(largest[:, -1], upper, position - lower).to(alpha.dtype).view(*alpha.shape[:-3], 1, 1, 1)
