@@ -55,6 +55,8 @@ class Encoded(NamedTuple):
 
 def run(model: nn.Module, source: Source, folder: Folder, numbers: list[int], job: Job) -> Iterator[Progress]:
     """Explains the shards of these numbers; yields the progress of each batch."""
+    if not numbers:
+        return
     batches = {number: _batches(number, len(source), job) for number in numbers}
     sampler = [batch for of_shard in batches.values() for batch in of_shard]
     loaded = iter(DataLoader(source, batch_sampler=sampler, num_workers=job.workers, collate_fn=list))
@@ -80,9 +82,7 @@ def _write(
         for batch in batches:
             skipped += [{"name": item.name, "reason": item.reason} for item in batch if item.image is None]
             items = [item for item in batch if item.image is not None]
-            started = time.perf_counter()
-            found = _explained(model, items, job) if items else None
-            in_model = time.perf_counter() - started
+            found, in_model = _explained(model, items, job) if items else (None, 0.0)
             for future in pending:
                 shard.add(*future.result())
             pending = []
@@ -109,14 +109,19 @@ class Rows(NamedTuple):
         return Rows(*(None if t is None else t[number] for t in self))  # type: ignore[arg-type]
 
 
-def _explained(model: nn.Module, items: list[Loaded], job: Job) -> Rows:
+def _explained(model: nn.Module, items: list[Loaded], job: Job) -> tuple[Rows, float]:
+    """The rows of a batch, and the seconds that the model's passes took."""
     images = loading.stacked([item.image for item in items if item.image is not None], model)
     keeps = "weights" in job.save or "rgba" in job.save
+    started = time.perf_counter()
     found: Explanation = explain(model, images, f"top{job.top}", chunk=job.chunk, weights=keeps)
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+    in_model = time.perf_counter() - started
     pictures = found.rgba(job.smooth) if "rgba" in job.save else None
     pictures = None if pictures is None else pictures.mul(255).round().to(torch.uint8).cpu()
     weights = found.weights.cpu() if "weights" in job.save and found.weights is not None else None
-    return Rows(found.logits.cpu(), found.targets, found.contributions.cpu(), weights, pictures)
+    return Rows(found.logits.cpu(), found.targets, found.contributions.cpu(), weights, pictures), in_model
 
 
 def _encoded(item: Loaded, rows: Rows, job: Job) -> Encoded:
