@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.formula import accumulated
+
 __all__ = ["Explanation", "averaged", "check_smooth", "opacity_limit", "rgba"]
 
 
@@ -108,14 +110,16 @@ def rgba(images: Tensor, weights: Tensor, smooth: int = 15, alpha_percentile: fl
     check_smooth(smooth)
     if not 0 <= alpha_percentile <= 100:
         raise ValueError(f"alpha_percentile={alpha_percentile!r}: a number from 0 to 100 is needed")
+    weights = accumulated(weights)
     contributions = (images * weights).sum(-3, keepdim=True)
-    colours = (weights / (weights.abs().amax(-3, keepdim=True) + 1e-12)).clamp(min=0)
-    colours = colours[..., :3, :, :] / (colours[..., :3, :, :] + colours[..., 3:, :, :] + 1e-12)
-    alpha = torch.where(contributions < 0, 1e-12, weights.norm(p=2, dim=-3, keepdim=True))
+    positive = (weights / weights.abs().amax(-3, keepdim=True).add_(1e-12)).clamp_(min=0)
+    colours, inverse = positive[..., :3, :, :], positive[..., 3:, :, :]
+    length = weights.square().sum(-3, keepdim=True).sqrt_()  # Tensor.norm takes ten times as long over this dimension
+    alpha = torch.where(contributions < 0, 1e-12, length)
     if smooth:
         alpha = averaged(alpha, smooth)
     alpha = (alpha / opacity_limit(alpha, alpha_percentile)).clip(0, 1)
-    return torch.cat([colours, alpha], -3).movedim(-3, -1)
+    return torch.cat([colours / (colours + inverse).add_(1e-12), alpha], -3).movedim(-3, -1)
 
 
 def check_smooth(smooth: int) -> None:
