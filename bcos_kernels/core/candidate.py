@@ -59,6 +59,11 @@ class Candidate:
     """``tiles(call, direction)``: the tiles for the product that forms y or dx, the best guess first."""
     cost: Callable[[Any, str], float] = _no_prediction
     """``cost(call, direction)``: the predicted seconds."""
+    second: Callable[..., tuple] | None = None
+    """``second(v, grad, inputs, saved, call, frozen, wanted)``: the gradients of ⟨v, dx⟩, where dx is the gradient of
+    the first input that ``backward`` returns. They are those of ``grad``, of the inputs and of the op's intermediates;
+    one without value, or not ``wanted`` of ``grad`` and the inputs, is None. The ``backward`` of such a candidate takes
+    as its last argument the gradients of the intermediates. Without it the reference gives second derivatives."""
 
     @property
     def has_tiles(self) -> bool:

@@ -22,7 +22,7 @@ void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& z,
 // The gradient at z, as the vendor's dgrad and wgrad take it, and what comes beside it.
 struct BackwardPass {
   at::Tensor u;      // grad * dy/dl * alpha, shaped and typed as z
-  at::Tensor t;      // as n: coefficient of x in dx, per patch; undefined for b = 1
+  at::Tensor t;      // as n: coefficient of x in dx, per patch; undefined where n has no gradient
   at::Tensor alpha;  // filter_scale of the weight
 };
 // `after`, where given, follows each tile of u and t.
@@ -30,6 +30,12 @@ using BackwardStep = std::function<void(const BackwardPass& pass, int64_t begin,
 BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryFormat format,
                             const Tiling& outputs, const Needs& needs, Gradients& gradients,
                             const BackwardStep& after = {});
+
+// The elementwise part of the second derivative, from z = v * w and the sums m of x v over the patches, which
+// are undefined where the scale is frozen. Fills grad, n and l of `out` and returns u, the gradient at v * w,
+// and t, the coefficient of v in the gradient of x. `before`, where given, writes z of a tile's units first.
+BackwardPass finish_second(const Call& call, const Saved& saved, const at::Tensor& z, const at::Tensor& m,
+                           const Tiling& outputs, bool detached, Second& out, const TileStep& before = {});
 
 // dx += x * r, in place
 void add_norm_gradient(const at::Tensor& x, const at::Tensor& r, const Tiling& inputs, at::Tensor& dx);
