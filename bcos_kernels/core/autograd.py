@@ -34,7 +34,7 @@ def _backward(ctx, grad, joined: tuple, needs: tuple[bool, ...]) -> tuple:
     ``joined`` holds the gradients of the op's intermediates, which are None unless a second derivative forms them.
     """
     op, call, backend = ctx.op, ctx.call, ctx.backend
-    joins = any(g is not None for g in joined)
+    joins = joined != () and any(g is not None for g in joined)
     if grad is None and not joins:
         return (None,) * len(needs)
     inputs, saved, intermediates = _saved(ctx)
@@ -88,9 +88,9 @@ def _itself(t: Tensor) -> Tensor:
 class EagerFunction(torch.autograd.Function):
     """The returned outputs of a call, with less host time than the operator takes.
 
-    It is used only outside of compilers, traces and torch.func. After the returned outputs come empty tensors that
-    stand for the op's intermediates in the graph: a second derivative has gradients at them, which join that of the
-    first output in one backward.
+    It is used only outside of compilers, traces and torch.func. Where there is a late explanation mode, tensors without
+    values follow the returned outputs. They stand for the op's intermediates in the graph: a second derivative has
+    gradients at them, which join that of the first output in one backward.
     """
 
     @classmethod
@@ -101,7 +101,7 @@ class EagerFunction(torch.autograd.Function):
     def forward(ctx, op: Op, call, late: Late, backend: str, *inputs):
         inputs = op.inputs(*inputs)
         outputs = op.forward(inputs, call, backend)
-        intermediates = [_stand_in(inputs[0], *kind) for kind in call.intermediates]
+        intermediates = [] if late is None else [_stand_in(inputs[0], *kind) for kind in call.intermediates]
         _save(ctx, op, inputs, outputs, call, late, backend, *intermediates)
         returned = outputs[: op.returned]
         if op.returned > 1:
@@ -127,7 +127,7 @@ class EagerBackward(EagerFunction):
         count, end = len(op.inputs._fields), len(op.inputs._fields) + len(op.outputs._fields)
         inputs, saved = op.inputs(*tensors[:count]), op.outputs(*tensors[count:end])
         _save(ctx, op, inputs, saved, call, late, backend, grad)
-        ctx.frozen, ctx.needs = frozen, needs
+        ctx.frozen, ctx.needs, ctx.joins = frozen, needs, end < len(tensors)
         return op.backward(grad, inputs, saved, call, frozen, needs, backend)
 
     @staticmethod
@@ -145,8 +145,11 @@ class EagerBackward(EagerFunction):
         found = op.second(first, grad, inputs, saved, call, ctx.frozen, wanted, ctx.backend) if by_kernels else None
         if found is None:
             found = _second(op, call.spec, ctx.late, ctx.frozen, ctx.needs, grad, inputs, grads, wanted)
-        of_intermediates = found[len(wanted) :] or (None,) * len(call.intermediates)
-        return *(None,) * 6, *found[: len(wanted)], *(None,) * len(saved), *of_intermediates
+        found, joined = found[: len(wanted)], found[len(wanted) :]
+        if joined and not ctx.joins:
+            more = op.joined(None, joined, inputs, saved, call, False, wanted[1:], ctx.backend)
+            found, joined = tuple(map(_sum, found, (None, *more))), ()
+        return *(None,) * 6, *found, *(None,) * len(saved), *(joined or (None,) * (len(call.intermediates) * ctx.joins))
 
 
 class DispatchedFunction(EagerFunction):
@@ -185,6 +188,10 @@ class DispatchedBackward(EagerFunction):
         grads, wanted = _torch.unwrap_dead_wrappers(grads), ctx.needs_input_grad[1 : 2 + len(inputs)]
         found = _second(ctx.op, ctx.spec, ctx.late, ctx.frozen, ctx.needs, grad, inputs, grads, wanted)
         return None, *found, *(None,) * (len(ctx.needs_input_grad) - 1 - len(found))
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
 
 
 def _second(op: Op, spec, late: Late, frozen: bool, needs, grad: Tensor, inputs, grads, wanted) -> tuple:
