@@ -86,13 +86,36 @@ def transform_backward(
     n: Tensor,
     l: Tensor,
     winner: Tensor,
+    dn: Tensor | None,
+    dl: Tensor | None,
     spec: TransformSpec,
     frozen: bool,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients (dx, dweight, dbias, db), each in its input's shape and dtype (dbias in the weight's), where ``needs``.
 
-    ``frozen`` takes the scale as a constant (explanation mode). y is read for b = 2 only.
+    ``frozen`` takes the scale as a constant (explanation mode). y is read for b = 2 only. dn and dl are what
+    :func:`transform_second` returned for n and l; both are None without one.
+    """
+
+def transform_second(
+    v: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    y: Tensor | None,
+    n: Tensor,
+    l: Tensor,
+    winner: Tensor,
+    spec: TransformSpec,
+    frozen: bool,
+    detached: bool,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of ⟨v, dx⟩: those of grad, x, weight, n and l, where dx is what :func:`transform_backward` returns.
+
+    v is as x. ``detached`` takes the scale as a constant of every derivative; then those of x, n and l are None.
+    ``needs`` is for x and weight. b must be a number.
     """
 
 def patch_norm(x: Tensor, kernel: Sequence[int], spec: TransformSpec) -> Tensor:
@@ -134,6 +157,7 @@ def norm_backward(
     var: Tensor | None,
     saved_mean: Tensor,
     saved_var: Tensor,
+    dvar: Tensor | None,
     spec: NormSpec,
     frozen: bool,
     needs: Sequence[bool],
@@ -141,7 +165,24 @@ def norm_backward(
     """Gradients (dx, dweight, dbias) where ``needs``; the latter two are fp32 (fp64 for fp64).
 
     ``frozen`` takes the variance as a constant (explanation mode). The saved statistics are those that the forward
-    returned; they are not read where statistics were given.
+    returned; they are not read where statistics were given. dvar is what :func:`norm_second` returned for var, or None.
+    """
+
+def norm_second(
+    v: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    saved_mean: Tensor,
+    saved_var: Tensor,
+    spec: NormSpec,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The gradients of ⟨v, dx⟩: those of grad, weight and var, where dx is what a frozen :func:`norm_backward` returns.
+
+    v is as x; ``needs`` is for weight and var.
     """
 
 class CudaBuildInfo(TypedDict):

@@ -1,4 +1,4 @@
-"""Rows of the dynamic linear map: several gradients of the same call, in one call of a kernel that joins them."""
+"""Rows of the dynamic linear map: several gradients of the same call, in one call of a kernel that takes them."""
 
 import copy
 
@@ -17,9 +17,9 @@ DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @pytest.fixture
-def joined(monkeypatch):
-    """The names of the ops that joined rows, one for each call."""
-    calls, join = [], Op._joined
+def taken(monkeypatch):
+    """The names of the ops that took rows at once, one for each call."""
+    calls, join = [], Op._of_rows
 
     def counted(self, grads, args):
         found = join(self, grads, args)
@@ -27,7 +27,7 @@ def joined(monkeypatch):
             calls.append(self.name)
         return found
 
-    monkeypatch.setattr(Op, "_joined", counted)
+    monkeypatch.setattr(Op, "_of_rows", counted)
     return calls
 
 
@@ -50,9 +50,9 @@ def assert_same(many, single):
 
 
 def of_repeated_images(y, x, gradients):
-    """dx of a backward of T·N images: the same products as those of joined rows, but what is saved is repeated."""
+    """dx of a backward of T·N images: the same products as those of rows at once, but what is saved is repeated."""
     node = y.grad_fn
-    inputs, saved = autograd._saved(node)
+    inputs, saved, *_ = autograd._saved(node)
     repeated = [None if t is None else torch.cat([t] * ROWS) for t in (inputs.x.detach(), *saved)]  # keeps the strides
     inputs, saved = inputs._replace(x=repeated[0]), type(saved)(*repeated[1:])
     call = node.op.call(inputs, node.call.spec)
@@ -68,16 +68,16 @@ def frozen(case, dtype, channels_last):
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_of_a_transform(dtype, channels_last, joined):
+def test_rows_of_a_transform(dtype, channels_last, taken):
     for case in CASES:
         if case.options.get("padding_mode", "zeros") != "zeros":
             continue
         x, y = frozen(case, DTYPES[dtype], channels_last)
         gradients = gradients_of(y)
         single = one_by_one(y, x, gradients)
-        del joined[:]
+        del taken[:]
         many = rows(y, x, gradients)
-        assert joined == ["transform"], case.name
+        assert taken == ["transform"], case.name
         if dtype == "fp32" and hasattr(y.grad_fn, "op"):  # oneDNN sums in another order where there are more images
             assert torch.equal(many, of_repeated_images(y, x, gradients).view(many.shape)), case.name
         else:
@@ -109,7 +109,7 @@ def test_rows_of_zero_and_tiny_patches(name):
 
 
 @pytest.mark.parametrize("name", ["conv3x3", "linear"])
-def test_what_is_not_joined(name, joined):
+def test_what_is_not_taken(name, taken):
     """Gradients of weights, scales that are not frozen, graphs and other backends take one call for each row."""
     case = IDS[name]
     x, weight, _ = case.inputs(torch.float64)
@@ -125,13 +125,13 @@ def test_what_is_not_joined(name, joined):
     check(case(x, weight, detach=True), (x, weight))
     check(case(x, weight, detach=True), (x,), create_graph=True)
     check(case(x, weight, detach=True, backend="reference"), (x,))
-    assert joined == []
+    assert taken == []
     state = {"fixed_weights": False}
     y = case(x, weight, detach=state)
     check(y, (x,))
     state["fixed_weights"] = True
     check(y, (x,))
-    assert joined == ["transform"]
+    assert taken == ["transform"]
 
 
 NORMS = {
@@ -148,7 +148,7 @@ NORMS = {
 @pytest.mark.parametrize("trains", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NORMS)
-def test_rows_of_a_norm(name, dtype, trains, joined):
+def test_rows_of_a_norm(name, dtype, trains, taken):
     torch.manual_seed(2)
     norm = NORMS[name]()
     for tensor in (*norm.parameters(), *norm.buffers()):
@@ -161,8 +161,8 @@ def test_rows_of_a_norm(name, dtype, trains, joined):
         y = norm(x.requires_grad_())
         many, single = rows(y, x, gradients_of(y)), one_by_one(y, x, gradients_of(y))
         assert torch.equal(many, single)
-    joins = not name.startswith("position") and "centered" not in name
-    assert joined == ["norm"] * (2 * joins)
+    takes = not name.startswith("position") and "centered" not in name
+    assert taken == ["norm"] * (2 * takes)
 
 
 def test_an_empty_batch_has_empty_rows():

@@ -19,24 +19,34 @@ Late = MutableMapping | None
 """The late explanation mode: ``late["fixed_weights"]`` is read when the backward runs."""
 
 
-def _save(ctx, op: Op, inputs: tuple, outputs: tuple, call, late: Late, backend: str) -> None:
-    """Keeps inputs and outputs for :func:`_backward`; the first output only where the backward needs it."""
+def _save(ctx, op: Op, inputs: tuple, outputs: tuple, call, late: Late, backend: str, *more: Tensor) -> None:
+    """Keeps inputs, outputs and ``more`` for :func:`_saved`; the first output only where a backward needs it."""
     first, *others = outputs
-    ctx.op, ctx.call, ctx.late, ctx.backend, ctx.version = op, call, late, backend, first._version
-    ctx.save_for_backward(*inputs, first if call.spec.saves_output else None, *others)
+    ctx.op, ctx.call, ctx.late, ctx.backend = op, call, late, backend
+    ctx.version = None if first is None else first._version
+    ctx.save_for_backward(*inputs, first if call.spec.saves_output else None, *others, *more)
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad, needs: tuple[bool, ...]) -> tuple:
-    """The gradients of the inputs that ``needs`` asks for, and None for the others."""
-    op = ctx.op
-    if grad is None:
+def _backward(ctx, grad, joined: tuple, needs: tuple[bool, ...]) -> tuple:
+    """The gradients of the inputs that ``needs`` asks for, and None for the others.
+
+    ``joined`` holds the gradients of the op's intermediates, which are None unless a second derivative forms them.
+    """
+    op, call, backend = ctx.op, ctx.call, ctx.backend
+    joins = joined != () and any(g is not None for g in joined)
+    if grad is None and not joins:
         return (None,) * len(needs)
-    inputs, saved = _saved(ctx)
-    frozen = ctx.late is not None and bool(ctx.late["fixed_weights"])
+    inputs, saved, intermediates = _saved(ctx)
+    frozen, used = ctx.late is not None and bool(ctx.late["fixed_weights"]), _used(ctx, inputs, needs)
+    if joins:
+        return op.joined(grad, joined, inputs, saved, call, frozen, used, backend)
+    if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or _torch.is_seen((grad, *inputs))):
+        needed = (ctx.late, frozen, used)
+        return EagerBackward.apply(op, call, backend, *needed, grad, *inputs, *saved, *intermediates)
     _running.late = ctx.late
     try:
-        return op.backward(grad, inputs, saved, ctx.call, frozen, _used(ctx, inputs, needs), ctx.backend)
+        return op.backward(grad, inputs, saved, call, frozen, used, backend)
     finally:
         _running.late = None
 
@@ -51,8 +61,11 @@ _running = _Running()
 
 
 def _saved(ctx) -> tuple:
-    """The inputs and the saved outputs. An output that was changed in place after the forward is computed again."""
-    op, count = ctx.op, len(ctx.op.inputs._fields)
+    """The inputs, the saved outputs and what else was saved.
+
+    An output that was changed in place after it was saved is computed again.
+    """
+    op, count, end = ctx.op, len(ctx.op.inputs._fields), len(ctx.op.inputs._fields) + len(ctx.op.outputs._fields)
     try:
         kept = ctx.saved_tensors
     except RuntimeError:
@@ -61,11 +74,11 @@ def _saved(ctx) -> tuple:
         # Hooks on the first output stop autograd from comparing its version, so only a changed input still raises.
         _torch.saved_tensor_of(ctx, count).register_hooks(_itself, _itself)
         kept = ctx.saved_tensors
-    inputs, saved = op.inputs(*kept[:count]), op.outputs(*kept[count:])
+    inputs, saved, more = op.inputs(*kept[:count]), op.outputs(*kept[count:end]), kept[end:]
     if saved[0] is None or saved[0]._version <= ctx.version:
-        return inputs, saved
+        return inputs, saved, more
     with torch.no_grad():
-        return inputs, op.outputs(op.forward(inputs, ctx.call, ctx.backend)[0], *saved[1:])
+        return inputs, op.outputs(op.forward(inputs, ctx.call, ctx.backend)[0], *saved[1:]), more
 
 
 def _itself(t: Tensor) -> Tensor:
@@ -75,7 +88,9 @@ def _itself(t: Tensor) -> Tensor:
 class EagerFunction(torch.autograd.Function):
     """The returned outputs of a call, with less host time than the operator takes.
 
-    It is used only outside of compilers, traces and torch.func.
+    It is used only outside of compilers, traces and torch.func. Where there is a late explanation mode, tensors without
+    values follow the returned outputs. They stand for the op's intermediates in the graph: a second derivative has
+    gradients at them, which join that of the first output in one backward.
     """
 
     @classmethod
@@ -86,15 +101,55 @@ class EagerFunction(torch.autograd.Function):
     def forward(ctx, op: Op, call, late: Late, backend: str, *inputs):
         inputs = op.inputs(*inputs)
         outputs = op.forward(inputs, call, backend)
-        _save(ctx, op, inputs, outputs, call, late, backend)
+        intermediates = [] if late is None else [_stand_in(inputs[0], *kind) for kind in call.intermediates]
+        _save(ctx, op, inputs, outputs, call, late, backend, *intermediates)
         returned = outputs[: op.returned]
         if op.returned > 1:
             ctx.mark_non_differentiable(*returned[1:])
-        return returned
+        return *returned, *intermediates
 
     @staticmethod
-    def backward(ctx, grad, *_):
-        return None, None, None, None, *_backward(ctx, grad, ctx.needs_input_grad[4:])
+    def backward(ctx, grad, *others):
+        joined = others[ctx.op.returned - 1 :]
+        return None, None, None, None, *_backward(ctx, grad, joined, ctx.needs_input_grad[4:])
+
+
+def _stand_in(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor of this shape without values of its own: autograd compares shape and dtype of the gradient with it."""
+    return torch.empty_strided(shape, (0,) * len(shape), dtype=dtype, device=x.device)
+
+
+class EagerBackward(EagerFunction):
+    """The gradients of the inputs; its own backward is the second derivative."""
+
+    @staticmethod
+    def forward(ctx, op: Op, call, backend: str, late: Late, frozen: bool, needs, grad, *tensors):
+        count, end = len(op.inputs._fields), len(op.inputs._fields) + len(op.outputs._fields)
+        inputs, saved = op.inputs(*tensors[:count]), op.outputs(*tensors[count:end])
+        _save(ctx, op, inputs, saved, call, late, backend, grad)
+        ctx.frozen, ctx.needs, ctx.joins = frozen, needs, end < len(tensors)
+        return op.backward(grad, inputs, saved, call, frozen, needs, backend)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        op, call = ctx.op, ctx.call
+        inputs, saved, (grad,) = _saved(ctx)
+        first, *others = grads
+        wanted = ctx.needs_input_grad[6 : 7 + len(inputs)]
+        by_kernels = (
+            first is not None
+            and not any(g is not None for g in others)
+            and not torch.is_grad_enabled()  # a third derivative is the reference's
+            and not _torch.is_seen((first, grad, *inputs))
+        )
+        found = op.second(first, grad, inputs, saved, call, ctx.frozen, wanted, ctx.backend) if by_kernels else None
+        if found is None:
+            found = _second(op, call.spec, ctx.late, ctx.frozen, ctx.needs, grad, inputs, grads, wanted)
+        found, joined = found[: len(wanted)], found[len(wanted) :]
+        if joined and not ctx.joins:
+            more = op.joined(None, joined, inputs, saved, call, False, wanted[1:], ctx.backend)
+            found, joined = tuple(map(_sum, found, (None, *more))), ()
+        return *(None,) * 6, *found, *(None,) * len(saved), *(joined or (None,) * (len(call.intermediates) * ctx.joins))
 
 
 class DispatchedFunction(EagerFunction):
@@ -112,7 +167,7 @@ class DispatchedFunction(EagerFunction):
     def backward(ctx, grad, *_):
         count = len(ctx.op.inputs._fields)
         needs = ctx.needs_input_grad[1 : 1 + count]
-        return None, *_backward(ctx, grad, needs), *(None,) * (len(ctx.needs_input_grad) - 1 - count)
+        return None, *_backward(ctx, grad, (), needs), *(None,) * (len(ctx.needs_input_grad) - 1 - count)
 
 
 class DispatchedBackward(EagerFunction):
@@ -128,28 +183,39 @@ class DispatchedBackward(EagerFunction):
 
     @staticmethod
     def backward(ctx, *grads):
-        """The vector-Jacobian product of the reference's vector-Jacobian product; every higher order is exact."""
         # torch.func.vjp calls this after its transform has ended, which leaves dead wrappers around the tensors
         grad, *inputs = _torch.unwrap_dead_wrappers(ctx.saved_tensors)
-        grads = _torch.unwrap_dead_wrappers(grads)
-        op, primals = ctx.op, (grad, *inputs)
-        asked = [need and g is not None for need, g in zip(ctx.needs, grads, strict=True)]
-        wanted = ctx.needs_input_grad[1 : 1 + len(primals)]
-        mode = {"fixed_weights": ctx.frozen}
+        grads, wanted = _torch.unwrap_dead_wrappers(grads), ctx.needs_input_grad[1 : 2 + len(inputs)]
+        found = _second(ctx.op, ctx.spec, ctx.late, ctx.frozen, ctx.needs, grad, inputs, grads, wanted)
+        return None, *found, *(None,) * (len(ctx.needs_input_grad) - 1 - len(found))
 
-        def first_order(grad, *inputs):
-            function = _of_some(inputs, asked, lambda *args: op.reference(op.inputs(*args), ctx.spec, mode)[0])
-            return torch.func.vjp(function, *_chosen(inputs, asked))[1](grad)
 
-        results = (None,) * len(primals)
-        if any(asked):
-            with torch.autocast(grad.device.type, enabled=False):
-                _, vjp = torch.func.vjp(_of_some(primals, wanted, first_order), *_chosen(primals, wanted))
-                if ctx.late is not None:  # read by each backward: this one is another than that whose result it derives
-                    mode["fixed_weights"] = bool(ctx.late["fixed_weights"])
-                found = iter(vjp(_chosen(grads, asked)))
-            results = tuple(next(found) if want else None for want in wanted)
-        return None, *results, *(None,) * (len(ctx.needs_input_grad) - 1 - len(primals))
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
+def _second(op: Op, spec, late: Late, frozen: bool, needs, grad: Tensor, inputs, grads, wanted) -> tuple:
+    """The vector-Jacobian product of the reference's vector-Jacobian product; every higher order is exact.
+
+    ``grads`` are the gradients of those of the inputs. Returns the gradients of ``grad`` and of the inputs, and None
+    for those that are not ``wanted``.
+    """
+    primals = (grad, *inputs)
+    asked = [need and g is not None for need, g in zip(needs, grads, strict=True)]
+    mode = {"fixed_weights": frozen}
+
+    def first_order(grad, *inputs):
+        function = _of_some(inputs, asked, lambda *args: op.reference(op.inputs(*args), spec, mode)[0])
+        return torch.func.vjp(function, *_chosen(inputs, asked))[1](grad)
+
+    if not any(asked):
+        return (None,) * len(primals)
+    with torch.autocast(grad.device.type, enabled=False):
+        _, vjp = torch.func.vjp(_of_some(primals, wanted, first_order), *_chosen(primals, wanted))
+        if late is not None:  # read by each backward: this one is another than that whose result it derives
+            mode["fixed_weights"] = bool(late["fixed_weights"])
+        found = iter(vjp(_chosen(grads, asked)))
+    return tuple(next(found) if want else None for want in wanted)
 
 
 def _below(operator, *args):
@@ -199,7 +265,7 @@ def apply(op: Op, inputs, call, late: Late, backend: str) -> tuple[Tensor, ...]:
 
 def _eager(op: Op, inputs, call, late: Late, backend: str) -> tuple[Tensor, ...]:
     if torch.is_grad_enabled():
-        return EagerFunction.apply(op, call, late, backend, *inputs)
+        return EagerFunction.apply(op, call, late, backend, *inputs)[: op.returned]
     return op.forward(inputs, call, backend)[: op.returned]
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, TypeVar
 
+import torch
+
 __all__ = ["Call", "Spec", "hash_kept"]
 
 T = TypeVar("T")
@@ -89,6 +91,15 @@ class Call:
     def of_backward(self, needs: tuple[bool, ...]):
         """The call of a backward; ``needs`` says for each input whether its gradient is formed."""
         return self
+
+    @property
+    def intermediates(self) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
+        """The shapes and dtypes of the op's intermediates; empty where no second derivative has gradients at them."""
+        return ()
+
+    def has_second(self, frozen: bool) -> bool:
+        """Whether candidates may form the second derivative of a backward with this ``frozen``."""
+        return False
 
     def words(self) -> str:
         """A text of all that decides how the call is served, except the device and the explanation mode.

@@ -63,10 +63,15 @@ class Candidate:
     """``tiles(call, direction)``: the tiles for the product that forms y or dx, the best guess first."""
     cost: Callable[[Any, str], float] = _no_prediction
     """``cost(call, direction)``: the predicted seconds."""
-    joins: Callable[[Any], bool] = _alone
-    """``joins(call)``: whether ``backward``, asked for the gradient of x alone with the scale frozen, takes several
-    gradients of every image at once, ``[T·N, ...]`` beside inputs and saved outputs of N images, and returns as many.
-    These are rows of the dynamic linear map, which share the scale."""
+    second: Callable[..., tuple] | None = None
+    """``second(v, grad, inputs, saved, call, frozen, wanted)``: the gradients of ⟨v, dx⟩, where dx is the gradient of
+    the first input that ``backward`` returns. They are those of ``grad``, of the inputs and of the op's intermediates;
+    one without value, or not ``wanted`` of ``grad`` and the inputs, is None. The ``backward`` of such a candidate takes
+    as its last argument the gradients of the intermediates. Without it the reference gives second derivatives."""
+    takes_rows: Callable[[Any], bool] = _alone
+    """``takes_rows(call)``: whether ``backward``, asked for the gradient of x alone with the scale frozen, takes
+    several gradients of every image at once, ``[T·N, ...]`` beside inputs and saved outputs of N images, and returns as
+    many. These are rows of the dynamic linear map, which share the scale."""
 
     @property
     def has_tiles(self) -> bool:

@@ -185,6 +185,9 @@ class Op:
         chosen = choice.choose(self, backend, call, direction)
         return chosen.candidate.backward(grad, inputs, saved, call, chosen.tile, frozen, needs)
 
+    def _with_second(self, backend: str) -> Candidate | None:
+        return next((c for c in self.candidates_of(backend) if c.second is not None), None)
+
     def _backward_fake(self, grad, *args):
         inputs, _, _, (_, needs, _) = self.parsed_backward(args)
         return tuple(
@@ -216,8 +219,8 @@ class Op:
             operator = getattr(getattr(torch.ops, NAMESPACE), name)
             dims = [d if isinstance(a, Tensor) else None for a, d in zip(args, in_dims, strict=True)]
             alone = dims[0] is not None and not any(d is not None for d in dims[1:])
-            if alone and name != self.name and (joined := self._joined(args[0].movedim(dims[0], 0), args[1:])):
-                return joined, (0, *(None,) * (len(joined) - 1))
+            if alone and name != self.name and (rows := self._of_rows(args[0].movedim(dims[0], 0), args[1:])):
+                return rows, (0, *(None,) * (len(rows) - 1))
             if self.batches and name == self.name and alone:
                 outputs = operator(args[0].movedim(dims[0], 0).flatten(0, 1), *args[1:])
                 size = (info.batch_size, args[0].shape[dims[0] == 0])
@@ -232,7 +235,7 @@ class Op:
 
         return rule
 
-    def _joined(self, grads: Tensor, args: tuple) -> tuple | None:
+    def _of_rows(self, grads: Tensor, args: tuple) -> tuple | None:
         """The backward operator's results for several gradients ``[T, *y]`` of the same call, in one call of a kernel.
 
         None where that is not possible: with the scale frozen and the gradient of x alone, T gradients differ in
@@ -245,7 +248,7 @@ class Op:
         if torch.is_grad_enabled() or grads.numel() == 0 or _torch.is_seen_beside_vmap((grads, *inputs)):
             return None
         call = self.call(inputs, spec)
-        if not lone.joins(call):
+        if not lone.takes_rows(call):
             return None
         dx, *others = lone.backward(grads.flatten(0, 1), inputs, saved, call, None, True, needs)
         return dx.unflatten(0, (-1, len(inputs[0]))), *(grads.new_empty(0) for _ in others)
@@ -269,6 +272,20 @@ class Op:
         else:
             grads = self._serve_backward(grad, inputs, saved, call, frozen, needs, backend)
         return tuple(g if need else None for g, need in zip(grads, needs, strict=True))
+
+    def second(self, v: Tensor, grad: Tensor, inputs, saved, call, frozen: bool, wanted, backend: str) -> tuple | None:
+        """The second derivative as :attr:`Candidate.second` forms it; None where only the reference does."""
+        candidate = self._with_second(backend)
+        if candidate is None or not call.has_second(frozen or call.spec.detach):
+            return None
+        return candidate.second(v, grad, inputs, saved, call, frozen, wanted)
+
+    def joined(
+        self, grad: Tensor | None, joined: tuple, inputs, saved, call, frozen: bool, needs, backend: str
+    ) -> tuple:
+        """A backward that also takes the gradients ``joined`` of the op's intermediates, from :meth:`second`."""
+        candidate = self._with_second(backend)
+        return candidate.backward(grad, inputs, saved, call.of_backward(needs), None, frozen, needs, joined)
 
 
 def _arguments(inputs: type[NamedTuple]) -> str:

@@ -100,14 +100,14 @@ class _Kept:
                 yield pair, (sample, number)
 
     def found(self) -> Found:
-        weights = None if self.weights is None else self._joined(self.weights)
-        return Found(weights, self._joined(self.contributions))
+        weights = None if self.weights is None else self._whole(self.weights)
+        return Found(weights, self._whole(self.contributions))
 
-    def _joined(self, kept: list[Tensor]) -> Tensor:
+    def _whole(self, kept: list[Tensor]) -> Tensor:
         if not self.graph:
             return kept[0]
-        joined, places = torch.cat(kept).transpose(0, 1), self.rows.places
-        return joined if places is None else joined[places[:, 0], places[:, 1]]
+        whole, places = torch.cat(kept).transpose(0, 1), self.rows.places
+        return whole if places is None else whole[places[:, 0], places[:, 1]]
 
 
 def default_chunk(logits: Tensor, x: Tensor, count: int) -> int:

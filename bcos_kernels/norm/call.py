@@ -86,6 +86,16 @@ class Call(call.Call):
             return (0,)
         return self.spec.statistics_shape(self.x_shape)
 
+    @cached_property
+    def intermediates(self) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
+        """The variance; none where it is a constant of every derivative."""
+        if self.given or self.spec.detach:
+            return ()
+        return ((self.statistics_shape, torch.float64 if self.dtype == torch.float64 else torch.float32),)
+
+    def has_second(self, frozen: bool) -> bool:
+        return frozen
+
 
 @lru_cache(maxsize=4096)
 def _changed(described: Call, weight: bool, bias: bool) -> Call:

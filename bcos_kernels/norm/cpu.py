@@ -29,32 +29,45 @@ def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
     return _C.norm_forward(*inputs, call.spec.native)
 
 
-def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: None, frozen: bool, needs) -> tuple:
+def backward(
+    grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: None, frozen: bool, needs, joined=(None,)
+) -> tuple:
     """The gradients of x, weight and bias; one not needed is None. ``frozen`` makes the variance a constant.
 
-    Several gradients of every image, ``[T·N, ...]``, are rows of the dynamic linear map: see ``Candidate.joins``.
+    ``joined`` holds the gradient of var that :func:`second` returned; beside it ``grad`` may be None. Several gradients
+    of every image, ``[T·N, ...]``, are rows of the dynamic linear map: see ``Candidate.takes_rows``.
     """
     x, weight, bias, mean, var = inputs
     of_mean, of_var = saved.mean, saved.var
+    if grad is None:
+        grad = torch.zeros_like(x, dtype=call.spec.out_dtype)
     if len(grad) != len(x):
         rows = len(grad) // len(x)
         x = torch.empty_like(grad, dtype=x.dtype)  # only its shape and strides are read
         if call.spec.over == "group":
             of_mean, of_var = (t.repeat(rows, 1) if t.numel() else t for t in (of_mean, of_var))
     dx, dweight, dbias = _C.norm_backward(
-        grad, x, weight, mean, var, of_mean, of_var, call.spec.native, frozen, list(needs[:3])
+        grad, x, weight, mean, var, of_mean, of_var, *joined, call.spec.native, frozen, list(needs[:3])
     )
     return dx, _like(dweight, weight), _like(dbias, bias), None, None
+
+
+def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: bool, wanted) -> tuple:
+    """The gradients of ⟨v, dx⟩: those of grad, x, weight, bias, mean, var and the variance of the forward."""
+    x, weight, _, mean, var = inputs
+    needs = [wanted[2], bool(call.intermediates)]
+    dgrad, dweight, dvar = _C.norm_second(v, grad, x, weight, mean, var, saved.mean, saved.var, call.spec.native, needs)
+    return dgrad, None, _like(dweight, weight), None, None, None, *(() if dvar is None else (dvar,))
 
 
 def _like(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
     return gradient if gradient is None or parameter is None else gradient.to(parameter.dtype)
 
 
-def _joins(call: Call) -> bool:
+def _takes_rows(call: Call) -> bool:
     """Whether dx with a frozen variance is the gradient times a factor: no mean of x's values is differentiated."""
     return call.spec.over != "position" and (call.given or not call.spec.centered)
 
 
 BACKEND = Backend("cpu", why_not)
-CANDIDATES = (Candidate("cpu", "kernels", forward, backward, joins=_joins),)
+CANDIDATES = (Candidate("cpu", "kernels", forward, backward, second=second, takes_rows=_takes_rows),)

@@ -221,6 +221,18 @@ class Call(call.Call):
         """Whether l is saved, because y cannot stand for it in the backward."""
         return self.power == 0
 
+    @cached_property
+    def intermediates(self) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
+        """n and l; none where the scale is a constant of every derivative."""
+        if self.spec.detach or self.power == 1:
+            return ()
+        size = () if self.is_linear else self.out_size
+        norm_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        return ((self.batch, self.groups, *size), norm_dtype), ((self.batch, self.outputs, *size), self.out_dtype)
+
+    def has_second(self, frozen: bool) -> bool:
+        return not self.tensor_b
+
     # ---- how kernels walk the call
 
     @cached_property

@@ -30,14 +30,29 @@ def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
     return _C.transform_forward(*inputs, call.spec.native)
 
 
-def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: None, frozen: bool, needs) -> tuple:
+def backward(
+    grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: None, frozen: bool, needs, joined=(None, None)
+) -> tuple:
     """The gradients of x, weight, bias and b; one not needed is None. ``frozen`` makes the scale a constant.
 
-    Several gradients of every image, ``[T·N, ...]``, are rows of the dynamic linear map: see ``Candidate.joins``.
+    ``joined`` holds the gradients of n and l that :func:`second` returned; beside them ``grad`` may be None. Several
+    gradients of every image, ``[T·N, ...]``, are rows of the dynamic linear map: see ``Candidate.takes_rows``.
     """
+    if grad is None:
+        grad = torch.zeros_like(joined[1])
     x, weight, _, tensor_b = inputs
-    return _C.transform_backward(grad, x, weight, tensor_b, *saved, call.spec.native, frozen, list(needs))
+    return _C.transform_backward(grad, x, weight, tensor_b, *saved, *joined, call.spec.native, frozen, list(needs))
+
+
+def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: bool, wanted) -> tuple:
+    """The gradients of ⟨v, dx⟩: those of grad, x, weight, bias, b, n and l."""
+    x, weight, *_ = inputs
+    spec = call.spec
+    dgrad, dx, dweight, *joined = _C.transform_second(
+        v, grad, x, weight, *saved, spec.native, frozen, spec.detach, list(wanted[1:3])
+    )
+    return dgrad, dx, dweight, None, None, *(t for t in joined if t is not None)
 
 
 BACKEND = Backend("cpu", why_not)
-CANDIDATES = (Candidate("cpu", "kernels", forward, backward, joins=lambda call: True),)
+CANDIDATES = (Candidate("cpu", "kernels", forward, backward, second=second, takes_rows=lambda call: True),)

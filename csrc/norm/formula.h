@@ -70,4 +70,17 @@ BCOS_HOST_DEVICE BCOS_INLINE Gradient<A> gradient(A r, A gamma, A products, A gr
   return {gamma * r, frozen ? A(0) : -products * r * r * r / count, centered ? -grads * r / count : A(0)};
 }
 
+// A second derivative has a gradient of var, which adds (x − mean) of_var(dvar) to that of x.
+template <typename A>
+BCOS_HOST_DEVICE BCOS_INLINE A of_var(A dvar, A count) {
+  return A(2) * dvar / count;
+}
+
+// That of <v, dx>, where dx takes the variance as a constant: `products` is the sum of γ grad (v − [centered]
+// mean of v) over the values that share var.
+template <typename A>
+BCOS_HOST_DEVICE BCOS_INLINE A var_gradient(A r, A products) {
+  return A(-0.5) * products * r * r * r;
+}
+
 }  // namespace bcos::norm

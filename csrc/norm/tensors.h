@@ -19,6 +19,7 @@ struct Saved {
   at::Tensor grad, x;
   OptionalTensor weight;
   at::Tensor mean, var;  // mean is undefined where only var was given
+  at::Tensor dvar = {};  // what a second derivative adds to the gradient of var; often undefined
 };
 
 struct Needs {
@@ -27,6 +28,19 @@ struct Needs {
 
 struct Gradients {
   OptionalTensor x, weight, bias;  // those of weight and bias in the type of sums
+};
+
+// Which gradients of a second derivative are asked for beside that of grad.
+struct SecondNeeds {
+  bool weight, var;
+};
+
+// What a second derivative returns in an explanation mode: the gradients of <v, dx>, where dx is the gradient
+// of x that a backward returned for the gradient `grad` of y. A backward takes that of var on to x; it is
+// undefined where var is a constant.
+struct Second {
+  at::Tensor grad, var;
+  OptionalTensor weight;  // in the type of sums
 };
 
 }  // namespace bcos::norm

@@ -64,6 +64,27 @@ BCOS_HOST_DEVICE BCOS_INLINE Partials<A> partials(A y, A l, A inv_n, const Const
   return {s + slope, -slope * l * inv_n};
 }
 
+// The cosine with the sign of l, l/n. b = 2 recovers it from y as `partials` does.
+template <Power P, typename A>
+BCOS_HOST_DEVICE BCOS_INLINE A signed_cosine(A y, A l, A inv_n) {
+  if constexpr (P == Power::Two) return std::copysign(std::sqrt(magnitude(y) * inv_n), y);
+  return l * inv_n;
+}
+
+// The slope of Partials::l along l. y is homogeneous in (l, n): the gradient of Partials::l is this slope
+// times (1, -l/n), and that of Partials::n is -l/n times the same. 0 at l = 0, as the derivative of |l|
+// there.
+template <Power P, typename A>
+BCOS_HOST_DEVICE BCOS_INLINE A curvature(A cosine, A inv_n, const Constants<A>& k) {
+  if constexpr (P == Power::One) return A(0);
+  const A sign = A(cosine > 0) - A(cosine < 0);
+  if constexpr (P == Power::Two) return sign * (A(1) + k.unfrozen) * inv_n;
+  const A size = magnitude(cosine), c = size + k.cos_eps, divisor = c == A(0) ? A(1) : c;
+  const A slope = k.b_minus_1 * (power(c, k.b_minus_1) / divisor);  // of s along the cosine
+  const A bend = (k.b_minus_1 - A(1)) / divisor * size;
+  return sign * slope * (A(1) + k.unfrozen * (A(1) + bend)) * inv_n;
+}
+
 // dy/db = y ln c, which tends to 0 with y
 template <typename A>
 BCOS_HOST_DEVICE BCOS_INLINE A partial_b(A l, A inv_n, const Constants<A>& k) {

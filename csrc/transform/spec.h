@@ -64,7 +64,7 @@ struct Call {
   int64_t out_plane() const { return window.out_h * window.out_w; }
 
   bool has_norm() const { return power != Power::One; }
-  bool norm_gradient() const { return has_norm() && !frozen; }  // whether dx has a part through the norm
+  bool norm_gradient() const { return has_norm() && !frozen; }  // whether that of y has a part through n
 
   // The outputs that a backward needs: y stands for l at b = 2. The norm of a depthwise layer is as large as
   // x: the backward forms it again.

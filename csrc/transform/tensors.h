@@ -20,6 +20,11 @@ struct Outputs {
 struct Saved {
   at::Tensor grad, x, weight, y, n, l, winner;
   OptionalTensor b;
+  at::Tensor dn = {}, dl = {};  // what a second derivative adds to the gradients of n and l; often undefined
+
+  bool norm_gradient(const Call& call) const {  // whether dx has a part through the norm
+    return dn.defined() || call.norm_gradient();
+  }
 };
 
 // Which gradients are asked for.
@@ -31,6 +36,22 @@ struct Gradients {
   OptionalTensor x, weight, bias, b;
 
   static Gradients zeros(const Saved& saved, const Needs& needs);  // of a call without a value to sum over
+};
+
+// Which gradients of a second derivative are asked for, and how the scale was differentiated.
+struct SecondNeeds {
+  bool x, weight;
+  bool detached;  // the scale is a constant of every derivative
+};
+
+// What a second derivative returns: the gradients of <v, dx>, where dx is the gradient of x that a backward
+// returned for the gradient `grad` of y. Those of n and l are undefined where the scale is a constant; a
+// backward takes them on to x and weight, together with the gradient of y.
+struct Second {
+  at::Tensor grad, n, l;
+  OptionalTensor x, weight;
+
+  static Second zeros(const Call& call, const Saved& saved, const SecondNeeds& needs);
 };
 
 }  // namespace bcos::transform

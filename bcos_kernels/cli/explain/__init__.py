@@ -13,7 +13,7 @@ from ... import __version__
 from ...text import progress
 from .. import loading, sources
 from ..sources import Source
-from .processes import Processes, joined
+from .processes import Processes, connected
 from .run import Job, run
 from .shards import Folder, fingerprint
 
@@ -63,7 +63,7 @@ def main(options: argparse.Namespace) -> int:
         options.top, save, options.dtype, options.batch, options.shard, options.chunk, options.smooth, options.workers
     )
     try:
-        with joined() as processes:
+        with connected() as processes:
             return _explain(options, job, processes)
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         print(f"bcos_kernels explain: {error}", file=sys.stderr)

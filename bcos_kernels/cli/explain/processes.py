@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-__all__ = ["Processes", "joined"]
+__all__ = ["Processes", "connected"]
 
 PATIENCE = timedelta(days=14)
 """How long a process waits for the slowest one."""
@@ -46,7 +46,7 @@ class Processes:
 
 
 @contextmanager
-def joined() -> Iterator[Processes]:
+def connected() -> Iterator[Processes]:
     """A context with the processes that torchrun started, or with this one alone."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or not dist.is_available():
         yield Processes()

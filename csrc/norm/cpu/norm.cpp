@@ -15,4 +15,9 @@ Gradients backward(const Call& call, const Saved& saved, const Needs& needs) {
                                           : backward_over_channels(call, saved, needs);
 }
 
+Second second(const Call& call, const Saved& saved, const at::Tensor& v, const SecondNeeds& needs) {
+  return call.spec.over == Over::Position ? second_over_positions(call, saved, v, needs)
+                                          : second_over_channels(call, saved, v, needs);
+}
+
 }  // namespace bcos::norm::cpu

@@ -169,7 +169,10 @@ Gradients gradients(const Groups& groups, const Saved& saved, const at::Tensor& 
     if (needs.bias) found.bias = as_gradient<A>(dbeta.data(), C);
   }
   if (!needs.x) return found;
+  const A* dvars = pointer<A>(saved.dvar);
   groups.each([&](int64_t set, int64_t group, int64_t first, int64_t last) {
+    const double of_dvar =
+        dvars ? of_var<double>(dvars[set * call.groups() + group], double(call.count())) : 0;
     double products = 0, grads = 0;
     if (through_statistics)
       for (int64_t c = first; c < last; c++) {
@@ -180,11 +183,11 @@ Gradients gradients(const Groups& groups, const Saved& saved, const at::Tensor& 
       const int64_t to = set * C + c;
       const auto g = gradient<double>(r[to], gamma[c], products, grads, double(call.count()),
                                       call.spec.centered, call.frozen);
-      of_grad[to] = A(g.of_grad), of_x[to] = A(g.of_x), offset[to] = A(g.offset);
+      of_grad[to] = A(g.of_grad), of_x[to] = A(g.of_x + of_dvar), offset[to] = A(g.offset);
     }
   });
   found.x = at::empty_like(x);
-  if (through_statistics) {
+  if (through_statistics || dvars) {
     const InputGradient<T, U> pass{
         pointer<U>(grad), pointer<T>(x), mutable_pointer<T>(*found.x), mean, of_grad, of_x, offset, e};
     run_all(pass);
@@ -193,6 +196,52 @@ Gradients gradients(const Groups& groups, const Saved& saved, const at::Tensor& 
     const Apply<U, T> pass{pointer<U>(grad), mutable_pointer<T>(*found.x), shift, of_grad, shift, e};
     run_all(pass);
   }
+  return found;
+}
+
+template <typename T, typename U>
+Second second_of(const Groups& groups, const Saved& saved, const at::Tensor& grad, const at::Tensor& v,
+                 const SecondNeeds& needs) {
+  using A = Accumulate<T>;
+  const Call& call = groups.call;
+  const int64_t C = groups.extent.channels, statistics = groups.sets() * call.groups();
+  const bool centered = call.spec.centered && !call.given;  // given statistics are constants
+  std::vector<A> means(statistics), unused(centered ? statistics : 0);
+  if (centered) compute_statistics<T>(groups, pointer<T>(v), means.data(), unused.data());
+  const PerChannel<A> gamma(saved.weight, 1, C);
+  const A* vars = pointer<A>(saved.var);
+  Constants<A> k(4, groups.sets() * C);
+  A *shift = k[0], *r = k[1], *gain = k[2], *offset = k[3];
+  groups.each([&](int64_t set, int64_t group, int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; c++) {
+      const int64_t to = set * C + c;
+      shift[to] = means[set * call.groups() + group];
+      r[to] = inverse_std(vars[statistic(call, set, group, c)], A(call.spec.eps));
+      gain[to] = gamma[c] * r[to];
+    }
+  });
+  Second found;
+  if (needs.weight || needs.var) {
+    const auto sums = sums_of<T, U>(groups, grad, v, shift);
+    if (needs.weight) {
+      std::vector<double> dgamma(C);
+      for (int64_t i = 0; i < groups.sets() * C; i++)
+        if (sums.products[i] != 0) dgamma[i % C] += sums.products[i] * double(r[i]);
+      found.weight = as_gradient<A>(dgamma.data(), C);
+    }
+    if (needs.var) {
+      found.var = at::empty_like(saved.var);
+      A* dvars = mutable_pointer<A>(found.var);
+      groups.each([&](int64_t set, int64_t group, int64_t first, int64_t last) {
+        double products = 0;
+        for (int64_t c = first; c < last; c++) products += double(gamma[c]) * sums.products[set * C + c];
+        dvars[set * call.groups() + group] = A(var_gradient<double>(r[set * C + first], products));
+      });
+    }
+  }
+  found.grad = at::empty_like(v, v.options().dtype(call.spec.out_dtype));
+  const Apply<T, U> pass{pointer<T>(v), mutable_pointer<U>(found.grad), shift, gain, offset, groups.extent};
+  run_all(pass);
   return found;
 }
 
@@ -234,6 +283,20 @@ Gradients backward_over_channels(const Call& call, const Saved& saved, const Nee
     found = gradients<decltype(t), decltype(u)>(groups, saved, grad, x, needs);
   });
   if (found.x) found.x = with_strides_of(saved.x, *found.x);
+  return found;
+}
+
+Second second_over_channels(const Call& call, const Saved& saved, const at::Tensor& given_v,
+                            const SecondNeeds& needs) {
+  const bool channels_last = is_channels_last(saved.x);
+  const auto v = in_form(given_v, channels_last), grad = in_form(saved.grad, channels_last);
+  const Extent extent = make_extent(call, channels_last);
+  const Groups groups{call, extent};
+  Second found;
+  with_types(call.dtype, call.spec.out_dtype, [&](auto t, auto u) {
+    found = second_of<decltype(t), decltype(u)>(groups, saved, grad, v, needs);
+  });
+  found.grad = with_strides_of(saved.x, found.grad);
   return found;
 }
 

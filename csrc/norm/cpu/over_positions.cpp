@@ -44,6 +44,7 @@ Gradients backward_over_positions(const Call& call, const Saved& saved, const Ne
                                  mutable_pointer<T>(dx),
                                  pointer<A>(saved.mean),
                                  pointer<A>(saved.var),
+                                 pointer<A>(saved.dvar),
                                  gamma.data(),
                                  parameters ? dgamma.data() : nullptr,
                                  parameters ? dbeta.data() : nullptr,
@@ -61,6 +62,38 @@ Gradients backward_over_positions(const Call& call, const Saved& saved, const Ne
     if (needs.bias) found.bias = as_gradient<A>(dbeta.data(), C);
   });
   if (needs.x) found.x = with_strides_of(saved.x, dx);
+  return found;
+}
+
+Second second_over_positions(const Call& call, const Saved& saved, const at::Tensor& given_v,
+                             const SecondNeeds& needs) {
+  const auto v = as_channels_last(given_v), grad = as_channels_last(saved.grad);
+  const int64_t shares = at::get_num_threads(), C = call.channels;
+  const auto dgrad = at::empty_like(v, v.options().dtype(call.spec.out_dtype));
+  Second found;
+  if (needs.var) found.var = at::empty_like(saved.var);
+  with_types(call.dtype, call.spec.out_dtype, [&](auto t, auto u) {
+    using T = decltype(t);
+    using U = decltype(u);
+    using A = Accumulate<T>;
+    const PerChannel<A> gamma(saved.weight, 1, C);
+    std::vector<double> dgamma(needs.weight ? shares * C : 0);
+    const RowSecond<T, U> pass{pointer<U>(grad),
+                               pointer<T>(v),
+                               mutable_pointer<U>(dgrad),
+                               pointer<A>(saved.var),
+                               mutable_pointer<A>(found.var),
+                               gamma.data(),
+                               needs.weight ? dgamma.data() : nullptr,
+                               C,
+                               A(call.spec.eps),
+                               call.spec.centered};
+    parallel_shares(shares, call.batch * call.positions,
+                    [&](int64_t share, int64_t begin, int64_t end) { run(pass, share, begin, end); });
+    for (int64_t i = C; i < int64_t(dgamma.size()); i++) dgamma[i % C] += dgamma[i];
+    if (needs.weight) found.weight = as_gradient<A>(dgamma.data(), C);
+  });
+  found.grad = with_strides_of(saved.x, dgrad);
   return found;
 }
 

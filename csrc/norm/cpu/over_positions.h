@@ -7,5 +7,7 @@ namespace bcos::norm::cpu {
 
 Outputs forward_over_positions(const Call& call, const Inputs& inputs);
 Gradients backward_over_positions(const Call& call, const Saved& saved, const Needs& needs);
+Second second_over_positions(const Call& call, const Saved& saved, const at::Tensor& v,
+                             const SecondNeeds& needs);
 
 }  // namespace bcos::norm::cpu

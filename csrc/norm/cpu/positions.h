@@ -29,11 +29,29 @@ struct RowBackward {
   const T* x;
   T* dx;                   // null where not needed
   const A *mean, *var;     // [rows]
+  const A* dvar;           // [rows], of a second derivative; null without one
   const A* gamma;          // [channels]
   double *dgamma, *dbeta;  // [shares, channels], added to; null where neither is needed
   int64_t channels;
   A eps;
   bool centered, frozen;
+};
+
+// dgrad = (v − [centered] mean of v) r gamma for every row, dvar, and the sums of one share of the rows for
+// dgamma.
+template <typename T, typename U>
+struct RowSecond {
+  using A = Accumulate<T>;
+  const U* grad;  // [rows, channels]
+  const T* v;
+  U* dgrad;
+  const A* var;    // [rows]
+  A* dvar;         // [rows]; null where not needed
+  const A* gamma;  // [channels]
+  double* dgamma;  // [shares, channels], added to; null where not needed
+  int64_t channels;
+  A eps;
+  bool centered;
 };
 
 // Rows [begin, end); the caller runs them in parallel.
@@ -47,5 +65,10 @@ void run(const RowBackward<float, float>& pass, int64_t share, int64_t begin, in
 void run(const RowBackward<double, double>& pass, int64_t share, int64_t begin, int64_t end);
 void run(const RowBackward<BFloat16, BFloat16>& pass, int64_t share, int64_t begin, int64_t end);
 void run(const RowBackward<BFloat16, float>& pass, int64_t share, int64_t begin, int64_t end);
+
+void run(const RowSecond<float, float>& pass, int64_t share, int64_t begin, int64_t end);
+void run(const RowSecond<double, double>& pass, int64_t share, int64_t begin, int64_t end);
+void run(const RowSecond<BFloat16, BFloat16>& pass, int64_t share, int64_t begin, int64_t end);
+void run(const RowSecond<BFloat16, float>& pass, int64_t share, int64_t begin, int64_t end);
 
 }  // namespace bcos::norm::cpu

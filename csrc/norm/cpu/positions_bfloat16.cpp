@@ -14,5 +14,11 @@ BCOS_CLONES void run(const RowForward<BFloat16, float>& f, int64_t begin, int64_
 BCOS_CLONES void run(const RowBackward<BFloat16, float>& f, int64_t share, int64_t begin, int64_t end) {
   backward(f, share, begin, end);
 }
+BCOS_CLONES void run(const RowSecond<BFloat16, BFloat16>& f, int64_t share, int64_t begin, int64_t end) {
+  second(f, share, begin, end);
+}
+BCOS_CLONES void run(const RowSecond<BFloat16, float>& f, int64_t share, int64_t begin, int64_t end) {
+  second(f, share, begin, end);
+}
 
 }  // namespace bcos::norm::cpu

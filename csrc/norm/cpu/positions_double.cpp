@@ -8,5 +8,8 @@ BCOS_CLONES void run(const RowForward<double, double>& f, int64_t begin, int64_t
 BCOS_CLONES void run(const RowBackward<double, double>& f, int64_t share, int64_t begin, int64_t end) {
   backward(f, share, begin, end);
 }
+BCOS_CLONES void run(const RowSecond<double, double>& f, int64_t share, int64_t begin, int64_t end) {
+  second(f, share, begin, end);
+}
 
 }  // namespace bcos::norm::cpu

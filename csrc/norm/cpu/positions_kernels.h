@@ -50,6 +50,22 @@ BCOS_INLINE void add_run(const U* grad, const T* x, const A* gamma, A shift, A r
   all.grads += double(grads);
 }
 
+template <typename T, typename U, typename A>
+BCOS_INLINE void row_second(const RowSecond<T, U>& f, int64_t row, A* dgamma, A* dbeta) {
+  const int64_t C = f.channels;
+  const U* grad = f.grad + row * C;
+  const T* v = f.v + row * C;
+  const A r = inverse_std(f.var[row], f.eps), shift = f.centered ? A(moment_of(v, C).mean) : A(0);
+  ProductSums sums;
+  for (int64_t c = 0; c < C; c += kShortRun)
+    add_run<true>(grad + c, v + c, f.gamma + c, shift, r, std::min(kShortRun, C - c), dgamma + c, dbeta + c,
+                  sums);
+  if (f.dvar) f.dvar[row] = A(var_gradient<double>(r, sums.products));
+  U* dgrad = f.dgrad + row * C;
+#pragma omp simd
+  for (int64_t c = 0; c < C; c++) dgrad[c] = U((A(v[c]) - shift) * r * f.gamma[c]);
+}
+
 template <bool Parameters, typename T, typename U, typename A>
 BCOS_INLINE void row_backward(const RowBackward<T, U>& f, int64_t row, A* dgamma, A* dbeta) {
   const int64_t C = f.channels;
@@ -61,11 +77,30 @@ BCOS_INLINE void row_backward(const RowBackward<T, U>& f, int64_t row, A* dgamma
     add_run<Parameters>(grad + c, x + c, f.gamma + c, shift, r, std::min(kShortRun, C - c), dgamma + c,
                         dbeta + c, sums);
   if (!f.dx) return;
-  const auto k = gradient<A>(r, A(1), A(sums.products), A(sums.grads), A(C), f.centered, f.frozen);
+  auto k = gradient<A>(r, A(1), A(sums.products), A(sums.grads), A(C), f.centered, f.frozen);
+  if (f.dvar) k.of_x += of_var(f.dvar[row], A(C));
   T* dx = f.dx + row * C;
 #pragma omp simd
   for (int64_t c = 0; c < C; c++)
     dx[c] = T(A(grad[c]) * f.gamma[c] * k.of_grad + (A(x[c]) - mean) * k.of_x + k.offset);
+}
+
+// body(row, dgamma, dbeta) for every row, which adds to rows of channels; their sums join those of the share,
+// of which all_dbeta may be null.
+template <typename A, typename F>
+BCOS_INLINE void with_sums(int64_t C, double* all_dgamma, double* all_dbeta, int64_t begin, int64_t end,
+                           F&& body) {
+  std::vector<A> sums(2 * C);
+  A *dgamma = sums.data(), *dbeta = dgamma + C;
+  for (int64_t first = begin; first < end; first += kRunRows) {
+    const int64_t last = std::min(first + kRunRows, end);
+    std::fill(sums.begin(), sums.end(), A(0));
+    for (int64_t row = first; row < last; row++) body(row, dgamma, dbeta);
+    for (int64_t c = 0; c < C; c++) {
+      if (all_dgamma) all_dgamma[c] += double(dgamma[c]);
+      if (all_dbeta) all_dbeta[c] += double(dbeta[c]);
+    }
+  }
 }
 
 template <typename T, typename U>
@@ -76,17 +111,18 @@ BCOS_INLINE void backward(const RowBackward<T, U>& f, int64_t share, int64_t beg
     for (int64_t row = begin; row < end; row++) row_backward<false, T, U, A>(f, row, nullptr, nullptr);
     return;
   }
-  std::vector<A> sums(2 * C);
-  A *dgamma = sums.data(), *dbeta = dgamma + C;
-  for (int64_t first = begin; first < end; first += kRunRows) {
-    const int64_t last = std::min(first + kRunRows, end);
-    std::fill(sums.begin(), sums.end(), A(0));
-    for (int64_t row = first; row < last; row++) row_backward<true>(f, row, dgamma, dbeta);
-    for (int64_t c = 0; c < C; c++) {
-      f.dgamma[share * C + c] += double(dgamma[c]);
-      f.dbeta[share * C + c] += double(dbeta[c]);
-    }
-  }
+  with_sums<A>(C, f.dgamma + share * C, f.dbeta + share * C, begin, end,
+               [&](int64_t row, A* dgamma, A* dbeta)
+                   BCOS_INLINE_BODY { row_backward<true>(f, row, dgamma, dbeta); });
+}
+
+template <typename T, typename U>
+BCOS_INLINE void second(const RowSecond<T, U>& f, int64_t share, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  const int64_t C = f.channels;
+  with_sums<A>(C, shift(f.dgamma, share * C), nullptr, begin, end,
+               [&](int64_t row, A* dgamma, A* dbeta)
+                   BCOS_INLINE_BODY { row_second<T, U, A>(f, row, dgamma, dbeta); });
 }
 
 }  // namespace

@@ -54,6 +54,13 @@ Saved make_saved(const Call& call, const Inputs& inputs, const at::Tensor& grad,
   return saved;
 }
 
+void set_joined(const Call& call, const OptionalTensor& dvar, Saved& saved) {
+  if (!dvar) return;
+  TORCH_CHECK_VALUE(!call.given, "dvar is a tensor, allowed: None, because given statistics are constants");
+  check_exactly(saved.x, "dvar", *dvar, call.statistics_shape, accumulate_type(call.dtype));
+  saved.dvar = dvar->contiguous();
+}
+
 Needs make_needs(const std::vector<bool>& needs) {
   TORCH_CHECK_VALUE(needs.size() == 3, "needs has ", needs.size(), " values, allowed: 3");
   return {needs[0], needs[1], needs[2]};
@@ -68,6 +75,10 @@ Forward pack(const Outputs& outputs, const at::Tensor& x) {
 
 Backward pack(Gradients&& gradients) {
   return {gradients.x, gradients.weight, gradients.bias};
+}
+
+SecondOrder pack(const Second& second) {
+  return {second.grad, second.weight, second.var.defined() ? OptionalTensor(second.var) : std::nullopt};
 }
 
 }  // namespace bcos::norm::glue

@@ -9,6 +9,7 @@ namespace bcos::norm::glue {
 
 using Forward = std::tuple<at::Tensor, at::Tensor, at::Tensor>;               // y, mean, var
 using Backward = std::tuple<OptionalTensor, OptionalTensor, OptionalTensor>;  // dx, dweight, dbias
+using SecondOrder = std::tuple<at::Tensor, OptionalTensor, OptionalTensor>;  // gradients of grad, weight, var
 
 // Checks the inputs of a call.
 Call make_call(const Takes& takes, const Spec& spec, const Inputs& inputs);
@@ -17,11 +18,15 @@ Call make_call(const Takes& takes, const Spec& spec, const Inputs& inputs);
 Saved make_saved(const Call& call, const Inputs& inputs, const at::Tensor& grad, const at::Tensor& mean,
                  const at::Tensor& var);
 
+// Adds what a second derivative returned for var, if it did.
+void set_joined(const Call& call, const OptionalTensor& dvar, Saved& saved);
+
 Needs make_needs(const std::vector<bool>& needs);
 
 // Statistics that were given become empty tensors: the schema of an operator has no optional outputs.
 Forward pack(const Outputs& outputs, const at::Tensor& x);
 
 Backward pack(Gradients&& gradients);
+SecondOrder pack(const Second& second);
 
 }  // namespace bcos::norm::glue

@@ -20,14 +20,29 @@ Forward forward(const at::Tensor& x, const OptionalTensor& weight, const Optiona
 
 Backward backward(const at::Tensor& grad, const at::Tensor& x, const OptionalTensor& weight,
                   const OptionalTensor& mean, const OptionalTensor& var, const at::Tensor& saved_mean,
-                  const at::Tensor& saved_var, const Spec& spec, bool frozen,
+                  const at::Tensor& saved_var, const OptionalTensor& dvar, const Spec& spec, bool frozen,
                   const std::vector<bool>& needs) {
   const PlainAten guard;
   const Inputs inputs{x, weight, std::nullopt, mean, var};
   Call call = make_call(kCpu, spec, inputs);
   call.frozen = frozen;
-  const Saved saved = make_saved(call, inputs, grad, saved_mean, saved_var);
+  auto saved = make_saved(call, inputs, grad, saved_mean, saved_var);
+  set_joined(call, dvar, saved);
   return pack(cpu::backward(call, saved, make_needs(needs)));
+}
+
+SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor& x,
+                   const OptionalTensor& weight, const OptionalTensor& mean, const OptionalTensor& var,
+                   const at::Tensor& saved_mean, const at::Tensor& saved_var, const Spec& spec,
+                   const std::vector<bool>& needs) {
+  const PlainAten guard;
+  TORCH_CHECK_VALUE(needs.size() == 2, "needs has ", needs.size(), " values, allowed: 2");
+  const Inputs inputs{x, weight, std::nullopt, mean, var};
+  Call call = make_call(kCpu, spec, inputs);
+  call.frozen = true;
+  check_exactly(x, "v", v, x.sizes(), x.scalar_type());
+  const auto saved = make_saved(call, inputs, grad, saved_mean, saved_var);
+  return pack(cpu::second(call, saved, v, {needs[0], needs[1] && !call.given}));
 }
 
 }  // namespace bcos::norm::glue

@@ -3,6 +3,7 @@
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros_like.h>
 
 #include "common/cpu/row_gemm.h"
 #include "transform/cpu/depthwise.h"
@@ -87,11 +88,11 @@ Outputs conv2d(const Call& call, const Inputs& inputs) {
 Gradients conv2d_backward(const Call& call, const Saved& given, const Needs& needs) {
   if (given.x.numel() == 0) return Gradients::zeros(given, needs);
   Saved saved = given;
-  const bool by_depthwise = !needs.b && depthwise_serves(call);
+  const bool by_depthwise = !needs.b && !given.dl.defined() && depthwise_serves(call);
   const bool channels_last =
       by_depthwise || is_channels_last(given.x) || is_channels_last(given.weight) || call.out_plane() == 1;
   const auto format = format_of(channels_last);
-  for (auto* t : {&saved.grad, &saved.y, &saved.n, &saved.l, &saved.winner, &saved.x})
+  for (auto* t : {&saved.grad, &saved.y, &saved.n, &saved.l, &saved.winner, &saved.x, &saved.dn, &saved.dl})
     if (t->defined()) *t = t->contiguous(format);
   saved.weight = given.weight.contiguous(given.weight.suggest_memory_format());
 
@@ -127,7 +128,7 @@ Gradients conv2d_backward(const Call& call, const Saved& given, const Needs& nee
                                w.dilation, false, {0, 0}, call.spec.groups, {vendor_x, needs.weight, false});
   if (vendor_x) {
     dx = dx.contiguous(format);
-    if (call.norm_gradient()) {
+    if (saved.norm_gradient(call)) {
       const Tiling inputs{channels_last, call.images, call.spec.groups, call.group_channels(),
                           call.in_plane()};
       add_norm_gradient(saved.x, spread(call, pass.t, channels_last), inputs, dx);
@@ -136,6 +137,56 @@ Gradients conv2d_backward(const Call& call, const Saved& given, const Needs& nee
   }
   if (needs.weight) out.weight = finish_weight_gradient(call, saved.weight, dw);
   return as_given(std::move(out));
+}
+
+Second conv2d_second(const Call& call, const Saved& given, const at::Tensor& given_v,
+                     const SecondNeeds& needs) {
+  if (given.x.numel() == 0) return Second::zeros(call, given, needs);
+  Saved saved = given;
+  const bool channels_last =
+      is_channels_last(given.x) || is_channels_last(given.weight) || call.out_plane() == 1;
+  const auto format = format_of(channels_last);
+  for (auto* t : {&saved.grad, &saved.y, &saved.n, &saved.l, &saved.winner, &saved.x})
+    if (t->defined()) *t = t->contiguous(format);
+  saved.weight = given.weight.contiguous(given.weight.suggest_memory_format());
+  const auto v = given_v.contiguous(format);
+  if (call.has_norm() && !saved.n.defined()) saved.n = patch_norm(call, saved.x, channels_last);
+  if (call.power == Power::Two && holds_small_norm(call, saved.n) && loses_l(call, saved.x)) {
+    const auto weight = call.spec.unit ? unit_weight(saved.weight) : saved.weight;
+    saved.l = recover_l(call, saved, products(call, saved.x, weight)).contiguous(format);
+    saved.y = at::Tensor();
+    return conv2d_second(with_l(call), saved, v, needs);
+  }
+  Second out;
+  at::Tensor m;
+  const bool with_m = call.norm_gradient() && !needs.detached;
+  if (with_m) m = patch_products(call, saved.x, v, channels_last);
+  const auto tiling = output_tiling(call, channels_last);
+  BackwardPass pass;
+  if (call.images * call.out_plane() >= kPacksFrom && is_linear(call, v, saved.weight, channels_last)) {
+    const RowGemm gemm(saved.weight, true);
+    const auto z = at::empty(call.z_shape(), v.options().memory_format(format));
+    pass = finish_second(call, saved, z, m, tiling, needs.detached, out, [&](int64_t begin, int64_t end) {
+      gemm.forward(v.const_data_ptr<float>(), z.mutable_data_ptr<float>(), begin, end);
+    });
+  } else {
+    const auto z = products(call, v, saved.weight).contiguous(format);
+    pass = finish_second(call, saved, z, m, tiling, needs.detached, out);
+  }
+  if (with_m && needs.x) {
+    const Tiling inputs{channels_last, call.images, call.spec.groups, call.group_channels(), call.in_plane()};
+    auto dx = at::zeros_like(v);
+    add_norm_gradient(v, spread(call, pass.t, channels_last), inputs, dx);
+    out.x = dx;
+  }
+  if (needs.weight) {
+    const auto& w = call.window;
+    const auto dw = std::get<1>(at::convolution_backward(pass.u, v, saved.weight.to(call.dtype), std::nullopt,
+                                                         w.stride, w.padding, w.dilation, false, {0, 0},
+                                                         call.spec.groups, {false, true, false}));
+    out.weight = finish_weight_gradient(call, saved.weight, dw);
+  }
+  return out;
 }
 
 }  // namespace bcos::transform::cpu

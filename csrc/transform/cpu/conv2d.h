@@ -11,4 +11,7 @@ Outputs conv2d(const Call& call, const Inputs& inputs);
 
 Gradients conv2d_backward(const Call& call, const Saved& saved, const Needs& needs);
 
+// v: the gradient of the gradient of x.
+Second conv2d_second(const Call& call, const Saved& saved, const at::Tensor& v, const SecondNeeds& needs);
+
 }  // namespace bcos::transform::cpu

@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/mul.h>
 
 #include "common/cpu/row_gemm.h"
 #include "common/cpu/types.h"
@@ -69,7 +70,7 @@ BackwardPass tiled_backward(const Call& call, const Saved& saved, at::MemoryForm
   const auto pass = start_backward(call, saved, format, outputs, needs, gradients,
                                    [&](const BackwardPass& tile, int64_t begin, int64_t end) {
                                      gemm.dgrad(tile.u.const_data_ptr<float>(), add.dx, begin, end);
-                                     if (!call.norm_gradient()) return;
+                                     if (!saved.norm_gradient(call)) return;
                                      auto mine = add;
                                      mine.r = tile.t.const_data_ptr<float>();
                                      run(mine, begin, end);
@@ -81,7 +82,8 @@ BackwardPass tiled_backward(const Call& call, const Saved& saved, at::MemoryForm
 Gradients linear_backward(const Call& call, const Saved& given, const Needs& needs) {
   if (given.x.numel() == 0) return Gradients::zeros(given, needs);
   Saved saved = given;
-  for (auto* t : {&saved.grad, &saved.x, &saved.weight, &saved.y, &saved.n, &saved.l, &saved.winner})
+  for (auto* t : {&saved.grad, &saved.x, &saved.weight, &saved.y, &saved.n, &saved.l, &saved.winner,
+                  &saved.dn, &saved.dl})
     if (t->defined()) *t = t->contiguous();
   if (call.power == Power::Two && holds_small_norm(call, saved.n) && loses_l(call, saved.x)) {
     const auto weight = call.spec.unit ? unit_weight(saved.weight) : saved.weight;
@@ -98,11 +100,36 @@ Gradients linear_backward(const Call& call, const Saved& given, const Needs& nee
   if (needs.bias) out.bias = out.bias->to(saved.weight.scalar_type());
   if (needs.x && !tiled) {
     auto dx = at::mm(pass.u, saved.weight.to(call.dtype));
-    if (call.norm_gradient())
+    if (saved.norm_gradient(call))
       add_norm_gradient(saved.x, pass.t, {true, 1, 1, call.channels, call.images}, dx);
     out.x = dx;
   }
   if (needs.weight) out.weight = finish_weight_gradient(call, saved.weight, at::mm(pass.u.t(), saved.x));
+  return out;
+}
+
+Second linear_second(const Call& call, const Saved& given, const at::Tensor& given_v,
+                     const SecondNeeds& needs) {
+  if (given.x.numel() == 0) return Second::zeros(call, given, needs);
+  Saved saved = given;
+  auto v = given_v.contiguous();
+  for (auto* t : {&saved.grad, &saved.x, &saved.weight, &saved.y, &saved.n, &saved.l, &saved.winner})
+    if (t->defined()) *t = t->contiguous();
+  if (call.power == Power::Two && holds_small_norm(call, saved.n) && loses_l(call, saved.x)) {
+    const auto weight = call.spec.unit ? unit_weight(saved.weight) : saved.weight;
+    saved.l = recover_l(call, saved, at::linear(saved.x, weight.to(call.dtype)));
+    saved.y = at::Tensor();
+    return linear_second(with_l(call), saved, v, needs);
+  }
+  Second out;
+  at::Tensor m;
+  const bool with_m = call.norm_gradient() && !needs.detached;
+  if (with_m) m = patch_products(call, saved.x, v, true);
+  const auto weight = saved.weight.to(call.dtype);
+  const auto pass =
+      finish_second(call, saved, at::linear(v, weight), m, output_tiling(call), needs.detached, out);
+  if (with_m && needs.x) out.x = at::mul(v, pass.t);
+  if (needs.weight) out.weight = finish_weight_gradient(call, saved.weight, at::mm(pass.u.t(), v));
   return out;
 }
 

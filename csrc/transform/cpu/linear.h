@@ -18,4 +18,7 @@ void tiled_forward(const Call& call, const Inputs& inputs, const at::Tensor& z, 
 BackwardPass tiled_backward(const Call& call, const Saved& saved, at::MemoryFormat format,
                             const Tiling& outputs, const Needs& needs, Gradients& gradients);
 
+// v: the gradient of the gradient of x.
+Second linear_second(const Call& call, const Saved& saved, const at::Tensor& v, const SecondNeeds& needs);
+
 }  // namespace bcos::transform::cpu

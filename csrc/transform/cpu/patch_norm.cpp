@@ -1,6 +1,7 @@
 #include "transform/cpu/patch_norm.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mul.h>
 
 #include <memory>
 
@@ -111,9 +112,16 @@ BCOS_INLINE void scatter_tap(A* out, const A* in, int64_t offset, int64_t stride
   }
 }
 
-// Output rows [begin, end) of planes [in_h, in_w, inner]: rows are summed first, columns of the sum after.
 template <typename A>
-BCOS_INLINE void window_rows(const A* q, A* out, const Window& w, int64_t inner, const Constants<A>& k,
+BCOS_INLINE void roots(A* q, const Constants<A>& k, int64_t begin, int64_t end) {
+#pragma omp simd
+  for (int64_t i = begin; i < end; i++) q[i] = root_norm(q[i], k);
+}
+
+// Output rows [begin, end) of planes [in_h, in_w, inner]: rows are summed first, columns of the sum after.
+// They are sums, or norms where k is given.
+template <typename A>
+BCOS_INLINE void window_rows(const A* q, A* out, const Window& w, int64_t inner, const Constants<A>* k,
                              int64_t begin, int64_t end) {
   const int64_t in_row = w.in_w * inner, out_row = w.out_w * inner;
   const auto column = std::make_unique<A[]>(in_row);
@@ -128,8 +136,7 @@ BCOS_INLINE void window_rows(const A* q, A* out, const Window& w, int64_t inner,
     }
     for (int64_t j = 0; j < w.kw; j++)
       gather_tap(dst, column.get(), j * w.dilation[1] - w.padding[1], w.stride[1], w, inner);
-#pragma omp simd
-    for (int64_t i = 0; i < out_row; i++) dst[i] = root_norm(dst[i], k);
+    if (k) roots(dst, *k, 0, out_row);
   }
 }
 
@@ -153,12 +160,6 @@ BCOS_INLINE void spread_rows(const A* t, A* out, const Window& w, int64_t inner,
   }
 }
 
-template <typename A>
-BCOS_INLINE void roots(A* q, const Constants<A>& k, int64_t begin, int64_t end) {
-#pragma omp simd
-  for (int64_t i = begin; i < end; i++) q[i] = root_norm(q[i], k);
-}
-
 // Compiled for each CPU that has a clone: the loader picks one of them by the name of a function, so that
 // they cannot be templates.
 BCOS_CLONES void run_squares(const float* x, float* q, const Tiling& t, int64_t begin, int64_t end) {
@@ -171,11 +172,11 @@ BCOS_CLONES void run_squares(const c10::BFloat16* x, float* q, const Tiling& t, 
   sum_squares(x, q, t, begin, end);
 }
 BCOS_CLONES void run_window(const float* q, float* out, const Window& w, int64_t inner,
-                            const Constants<float>& k, int64_t begin, int64_t end) {
+                            const Constants<float>* k, int64_t begin, int64_t end) {
   window_rows(q, out, w, inner, k, begin, end);
 }
 BCOS_CLONES void run_window(const double* q, double* out, const Window& w, int64_t inner,
-                            const Constants<double>& k, int64_t begin, int64_t end) {
+                            const Constants<double>* k, int64_t begin, int64_t end) {
   window_rows(q, out, w, inner, k, begin, end);
 }
 BCOS_CLONES void run_spread(const float* t, float* out, const Window& w, int64_t inner, int64_t begin,
@@ -196,6 +197,24 @@ BCOS_CLONES void run_roots(double* q, const Constants<double>& k, int64_t begin,
 at::Tensor empty_planes(const at::Tensor& like, std::array<int64_t, 4> shape, bool channels_last) {
   const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
   return at::empty(shape, like.options().dtype(accumulate_type(like.scalar_type())).memory_format(format));
+}
+
+// The sums of q [N, G, H, W] over every patch, or the norms where q holds squares
+at::Tensor window_sums(const Call& call, const at::Tensor& q, bool channels_last, bool squares) {
+  const auto& w = call.window;
+  const int64_t groups = call.spec.groups, batch = call.images;
+  auto out = empty_planes(q, {batch, groups, w.out_h, w.out_w}, channels_last);
+  with_type(q.scalar_type(), [&](auto zero) {
+    using A = Accumulate<decltype(zero)>;
+    const A* from = q.const_data_ptr<A>();
+    A* to = out.mutable_data_ptr<A>();
+    const auto k = call.constants<A>();
+    const int64_t inner = channels_last ? groups : 1, planes = channels_last ? batch : batch * groups;
+    parallel(planes * w.out_h, (w.kh * w.in_w + w.kw * w.out_w) * inner, [&](int64_t begin, int64_t end) {
+      run_window(from, to, w, inner, squares ? &k : nullptr, begin, end);
+    });
+  });
+  return out;
 }
 
 }  // namespace
@@ -235,17 +254,15 @@ at::Tensor patch_norm(const Call& call, const at::Tensor& x, bool channels_last)
     finish_norm(call, q);
     return q;
   }
-  auto n = empty_planes(x, {batch, groups, w.out_h, w.out_w}, channels_last);
-  with_type(q.scalar_type(), [&](auto zero) {
-    using A = Accumulate<decltype(zero)>;
-    const A* in = q.const_data_ptr<A>();
-    A* out = n.mutable_data_ptr<A>();
-    const auto k = call.constants<A>();
-    const int64_t inner = channels_last ? groups : 1, planes = channels_last ? batch : batch * groups;
-    parallel(planes * w.out_h, (w.kh * w.in_w + w.kw * w.out_w) * inner,
-             [&](int64_t begin, int64_t end) { run_window(in, out, w, inner, k, begin, end); });
-  });
-  return n;
+  return window_sums(call, q, channels_last, true);
+}
+
+at::Tensor patch_products(const Call& call, const at::Tensor& x, const at::Tensor& v, bool channels_last) {
+  const auto dtype = accumulate_type(x.scalar_type());
+  const auto q = at::mul(x.to(dtype), v.to(dtype)).unflatten(1, {call.spec.groups, -1}).sum(2);
+  if (call.window.pointwise()) return q;
+  const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  return window_sums(call, q.contiguous(format), channels_last, false);
 }
 
 at::Tensor spread(const Call& call, const at::Tensor& t, bool channels_last) {

@@ -13,6 +13,9 @@ using namespace bcos::cpu;
 // double)
 at::Tensor patch_norm(const Call& call, const at::Tensor& x, bool channels_last);
 
+// The same for v of x's shape -> m [N, G, OH, OW]: the sum of x v over every patch
+at::Tensor patch_products(const Call& call, const at::Tensor& x, const at::Tensor& v, bool channels_last);
+
 // t [N, G, OH, OW] -> r [N, G, H, W]: the sum of t over the patches that hold each pixel
 at::Tensor spread(const Call& call, const at::Tensor& t, bool channels_last);
 

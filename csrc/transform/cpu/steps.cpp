@@ -1,14 +1,19 @@
 #include "transform/cpu/steps.h"
 
+#include <ATen/ops/div.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/eq.h>
 #include <ATen/ops/full_like.h>
+#include <ATen/ops/sub.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <atomic>
 
 #include "common/cpu/row_gemm.h"
-#include "transform/cpu/scale.h"
+#include "transform/cpu/scale_second.h"
 #include "transform/cpu/weight_norm.h"
 
 namespace bcos::transform::cpu {
@@ -107,6 +112,7 @@ BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryForm
   pass.u = at::empty(call.of_rows(call.z_shape()), x.options().memory_format(format));
   if (call.has_norm())
     pass.t = at::empty(call.of_rows(saved.n.sizes().vec()), saved.n.options().memory_format(format));
+  const bool joins = saved.dl.defined();
   const int64_t filters = call.filters, shares = at::get_num_threads();
   at::Tensor dbias;
   if (needs.bias) dbias = at::zeros({shares, filters}, pass.alpha.options());
@@ -131,18 +137,21 @@ BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryForm
       in_rows(some, begin, end, [](const auto& row, int64_t first, int64_t last) { run(row, first, last); });
     };
     const int64_t units = call.rows * outputs.units();
-    if (!needs.bias && !after)
+    if (!needs.bias && !joins && !after)
       parallel(units, outputs.unit_size(), [&](int64_t begin, int64_t end) { of_rows(scale, begin, end); });
-    if (needs.bias || after) {
+    if (needs.bias || joins || after) {
       parallel_shares(shares, units, [&](int64_t share, int64_t begin, int64_t end) {
         auto mine = scale;
         if (needs.bias) mine.dbias = dbias.mutable_data_ptr<A>() + share * filters;
-        if (!after) return of_rows(mine, begin, end);
+        const ScaleJoin<T, U> join{
+            pointer<U>(saved.dl), scale.winner, pointer<A>(saved.dn), scale.n, scale.alpha, scale.u, scale.t,
+            mine.dbias,           outputs,      scale.max_out,        scale.k};
         in_tiles(begin, end, [&](int64_t first, int64_t last) {
           of_rows(mine, first, last);
-          after(pass, first, last);
+          if (joins) run(join, first, last);
+          if (after) after(pass, first, last);
         });
-        RowGemm::release();
+        if (after) RowGemm::release();
       });
     }
     if (needs.b) {
@@ -161,6 +170,58 @@ BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryForm
 
 at::Tensor empty_gradient(const Call& call, const at::Tensor& x) {
   return at::empty(call.of_rows(x.sizes().vec()), x.options().memory_format(x.suggest_memory_format()));
+}
+
+BackwardPass finish_second(const Call& call, const Saved& saved, const at::Tensor& z, const at::Tensor& m,
+                           const Tiling& outputs, bool detached, Second& out, const TileStep& before) {
+  BackwardPass pass;
+  pass.alpha = filter_scale(saved.weight, call.spec.unit);
+  pass.u = at::empty_like(z);
+  const bool in_place = call.spec.max_out == 1 && call.spec.out_dtype == z.scalar_type();
+  const auto dgrad = in_place ? z : at::empty_like(saved.grad);
+  at::Tensor rm;
+  if (!detached && call.has_norm()) {
+    rm = at::zeros_like(saved.n);
+    if (m.defined()) {
+      const auto root = at::sub(saved.n, call.spec.eps_outside);
+      rm = at::where(at::eq(root, 0), rm, at::div(m, root)).contiguous(saved.n.suggest_memory_format());
+    }
+    out.l = at::empty_like(saved.grad);
+    out.n = at::empty_like(saved.n);
+    pass.t = at::empty_like(saved.n);
+  }
+  with_types(z.scalar_type(), call.spec.out_dtype, [&](auto t, auto u) {
+    using T = decltype(t);
+    using U = decltype(u);
+    using A = Accumulate<T>;
+    const ScaleSecond<T, U> scale{pointer<U>(saved.grad),
+                                  pointer<U>(saved.y),
+                                  pointer<U>(saved.l),
+                                  pointer<uint8_t>(saved.winner),
+                                  pointer<T>(z),
+                                  pointer<A>(saved.n),
+                                  pointer<A>(rm),
+                                  pointer<A>(pass.alpha),
+                                  mutable_pointer<U>(dgrad),
+                                  mutable_pointer<T>(pass.u),
+                                  mutable_pointer<U>(out.l),
+                                  mutable_pointer<A>(out.n),
+                                  mutable_pointer<A>(pass.t),
+                                  outputs,
+                                  call.spec.max_out,
+                                  call.power,
+                                  call.constants<A>()};
+    if (!before) return run_all(scale);
+    parallel(outputs.units(), kTiledWork, [&](int64_t begin, int64_t end) {
+      in_tiles(begin, end, [&](int64_t first, int64_t last) {
+        before(first, last);
+        run(scale, first, last);
+      });
+      RowGemm::release();
+    });
+  });
+  out.grad = dgrad;
+  return pass;
 }
 
 void add_norm_gradient(const at::Tensor& x, const at::Tensor& r, const Tiling& inputs, at::Tensor& dx) {

@@ -23,7 +23,7 @@ void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& z,
 // for each row of each image.
 struct BackwardPass {
   at::Tensor u;      // grad * dy/dl * alpha, shaped and typed as z
-  at::Tensor t;      // as n: coefficient of x in dx, per patch; undefined for b = 1
+  at::Tensor t;      // as n: coefficient of x in dx, per patch; undefined where n has no gradient
   at::Tensor alpha;  // filter_scale of the weight
 };
 // `after`, where given, follows each tile of u and t.
@@ -35,6 +35,12 @@ BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryForm
 // An uninitialised dx for every row of every image, and what stands for x in a vendor's dgrad, which reads
 // its shape and strides alone.
 at::Tensor empty_gradient(const Call& call, const at::Tensor& x);
+
+// The elementwise part of the second derivative, from z = v * w and the sums m of x v over the patches, which
+// are undefined where the scale is frozen. Fills grad, n and l of `out` and returns u, the gradient at v * w,
+// and t, the coefficient of v in the gradient of x. `before`, where given, writes z of a tile's units first.
+BackwardPass finish_second(const Call& call, const Saved& saved, const at::Tensor& z, const at::Tensor& m,
+                           const Tiling& outputs, bool detached, Second& out, const TileStep& before = {});
 
 // dx += x * r, in place
 void add_norm_gradient(const at::Tensor& x, const at::Tensor& r, const Tiling& inputs, at::Tensor& dx);

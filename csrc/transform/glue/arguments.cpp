@@ -88,6 +88,18 @@ Saved make_saved(const Call& call, const Inputs& inputs, const at::Tensor& grad,
   return saved;
 }
 
+void set_joined(const Call& call, const OptionalTensor& dn, const OptionalTensor& dl, Saved& saved) {
+  if (!dn && !dl) return;
+  TORCH_CHECK_VALUE(call.has_norm(), "dn or dl is a tensor, allowed: None, because b = 1 has no scale");
+  TORCH_CHECK_VALUE(dn && dl, "one of dn and dl is None, allowed: both or none");
+  auto n_shape = call.y_shape();
+  n_shape[1] = call.spec.groups;
+  check_exactly(saved.x, "dn", *dn, n_shape, accumulate_type(call.dtype));
+  check_exactly(saved.x, "dl", *dl, call.y_shape(), call.spec.out_dtype);
+  saved.dn = *dn;
+  saved.dl = *dl;
+}
+
 Needs make_needs(const std::vector<bool>& needs, const OptionalTensor& b) {
   TORCH_CHECK_VALUE(needs.size() == 4, "needs has ", needs.size(), " values, allowed: 4");
   return {needs[0], needs[1], needs[2], needs[3] && b.has_value()};
@@ -104,6 +116,11 @@ Forward pack(const Outputs& outputs, const at::Tensor& x) {
 
 Backward pack(Gradients&& gradients) {
   return {gradients.x, gradients.weight, gradients.bias, gradients.b};
+}
+
+SecondOrder pack(const Second& second) {
+  const auto or_none = [](const at::Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
+  return {second.grad, second.x, second.weight, or_none(second.n), or_none(second.l)};
 }
 
 }  // namespace bcos::transform::glue

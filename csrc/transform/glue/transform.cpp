@@ -22,16 +22,35 @@ Forward forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTen
 
 Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
                   const OptionalTensor& b, const OptionalTensor& y, const at::Tensor& n, const at::Tensor& l,
-                  const at::Tensor& winner, const Spec& spec, bool frozen, const std::vector<bool>& needs) {
+                  const at::Tensor& winner, const OptionalTensor& dn, const OptionalTensor& dl,
+                  const Spec& spec, bool frozen, const std::vector<bool>& needs) {
   const PlainAten guard;
   const Inputs inputs{x, weight, std::nullopt, b};
   auto call = make_call(kCpu, spec, inputs);
   call.frozen = frozen;
   const auto wanted = make_needs(needs, b);
   call.rows = count_rows(call, grad, wanted);
-  const auto saved = make_saved(call, inputs, grad, y, n, l, winner);
+  auto saved = make_saved(call, inputs, grad, y, n, l, winner);
+  set_joined(call, dn, dl, saved);
   return pack(spec.linear ? cpu::linear_backward(call, saved, wanted)
                           : cpu::conv2d_backward(call, saved, wanted));
+}
+
+SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
+                   const OptionalTensor& y, const at::Tensor& n, const at::Tensor& l,
+                   const at::Tensor& winner, const Spec& spec, bool frozen, bool detached,
+                   const std::vector<bool>& needs) {
+  const PlainAten guard;
+  TORCH_CHECK_VALUE(spec.b, "spec has b=None, allowed: a number");
+  TORCH_CHECK_VALUE(needs.size() == 2, "needs has ", needs.size(), " values, allowed: 2");
+  const Inputs inputs{x, weight, std::nullopt, std::nullopt};
+  auto call = make_call(kCpu, spec, inputs);
+  call.frozen = frozen || detached;
+  check_exactly(x, "v", v, x.sizes(), x.scalar_type());
+  const auto saved = make_saved(call, inputs, grad, y, n, l, winner);
+  const SecondNeeds wanted{needs[0], needs[1], detached};
+  return pack(spec.linear ? cpu::linear_second(call, saved, v, wanted)
+                          : cpu::conv2d_second(call, saved, v, wanted));
 }
 
 at::Tensor patch_norm(const at::Tensor& x, const Ints& kernel, const Spec& spec) {

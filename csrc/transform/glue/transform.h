@@ -12,7 +12,16 @@ Forward forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTen
 // -> dx, dweight, dbias, db, none where not needed. `frozen`: the scale is a constant of this derivative.
 Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
                   const OptionalTensor& b, const OptionalTensor& y, const at::Tensor& n, const at::Tensor& l,
-                  const at::Tensor& winner, const Spec& spec, bool frozen, const std::vector<bool>& needs);
+                  const at::Tensor& winner, const OptionalTensor& dn, const OptionalTensor& dl,
+                  const Spec& spec, bool frozen, const std::vector<bool>& needs);
+
+// The gradients of <v, dx>, where dx is what the backward returns for x -> those of grad, x, weight, n and l.
+// A backward takes the last two as dn and dl; they are none where the scale is `detached`, which means a
+// constant of every derivative. `needs` is for x and weight.
+SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
+                   const OptionalTensor& y, const at::Tensor& n, const at::Tensor& l,
+                   const at::Tensor& winner, const Spec& spec, bool frozen, bool detached,
+                   const std::vector<bool>& needs);
 
 // The norm of every patch: x [N, C, H, W], kernel (kh, kw) -> n [N, G, OH, OW].
 at::Tensor patch_norm(const at::Tensor& x, const Ints& kernel, const Spec& spec);

@@ -1,0 +1,12 @@
+#include "transform/cpu/scale_second_kernels.h"
+
+namespace bcos::transform::cpu {
+
+BCOS_CLONES void run(const ScaleSecond<double, double>& f, int64_t begin, int64_t end) {
+  second<Power::One, Power::Two, Power::General>(f, begin, end);
+}
+BCOS_CLONES void run(const ScaleJoin<double, double>& f, int64_t begin, int64_t end) {
+  join(f, begin, end);
+}
+
+}  // namespace bcos::transform::cpu

@@ -1,0 +1,208 @@
+// The passes of scale_second.h for any element types. Each scale_second_*.cpp compiles them for its own
+// types.
+#pragma once
+
+#include "transform/cpu/scale_kernels.h"
+#include "transform/cpu/scale_second.h"
+
+namespace bcos::transform::cpu {
+namespace {
+
+// What is known of a row's patches, and what is summed over them: a value for each element of the row
+// (PerNorm) or one.
+template <typename A>
+struct Patches {
+  const A *n, *rm;
+  A *dn, *t;
+
+  Patches at(int64_t i) const { return {shift(n, i), shift(rm, i), shift(dn, i), shift(t, i)}; }
+};
+
+// Adds the row's sums to dn and t, as sums over its elements of what `finish` completes.
+template <Power P, bool Max, bool Attached, bool PerNorm, bool PerFilter, typename T, typename U, typename A>
+BCOS_INLINE void second_row(const ScaleSecond<T, U>& f, int64_t z0, int64_t z_stride, int64_t filter_stride,
+                            int64_t y0, const Patches<A>& patches, int64_t filter, int64_t size,
+                            const Constants<A>& k) {
+  constexpr bool normed = P != Power::One;
+  const int64_t max_out = Max ? f.max_out : 1, stride = Max ? z_stride : 1, step = PerFilter ? max_out : 0;
+  const U *grad = f.grad + y0, *y = shift(f.y, y0), *l = shift(f.l, y0);
+  const uint8_t* winner = shift(f.winner, y0);
+  const T* z = f.z + z0;
+  T* u = f.u + z0;
+  U *dgrad = f.dgrad + y0, *dl = shift(f.dl, y0);
+  const A *alpha = f.alpha + filter, *n = patches.n, *rm = patches.rm;
+  A *dn = patches.dn, *t = patches.t;
+  const A inv_row = normed && !PerNorm ? safe_inverse(*n) : A(0), rm_row = Attached && !PerNorm ? *rm : A(0);
+  A sum_dn = 0, sum_t = 0;
+#pragma omp simd reduction(+ : sum_dn, sum_t)
+  for (int64_t i = 0; i < size; i++) {
+    const A inv_n = normed && PerNorm ? safe_inverse(n[i]) : inv_row;
+    const A rm_i = Attached && PerNorm ? rm[i] : rm_row;
+    const A l_i = P == Power::General ? A(l[i]) : A(0), y_i = P == Power::Two ? A(y[i]) : A(0);
+    const int64_t which = Max ? winner[i] : 0;
+    const A g = A(grad[i]), p = A(z[i * stride + which * filter_stride]) * alpha[i * step + which];
+    const Partials<A> d = partials<P>(y_i, l_i, inv_n, k);
+    if constexpr (Max) {
+      for (int64_t o = 0; o < max_out; o++)
+        u[i * stride + o * filter_stride] = o == which ? T(g * d.l * alpha[i * step + o]) : T(0);
+    } else {
+      u[i] = T(g * d.l * alpha[i * step]);
+    }
+    dgrad[i] = U(d.l * p + d.n * rm_i);
+    if constexpr (Attached) {
+      const A cosine = signed_cosine<P>(y_i, l_i, inv_n);
+      const A slope = g * curvature<P>(cosine, inv_n, k) * (p - cosine * rm_i);
+      dl[i] = U(slope);
+      if constexpr (PerNorm) {
+        dn[i] -= cosine * slope;
+        t[i] += g * d.n;
+      } else {
+        sum_dn -= cosine * slope;
+        sum_t += g * d.n;
+      }
+    }
+  }
+  if constexpr (Attached && !PerNorm) {
+    *dn += sum_dn;
+    *t += sum_t;
+  }
+}
+
+// t = r sum of g Q, and what the slope of r adds to the gradient of n
+template <typename A>
+BCOS_INLINE void finish(const Patches<A>& patches, int64_t size, const Constants<A>& k) {
+  for (int64_t i = 0; i < size; i++) {
+    patches.t[i] *= root_gradient(patches.n[i], k);
+    patches.dn[i] -= patches.rm[i] * patches.t[i];
+  }
+}
+
+template <Power P, bool Max, bool Attached, typename T, typename U>
+BCOS_INLINE void second_units(const ScaleSecond<T, U>& f, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  const auto k = f.k;
+  const Tiling& t = f.tiling;
+  const int64_t M = f.max_out, per_group = t.per_group, channels = t.channels();
+  const bool narrow = is_narrow<P>(t);
+  const Patches<A> all{f.n, f.rm, f.dn, f.t};
+  std::vector<A> rows(narrow ? 4 * channels : 0);
+  const auto start = [&](const Patches<A>& patches, int64_t size) {
+    if (!Attached) return;
+    std::fill_n(patches.dn, size, A(0));
+    std::fill_n(patches.t, size, A(0));
+  };
+  for (int64_t unit = begin; unit < end; unit++) {
+    if (t.channels_last && per_group == 1) {
+      const auto patches = all.at(unit * channels);
+      start(patches, channels);
+      second_row<P, Max, Attached, true, true>(f, unit * channels * M, M, 1, unit * channels, patches, 0,
+                                               channels, k);
+      if (Attached) finish(patches, channels, k);
+    } else if (t.channels_last && narrow) {
+      const auto patches = all.at(unit * t.groups);
+      A* row = rows.data();
+      const Patches<A> spread_out{row, row + channels, row + 2 * channels, row + 3 * channels};
+      spread(patches.n, t, row);
+      if (Attached) spread(patches.rm, t, row + channels);
+      start(spread_out, channels);
+      second_row<P, Max, Attached, true, true>(f, unit * channels * M, M, 1, unit * channels, spread_out, 0,
+                                               channels, k);
+      if (!Attached) continue;
+      for (int64_t g = 0; g < t.groups; g++) {
+        const A *dn = spread_out.dn + g * per_group, *sums = spread_out.t + g * per_group;
+        patches.dn[g] = std::accumulate(dn, dn + per_group, A(0));
+        patches.t[g] = std::accumulate(sums, sums + per_group, A(0));
+      }
+      finish(patches, t.groups, k);
+    } else if (t.channels_last) {
+      const auto patches = all.at(unit * t.groups);
+      start(patches, t.groups);
+      for (int64_t g = 0; g < t.groups; g++) {
+        const int64_t y0 = unit * channels + g * per_group;
+        second_row<P, Max, Attached, false, true>(f, y0 * M, M, 1, y0, patches.at(g), g * per_group * M,
+                                                  per_group, k);
+      }
+      if (Attached) finish(patches, t.groups, k);
+    } else {
+      const Block b(t, unit);
+      const auto patches = all.at(b.group * t.pixels + b.begin);
+      A part_dn[Tiling::kBlock], part_t[Tiling::kBlock];
+      const Patches<A> part{patches.n, patches.rm, part_dn, part_t};
+      start(patches, b.size);
+      for (int64_t first = 0; first < per_group; first += kSumChannels) {
+        start(part, b.size);
+        for (int64_t o = first; o < std::min(per_group, first + kSumChannels); o++) {
+          const int64_t plane = b.group * per_group + o;
+          second_row<P, Max, Attached, true, false>(f, plane * M * t.pixels + b.begin, 1, t.pixels,
+                                                    plane * t.pixels + b.begin, part, (b.filter + o) * M,
+                                                    b.size, k);
+        }
+        if (Attached) add_row(patches.dn, part_dn, b.size);
+        if (Attached) add_row(patches.t, part_t, b.size);
+      }
+      if (Attached) finish(patches, b.size, k);
+    }
+  }
+}
+
+template <bool Max, bool PerFilter, typename T, typename U>
+BCOS_INLINE void join_row(const ScaleJoin<T, U>& f, int64_t u0, int64_t u_stride, int64_t filter_stride,
+                          int64_t y0, int64_t filter, int64_t size) {
+  using A = Accumulate<T>;
+  const U* dl = f.dl + y0;
+  const uint8_t* winner = shift(f.winner, y0);
+  const int64_t step = PerFilter ? f.max_out : 0, stride = Max ? u_stride : 1;
+  const A* alpha = f.alpha + filter;
+  T* u = f.u + u0;
+  A* dbias = shift(f.dbias, filter);
+  const auto add = [&](int64_t i) BCOS_INLINE_BODY {
+    const int64_t which = Max ? winner[i] : 0, at = i * stride + which * filter_stride;
+    u[at] = T(A(u[at]) + A(dl[i]) * alpha[i * step + which]);
+  };
+  if (dbias) {
+    for (int64_t i = 0; i < size; i++) dbias[i * step + (Max ? winner[i] : 0)] += A(dl[i]);
+  }
+#pragma omp simd
+  for (int64_t i = 0; i < size; i++) add(i);
+}
+
+template <bool Max, typename T, typename U>
+BCOS_INLINE void join_units(const ScaleJoin<T, U>& f, int64_t begin, int64_t end) {
+  const Tiling& t = f.tiling;
+  const int64_t M = f.max_out, channels = t.channels();
+  const auto add_to_t = [&](int64_t first, int64_t size) BCOS_INLINE_BODY {
+    for (int64_t i = first; i < first + size; i++) f.t[i] += f.dn[i] * root_gradient(f.n[i], f.k);
+  };
+  if (t.channels_last) add_to_t(begin * t.groups, (end - begin) * t.groups);
+  for (int64_t unit = begin; unit < end; unit++) {
+    if (t.channels_last) {
+      join_row<Max, true>(f, unit * channels * M, M, 1, unit * channels, 0, channels);
+      continue;
+    }
+    const Block b(t, unit);
+    add_to_t(b.group * t.pixels + b.begin, b.size);
+    for (int64_t o = 0; o < t.per_group; o++) {
+      const int64_t plane = b.group * t.per_group + o;
+      join_row<Max, false>(f, plane * M * t.pixels + b.begin, 1, t.pixels, plane * t.pixels + b.begin,
+                           (b.filter + o) * M, b.size);
+    }
+  }
+}
+
+template <typename T, typename U>
+BCOS_INLINE void join(const ScaleJoin<T, U>& f, int64_t begin, int64_t end) {
+  f.max_out > 1 ? join_units<true>(f, begin, end) : join_units<false>(f, begin, end);
+}
+
+template <Power... Powers, typename T, typename U>
+BCOS_INLINE void second(const ScaleSecond<T, U>& f, int64_t begin, int64_t end) {
+  by_formula<Powers...>(f.power, f.max_out, [&](auto power, auto max) BCOS_INLINE_BODY {
+    if constexpr (power() != Power::One) {
+      if (f.dl) return second_units<power(), max(), true>(f, begin, end);
+    }
+    second_units<power(), max(), false>(f, begin, end);
+  });
+}
+
+}  // namespace
+}  // namespace bcos::transform::cpu
