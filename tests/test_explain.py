@@ -316,6 +316,19 @@ def test_the_default_chunk_fits_into_the_free_memory(monkeypatch):
     assert passes.default_chunk(y, x, 5) == 5
 
 
+def test_a_backward_forms_no_more_rows_than_a_chunk(monkeypatch):
+    model, x, sizes, backward = made("bcos"), example("bcos"), [], passes._backward
+
+    def counted(logits, x, gradients, *options):
+        sizes.append(len(gradients))
+        return backward(logits, x, gradients, *options)
+
+    monkeypatch.setattr(passes, "_backward", counted)
+    bk.explain(model, x, "top5", chunk=2)
+    bk.explain(model, x, [(0, 1), (2, 0), (0, 3), (0, 2)], chunk=2)
+    assert sizes == [2, 2, 1, 2, 1]
+
+
 # ------------------------------------------------------------------------------------------------ bad input
 
 
