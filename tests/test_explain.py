@@ -305,15 +305,27 @@ def test_images_of_inference_mode_and_calls_within_no_grad():
         assert not torch.is_grad_enabled()
 
 
-def test_the_default_chunk_fits_into_the_free_memory(monkeypatch):
+def test_the_default_chunk_keeps_gradients_small_and_rows_many(monkeypatch):
     x = torch.rand(4, 6, 32, 32, requires_grad=True)
-    model = bk.BcosConv2d(6, 8, 3, padding=1)
-    y = model(x).sum((2, 3))
-    largest = 4 * 8 * 32 * 32 * 4
-    for free, expected in ((0, 1), (passes.LIVE * largest / passes.SHARE * 3.5, 3), (1e12, passes.ENOUGH // 4)):
-        monkeypatch.setattr(passes, "_free_bytes", lambda device, free=free: int(free))
+    model = nn.Sequential(bk.BcosConv2d(6, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8000))
+    y = model(x)
+    largest = (
+        4 * 8 * 32 * 32 * 4
+    )  # the first layer's output; the gradient of the last weight, which is larger, is not formed
+    for rows, expected in ((0.5, 1), (3.5, 1), (4.5, 4), (20.5, 20)):
+        monkeypatch.setattr(passes, "MAPPED", int(rows * largest))
         assert passes.default_chunk(y, x, 1000) == expected
-    assert passes.default_chunk(y, x, 5) == 5
+    assert passes.default_chunk(y, x, 5) == 5 and passes.default_chunk(y, x, 3) == 1
+
+
+def test_the_default_chunk_of_a_gpu_fits_into_its_free_memory(monkeypatch):
+    x = torch.rand(4, 6, 32, 32, requires_grad=True)
+    y = bk.BcosConv2d(6, 8, 3, padding=1)(x).sum((2, 3))
+    of_one = passes.LIVE * 4 * 8 * 32 * 32 * 4
+    for free, expected in ((0, 1), (3.5 * of_one / passes.SHARE, 3), (1e12, passes.ENOUGH // 4)):
+        monkeypatch.setattr(passes, "_free_bytes", lambda device, free=free: int(free))
+        monkeypatch.setattr(passes, "_on_cpu", lambda x: False)
+        assert passes.default_chunk(y, x, 1000) == expected
 
 
 def test_a_backward_forms_no_more_rows_than_a_chunk(monkeypatch):
