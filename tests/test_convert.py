@@ -44,10 +44,12 @@ def outcomes(model, x, training):
 
 
 def assert_same(ours, theirs, rtol=1e-10):
-    """Each tensor of ours is that of theirs; parameters may stand in another order."""
+    """Each tensor of ours is that of theirs; parameters may stand in another order, and zeros in place of None."""
     assert (ours[0] - theirs[0]).norm() <= rtol * theirs[0].norm()
     assert (ours[-1] - theirs[-1]).norm() <= rtol * theirs[-1].norm() and theirs[-1].any()
-    sizes = [sorted((t.numel(), t.norm().item()) for t in found if t is not None) for found in (ours, theirs)]
+    sizes = [
+        sorted((t.numel(), t.norm().item()) for t in found if t is not None and t.any()) for found in (ours, theirs)
+    ]
     assert len(sizes[0]) == len(sizes[1])
     for a, b in zip(*sizes, strict=True):
         assert a[0] == b[0] and math.isclose(a[1], b[1], rel_tol=1e-8, abs_tol=1e-300)
@@ -60,6 +62,21 @@ def test_it_is_the_second_conversion(name):
     assert ours.logit_layer is None and not ours.training
     for training in (False, True):
         assert_same(outcomes(ours, six(), training), outcomes(theirs, six(), training))
+
+
+@pytest.mark.parametrize("name", ["resnet", "convnext", "vit", "clip"])
+def test_a_loss_on_an_explanation(name):
+    """The second derivatives, by the parameters, of what is trained with explanations."""
+    plain = network(name)
+    losses = []
+    for model in (bk.convert(plain, logit_bias=None), Second(plain, name).eval()):
+        explain(model, True)
+        x = six().requires_grad_()
+        (explanation,) = torch.autograd.grad(model(x)[:, 0].sum(), x, create_graph=True)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        found = torch.autograd.grad(explanation.square().sum(), parameters, allow_unused=True)
+        losses.append([explanation, *found, explanation])
+    assert_same(*losses)
 
 
 def test_the_unpooled_attention_pool():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conversion_families import ClipResNet, images, network, six
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import bcos_kernels as bk
 from bcos_kernels.compat import import_reference
@@ -36,6 +37,7 @@ def hooked():
         (lambda: nn.Sequential(bcos.modules.BcosConv2d(6, 4, 3)), {}, ValueError, "the network is one already"),
         (lambda: bk.convert(nn.Conv2d(3, 4, 3)), {}, ValueError, "BcosNetwork is a B-cos layer"),
         (hooked, {}, ValueError, "1 has hooks, which would be lost"),
+        (lambda: weight_norm(nn.Conv2d(3, 4, 3)), {}, ValueError, "has parametrizations, which would be lost"),
         (ClipResNet, {"b": 0.5}, ValueError, "b=0.5"),
         (ClipResNet, {"b": torch.tensor(2.0)}, TypeError, "a float is needed; learn_b makes parameters of it"),
         (ClipResNet, {"b": "2"}, TypeError, "b='2'"),

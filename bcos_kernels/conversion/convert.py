@@ -83,7 +83,8 @@ def convert(
     Raises:
         TypeError: ``model`` is not a module or was compiled by TorchScript, or an argument is of another type.
         ValueError: the model has B-cos layers already, or none that could become one; its first layer takes another
-            number of channels; a module that would be replaced has hooks; or an argument is not allowed.
+            number of channels; a module that would be replaced has hooks or parametrizations; or an argument is not
+            allowed.
 
     Warns:
         UserWarning: modules were left alone, because there is no rule for them: explanations may be wrong.
@@ -150,12 +151,16 @@ def _takes_patches(model: nn.Module, name: str) -> bool:
 
 
 def _check_hooks(model: nn.Module) -> None:
+    """Raises if a module that would be replaced has something that its replacement would not have."""
     for name, module in model.named_modules():
         hooks = (
             module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks,
         )  # fmt: skip
-        if isinstance(module, CONVERTIBLE) and any(hooks):
-            raise ValueError(f"model: {name or type(model).__name__} has hooks, which would be lost: remove them first")
+        what = "hooks" if any(hooks) else "parametrizations" if "parametrizations" in module._modules else None
+        if isinstance(module, CONVERTIBLE) and what is not None:
+            raise ValueError(
+                f"model: {name or type(model).__name__} has {what}, which would be lost: remove them first"
+            )
 
 
 class _Conversion:
