@@ -336,7 +336,7 @@ def test_what_is_not_understood_is_named(monkeypatch):
         ("again", "BcosConv2d"),
     ]
     assert [row.reason for row in report.rows if row.reason] == [
-        "its own own: as it was", "there is no rule for SiLU", "there is no rule for InstanceNorm2d",
+        "its own parameters stay: own", "there is no rule for SiLU", "there is no rule for InstanceNorm2d",
     ]  # fmt: skip
     text = f"{report}\n{report.table()}"
     assert "2 modules converted, 1 kept, 2 left alone" in text and "left alone: 1 module of class SiLU" in text

@@ -255,7 +255,7 @@ class _Conversion:
             if not reason and next(plain.children(), None) is not None:
                 if not plain._parameters:
                     return None
-                reason = f"its own {', '.join(plain._parameters)}: as it was"
+                reason = f"its own parameters stay: {', '.join(plain._parameters)}"
             return Row(path, title, None, reason, found.understood)
         return Row(path, title, became, reason)
 
