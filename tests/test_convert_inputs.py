@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conversion_families import ClipResNet, images, network, six
+from families import altered
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -36,6 +37,7 @@ def hooked():
         (lambda: nn.Sequential(bk.BcosConv2d(6, 4, 3)), {}, ValueError, "0 is a B-cos layer"),
         (lambda: nn.Sequential(bcos.modules.BcosConv2d(6, 4, 3)), {}, ValueError, "the network is one already"),
         (lambda: bk.convert(nn.Conv2d(3, 4, 3)), {}, ValueError, "BcosNetwork is a B-cos layer"),
+        (lambda: altered(ClipResNet(), transform_input=True), {}, ValueError, "transform_input=True would see three"),
         (hooked, {}, ValueError, "1 has hooks, which would be lost"),
         (lambda: weight_norm(nn.Conv2d(3, 4, 3)), {}, ValueError, "has parametrizations, which would be lost"),
         (ClipResNet, {"b": 0.5}, ValueError, "b=0.5"),

@@ -83,8 +83,8 @@ def convert(
     Raises:
         TypeError: ``model`` is not a module or was compiled by TorchScript, or an argument is of another type.
         ValueError: the model has B-cos layers already, or none that could become one; its first layer takes another
-            number of channels; a module that would be replaced has hooks or parametrizations; or an argument is not
-            allowed.
+            number of channels, or its ``transform_input`` is True; a module that would be replaced has hooks or
+            parametrizations; or an argument is not allowed.
 
     Warns:
         UserWarning: modules were left alone, because there is no rule for them: explanations may be wrong.
@@ -119,6 +119,12 @@ def _first_layer(model: nn.Module) -> tuple[str, Any]:
     for name, module in model.named_modules():
         if isinstance(module, (BcosNetwork, BcosLayer)) or is_candidate(module) or plan_of(module) is not None:
             raise ValueError(f"model: {name or type(model).__name__} is a B-cos layer: the network is one already")
+        if getattr(module, "transform_input", False) is True:  # of torchvision's GoogLeNet and Inception
+            shown = f"{name}." if name else ""
+            raise ValueError(
+                f"model: {shown}transform_input=True would see three channels: set it to False, "
+                "and convert with mean=(0.5,) * 3, std=(0.5,) * 3, which do the same"
+            )
     layers = [
         (name, module)
         for name, module in model.named_modules()
