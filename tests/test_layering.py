@@ -10,7 +10,7 @@ import bcos_kernels
 
 ROOT = Path(bcos_kernels.__file__).parent
 FLOORS = [
-    "__main__", "cli", "metrics", "explanation", "tuning", "conversion", "adopt", "modules", "functional", "op", "gpu",
+    "__main__", "cli", "metrics", "conversion", "explanation", "tuning", "adopt", "modules", "functional", "op", "gpu",
     "core",
     "compat", "text", "tally",
 ]  # fmt: skip
