@@ -222,7 +222,7 @@ def test_what_explain_does_not_take():
     for image, idx, message in [
         (six(), None, r"image has shape \(2, 6, 32, 32\)"),
         (six(count=1), 7, "class 7 is out of range, the model has 7 classes"),
-        (images(count=1), None, r"images have shape \(1, 3, 32, 32\).*AddInverse"),
+        (images(count=1), None, r"images has shape \(1, 3, 32, 32\).*AddInverse"),
     ]:
         with pytest.raises(ValueError, match=message):
             converted.explain(image, idx)
