@@ -7,13 +7,13 @@ from .modules import BcosConv2d, BcosConv2dWithScale, BcosLinear
 
 __version__ = "0.1.0"
 __all__ = [
-    "BcosConv2d", "BcosConv2dWithScale", "BcosLinear", "accelerate", "explain", "functional", "metrics", "report",
-    "restore", "tune",
+    "AddInverse", "BcosConv2d", "BcosConv2dWithScale", "BcosLinear", "accelerate", "convert", "explain", "functional",
+    "metrics", "report", "restore", "tune",
 ]  # fmt: skip
 
 _ROOMS = {
-    "accelerate": "adopt", "explain": "explanation", "metrics": "metrics", "report": "adopt", "restore": "adopt",
-    "tune": "tuning",
+    "AddInverse": "conversion", "accelerate": "adopt", "convert": "conversion", "explain": "explanation",
+    "metrics": "metrics", "report": "adopt", "restore": "adopt", "tune": "tuning",
 }  # fmt: skip
 """What is imported when it is first used -> the module that holds it, or is it."""
 
