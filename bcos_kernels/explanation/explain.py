@@ -149,5 +149,5 @@ def _telling_of_channels(model: nn.Module, x: Tensor):
             raise
         raise ValueError(
             f"images has shape {tuple(x.shape)}: the first convolution takes {first.shape[1]} channels, which are "
-            f"[x, 1 - x]: apply AddInverse to the images, torch.cat([images, 1 - images], 1)"
+            "[x, 1 - x]: apply AddInverse to the images, bcos_kernels.AddInverse()(images)"
         ) from error
