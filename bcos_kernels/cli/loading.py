@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import adopt
 from ..compat import declare_torchvision_operators_when_needed, import_reference
+from ..conversion import AddInverse
 from ..explanation.modes import has_explanation_mode
 from .terminal import factory, json_object
 
@@ -152,13 +153,3 @@ def transform_of(model: nn.Module, size: int | None, whole: bool = False) -> Cal
 def _adds_inverse(model: nn.Module) -> bool:
     """Whether the model itself forms the inverse channels."""
     return any(type(module).__name__ == "AddInverse" for module in model.modules())
-
-
-class AddInverse:
-    """``[3, H, W] -> [6, H, W]``: x and 1 - x."""
-
-    def __call__(self, image: Tensor) -> Tensor:
-        return torch.cat([image, 1 - image])
-
-    def __repr__(self) -> str:
-        return "AddInverse()"

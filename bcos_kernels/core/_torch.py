@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,17 +99,26 @@ def will_run(node) -> bool:
         return True
 
 
-def largest_gradient(node) -> int:
-    """The bytes of the largest gradient that a backward from this node of the graph passes on."""
-    largest, seen, left = 0, {node}, [node]
+def largest_gradient(y: Tensor, x: Tensor) -> int:
+    """The bytes of the largest gradient that a backward from y to x alone passes on."""
+    first, last = y.grad_fn, torch.autograd.graph.get_gradient_edge(x).node
+    before: dict[Any, list[Any]] = {first: []}
+    left: list[Any] = [first]
     while left:
         node = left.pop()
-        for result in node._input_metadata:
-            largest = max(largest, result.dtype.itemsize * math.prod(result.shape))
-        following = {next_node for next_node, _ in node.next_functions if next_node is not None} - seen
-        seen |= following
-        left.extend(following)
-    return largest
+        for following, _ in node.next_functions:
+            if following is not None:
+                if following not in before:
+                    before[following] = []
+                    left.append(following)
+                before[following].append(node)
+    used, left = {last}, [last]
+    while left:
+        found = [node for node in before.get(left.pop(), ()) if node not in used]
+        used.update(found)
+        left.extend(found)
+    results = (result for node in used for result in node._input_metadata)
+    return max(result.dtype.itemsize * math.prod(result.shape) for result in results)
 
 
 def saved_tensor_of(ctx, index: int):

@@ -29,7 +29,7 @@ def explain(
     chunk: int | None = None,
     weights: bool = True,
 ) -> Explanation:
-    """Explains a batch of images: one forward, and one backward for all classes that fit into memory.
+    """Explains a batch of images: one forward for all classes, and backwards of ``chunk`` classes each.
 
     In explanation mode a B-cos network computes ``logits = W(x) x (+ bias)``, and row k of W(x) is the gradient of
     logit k with every scale held constant (Böhle et al., B-cos Networks, CVPR 2022, section 3.2.2). The model may be
@@ -52,7 +52,7 @@ def explain(
             tokens, and ``targets`` counts its K channels.
         create_graph: whether the result can be differentiated, for losses on explanations. A model of the late mode
             is then differentiated through its scales as well.
-        chunk: how many rows of every image one backward forms. None takes as many as the free memory allows.
+        chunk: how many rows of every image one backward forms. None takes as many as are fast and fit into memory.
         weights: whether the result holds the weights; without them it holds the contributions alone, which take
             less memory by a factor of C.
 
@@ -149,5 +149,5 @@ def _telling_of_channels(model: nn.Module, x: Tensor):
             raise
         raise ValueError(
             f"images has shape {tuple(x.shape)}: the first convolution takes {first.shape[1]} channels, which are "
-            f"[x, 1 - x]: apply AddInverse to the images, torch.cat([images, 1 - images], 1)"
+            "[x, 1 - x]: apply AddInverse to the images, bcos_kernels.AddInverse()(images)"
         ) from error

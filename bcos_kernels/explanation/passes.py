@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,12 +14,16 @@ from .targets import Rows
 __all__ = ["Found", "default_chunk", "form"]
 
 SHARE = 0.25
-"""The part of the free memory that a default chunk may take."""
+"""The part of a GPU's free memory that a default chunk may take."""
 LIVE = 6
 """How many gradients of the size of the largest activation are alive at once; DenseNets and residual networks measure
 3 to 5."""
 ENOUGH = 64
-"""Images whose gradients fill a device: a default chunk does not grow beyond them."""
+"""Images whose gradients fill a GPU: a default chunk does not grow beyond them."""
+MAPPED = 2**25
+"""The bytes from which malloc maps fresh pages for every tensor. On a CPU a default chunk keeps gradients below."""
+FEW = 4
+"""A backward of fewer rows takes longer than one backward for each, by what torch's vmap adds."""
 
 
 @dataclass(frozen=True)
@@ -111,16 +114,19 @@ class _Kept:
 
 
 def default_chunk(logits: Tensor, x: Tensor, count: int) -> int:
-    """How many of ``count`` rows one backward forms: as many as fill the device and fit into the free memory."""
-    of_one = LIVE * _torch.largest_gradient(logits.grad_fn)
-    fitting = int(SHARE * _free_bytes(x.device) / max(1, of_one))
-    return max(1, min(count, fitting, -(-ENOUGH // max(1, len(x)))))
+    """How many of ``count`` rows one backward forms: as many as fill the device and fit into its memory."""
+    of_one = _torch.largest_gradient(logits, x)
+    if _on_cpu(x):
+        fitting = min(count, MAPPED // of_one)
+        return fitting if fitting >= FEW else 1
+    fitting = int(SHARE * _free_bytes(x.device) / (LIVE * of_one))
+    return max(1, min(count, fitting, -(-ENOUGH // len(x))))
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu"
 
 
 def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 2**31  # a system that does not tell
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
