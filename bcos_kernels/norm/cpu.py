@@ -49,9 +49,7 @@ def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, 
     """The gradients of ⟨v, dx⟩: those of grad, x, weight, bias, mean, var and the variance of the forward."""
     x, weight, _, mean, var = inputs
     needs = [wanted[2], bool(call.intermediates)]
-    dgrad, dweight, dvar = _C.norm_second(
-        v, grad, x, weight, mean, var, saved.mean, saved.var, call.spec.native, needs
-    )
+    dgrad, dweight, dvar = _C.norm_second(v, grad, x, weight, mean, var, saved.mean, saved.var, call.spec.native, needs)
     return dgrad, None, _like(dweight, weight), None, None, None, *(() if dvar is None else (dvar,))
 
 
