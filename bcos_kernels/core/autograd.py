@@ -85,17 +85,21 @@ def _itself(t: Tensor) -> Tensor:
     return t
 
 
-class EagerFunction(torch.autograd.Function):
+class Function(torch.autograd.Function):
+    """A Function whose ``apply`` skips the search for torch.func's transforms."""
+
+    @classmethod
+    def apply(cls, *args):
+        return super(torch.autograd.Function, cls).apply(*args)
+
+
+class EagerFunction(Function):
     """The returned outputs of a call, with less host time than the operator takes.
 
     It is used only outside of compilers, traces and torch.func. Where there is a late explanation mode, tensors without
     values follow the returned outputs. They stand for the op's intermediates in the graph: a second derivative has
     gradients at them, which join that of the first output in one backward.
     """
-
-    @classmethod
-    def apply(cls, *args):
-        return super(torch.autograd.Function, cls).apply(*args)  # skips Function's search for torch.func's transforms
 
     @staticmethod
     def forward(ctx, op: Op, call, late: Late, backend: str, *inputs):
@@ -119,7 +123,7 @@ def _stand_in(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty_strided(shape, (0,) * len(shape), dtype=dtype, device=x.device)
 
 
-class EagerBackward(EagerFunction):
+class EagerBackward(Function):
     """The gradients of the inputs; its own backward is the second derivative."""
 
     @staticmethod
@@ -152,7 +156,7 @@ class EagerBackward(EagerFunction):
         return *(None,) * 6, *found, *(None,) * len(saved), *(joined or (None,) * (len(call.intermediates) * ctx.joins))
 
 
-class DispatchedFunction(EagerFunction):
+class DispatchedFunction(Function):
     """All outputs of the forward operator: its kernel for the autograd keys of torch's dispatcher."""
 
     @staticmethod
@@ -170,7 +174,7 @@ class DispatchedFunction(EagerFunction):
         return None, *_backward(ctx, grad, (), needs), *(None,) * (len(ctx.needs_input_grad) - 1 - count)
 
 
-class DispatchedBackward(EagerFunction):
+class DispatchedBackward(Function):
     """The backward operator's kernel for the autograd keys; its own backward computes the second order."""
 
     @staticmethod
@@ -211,7 +215,7 @@ def _second(op: Op, spec, late: Late, frozen: bool, needs, grad: Tensor, inputs,
     if not any(asked):
         return (None,) * len(primals)
     with torch.autocast(grad.device.type, enabled=False):
-        _, vjp = torch.func.vjp(_of_some(primals, wanted, first_order), *_chosen(primals, wanted))
+        vjp = torch.func.vjp(_of_some(primals, wanted, first_order), *_chosen(primals, wanted))[1]
         if late is not None:  # read by each backward: this one is another than that whose result it derives
             mode["fixed_weights"] = bool(late["fixed_weights"])
         found = iter(vjp(_chosen(grads, asked)))
@@ -230,7 +234,7 @@ def register(op: Op) -> None:
         _register(op, function, operator)
 
 
-def _register(op: Op, function: type[EagerFunction], operator) -> None:
+def _register(op: Op, function: type[Function], operator) -> None:
     def kernel(*args):
         if torch.is_grad_enabled():
             with _torch.enable_single_level_autograd_function():

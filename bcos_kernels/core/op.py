@@ -185,9 +185,6 @@ class Op:
         chosen = choice.choose(self, backend, call, direction)
         return chosen.candidate.backward(grad, inputs, saved, call, chosen.tile, frozen, needs)
 
-    def _with_second(self, backend: str) -> Candidate | None:
-        return next((c for c in self.candidates_of(backend) if c.second is not None), None)
-
     def _backward_fake(self, grad, *args):
         inputs, _, _, (_, needs, _) = self.parsed_backward(args)
         return tuple(
@@ -250,16 +247,18 @@ class Op:
 
     def second(self, v: Tensor, grad: Tensor, inputs, saved, call, frozen: bool, wanted, backend: str) -> tuple | None:
         """The second derivative as :attr:`Candidate.second` forms it; None where only the reference does."""
-        candidate = self._with_second(backend)
-        if candidate is None or not call.has_second(frozen or call.spec.detach):
+        if not call.has_second(frozen or call.spec.detach):
             return None
-        return candidate.second(v, grad, inputs, saved, call, frozen, wanted)
+        for candidate in self.candidates_of(backend):
+            if candidate.second is not None:
+                return candidate.second(v, grad, inputs, saved, call, frozen, wanted)
+        return None
 
     def joined(
         self, grad: Tensor | None, joined: tuple, inputs, saved, call, frozen: bool, needs, backend: str
     ) -> tuple:
         """A backward that also takes the gradients ``joined`` of the op's intermediates, from :meth:`second`."""
-        candidate = self._with_second(backend)
+        candidate = next(c for c in self.candidates_of(backend) if c.second is not None)
         return candidate.backward(grad, inputs, saved, call.of_backward(needs), None, frozen, needs, joined)
 
 

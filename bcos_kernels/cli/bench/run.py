@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ...text import progress
-from ..measure import keep_pages_warm, release_pages
+from ..measure import flushing_subnormals, keep_pages_warm, release_pages
 from . import host, show, stored
 from .contenders import in_a_line
 from .devices import DeviceLost
@@ -54,7 +54,8 @@ def main(options: argparse.Namespace) -> int:
     except (ImportError, OSError, TypeError, ValueError) as error:
         print(f"bcos_kernels bench: {error}", file=sys.stderr)
         return 2
-    return run.main()
+    with flushing_subnormals():
+        return run.main()
 
 
 def _prepare(tasks: list[Task], share: str) -> int:

@@ -45,14 +45,14 @@ class Defaults:
     """Models that torch.compile compiles: the reference's, ours and the plain one; on a CPU each takes minutes."""
     compiled_model_measures: tuple[str, ...]
     second_order: tuple[int, int] | None
-    """Batch and image of the explanation loss, where those of the models would take minutes a step."""
+    """Batch and image of the explanation loss, where a step of the models' own would take too long."""
 
 
 CPU = Defaults(
     batch=8, models_batch=4, transformers=1.0, halved=("vgg11",), dtype="fp32", seconds=0.4,
     compiled=r"resnet50/.*(k[37]s1|k1s1-(64|256|1024))-?\d*$|convnext_t/.*dw7|vit_s/",
     compiled_measures=("training",), compiled_models=("resnet50", "densenet121", "vit_s"),
-    compiled_model_measures=("training",), second_order=(1, 64),
+    compiled_model_measures=("training",), second_order=(2, 128),
 )  # fmt: skip
 GPU = Defaults(
     batch=256, models_batch=256, transformers=0.25, halved=(), dtype="bf16", seconds=0.2,

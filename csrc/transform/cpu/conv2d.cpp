@@ -42,10 +42,11 @@ bool is_linear(const Call& call, const at::Tensor& x, const at::Tensor& weight, 
          RowGemm::serves(x, weight, call.spec.out_dtype);
 }
 
-at::Tensor products(const Call& call, const at::Tensor& x, const at::Tensor& weight) {
+at::Tensor products(const Call& call, const at::Tensor& x, const at::Tensor& weight,
+                    const OptionalTensor& bias = {}) {
   const auto& w = call.window;
-  return at::convolution(x, weight.to(call.dtype), std::nullopt, w.stride, w.padding, w.dilation, false,
-                         {0, 0}, call.spec.groups);
+  return at::convolution(x, weight.to(call.dtype), bias, w.stride, w.padding, w.dilation, false, {0, 0},
+                         call.spec.groups);
 }
 
 Outputs of_products(const Call& call, const Inputs& given) {
@@ -68,7 +69,7 @@ Outputs of_products(const Call& call, const Inputs& given) {
     tiled_forward(call, inputs, at::empty(call.z_shape(), options), output_tiling(call, true), out);
     return out;
   }
-  auto z = products(call, inputs.x, inputs.weight);
+  auto z = products(call, inputs.x, inputs.weight, take_bias(call, inputs));
   const bool channels_last = walks_channels_last(z);
   if (!channels_last) z = z.contiguous();
   if (call.has_norm()) out.n = patch_norm(call, given.x.contiguous(format_of(channels_last)), channels_last);

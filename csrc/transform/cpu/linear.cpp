@@ -24,7 +24,7 @@ Tiling output_tiling(const Call& call) {
 }
 
 Outputs of_products(const Call& call, const Inputs& given) {
-  const Inputs inputs{given.x.contiguous(), given.weight.contiguous(), given.bias, given.b};
+  Inputs inputs{given.x.contiguous(), given.weight.contiguous(), given.bias, given.b};
   const auto& [x, weight, bias, b] = inputs;
   Outputs out;
   if (call.has_norm()) out.n = at::empty(call.n_shape(), x.options().dtype(accumulate_type(call.dtype)));
@@ -36,7 +36,8 @@ Outputs of_products(const Call& call, const Inputs& given) {
     square_sums(x, {true, 1, 1, call.channels, call.images}, out.n);
     finish_norm(call, out.n);
   }
-  finish_forward(call, inputs, at::linear(x, weight.to(call.dtype)), output_tiling(call), out);
+  const auto in_product = take_bias(call, inputs);
+  finish_forward(call, inputs, at::linear(x, weight.to(call.dtype), in_product), output_tiling(call), out);
   return out;
 }
 

@@ -11,6 +11,7 @@
 #include <ATen/ops/zeros_like.h>
 
 #include <atomic>
+#include <utility>
 
 #include "common/cpu/row_gemm.h"
 #include "transform/cpu/scale_second.h"
@@ -33,6 +34,11 @@ at::Tensor filter_bias(const OptionalTensor& bias, int64_t filters, at::TensorOp
 }
 
 }  // namespace
+
+OptionalTensor take_bias(const Call& call, Inputs& inputs) {
+  if (!inputs.bias || call.spec.unit) return std::nullopt;
+  return std::exchange(inputs.bias, std::nullopt)->to(call.dtype);
+}
 
 void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& z, const Tiling& outputs,
                     Outputs& out, const TileStep& before) {

@@ -14,6 +14,9 @@ using namespace bcos::cpu;
 // A step of a tile of units [begin, end), while it is in cache.
 using TileStep = std::function<void(int64_t begin, int64_t end)>;
 
+// Takes the bias out of the inputs where the vendor's product can add it, before it rounds to x's type.
+OptionalTensor take_bias(const Call& call, Inputs& inputs);
+
 // z [.., O*M, ..] -> y, l, winner; out.n is already there. z is overwritten where y has its shape and type.
 // `before`, where given, writes z and n of a tile's units first. Sets out.finite.
 void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& z, const Tiling& outputs,
