@@ -1,10 +1,19 @@
 """B-cos layers at the price of plain ones: fused kernels for the B-cos transform (Böhle et al., CVPR 2022)."""
 
+import importlib
+
 from . import functional
 from .modules import BcosConv2d, BcosConv2dWithScale, BcosLinear
 
 __version__ = "0.1.0"
-__all__ = ["BcosConv2d", "BcosConv2dWithScale", "BcosLinear", "accelerate", "functional", "report", "restore", "tune"]
+__all__ = [
+    "AddInverse", "BcosConv2d", "BcosConv2dWithScale", "BcosLinear", "accelerate", "convert", "functional", "report",
+    "restore", "tune",
+]  # fmt: skip
+
+_LATER = {"accelerate": "adopt", "report": "adopt", "restore": "adopt", "tune": "tuning"}
+_LATER |= {"AddInverse": "conversion", "convert": "conversion"}
+"""Where the functions are that are imported when they are first used."""
 
 
 def __dir__() -> list[str]:
@@ -12,9 +21,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str):
-    """Imports ``adopt`` and ``tuning`` when one of their functions is first used."""
-    if name not in ("accelerate", "report", "restore", "tune"):
+    """Imports the part of the package in which a function is, when it is first used."""
+    if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import adopt, tuning
-
-    return globals().setdefault(name, getattr(tuning if name == "tune" else adopt, name))
+    part = importlib.import_module(f".{_LATER[name]}", __name__)
+    return globals().setdefault(name, getattr(part, name))

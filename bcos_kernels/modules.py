@@ -14,10 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .core.checks import flag
 from .functional import bcos_conv2d, bcos_linear
 from .transform import Spec, checks, reference
 
-__all__ = ["BcosConv2d", "BcosConv2dWithScale", "BcosLayer", "BcosLinear", "NormedConv2d", "NormedLinear"]
+__all__ = [
+    "BcosConv2d", "BcosConv2dWithScale", "BcosLayer", "BcosLinear", "Detachable", "NormedConv2d", "NormedLinear",
+    "clamped",
+]  # fmt: skip
+
+B_RULES = (None, "clamp", "offset")
+"""How a layer's exponent follows from its ``b``: it is b, b clamped above 1, or b + 2."""
 
 
 class NormedConv2d(nn.Conv2d):
@@ -39,20 +46,18 @@ class NormedLinear(nn.Linear):
         return bcos_linear(input, self.weight, self.bias, b=1)
 
 
-class BcosLayer(nn.Module):
-    """The base class of all B-cos layers: the exponent, MaxOut and the explanation mode.
+class Detachable(nn.Module):
+    """The base class of this package's modules with an explanation mode.
 
-    While the attribute ``detach`` is true, the layer is in explanation mode: the scale |cos|^(b-1) is a constant of the
-    forward, so that the gradient of an output is its row of the dynamic linear map. It may be assigned directly.
+    While the attribute ``detach`` is true, the module is in explanation mode: what depends on the input beside the
+    linear part is a constant of the forward, so that the gradient of an output is its row of the dynamic linear map.
+    It may be assigned directly.
     """
 
-    def __init__(self, b: float | Tensor, max_out: int, out_dtype: torch.dtype | None, backend: str | None) -> None:
-        super().__init__()
-        self.detach = False
-        self.b = _exponent(b)
-        self.max_out = checks.integer("max_out", max_out, 1)
-        self.out_dtype = out_dtype
-        self.backend = backend
+    kind = "layer"
+    """What reports call it: ``"layer"``, ``"norm"``, ``"attention"`` or ``"gate"``."""
+    detach = False
+    backend: str | None = None
 
     def set_explanation_mode(self, activate: bool = True) -> None:
         """Turns the explanation mode on or off."""
@@ -63,6 +68,36 @@ class BcosLayer(nn.Module):
         """Whether the explanation mode is on."""
         return self.detach
 
+
+class BcosLayer(Detachable):
+    """The base class of all B-cos layers: the exponent, MaxOut and the explanation mode, which freezes |cos|^(b-1)."""
+
+    normalize_weights = True
+    """Whether the filters are divided by their norms."""
+    b_rule: str | None = None
+    """How the exponent follows from ``b``, one of ``B_RULES``; others than None need a tensor."""
+
+    def __init__(self, b: float | Tensor, max_out: int, out_dtype: torch.dtype | None, backend: str | None) -> None:
+        super().__init__()
+        self.detach = False
+        self.b = _exponent(b)
+        self.max_out = checks.integer("max_out", max_out, 1)
+        self.out_dtype = out_dtype
+        self.backend = backend
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the linear part. Models read its dtype; the state dict calls it ``linear.weight``."""
+        return cast(Any, self.linear).weight
+
+    def exponent(self) -> tuple[float | Tensor, bool]:
+        """``(b, exact_two)`` as :func:`bcos_kernels.functional.bcos_conv2d` takes them, by ``b_rule``."""
+        if self.b_rule == "offset":
+            return self.b + 2, False
+        if self.b_rule == "clamp":
+            return clamped(cast(Tensor, self.b)), True
+        return self.b, True
+
     def __prepare_scriptable__(self) -> nn.Module:
         raise RuntimeError("torch.jit.script cannot compile a fused layer: use torch.jit.trace or torch.export instead")
 
@@ -72,8 +107,11 @@ class BcosLayer(nn.Module):
         out_dtype = self.out_dtype
         if out_dtype is not None and not torch.is_autocast_enabled(x.device.type):
             out_dtype = None
+        b, exact_two = self.exponent()
         return {
-            "b": self.b,
+            "b": b,
+            "exact_two": exact_two,
+            "normalize_weights": self.normalize_weights,
             "max_out": self.max_out,
             "detach": bool(self.detach),
             "out_dtype": out_dtype,
@@ -95,6 +133,7 @@ class BcosConv2d(BcosLayer):
         device, dtype: device and dtype of the weight.
         b: the exponent, of at least 1; an ``nn.Parameter`` of one value is learned.
         max_out: filters per output channel, of which the largest linear output is kept.
+        normalize_weights: False takes the filters as they are, without dividing by their norms (B-cosification).
         out_dtype: dtype of the outputs under autocast; None gives fp32 as the reference does.
         backend: see :func:`bcos_kernels.functional.bcos_conv2d`.
         **kwargs: ignored, as in the reference. ``bias`` (the layer has none) and ``scale_fact`` are ignored without a
@@ -122,11 +161,13 @@ class BcosConv2d(BcosLayer):
         b: float | Tensor = 2,
         max_out: int = 1,
         *,
+        normalize_weights: bool = True,
         out_dtype: torch.dtype | None = None,
         backend: str | None = None,
         **kwargs,
     ) -> None:
         super().__init__(b, max_out, out_dtype, backend)
+        self.normalize_weights = flag("normalize_weights", normalize_weights)
         _warn_of_unknown(type(self).__name__, kwargs)
         _check_conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
         self.in_channels = in_channels
@@ -140,7 +181,8 @@ class BcosConv2d(BcosLayer):
         self.device = device
         self.dtype = dtype
         self.bias = False
-        self.linear = NormedConv2d(
+        kind = NormedConv2d if normalize_weights else nn.Conv2d
+        self.linear = kind(
             in_channels,
             out_channels * max_out,
             checks.pair("kernel_size", kernel_size, 1),
@@ -236,7 +278,7 @@ class BcosLinear(BcosLayer):
     Args:
         in_features, out_features, device, dtype: as in ``nn.Linear``.
         bias: must be False, because a B-cos layer has no bias.
-        b, max_out, out_dtype, backend: as in :class:`BcosConv2d`.
+        b, max_out, normalize_weights, out_dtype, backend: as in :class:`BcosConv2d`.
 
     Raises:
         TypeError, ValueError: an argument is not as described above.
@@ -252,20 +294,28 @@ class BcosLinear(BcosLayer):
         b: float | Tensor = 2,
         max_out: int = 1,
         *,
+        normalize_weights: bool = True,
         out_dtype: torch.dtype | None = None,
         backend: str | None = None,
     ) -> None:
         if bias:
             raise ValueError(f"bias={bias!r}: a B-cos layer has no bias, False is needed")
         super().__init__(b, max_out, out_dtype, backend)
+        self.normalize_weights = flag("normalize_weights", normalize_weights)
         self.in_features = checks.integer("in_features", in_features, 1)
         self.out_features = checks.integer("out_features", out_features, 1)
         self.bias = False
-        self.linear = NormedLinear(in_features, out_features * max_out, bias=False, device=device, dtype=dtype)
+        kind = NormedLinear if normalize_weights else nn.Linear
+        self.linear = kind(in_features, out_features * max_out, bias=False, device=device, dtype=dtype)
 
     def forward(self, in_tensor: Tensor) -> Tensor:
         """``[..., in_features]`` -> ``[..., out_features]``."""
         return bcos_linear(in_tensor, self.linear.weight, self.linear.bias, **self._transform_options(in_tensor))
+
+
+def clamped(b: Tensor) -> Tensor:
+    """b kept above 1, as B-cosification does: 1 itself stays, because a layer with b = 1 has no scale."""
+    return torch.where(b == 1, b.detach(), b.clamp(1 + 1e-6))
 
 
 IGNORED = ("bias", "scale_fact")

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from matplotlib.image import imread
+from rich.progress import Progress
 
 import bcos_kernels as bk
 from bcos_kernels.cli import main, measure
@@ -74,3 +75,14 @@ def test_explanation_error_sees_other_weights():
         accelerated.layer1[0].conv1.linear.weight[0, 0] *= -1
     changed = explaining.explain((reference, accelerated), image, repeats=1, smooth=3)
     assert changed.errors[0] == explained.errors[0] and changed.difference > 1e-3
+
+
+def test_the_converted_network_finds_each_photograph():
+    """In one image of both, what speaks for a photograph lies where the photograph is."""
+    with Progress(disable=True) as progress:
+        both = run.explain_converted((30, 60), 0, progress)["both"]
+    rows, columns = (size // 2 for size in both.image.shape[1:])
+    for index, contributions in enumerate(both.contributions):
+        cells = contributions.clamp(min=0).unflatten(1, (2, columns)).unflatten(0, (2, rows)).sum((1, 3))
+        own = torch.eye(2, dtype=torch.bool) if index == 0 else ~torch.eye(2, dtype=torch.bool)
+        assert cells[own].sum() > 0.75 * cells.sum()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .. import tally
 from ..core import _torch
 from ..core.checks import autocast_dtype
+from ..modules import Detachable
 from . import attend, published
 from .attention_code import MODE, PARTS, Code, Variant, read
 from .kind import Kind
@@ -179,4 +180,8 @@ def _no_call(module: Theirs, found: Found) -> None:
     return None
 
 
-KIND = Kind("attention", "attention", None, is_candidate, variant_of, objection, run, _no_call)
+def _ours(module: Theirs) -> bool | None:
+    return True if isinstance(module, Detachable) and module.kind == "attention" else None
+
+
+KIND = Kind("attention", "attention", None, is_candidate, variant_of, objection, run, _no_call, _ours)

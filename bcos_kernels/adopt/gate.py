@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import _torch
+from ..modules import Detachable
 from . import fingerprint, published
 from .kind import Kind
 from .published import Theirs
@@ -169,4 +170,8 @@ def _no_call(module: Theirs, found: Found) -> None:
     return None
 
 
-KIND = Kind("gate", "gate", None, is_candidate, variant_of, objection, run, _no_call)
+def _ours(module: Theirs) -> bool | None:
+    return True if isinstance(module, Detachable) and module.kind == "gate" else None
+
+
+KIND = Kind("gate", "gate", None, is_candidate, variant_of, objection, run, _no_call, _ours)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..modules import Detachable
 from . import attention, gate, layer, norm
 from .kind import Kind
 
@@ -13,5 +14,7 @@ KINDS = {kind.name: kind for kind in (layer.KIND, norm.KIND, attention.KIND, gat
 
 
 def kind_of(module: Any) -> Kind | None:
-    """The kind of which a module is a candidate; None for all other modules."""
+    """The kind of which a module is a candidate; None for all other modules, and for those of this package."""
+    if isinstance(module, Detachable):
+        return None
     return next((kind for kind in KINDS.values() if kind.is_candidate(module)), None)

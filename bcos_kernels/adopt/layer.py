@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modules import BcosLayer
+from ..modules import BcosLayer, clamped
 from ..transform import TRANSFORM, Call, Spec, functional
 from . import published
 from .kind import Kind
@@ -74,8 +74,7 @@ def exponent(module: Theirs, has: frozenset[str]) -> tuple[float | Tensor, bool]
         return module.b + 2, False
     b = module.b
     if "clamping" in has and module.clamping:
-        # B-cosification tests b == 1 before it clamps, and a layer with b = 1 has no scale.
-        return torch.where(b == 1, b.detach(), b.clamp(1 + 1e-6)), True
+        return clamped(b), True
     return b, True
 
 
@@ -252,11 +251,10 @@ def _pair(value) -> tuple | str:
 
 def _ours(module: Theirs) -> Variant | str | None:
     """The variant of a layer of :mod:`bcos_kernels.modules`, or why a subclass may compute another; else None."""
-    return (_overridden(type(module)) or _OWN) if isinstance(module, BcosLayer) else None
-
-
-_OWN = Variant(True, (1e-6, 0.0), 1e-6, False, frozenset({"max_out"}))
-"""The variant that the layers of :mod:`bcos_kernels.modules` compute."""
+    if not isinstance(module, BcosLayer):
+        return None
+    own = Variant(module.normalize_weights, (1e-6, 0.0), 1e-6, False, frozenset({"max_out"}))
+    return _overridden(type(module)) or own
 
 
 def _overridden(kind: type) -> str | None:

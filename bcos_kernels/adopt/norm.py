@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import MutableMapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..core import _torch, dispatch
 from ..core.checks import autocast_dtype
+from ..modules import Detachable
 from ..norm import NORM, Call, Inputs, Spec, functional
 from ..norm.call import of
 from . import published
@@ -24,7 +25,7 @@ from .kind import Kind
 from .norm_code import Code, Variant, read
 from .published import Theirs
 
-__all__ = ["KIND", "VENDOR", "is_candidate", "objection", "run", "variant_of"]
+__all__ = ["KIND", "VENDOR", "Fit", "is_candidate", "objection", "run", "variant_of"]
 
 VENDOR = True
 """Whether norms whose own code calls PyTorch's fused norm outside of the explanation mode keep to it there. With False
@@ -315,4 +316,11 @@ def _note(module: Theirs, found: Found) -> str:
     return "outside of the explanation mode torch's own norm serves" if found[0].variant.vendor and VENDOR else ""
 
 
-KIND = Kind("norm", "norm", NORM, is_candidate, variant_of, objection, run, _call, note=_note)
+def _ours(module: Theirs) -> Found | None:
+    """How a norm of this package is served, which says itself what it computes; None for all other modules."""
+    if not (isinstance(module, Detachable) and module.kind == "norm"):
+        return None
+    return Fit(cast(Variant, module.variant)), None, None, None
+
+
+KIND = Kind("norm", "norm", NORM, is_candidate, variant_of, objection, run, _call, _ours, note=_note)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import textwrap
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from html import escape
 
 from ..core.candidate import DIRECTIONS
-from ..text import aligned
+from ..text import aligned, many, wrapped
 from .kinds import KINDS
 
 __all__ = ["Report", "Row"]
@@ -91,13 +89,13 @@ class Report:
             number = f" [{notes.setdefault(text, len(notes) + 1)}]" if text else ""
             choices = row.choices or ("",) * len(DIRECTIONS)
             cells.append((row.name, row.kind, f"{row.backend or 'left alone'}{number}", *(choices if wide else ())))
-        listed = [_wrapped(f"[{number}] {text}") for text, number in notes.items()]
+        listed = [wrapped(f"[{number}] {text}") for text, number in notes.items()]
         return "\n".join([aligned(cells), *listed, *self._totals(), *self._hint(wide)])
 
     def __str__(self) -> str:
         groups = Counter((row.of, row.kind, _note(row), row.backend is None) for row in self.rows if _note(row))
         remarks = [
-            _wrapped(f"{'left alone: ' if left else ''}{_many(count, KINDS[of].noun)} of class {kind}: {text}")
+            wrapped(f"{'left alone: ' if left else ''}{many(count, KINDS[of].noun)} of class {kind}: {text}")
             for (of, kind, text, left), count in groups.most_common()
         ]
         more = ["each of them: print(report(model).table())"] if len(self.rows) > 1 else []
@@ -127,14 +125,14 @@ class Report:
                 continue
             backends = Counter(row.backend for row in rows if row.backend)
             served = ", ".join(f"{count} by {name}" for name, count in backends.items())
-            total = f"{_many(len(rows), kind.noun)}: {backends.total()} accelerated{f' ({served})' if served else ''}"
+            total = f"{many(len(rows), kind.noun)}: {backends.total()} accelerated{f' ({served})' if served else ''}"
             found.append(f"{total}, {len(rows) - backends.total()} left alone")
         return found if self.layers else ["no B-cos layers", *found]
 
     def _hint(self, told: bool) -> list[str]:
         if told or not any(row.has_choice for row in self.rows):
             return []
-        return [_wrapped("which kernels serve a layer depends on the input: call report(model, example_input)")]
+        return [wrapped("which kernels serve a layer depends on the input: call report(model, example_input)")]
 
 
 def _note(row: Row) -> str:
@@ -142,12 +140,3 @@ def _note(row: Row) -> str:
     return row.reason or "; ".join(
         filter(None, ("measured: its code is not published" if row.measured else "", row.note))
     )
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _wrapped(text: str) -> str:
-    width = shutil.get_terminal_size().columns
-    return textwrap.fill(text, width, subsequent_indent="    ", break_on_hyphens=False, break_long_words=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,12 +40,10 @@ def load_digits() -> Digits:
     return Digits(images[train], labels[train], images[test], labels[test])
 
 
-def load_photographs(transform) -> list[tuple[str, Tensor]]:
-    """Names and images ``[1, 6, 224, 224]``; ``transform`` comes with the reference's ImageNet models."""
-    from PIL import Image
+def load_photographs() -> dict[str, np.ndarray]:
+    """Name -> pixels ``[H, W, 3]`` of scikit-learn's two photographs."""
     from sklearn.datasets import load_sample_images
 
     bunch = load_sample_images()
     names = [name.rsplit("/", 1)[-1].rsplit("\\", 1)[-1].split(".")[0] for name in bunch.filenames]
-    images = [transform(Image.fromarray(pixels)).unsqueeze(0) for pixels in bunch.images]
-    return list(zip(names, images, strict=True))
+    return dict(zip(names, bunch.images, strict=True))

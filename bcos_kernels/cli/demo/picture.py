@@ -1,4 +1,4 @@
-"""The demo's picture: images with their explanations from both columns, the loss curves and the bars."""
+"""The demo's picture: digits explained by both columns, photographs by a converted network, the curves and the bars."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ COLOURS = "#7a8794", "#e4572e"
 
 def draw(results: Results, path: Path) -> None:
     """Writes the picture of ``results`` to ``path``; its suffix names the format."""
-    figure = Figure(figsize=(13, 14.2), dpi=110, layout=ConstrainedLayoutEngine(h_pad=0.06, hspace=0.02))
-    top, middle, bottom = figure.subfigures(3, 1, squeeze=False, height_ratios=(4.1, 5.9, 4.2))[:, 0]
+    figure = Figure(figsize=(13, 15.2), dpi=110, layout=ConstrainedLayoutEngine(h_pad=0.06, hspace=0.02))
+    top, middle, bottom = figure.subfigures(3, 1, squeeze=False, height_ratios=(4.1, 6.9, 4.2))[:, 0]
     draw_digits(top, results)
     draw_photographs(middle, results)
     draw_bars(bottom, results)
     figure.savefig(path, facecolor="white")
 
 
-def show(axes, pixels) -> None:
-    axes.imshow(pixels, interpolation="nearest")
+def show(axes, pixels, **colours) -> None:
+    axes.imshow(pixels, interpolation="nearest", **colours)
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
@@ -55,18 +55,18 @@ def draw_digits(figure, results: Results) -> None:
 
 
 def draw_photographs(figure, results: Results) -> None:
-    title = "Photographs explained by full-size models with random weights (untrained: no meaning in the colours)"
+    title = "Photographs explained by a network that was trained on patches of them, converted and fine-tuned"
     figure.suptitle(title, fontsize=14, fontweight="bold")
-    models = list(results.photographs)
-    photographs = list(results.photographs[models[0]])
-    grid = figure.subplots(len(photographs), 1 + 2 * len(models), squeeze=False)
-    for row, photograph in enumerate(photographs):
-        show(grid[row, 0], pixels_of(results.photographs[models[0]][photograph]))
-        pictures = [p for model in models for p in results.photographs[model][photograph].pictures]
-        for axes, pixels in zip(grid[row, 1:], pictures, strict=True):
-            show(axes, pixels)
-        grid[row, 0].set_ylabel(photograph, fontsize=12)
-    headings = ["photograph", *(f"{model}\n{name}" for model in models for name in NAMES)]
+    names = list(results.photographs)
+    grid = figure.subplots(len(names), 1 + len(names), squeeze=False)
+    for row, (name, fine) in enumerate(results.photographs.items()):
+        show(grid[row, 0], fine.image.permute(1, 2, 0).clamp(0, 1).numpy())
+        for axes, contributions in zip(grid[row, 1:], fine.contributions, strict=False):
+            limit = float(contributions.abs().quantile(0.995))
+            show(axes, contributions.numpy(), cmap="bwr", vmin=-limit, vmax=limit)
+        show(grid[row, -1], fine.picture)
+        grid[row, 0].set_ylabel(name, fontsize=12)
+    headings = ["photograph", *(f"for (red) and against {name}" for name in names[:-1]), "weights, in colours"]
     for axes, heading in zip(grid[0], headings, strict=True):
         axes.set_title(heading, fontsize=12)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .converting import Fine
 from .explaining import Explained
 from .training import Training
 
@@ -16,11 +17,12 @@ class Results:
 
     trainings: tuple[Training, Training]
     digits: list[Explained]
-    photographs: dict[str, dict[str, Explained]]
-    """Model name -> photograph name -> explanations."""
+    models: dict[str, Explained]
+    """Name of a full-size model with random weights -> its explanation of a photograph."""
+    photographs: dict[str, Fine]
+    """Name -> explanations by a network that was converted and fine-tuned."""
 
     @property
     def explained(self) -> dict[str, list[Explained]]:
         """Every explanation by the model that gave it."""
-        photographs = {name: list(images.values()) for name, images in self.photographs.items()}
-        return {"digits, ResNet-18": self.digits, **{f"photos, {k}": v for k, v in photographs.items()}}
+        return {"digits, ResNet-18": self.digits, **{f"photo, {k}": [v] for k, v in self.models.items()}}

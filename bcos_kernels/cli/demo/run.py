@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -15,6 +16,7 @@ from torch import nn
 
 from ... import accelerate
 from ..measure import ratio
+from .converting import HEIGHT, WIDTH, Fine, explain_photographs, fine_tune
 from .explaining import Explained, explain, summary
 from .images import Digits, load_digits, load_photographs
 from .results import Results
@@ -23,8 +25,10 @@ from .training import WARM_UP, batches, build, train
 __all__ = ["run"]
 
 ZOO = {"ResNet-50": "resnet50", "ViT-B/16": "simple_vit_b_patch16_224"}
-"""Full-size models that explain the photographs: shown name -> entry point of ``bcos.models.pretrained``."""
+"""Full-size models that explain a photograph: shown name -> entry point of ``bcos.models.pretrained``."""
 QUICK_ZOO = {"ResNet-18": "resnet18", "ViT-Ti/16": "simple_vit_ti_patch16_224"}
+TUNING, QUICK_TUNING = (60, 160), (2, 2)
+"""Steps of training before the conversion of the network for photographs, and after it."""
 QUICK_STEPS, QUICK_BATCH, QUICK_TEST = WARM_UP + 2, 8, 60
 
 
@@ -44,9 +48,9 @@ def run(epochs: int, seed: int, out: Path, quick: bool) -> Results:
         trainings = train((reference, accelerated), digits, schedule, lambda: progress.advance(task))
         repeats = 1 if quick else 5
         explained_digits = explain_digits(reference, digits, 2 if quick else 10, repeats, progress)
-        zoo, count = (QUICK_ZOO, 1) if quick else (ZOO, 2)
-        photographs = explain_photographs(zoo, count, seed, repeats, progress)
-    results = Results((trainings[0], trainings[1]), explained_digits, photographs)
+        models = explain_models(QUICK_ZOO if quick else ZOO, seed, repeats, progress)
+        photographs = explain_converted(QUICK_TUNING if quick else TUNING, seed, progress)
+    results = Results((trainings[0], trainings[1]), explained_digits, models, photographs)
     console.print(table(results))
     from .picture import draw
 
@@ -72,24 +76,34 @@ def explain_digits(model: nn.Module, digits: Digits, count: int, repeats: int, p
     return explained
 
 
-def explain_photographs(
-    zoo: dict[str, str], count: int, seed: int, repeats: int, progress: Progress
-) -> dict[str, dict[str, Explained]]:
-    """Explanations of ``count`` photographs by each model of ``zoo`` with random weights."""
+def explain_models(zoo: dict[str, str], seed: int, repeats: int, progress: Progress) -> dict[str, Explained]:
+    """Explanations of a photograph by each model of ``zoo`` with random weights, for their times and errors."""
     from bcos.models import pretrained
+    from PIL import Image
 
-    task = progress.add_task("photographs: explanations", total=count * len(zoo))
-    explained: dict[str, dict[str, Explained]] = {}
+    task = progress.add_task("photograph: full-size models", total=len(zoo))
+    photograph = Image.fromarray(next(iter(load_photographs().values())))
+    explained: dict[str, Explained] = {}
     for name, entry in zoo.items():
         torch.manual_seed(seed)
         model = getattr(pretrained, entry)(pretrained=False).eval().to(memory_format=torch.channels_last)
-        models = model, twin(model)
-        explained[name] = {}
-        for photograph, image in load_photographs(model.transform)[:count]:
-            image = image.to(memory_format=torch.channels_last)
-            explained[name][photograph] = explain(models, image, repeats, smooth=15)
-            progress.advance(task)
+        image = model.transform(photograph).unsqueeze(0).to(memory_format=torch.channels_last)
+        explained[name] = explain((model, twin(model)), image, repeats, smooth=15)
+        progress.advance(task)
     return explained
+
+
+def explain_converted(steps: tuple[int, int], seed: int, progress: Progress) -> dict[str, Fine]:
+    """Explanations of the photographs by a network that was trained, converted and fine-tuned on patches of them."""
+    task = progress.add_task("photographs: converted, fine-tuned", total=sum(steps))
+    torch.manual_seed(seed)
+    named = load_photographs()
+    photographs = [
+        F.interpolate(torch.tensor(pixels).permute(2, 0, 1)[None] / 255, size=(HEIGHT, WIDTH), mode="area")
+        for pixels in named.values()
+    ]
+    network = fine_tune(photographs, steps, lambda: progress.advance(task))
+    return dict(zip((*named, "both"), explain_photographs(network, photographs), strict=True))
 
 
 def table(results: Results) -> Table:
@@ -124,7 +138,7 @@ def table(results: Results) -> Table:
         view.add_row("", "error vs float64", *errors, f"{s['difference']:.1e} apart")
     view.caption = (
         "Times: medians, and the median of paired ratios. Differences: the largest.\n"
-        "Explanations: of equal weights (photographs: random ones), errors relative."
+        "Explanations: of equal weights (full-size models: random ones), errors relative."
     )
     return view
 

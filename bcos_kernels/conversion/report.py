@@ -1,0 +1,98 @@
+"""What a conversion did: what each module became, and what was left as it is, with the reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from html import escape
+
+from ..text import aligned, many, wrapped
+
+__all__ = ["Report", "Row"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module of the plain model."""
+
+    name: str
+    kind: str
+    """The name of its class."""
+    became: str | None
+    """The class of what it became; None if it is the plain module."""
+    reason: str = ""
+    """Why it is the plain module, or what else is to be known of its conversion."""
+    understood: bool = True
+    """False for a plain module whose part in explanations is not known."""
+
+    @property
+    def outcome(self) -> str:
+        """What became of it, in two words or fewer."""
+        return self.became or ("kept" if self.understood else "left alone")
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """What :func:`bcos_kernels.convert` did; ``str(report)`` is a summary, ``.table()`` has a line for each module."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def converted(self) -> tuple[Row, ...]:
+        """The modules that became others."""
+        return tuple(row for row in self.rows if row.became is not None)
+
+    @property
+    def left_alone(self) -> tuple[Row, ...]:
+        """The modules that the conversion does not understand; explanations may be wrong because of them."""
+        return tuple(row for row in self.rows if not row.understood)
+
+    def to_dict(self) -> dict:
+        """The counts and all rows, in types that JSON has."""
+        counts = {"converted": len(self.converted), "left_alone": len(self.left_alone)}
+        return {**counts, "rows": [asdict(row) for row in self.rows]}
+
+    def table(self) -> str:
+        """A line for each module, and the summary below. Reasons stand under the table, by number."""
+        if not self.rows:
+            return str(self)
+        notes: dict[str, int] = {}
+        cells = [("module", "class", "became")]
+        for row in self.rows:
+            number = f" [{notes.setdefault(row.reason, len(notes) + 1)}]" if row.reason else ""
+            cells.append((row.name, row.kind, row.outcome + number))
+        return "\n".join([aligned(cells), *(wrapped(f"[{n}] {text}") for text, n in notes.items()), self._total()])
+
+    def __str__(self) -> str:
+        pairs = Counter((row.kind, row.became) for row in self.converted)
+        left = Counter((row.kind, row.reason) for row in self.left_alone)
+        return "\n".join(
+            [
+                self._total(),
+                *(wrapped(f"{count} {kind} became {became}") for (kind, became), count in pairs.items()),
+                *(
+                    wrapped(f"left alone: {many(count, 'module')} of class {kind}: {reason}")
+                    for (kind, reason), count in left.most_common()
+                ),
+                "each of them: print(network.report.table())",
+            ]
+        )
+
+    def __repr__(self) -> str:
+        return f"<Report: {self._total()}>"
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{title}</th>" for title in ("module", "class", "became", ""))
+        lines = (
+            "".join(f"<td>{escape(cell)}</td>" for cell in (row.name, row.kind, row.outcome, row.reason))
+            for row in self.rows
+        )
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
+        return (
+            f"<p>{escape(self._total())}</p>"
+            f"<details><summary>all modules</summary><table><tr>{head}</tr>{body}</table></details>"
+        )
+
+    def _total(self) -> str:
+        kept = len(self.rows) - len(self.converted) - len(self.left_alone)
+        return f"{many(len(self.converted), 'module')} converted, {kept} kept, {len(self.left_alone)} left alone"

@@ -1,0 +1,189 @@
+"""What each module of PyTorch becomes, and which of its properties it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ..modules import BcosConv2d, BcosLinear
+from . import modules
+from .options import Options
+
+__all__ = ["CONVERTIBLE", "QKV", "Made", "computes_as", "convolution_of", "is_attention_pool", "made", "opaque"]
+
+QKV = {"to_qkv", "to_q", "to_k", "to_v", "qkv", "q_proj", "k_proj", "v_proj", "query", "key", "value"}
+"""The names of layers that form queries, keys or values. They stay plain."""
+
+KEPT = (
+    nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten, nn.Unflatten, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
+    nn.Upsample, nn.ZeroPad2d, nn.PixelShuffle, nn.ChannelShuffle,
+)  # fmt: skip
+"""Modules that are linear in their input."""
+
+KEPT_NAMES = {"Permute", "StochasticDepth", "Rearrange", "PosEmbSinCos2d"}
+"""The same, by the names of classes in torchvision, einops and ``bcos``."""
+
+OPAQUE = (
+    nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.RNNBase, torch.jit.ScriptModule,
+    nn.modules.lazy.LazyModuleMixin,
+)  # fmt: skip
+OPAQUE_NAMES = {"ShiftedWindowAttention", "ShiftedWindowAttentionV2"}
+"""Classes of modules that compute with their layers' weights without calling the layers."""
+
+
+class Made(NamedTuple):
+    """What a rule makes of a module."""
+
+    module: Any
+    reason: str = ""
+    understood: bool = True
+
+
+def made(module: Any, name: str, options: Options) -> Made:
+    """What the module becomes, whose own modules are converted already; ``name`` is its name in its parent."""
+    if type(module).__module__ == "torchvision.models.convnext" and type(module).__name__ == "LayerNorm2d":
+        return _of_class(module, modules.DetachableLayerNorm2d)
+    for base, rule in RULES:
+        if isinstance(module, base):
+            if not computes_as(module, base):
+                return Made(module, f"its code is not that of nn.{base.__name__}", understood=False)
+            return rule(module, name, options)
+    if is_attention_pool(module):
+        return Made(modules.AttentionPool(module, options.attn_unpool))
+    if isinstance(module, KEPT) or type(module).__name__ in KEPT_NAMES:
+        return Made(module)
+    if isinstance(module, nn.Softmax) and name == "attend":
+        return Made(module, "its attention makes constants of its weights")
+    if next(module.children(), None) is not None or isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        return Made(module)
+    return Made(module, f"there is no rule for {type(module).__name__}", understood=False)
+
+
+def opaque(module: nn.Module) -> str | None:
+    """Why the modules within ``module`` cannot be converted; None where they can."""
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        return "its weight is not initialised yet"
+    if isinstance(module, OPAQUE) or type(module).__name__ in OPAQUE_NAMES:
+        return "it computes with the weights of its layers without calling them"
+    return None
+
+
+def computes_as(module: nn.Module, base: Any) -> bool:
+    """Whether the module's code is that of ``base``, a class of PyTorch."""
+    kind: Any = type(module)
+    same = kind.forward is base.forward and "forward" not in vars(module)
+    return same and getattr(kind, "_conv_forward", None) is getattr(base, "_conv_forward", None)
+
+
+def is_attention_pool(module: nn.Module) -> bool:
+    """Whether the module is the attention pool of CLIP's ResNets, or one that holds the same things."""
+    parts = {"q_proj", "k_proj", "v_proj", "c_proj"} <= set(module._modules)
+    return parts and "positional_embedding" in module._parameters and hasattr(module, "num_heads")
+
+
+def _convolution(conv: nn.Conv2d, name: str, options: Options) -> Made:
+    if name in QKV:
+        return Made(conv, "it forms queries, keys or values")
+    layer = BcosConv2d(
+        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
+        conv.groups, conv.padding_mode, device="meta", **options.layer(conv.weight),
+    )  # fmt: skip
+    return _holding(layer, conv, options)
+
+
+def _linear(linear: nn.Linear, name: str, options: Options) -> Made:
+    if name in QKV:
+        return Made(linear, "it forms queries, keys or values")
+    layer = BcosLinear(linear.in_features, linear.out_features, device="meta", **options.layer(linear.weight))
+    return _holding(layer, linear, options)
+
+
+def _holding(layer: Any, linear: nn.Module, options: Options) -> Made:
+    """The layer with ``linear`` itself as its linear part, which keeps its parameters."""
+    layer.linear, layer.b_rule = linear, options.learn_b
+    layer.device = layer.dtype = None
+    return Made(layer)
+
+
+def convolution_of(linear: nn.Linear) -> nn.Conv2d:
+    """The linear layer as a 1×1 convolution with the same weights."""
+    weight = linear.weight
+    conv = nn.Conv2d(linear.in_features, linear.out_features, 1, bias=linear.bias is not None, device="meta")
+    conv.weight = nn.Parameter(weight.detach()[:, :, None, None].clone(), weight.requires_grad)
+    conv.bias = linear.bias
+    return conv.train(linear.training)
+
+
+def _of_class(module: Any, kind: type) -> Made:
+    """The norm as one of ours, which holds the same things."""
+    module.__class__ = kind
+    return Made(module)
+
+
+def _batch_norm(norm: Any, name: str, options: Options) -> Made:
+    if not options.uncentered:
+        return Made(norm, "uncentered=False")
+    if norm.running_mean is not None and norm.bias is not None:
+        std = (norm.running_var + norm.eps).sqrt()
+        norm.bias.data = norm.bias.data - norm.running_mean / std * norm.weight.data
+    return _of_class(norm, modules.BatchNormUncentered2d)
+
+
+def _layer_norm(norm: nn.LayerNorm, name: str, options: Options) -> Made:
+    return _of_class(norm, modules.DetachableLayerNorm)
+
+
+def _group_norm(norm: nn.GroupNorm, name: str, options: Options) -> Made:
+    return _of_class(norm, modules.DetachableGroupNorm)
+
+
+def _gelu(gelu: nn.GELU, name: str, options: Options) -> Made:
+    if not options.activations:
+        return Made(nn.Identity(), "activations=False")
+    if gelu.approximate != "none":
+        return Made(gelu, f"there is no rule for a GELU with approximate={gelu.approximate!r}", understood=False)
+    return Made(modules.GatedGELU())
+
+
+def _relu(relu: nn.ReLU, name: str, options: Options) -> Made:
+    return Made(relu) if options.activations else Made(nn.Identity(), "activations=False")
+
+
+def _max_pool(pool: nn.MaxPool2d, name: str, options: Options) -> Made:
+    if not options.average_pool:
+        return Made(pool, "average_pool=False")
+    if pool.return_indices or pool.dilation not in (1, (1, 1)):
+        return Made(pool, "an average pool has neither dilation nor indices", understood=False)
+    return Made(nn.AvgPool2d(pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode))
+
+
+def _attention(attention: nn.MultiheadAttention, name: str, options: Options) -> Made:
+    unusual = {
+        "kdim or vdim": not attention._qkv_same_embed_dim,
+        "add_bias_kv": attention.bias_k is not None,
+        "add_zero_attn": attention.add_zero_attn,
+        "dropout": attention.dropout > 0,
+    }
+    found = ", ".join(name for name, given in unusual.items() if given)
+    if found:
+        return Made(attention, f"there is no rule for an attention with {found}", understood=False)
+    return Made(modules.Attention(attention))
+
+
+RULES: tuple[tuple[Any, Callable[..., Made]], ...] = (
+    (nn.Conv2d, _convolution),
+    (nn.Linear, _linear),
+    (nn.BatchNorm2d, _batch_norm),
+    (nn.LayerNorm, _layer_norm),
+    (nn.GroupNorm, _group_norm),
+    (nn.GELU, _gelu),
+    (nn.ReLU, _relu),
+    (nn.MaxPool2d, _max_pool),
+    (nn.MultiheadAttention, _attention),
+)
+
+CONVERTIBLE = tuple(base for base, _ in RULES)
+"""The classes for which there is a rule."""

@@ -1,0 +1,109 @@
+"""What ``convert`` and its parts do not take is an error that names it; six channels, and their normalisation."""
+
+import pytest
+import torch
+from conversion_families import ClipResNet, images, network, six
+from families import altered
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+import bcos_kernels as bk
+from bcos_kernels.compat import import_reference
+from bcos_kernels.modules import BcosLayer
+
+bcos = import_reference()
+
+
+class Scaled(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def hooked():
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    plain[1].register_forward_hook(lambda *args: None)
+    return plain
+
+
+@pytest.mark.parametrize(
+    "make, options, error, message",
+    [
+        (lambda: 3, {}, TypeError, "model=3: a torch.nn.Module is needed"),
+        (lambda: nn.Sequential(nn.ReLU()), {}, ValueError, "Sequential has no nn.Conv2d and no nn.Linear"),
+        (lambda: nn.Conv2d(1, 4, 3), {}, ValueError, "its first layer Conv2d takes 1 channels: 3 or 6"),
+        (lambda: nn.Sequential(nn.Linear(3, 4)), {}, ValueError, "its first layer 0 is linear"),
+        (lambda: nn.Conv2d(3, 3, 3, groups=3), {}, ValueError, "has groups=3: 1 is needed"),
+        (lambda: nn.Sequential(Scaled(3, 4, 3)), {}, ValueError, "the code of its first layer 0 is not that of"),
+        (lambda: nn.Sequential(bk.BcosConv2d(6, 4, 3)), {}, ValueError, "0 is a B-cos layer"),
+        (lambda: nn.Sequential(bcos.modules.BcosConv2d(6, 4, 3)), {}, ValueError, "the network is one already"),
+        (lambda: bk.convert(nn.Conv2d(3, 4, 3)), {}, ValueError, "BcosNetwork is a B-cos layer"),
+        (lambda: altered(ClipResNet(), transform_input=True), {}, ValueError, "transform_input=True would see three"),
+        (hooked, {}, ValueError, "1 has hooks, which would be lost"),
+        (lambda: weight_norm(nn.Conv2d(3, 4, 3)), {}, ValueError, "has parametrizations, which would be lost"),
+        (ClipResNet, {"b": 0.5}, ValueError, "b=0.5"),
+        (ClipResNet, {"b": torch.tensor(2.0)}, TypeError, "a float is needed; learn_b makes parameters of it"),
+        (ClipResNet, {"b": "2"}, TypeError, "b='2'"),
+        (ClipResNet, {"learn_b": True}, ValueError, "learn_b=True: allowed are None, 'clamp' and 'offset'"),
+        (ClipResNet, {"bias": 1}, TypeError, "bias=1: True or False is needed"),
+        (ClipResNet, {"logit_bias": "none"}, ValueError, "logit_bias='none': 'classes', a finite float or None"),
+        (ClipResNet, {"mean": (0.5, 0.5)}, ValueError, r"mean=\(0.5, 0.5\): three or six finite floats"),
+        (ClipResNet, {"std": (1, 1, 0)}, ValueError, r"std=\(1, 1, 0\): all values must be above 0"),
+        (ClipResNet, {"mean": "imagenet"}, TypeError, "mean='imagenet': three or six floats"),
+        (ClipResNet, {"backend": "gpu"}, ValueError, "backend='gpu'"),
+        (ClipResNet, {"out_dtype": "half"}, TypeError, "out_dtype='half'"),
+        (ClipResNet, {"biases": False}, TypeError, "biases"),
+    ],
+)
+def test_bad_input_is_named_before_anything_is_changed(make, options, error, message):
+    model = make()
+    before = str(model)
+    with pytest.raises(error, match=message):
+        bk.convert(model, **options)
+    assert str(model) == before
+
+
+def test_masks_and_other_keys_are_refused():
+    attention = bk.convert(network("vit")).model.encoder.layers[0].self_attention
+    x = torch.rand(2, 5, 16, dtype=torch.float64)
+    assert attention(x, x, x, need_weights=False)[0].shape == x.shape
+    for arguments, options, message in [
+        ((x, x, x.clone()), {}, "one and the same tensor"),
+        ((x, x, x), {"need_weights": True}, "need_weights=True"),
+        ((x, x, x), {"attn_mask": torch.zeros(5, 5)}, "attn_mask: a converted attention has no masks"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            attention(*arguments, **options)
+
+
+# six channels
+
+
+def test_add_inverse():
+    x = images(dtype=torch.float32)
+    add = bk.AddInverse()
+    assert torch.equal(add(x), bcos.data.transforms.AddInverse()(x)) and add(x[0]).shape == (6, 32, 32)
+    assert torch.equal(bk.AddInverse(dim=1)(x), add(x)) and str(add) == "AddInverse(dim=-3)"
+    for value, error, message in [
+        (x.numpy(), TypeError, "images: a Tensor is needed, not ndarray"),
+        ((255 * x).to(torch.uint8), TypeError, "images have dtype torch.uint8"),
+        (x[0, 0], ValueError, r"images have shape \(32, 32\)"),
+    ]:
+        with pytest.raises(error, match=message):
+            add(value)
+    with pytest.raises(TypeError, match=r"dim=1\.0: an int is needed"):
+        bk.AddInverse(1.0)
+
+
+def test_normalisation_follows_the_networks_dtype_without_rounding_twice():
+    converted = bk.convert(nn.Sequential(nn.Conv2d(3, 4, 3)))
+    assert converted.normalize.mean.dtype == torch.float32
+    converted.double()
+    assert converted.normalize.mean.flatten()[0].item() == 0.485
+    assert not any("normalize" in key for key in converted.state_dict())
+
+
+def test_six_channels_stay_six():
+    plain = nn.Sequential(nn.Conv2d(6, 4, 3, bias=False)).double()
+    converted = bk.convert(plain, b=1, mean=(0,) * 6, std=(1,) * 6, logit_bias=None)
+    assert torch.allclose(converted(six()), plain(six()))
+    assert isinstance(converted.model[0], BcosLayer)

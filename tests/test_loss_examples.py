@@ -1,0 +1,95 @@
+"""The examples of losses on explanations: the published losses' numbers, second derivatives, and that they run."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from functools import partial
+
+import pytest
+import torch
+from cases import error
+from programs import ROOT, outcome, start
+
+BOXES = ([(1, 2, 5, 5)], [(0, 0, 3, 4), (2, 1, 6, 3)])
+"""Of two images, each (left, top, right, bottom)."""
+
+PUBLISHED = {
+    "L1": ((0.2783100343636004, 0.5557994637051596), 0.2194298618741787, -0.020833333333333332),
+    "PPCE": ((8.854082141123609, 61.717933189709534), 2.417059620368501, -0.10464378079066596),
+    "RRR": ((17.753083350969817, 16.16131726890456), 46.68861751641158, 0.0),
+    "Energy": ((0.5417844862558188, 0.8037135649186061), 0.2269853848922083, -0.03331884925915039),
+}
+"""What the losses and the post-processing of Model-Guidance (Rao et al., ICCV 2023) gave in float64 for cos(0.7 i) as
+contributions ``[2, 6, 8]``: each image's loss, the length of the gradient of their sum, and its entry [0, 3, 2]."""
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def guidance():
+    pytest.importorskip("sklearn")
+    return example("model_guidance")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_losses_of_model_guidance_are_the_published_ones(name, guidance):
+    inside = torch.zeros(2, 6, 8, dtype=torch.float64)
+    for mask, boxes in zip(inside, BOXES, strict=True):
+        for left, top, right, bottom in boxes:
+            mask[top:bottom, left:right] = 1
+    contributions = (torch.arange(96, dtype=torch.float64) * 0.7).cos().view(2, 6, 8).requires_grad_()
+    losses = guidance.LOSSES[name][0](contributions, inside)
+    (gradient,) = torch.autograd.grad(losses.sum(), contributions)
+    values, length, entry = PUBLISHED[name]
+    assert losses.tolist() == pytest.approx(values, rel=1e-12)
+    assert gradient.norm().item() == pytest.approx(length, rel=1e-12)
+    assert gradient[0, 3, 2].item() == pytest.approx(entry, rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_losses_are_finite_without_contributions(name, guidance):
+    contributions = torch.zeros(1, 4, 4, requires_grad=True)
+    inside = torch.zeros(1, 4, 4)
+    inside[0, 1:3, 1:3] = 1
+    loss = guidance.LOSSES[name][0](contributions, inside).sum()
+    assert loss.isfinite() and torch.autograd.grad(loss, contributions)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("loss", PUBLISHED)
+def test_a_guided_step_is_the_references(loss, guidance, monkeypatch):
+    """Gradients of all weights in float64, by kernels and by the formula."""
+    images, labels, masks = (t[:4] for t in guidance.scenes(torch.Generator().manual_seed(0)))
+    torch.manual_seed(0)
+    network, results = guidance.Network().double(), []
+    for backend in ("cpu", "reference"):
+        monkeypatch.setattr(guidance, "bcos_conv2d", partial(guidance.bcos_conv2d, backend=backend))
+        total, _ = guidance.step(network, images.double(), labels, masks.double(), loss)
+        results.append(torch.autograd.grad(total, [*network.parameters()]))
+    assert all(error(mine, yours) < 1e-11 for mine, yours in zip(*results, strict=True))
+
+
+def test_the_loss_of_distillation_is_the_published_one():
+    """What GoodTeachersExplain (Parchami-Araghi et al., ECCV 2024) gave in float64 for cos(0.3 i) and sin(0.31 i)."""
+    pytest.importorskip("sklearn")
+    steps = torch.arange(48, dtype=torch.float64)
+    student, teacher = (0.3 * steps).cos().view(2, 2, 3, 4), (0.31 * steps).sin().view(2, 2, 3, 4)
+    found = example("explanation_distillation").explanation_loss(student, teacher)
+    assert found.tolist() == pytest.approx([0.805804350870571, 0.6191445342582607], rel=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, words", [
+    ("model_guidance", "contributions inside of the boxes"),
+    ("explanation_distillation", "similarity of the explanations"),
+])  # fmt: skip
+def test_they_run(name, words, tmp_path):
+    status, printed, errors = outcome(start(ROOT / "examples" / f"{name}.py", "--quick", cwd=tmp_path))
+    assert status == 0, errors
+    assert words in printed and "nan" not in printed
