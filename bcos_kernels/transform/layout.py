@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,12 +22,12 @@ def candidate(
     backward: Callable,
     *rest,
     second: Callable | None = None,
-    **facts,
+    **facts: Any,
 ) -> Candidate:
     """A candidate made of functions that return NHWC: its outputs, dx and dgrad are in the memory format of the inputs.
 
-    ``second`` takes what :attr:`bcos_kernels.core.candidate.Candidate.second` takes, except that ``wanted`` is for x and
-    weight; it returns the gradients of grad, x, weight, n and l.
+    ``second`` takes what :attr:`bcos_kernels.core.candidate.Candidate.second` takes, except that ``wanted`` is for x
+    and weight alone; it returns the gradients of grad, x, weight, n and l.
     """
 
     def forward_as_given(inputs: Inputs, call: Call, tile) -> tuple[Tensor, ...]:
@@ -48,10 +49,9 @@ def candidate(
         joined = [t for t in joined if t is not None]
         return _as_given(dgrad, grad), _as_given(dx, inputs.x), dweight, None, None, *joined
 
-    return Candidate(
-        backend, name, forward and forward_as_given, backward_as_given, *rest,
-        second=second and second_as_given, **facts,
-    )  # fmt: skip
+    if second is not None:
+        facts["second"] = second_as_given
+    return Candidate(backend, name, forward and forward_as_given, backward_as_given, *rest, **facts)
 
 
 def _as_given(t: Tensor | None, like: Tensor) -> Tensor | None:

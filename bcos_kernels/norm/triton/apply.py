@@ -40,8 +40,9 @@ def norm_bwd_kernel(
     positions, channels, position_stride, channel_stride, parts, groups, group_channels, count, eps,
     BY_CHANNEL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """dx from the gradient at y, the sums for :func:`of_x` and :func:`of_all`, and a second derivative's gradient of var;
-    each is None where it adds nothing.
+    """dx from the gradient at y, from the sums for :func:`of_x` and :func:`of_all`, and from a gradient of var.
+
+    The latter is that of a second derivative. Each of the last three is None where it adds nothing.
 
     With ``BY_CHANNEL`` they are sums of a channel alone, which lack the factor gamma; it comes last.
     """
@@ -88,6 +89,7 @@ def backward(call: Call, grad: Tensor, x: Tensor, gamma, mean, var, dvar, produc
     parts = cdiv(seen.positions, m)
     launch(
         norm_bwd_kernel, (seen.images * parts * cdiv(seen.channels, n),),
-        grad, x, gamma, mean, var, dvar, products, grads, dx, *seen[1:], parts, *owner(call), counted(call), call.spec.eps,
+        grad, x, gamma, mean, var, dvar, products, grads, dx,
+        *seen[1:], parts, *owner(call), counted(call), call.spec.eps,
         BY_CHANNEL=owner(call)[1] == 1 and call.spec.over != "group", BM=m, BN=n,
     )  # fmt: skip

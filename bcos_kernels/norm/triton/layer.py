@@ -69,21 +69,20 @@ def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, 
 
     That of the weight is None unless it is ``wanted``, and that of the variance where it is a constant.
     """
-    given, weight, *_ = inputs
-    summed = wanted and weight is not None
+    given, weight = inputs.x, inputs.weight if wanted else None
     if given.numel() == 0:
         dvar = torch.zeros(call.statistics_shape, device=v.device) if call.intermediates else None
-        return torch.zeros_like(grad), torch.zeros_like(weight) if summed else None, dvar
+        return torch.zeros_like(grad), None if weight is None else torch.zeros_like(weight), dvar
     with on_device_of(given):
-        v, grad, gamma = dense(v, call), dense(grad, call), vector(weight)
-        var = vector(inputs.var) if call.given else saved.var
+        v, grad, gamma = dense(v, call), dense(grad, call), vector(inputs.weight)
+        var, summed = vector(inputs.var) if call.given else saved.var, weight is not None
         dgrad = torch.empty_like(v, dtype=call.spec.out_dtype)
         if call.spec.over == "position":
-            dvar = torch.empty_like(var) if call.intermediates else None
+            dvar = torch.empty_like(saved.var) if call.intermediates else None
             dgamma = positions.second(call, grad, v, gamma, var, dvar, dgrad, summed)
         else:
             dgamma, dvar = _second_of_others(grad, v, gamma, var, call, summed, dgrad)
-    return as_given(dgrad, given), None if dgamma is None else dgamma.to(weight.dtype), dvar
+    return as_given(dgrad, given), None if weight is None else dgamma.to(weight.dtype), dvar
 
 
 def _second_of_others(grad: Tensor, v: Tensor, gamma, var, call: Call, summed: bool, dgrad: Tensor) -> tuple:
@@ -97,7 +96,8 @@ def _second_of_others(grad: Tensor, v: Tensor, gamma, var, call: Call, summed: b
         if summed:
             dgamma = (sums.folded(channels) if spec.over == "group" else channels)[0]
         if call.intermediates:
-            products = sums.of_groups(call, channels, gamma)[0]
+            products, _ = sums.of_groups(call, channels, gamma)
+            assert products is not None
             dvar = products.view_as(var) / torch.rsub(var, -2 * spec.eps, alpha=2)  # the products have one r already
     return dgamma, dvar
 

@@ -197,9 +197,9 @@ def norm_position_second_kernel(
     positions, channels, position_stride, channel_stride, length, parts, eps,
     CENTERED: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """dgrad = gamma · r · (v − [centered] mean of v), the gradient of var at each position in fp32, and the sums that form
-    dgamma over a part, [images · parts, channels] fp32; either of the last two may be None.
+    """dgrad = gamma · r · (v − [centered] mean of v), the gradient of each position's var, and the sums for dgamma.
 
+    The latter are those of a part, [images · parts, channels]. Either of the last two may be None; both are fp32.
     Unless all channels fit one tile the sums of a part are kept in memory between its steps.
     """
     program = tl.program_id(0)

@@ -56,6 +56,9 @@ def _triton_second(*args):
 
 
 CANDIDATES = (
-    candidate("cuda", NAME, partial(cuda.forward, NAME), partial(cuda.backward, NAME), cost=_cost),
+    candidate(
+        "cuda", NAME, partial(cuda.forward, NAME), partial(cuda.backward, NAME), cost=_cost,
+        second=partial(cuda.second, NAME),
+    ),
     candidate("triton", NAME, _triton_forward, _triton_backward, cost=_cost, second=_triton_second),
-)
+)  # fmt: skip

@@ -39,7 +39,7 @@ def launches(
     if direction == "forward":
         return forward
     grad, frozen = torch.empty_like(outputs.y), direction == "explanation"
-    saved = Outputs(outputs.y if call.spec.saves_output else None, *outputs[1:])
+    saved = (outputs.y if call.spec.saves_output else None, *outputs[1:])
     if direction == "second":
         return _second(named[candidate], grad, inputs, saved, call)
     with recording() as backward:
@@ -47,7 +47,7 @@ def launches(
     return backward
 
 
-def _second(candidate: Candidate, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call) -> list[Launch]:
+def _second(candidate: Candidate, grad: Tensor, inputs: Inputs, saved: tuple, call: Call) -> list[Launch]:
     assert candidate.second is not None
     with recording() as started:
         for frozen in (True, False):

@@ -46,7 +46,7 @@ def patch_norm_fwd_kernel(
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """out [N, OH, OW, G] = the window sum of sums [N, H, W, G], fp32; with ``ROOT`` its norm, which is the patch norm."""
+    """out [N, OH, OW, G] = the window sum of sums [N, H, W, G], fp32; with ``ROOT`` the patch norm formed from it."""
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = row < rows
     image, oh, ow = pixel(row // G, OH, OW)

@@ -25,11 +25,11 @@ def scale_second_kernel(
     G: tl.constexpr, MAX_OUT: tl.constexpr, POWER: tl.constexpr, ALPHA: tl.constexpr, FROZEN: tl.constexpr,
     ATTACHED: tl.constexpr, EXACT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """From z = v ⋆ w [rows, OG·MAX_OUT]: dgrad [rows, OG], u = grad·P·alpha at the winners [rows, OG·MAX_OUT], and where
-    the scale is ``ATTACHED`` the gradients dl [rows, OG] and dn [rows] fp32, and t = r·Σ grad·Q [rows] fp32.
+    """dgrad [rows, OG] and u = grad·P·alpha at the winners [rows, OG·MAX_OUT], from z = v ⋆ w [rows, OG·MAX_OUT].
 
-    grad, winner and y (l unless b = 2) are [rows, OG]; n and m are [rows] fp32. With ``FROZEN`` the scale was a constant
-    of dx, and m is not read.
+    Where the scale is ``ATTACHED`` also the gradients dl [rows, OG] and dn [rows] fp32, and t = r·Σ grad·Q [rows] fp32.
+    grad, winner and y (l unless b = 2) are [rows, OG]; n and m are [rows] fp32. With ``FROZEN`` the scale was a
+    constant of dx, and m is not read.
     """
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     known = row < rows
