@@ -40,6 +40,7 @@ CALLS = {
     "b = 1": of_shapes((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), b=1.0),
     "b a tensor, bias": of_shapes((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), b=None, bias=True),
     "weights of any length": of_shapes((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), unit=False),
+    "detached": of_shapes((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), detach=True),
     "fp32 weights": of_shapes((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), weight_dtype=torch.float32),
 }
 
