@@ -7,13 +7,15 @@ from .modules import BcosConv2d, BcosConv2dWithScale, BcosLinear
 
 __version__ = "0.1.0"
 __all__ = [
-    "AddInverse", "BcosConv2d", "BcosConv2dWithScale", "BcosLinear", "accelerate", "convert", "functional", "report",
-    "restore", "tune",
+    "AddInverse", "BcosConv2d", "BcosConv2dWithScale", "BcosLinear", "accelerate", "convert", "explain", "functional",
+    "metrics", "report", "restore", "tune",
 ]  # fmt: skip
 
-_LATER = {"accelerate": "adopt", "report": "adopt", "restore": "adopt", "tune": "tuning"}
-_LATER |= {"AddInverse": "conversion", "convert": "conversion"}
-"""Where the functions are that are imported when they are first used."""
+_ROOMS = {
+    "AddInverse": "conversion", "accelerate": "adopt", "convert": "conversion", "explain": "explanation",
+    "metrics": "metrics", "report": "adopt", "restore": "adopt", "tune": "tuning",
+}  # fmt: skip
+"""What is imported when it is first used -> the module that holds it, or is it."""
 
 
 def __dir__() -> list[str]:
@@ -21,8 +23,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str):
-    """Imports the part of the package in which a function is, when it is first used."""
-    if name not in _LATER:
+    """Imports a room of the package when one of its functions is first used."""
+    if name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    part = importlib.import_module(f".{_LATER[name]}", __name__)
-    return globals().setdefault(name, getattr(part, name))
+    room = importlib.import_module(f".{_ROOMS[name]}", __name__)
+    return globals().setdefault(name, room if name == _ROOMS[name] else getattr(room, name))

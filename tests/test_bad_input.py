@@ -58,6 +58,7 @@ ROWS, FILTERS = torch.randn(5, 8), torch.randn(6, 8)
         (lambda: conv2d(X, W, weight_in_norm=2), TypeError, "weight_in_norm=2"),
         (lambda: conv2d(X, W, out_dtype=torch.int8), ValueError, "out_dtype=torch.int8"),
         (lambda: conv2d(X, W, backend="cudnn"), ValueError, "backend='cudnn': allowed are"),
+        (lambda: conv2d(X, W, backend=1), ValueError, "backend=1: allowed are"),
         (lambda: conv2d(X.half(), W.half(), backend="cpu"), ValueError, "backend='cpu' cannot serve this call: dtype"),
         (lambda: conv2d(X, W, backend="triton"), ValueError, "backend='triton' cannot serve this call: device is"),
         (lambda: conv2d([1.0], W), TypeError, "x: a Tensor is needed, not list"),

@@ -198,6 +198,28 @@ def test_zero_gradients_are_refused_also_where_the_reference_has_no_others(depth
         assert found["contenders"] == {} and "it is no bound for the others" in found["refused"]["every contender"]
 
 
+@pytest.mark.parametrize("measure", models.EXPLAINED)
+def test_whole_explanations_are_those_of_the_reference_and_of_ours(measure, monkeypatch):
+    """The reference explains one image and one class at a time by its own method, ours a batch of several classes."""
+    bcos = import_reference()
+    torch.manual_seed(0)
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    reference = bcos.modules.BcosSequential(bcos.modules.BcosConv2d(6, 12, 3), *head)
+    contenders = build(reference, nn.Sequential(nn.Conv2d(6, 12, 3), *head), THREE)
+    images, classes = models.EXPLAINED[measure]
+    made = models.contest(contenders, torch.rand(images, 6, 18, 17), measure, 4)
+    found = rows.measured(made, contenders.keys(), Cpu(), 0, 3)
+    assert found["refused"] == {} and set(found["contenders"]) == THREE
+    pictures = made.step(contenders["ours"].module)()
+    assert pictures.shape == (images, classes, 18, 17, 4)
+    calls, explain = [], type(reference).explain
+    monkeypatch.setattr(type(reference), "explain", lambda *args, **options: calls.append(explain(*args, **options)))
+    made.step(reference)()
+    assert [call["explained_class_idx"] for call in calls[:images]] == [n * 7 % 12 for n in range(images)]
+    assert len(calls) == images * classes
+    assert abs(calls[0]["explanation"] - pictures[0, 0].numpy()).max() < 1e-4
+
+
 def test_a_contender_that_fails_is_refused_and_the_others_are_timed():
     made = contest(TINY, "forward")
     ours = made.contenders["ours"].module
@@ -258,11 +280,11 @@ def test_explanation_alone_is_the_gradient_of_x():
 
 def small_network():
     import_reference()
-    from bcos.modules import BcosConv2d, BcosLinear
+    from bcos.modules import BcosConv2d, BcosLinear, BcosSequential
 
     features = BcosConv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8, affine=False), BcosConv2d(8, 8, 3, stride=2)
     head = nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), BcosLinear(8, 5)
-    return models.still(nn.Sequential(*features, *head))
+    return models.still(BcosSequential(*features, *head))
 
 
 FEW = "resnet50", "vgg11", "vit_s"

@@ -10,7 +10,8 @@ import bcos_kernels
 
 ROOT = Path(bcos_kernels.__file__).parent
 FLOORS = [
-    "__main__", "cli", "tuning", "conversion", "adopt", "modules", "functional", "op", "gpu", "core",
+    "__main__", "cli", "metrics", "conversion", "explanation", "tuning", "adopt", "modules", "functional", "op", "gpu",
+    "core",
     "compat", "text", "tally",
 ]  # fmt: skip
 """From the attic down: a module imports from lower floors and from its own."""

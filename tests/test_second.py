@@ -7,13 +7,14 @@ from functools import partial
 
 import pytest
 import torch
-from cases import IDS, bcos, error
+from cases import IDS, Budget, bcos, error
 from second_checks import *  # noqa: F403  # the tests that all backends share
 from torch.autograd import grad
+from torch.utils.checkpoint import checkpoint
 
 import bcos_kernels as bk
 from bcos_kernels import _C
-from bcos_kernels.functional import bcos_conv2d, bcos_linear
+from bcos_kernels.functional import bcos_conv2d, bcos_linear, norm
 from bcos_kernels.transform import Spec
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
@@ -173,3 +174,122 @@ def test_fifty_steps_of_guided_training_coincide(kernels_used):
     assert error(losses, their_losses) < 1e-9 and losses[-1] < losses[0]
     assert all(error(mine, yours) < 1e-7 for mine, yours in zip(weights, their_weights, strict=True))
     assert len(kernels_used) == 4 * 50 and all(kernels_used)
+
+
+class Late(torch.nn.Module):
+    """Two layers of which the backward reads the explanation mode, with a norm between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.state = {"fixed_weights": False}
+        self.first, self.second = (torch.nn.Parameter(torch.randn(*s)) for s in ((8, 6, 3, 3), (4, 8, 3, 3)))
+        self.gamma = torch.nn.Parameter(torch.rand(8) + 0.5)
+
+    def forward(self, x):
+        y = bcos_conv2d(x, self.first, padding=1, detach=self.state)
+        y = norm(y, self.gamma, detach=self.state)
+        return bcos_conv2d(y, self.second, detach=self.state).mean((2, 3))
+
+    def loss(self, x, forward):
+        """With the mode on for the gradient alone, as its authors have it (Rao et al., ICCV 2023)."""
+        x = x.detach().requires_grad_()
+        logits = forward(x)
+        self.state["fixed_weights"] = True
+        (dx,) = grad(logits[:, 0].sum(), x, create_graph=True)
+        self.state["fixed_weights"] = False
+        return logits.square().sum() + (x * dx).sum(1).abs().mean()
+
+    def gradients(self, x, forward=None):
+        return grad(self.loss(x, self if forward is None else forward), [*self.parameters()])
+
+
+@pytest.fixture
+def late():
+    torch.manual_seed(0)
+    return Late(), torch.rand(4, 6, 8, 8)
+
+
+def test_checkpoints(late):
+    model, x = late
+    forward = partial(checkpoint, model, use_reentrant=False)
+    for mine, plain in zip(model.gradients(x, forward), model.gradients(x), strict=True):
+        assert torch.equal(mine, plain)
+
+
+def test_gradients_of_several_steps_add_up(late):
+    model, x = late
+    expected = [2 * g for g in model.gradients(x)]
+    for _ in range(2):
+        model.loss(x, model).backward()
+    assert all(error(p.grad, e) < 1e-6 for p, e in zip(model.parameters(), expected, strict=True))
+
+
+def test_distributed_training(late, tmp_path):
+    """With ``create_graph=True`` inside of a wrapped model: gradients are those of the model itself."""
+    model, x = late
+    expected = model.gradients(x)
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(copy.deepcopy(model))
+        wrapped.module.loss(x, wrapped).backward()
+        assert all(error(p.grad, e) < 1e-6 for p, e in zip(wrapped.parameters(), expected, strict=True))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_autocast(late):
+    """Gradients of the weights in half precision are no further from float64 than the reference formula's."""
+    model, x = late
+    budget, exact = Budget(), copy.deepcopy(model).double().gradients(x.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = model.gradients(x)
+        with torch.autograd.graph.save_on_cpu():  # hooks on saved tensors see the same
+            assert all(torch.equal(a, b) for a, b in zip(model.gradients(x), ours, strict=True))
+        theirs = model.gradients(x, by_formula(model))
+    for name, *results in zip(("first", "second", "gamma"), ours, theirs, exact, strict=True):
+        budget.add(name, *results, torch.bfloat16)
+    budget.check()
+
+
+def by_formula(model):
+    """The forward of :class:`Late` by the backend in plain PyTorch."""
+
+    def forward(x):
+        options = {"detach": model.state, "backend": "reference"}
+        y = norm(bcos_conv2d(x, model.first, padding=1, **options), model.gamma, **options)
+        return bcos_conv2d(y, model.second, **options).mean((2, 3))
+
+    return forward
+
+
+def test_a_compiled_first_order_around_it(late):
+    """What surrounds the layers may be compiled; they stay outside of the graph in the late mode, and are right."""
+    model, x = late
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    for mine, plain in zip(model.gradients(x, compiled), model.gradients(x), strict=True):
+        assert error(mine, plain) < 1e-6
+
+
+def test_memory_beyond_that_of_a_plain_double_backward():
+    """The graph of an explanation keeps the gradient at y, as a plain layer's does, and nothing of y's size twice."""
+    x = torch.randn(2, 8, 32, 32, requires_grad=True)
+    weight = torch.randn(16, 8, 3, 3, requires_grad=True)
+    kept = {}
+
+    def keep(t):
+        if t.numel() > weight.numel():
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    def saved(layer):
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            y = layer(x, weight, padding=1)
+            first = grad(y.square().sum(), x, create_graph=True)
+        assert first[0].requires_grad
+        return sum(kept.values())
+
+    norms = 4 * x.numel() // 8
+    assert saved(bcos_conv2d) <= saved(torch.nn.functional.conv2d) + norms

@@ -1,4 +1,4 @@
-"""The command line: ``python -m bcos_kernels bench | demo | doctor | run | tune``.
+"""The command line: ``python -m bcos_kernels bench | demo | doctor | evaluate | explain | run | tune``.
 
 Each command is a module with ``configure(parser)``, which adds its arguments, and ``main(options)``, which returns the
 exit status. It is imported when its command is used, so that no command pays for the imports of another.
@@ -16,6 +16,8 @@ COMMANDS = {
     "doctor": "show what is built, which backend serves which calls, and why",
     "demo": "compare reference models on real images with accelerated ones",
     "run": "run a script and accelerate the B-cos layers and norms that it builds",
+    "explain": "explain folders of images, tars or data sets, in one process or many",
+    "evaluate": "measure how well explanations localise: GridPG and EPG",
     "bench": "time layers and models beside plain and reference ones",
     "tune": "measure which GPU kernels serve the calls of a model best",
 }

@@ -106,6 +106,9 @@ def convert(
     bias_of_logits = options.bias_of_logits(None if clip else conversion.classes)
     logit_layer = None if bias_of_logits is None else LogitBias(bias_of_logits)
     network = BcosNetwork(normalize, converted, logit_layer, Report(tuple(conversion.rows)))
+    for own in (network.normalize, network.logit_layer):
+        if own is not None:
+            own.train(model.training)
     network.training = model.training
     if (left := len(network.report.left_alone)) > 0:
         warnings.warn(f"convert({type(model).__name__}): modules left alone: {left}; see network.report", stacklevel=2)

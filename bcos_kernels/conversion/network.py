@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from ..explanation import explain, explanation_mode
 from .inputs import LogitBias, Normalize
 from .report import Report
 
-__all__ = ["BcosNetwork", "explanation_mode"]
-
-
-@contextmanager
-def explanation_mode(model: nn.Module) -> Iterator[None]:
-    """A context in which every module of ``model`` that has an explanation mode is in it; then as it was before."""
-    before = [(m, bool(m.detach)) for m in model.modules() if hasattr(m, "set_explanation_mode")]  # type: ignore[arg-type]
-    try:
-        for module, _ in before:
-            module.set_explanation_mode(True)  # type: ignore[operator]
-        yield
-    finally:
-        for module, was in before:
-            module.set_explanation_mode(was)  # type: ignore[operator]
+__all__ = ["BcosNetwork"]
 
 
 class BcosNetwork(nn.Module):
@@ -69,31 +54,21 @@ class BcosNetwork(nn.Module):
         Returns:
             ``prediction`` and ``explained_class_idx``, classes; ``dynamic_linear_weights`` ``[1, 6, H, W]``, the
             logit's row of the network's dynamic linear map; ``contribution_map`` ``[1, H, W]``, the sum over the
-            channels of the weights times the image.
+            channels of the weights times the image; ``explanation`` ``[H, W, 4]``, its picture as a NumPy array.
 
         Raises:
             ValueError: the network is in training mode, ``image`` has another shape, or ``idx`` is out of range.
         """
-        if self.training:
-            raise ValueError("the network is in training mode: call .eval() before explaining")
         if image.dim() != 4 or len(image) != 1:
-            raise ValueError(f"image has shape {tuple(image.shape)}: [1, 6, H, W] is needed")
-        image = image.detach().requires_grad_()
-        with torch.enable_grad(), self.explanation_mode():
-            logits = self(image)
-            classes = logits.shape[-1]
-            if logits.dim() != 2:
-                raise ValueError(f"the network gives the shape {tuple(logits.shape)}: logits [1, classes] are needed")
-            if idx is not None and not 0 <= idx < classes:
-                raise ValueError(f"idx={idx}: a class from 0 to {classes - 1} is needed")
-            predicted = int(logits.argmax())
-            explained = predicted if idx is None else idx
-            (weights,) = torch.autograd.grad(logits[0, explained], image)
+            raise ValueError(f"image has shape {tuple(image.shape)}: [1, 6, H, W] is needed; explain takes several")
+        found = explain(self, image, idx)
+        assert found.weights is not None
         return {
-            "prediction": predicted,
-            "explained_class_idx": explained,
-            "dynamic_linear_weights": weights,
-            "contribution_map": (image.detach() * weights).sum(1),
+            "prediction": int(found.logits.argmax()),
+            "explained_class_idx": int(found.targets),
+            "dynamic_linear_weights": found.weights[0],
+            "contribution_map": found.contributions[0],
+            "explanation": found.rgba()[0, 0].numpy(force=True),
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -13,8 +14,8 @@ from torch.overrides import _get_overloaded_args
 
 __all__ = [
     "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function", "forward_derivatives",
-    "is_exporting", "is_seen", "is_traced", "overloads", "saved_tensor_of", "softmax_backward_in_place", "transformed",
-    "unrecorded", "unwrap_dead_wrappers", "will_run",
+    "is_exporting", "is_seen", "is_seen_beside_vmap", "is_traced", "largest_gradient", "overloads", "saved_tensor_of",
+    "softmax_backward_in_place", "transformed", "unrecorded", "unwrap_dead_wrappers", "will_run",
 ]  # fmt: skip
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -76,7 +77,17 @@ def is_seen(tensors: Iterable[Tensor | None]) -> bool:
     """
     if _functorch_is_active() or _tracing_state() is not None or _modes() > 0:
         return True
-    return not _PLAIN.issuperset([_keys(t).raw_repr() for t in tensors if t is not None])
+    return not _are_plain(tensors)
+
+
+def _are_plain(tensors: Iterable[Tensor | None]) -> bool:
+    return _PLAIN.issuperset([_keys(t).raw_repr() for t in tensors if t is not None])
+
+
+def is_seen_beside_vmap(tensors: Iterable[Tensor | None]) -> bool:
+    """The same within a vmap rule, of which the tensors are the unwrapped ones: whether anything else must see them."""
+    levels = torch._C._functorch.get_interpreter_stack()
+    return len(levels or ()) != 1 or _tracing_state() is not None or _modes() > 0 or not _are_plain(tensors)
 
 
 def will_run(node) -> bool:
@@ -85,6 +96,19 @@ def will_run(node) -> bool:
         return node is not None and torch._C._will_engine_execute_node(node)
     except RuntimeError:  # torch raises it for a leaf whose gradient autograd.grad was asked for
         return True
+
+
+def largest_gradient(node) -> int:
+    """The bytes of the largest gradient that a backward from this node of the graph passes on."""
+    largest, seen, left = 0, {node}, [node]
+    while left:
+        node = left.pop()
+        for result in node._input_metadata:
+            largest = max(largest, result.dtype.itemsize * math.prod(result.shape))
+        following = {next_node for next_node, _ in node.next_functions if next_node is not None} - seen
+        seen |= following
+        left.extend(following)
+    return largest
 
 
 def saved_tensor_of(ctx, index: int):

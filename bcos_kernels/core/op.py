@@ -206,12 +206,19 @@ class Op:
         return inputs, saved, spec, rest
 
     def _vmap(self, name: str) -> Callable:
-        """The vmap rule: a forward batched over x alone is one call of a larger batch, all else one call per slice."""
+        """The vmap rule: one call of a larger batch where that computes the same, all else one call per slice.
+
+        That is a forward batched over x alone, and a backward batched over the gradient alone that forms rows of the
+        dynamic linear map.
+        """
 
         def rule(info, in_dims, *args):
             operator = getattr(getattr(torch.ops, NAMESPACE), name)
             dims = [d if isinstance(a, Tensor) else None for a, d in zip(args, in_dims, strict=True)]
-            if self.batches and name == self.name and dims[0] is not None and not any(d is not None for d in dims[1:]):
+            alone = dims[0] is not None and not any(d is not None for d in dims[1:])
+            if alone and name != self.name and (rows := self._of_rows(args[0].movedim(dims[0], 0), args[1:])):
+                return rows, (0, *(None,) * (len(rows) - 1))
+            if self.batches and name == self.name and alone:
                 outputs = operator(args[0].movedim(dims[0], 0).flatten(0, 1), *args[1:])
                 size = (info.batch_size, args[0].shape[dims[0] == 0])
                 found = tuple(t.unflatten(0, size) if t.dim() > 1 else t.expand(size[0], 0) for t in outputs)
@@ -224,6 +231,24 @@ class Op:
             return found, (0,) * len(found)
 
         return rule
+
+    def _of_rows(self, grads: Tensor, args: tuple) -> tuple | None:
+        """The backward operator's results for several gradients ``[T, *y]`` of the same call, in one call of a kernel.
+
+        None where that is not possible: with the scale frozen and the gradient of x alone, T gradients differ in
+        nothing else, but the candidate must take them.
+        """
+        inputs, saved, spec, (frozen, needs, backend) = self.parsed_backward(args)
+        lone = self._without_choice(backend)
+        if lone is None or not (frozen or spec.detach) or not needs[0] or any(needs[1:]):
+            return None
+        if torch.is_grad_enabled() or grads.numel() == 0 or _torch.is_seen_beside_vmap((grads, *inputs)):
+            return None
+        call = self.call(inputs, spec)
+        if not lone.takes_rows(call):
+            return None
+        dx, *others = lone.backward(grads.flatten(0, 1), inputs, saved, call, None, True, needs)
+        return dx.unflatten(0, (-1, len(inputs[0]))), *(grads.new_empty(0) for _ in others)
 
     # ---- a call of each direction: past torch's dispatcher, in half the time, where nothing has to see the operators
 

@@ -35,7 +35,8 @@ def backward(
 ) -> tuple:
     """The gradients of x, weight, bias and b; one not needed is None. ``frozen`` makes the scale a constant.
 
-    ``joined`` holds the gradients of n and l that :func:`second` returned; beside them ``grad`` may be None.
+    ``joined`` holds the gradients of n and l that :func:`second` returned; beside them ``grad`` may be None. Several
+    gradients of every image, ``[T·N, ...]``, are rows of the dynamic linear map: see ``Candidate.takes_rows``.
     """
     if grad is None:
         grad = torch.zeros_like(joined[1])
@@ -54,4 +55,4 @@ def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, 
 
 
 BACKEND = Backend("cpu", why_not)
-CANDIDATES = (Candidate("cpu", "kernels", forward, backward, second=second),)
+CANDIDATES = (Candidate("cpu", "kernels", forward, backward, second=second, takes_rows=lambda call: True),)

@@ -9,7 +9,10 @@ from ..core.candidate import Tile
 from ..gpu.cost import USUAL, Kernel, rates
 from .call import HALF, Call
 
-__all__ = ["FORMED", "LOADED", "Products", "Sizes", "cost", "own_forward", "own_gradients", "plain_seconds", "seconds"]
+__all__ = [
+    "FORMED", "LOADED", "Products", "Sizes", "cost", "own_forward", "own_gradients", "plain_seconds", "second",
+    "seconds",
+]  # fmt: skip
 
 DEPTHWISE_SHARE = {True: 0.5, False: 0.2}
 """The share of the fp32 rate that a depthwise layer reaches, by our kernels (True) and by the vendor's; assumed."""
@@ -92,6 +95,15 @@ def plain_seconds(call: Call, direction: str) -> float:
     s = Sizes(call)
     product = Kernel(s.x + s.w + s.z, s.flops, own=False)
     return _seconds(call, [product] * (2 if direction == "training" else 1), {})
+
+
+def second(call: Call) -> Iterator[Kernel]:
+    """The derivative of an explanation in the early mode, by the vendor's products; plain layers need two of them."""
+    s = Sizes(call)
+    yield Kernel(s.x + s.w + s.z, s.flops, own=False)
+    yield Kernel(s.z + s.grad + s.y + s.z)
+    yield Kernel(s.x + s.z + s.w, s.flops, own=False)
+    yield Kernel(2 * s.w)
 
 
 def _read(rows: int, depth: int, columns: int, tile: Tile, each: int) -> float:

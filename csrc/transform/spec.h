@@ -48,6 +48,7 @@ struct Call {
   double b;             // 0 where b is a tensor whose value is not known
   double cos_eps;       // 0 where the formula has none
   bool frozen = false;  // the scale is a constant of this derivative
+  int64_t rows = 1;     // gradients of each image: rows of the dynamic linear map that are formed at once
 
   // x is [M, K] or [N, C, H, W], a weight of these sizes [O*M, C/G] or [O*M, C/G, kh, kw].
   Call(const Spec& spec, const at::Tensor& x, at::IntArrayRef weight_sizes);
@@ -76,6 +77,12 @@ struct Call {
   Ints y_shape() const { return shape_of(outputs()); }
   Ints n_shape() const { return shape_of(spec.groups); }
   Ints z_shape() const { return shape_of(filters); }
+
+  // The shape of a tensor that has the sizes of one image for each row of each image.
+  Ints of_rows(Ints shape) const {
+    shape[0] *= rows;
+    return shape;
+  }
 
   template <typename A>
   Constants<A> constants() const {

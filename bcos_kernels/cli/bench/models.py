@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,18 +13,30 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...compat import import_reference
+from ...explanation import explain, explanation_mode
 from .contenders import PLAIN, Contender, Contest
 
-__all__ = ["CLASSES", "MEASURES", "contest", "plain", "signalling", "still"]
+__all__ = [
+    "CLASSES", "COMPILABLE", "EXPLAINED", "EXPLAINED_MODELS", "MEASURES", "contest", "plain", "signalling", "still",
+]  # fmt: skip
 
-MEASURES = ("inference", "training", "explanation", "class explanations", "explanation loss")
+EXPLAINED = {"explained batch": (8, 1), "explained grids": (4, 9)}
+"""Measures of whole explanations -> images and classes of each: what a data set takes, and what GridPG takes."""
+MEASURES = ("inference", "training", "explanation", "class explanations", "explanation loss", *EXPLAINED)
 """A forward without a graph; a step of SGD; a forward and dx of one logit of each image; the same for ``CLASSES``
-classes with one graph; a step of SGD on a loss that contains the explanation, hence a second derivative."""
+classes with one graph; a step of SGD on a loss that contains the explanation, hence a second derivative; weights,
+contributions and pictures by the reference's ``model.explain``, which takes one image and one class at a time, and by
+our ``explain``, beside the passes alone of the standard network."""
+COMPILABLE = MEASURES[:4]
+"""torch.compile has no second derivatives, and compiles no passes that a model makes by itself."""
+EXPLAINED_MODELS = ("resnet50", "densenet121")
+"""Models whose explanations are measured unless others are asked for: each takes minutes on a CPU."""
 CLASSES = 5
 TURNS = 4
 """Number of inputs, one rounding apart, that decide about a contender: a network can magnify a rounding above the bound
 of 1.1 times the reference's error."""
-DIRECTIONS = dict(zip(MEASURES, ("forward", "training", "explanation", "explanation", "training"), strict=True))
+DIRECTIONS = {"inference": "forward", "training": "training", "explanation loss": "training"}
+"""Measure -> its direction, of ``core.candidate.DIRECTIONS``; that of all others is the explanation."""
 
 
 # ------------------------------------------------------------------------------------------------ networks
@@ -105,18 +115,6 @@ def signalling(vgg: Any, images: Tensor) -> nn.Module:
 # ------------------------------------------------------------------------------------------------ measures
 
 
-@contextmanager
-def explaining(model: nn.Module) -> Iterator[None]:
-    """Within the context every layer's scale is frozen, in the forward and in the backward."""
-    with ExitStack() as modes:
-        for module in model.modules():
-            switch = getattr(module, "set_explanation_mode", None) or getattr(module, "explanation_mode", None)
-            if switch is not None and inspect.signature(switch).parameters:  # without: a context over its children
-                switch(True)
-                modes.callback(switch, False)
-        yield
-
-
 def logits(model: nn.Module, x: Tensor) -> Tensor:
     """Logits ``[N, K]``; raises TypeError for a model that returns no tensor."""
     y = model(x)
@@ -128,10 +126,24 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
 def explanations(model: nn.Module, x: Tensor, classes: list[Tensor]) -> list[Tensor]:
     """y, and for each of the classes ``[N]`` the gradient of their logits with respect to x, all from one graph."""
     x = x.detach().requires_grad_()
-    with explaining(model):
+    with explanation_mode(model):
         y = logits(model, x)
         chosen = [y.gather(1, c[:, None]).sum() for c in classes]
         return [y.detach(), *(torch.autograd.grad(s, x, retain_graph=s is not chosen[-1])[0] for s in chosen)]
+
+
+def explained(model: nn.Module, x: Tensor, classes: list[Tensor]) -> list[Tensor]:
+    """The same by our ``explain``."""
+    found = explain(model, x, torch.stack(classes, 1))
+    assert found.weights is not None
+    return [found.logits, *found.weights.unbind(1)]
+
+
+def one_by_one(model: Any, x: Tensor, classes: list[Tensor]) -> None:
+    """Explains as the reference does, one image and one class at a time; ``explain`` is the reference's method."""
+    for c in classes:
+        for image, index in zip(x.split(1), c.tolist(), strict=True):
+            model.explain(image.clone().requires_grad_(), idx=index)
 
 
 def loss_of(model: nn.Module, x: Tensor, labels: Tensor, explained: bool) -> tuple[Tensor, Tensor]:
@@ -141,7 +153,7 @@ def loss_of(model: nn.Module, x: Tensor, labels: Tensor, explained: bool) -> tup
     if not explained:
         return loss, y
     x = x.detach().requires_grad_()
-    with explaining(model), sdpa_kernel(SDPBackend.MATH):  # the one attention that has a second derivative
+    with explanation_mode(model), sdpa_kernel(SDPBackend.MATH):  # the one attention that has a second derivative
         chosen = logits(model, x).gather(1, labels[:, None]).sum()
         (gradient,) = torch.autograd.grad(chosen, x, create_graph=True)
     contributions = (x * gradient).sum(1).abs() if x.dim() > 2 else (x * gradient).abs()
@@ -168,7 +180,9 @@ def contest(contenders: dict[str, Contender], x: Tensor, measure: str, checked: 
     with torch.no_grad():
         count = logits(copy.deepcopy(reference).eval(), x[:1]).shape[1]
     labels = torch.arange(len(x), device=x.device) * 7 % count
-    several = [(labels + i) % count for i in range(min(CLASSES, count) if measure == "class explanations" else 1)]
+    classes = EXPLAINED[measure][1] if measure in EXPLAINED else CLASSES if measure == "class explanations" else 1
+    several = [(labels + i) % count for i in range(min(classes, count))]
+    mine = {id(contenders[name].module) for name in contenders if name.startswith("ours")}
 
     def computed(model: nn.Module, x: Tensor) -> list[Tensor]:
         n = len(x)
@@ -176,7 +190,9 @@ def contest(contenders: dict[str, Contender], x: Tensor, measure: str, checked: 
             with torch.no_grad():
                 return [logits(model, x)]
         if not trains:
-            y, *gradients = explanations(model, x, [c[:n] for c in several])
+            checked = [c[:n] for c in several[:CLASSES]]
+            ours = measure in EXPLAINED and id(model) in mine
+            y, *gradients = explained(model, x, checked) if ours else explanations(model, x, checked)
             return [y, torch.cat([gradient.flatten() for gradient in gradients])]
         kept = [buffer.clone() for buffer in model.buffers()]
         loss, y = loss_of(model, x, labels[:n], measure == "explanation loss")
@@ -190,6 +206,10 @@ def contest(contenders: dict[str, Contender], x: Tensor, measure: str, checked: 
     def step(model: nn.Module) -> Callable[[], object]:
         if measure == "inference":
             return partial(torch.no_grad()(logits), model, x)
+        if measure in EXPLAINED and model is reference:
+            return partial(one_by_one, model, x, several)
+        if measure in EXPLAINED and id(model) in mine:
+            return lambda: explain(model, x, torch.stack(several, 1)).rgba()
         if not trains:
             return partial(explanations, model, x, several)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)  # the weights stay equal
@@ -204,14 +224,16 @@ def contest(contenders: dict[str, Contender], x: Tensor, measure: str, checked: 
     def graph(model: nn.Module) -> Tensor:
         if trains:
             return loss_of(model, x, labels, False)[0]
-        with explaining(model):
+        with explanation_mode(model):
             return logits(model, x.detach().requires_grad_())
 
     def compared(model: nn.Module, turn: int = 0) -> list[Tensor]:
         return computed(model, _nearby(x[:checked], turn))
 
     counted = measure not in ("inference", "explanation loss")  # a second derivative allows no hooks on saved tensors
-    return Contest(contenders, x, DIRECTIONS[measure], exact, compared, step, graph if counted else None, TURNS)
+    return Contest(
+        contenders, x, DIRECTIONS.get(measure, "explanation"), exact, compared, step, graph if counted else None, TURNS
+    )
 
 
 def _nearby(x: Tensor, turn: int) -> Tensor:

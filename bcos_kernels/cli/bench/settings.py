@@ -61,7 +61,7 @@ GPU = Defaults(
         r"|vit_s/\d+-(384-1536|1536-384)$|convnext_t/(56x56-96|14x14-384)-dw7"
     ),
     compiled_measures=("forward", "training"), compiled_models=tuple(MODELS),
-    compiled_model_measures=models.MEASURES[:-1],  # torch.compile has no second derivatives
+    compiled_model_measures=models.COMPILABLE,
     second_order=None,
 )  # fmt: skip
 

@@ -65,13 +65,13 @@ class Bench:
         s = self.settings
         if s.module is not None and s.input is not None:
             own = own_module(s.module, s.factory_args, s.input)
-            return [self._module_task(own, s.module, s.input, measure) for measure in s.measures_of("models")]
+            return [self._module_task(own, s.module, s.input, measure) for measure in self._measures_of_model(s.module)]
         chosen = self.workloads() if s.layers is not None else []
         found = []
         for model in s.models:
             found += [self._layer_task(layer) for layer in chosen if layer.model == model]
             if s.whole_models and (not s.quick or model == QUICK_MODEL):
-                measures = s.measures_of("models") if not s.quick else (QUICK_MEASURE,)
+                measures = self._measures_of_model(model) if not s.quick else (QUICK_MEASURE,)
                 found += [self._model_task(model, measure) for measure in measures]
         if s.scaling:
             found += [self._curve_task(*curve, over) for curve in CURVES.items() for over in ("batch", "image")]
@@ -102,6 +102,8 @@ class Bench:
         batch, image = s.batch("models", model), QUICK_IMAGE if s.quick else IMAGE
         if measure == "explanation loss" and s.defaults.second_order and not s.chosen_batch:
             batch, image = s.defaults.second_order
+        if measure in models.EXPLAINED and not s.chosen_batch:
+            batch = models.EXPLAINED[measure][0]
         compiles = "compiled" in s.contenders_of("models", model, measure)
         return Task(
             f"{model}, {measure}", "compiled model" if compiles else "model", 40 if compiles else 10,
@@ -111,6 +113,12 @@ class Bench:
     def _curve_task(self, workload: str, measure: str, over: str) -> Task:
         name = f"{workload}, {measure}, scaling of the {over}"
         return Task(name, "curve", 20, lambda: self._curve_rows(workload, measure, over))
+
+    def _measures_of_model(self, model: str) -> list[str]:
+        """The measures of a model; without a choice of measures, explanations of a few models alone."""
+        measures = self.settings.measures_of("models")
+        left_out = self.settings.measures is None and model not in models.EXPLAINED_MODELS
+        return [measure for measure in measures if not (left_out and measure in models.EXPLAINED)]
 
     def _module_task(self, own: nn.Module, name: str, shape: tuple[int, ...], measure: str) -> Task:
         return Task(f"{name}, {measure}", "model", 10, lambda: iter([self._module_row(own, name, shape, measure)]))

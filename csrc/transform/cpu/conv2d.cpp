@@ -123,9 +123,10 @@ Gradients conv2d_backward(const Call& call, const Saved& given, const Needs& nee
   if (!vendor_x && !needs.weight) return as_given(std::move(out));
 
   const auto& w = call.window;
-  auto [dx, dw, unused] = at::convolution_backward(pass.u, saved.x, saved.weight.to(call.dtype), std::nullopt,
-                                                   w.stride, w.padding, w.dilation, false, {0, 0},
-                                                   call.spec.groups, {vendor_x, needs.weight, false});
+  const auto x = call.rows == 1 ? saved.x : empty_gradient(call, saved.x);
+  auto [dx, dw, unused] =
+      at::convolution_backward(pass.u, x, saved.weight.to(call.dtype), std::nullopt, w.stride, w.padding,
+                               w.dilation, false, {0, 0}, call.spec.groups, {vendor_x, needs.weight, false});
   if (vendor_x) {
     dx = dx.contiguous(format);
     if (saved.norm_gradient(call)) {

@@ -105,7 +105,7 @@ Gradients depthwise_backward(const Call& call, const Saved& saved, const Needs& 
   const int64_t shares = at::get_num_threads(), area = s.kernel * s.kernel;
   std::atomic<bool> found{false};
   at::Tensor dx, dtaps, dbias;
-  if (needs.x) dx = at::empty_like(saved.x);
+  if (needs.x) dx = empty_gradient(call, saved.x);
   if (needs.weight) dtaps = at::zeros({shares, s.lane_blocks(), area, kLanes}, alpha.options());
   if (needs.bias) dbias = at::zeros({shares, s.lane_blocks() * kLanes}, alpha.options());
   with_types(call.dtype, call.spec.out_dtype, [&](auto t, auto u) {
@@ -122,13 +122,16 @@ Gradients depthwise_backward(const Call& call, const Saved& saved, const Needs& 
                                          nullptr,
                                          nullptr,
                                          call.constants<float>()};
-      parallel_shares(shares, s.units(), [&](int64_t share, int64_t begin, int64_t end) {
-        auto mine = pass;
-        if (needs.weight)
-          mine.dtaps = dtaps.mutable_data_ptr<float>() + share * s.lane_blocks() * area * kLanes;
-        if (needs.bias) mine.dbias = dbias.mutable_data_ptr<float>() + share * s.lane_blocks() * kLanes;
-        if (run(mine, begin, end)) found = true;
-      });
+      for (int64_t row = 0; row < call.rows; row++)
+        parallel_shares(shares, s.units(), [&](int64_t share, int64_t begin, int64_t end) {
+          auto mine = pass;
+          mine.grad += row * saved.x.numel();
+          if (needs.x) mine.dx += row * saved.x.numel();
+          if (needs.weight)
+            mine.dtaps = dtaps.mutable_data_ptr<float>() + share * s.lane_blocks() * area * kLanes;
+          if (needs.bias) mine.dbias = dbias.mutable_data_ptr<float>() + share * s.lane_blocks() * kLanes;
+          if (run(mine, begin, end)) found = true;
+        });
     }
   });
   small_norm = found;

@@ -1,7 +1,6 @@
 #include "transform/cpu/linear.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/mul.h>
@@ -63,7 +62,7 @@ void tiled_forward(const Call& call, const Inputs& inputs, const at::Tensor& z, 
 
 BackwardPass tiled_backward(const Call& call, const Saved& saved, at::MemoryFormat format,
                             const Tiling& outputs, const Needs& needs, Gradients& gradients) {
-  auto dx = at::empty_like(saved.x);
+  auto dx = empty_gradient(call, saved.x);
   const RowGemm gemm(saved.weight, false);
   const AddScaled<float> add{saved.x.const_data_ptr<float>(),
                              nullptr,

@@ -29,6 +29,23 @@ void in_tiles(int64_t begin, int64_t end, F&& body) {
   for (int64_t i = 0; i < tiles; i++) body(begin + count * i / tiles, begin + count * (i + 1) / tiles);
 }
 
+// body(pass, begin, end) with the units of one row of all images each, for the units [begin, end) of all
+// rows.
+template <typename Pass, typename F>
+void in_rows(const Pass& all, int64_t begin, int64_t end, F&& body) {
+  const Tiling& t = all.tiling;
+  const int64_t units = t.units(), outputs = t.batch * t.channels() * t.pixels;
+  while (begin < end) {
+    const int64_t row = begin / units, last = std::min(end, (row + 1) * units);
+    Pass mine = all;
+    mine.grad += row * outputs;
+    mine.u += row * outputs * all.max_out;
+    if (mine.t) mine.t += row * t.batch * t.groups * t.pixels;
+    body(mine, begin - row * units, last - row * units);
+    begin = last;
+  }
+}
+
 at::Tensor filter_bias(const OptionalTensor& bias, int64_t filters, at::TensorOptions options) {
   return bias ? bias->to(options.dtype()).contiguous() : at::zeros({filters}, options);
 }
@@ -98,8 +115,9 @@ BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryForm
   BackwardPass pass;
   const auto& x = saved.x;
   pass.alpha = filter_scale(saved.weight, call.spec.unit);
-  pass.u = at::empty(call.z_shape(), x.options().memory_format(format));
-  if (call.has_norm()) pass.t = at::empty_like(saved.n);
+  pass.u = at::empty(call.of_rows(call.z_shape()), x.options().memory_format(format));
+  if (call.has_norm())
+    pass.t = at::empty(call.of_rows(saved.n.sizes().vec()), saved.n.options().memory_format(format));
   const bool joins = saved.dl.defined();
   const int64_t filters = call.filters, shares = at::get_num_threads();
   at::Tensor dbias;
@@ -121,16 +139,21 @@ BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryForm
                                     call.spec.max_out,
                                     call.power,
                                     call.constants<A>()};
-    if (!needs.bias && !joins && !after) run_all(scale);
+    const auto of_rows = [](const auto& some, int64_t begin, int64_t end) {
+      in_rows(some, begin, end, [](const auto& row, int64_t first, int64_t last) { run(row, first, last); });
+    };
+    const int64_t units = call.rows * outputs.units();
+    if (!needs.bias && !joins && !after)
+      parallel(units, outputs.unit_size(), [&](int64_t begin, int64_t end) { of_rows(scale, begin, end); });
     if (needs.bias || joins || after) {
-      parallel_shares(shares, outputs.units(), [&](int64_t share, int64_t begin, int64_t end) {
+      parallel_shares(shares, units, [&](int64_t share, int64_t begin, int64_t end) {
         auto mine = scale;
         if (needs.bias) mine.dbias = dbias.mutable_data_ptr<A>() + share * filters;
         const ScaleJoin<T, U> join{
             pointer<U>(saved.dl), scale.winner, pointer<A>(saved.dn), scale.n, scale.alpha, scale.u, scale.t,
             mine.dbias,           outputs,      scale.max_out,        scale.k};
         in_tiles(begin, end, [&](int64_t first, int64_t last) {
-          run(mine, first, last);
+          of_rows(mine, first, last);
           if (joins) run(join, first, last);
           if (after) after(pass, first, last);
         });
@@ -149,6 +172,10 @@ BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryForm
   });
   if (needs.bias) gradients.bias = dbias.sum(0);
   return pass;
+}
+
+at::Tensor empty_gradient(const Call& call, const at::Tensor& x) {
+  return at::empty(call.of_rows(x.sizes().vec()), x.options().memory_format(x.suggest_memory_format()));
 }
 
 BackwardPass finish_second(const Call& call, const Saved& saved, const at::Tensor& z, const at::Tensor& m,

@@ -22,7 +22,8 @@ OptionalTensor take_bias(const Call& call, Inputs& inputs);
 void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& z, const Tiling& outputs,
                     Outputs& out, const TileStep& before = {});
 
-// The gradient at z, as the vendor's dgrad and wgrad take it, and what comes beside it.
+// The gradient at z, as the vendor's dgrad and wgrad take it, and what comes beside it. Both have one image
+// for each row of each image.
 struct BackwardPass {
   at::Tensor u;      // grad * dy/dl * alpha, shaped and typed as z
   at::Tensor t;      // as n: coefficient of x in dx, per patch; undefined where n has no gradient
@@ -33,6 +34,10 @@ using BackwardStep = std::function<void(const BackwardPass& pass, int64_t begin,
 BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryFormat format,
                             const Tiling& outputs, const Needs& needs, Gradients& gradients,
                             const BackwardStep& after = {});
+
+// An uninitialised dx for every row of every image, and what stands for x in a vendor's dgrad, which reads
+// its shape and strides alone.
+at::Tensor empty_gradient(const Call& call, const at::Tensor& x);
 
 // The elementwise part of the second derivative, from z = v * w and the sums m of x v over the patches, which
 // are undefined where the scale is frozen. Fills grad, n and l of `out` and returns u, the gradient at v * w,

@@ -2,6 +2,8 @@
 
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
+
 #include "common/dtype.h"
 
 namespace bcos::transform::glue {
@@ -53,12 +55,18 @@ Call make_call(const Takes& takes, const Spec& spec, const Inputs& inputs) {
   return call;
 }
 
+int64_t count_rows(const Call& call, const at::Tensor& grad, const Needs& needs) {
+  const bool joins = call.frozen && needs.x && !needs.weight && !needs.bias && !needs.b;
+  if (!joins || call.images == 0 || grad.dim() == 0 || grad.size(0) % call.images) return 1;
+  return std::max<int64_t>(1, grad.size(0) / call.images);
+}
+
 Saved make_saved(const Call& call, const Inputs& inputs, const at::Tensor& grad, const OptionalTensor& y,
                  const at::Tensor& n, const at::Tensor& l, const at::Tensor& winner) {
   const auto& x = inputs.x;
   const auto y_shape = call.y_shape();
   const auto dtype = call.spec.out_dtype;
-  check_exactly(x, "grad", grad, y_shape, dtype);
+  check_exactly(x, "grad", grad, call.of_rows(y_shape), dtype);
   Saved saved{grad, x, inputs.weight, {}, {}, {}, {}, inputs.b};
   if (call.saves_y()) {
     TORCH_CHECK_VALUE(y.has_value(), "y is None, allowed: the output, which b = 2 needs");

@@ -17,6 +17,10 @@ using SecondOrder = std::tuple<at::Tensor, OptionalTensor, OptionalTensor, Optio
 // Checks the inputs of a call and reads b where it is a tensor on the CPU.
 Call make_call(const Takes& takes, const Spec& spec, const Inputs& inputs);
 
+// How many gradients of each image a backward is given: several are rows of the dynamic linear map, which
+// share what the forward saved. That needs a frozen scale, and dx alone.
+int64_t count_rows(const Call& call, const at::Tensor& grad, const Needs& needs);
+
 // The tensors of a backward, without those of y, n, l and winner that the call does not save.
 Saved make_saved(const Call& call, const Inputs& inputs, const at::Tensor& grad, const OptionalTensor& y,
                  const at::Tensor& n, const at::Tensor& l, const at::Tensor& winner);

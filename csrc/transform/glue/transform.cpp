@@ -28,9 +28,10 @@ Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor&
   const Inputs inputs{x, weight, std::nullopt, b};
   auto call = make_call(kCpu, spec, inputs);
   call.frozen = frozen;
+  const auto wanted = make_needs(needs, b);
+  call.rows = count_rows(call, grad, wanted);
   auto saved = make_saved(call, inputs, grad, y, n, l, winner);
   set_joined(call, dn, dl, saved);
-  const auto wanted = make_needs(needs, b);
   return pack(spec.linear ? cpu::linear_backward(call, saved, wanted)
                           : cpu::conv2d_backward(call, saved, wanted));
 }

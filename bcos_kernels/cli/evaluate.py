@@ -1,0 +1,218 @@
+"""``python -m bcos_kernels evaluate``: GridPG and EPG of a model on images, see :mod:`bcos_kernels.metrics`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from .. import metrics
+from ..explanation import explain
+from ..text import aligned, progress
+from . import loading, sources
+from .sources import Loaded, Source
+
+__all__ = ["configure", "main"]
+
+PERCENTILES = (25, 50, 75, 100)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Measures how well explanations localise. gridpg: the share of positive contributions in an image's cell of a "
+        "grid; a class is the place of its folder among the folders. epg: the share in the bounding boxes of a class."
+    )
+    parser.epilog = "Exit status: 0; 1 where images were skipped; 2 for bad input; 130 after an interrupt."
+    parser.add_argument("metric", choices=("gridpg", "epg"), help="what is measured")
+    sources.configure(parser)
+    loading.configure(parser)
+    parser.add_argument("--smooth", metavar="N", type=int, help="averaging (default 15 for gridpg, 0 for epg)")
+    parser.add_argument("--chunk", metavar="N", type=int, help="classes of one backward (default: what fits)")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="also write every value to this JSON file")
+    grid = parser.add_argument_group("gridpg")
+    grid.add_argument("--cells", metavar="N", type=int, default=9, help="images of a grid: 4 or 9 (default 9)")
+    grid.add_argument("--grids", metavar="N", type=int, help="number of grids (default: all that there are)")
+    grid.add_argument("--threshold", metavar="P", type=float, default=0.5, help="least confidence (default 0.5)")
+    grid.add_argument("--rescale", action="store_true", help="shrink images, so that a grid has the size of one")
+    epg = parser.add_argument_group("epg")
+    epg.add_argument(
+        "--boxes", metavar="FILE", type=Path, help='JSON: {"name": [[class, xmin, ymin, xmax, ymax], ...]}, in pixels'
+    )
+
+
+def main(options: argparse.Namespace) -> int:
+    """Returns the exit status that the command's help describes."""
+    loading.check(options)
+    if options.metric == "epg" and options.boxes is None:
+        options.error("epg needs --boxes")
+    for name in ("cells", "grids", "chunk"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            options.error(f"--{name} {value}: must be at least 1")
+    try:
+        return _evaluate(options)
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        print(f"bcos_kernels evaluate: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    source = sources.open_source(options)
+    boxes = _boxes(options.boxes) if options.metric == "epg" else {}
+    model = loading.load_model(options, loading.device())
+    skipped: dict[str, str] = {}
+    rows = _grids(model, source, options, skipped) if options.metric == "gridpg" else None
+    rows = _energies(model, source, boxes, options, skipped) if rows is None else rows
+    for name, reason in skipped.items():
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+    values = torch.tensor([value for row in rows for value in row["values"]], dtype=torch.float64)
+    names = {"gridpg": f"GridPG, {options.cells} images a grid", "epg": "EPG"}
+    table = [("metric", "values", "mean", *(f"{p} %" for p in PERCENTILES))]
+    quantiles = torch.quantile(values, torch.tensor(PERCENTILES, dtype=torch.float64) / 100).tolist()
+    figures = [f"{figure:.4f}" for figure in (values.mean().item(), *quantiles)]
+    print(aligned([*table, (names[options.metric], str(len(values)), *figures)]))
+    if options.out is not None:
+        found = {"metric": options.metric, "mean": values.mean().item(), "rows": rows, "skipped": skipped}
+        draft = options.out.with_name(f".{options.out.name}.{os.getpid()}.tmp")
+        draft.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        os.replace(draft, options.out)
+    return 1 if skipped else 0
+
+
+def _batches(
+    source: Source, batches: list[list[int]], options: argparse.Namespace, skipped: dict[str, str]
+) -> Iterator[list[Loaded]]:
+    """The readable images of each batch; the others are noted."""
+    for batch in DataLoader(source, batch_sampler=batches, num_workers=options.workers, collate_fn=list):
+        skipped.update((item.name, item.reason) for item in batch if item.image is None)
+        yield [item for item in batch if item.image is not None]
+
+
+def _stacked(items: list[Loaded], model: nn.Module) -> Tensor:
+    return loading.stacked([item.image for item in items if item.image is not None], model)
+
+
+def _in_parts(values: list, size: int) -> list[list]:
+    return [values[start : start + size] for start in range(0, len(values), size)]
+
+
+# ------------------------------------------------------------------------------------------------ GridPG
+
+
+def _grids(
+    model: nn.Module, source: Source, options: argparse.Namespace, skipped: dict[str, str]
+) -> list[dict[str, Any]]:
+    """The names and the values of each grid."""
+    source.transform = loading.transform_of(model, options.image_size)
+    numbers, labels, logits = _confidences(model, source, options, skipped)
+    chosen = metrics.select_grids(logits, labels, options.cells, options.grids, options.threshold)
+    if not chosen:
+        raise ValueError(
+            f"--cells {options.cells}: no grid, because too few classes have a correctly classified image whose "
+            f"confidence is above {options.threshold}"
+        )
+    if options.rescale:
+        size = (options.image_size or loading.SIDE) // round(options.cells**0.5)
+        source.transform = loading.transform_of(model, size)
+    smooth = 15 if options.smooth is None else options.smooth
+    at_once = max(1, options.batch // options.cells)
+    batches = [[numbers[i] for grid in some for i in grid] for some in _in_parts(chosen, at_once)]
+    classes = {number: int(label) for number, label in zip(numbers, labels, strict=True)}
+    rows: list[dict[str, Any]] = []
+    with progress("grids", len(chosen)) as advance:
+        for items in _batches(source, batches, options, skipped):
+            images = _stacked(items, model).unflatten(0, (-1, options.cells))
+            targets = torch.tensor([classes[item.number] for item in items]).view(-1, options.cells)
+            found = explain(model, metrics.make_grid(images), targets, chunk=options.chunk, weights=False)
+            values = metrics.grid_pointing(found.contributions, smooth)
+            for grid, of_grid in zip(_in_parts(items, options.cells), values, strict=True):
+                rows.append({"images": [item.name for item in grid], "values": of_grid.tolist()})
+            advance(f"{len(rows)} grids", len(values))
+    return rows
+
+
+def _confidences(
+    model: nn.Module, source: Source, options: argparse.Namespace, skipped: dict[str, str]
+) -> tuple[list[int], Tensor, Tensor]:
+    """The numbers, labels and logits of all readable images."""
+    numbers: list[int] = []
+    labels: list[int] = []
+    logits: list[Tensor] = []
+    with progress("confidences", len(source)) as advance, torch.no_grad():
+        for items in _batches(source, _in_parts(list(range(len(source))), options.batch), options, skipped):
+            without = next((item.name for item in items if item.label is None), None)
+            if without is not None:
+                raise ValueError(f"{without} has no class: a folder for each class is needed, or a data set of classes")
+            if items:
+                logits.append(model(_stacked(items, model)).cpu())
+            numbers += [item.number for item in items]
+            labels += [item.label for item in items if item.label is not None]
+            advance(f"{len(numbers)} images", options.batch)
+    if not logits:
+        raise ValueError("no image can be read")
+    found = torch.cat(logits)
+    if max(labels) >= found.shape[1]:
+        raise ValueError(f"the images have {max(labels) + 1} classes, and the model {found.shape[1]}")
+    return numbers, torch.tensor(labels), found
+
+
+# ------------------------------------------------------------------------------------------------ EPG
+
+
+def _boxes(path: Path) -> dict[str, list[list[int]]]:
+    """``name -> [[class, xmin, ymin, xmax, ymax], ...]``"""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--boxes {path}: {error}") from None
+    fits = isinstance(found, dict) and all(
+        isinstance(boxes, list) and all(isinstance(b, list) and len(b) == 5 for b in boxes) for boxes in found.values()
+    )
+    if not fits:
+        raise ValueError(f'--boxes {path}: not of the form {{"name": [[class, xmin, ymin, xmax, ymax], ...]}}')
+    return found
+
+
+def _energies(
+    model: nn.Module, source: Source, boxes: dict[str, list[list[int]]], options: argparse.Namespace, skipped
+) -> list[dict[str, Any]]:
+    """The name, the classes and the values of each image that has boxes."""
+    numbers = [number for number, entry in enumerate(source.entries) if boxes.get(entry.name)]
+    if not numbers:
+        raise ValueError(f"--boxes {options.boxes}: it names none of the images, such as {source.entries[0].name}")
+    source.transform = loading.transform_of(model, options.image_size, whole=True)
+    rows: list[dict[str, Any]] = []
+    with progress("images", len(numbers)) as advance:
+        for items in _batches(source, _in_parts(numbers, options.batch), options, skipped):
+            if items:
+                rows += _of_images(model, items, boxes, options)
+            advance(f"{len(rows)} images", options.batch)
+    return rows
+
+
+def _of_images(model: nn.Module, items: list[Loaded], boxes, options: argparse.Namespace) -> list[dict[str, Any]]:
+    images = _stacked(items, model)
+    size = images.shape[-1], images.shape[-2]
+    pairs, scaled = [], []
+    for sample, item in enumerate(items):
+        for label, of_class in groupby(sorted(boxes[item.name]), key=lambda box: box[0]):
+            pairs.append((sample, label))
+            scaled.append(metrics.scaled_boxes([box[1:] for box in of_class], item.size, size))
+    found = explain(model, images, pairs, chunk=options.chunk, weights=False)
+    values = metrics.energy_pointing(found.contributions, scaled, smooth=options.smooth or 0).tolist()
+    rows = []
+    for sample, item in enumerate(items):
+        own = [(label, value) for (of, label), value in zip(pairs, values, strict=True) if of == sample]
+        rows.append({"image": item.name, "classes": [label for label, _ in own], "values": [value for _, value in own]})
+    return rows

@@ -1,0 +1,127 @@
+"""``python -m bcos_kernels explain``: explains whole data sets, in one process or in those that torchrun starts."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+import sys
+import time
+from pathlib import Path
+
+from ... import __version__
+from ...text import progress
+from .. import loading, sources
+from ..sources import Source
+from .processes import Processes, connected
+from .run import Job, run
+from .shards import Folder, fingerprint
+
+__all__ = ["configure", "main"]
+
+KEPT = ("map", "rgba", "weights")
+NAMED = 20
+"""How many skipped images are named on the terminal; the index names all of them."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Explains images by the most likely classes, and writes numbered WebDataset shards and an index. "
+        "A run that was interrupted goes on from its last whole shard when it is started again. "
+        "Several processes: torchrun --nproc-per-node N -m bcos_kernels explain ..."
+    )
+    parser.epilog = "Exit status: 0; 1 where images were skipped; 2 for bad input; 130 after an interrupt."
+    sources.configure(parser)
+    loading.configure(parser)
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the folder of the results")
+    parser.add_argument("--top", metavar="N", type=int, default=1, help="classes that are explained (default 1)")
+    parser.add_argument(
+        "--save",
+        metavar="LIST",
+        default="map",
+        help="what is kept: contributions (map), pictures (rgba), rows (weights), as in map,rgba (default map)",
+    )
+    parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="of maps and weights (default fp16)")
+    parser.add_argument("--smooth", metavar="N", type=int, default=15, help="smoothing of pictures (default 15)")
+    parser.add_argument("--shard", metavar="N", type=int, default=1000, help="images of a shard (default 1000)")
+    parser.add_argument("--chunk", metavar="N", type=int, help="classes of one backward (default: what fits)")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Returns the exit status that the command's help describes."""
+    loading.check(options)
+    save = tuple(name for name in KEPT if name in options.save.split(","))
+    if not save or set(options.save.split(",")) - set(KEPT):
+        options.error(f"--save {options.save}: allowed are {', '.join(KEPT)}, separated by commas")
+    for name in ("top", "shard", "chunk"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            options.error(f"--{name} {value}: must be at least 1")
+    if options.smooth < 0 or (options.smooth and options.smooth % 2 == 0):
+        options.error(f"--smooth {options.smooth}: 0 or an odd positive number is needed")
+    job = Job(
+        options.top, save, options.dtype, options.batch, options.shard, options.chunk, options.smooth, options.workers
+    )
+    try:
+        with connected() as processes:
+            return _explain(options, job, processes)
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        print(f"bcos_kernels explain: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bcos_kernels explain: interrupted; the same command goes on from the last whole shard", file=sys.stderr)
+        return 130
+
+
+def _explain(options: argparse.Namespace, job: Job, processes: Processes) -> int:
+    source = sources.open_source(options)
+    model = loading.load_model(options, loading.device(processes.local_rank))
+    source.transform = loading.transform_of(model, options.image_size)
+    folder = Folder(options.out, _settings(options, job, source))
+    processes.of_first(folder.claim)
+    shards = -(-len(source) // job.shard)
+    mine = [n for n in range(shards) if n % processes.count == processes.rank and not folder.is_complete(n)]
+    done, in_model, started = 0, 0.0, time.perf_counter()
+    images = sum(min(job.shard, len(source) - n * job.shard) for n in mine)
+    with progress("explain", max(1, images), show=processes.rank == 0 and images > 0) as advance:
+        for batch in run(model, source, folder, mine, job):
+            done, in_model = done + batch.images, in_model + batch.in_model
+            advance(f"{processes.count * done / (time.perf_counter() - started):.1f} images/s", batch.images)
+    seconds = time.perf_counter() - started
+    processes.wait()
+    index = processes.of_first(lambda: folder.write_index(shards))
+    if processes.rank == 0:
+        _tell(options.out, index, shards, done, seconds, in_model)
+    return 1 if index["skipped"] else 0
+
+
+def _settings(options: argparse.Namespace, job: Job, source: Source) -> dict:
+    """All that decides what the shards hold."""
+    weights = options.weights
+    return {
+        "version": __version__,
+        "model": options.model or f"bcos.models.pretrained:{options.hub}",
+        "factory_args": options.factory_args,
+        "weights": None if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest()[:16],
+        "transform": re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(source.transform).split())),
+        "images": f"{len(source)} images, {fingerprint(entry.name for entry in source.entries)}",
+        "top": job.top,
+        "save": list(job.save),
+        "dtype": job.dtype,
+        "smooth": job.smooth,
+        "shard": job.shard,
+    }
+
+
+def _tell(out: Path, index: dict, shards: int, done: int, seconds: float, in_model: float) -> None:
+    skipped = index["skipped"]
+    for image in skipped[:NAMED]:
+        print(f"skipped {image['name']}: {image['reason']}", file=sys.stderr)
+    if len(skipped) > NAMED:
+        print(f"skipped {len(skipped) - NAMED} more: see {out / 'index.json'}", file=sys.stderr)
+    print(f"{index['images']} images in {shards} shards of {out}, {len(skipped)} skipped")
+    if done:
+        share = f"{100 * in_model / seconds:.0f} % of it in the model"
+        print(f"this run: {done} images in {seconds:.1f} s, {done / seconds:.1f} images/s, {share}")
+    else:
+        print("this run: nothing was left to do")

@@ -1,0 +1,164 @@
+"""What commands that explain images load: the model with its checkpoint, and the transform of its images."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import adopt
+from ..compat import declare_torchvision_operators_when_needed, import_reference
+from ..explanation.modes import has_explanation_mode
+from .terminal import factory, json_object
+
+__all__ = ["configure", "check", "device", "load_model", "stacked", "transform_of"]
+
+SIDE, SHOWN = 224, 0.875
+"""The side of an image, and the part of its shorter side that is shown, where a model has no transform of its own."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say which model explains which images."""
+    parser.add_argument("--model", metavar="PKG.MODULE:FACTORY", help="the callable that builds the model")
+    parser.add_argument("--hub", metavar="NAME", help="in place of --model: an entry point of bcos.models.pretrained")
+    parser.add_argument("--factory-args", metavar="JSON", type=json_object, default={}, help="arguments of either")
+    parser.add_argument("--weights", metavar="FILE", type=Path, help="a checkpoint with the model's state dict")
+    parser.add_argument(
+        "--image-size", metavar="N", type=int, help=f"side of an image (default: the model's own, else {SIDE})"
+    )
+    parser.add_argument("--batch", metavar="N", type=int, default=64, help="images of a batch (default 64)")
+    parser.add_argument("--workers", metavar="N", type=int, default=2, help="processes that load images (default 2)")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Ends with status 2 where the arguments of :func:`configure` do not fit together."""
+    if (options.model is None) == (options.hub is None):
+        options.error("one of --model and --hub is needed")
+    for name, least in (("image_size", 1), ("batch", 1), ("workers", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            options.error(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+
+
+def load_model(options: argparse.Namespace, where: torch.device) -> nn.Module:
+    """The model in evaluation mode, accelerated, channels_last, on a device.
+
+    Raises:
+        ImportError, TypeError, ValueError, OSError: there is no such model, or its checkpoint cannot be loaded.
+    """
+    model = _built(options)
+    if options.weights is not None:
+        _load_weights(model, options.weights)
+    if not has_explanation_mode(model):
+        raise ValueError(f"{_option(options)}: {type(model).__name__} has no B-cos layers")
+    model = adopt.accelerate(model.eval())
+    return model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares none
+
+
+def _option(options: argparse.Namespace) -> str:
+    return f"--model {options.model}" if options.hub is None else f"--hub {options.hub}"
+
+
+def _built(options: argparse.Namespace) -> nn.Module:
+    arguments = options.factory_args
+    if options.hub is None:
+        build = factory("--model", options.model)
+    else:
+        import_reference()
+        from bcos.models import pretrained
+
+        known = pretrained.list_available()
+        if options.hub not in known:
+            raise ValueError(f"--hub {options.hub}: allowed are {', '.join(known)}")
+        build = getattr(pretrained, options.hub)
+        arguments = {"pretrained": options.weights is None, **arguments}
+    model = build(**arguments)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{_option(options)} returned {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    """Loads a state dict, which may lie under ``state_dict`` or ``model``, and whose names may share a prefix."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"--weights {path}: there is no such file") from None
+    except Exception as error:  # a damaged archive raises whatever its reader raises
+        raise ValueError(f"--weights {path}: not a checkpoint of tensors ({type(error).__name__})") from error
+    for key in ("state_dict", "model"):
+        found = found[key] if isinstance(found, Mapping) and isinstance(found.get(key), Mapping) else found
+    if not isinstance(found, Mapping):
+        raise ValueError(f"--weights {path}: it holds {type(found).__name__}, not a state dict")
+    for prefix in ("module.", "model."):
+        if found and all(str(name).startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): value for name, value in found.items()}
+    try:
+        missing, unexpected = model.load_state_dict(found, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"--weights {path}: {str(error).splitlines()[-1].strip()}") from None
+    if missing or unexpected:
+        first = "; ".join(
+            f"{word} {len(names)}, such as {names[0]}"
+            for word, names in (("missing are", missing), ("unexpected are", unexpected))
+            if names
+        )
+        raise ValueError(f"--weights {path}: not the names of the model: {first}")
+
+
+def device(local_rank: int = 0) -> torch.device:
+    """Where the model runs: on the GPU of this process, or on the CPU."""
+    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def stacked(images: list[Tensor], model: nn.Module) -> Tensor:
+    """A batch of images ``[C, H, W]`` in the dtype and on the device of the model.
+
+    Raises:
+        ValueError: they are not of one size.
+    """
+    shapes = sorted({tuple(image.shape) for image in images})
+    if len(shapes) > 1:
+        raise ValueError(f"images of different sizes, {shapes[0]} and {shapes[1]}: choose one by --image-size")
+    like = next(model.parameters())
+    return torch.stack(images).to(like.device, like.dtype, memory_format=torch.channels_last)
+
+
+def transform_of(model: nn.Module, size: int | None, whole: bool = False) -> Callable[[Any], Tensor]:
+    """A function that turns a PIL image into the model's input ``[C, H, W]``.
+
+    It is the model's own attribute ``transform``, where it has one and no size is asked for. Else images are resized,
+    cropped in the middle, and get the inverse channels 1 - x where the first convolution takes six. With ``whole`` all
+    of the image is shown, squeezed into a square.
+    """
+    own = getattr(model, "transform", None)
+    if size is None and not whole and callable(own) and not inspect.isclass(own):
+        return own
+    declare_torchvision_operators_when_needed()
+    from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
+
+    size = size or SIDE
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    inverse = first is not None and first.in_channels == 6 and not _adds_inverse(model)
+    fit = [Resize((size, size))] if whole else [Resize(round(size / SHOWN)), CenterCrop(size)]
+    return Compose([*fit, ToTensor(), *([AddInverse()] if inverse else [])])
+
+
+def _adds_inverse(model: nn.Module) -> bool:
+    """Whether the model itself forms the inverse channels."""
+    return any(type(module).__name__ == "AddInverse" for module in model.modules())
+
+
+class AddInverse:
+    """``[3, H, W] -> [6, H, W]``: x and 1 - x."""
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return torch.cat([image, 1 - image])
+
+    def __repr__(self) -> str:
+        return "AddInverse()"

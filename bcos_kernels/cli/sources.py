@@ -1,0 +1,181 @@
+"""Images of folders, of WebDataset tars and of torchvision's data sets, by their numbers."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..compat import declare_torchvision_operators_when_needed
+from .terminal import json_object
+
+__all__ = ["Loaded", "Source", "configure", "open_source"]
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+class Loaded(NamedTuple):
+    """An image as the model takes it, or the reason why it cannot be read."""
+
+    number: int
+    name: str
+    image: Tensor | None
+    label: int | None
+    size: tuple[int, int]
+    """Width and height of the file's picture."""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class File:
+    """An image in a file of its own, or a part of a tar."""
+
+    name: str
+    path: Path
+    label: int | None = None
+    offset: int | None = None
+    """Within a tar."""
+    length: int = 0
+
+    def read(self) -> tuple[Any, int | None]:
+        """The PIL image, not decoded yet, and its label."""
+        from PIL import Image
+
+        if self.offset is None:
+            return Image.open(self.path), self.label
+        with self.path.open("rb") as tar:
+            tar.seek(self.offset)
+            return Image.open(io.BytesIO(tar.read(self.length))), self.label
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample of a data set."""
+
+    name: str
+    data: Any
+    number: int
+
+    def read(self) -> tuple[Any, int | None]:
+        image, label, *_ = self.data[self.number]
+        return image, label if isinstance(label, int) else None
+
+
+class Source(Dataset):
+    """Images by their numbers, for a ``DataLoader``; unreadable ones are told, not raised."""
+
+    def __init__(self, entries: Sequence[File | Sample]) -> None:
+        self.entries = entries
+        self.transform: Callable[[Any], Tensor] | None = None
+        """What makes the model's input ``[C, H, W]`` of a PIL image; set before the first image is read."""
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, number: int) -> Loaded:
+        entry = self.entries[number]
+        try:
+            image, label = entry.read()
+            image = image.convert("RGB")  # decodes all of it
+        except Exception as error:  # a damaged file raises whatever its decoder raises
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            return Loaded(number, entry.name, None, None, (0, 0), reason)
+        assert self.transform is not None
+        return Loaded(number, entry.name, self.transform(image), label, image.size)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that name the images."""
+    parser.add_argument("images", metavar="IMAGES", nargs="*", type=Path, help="folders, image files, WebDataset tars")
+    parser.add_argument("--dataset", metavar="NAME", help="in place of IMAGES: a class of torchvision.datasets")
+    parser.add_argument("--root", metavar="DIR", type=Path, default=Path("."), help="its folder (default .)")
+    parser.add_argument(
+        "--dataset-args", metavar="JSON", type=json_object, default={}, help="its arguments, such as a split"
+    )
+
+
+def open_source(options: argparse.Namespace) -> Source:
+    """The images that the arguments name; a class of a folder is the place of its subfolder among them.
+
+    Raises:
+        ImportError, ValueError: there are none, or a path or a data set is not there.
+    """
+    if bool(options.images) == (options.dataset is not None):
+        raise ValueError("either IMAGES or --dataset is needed")
+    if options.dataset is not None:
+        return _data_set(options.dataset, options.root, options.dataset_args)
+    entries: list[File | Sample] = []
+    for path in options.images:
+        if path.is_dir():
+            entries += _of_folder(path)
+        elif path.suffix == ".tar" and path.is_file():
+            entries += _of_tar(path)
+        elif path.is_file():
+            entries.append(File(str(path), path))
+        else:
+            raise ValueError(f"{path}: there is no such file or folder")
+    if not entries:
+        raise ValueError(f"{', '.join(map(str, options.images))}: no images ({', '.join(ENDINGS)})")
+    return Source(entries)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(ENDINGS) and not name.rpartition("/")[2].startswith(".")
+
+
+def _of_folder(folder: Path) -> list[File]:
+    paths = sorted(path for path in folder.rglob("*") if _is_image(path.as_posix()) and path.is_file())
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    classes = sorted({name.partition("/")[0] for name in names if "/" in name})
+    labels = {name: number for number, name in enumerate(classes)}
+    return [File(name, path, labels.get(name.partition("/")[0])) for name, path in zip(names, paths, strict=True)]
+
+
+def _of_tar(path: Path) -> list[File]:
+    """The images of a tar; the label of ``KEY.jpg`` stands in ``KEY.cls``, as WebDataset has it."""
+    try:
+        with tarfile.open(path) as tar:
+            members = [member for member in tar if member.isfile()]
+            numbers = {
+                m.name.removesuffix(".cls"): _number(tar.extractfile(m)) for m in members if m.name.endswith(".cls")
+            }
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: not a readable tar ({error})") from None
+
+    def label(name: str) -> int | None:
+        folder, _, base = name.rpartition("/")
+        return numbers.get("/".join(filter(None, (folder, base.partition(".")[0]))))
+
+    return [
+        File(f"{path.name}/{m.name}", path, label(m.name), m.offset_data, m.size) for m in members if _is_image(m.name)
+    ]
+
+
+def _number(file: Any) -> int | None:
+    text = b"" if file is None else file.read().strip()
+    return int(text) if text.isdigit() else None
+
+
+def _data_set(name: str, root: Path, arguments: dict) -> Source:
+    declare_torchvision_operators_when_needed()
+    from torchvision import datasets
+
+    kind: Any = getattr(datasets, name, None)
+    if not isinstance(kind, type) or not issubclass(kind, Dataset):
+        raise ValueError(f"--dataset {name}: torchvision.datasets has no such data set")
+    try:
+        found: Any = kind(root, **arguments)  # type: ignore[call-arg]  # as every class of torchvision.datasets takes it
+        entries = [Sample(f"{name}/{number:08d}", found, number) for number in range(len(found))]
+        first = entries[0].read()[0] if entries else None
+    except (RuntimeError, OSError, TypeError, ValueError) as error:
+        raise ValueError(f"--dataset {name} --root {root}: {' '.join(str(error).split())}") from error
+    if not hasattr(first, "convert"):
+        raise ValueError(f"--dataset {name}: its samples are no images, but {type(first).__name__}")
+    return Source(entries)

@@ -1,0 +1,153 @@
+"""``explain``: the rows of the dynamic linear map of a batch of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import passes
+from .modes import explanation_mode, has_explanation_mode
+from .result import Explanation
+from .targets import parse
+
+__all__ = ["explain"]
+
+Output = str | Callable[[nn.Module, Tensor], Any] | None
+
+
+def explain(
+    model: nn.Module,
+    images: Tensor,
+    targets: Any = None,
+    *,
+    output: Output = None,
+    create_graph: bool = False,
+    chunk: int | None = None,
+    weights: bool = True,
+) -> Explanation:
+    """Explains a batch of images: one forward, and one backward for all classes that fit into memory.
+
+    In explanation mode a B-cos network computes ``logits = W(x) x (+ bias)``, and row k of W(x) is the gradient of
+    logit k with every scale held constant (Böhle et al., B-cos Networks, CVPR 2022, section 3.2.2). The model may be
+    accelerated or not, of the early or the late explanation mode. Its modes, its training flags and the flags
+    ``requires_grad`` of its parameters are afterwards what they were before, also after an error; no gradient of a
+    parameter is formed.
+
+    Args:
+        model: a B-cos network in evaluation mode; in training mode only with ``create_graph``.
+        images: ``[N, C, H, W]`` as the model takes them; ``[N, L, D]`` for embeddings of tokens, ``[N, D]`` for
+            vectors. N is at least 1.
+        targets: which rows are formed. T is their number for each image.
+
+            - None: that of the predicted class; ``"top5"``: those of the five largest logits (or any other number).
+            - an int: the same class for every image; ints ``[N]`` or ``[N, T]``: the classes of each image.
+            - a list of tuples ``[(sample, class), ...]``: another number of classes for each image.
+            - floats ``[T, K]``: directions d, whose rows are those of ``d · logits``, such as embeddings of texts.
+        output: what is explained in place of ``model(images)``: the name of a module, for its output; or a function
+            ``output(model, images)``. A result ``[N, K, ...]`` is summed over its positions, one ``[N, L, K]`` over its
+            tokens, and ``targets`` counts its K channels.
+        create_graph: whether the result can be differentiated, for losses on explanations. A model of the late mode
+            is then differentiated through its scales as well.
+        chunk: how many rows of every image one backward forms. None takes as many as the free memory allows.
+        weights: whether the result holds the weights; without them it holds the contributions alone, which take
+            less memory by a factor of C.
+
+    Returns:
+        The explanation: logits, targets, weights, contributions; ``.rgba()`` and ``.plot()`` show it.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described above; the error names it, its value and what is
+            allowed.
+    """
+    _check(model, images, output, chunk, create_graph)
+    chosen = parse(targets, len(images))
+    x = images if create_graph and images.requires_grad else images.detach()
+    with torch.inference_mode(False), torch.enable_grad(), explanation_mode(model):
+        x = x.clone() if x.is_inference() else x
+        x = x if x.requires_grad else x.requires_grad_()
+        logits = _logits(model, x, output)
+        rows = chosen.rows(logits)
+        found = passes.form(logits, x, rows, chunk, create_graph, weights)
+    kept = (lambda t: t) if create_graph else Tensor.detach
+    return Explanation(kept(x), kept(logits), rows.named, found.weights, found.contributions)
+
+
+def _check(model: Any, images: Any, output: Any, chunk: Any, create_graph: bool) -> None:
+    """Raises TypeError or ValueError for what can be wrong before the forward."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={model!r}: a torch.nn.Module is needed, not {type(model).__name__}")
+    if not has_explanation_mode(model):
+        raise ValueError(f"model: {type(model).__name__} has no B-cos layers, and only these have an explanation mode")
+    if not create_graph:
+        for name, module in model.named_modules():
+            if module.training:
+                where = f"its module {name!r} is" if name else "it is"
+                raise ValueError(f"model: {where} in training mode: call model.eval() first")
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images={type(images).__name__}: a tensor is needed")
+    if not images.is_floating_point():
+        raise TypeError(f"images has dtype {images.dtype}: a floating-point dtype is needed; of tokens the embeddings")
+    if images.dim() not in (2, 3, 4) or not images.numel():
+        shape = tuple(images.shape)
+        raise ValueError(f"images has shape {shape}: not empty ones [N, C, H, W], [N, L, D] or [N, D] are needed")
+    if isinstance(output, str):
+        names = dict(model.named_modules())
+        if not output or output not in names:
+            raise ValueError(f"output={output!r}: the model has no module of this name")
+    elif output is not None and not callable(output):
+        raise TypeError(f"output={output!r}: the name of a module, a function or None is needed")
+    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int)):
+        raise TypeError(f"chunk={chunk!r}: an int or None is needed")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk={chunk}: must be at least 1")
+
+
+def _logits(model: nn.Module, x: Tensor, output: Output) -> Tensor:
+    """What is explained, as ``[N, K]``."""
+    with _telling_of_channels(model, x):
+        if isinstance(output, str):
+            found = _of_module(model, x, output)
+        else:
+            found = model(x) if output is None else output(model, x)
+    found = getattr(found, "logits", found)
+    if not isinstance(found, Tensor):
+        kind = type(found).__name__
+        raise TypeError(f"the model returns {kind}, not a tensor: choose one by output=lambda model, images: ...")
+    if found.dim() < 2 or len(found) != len(x):
+        shape = tuple(found.shape)
+        raise ValueError(f"the explained output has shape {shape}: for {len(x)} images [{len(x)}, K, ...] is needed")
+    if not found.requires_grad:
+        raise ValueError("the explained output has no graph: it was computed without gradients, or is detached")
+    return found if found.dim() == 2 else found.sum(1) if found.dim() == 3 else found.flatten(2).sum(2)
+
+
+def _of_module(model: nn.Module, x: Tensor, name: str) -> Any:
+    """The output of a module during a forward of the model; that of its last call."""
+    seen: list[Any] = []
+    hook = model.get_submodule(name).register_forward_hook(lambda module, args, result: seen.append(result))
+    try:
+        model(x)
+    finally:
+        hook.remove()
+    if not seen:
+        raise ValueError(f"output={name!r}: the model does not call this module")
+    return seen[-1]
+
+
+@contextmanager
+def _telling_of_channels(model: nn.Module, x: Tensor):
+    """Turns the error of a model that takes [x, 1 - x] and is given x into one that says so."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        first = next((m.weight for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+        if first is None or x.dim() != 4 or first.shape[1] != 2 * x.shape[1]:
+            raise
+        raise ValueError(
+            f"images has shape {tuple(x.shape)}: the first convolution takes {first.shape[1]} channels, which are "
+            f"[x, 1 - x]: apply AddInverse to the images, torch.cat([images, 1 - images], 1)"
+        ) from error

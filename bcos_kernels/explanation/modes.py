@@ -1,0 +1,67 @@
+"""The explanation modes of a model's modules, whichever attribute or method holds them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+__all__ = ["explanation_mode", "has_explanation_mode"]
+
+FROZEN = "fixed_weights"
+"""The key under which the late mode's mapping says whether the scale is frozen."""
+
+
+@contextmanager
+def explanation_mode(model: nn.Module) -> Iterator[None]:
+    """A context in which every scale of ``model`` is a constant; afterwards each module is as it was before.
+
+    Early modes are switched by ``set_explanation_mode(bool)`` (``bcos``, B-cosification) or ``explanation_mode(bool)``
+    (the first version of B-cos networks), late ones by ``state["fixed_weights"]`` (model guidance).
+    """
+    modules: list[Any] = list(model.modules())
+    switches = [(module, switch) for module in modules if (switch := _switch(module)) is not None]
+    with ExitStack() as before:
+        for module in modules:
+            for undo in _recorded(module):
+                before.callback(undo)
+        for module, switch in switches:  # undone first, because it may switch modules within this one, too
+            if not _recorded(module):
+                before.callback(switch, bool(getattr(module, "is_in_explanation_mode", False)))
+        for _, switch in switches:
+            switch(True)
+        yield
+
+
+def has_explanation_mode(model: nn.Module) -> bool:
+    """Whether some module has an explanation mode."""
+    return any(_switch(module) is not None for module in model.modules())
+
+
+def _switch(module: Any) -> Callable[[bool], object] | None:
+    """The function that turns the module's own mode on and off."""
+    for name in ("set_explanation_mode", "explanation_mode"):
+        switch = getattr(module, name, None)
+        if callable(switch) and inspect.signature(switch).parameters:  # without any: a context over all of a model
+            return switch
+    state = vars(module).get("state")
+    return partial(_set, state) if isinstance(state, MutableMapping) and FROZEN in state else None
+
+
+def _set(state: MutableMapping, frozen: bool) -> None:
+    state[FROZEN] = frozen
+
+
+def _recorded(module: Any) -> list[Callable[[], object]]:
+    """The steps that bring back the mode that the module holds in attributes of its own."""
+    own = vars(module)
+    steps: list[Callable[[], object]] = []
+    if isinstance(state := own.get("state"), MutableMapping) and FROZEN in state:
+        steps.append(partial(_set, state, state[FROZEN]))
+    if "detach" in own:
+        steps.append(partial(setattr, module, "detach", own["detach"]))
+    return steps

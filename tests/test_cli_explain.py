@@ -1,0 +1,281 @@
+"""``python -m bcos_kernels explain``: what it writes, reruns, interruptions, several processes, and bad input."""
+
+import importlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import localisation_facts as facts
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import bcos_kernels as bk
+from bcos_kernels.__main__ import main
+from bcos_kernels.cli import loading
+
+MODEL = "--model", "localisation_facts:model", "--image-size", "16", "--workers", "0"
+COUNT = 7
+
+
+def write_images(folder, count=COUNT, seed=0):
+    """Images of some sizes in two folders."""
+    generator = np.random.default_rng(seed)
+    for n in range(count):
+        path = folder / ("a", "b")[n % 2] / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (20 + n, 24, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path):
+    return write_images(tmp_path / "images")
+
+
+def command(images, out, *more):
+    return main(["explain", *([] if images is None else [str(images)]), *MODEL, "--out", str(out), *map(str, more)])
+
+
+def contents(out):
+    """``key -> {ending: bytes}`` of all shards, grouped as WebDataset does it: the key ends at the first dot."""
+    found = {}
+    for path in sorted(out.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, _, ending = member.name.partition(".")
+                found.setdefault(key, {})[ending] = tar.extractfile(member).read()
+    return found
+
+
+def files(out):
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def explained(images, targets="top2"):
+    """What the command explains, by the function."""
+    model = bk.accelerate(facts.model())
+    transform = loading.transform_of(model, 16)
+    names = sorted(path.relative_to(images).as_posix() for path in images.rglob("*.png"))
+    batch = torch.stack([transform(Image.open(images / name)) for name in names]).double()
+    return names, bk.explain(model, batch, targets)
+
+
+def array(content):
+    return torch.from_numpy(np.load(io.BytesIO(content)))
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+def test_shards_hold_what_explain_returns(dtype, images, tmp_path, capsys):
+    out = tmp_path / "out"
+    status = command(
+        images, out, "--top", 2, "--save", "weights,map,rgba", "--batch", 2, "--shard", 3, "--dtype", dtype
+    )
+    assert status == 0
+    names, expected = explained(images)
+    found = contents(out)
+    assert list(found) == [f"{n:08d}" for n in range(COUNT)]
+    pictures = expected.rgba()
+    for n, (name, parts) in enumerate(zip(names, found.values(), strict=True)):
+        record = json.loads(parts.pop("json"))
+        assert record["name"] == name and record["classes"] == expected.targets[n].tolist()
+        assert record["label"] == (0 if name.startswith("a/") else 1)
+        assert record["logits"] == pytest.approx(expected.logits[n][expected.targets[n]].tolist(), rel=1e-9)
+        for kind, rows in (("map", expected.contributions[n]), ("weights", expected.weights[n])):
+            stored = array(parts.pop(f"{kind}.npy"))
+            assert stored.dtype == {"fp16": torch.float16, "fp32": torch.float32}[dtype]
+            scale = torch.tensor(record[f"{kind}_scale"]).view(-1, *[1] * (rows.dim() - 1))
+            error = (stored.double() * scale - rows).abs().amax() / rows.abs().max()
+            assert error < {"fp16": 2**-11, "fp32": 1e-7}[dtype]
+        assert list(parts) == ["0.rgba.png", "1.rgba.png"]
+        for t, content in enumerate(parts.values()):
+            pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(content))))
+            assert (pixels - pictures[n, t] * 255).abs().max() <= 0.5 + 1e-9
+    index = json.loads((out / "index.json").read_text())
+    assert index["images"] == COUNT and index["skipped"] == []
+    assert [shard["file"] for shard in index["shards"]] == [f"shard-{n:06d}.tar" for n in range(3)]
+    assert [name for shard in index["shards"] for name in shard["images"]] == names
+    shown = capsys.readouterr()
+    assert f"{COUNT} images in 3 shards" in shown.out and "% of it in the model" in shown.out
+
+
+def test_a_rerun_makes_only_what_is_missing(images, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert command(images, out, "--shard", 2) == 0
+    before = files(out)
+    assert command(images, out, "--shard", 2, "--batch", 1) == 0
+    assert "nothing was left to do" in capsys.readouterr().out and files(out) == before
+    (out / "shard-000001.json").unlink()
+    (out / "shard-000001.tar").write_bytes(b"half of a shard")
+    times = {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*")}
+    assert command(images, out, "--shard", 2) == 0
+    assert files(out) == before
+    assert {name for name, time in times.items() if (out / name).stat().st_mtime_ns != time} == {"shard-000001.tar"}
+
+
+def test_an_interrupt_loses_one_shard(images, tmp_path, monkeypatch, capsys):
+    running = importlib.import_module("bcos_kernels.cli.explain.run")
+    out, calls, explain = tmp_path / "out", [], running.explain
+
+    def interrupted(*args, **options):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return explain(*args, **options)
+
+    monkeypatch.setattr(running, "explain", interrupted)
+    assert command(images, out, "--shard", 2, "--batch", 1) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert sorted(files(out)) == ["settings.json", "shard-000000.json", "shard-000000.tar"]
+    assert command(images, out, "--shard", 2, "--batch", 1) == 0
+    assert len(calls) == 4 + COUNT - 2
+    assert command(images, tmp_path / "at once", "--shard", 2) == 0
+    assert contents(out).keys() == contents(tmp_path / "at once").keys()
+
+
+def test_unreadable_images_are_named_skipped_and_counted(images, tmp_path, capsys):
+    whole = (images / "a" / "0.png").read_bytes()
+    (images / "a" / "half.png").write_bytes(whole[: len(whole) // 2])
+    (images / "b" / "text.jpg").write_text("no image")
+    out = tmp_path / "out"
+    assert command(images, out, "--shard", 4, "--batch", 2) == 1
+    shown = capsys.readouterr()
+    assert "skipped a/half.png: " in shown.err and "skipped b/text.jpg: UnidentifiedImageError: " in shown.err
+    assert f"{COUNT} images in 3 shards of {out}, 2 skipped" in shown.out
+    index = json.loads((out / "index.json").read_text())
+    assert [skipped["name"] for skipped in index["skipped"]] == ["a/half.png", "b/text.jpg"]
+    assert len(contents(out)) == COUNT
+    assert command(images, out, "--shard", 4, "--batch", 2) == 1  # a rerun tells it again
+
+
+def test_images_of_tars_and_of_data_sets(images, tmp_path):
+    tar = tmp_path / "data.tar"
+    paths = sorted(images.rglob("*.png"))
+    with tarfile.open(tar, "w") as file:
+        for n, path in enumerate(paths):
+            file.add(path, f"x/{n}.v1.png")
+            label = tarfile.TarInfo(f"x/{n}.cls")
+            label.size = 1
+            file.addfile(label, io.BytesIO(str(n % 5).encode()))
+    assert command(tar, tmp_path / "1", "--save", "map") == 0
+    data = "--dataset", "ImageFolder", "--root", images
+    assert command(None, tmp_path / "2", *data) == 0
+    assert command(images, tmp_path / "3") == 0
+    by_tar, by_set, by_folder = (contents(tmp_path / name) for name in "123")
+    for key, parts in by_folder.items():
+        assert parts["map.npy"] == by_tar[key]["map.npy"] == by_set[key]["map.npy"]
+    records = [json.loads(parts["json"]) for parts in by_tar.values()]
+    assert [record["label"] for record in records] == [n % 5 for n in range(COUNT)]
+    assert records[0]["name"] == "data.tar/x/0.v1.png"
+    assert [json.loads(parts["json"])["label"] for parts in by_set.values()] == [0] * 4 + [1] * 3
+
+
+def test_a_checkpoint_may_have_a_prefix(images, tmp_path, capsys):
+    model = facts.model()
+    with torch.no_grad():
+        model[0].linear.weight.mul_(-1)
+    state = {f"module.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "model.pt")
+    assert command(images, tmp_path / "1", "--weights", tmp_path / "model.pt") == 0
+    assert command(images, tmp_path / "2") == 0
+    assert contents(tmp_path / "1")["00000000"]["map.npy"] != contents(tmp_path / "2")["00000000"]["map.npy"]
+    torch.save({**state, "module.more": torch.ones(1)}, tmp_path / "other.pt")
+    assert command(images, tmp_path / "3", "--weights", tmp_path / "other.pt") == 2
+    assert "unexpected are 1, such as more" in capsys.readouterr().err
+    assert not (tmp_path / "3").exists()
+
+
+def test_an_entry_point_of_the_reference(images, tmp_path):
+    more = "--factory-args", '{"pretrained": false}', "--image-size", 32, "--workers", 0, "--out", tmp_path / "out"
+    assert main(["explain", str(images / "a"), "--hub", "resnet18", *map(str, more)]) == 0
+    assert len(contents(tmp_path / "out")) == 4
+
+
+@pytest.mark.parametrize("images, words", [("a folder", "a folder: there is no such file"), ("empty", "no images")])
+def test_no_images(images, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    assert command(images, "out") == 2
+    assert words in capsys.readouterr().err and not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--top", "0"], "--top 0: must be at least 1"),
+        (["--save", "map,png"], "--save map,png: allowed are map, rgba, weights"),
+        (["--smooth", "4"], "--smooth 4: 0 or an odd"),
+        (["--batch", "0"], "--batch 0: must be at least 1"),
+        (["--hub", "resnet18"], "one of --model and --hub is needed"),
+        (["--factory-args", "[]"], "a JSON object is needed"),
+    ],
+)
+def test_bad_arguments(more, words, images, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command(images, tmp_path / "out", *more)
+    assert stop.value.code == 2 and words in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--top", "13"], "targets='top13': the model has 12 classes"),
+        (["--dataset", "CIFAR10"], "either IMAGES or --dataset is needed"),
+        (["--weights", "none.pt"], "--weights none.pt: there is no such file"),
+        (["--model", "localisation_facts:nothing"], "localisation_facts has no nothing"),
+        (["--model", "torch.nn:Identity"], "Identity has no B-cos layers"),
+        (["--model", "localisation_facts:images"], "returned Tensor, not a torch.nn.Module"),
+    ],
+)
+def test_bad_input_ends_in_one_line(more, words, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert command(images, tmp_path / "out", *more) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("bcos_kernels explain: ") and words in message
+    assert not list((tmp_path / "out").glob("shard*")) and not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_data_set_that_is_not_there(tmp_path, capsys):
+    for name, words in (("CIFAR10", "--dataset CIFAR10 --root"), ("Images", "torchvision.datasets has no such")):
+        assert command(None, tmp_path / "out", "--dataset", name, "--root", tmp_path) == 2
+        assert words in capsys.readouterr().err
+    (tmp_path / "damaged.tar").write_bytes(b"no tar")
+    assert command(tmp_path / "damaged.tar", tmp_path / "out") == 2
+    assert "damaged.tar: not a readable tar" in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_left_alone(images, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert command(images, out) == 0
+    before = files(out)
+    assert command(images, out, "--top", 3) == 2
+    assert "it holds a run of other settings: top 1 (now 3); choose another" in capsys.readouterr().err
+    write_images(images, COUNT + 1)
+    assert command(images, out) == 2
+    assert "images 7 images, " in capsys.readouterr().err
+    assert files(out) == before
+    assert command(images, images) == 2
+    assert "holds something else" in capsys.readouterr().err and not (images / "settings.json").exists()
+    (out / "settings.json").write_text("{")
+    assert command(images, out) == 2
+    assert "its settings.json is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work(images, tmp_path):
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1"}
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = [str(images), *MODEL, "--shard", "2", "--out", str(tmp_path / "two")]
+    made = subprocess.run(
+        [*start, "-m", "bcos_kernels", "explain", *arguments], env=environment, capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.count(f"{COUNT} images in 4 shards") == 1
+    assert command(images, tmp_path / "one", "--shard", 2) == 0
+    assert files(tmp_path / "two") == files(tmp_path / "one")

@@ -1,0 +1,180 @@
+"""Rows of the dynamic linear map: several gradients of the same call, in one call of a kernel that takes them."""
+
+import copy
+
+import pytest
+import torch
+from cases import CASES, IDS, Case
+from norm_families import N
+from torch.autograd import grad
+
+import bcos_kernels as bk
+from bcos_kernels.core import autograd
+from bcos_kernels.core.op import Op
+
+ROWS = 3
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """The names of the ops that took rows at once, one for each call."""
+    calls, join = [], Op._of_rows
+
+    def counted(self, grads, args):
+        found = join(self, grads, args)
+        if found is not None:
+            calls.append(self.name)
+        return found
+
+    monkeypatch.setattr(Op, "_of_rows", counted)
+    return calls
+
+
+def rows(y, x, gradients):
+    return torch.func.vmap(lambda g: grad(y, x, g, retain_graph=True)[0])(gradients)
+
+
+def one_by_one(y, x, gradients):
+    return torch.stack([grad(y, x, g, retain_graph=True)[0] for g in gradients])
+
+
+def gradients_of(y):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(ROWS, *y.shape, generator=generator, dtype=torch.float64).to(y.dtype)
+
+
+def assert_same(many, single):
+    assert many.shape == single.shape and many.dtype == single.dtype
+    assert (many - single).abs().max() <= 4 * torch.finfo(many.dtype).eps * single.abs().max()
+
+
+def of_repeated_images(y, x, gradients):
+    """dx of a backward of T·N images: the same products as those of rows at once, but what is saved is repeated."""
+    node = y.grad_fn
+    inputs, saved, *_ = autograd._saved(node)
+    repeated = [None if t is None else torch.cat([t] * ROWS) for t in (inputs.x.detach(), *saved)]  # keeps the strides
+    inputs, saved = inputs._replace(x=repeated[0]), type(saved)(*repeated[1:])
+    call = node.op.call(inputs, node.call.spec)
+    needs = True, False, False, False
+    with torch.no_grad():
+        return node.op.backward(gradients.flatten(0, 1), inputs, saved, call, True, needs, node.backend)[0]
+
+
+def frozen(case, dtype, channels_last):
+    x, weight, bias = case.inputs(dtype, channels_last=channels_last)
+    return x, Case(case.name, case.x, case.weight, {**case.options, "detach": True}, case.bias)(x, weight, bias)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_a_transform(dtype, channels_last, taken):
+    for case in CASES:
+        if case.options.get("padding_mode", "zeros") != "zeros":
+            continue
+        x, y = frozen(case, DTYPES[dtype], channels_last)
+        gradients = gradients_of(y)
+        single = one_by_one(y, x, gradients)
+        del taken[:]
+        many = rows(y, x, gradients)
+        assert taken == ["transform"], case.name
+        if dtype == "fp32" and hasattr(y.grad_fn, "op"):  # oneDNN sums in another order where there are more images
+            assert torch.equal(many, of_repeated_images(y, x, gradients).view(many.shape)), case.name
+        else:
+            assert_same(many, single)
+        if y.dim() == 4 and min(x.shape[2:]) > 1 and x.shape[1] > 1:
+            assert many[0].is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+@pytest.mark.parametrize("name", ["conv3x3", "grouped", "depthwise", "max_out", "linear", "linear_b1.5", "conv1x1"])
+def test_rows_with_several_threads(name, several_threads):
+    case = IDS[name]
+    case = Case(name, (8, *case.x[1:]), case.weight, case.options)
+    for channels_last in (False, True):
+        x, y = frozen(case, torch.float64, channels_last)
+        assert_same(rows(y, x, gradients_of(y)), one_by_one(y, x, gradients_of(y)))
+
+
+@pytest.mark.parametrize("name", ["conv3x3", "conv1x1", "depthwise", "linear"])
+def test_rows_of_zero_and_tiny_patches(name):
+    """Where the norm is that of a zero patch, y cannot stand for l, which the backward computes again."""
+    case = IDS[name]
+    x, weight, _ = case.inputs(torch.float32)
+    with torch.no_grad():
+        x[0] *= 1e-25
+        x[1] = 0
+    y = case(x, weight, detach=True)
+    many, single = rows(y, x, gradients_of(y)), one_by_one(y, x, gradients_of(y))
+    assert torch.isfinite(many).all() and torch.equal(many, single)
+
+
+@pytest.mark.parametrize("name", ["conv3x3", "linear"])
+def test_what_is_not_taken(name, taken):
+    """Gradients of weights, scales that are not frozen, graphs and other backends take one call for each row."""
+    case = IDS[name]
+    x, weight, _ = case.inputs(torch.float64)
+
+    def check(y, wanted, **options):
+        gradients = gradients_of(y)
+        many = torch.func.vmap(lambda g: grad(y, wanted, g, retain_graph=True, **options))(gradients)
+        for i, g in enumerate(gradients):
+            for mine, theirs in zip(many, grad(y, wanted, g, retain_graph=True), strict=True):
+                assert_same(mine[i].detach(), theirs)
+
+    check(case(x, weight), (x,))
+    check(case(x, weight, detach=True), (x, weight))
+    check(case(x, weight, detach=True), (x,), create_graph=True)
+    check(case(x, weight, detach=True, backend="reference"), (x,))
+    assert taken == []
+    state = {"fixed_weights": False}
+    y = case(x, weight, detach=state)
+    check(y, (x,))
+    state["fixed_weights"] = True
+    check(y, (x,))
+    assert taken == ["transform"]
+
+
+NORMS = {
+    "batch": lambda: N.BatchNormUncentered2d(6),
+    "all": lambda: N.AllNormUncentered2d(6),
+    "group": lambda: N.GroupNormUncentered2d(3, 6),
+    "instance": lambda: N.GNInstanceNormUncentered2d(6),
+    "position": lambda: N.PositionNormUncentered2d(6),
+    "group, centered": lambda: N.DetachableGroupNorm2d(2, 6),
+    "position, centered": lambda: N.DetachablePositionNorm2d(6),
+}
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NORMS)
+def test_rows_of_a_norm(name, dtype, trains, taken):
+    torch.manual_seed(2)
+    norm = NORMS[name]()
+    for tensor in (*norm.parameters(), *norm.buffers()):
+        if tensor.dim():
+            tensor.data.uniform_(0.5, 2)
+    norm = bk.accelerate(copy.deepcopy(norm).to(DTYPES[dtype])).train(trains)
+    norm.set_explanation_mode(True)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, 6, 5, 4, dtype=torch.float64).to(DTYPES[dtype]).contiguous(memory_format=layout)
+        y = norm(x.requires_grad_())
+        many, single = rows(y, x, gradients_of(y)), one_by_one(y, x, gradients_of(y))
+        assert torch.equal(many, single)
+    takes = not name.startswith("position") and "centered" not in name
+    assert taken == ["norm"] * (2 * takes)
+
+
+def test_an_empty_batch_has_empty_rows():
+    x = torch.randn(0, 6, 5, 4, requires_grad=True)
+    y = bk.functional.bcos_conv2d(x, torch.randn(4, 6, 3, 3), detach=True)
+    assert rows(y, x, torch.randn(ROWS, *y.shape)).shape == (ROWS, 0, 6, 5, 4)
+
+
+def test_rows_within_another_vmap():
+    """The outer vmap must see the operators, too."""
+    x, y = frozen(IDS["conv3x3"], torch.float64, False)
+    gradients = torch.stack([gradients_of(y), 2 * gradients_of(y)])
+    nested = torch.func.vmap(lambda g: rows(y, x, g))(gradients)
+    for many, g in zip(nested, gradients, strict=True):
+        assert_same(many, one_by_one(y, x, g))
