@@ -226,6 +226,8 @@ class CudaKernels(ModuleType):
         n: Tensor,
         l: Tensor,
         winner: Tensor,
+        dn: Tensor | None,
+        dl: Tensor | None,
         spec: TransformSpec,
         frozen: bool,
         needs: Sequence[bool],
@@ -233,7 +235,25 @@ class CudaKernels(ModuleType):
         large: bool,
         tf32: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        """As :func:`transform_backward`."""
+        """As :func:`transform_backward`; dn and dl only for a candidate with second derivatives."""
+    @staticmethod
+    def transform_second(
+        v: Tensor,
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        y: Tensor | None,
+        n: Tensor,
+        l: Tensor,
+        winner: Tensor,
+        spec: TransformSpec,
+        frozen: bool,
+        detached: bool,
+        needs: Sequence[bool],
+        candidate: str,
+        tf32: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """As :func:`transform_second`."""
 
     @staticmethod
     def norm_forward(
@@ -254,11 +274,26 @@ class CudaKernels(ModuleType):
         var: Tensor | None,
         saved_mean: Tensor,
         saved_var: Tensor,
+        dvar: Tensor | None,
         spec: NormSpec,
         frozen: bool,
         needs: Sequence[bool],
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """As :func:`norm_backward`."""
+    @staticmethod
+    def norm_second(
+        v: Tensor,
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        mean: Tensor | None,
+        var: Tensor | None,
+        saved_mean: Tensor,
+        saved_var: Tensor,
+        spec: NormSpec,
+        needs: Sequence[bool],
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """As :func:`norm_second`."""
 
 cuda: CudaKernels
 """Of builds with CUDA alone."""

@@ -40,6 +40,7 @@ CALLS = {
     "b = 1": of_shapes((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), b=1.0),
     "b a tensor, bias": of_shapes((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), b=None, bias=True),
     "weights of any length": of_shapes((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), unit=False),
+    "detached": of_shapes((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), detach=True),
     "fp32 weights": of_shapes((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), weight_dtype=torch.float32),
 }
 
@@ -79,6 +80,9 @@ def selection() -> dict[aot.Specialisation, str]:
                 tried.add(candidate)
                 for started in launches(p, direction, candidate.name, tile, channels_last):
                     found.setdefault(aot.specialise(started, p.arch), f"{what}, {direction}, {candidate}, {tile}")
+        if p.has_second(frozen=False):
+            for started in launches(p, "second", "vendor", channels_last=channels_last):
+                found.setdefault(aot.specialise(started, p.arch), f"{what}, second derivative")
     return found
 
 
@@ -150,7 +154,7 @@ def test_every_kernel_compiles(kernels):
         "conv2d_fwd_kernel", "conv2d_dgrad_kernel", "conv2d_wgrad_kernel", "depthwise_fwd_kernel",
         "depthwise_bwd_kernel", "depthwise_dgrad_kernel", "depthwise_wgrad_kernel", "patch_norm_squares_kernel",
         "patch_norm_fwd_kernel", "patch_norm_bwd_kernel", "scale_fwd_kernel", "scale_bwd_kernel",
-        "weight_norm_fwd_kernel", "weight_norm_bwd_kernel",
+        "scale_second_kernel", "weight_norm_fwd_kernel", "weight_norm_bwd_kernel",
     }  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def kernels() -> dict[aot.Specialisation, tuple[str, tuple[list[str], list[str],
     chosen = {}
     for arch in ("sm_80", "sm_90"):
         for each in calls(arch):
-            for direction in DIRECTIONS:
+            for direction in (*DIRECTIONS, "second"):
                 for started in launches(each, direction):
                     chosen.setdefault(aot.specialise(started, arch), f"{each.words()} {direction} {arch}")
     with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
@@ -85,6 +85,7 @@ def test_no_kernel_spills_or_takes_more_than_there_is(kernels):
     assert {what.kernel for what in kernels} == {
         "norm_moments_kernel", "norm_merge_kernel", "norm_fwd_kernel", "norm_bwd_kernel", "norm_sums_kernel",
         "norm_fold_kernel", "norm_position_fwd_kernel", "norm_position_bwd_kernel", "norm_wide_position_bwd_kernel",
+        "norm_position_second_kernel",
     }  # fmt: skip
     excessive = {(what.kernel, origin): found[0] for what, (origin, found) in kernels.items() if found[0]}
     assert not excessive
@@ -131,6 +132,9 @@ PASSES = {
     ("position", "forward", True): ["position_fwd"],
     ("position", "explanation", True): ["position_bwd"],
     ("position", "training", True): ["position_bwd", "fold"],
+    ("batch", "second", False): ["fwd", "sums", "fold", "fold", *["sums", "fold", "bwd"] * 2],
+    ("batch", "second", True): ["moments", "merge", "fwd", "sums", "fold", "fold", *["sums", "fold", "bwd"] * 2],
+    ("position", "second", True): ["position_second", "fold", *["position_bwd", "fold"] * 2],
 }
 """The statistics, the direction and whether the norm is centered: the kernels, of which merge and fold read no x."""
 

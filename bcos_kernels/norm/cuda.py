@@ -28,13 +28,30 @@ def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
     return cuda.kernels.norm_forward(*inputs, call.spec.native)
 
 
-def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: None, frozen: bool, needs) -> tuple:
-    """The gradients of x, weight and bias; one not needed is None. ``frozen`` makes the variance a constant."""
+def backward(
+    grad: Tensor | None, inputs: Inputs, saved: Outputs, call: Call, tile: None, frozen: bool, needs, joined=(None,)
+) -> tuple:
+    """The gradients of x, weight and bias; one not needed is None. ``frozen`` makes the variance a constant.
+
+    ``joined`` holds the gradient of var that :func:`second` returned; beside it ``grad`` may be None.
+    """
     x, weight, bias, mean, var = inputs
+    if grad is None:
+        grad = torch.zeros_like(x, dtype=call.spec.out_dtype)
     dx, dweight, dbias = cuda.kernels.norm_backward(
-        grad, x, weight, mean, var, saved.mean, saved.var, call.spec.native, frozen, list(needs[:3])
+        grad, x, weight, mean, var, saved.mean, saved.var, *joined, call.spec.native, frozen, list(needs[:3])
     )
     return dx, _like(dweight, weight), _like(dbias, bias), None, None
+
+
+def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: bool, wanted) -> tuple:
+    """The gradients of ⟨v, dx⟩: those of grad, x, weight, bias, mean, var and the variance of the forward."""
+    x, weight, _, mean, var = inputs
+    needs = [wanted[2], bool(call.intermediates)]
+    dgrad, dweight, dvar = cuda.kernels.norm_second(
+        v, grad, x, weight, mean, var, saved.mean, saved.var, call.spec.native, needs
+    )
+    return dgrad, None, _like(dweight, weight), None, None, None, *(() if dvar is None else (dvar,))
 
 
 def _like(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
@@ -42,4 +59,4 @@ def _like(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
 
 
 BACKEND = Backend("cuda", why_not, interchangeable=True)
-CANDIDATES = (Candidate("cuda", "kernels", forward, backward, cost=traffic.cost),)
+CANDIDATES = (Candidate("cuda", "kernels", forward, backward, cost=traffic.cost, second=second),)

@@ -14,7 +14,7 @@ from .unserved import unserved
 
 __all__ = [
     "BACKEND", "LARGE", "MOST_GROUPS", "MOST_MAX_OUT", "MOST_TAPS", "PRODUCTS", "SMALL", "backward", "forward",
-    "serves_products", "tiles", "why_not",
+    "second", "serves_products", "tiles", "why_not",
 ]  # fmt: skip
 
 SMALL, LARGE = Tile(64, 64, 32), Tile(128, 128, 32, 8)
@@ -37,12 +37,34 @@ def forward(candidate: str, inputs: Inputs, call: Call, tile: Tile | None) -> tu
 
 
 def backward(
-    candidate: str, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: Tile | None, frozen: bool, needs
+    candidate: str,
+    grad: Tensor,
+    inputs: Inputs,
+    saved: Outputs,
+    call: Call,
+    tile: Tile | None,
+    frozen: bool,
+    needs,
+    joined=(None, None),
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of x, weight, bias and b; one not needed is None. ``frozen`` makes the scale a constant."""
+    """The gradients of x, weight, bias and b; one not needed is None. ``frozen`` makes the scale a constant.
+
+    ``joined`` holds the gradients of n and l that :func:`second` returned.
+    """
     x, weight, _, tensor_b = inputs
     return cuda.kernels.transform_backward(
-        grad, x, weight, tensor_b, *saved, call.spec.native, frozen, list(needs), candidate, tile == LARGE, call.tf32
+        grad, x, weight, tensor_b, *saved, *joined, call.spec.native, frozen, list(needs), candidate, tile == LARGE,
+        call.tf32,
+    )  # fmt: skip
+
+
+def second(
+    candidate: str, v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: bool, wanted
+) -> tuple[Tensor | None, ...]:
+    """The gradients of ⟨v, dx⟩: those of grad, x, weight, n and l; ``wanted`` is for x and weight."""
+    spec = call.spec
+    return cuda.kernels.transform_second(
+        v, grad, *inputs[:2], *saved, spec.native, frozen, spec.detach, list(wanted), candidate, call.tf32
     )
 
 

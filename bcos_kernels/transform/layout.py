@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,20 @@ from .spec import Inputs
 __all__ = ["candidate"]
 
 
-def candidate(backend: str, name: str, forward: Callable | None, backward: Callable, *rest, **facts) -> Candidate:
-    """A candidate made of functions that return NHWC: its outputs and dx are in the memory format of the inputs."""
+def candidate(
+    backend: str,
+    name: str,
+    forward: Callable | None,
+    backward: Callable,
+    *rest,
+    second: Callable | None = None,
+    **facts: Any,
+) -> Candidate:
+    """A candidate made of functions that return NHWC: its outputs, dx and dgrad are in the memory format of the inputs.
+
+    ``second`` takes what :attr:`bcos_kernels.core.candidate.Candidate.second` takes, except that ``wanted`` is for x
+    and weight alone; it returns the gradients of grad, x, weight, n and l.
+    """
 
     def forward_as_given(inputs: Inputs, call: Call, tile) -> tuple[Tensor, ...]:
         outputs = forward(inputs, call, tile)  # type: ignore[misc]
@@ -24,13 +37,25 @@ def candidate(backend: str, name: str, forward: Callable | None, backward: Calla
             return outputs
         return tuple(t.contiguous() for t in outputs)
 
-    def backward_as_given(grad: Tensor, inputs: Inputs, *rest) -> tuple[Tensor | None, ...]:
+    def backward_as_given(grad: Tensor | None, inputs: Inputs, *rest) -> tuple[Tensor | None, ...]:
+        if grad is None:  # there are only the gradients of n and l, the last argument
+            grad = torch.zeros_like(rest[-1][1])
         dx, *others = backward(grad, inputs, *rest)
-        if dx is not None and dx.dim() == 4 and not _is_channels_last(inputs.x):
-            dx = dx.contiguous()
-        return dx, *others
+        return _as_given(dx, inputs.x), *others
 
+    def second_as_given(v: Tensor, grad: Tensor, inputs: Inputs, saved, call: Call, frozen: bool, wanted) -> tuple:
+        found = second(v, grad, inputs, saved, call, frozen, tuple(wanted[1:3]))  # type: ignore[misc]
+        dgrad, dx, dweight, *joined = found
+        joined = [t for t in joined if t is not None]
+        return _as_given(dgrad, grad), _as_given(dx, inputs.x), dweight, None, None, *joined
+
+    if second is not None:
+        facts["second"] = second_as_given
     return Candidate(backend, name, forward and forward_as_given, backward_as_given, *rest, **facts)
+
+
+def _as_given(t: Tensor | None, like: Tensor) -> Tensor | None:
+    return t.contiguous() if t is not None and t.dim() == 4 and not _is_channels_last(like) else t
 
 
 def _is_channels_last(t: Tensor) -> bool:

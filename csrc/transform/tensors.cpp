@@ -14,7 +14,7 @@ Gradients Gradients::zeros(const Saved& saved, const Needs& needs) {
   return out;
 }
 
-Second Second::zeros(const Call& call, const Saved& saved, const SecondNeeds& needs) {
+Second Second::zeros(const Saved& saved, const SecondNeeds& needs) {
   Second out;
   out.grad = at::zeros_like(saved.grad);
   if (needs.weight) out.weight = at::zeros_like(saved.weight);

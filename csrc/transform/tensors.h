@@ -51,7 +51,7 @@ struct Second {
   at::Tensor grad, n, l;
   OptionalTensor x, weight;
 
-  static Second zeros(const Call& call, const Saved& saved, const SecondNeeds& needs);
+  static Second zeros(const Saved& saved, const SecondNeeds& needs);
 };
 
 }  // namespace bcos::transform

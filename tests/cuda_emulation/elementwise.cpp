@@ -76,6 +76,14 @@ void patch_norm(int N, int G, int CG, const Window& w, float eps_inside, float e
         patch_norm_squares({given.data(), out.data(), rows, CG, root, formula, dtype_of<T>, plane}, nullptr));
     expect(what + (root ? " root" : " squares"), interleaved(out, plane, G), root ? roots : sums);
   }
+  const auto v = normal<T>(x.size(), 4);
+  std::vector<double> products(rows);
+  for (size_t i = 0; i < x.size(); ++i) products[i / CG] += double(to_float(x[i])) * to_float(v[i]);
+  auto of_both = unwritten<float>(rows);
+  expect_success(patch_norm_squares({given.data(), of_both.data(), rows, CG, false, formula, dtype_of<T>,
+                                     plane, planar(v, plane, G * CG).data()},
+                                    nullptr));
+  expect(what + " products", interleaved(of_both, plane, G), products, 1e-5);
   const auto squares = std::vector<float>(sums.begin(), sums.end());
   const auto t = normal<float>(sites, 2);
   auto dx = normal<T>(x.size(), 3);
@@ -95,8 +103,15 @@ void patch_norm(int N, int G, int CG, const Window& w, float eps_inside, float e
               pooled[from] += t[site];
             }
           }
+  auto alone = std::vector<double>(sum.size());
+  for (size_t i = 0; i < sum.size(); ++i) alone[i] = to_float(x[i]) * pooled[i / CG];
+  for (size_t i = 0; i < sum.size(); ++i) sum[i] += alone[i];
+  auto sites_of = unwritten<float>(sites);
+  expect_success(patch_norm_fwd(
+      {planar(squares, plane, G).data(), sites_of.data(), sites, planes ? 1 : G, w, formula, false},
+      nullptr));
+  expect(what + " window sums", interleaved(sites_of, out_plane, G), norms);
   for (double& n : norms) n = std::sqrt(n + eps_inside) + eps_outside;
-  for (size_t i = 0; i < sum.size(); ++i) sum[i] += to_float(x[i]) * pooled[i / CG];
   auto n = unwritten<float>(sites);
   expect_success(patch_norm_fwd(
       {planar(squares, plane, G).data(), n.data(), sites, planes ? 1 : G, w, formula}, nullptr));
@@ -106,6 +121,11 @@ void patch_norm(int N, int G, int CG, const Window& w, float eps_inside, float e
       {dx.data(), given.data(), planar(t, out_plane, G).data(), rows, G, CG, w, dtype_of<T>, plane},
       nullptr));
   expect(what + " dx", interleaved(dx, plane, G * CG), sum);
+  auto dv = unwritten<T>(x.size());
+  expect_success(patch_norm_bwd(
+      {dv.data(), given.data(), planar(t, out_plane, G).data(), rows, G, CG, w, dtype_of<T>, plane, false},
+      nullptr));
+  expect(what + " dx alone", interleaved(dv, plane, G * CG), alone);
 }
 
 template <typename T, typename O>
@@ -194,6 +214,107 @@ void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factor
     expect(what + " db", std::vector<float>{float(db_found)}, {db_sum}, 1e-6 * db_terms / std::abs(db_sum));
 }
 
+// The second derivative, and the backward that takes its dl and dn on; `attached`: there are these.
+template <typename T, typename O>
+void scale_second(int rows, int G, int OG, int max_out, const Exponents& b, bool factors, bool frozen,
+                  bool attached, int plane = 0) {
+  const Formula formula = b.formula();
+  const Power power = formula.power;
+  const std::string what = std::string("scale second ") + name_of<T> + " " + name_of<O> + " " +
+                           std::to_string(rows) + "x" + std::to_string(G) + "x" + std::to_string(OG) + "/" +
+                           std::to_string(max_out) + " " + b.name() + (factors ? " alpha" : "") +
+                           (frozen ? " frozen" : "") + (attached ? "" : " detached") +
+                           (plane > 0 ? " plane " + std::to_string(plane) : "");
+  const int outputs = rows * OG, filters = G * OG * max_out;
+  const auto z = normal<T>(size_t(outputs) * max_out, 1);
+  const auto alpha = normal<float>(filters, 2), m = normal<float>(rows, 3), more = normal<float>(rows, 8);
+  auto n = normal<float>(rows, 4);
+  for (float& v : n) v = std::abs(v) + 0.5f;
+  n[0] = 0;  // a zero patch
+  const auto grad = normal<O>(outputs, 5), y = normal<O>(outputs, 6), dl_given = normal<O>(outputs, 7);
+  std::vector<uint8_t> winner(max_out > 1 ? outputs : 0);
+  for (size_t o = 0; o < winner.size(); ++o) winner[o] = uint8_t(o * 7 % max_out);
+  const auto of_z = [&](int o) { return o * max_out + (max_out > 1 ? winner[o] : 0); };
+  const auto factor = [&](int o) { return factors ? alpha[of_z(o) % filters] : 1.f; };
+
+  std::vector<double> dgrad(outputs), dl(outputs), dn(rows), t(rows), u(z.size()), joined(z.size()),
+      both(rows);
+  for (int o = 0; o < outputs; ++o) {
+    const int row = o / OG;
+    const Slopes d = slopes(power, to_float(y[o]), n[row], b.constants(frozen));
+    const double r = n[row] == 0 ? 0 : 1. / n[row], rm = frozen ? 0 : r * m[row];
+    const double g = to_float(grad[o]), p = double(to_float(z[of_z(o)])) * factor(o);
+    dgrad[o] = d.l * p + d.n * rm;
+    dl[o] = g * d.bend * (p - d.cosine * rm);
+    dn[row] -= d.cosine * dl[o] + rm * r * g * d.n;
+    t[row] += r * g * d.n;
+    u[of_z(o)] = g * d.l * factor(o);
+    joined[of_z(o)] = (g * d.l + to_float(dl_given[o])) * factor(o);
+    both[row] += r * (g * d.n + (o % OG == 0 ? more[row] : 0));
+  }
+  const auto given_grad = planar(grad, plane, G * OG), given_y = planar(y, plane, G * OG);
+  const auto given_winner = planar(winner, plane, G * OG);
+  const auto given_n = planar(n, plane, G), given_m = planar(m, plane, G);
+  const auto given_z = planar(z, plane, filters);
+  auto found_dgrad = unwritten<O>(outputs), found_dl = unwritten<O>(outputs);
+  auto found_u = unwritten<T>(z.size());
+  auto found_dn = unwritten<float>(rows), found_t = unwritten<float>(rows);
+  const float* const of_filters = factors ? alpha.data() : nullptr;
+  expect_success(bcos::transform::cuda::scale_second({given_grad.data(),
+                                                      given_y.data(),
+                                                      given_winner.data(),
+                                                      given_z.data(),
+                                                      given_n.data(),
+                                                      frozen ? nullptr : given_m.data(),
+                                                      of_filters,
+                                                      found_dgrad.data(),
+                                                      found_u.data(),
+                                                      attached ? found_dl.data() : nullptr,
+                                                      attached ? found_dn.data() : nullptr,
+                                                      attached ? found_t.data() : nullptr,
+                                                      rows,
+                                                      G,
+                                                      OG,
+                                                      max_out,
+                                                      frozen,
+                                                      formula,
+                                                      dtype_of<T>,
+                                                      dtype_of<O>,
+                                                      plane},
+                                                     nullptr));
+  expect(what + " dgrad", interleaved(found_dgrad, plane, G * OG), dgrad);
+  expect(what + " u", interleaved(found_u, plane, filters), u);
+  if (!attached) return;
+  expect(what + " dl", interleaved(found_dl, plane, G * OG), dl);
+  expect(what + " dn", interleaved(found_dn, plane, G), dn, 3e-6);
+  expect(what + " t", interleaved(found_t, plane, G), t, 3e-6);
+
+  const auto given_dl = planar(dl_given, plane, G * OG);
+  const auto given_dn = planar(more, plane, G);
+  ScaleBwd p{given_grad.data(),
+             given_y.data(),
+             given_winner.data(),
+             given_n.data(),
+             of_filters,
+             found_u.data(),
+             found_t.data(),
+             nullptr,
+             rows,
+             G,
+             OG,
+             max_out,
+             frozen,
+             formula,
+             dtype_of<T>,
+             dtype_of<O>,
+             plane,
+             given_dl.data(),
+             given_dn.data()};
+  expect_success(scale_bwd(p, nullptr));
+  expect(what + " joined u", interleaved(found_u, plane, filters), joined);
+  expect(what + " joined t", interleaved(found_t, plane, G), both, 3e-6);
+}
+
 // The first of equals wins a maximum, and the first NaN.
 void ties() {
   const float z[] = {2, 2, 1, 1, NAN, NAN, NAN, 5, 5, -1, -2, -1};
@@ -243,6 +364,17 @@ int main() {
       scale<T, float>(210, 3, 16, 2, b, false, true, 35);
     }
     scale<T, T>(5, 5, 600, 1, {2}, false, true);
+    for (const Exponents b : {Exponents{2}, {1.5f}, {2.5f}}) {
+      scale_second<T, T>(37, 1, 24, 1, b, true, false, true);
+      scale_second<T, float>(6, 2, 7, 3, b, true, false, true);
+      scale_second<T, float>(33, 3, 16, 2, b, false, true, true);
+      scale_second<T, T>(5, 5, 600, 1, b, false, true, false);
+      scale_second<T, T>(336, 1, 24, 1, b, true, false, true, 112);
+      scale_second<T, float>(48, 2, 7, 3, b, true, false, true, 12);
+      scale_second<T, float>(210, 3, 16, 2, b, false, true, true, 35);
+    }
+    scale_second<T, T>(37, 1, 24, 1, {1}, true, true, false);
+    scale_second<T, T>(48, 2, 7, 3, {1}, true, true, false, 12);
   });
   return result();
 }

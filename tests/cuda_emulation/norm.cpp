@@ -17,6 +17,13 @@ struct Truth {
 
   size_t channel(size_t i) const { return i / P % C; }
 
+  // dx with the gradients of var that a second derivative returned.
+  std::vector<double> joined(const std::vector<float>& dvar, double count) const {
+    auto sum = dx;
+    for (size_t i = 0; i < x.size(); ++i) sum[i] += 2 * dvar[set[i]] * (x[i] - mean[set[i]]) / count;
+    return sum;
+  }
+
   void form(int sets) {
     std::vector<double> count(sets), products(sets), grads(sets);
     if (!given) {
@@ -126,6 +133,55 @@ void shared(const char* over, Shape s, bool centered, bool frozen, bool given = 
        t.frozen, dx.data(), s, float(t.x.size() / sets), dtype_of<T>, dtype_of<O>},
       nullptr));
   expect(what + " dx", as_given(dx, s), t.dx);
+  if (given) return;
+  const auto dvar = normal<float>(sets, 7);
+  const float count = float(t.x.size() / sets);
+  expect_success(input_gradient({grad.data(), x.data(), statistics, weight, sums.data(), t.frozen, dx.data(),
+                                 s, count, dtype_of<T>, dtype_of<O>, dvar.data()},
+                                nullptr));
+  expect(what + " joined dx", as_given(dx, s), t.joined(dvar, count));
+}
+
+// The second derivative of what `p` did, with a v that has another mean and variance than x.
+template <typename T, typename O>
+void second_at_positions(PositionsBwd p, const Truth& first) {
+  const Shape s{p.N, p.C, p.P, p.planes, false, 1, 1};
+  Truth t = first;
+  for (double& v : t.x) v = to_float(bcos::cuda::rounded<T>(float(v * v)));
+  for (auto* formed : {&t.mean, &t.var, &t.y, &t.dx}) formed->clear();
+  t.beta.assign(t.C, 0);
+  t.form(p.N * p.P);
+  std::vector<double> var_gradient(p.N * p.P), dgrad(t.x.size()), dgamma(t.C);
+  for (size_t i = 0; i < t.x.size(); ++i) {
+    const int row = t.set[i];
+    const double r = 1 / std::sqrt(first.var[row] + kEps), distance = t.x[i] - (t.centered ? t.mean[row] : 0);
+    const double gamma = t.gamma[t.channel(i)];
+    dgrad[i] = gamma * r * distance;
+    var_gradient[row] -= gamma * t.grad[i] * distance * r * r * r / 2;
+    dgamma[t.channel(i)] += t.grad[i] * distance * r;
+  }
+  const std::string what = std::string("position second ") + name_of<T> + " " + name_of<O> + " " +
+                           std::to_string(p.N) + "x" + std::to_string(p.C) + "x" + std::to_string(p.P) +
+                           (p.planes ? " planes" : " rows");
+  const auto v = laid_out<T>(t.x, s);
+  auto mean = unwritten<float>(p.N * p.P), found = unwritten<float>(p.N * p.P);
+  auto y = unwritten<O>(v.size());
+  const Factor none{nullptr, Dtype::Float32};
+  expect_success(positions_fwd({v.data(), y.data(), mean.data(), nullptr, p.weight, none, p.N, p.C, p.P,
+                                p.planes, kEps, t.centered, dtype_of<T>, dtype_of<O>, p.statistics.var},
+                               nullptr));
+  expect(what + " dgrad", as_given(y, s), dgrad);
+  p.x = v.data();
+  p.statistics.mean = mean.data();
+  p.dx = nullptr;
+  p.var_gradient = found.data();
+  std::vector<Sums> partial(size_t(positions_shares(p)) * p.C, {NAN, NAN});
+  p.partial = partial.data();
+  expect_success(positions_bwd(p, nullptr));
+  expect(what + " dvar", found, var_gradient, kSums);
+  auto sums = std::vector<float>(p.C);
+  for (size_t i = 0; i < partial.size(); ++i) sums[i % p.C] += partial[i].products;
+  expect(what + " dgamma", sums, dgamma, 1e-5);
 }
 
 template <typename T, typename O>
@@ -175,9 +231,15 @@ void at_positions(int N, int C, int P, bool planes, bool centered, bool frozen, 
   auto alone = unwritten<T>(x.size());
   p.dx = alone.data();
   p.partial = nullptr;
+  const auto dvar = normal<float>(N * P, 7);
+  p.dvar = dvar.data();
+  expect_success(positions_bwd(p, nullptr));
+  expect(what + " joined dx", as_given(alone, s), t.joined(dvar, C));
+  p.dvar = nullptr;
   if (frozen) p.x = nullptr;
   expect_success(positions_bwd(p, nullptr));
   expect(what + " dx alone", as_given(alone, s), t.dx);
+  if (frozen) second_at_positions<T, O>(p, t);
 }
 
 // The mean of values far from zero, and no variance of equal ones: what a difference of two sums would
@@ -229,7 +291,9 @@ void of_dtype() {
     at_positions<T, float>(2, 13, 7, planes, false, false);
     at_positions<T, T>(2, 3, 24, planes, true, true);
   }
+  at_positions<T, float>(2, 11, 9, false, false, true);
   at_positions<T, T>(3, 300, 1, false, true, false, 40);
+  at_positions<T, T>(2, 2100, 1, false, true, true, 2);
   at_positions<T, float>(2, 2100, 1, false, false, false, 2);
 }
 

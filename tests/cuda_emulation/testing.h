@@ -154,18 +154,21 @@ inline double transform(Power power, double l, double n, const bcos::transform::
   return (power == Power::Two ? cosine : std::pow(cosine + k.cos_eps, k.b_minus_1)) * l;
 }
 
-// (dy/dl, dy/dn, dy/db) of v: y where b = 2, else l.
+// (dy/dl, dy/dn, dy/db) of v: y where b = 2, else l; l/n, and the slope of dy/dl along l.
 struct Slopes {
-  double l, n, b;
+  double l, n, b, cosine, bend;
 };
 inline Slopes slopes(Power power, double v, double n, const bcos::transform::Constants<double>& k) {
-  if (power == Power::One) return {1, 0, 0};
+  if (power == Power::One) return {1, 0, 0, 0, 0};
   const double l = power == Power::Two ? std::sqrt(std::abs(v) * n) * (v < 0 ? -1 : 1) : v;
   const double e = power == Power::Two ? 1 : k.b_minus_1, cosine = n == 0 ? 0 : std::abs(l) / n;
   const double c = cosine + (power == Power::Two ? 0 : k.cos_eps);
   const double s = std::pow(c, e), slope = c == 0 ? 0 : e * std::pow(c, e - 1) * cosine;
   const double y = s * l;
-  return {s + k.unfrozen * slope, n == 0 ? 0 : -k.unfrozen * slope * l / n, y == 0 ? 0 : y * std::log(c)};
+  const double first = c == 0 ? 0 : e * std::pow(c, e - 1), second = c == 0 ? 0 : (e - 1) * first / c;
+  const double bend = n == 0 ? 0 : (first + k.unfrozen * (first + second * cosine)) / n * (l > 0 ? 1 : -1);
+  return {s + k.unfrozen * slope, n == 0 ? 0 : -k.unfrozen * slope * l / n, y == 0 ? 0 : y * std::log(c),
+          n == 0 ? 0 : l / n, l == 0 ? 0 : bend};
 }
 
 }  // namespace testing

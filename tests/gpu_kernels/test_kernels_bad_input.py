@@ -71,7 +71,34 @@ if "cuda" in BACKENDS:
             ({"needs": [True]}, "needs has 1 values, allowed: 4"),
         ):
             with pytest.raises(ValueError, match=message):
-                cuda.kernels.transform_backward(**{**call, **saved, **changed})
+                cuda.kernels.transform_backward(**{**call, **saved, "dn": None, "dl": None, **changed})
+        joined = {"dn": torch.zeros_like(n), "dl": torch.zeros_like(y), "candidate": "vendor"}
+        for changed, message in (
+            ({"dn": None}, "one of dn and dl is None, allowed: both or none"),
+            ({"dl": y[:1]}, "dl has shape .* allowed: "),
+            ({"candidate": "semi"}, "candidate is 'semi', allowed: one with second derivatives"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                cuda.kernels.transform_backward(**{**call, **saved, **joined, **changed})
+
+    def test_what_a_second_derivative_takes():
+        given = arguments()
+        y, n, l, winner = cuda.kernels.transform_forward(**given)  # noqa: E741
+        x, weight = given["x"], given["weight"]
+        call = {
+            "v": x, "grad": y, "x": x, "weight": weight, "y": y, "n": n, "l": l, "winner": winner, "spec": spec(),
+            "frozen": False, "detached": False, "needs": [True, True], "candidate": "vendor", "tf32": False,
+        }  # fmt: skip
+        assert cuda.kernels.transform_second(**call)[0].shape == y.shape
+        for changed, message in (
+            ({"v": x[:1]}, "v has shape .* allowed: "),
+            ({"needs": [True]}, "needs has 1 values, allowed: 2"),
+            ({"spec": spec(b=None)}, "spec has b=None, allowed: a number"),
+            ({"candidate": "one-pass"}, "candidate is 'one-pass', allowed: one with second derivatives"),
+            ({"n": n[:, :, 1:]}, "n has shape .* allowed: "),
+        ):
+            with pytest.raises(ValueError, match=message):
+                cuda.kernels.transform_second(**{**call, **changed})
 
     def test_a_launch_that_fails_names_the_kernel_and_the_shapes():
         """More filters of a maximum than a tile holds: no choice leads there, and the launcher refuses."""

@@ -40,9 +40,14 @@ def _forward(inputs, call: Call, tile: None):
     return _kernels().forward(inputs, call)
 
 
-def _backward(grad, inputs, saved, call: Call, tile: None, frozen: bool, needs):
-    return _kernels().backward(grad, inputs, saved, call, frozen, needs)
+def _backward(grad, inputs, saved, call: Call, tile: None, frozen: bool, needs, joined=(None,)):
+    return _kernels().backward(grad, inputs, saved, call, frozen, needs, joined)
+
+
+def _second(v, grad, inputs, saved, call: Call, frozen: bool, wanted):
+    dgrad, dweight, dvar = _kernels().second(v, grad, inputs, saved, call, wanted[2])
+    return dgrad, None, dweight, None, None, None, *(() if dvar is None else (dvar,))
 
 
 BACKEND = Backend("triton", why_not, interchangeable=True)
-CANDIDATES = (Candidate("triton", "kernels", _forward, _backward, cost=traffic.cost),)
+CANDIDATES = (Candidate("triton", "kernels", _forward, _backward, cost=traffic.cost, second=_second),)

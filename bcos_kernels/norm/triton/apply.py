@@ -9,7 +9,7 @@ from ...gpu.rounding import cast
 from ..call import Call
 from . import tiles
 from .arguments import counted, owner
-from .formula import inverse_std, normalized, of_all, of_x
+from .formula import inverse_std, normalized, of_all, of_var, of_x
 from .place import of_owner, offsets, part_of, per_channel
 
 __all__ = ["backward", "forward"]
@@ -36,11 +36,13 @@ def norm_fwd_kernel(
 
 @triton.jit
 def norm_bwd_kernel(
-    grad_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr, products_ptr, grads_ptr, dx_ptr,
+    grad_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr, dvar_ptr, products_ptr, grads_ptr, dx_ptr,
     positions, channels, position_stride, channel_stride, parts, groups, group_channels, count, eps,
     BY_CHANNEL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """dx from the gradient at y and the sums for :func:`of_x` and :func:`of_all`; either is None where it adds nothing.
+    """dx from the gradient at y, from the sums for :func:`of_x` and :func:`of_all`, and from a gradient of var.
+
+    The latter is that of a second derivative. Each of the last three is None where it adds nothing.
 
     With ``BY_CHANNEL`` they are sums of a channel alone, which lack the factor gamma; it comes last.
     """
@@ -53,15 +55,21 @@ def norm_bwd_kernel(
     at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
     inside = (position < positions)[:, None] & (channel < channels)[None, :]
     dx = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32) * first[None, :]
+    from_mean = dx
+    if products_ptr is not None or dvar_ptr is not None:
+        mean = of_owner(mean_ptr, image, channel, channels, groups, group_channels, 0.0)
+        from_mean = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32) - mean[None, :]
     if products_ptr is not None:
         products = of_owner(products_ptr, image, channel, channels, groups, group_channels, 0.0)
-        mean = of_owner(mean_ptr, image, channel, channels, groups, group_channels, 0.0)
-        x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        dx += of_x(r, products, count)[None, :] * (x - mean[None, :])
+        dx += of_x(r, products, count)[None, :] * from_mean
     if grads_ptr is not None:
         grads = of_owner(grads_ptr, image, channel, channels, groups, group_channels, 0.0)
         dx += of_all(grads, count)[None, :]
-    tl.store(dx_ptr + at, cast(dx * last[None, :], dx_ptr.dtype.element_ty), mask=inside)
+    dx *= last[None, :]
+    if dvar_ptr is not None:
+        dvar = of_owner(dvar_ptr, image, channel, channels, groups, group_channels, 0.0)
+        dx += of_var(dvar, count)[None, :] * from_mean
+    tl.store(dx_ptr + at, cast(dx, dx_ptr.dtype.element_ty), mask=inside)
 
 
 def forward(call: Call, x: Tensor, gamma, beta, mean, var, y: Tensor) -> None:
@@ -75,12 +83,13 @@ def forward(call: Call, x: Tensor, gamma, beta, mean, var, y: Tensor) -> None:
     )  # fmt: skip
 
 
-def backward(call: Call, grad: Tensor, x: Tensor, gamma, mean, var, products, grads, dx: Tensor) -> None:
-    """Writes dx, dense as x is; ``products`` and ``grads`` are those of the kernel."""
+def backward(call: Call, grad: Tensor, x: Tensor, gamma, mean, var, dvar, products, grads, dx: Tensor) -> None:
+    """Writes dx, dense as x is; ``dvar``, ``products`` and ``grads`` are those of the kernel."""
     m, n = tiles.tile(seen := tiles.view(call))
     parts = cdiv(seen.positions, m)
     launch(
         norm_bwd_kernel, (seen.images * parts * cdiv(seen.channels, n),),
-        grad, x, gamma, mean, var, products, grads, dx, *seen[1:], parts, *owner(call), counted(call), call.spec.eps,
+        grad, x, gamma, mean, var, dvar, products, grads, dx,
+        *seen[1:], parts, *owner(call), counted(call), call.spec.eps,
         BY_CHANNEL=owner(call)[1] == 1 and call.spec.over != "group", BM=m, BN=n,
     )  # fmt: skip

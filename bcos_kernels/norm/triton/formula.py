@@ -59,3 +59,18 @@ def of_x(r, products, count):
 def of_all(grads, count):
     """What a centered norm adds to dx ÷ r; of ``count`` values that share r, ``grads`` is the sum of gamma · grad."""
     return -(grads / count)
+
+
+@triton.jit
+def of_var(dvar, count):
+    """The factor of x − mean in dx that a second derivative's gradient of var adds."""
+    return 2.0 * dvar / count
+
+
+@triton.jit
+def var_gradient(r, products):
+    """The gradient of var of ⟨v, dx⟩, where dx takes var as a constant.
+
+    ``products`` is the sum of gamma · grad · (v − [centered] mean of v) over the values that share var.
+    """
+    return -0.5 * products * r * r * r

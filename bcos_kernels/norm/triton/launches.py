@@ -14,7 +14,10 @@ __all__ = ["launches"]
 
 
 def launches(call: Call, direction: str) -> list[Launch]:
-    """The launches of one direction of the call, on tensors of the meta device."""
+    """The launches of one direction of the call, on tensors of the meta device.
+
+    The direction "second" is the second derivative of an explanation, and the backward that takes it on.
+    """
 
     def empty(*shape: int, dtype: torch.dtype) -> Tensor:
         t = torch.empty(shape, dtype=dtype, device="meta")
@@ -33,7 +36,15 @@ def launches(call: Call, direction: str) -> list[Launch]:
         outputs = Outputs(*layer.forward(inputs, call))
     if direction == "forward":
         return forward
-    grad, needs = torch.empty_like(outputs.y), call.needs(direction)
+    grad = torch.empty_like(outputs.y)
+    if direction == "second":
+        needs = call.needs("training")
+        with recording() as second:
+            *_, dvar = layer.second(x, grad, inputs, outputs, call, wanted=True)
+            for frozen in (True, False) if dvar is not None else ():
+                layer.backward(grad, inputs, outputs, call.of_backward(needs), frozen, needs, (dvar,))
+        return second
+    needs = call.needs(direction)
     with recording() as backward:
         layer.backward(grad, inputs, outputs, call.of_backward(needs), direction == "explanation", needs)
     return backward

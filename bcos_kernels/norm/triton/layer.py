@@ -11,7 +11,7 @@ from ..spec import Inputs, Outputs
 from . import apply, positions, statistics, sums
 from .arguments import as_given, dense, owner, vector
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "second"]
 
 
 def forward(inputs: Inputs, call: Call) -> tuple[Tensor, ...]:
@@ -34,9 +34,16 @@ def forward(inputs: Inputs, call: Call) -> tuple[Tensor, ...]:
         return as_given(y, given), *saved
 
 
-def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: bool, needs) -> tuple:
-    """The gradients of x, weight and bias; one not needed is None. ``frozen`` makes the variance a constant."""
+def backward(
+    grad: Tensor | None, inputs: Inputs, saved: Outputs, call: Call, frozen: bool, needs, joined: tuple = (None,)
+) -> tuple:
+    """The gradients of x, weight and bias; one not needed is None. ``frozen`` makes the variance a constant.
+
+    ``joined`` holds the gradient of var that :func:`second` returned; beside it ``grad`` may be None.
+    """
     given, weight, bias, mean, var = inputs
+    if grad is None:
+        grad = torch.zeros_like(given, dtype=call.spec.out_dtype)
     needs_x, *others = needs[:3]
     if given.numel() == 0:
         likes = zip((given, weight, bias), needs, strict=False)
@@ -44,11 +51,12 @@ def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: b
     with on_device_of(given):
         x, grad, gamma = dense(given, call), dense(grad, call), vector(weight)
         mean, var = (vector(mean), vector(var)) if call.given else saved[1:]
+        dvar = vector(joined[0])
         dx, frozen = torch.empty_like(x) if needs_x else None, frozen or call.given
         if call.spec.over == "position":
-            found = positions.backward(call, grad, x, gamma, mean, var, frozen, dx, any(others))
+            found = positions.backward(call, grad, x, gamma, mean, var, dvar, frozen, dx, any(others))
         else:
-            found = _backward_of_others(grad, x, gamma, mean, var, call, frozen, any(others), dx)
+            found = _backward_of_others(grad, x, gamma, mean, var, dvar, call, frozen, any(others), dx)
         dgamma, dbeta = (
             t.to(like.dtype) if need and t is not None and like is not None else None
             for t, like, need in zip(found or (None, None), (weight, bias), others, strict=True)
@@ -56,8 +64,46 @@ def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: b
     return None if dx is None else as_given(dx, given), dgamma, dbeta, None, None
 
 
+def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, wanted) -> tuple:
+    """The gradients of ⟨v, dx⟩ in an explanation mode: those of grad, weight and the variance of the forward.
+
+    That of the weight is None unless it is ``wanted``, and that of the variance where it is a constant.
+    """
+    given, weight = inputs.x, inputs.weight if wanted else None
+    if given.numel() == 0:
+        dvar = torch.zeros(call.statistics_shape, device=v.device) if call.intermediates else None
+        return torch.zeros_like(grad), None if weight is None else torch.zeros_like(weight), dvar
+    with on_device_of(given):
+        v, grad, gamma = dense(v, call), dense(grad, call), vector(inputs.weight)
+        var, summed = vector(inputs.var) if call.given else saved.var, weight is not None
+        dgrad = torch.empty_like(v, dtype=call.spec.out_dtype)
+        if call.spec.over == "position":
+            dvar = torch.empty_like(saved.var) if call.intermediates else None
+            dgamma = positions.second(call, grad, v, gamma, var, dvar, dgrad, summed)
+        else:
+            dgamma, dvar = _second_of_others(grad, v, gamma, var, call, summed, dgrad)
+    return as_given(dgrad, given), None if weight is None else dgamma.to(weight.dtype), dvar
+
+
+def _second_of_others(grad: Tensor, v: Tensor, gamma, var, call: Call, summed: bool, dgrad: Tensor) -> tuple:
+    """Writes dgrad; dgamma and the gradient of the variance."""
+    spec = call.spec
+    mean = statistics.of(call, v)[0] if spec.centered and not call.given else None
+    apply.forward(call, v, gamma, None, mean, var, dgrad)
+    dgamma = dvar = None
+    if summed or call.intermediates:
+        channels = sums.of_channels(call, grad, v, mean, var, True)
+        if summed:
+            dgamma = (sums.folded(channels) if spec.over == "group" else channels)[0]
+        if call.intermediates:
+            products, _ = sums.of_groups(call, channels, gamma)
+            assert products is not None
+            dvar = products.view_as(var) / torch.rsub(var, -2 * spec.eps, alpha=2)  # the products have one r already
+    return dgamma, dvar
+
+
 def _backward_of_others(
-    grad: Tensor, x: Tensor, gamma, mean, var, call: Call, frozen: bool, summed: bool, dx: Tensor | None
+    grad: Tensor, x: Tensor, gamma, mean, var, dvar, call: Call, frozen: bool, summed: bool, dx: Tensor | None
 ) -> sums.Sums | None:
     """Writes dx unless it is None; with ``summed`` returns the sums of each channel."""
     spec, shared = call.spec, owner(call)[1]
@@ -70,7 +116,7 @@ def _backward_of_others(
         if channels is not None:
             products, grads = sums.of_groups(call, channels, gamma) if shared > 1 or spec.over == "group" else channels
         apply.backward(
-            call, grad, x, gamma, mean, var, None if frozen else products, grads if moves else None, dx
+            call, grad, x, gamma, mean, var, dvar, None if frozen else products, grads if moves else None, dx
         )  # fmt: skip
     if channels is not None and summed and spec.over == "group":
         return sums.folded(channels)

@@ -12,11 +12,11 @@ from ...gpu.launch import cdiv, launch
 from ...gpu.rounding import cast
 from ..call import Call
 from . import sums, tiles
-from .formula import inverse_std, merge, merged, normalized, of_all, of_x
+from .formula import inverse_std, merge, merged, normalized, of_all, of_var, of_x, var_gradient
 from .place import offsets, per_channel
 from .sums import Sums
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "second"]
 
 
 @triton.jit
@@ -63,19 +63,27 @@ def norm_position_fwd_kernel(
 
 
 @triton.jit
-def gradient(grad, x, mean, r, products, grads, count, FROZEN: tl.constexpr, CENTERED: tl.constexpr):
-    """dx of a tile; grad is times gamma, and the sums are those over the channels of each position."""
+def gradient(
+    grad, x, mean, r, products, grads, of_dvar, count, FROZEN: tl.constexpr, JOINS: tl.constexpr, CENTERED: tl.constexpr
+):  # fmt: skip
+    """dx of a tile; grad is times gamma, and the sums are those over the channels of each position.
+
+    With ``JOINS``, ``of_dvar`` is the factor of x − mean from a second derivative's gradient of var.
+    """
     dx = grad
     if not FROZEN:
         dx += of_x(r, products * r, count)[:, None] * (x - mean[:, None])
     if CENTERED:
         dx += of_all(grads, count)[:, None]
-    return dx * r[:, None]
+    dx *= r[:, None]
+    if JOINS:
+        dx += of_dvar[:, None] * (x - mean[:, None])
+    return dx
 
 
 @triton.jit
 def norm_position_bwd_kernel(
-    grad_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr, dx_ptr, products_ptr, grads_ptr,
+    grad_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr, dvar_ptr, dx_ptr, products_ptr, grads_ptr,
     positions, channels, position_stride, channel_stride, length, parts, count, eps,
     CENTERED: tl.constexpr, FROZEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -97,12 +105,15 @@ def norm_position_bwd_kernel(
         row = image.to(tl.int64) * positions + position
         mean = tl.load(mean_ptr + row, mask=known, other=0.0)
         r = inverse_std(tl.load(var_ptr + row, mask=known, other=1.0), eps)
+        of_dvar = tl.zeros((BM,), tl.float32)
+        if dvar_ptr is not None:
+            of_dvar = of_var(tl.load(dvar_ptr + row, mask=known, other=0.0), count)
         shift = mean if CENTERED else tl.zeros((BM,), tl.float32)
         at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
         inside = known[:, None] & (channel < channels)[None, :]
         grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
         x = grad
-        if not FROZEN or products_ptr is not None:
+        if not FROZEN or products_ptr is not None or dvar_ptr is not None:
             x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
         if products_ptr is not None:
             all_products += grad * (x - shift[:, None]) * r[:, None]
@@ -110,7 +121,8 @@ def norm_position_bwd_kernel(
         if dx_ptr is not None:
             grad *= gamma
             products = tl.sum(grad * (x - shift[:, None]), axis=1)
-            dx = gradient(grad, x, mean, r, products, tl.sum(grad, axis=1), count, FROZEN, CENTERED)
+            grads = tl.sum(grad, axis=1)
+            dx = gradient(grad, x, mean, r, products, grads, of_dvar, count, FROZEN, dvar_ptr is not None, CENTERED)
             tl.store(dx_ptr + at, cast(dx, dx_ptr.dtype.element_ty), mask=inside)
     if products_ptr is not None:
         at = program.to(tl.int64) * channels + channel
@@ -120,7 +132,7 @@ def norm_position_bwd_kernel(
 
 @triton.jit
 def norm_wide_position_bwd_kernel(
-    grad_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr, dx_ptr, products_ptr, grads_ptr,
+    grad_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr, dvar_ptr, dx_ptr, products_ptr, grads_ptr,
     positions, channels, position_stride, channel_stride, length, parts, count, eps,
     CENTERED: tl.constexpr, FROZEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -135,6 +147,9 @@ def norm_wide_position_bwd_kernel(
         row = image.to(tl.int64) * positions + position
         mean = tl.load(mean_ptr + row, mask=known, other=0.0)
         r = inverse_std(tl.load(var_ptr + row, mask=known, other=1.0), eps)
+        of_dvar = tl.zeros((BM,), tl.float32)
+        if dvar_ptr is not None:
+            of_dvar = of_var(tl.load(dvar_ptr + row, mask=known, other=0.0), count)
         shift = mean if CENTERED else tl.zeros((BM,), tl.float32)
         products = tl.zeros((BM, BN), tl.float32)
         grads = tl.zeros((BM, BN), tl.float32)
@@ -157,7 +172,7 @@ def norm_wide_position_bwd_kernel(
             inside = known[:, None] & (channel < channels)[None, :]
             grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
             x = grad
-            if not FROZEN or products_ptr is not None:
+            if not FROZEN or products_ptr is not None or dvar_ptr is not None:
                 x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
             if products_ptr is not None:
                 kept = program.to(tl.int64) * channels + channel
@@ -169,9 +184,73 @@ def norm_wide_position_bwd_kernel(
                 tl.store(grads_ptr + kept, total, mask=channel < channels)
             if dx_ptr is not None:
                 grad *= per_channel(gamma_ptr, channel, channels, 1.0)[None, :]
-                dx = gradient(grad, x, mean, r, of_products, of_grads, count, FROZEN, CENTERED)
+                dx = gradient(
+                    grad, x, mean, r, of_products, of_grads, of_dvar, count, FROZEN, dvar_ptr is not None, CENTERED
+                )
                 tl.store(dx_ptr + at, cast(dx, dx_ptr.dtype.element_ty), mask=inside)
         tl.debug_barrier()
+
+
+@triton.jit
+def norm_position_second_kernel(
+    grad_ptr, v_ptr, gamma_ptr, var_ptr, dgrad_ptr, dvar_ptr, products_ptr,
+    positions, channels, position_stride, channel_stride, length, parts, eps,
+    CENTERED: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """dgrad = gamma · r · (v − [centered] mean of v), the gradient of each position's var, and the sums for dgamma.
+
+    The latter are those of a part, [images · parts, channels]. Either of the last two may be None; both are fp32.
+    Unless all channels fit one tile the sums of a part are kept in memory between its steps.
+    """
+    program = tl.program_id(0)
+    image = program // parts
+    start = program % parts * length
+    end = tl.minimum(start + length, positions)
+    summed = tl.zeros((BM, BN), tl.float32)
+    for first in range(start, end, BM):
+        position = first + tl.arange(0, BM)
+        known = position < end
+        row = image.to(tl.int64) * positions + position
+        r = inverse_std(tl.load(var_ptr + row, mask=known, other=1.0), eps)
+        v = tl.zeros((BM, BN), tl.float32)
+        total = tl.zeros((BM, BN), tl.float32)
+        if WHOLE or CENTERED:
+            for c0 in range(0, BN if WHOLE else channels, BN):
+                channel = c0 + tl.arange(0, BN)
+                at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
+                v = tl.load(v_ptr + at, mask=known[:, None] & (channel < channels)[None, :], other=0.0).to(tl.float32)
+                total += v
+        shift = tl.sum(total, axis=1) / channels if CENTERED else tl.zeros((BM,), tl.float32)
+        products = tl.zeros((BM, BN), tl.float32)
+        for c0 in range(0, BN if WHOLE else channels, BN):
+            channel = c0 + tl.arange(0, BN)
+            at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
+            inside = known[:, None] & (channel < channels)[None, :]
+            if not WHOLE:
+                v = tl.load(v_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            gamma = per_channel(gamma_ptr, channel, channels, 1.0)[None, :]
+            from_mean = v - shift[:, None]
+            tl.store(dgrad_ptr + at, cast(from_mean * r[:, None] * gamma, dgrad_ptr.dtype.element_ty), mask=inside)
+            if dvar_ptr is not None or products_ptr is not None:
+                product = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32) * from_mean
+                products += product * gamma
+                if products_ptr is not None:
+                    if WHOLE:
+                        summed += product * r[:, None]
+                    else:
+                        kept = program.to(tl.int64) * channels + channel
+                        earlier = (channel < channels) & (first > start)
+                        part = tl.sum(product * r[:, None], axis=0)
+                        part += tl.load(products_ptr + kept, mask=earlier, other=0.0)
+                        tl.store(products_ptr + kept, part, mask=channel < channels)
+        if dvar_ptr is not None:
+            tl.store(dvar_ptr + row, var_gradient(r, tl.sum(products, axis=1)), mask=known)
+        if not WHOLE:
+            tl.debug_barrier()
+    if WHOLE and products_ptr is not None:
+        channel = tl.arange(0, BN)
+        at = program.to(tl.int64) * channels + channel
+        tl.store(products_ptr + at, tl.sum(summed, axis=0), mask=channel < channels)
 
 
 def forward(call: Call, x: Tensor, gamma, beta, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,21 +268,41 @@ def forward(call: Call, x: Tensor, gamma, beta, y: Tensor) -> tuple[Tensor, Tens
 
 
 def backward(
-    call: Call, grad: Tensor, x: Tensor, gamma, mean, var, frozen: bool, dx: Tensor | None, summed: bool
+    call: Call, grad: Tensor, x: Tensor, gamma, mean, var, dvar, frozen: bool, dx: Tensor | None, summed: bool
 ) -> Sums | None:
     """Writes dx unless it is None; with ``summed`` returns the sums of each channel, ``[C]``."""
-    seen = tiles.view(call)
-    row = tiles.rows(seen, tiles.WHOLE_BACKWARD)
-    length, parts = tiles.parts(seen, row.m, 1) if summed else (row.m, cdiv(seen.positions, row.m))
+    seen, row, length, parts = _parts(call, summed)
     found = None
     if summed:
-        products, grads = (
-            torch.empty((seen.images * parts, seen.channels), dtype=torch.float32, device=x.device) for _ in range(2)
-        )
+        products, grads = (_sums_of_parts(x, seen.images * parts, seen.channels) for _ in range(2))
         found = products, grads
     launch(
         norm_position_bwd_kernel if row.whole else norm_wide_position_bwd_kernel, (seen.images * parts,),
-        grad, x, gamma, mean, var, dx, *(found or (None, None)), *seen[1:], length, parts, float(seen.channels),
+        grad, x, gamma, mean, var, dvar, dx, *(found or (None, None)), *seen[1:], length, parts, float(seen.channels),
         call.spec.eps, CENTERED=call.spec.centered, FROZEN=frozen, BM=row.m, BN=row.n, warps=row.warps,
     )  # fmt: skip
     return found and sums.folded(found)
+
+
+def second(call: Call, grad: Tensor, v: Tensor, gamma, var, dvar: Tensor | None, dgrad: Tensor, summed: bool):
+    """Writes dgrad, and dvar unless it is None; with ``summed`` returns dgamma, ``[C]`` fp32."""
+    seen, row, length, parts = _parts(call, summed)
+    products = _sums_of_parts(v, seen.images * parts, seen.channels) if summed else None
+    launch(
+        norm_position_second_kernel, (seen.images * parts,),
+        grad, v, gamma, var, dgrad, dvar, products, *seen[1:], length, parts, call.spec.eps,
+        CENTERED=call.spec.centered, WHOLE=row.whole, BM=row.m, BN=row.n, warps=row.warps,
+    )  # fmt: skip
+    return None if products is None else sums.folded((None, products))[1]
+
+
+def _parts(call: Call, summed: bool) -> tuple[tiles.View, tiles.Row, int, int]:
+    """How x and its rows are walked, the positions of a part and the parts of an image: several steps if ``summed``."""
+    seen = tiles.view(call)
+    row = tiles.rows(seen, tiles.WHOLE_BACKWARD)
+    length, parts = tiles.parts(seen, row.m, 1) if summed else (row.m, cdiv(seen.positions, row.m))
+    return seen, row, length, parts
+
+
+def _sums_of_parts(like: Tensor, parts: int, channels: int) -> Tensor:
+    return torch.empty((parts, channels), dtype=torch.float32, device=like.device)

@@ -46,12 +46,19 @@ def _triton_forward(inputs, call: Call, tile):
     return kernels.forward(kernels.vendor_forward, inputs, call, tile)
 
 
-def _triton_backward(grad, inputs, saved, call: Call, tile, frozen: bool, needs):
+def _triton_backward(grad, inputs, saved, call: Call, tile, frozen: bool, needs, joined=()):
     kernels = triton.kernels()
-    return kernels.backward(kernels.vendor_backward, grad, inputs, saved, call, tile, frozen, needs)
+    return kernels.backward(kernels.vendor_backward, grad, inputs, saved, call, tile, frozen, needs, joined)
+
+
+def _triton_second(*args):
+    return triton.kernels().second(*args)
 
 
 CANDIDATES = (
-    candidate("cuda", NAME, partial(cuda.forward, NAME), partial(cuda.backward, NAME), cost=_cost),
-    candidate("triton", NAME, _triton_forward, _triton_backward, cost=_cost),
-)
+    candidate(
+        "cuda", NAME, partial(cuda.forward, NAME), partial(cuda.backward, NAME), cost=_cost,
+        second=partial(cuda.second, NAME),
+    ),
+    candidate("triton", NAME, _triton_forward, _triton_backward, cost=_cost, second=_triton_second),
+)  # fmt: skip

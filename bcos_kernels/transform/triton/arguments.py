@@ -28,10 +28,10 @@ def formula(call: Call) -> dict[str, int | bool]:
     }  # fmt: skip
 
 
-def row_tile(columns: int) -> tuple[int, int]:
-    """The rows and columns of an elementwise tile of 2048 values."""
+def row_tile(columns: int, values: int = 2048) -> tuple[int, int]:
+    """The rows and columns of an elementwise tile of that many values."""
     n = min(128, power_of_two(columns))
-    return 2048 // n, n
+    return values // n, n
 
 
 def image(call: Call, channels: int, dtype: torch.dtype, like: Tensor) -> Tensor:

@@ -107,6 +107,37 @@ def partials(v, inv_n, b_minus_1, cos_eps, POWER: tl.constexpr, FROZEN: tl.const
 
 
 @triton.jit
+def signed_cosine(v, inv_n, POWER: tl.constexpr, EXACT: tl.constexpr):
+    """l/n, the cosine with the sign of l, from v as :func:`partials` takes it."""
+    if POWER == 2:
+        size = root(tl.abs(v) * inv_n, EXACT)
+        return tl.where(v < 0, -size, size)
+    return v * inv_n
+
+
+@triton.jit
+def curvature(
+    cosine, inv_n, b_minus_1, cos_eps, POWER: tl.constexpr, FROZEN: tl.constexpr, EXACT: tl.constexpr
+):  # fmt: skip
+    """The slope of ∂y/∂l along l, from the signed cosine; 0 at l = 0, as the derivative of |l| there.
+
+    y is homogeneous in (l, n): the gradient of ∂y/∂l is this slope times (1, -l/n), and that of ∂y/∂n is -l/n times
+    the same.
+    """
+    if POWER == 1:
+        return tl.zeros(cosine.shape, tl.float32)
+    size = tl.abs(cosine)
+    bend = 1.0 if POWER == 2 else 0.0
+    slope = tl.where(cosine > 0, inv_n, tl.where(cosine < 0, -inv_n, 0.0))
+    if POWER != 2:
+        c = size + cos_eps
+        divisor = tl.where(c == 0, 1.0, c)
+        slope *= b_minus_1 * (power(c, b_minus_1, EXACT) / divisor)
+        bend = 1.0 + (b_minus_1 - 1.0) / divisor * size
+    return slope if FROZEN else slope * (1.0 + bend)
+
+
+@triton.jit
 def partial_b(l, inv_n, b_minus_1, cos_eps, EXACT: tl.constexpr):  # noqa: E741
     """∂y/∂b = y ln c, which tends to 0 with y."""
     c = tl.abs(l) * inv_n + cos_eps

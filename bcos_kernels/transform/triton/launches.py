@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...core.candidate import Tile
+from ...core.candidate import Candidate, Tile
 from ...gpu.launch import Launch, recording
 from .. import TRANSFORM
 from ..call import Call
@@ -19,7 +19,8 @@ def launches(
 ) -> list[Launch]:
     """The launches of one direction of the call by Triton's candidate of this name, on tensors of the meta device.
 
-    Where the candidate serves no forward, ``vendor`` serves the forward before its backward.
+    The direction "second" is the second derivatives of both backwards, and the backward that takes them on. Where the
+    candidate serves no forward, ``vendor`` serves the forward before its backward.
     """
 
     def empty(shape, dtype: torch.dtype) -> Tensor:
@@ -39,6 +40,18 @@ def launches(
         return forward
     grad, frozen = torch.empty_like(outputs.y), direction == "explanation"
     saved = (outputs.y if call.spec.saves_output else None, *outputs[1:])
+    if direction == "second":
+        return _second(named[candidate], grad, inputs, saved, call)
     with recording() as backward:
         named[candidate].backward(grad, inputs, saved, call, tile, frozen, call.needs(direction))
     return backward
+
+
+def _second(candidate: Candidate, grad: Tensor, inputs: Inputs, saved: tuple, call: Call) -> list[Launch]:
+    assert candidate.second is not None
+    with recording() as started:
+        for frozen in (True, False):
+            found = candidate.second(torch.empty_like(inputs.x), grad, inputs, saved, call, frozen, (True,) * 5)
+            if joined := found[5:]:
+                candidate.backward(grad, inputs, saved, call, None, frozen, call.needs("training"), joined)
+    return started

@@ -11,14 +11,14 @@ from ...core.candidate import Tile
 from ...gpu.launch import channels_last, on_device_of
 from ..call import Call
 from ..spec import Inputs, Outputs
-from . import depthwise, implicit_gemm, patch_norm, scale, tiles, vendor, weight_norm
+from . import depthwise, implicit_gemm, patch_norm, scale, scale_second, tiles, vendor, weight_norm
 from . import implicit_gemm_gradients as gradients
 from .arguments import image
 from .weight_norm import Weights
 
 __all__ = [
     "backward", "depthwise_backward", "depthwise_forward", "forward", "one_pass_backward", "one_pass_forward",
-    "semi_backward", "vendor_backward", "vendor_forward",
+    "second", "semi_backward", "vendor_backward", "vendor_forward",
 ]  # fmt: skip
 
 
@@ -40,12 +40,21 @@ def forward(product: Callable, inputs: Inputs, call: Call, tile: Tile | None) ->
 
 
 def backward(
-    products: Callable, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: Tile | None, frozen: bool, needs
+    products: Callable,
+    grad: Tensor,
+    inputs: Inputs,
+    saved: Outputs,
+    call: Call,
+    tile: Tile | None,
+    frozen: bool,
+    needs,
+    joined: tuple = (),
 ) -> tuple[Tensor | None, ...]:
     """(dx, dweight, dbias, db); a gradient not needed is None. ``frozen`` makes the scale a constant.
 
-    ``products(call, grad, x, weights, b, saved, frozen, needs, tile)`` returns dx, partial sums of the gradient of the
-    products' weights, dbias and db.
+    ``products(call, grad, x, weights, b, saved, frozen, needs, tile, *joined)`` returns dx, partial sums of the
+    gradient of the products' weights, dbias and db. ``joined`` holds the gradients of n and l that :func:`second`
+    returned, if any.
     """
     x, weight, _, b = inputs
     if call.in_pixels == 0 or call.pixels == 0:
@@ -56,14 +65,48 @@ def backward(
         )
     with on_device_of(x):
         grad, x = channels_last(_image(grad)), channels_last(_image(x))
-        saved = Outputs(*(None if t is None else channels_last(_image(t)) for t in saved))
+        saved, joined = _images(saved), tuple(channels_last(_image(t)) for t in joined)
         weight = weight_norm.dense(_image(weight))
         weights = weight_norm.prepare(call, weight)
-        dx, partial, dbias, db = products(call, grad, x, weights, b, saved, frozen or call.power == 1, needs, tile)
+        frozen = frozen or call.power == 1
+        dx, partial, dbias, db = products(call, grad, x, weights, b, saved, frozen, needs, tile, *joined)
         dweight = weight_norm.gradient(call, partial, weight, weights) if needs[1] else None
         dbias = None if dbias is None else dbias.to(weight.dtype)
         db = None if db is None or b is None else db.to(b.dtype)
     return (_rows_of(dx), _rows_of(dweight), dbias, db) if call.is_linear else (dx, dweight, dbias, db)
+
+
+def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: bool, wanted):
+    """The gradients of ⟨v, dx⟩, with products by the vendor: those of grad, x, weight, n and l.
+
+    One without value, or not ``wanted`` of x and weight, is None; those of n and l are None where the scale is a
+    constant of every derivative.
+    """
+    x, weight, *_ = inputs
+    attached = call.power != 1 and not call.spec.detach
+    if call.in_pixels == 0 or call.pixels == 0:
+        zeros = (torch.zeros_like(grad), None, torch.zeros_like(weight) if wanted[1] else None)
+        joined = (torch.zeros(shape, dtype=dtype, device=x.device) for shape, dtype in call.intermediates)
+        return *zeros, *(joined if attached else (None, None))
+    with on_device_of(x):
+        v, grad, x, saved = *(channels_last(_image(t)) for t in (v, grad, x)), _images(saved)
+        weight = weight_norm.dense(_image(weight))
+        weights = weight_norm.prepare(call, weight)
+        unfrozen = attached and not frozen
+        y, n = _saved(call, x, saved)
+        z, m = vendor.product(call, v, weights.operand), patch_norm.products(call, x, v) if unfrozen else None
+        dgrad, u, dn, dl, t = scale_second.second(call, grad, y, saved.winner, z, n, m, weights, attached)
+        dx = patch_norm.gradient(call, v, t) if unfrozen and wanted[0] else None
+        dweight = None
+        if wanted[1]:
+            _, partial, _ = vendor.gradients(call, u, v, weights.operand, (False, True, False))
+            dweight = weight_norm.gradient(call, partial, weight, weights)
+    found = dgrad, dx, dweight, dn, dl
+    return tuple(map(_rows_of, found)) if call.is_linear else found
+
+
+def _images(saved: Outputs) -> Outputs:
+    return Outputs(*(None if t is None else channels_last(_image(t)) for t in saved))
 
 
 # ---- the products of the candidates
@@ -82,10 +125,12 @@ def one_pass_forward(call: Call, x: Tensor, weights: Weights, bias, b, out: Outp
     implicit_gemm.forward(call, x, weights, bias, b, out, tile or tiles.tiles(call, "forward", given=False)[0])
 
 
-def vendor_backward(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, tile: None):
-    u, t, db = _scale(call, grad, x, weights, b, saved, frozen, needs)
+def vendor_backward(
+    call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, tile: None, *joined: Tensor
+):
+    u, t, db = _scale(call, grad, x, weights, b, saved, frozen, needs, *joined)
     dx, partial, dbias = vendor.gradients(call, u, x, weights.operand, needs)
-    if needs[0] and not frozen:
+    if needs[0] and t is not None:
         patch_norm.add_gradient(call, dx, x, t)
     return dx, partial, dbias, db
 
@@ -122,11 +167,16 @@ def _products(call: Call, source: gradients.Source, x: Tensor, weights: Weights,
     return dx, partial, dbias
 
 
-def _scale(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs):
-    """u, t and db, formed by one kernel; n is computed again where it was not saved."""
+def _scale(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, *joined: Tensor):
+    """u, t and db, formed by one kernel."""
+    v, n = _saved(call, x, saved)
+    return scale.backward(call, grad, v, saved.winner, n, weights, b, frozen, needs[3], *joined)
+
+
+def _saved(call: Call, x: Tensor, saved: Outputs) -> tuple[Tensor | None, Tensor | None]:
+    """What the formula's derivatives are formed from: y where b = 2, else l; and n, again where it was not saved."""
     v = saved.l if call.saves_linear else saved.y
-    n = saved.n if call.saves_norm else patch_norm.norm(call, x, saved.n)
-    return scale.backward(call, grad, v, saved.winner, n, weights, b, frozen, needs[3])
+    return v, saved.n if call.saves_norm else patch_norm.norm(call, x, saved.n)
 
 
 # ---- linear layers as images of one pixel

@@ -1,4 +1,4 @@
-"""The patch norm for a convolution by the vendor, and the sums of squares from which a patch norm is summed.
+"""The patch norm for a convolution by the vendor, and the sums over pixels and patches from which it is formed.
 
 A row is one group of one pixel: x [N, H, W, G·CG] is a matrix [N·H·W·G, CG].
 """
@@ -18,47 +18,56 @@ from .window import pixel, pooled_norm_gradient
 
 @triton.jit
 def patch_norm_squares_kernel(
-    x_ptr, out_ptr, rows, CG, eps_inside, eps_outside, ROOT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
-):
-    """out[row] = Σ_c x² in fp32; with ``ROOT`` its norm, which is the patch norm where a patch is one pixel."""
+    x_ptr, v_ptr, out_ptr, rows, CG, eps_inside, eps_outside,
+    SQUARES: tl.constexpr, ROOT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """out[row] = Σ_c x·v in fp32, where v is x if ``SQUARES``; with ``ROOT`` its norm, which is the patch norm where a
+    patch is one pixel.
+    """
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = row < rows
-    start = x_ptr + row.to(tl.int64) * CG
-    squares = tl.zeros((BM,), tl.float32)
+    start = row.to(tl.int64)[:, None] * CG
+    total = tl.zeros((BM,), tl.float32)
     for c0 in range(0, CG, BN):
         c = c0 + tl.arange(0, BN)
-        x = tl.load(start[:, None] + c[None, :], mask=inside[:, None] & (c < CG)[None, :], other=0.0).to(tl.float32)
-        squares += tl.sum(x * x, axis=1)
-    out = root_norm(squares, eps_inside, eps_outside) if ROOT else squares
+        mask = inside[:, None] & (c < CG)[None, :]
+        x = tl.load(x_ptr + start + c[None, :], mask=mask, other=0.0).to(tl.float32)
+        v = x
+        if not SQUARES:
+            v = tl.load(v_ptr + start + c[None, :], mask=mask, other=0.0).to(tl.float32)
+        total += tl.sum(x * v, axis=1)
+    out = root_norm(total, eps_inside, eps_outside) if ROOT else total
     tl.store(out_ptr + row, out, mask=inside)
 
 
 @triton.jit
 def patch_norm_fwd_kernel(
-    squares_ptr, n_ptr, rows, H, W, OH, OW, eps_inside, eps_outside, G: tl.constexpr,
+    sums_ptr, out_ptr, rows, H, W, OH, OW, eps_inside, eps_outside, G: tl.constexpr, ROOT: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """n [N, OH, OW, G] = √(window sum of squares [N, H, W, G] + eps_inside) + eps_outside, fp32."""
+    """out [N, OH, OW, G] = the window sum of sums [N, H, W, G], fp32; with ``ROOT`` the patch norm formed from it."""
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = row < rows
     image, oh, ow = pixel(row // G, OH, OW)
-    squares = tl.zeros((BM,), tl.float32)
+    total = tl.zeros((BM,), tl.float32)
     for tap in range(KH * KW):
         h = oh * SH - PH + tap // KW * DH
         w = ow * SW - PW + tap % KW * DW
         sees = inside & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-        squares += tl.load(squares_ptr + ((image * H + h) * W + w) * G + row % G, mask=sees, other=0.0)
-    tl.store(n_ptr + row, root_norm(squares, eps_inside, eps_outside), mask=inside)
+        total += tl.load(sums_ptr + ((image * H + h) * W + w) * G + row % G, mask=sees, other=0.0)
+    out = root_norm(total, eps_inside, eps_outside) if ROOT else total
+    tl.store(out_ptr + row, out, mask=inside)
 
 
 @triton.jit
 def patch_norm_bwd_kernel(
     dx_ptr, x_ptr, t_ptr, rows, H, W, OH, OW, CG, G: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
-    PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr, ADD: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Adds x · poolᵀ(t) to dx in place; dx, x [N, H, W, G·CG], t [N, OH, OW, G]."""
+    """dx = x · poolᵀ(t), added to what dx holds if ``ADD``; dx, x [N, H, W, G·CG], t [N, OH, OW, G]."""
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = row < rows
     image, h, w = pixel(row // G, H, W)
@@ -70,20 +79,35 @@ def patch_norm_bwd_kernel(
         at = row.to(tl.int64)[:, None] * CG + c[None, :]
         mask = inside[:, None] & (c < CG)[None, :]
         x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        dx = tl.load(dx_ptr + at, mask=mask, other=0.0).to(tl.float32) + x * pooled[:, None]
+        dx = x * pooled[:, None]
+        if ADD:
+            dx += tl.load(dx_ptr + at, mask=mask, other=0.0).to(tl.float32)
         tl.store(dx_ptr + at, cast(dx, dx_ptr.dtype.element_ty), mask=mask)
 
 
 def squares(call: Call, x: Tensor, out: Tensor | None = None) -> Tensor:
     """Σ_c x² of each pixel and group; with ``out``, the norm of patches of one pixel, written into it."""
+    return _pixel_sums(call, x, None, out)
+
+
+def _pixel_sums(call: Call, x: Tensor, v: Tensor | None, out: Tensor | None = None) -> Tensor:
     root = out is not None
     if out is None:
         out = torch.empty((call.in_pixels, call.groups), dtype=torch.float32, device=x.device)
     rows = call.in_pixels * call.groups
     m, n = row_tile(call.group_channels)
     launch(
-        patch_norm_squares_kernel, (cdiv(rows, m),), x, out, rows, call.group_channels, *call.norm_eps,
-        ROOT=root, BM=m, BN=n,
+        patch_norm_squares_kernel, (cdiv(rows, m),), x, v, out, rows, call.group_channels, *call.norm_eps,
+        SQUARES=v is None, ROOT=root, BM=m, BN=n,
+    )  # fmt: skip
+    return out
+
+
+def _window_sums(call: Call, sums: Tensor, out: Tensor, root: bool) -> Tensor:
+    rows = call.pixels * call.groups
+    launch(
+        patch_norm_fwd_kernel, (cdiv(rows, 256),), sums, out, rows, *sizes(call), *call.norm_eps,
+        G=call.groups, ROOT=root, **window(call), BM=256,
     )  # fmt: skip
     return out
 
@@ -94,21 +118,38 @@ def norm(call: Call, x: Tensor, n: Tensor) -> Tensor | None:
         return None
     if n.numel() == 0:
         n = image(call, call.groups, torch.float32, x)
-    if call.taps == 1 and call.stride == (1, 1) and call.padding == (0, 0):
+    if _is_pixel(call):
         return squares(call, x, n)
-    rows = call.pixels * call.groups
-    launch(
-        patch_norm_fwd_kernel, (cdiv(rows, 256),), squares(call, x), n, rows, *sizes(call), *call.norm_eps,
-        G=call.groups, **window(call), BM=256,
-    )  # fmt: skip
-    return n
+    return _window_sums(call, squares(call, x), n, root=True)
+
+
+def products(call: Call, x: Tensor, v: Tensor) -> Tensor:
+    """Σ x·v over each patch and group, in fp32 and the order of n."""
+    sums = _pixel_sums(call, x, v)
+    return sums if _is_pixel(call) else _window_sums(call, sums, image(call, call.groups, torch.float32, x), root=False)
+
+
+def _is_pixel(call: Call) -> bool:
+    """Whether a patch is one pixel, and each pixel a patch."""
+    return call.taps == 1 and call.stride == (1, 1) and call.padding == (0, 0)
 
 
 def add_gradient(call: Call, dx: Tensor, x: Tensor, t: Tensor) -> None:
     """Adds x · poolᵀ(t) to dx in place."""
+    _gradient(call, dx, x, t, add=True)
+
+
+def gradient(call: Call, x: Tensor, t: Tensor) -> Tensor:
+    """x · poolᵀ(t), in the dtype of x."""
+    dx = torch.empty_like(x)
+    _gradient(call, dx, x, t, add=False)
+    return dx
+
+
+def _gradient(call: Call, dx: Tensor, x: Tensor, t: Tensor, add: bool) -> None:
     rows = call.in_pixels * call.groups
     m, n = row_tile(call.group_channels)
     launch(
         patch_norm_bwd_kernel, (cdiv(rows, m),), dx, x, t, rows, *sizes(call), call.group_channels,
-        G=call.groups, **window(call), BM=m, BN=n,
+        G=call.groups, **window(call), ADD=add, BM=m, BN=n,
     )  # fmt: skip

@@ -58,16 +58,17 @@ def scale_fwd_kernel(
 
 @triton.jit
 def scale_bwd_kernel(
-    grad_ptr, v_ptr, winner_ptr, n_ptr, alpha_ptr, b_ptr, u_ptr, t_ptr, db_ptr,
+    grad_ptr, v_ptr, winner_ptr, n_ptr, alpha_ptr, b_ptr, dl_ptr, dn_ptr, u_ptr, t_ptr, db_ptr,
     rows, OG, b_minus_1, cos_eps, eps_outside,
     G: tl.constexpr, MAX_OUT: tl.constexpr, POWER: tl.constexpr, TENSOR_B: tl.constexpr, EXACT_TWO: tl.constexpr,
-    ALPHA: tl.constexpr, FROZEN: tl.constexpr, WITH_DB: tl.constexpr, EXACT: tl.constexpr,
+    ALPHA: tl.constexpr, FROZEN: tl.constexpr, JOINS: tl.constexpr, WITH_DB: tl.constexpr, EXACT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """u = ∂L/∂z [rows, OG·MAX_OUT], t = ∂L/∂n · dn/dx ÷ x [rows] fp32 and the program's part of ∂L/∂b.
 
-    grad, winner and v (y where b = 2, else l) are [rows, OG]; n is [rows] fp32. With ``FROZEN`` s is a constant and t
-    is not written.
+    grad, winner and v (y where b = 2, else l) are [rows, OG]; n is [rows] fp32. With ``FROZEN`` s is a constant. With
+    ``JOINS`` the gradients dl [rows, OG] and dn [rows] fp32 of a second derivative are added to those at l and n. t is
+    not written where it would be 0.
     """
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     known = row < rows
@@ -88,21 +89,27 @@ def scale_bwd_kernel(
         if POWER != 1:
             v = tl.load(v_ptr + at, mask=inside, other=0.0).to(tl.float32)
         dl, dn = partials(v, inv_n, b_minus_1, cos_eps, POWER, FROZEN, EXACT)
-        total += tl.sum(grad * dn, axis=1)
+        if not FROZEN:
+            total += tl.sum(grad * dn, axis=1)
         if WITH_DB:
             db += tl.sum(grad * partial_b(v, inv_n, b_minus_1, cos_eps, EXACT), axis=1)
         if MAX_OUT > 1:
             winner = tl.load(winner_ptr + at, mask=inside, other=0)
+        at_l = grad * dl
+        if JOINS:
+            at_l += tl.load(dl_ptr + at, mask=inside, other=0.0).to(tl.float32)
         for which in range(MAX_OUT):
             k = column * MAX_OUT + which
-            u = grad * dl
+            u = at_l
             if MAX_OUT > 1:
                 u = tl.where(winner == which, u, 0.0)
             if ALPHA:
                 filters = (row % G * (OG * MAX_OUT))[:, None] + k[None, :]
                 u *= tl.load(alpha_ptr + filters, mask=inside, other=0.0)
             tl.store(u_ptr + wide * (OG * MAX_OUT) + k[None, :], cast(u, u_ptr.dtype.element_ty), mask=inside)
-    if POWER != 1 and not FROZEN:
+    if JOINS:
+        total += tl.load(dn_ptr + row, mask=known, other=0.0)
+    if POWER != 1 and (JOINS or not FROZEN):
         tl.store(t_ptr + row, total * root_gradient(n, eps_outside), mask=known)
     if WITH_DB:
         tl.store(db_ptr + tl.program_id(0), tl.sum(db, axis=0))
@@ -120,21 +127,25 @@ def forward(call: Call, z: Tensor, weights, bias, n, b, out) -> None:
     )  # fmt: skip
 
 
-def backward(call: Call, grad: Tensor, v: Tensor | None, winner, n, weights, b, frozen: bool, with_db: bool):
+def backward(
+    call: Call, grad: Tensor, v: Tensor | None, winner, n, weights, b, frozen: bool, with_db: bool, dn=None, dl=None
+):
     """u ``[N, F, OH, OW]``, t ``[N, G, OH, OW]`` and db; v is y where b = 2, else l.
 
-    t is None if ``frozen``, and db is None unless ``with_db``.
+    dn and dl are what a second derivative adds to the gradients of n and l. t is None if ``frozen`` without them, and
+    db is None unless ``with_db``.
     """
     m, columns = row_tile(call.group_outputs)
     rows = call.pixels * call.groups
     programs = cdiv(rows, m)
     u = image(call, call.filters, call.dtype, grad)
-    t = None if frozen else image(call, call.groups, torch.float32, grad)
+    joins = dn is not None
+    t = None if frozen and not joins else image(call, call.groups, torch.float32, grad)
     db = torch.empty(programs, dtype=torch.float32, device=grad.device) if with_db else None
     launch(
-        scale_bwd_kernel, (programs,), grad, v, winner, n, weights.alpha, b, u, t, db,
+        scale_bwd_kernel, (programs,), grad, v, winner, n, weights.alpha, b, dl, dn, u, t, db,
         rows, call.group_outputs, call.b_minus_1, call.cos_eps, call.norm_eps[1],
         G=call.groups, MAX_OUT=call.max_out, **formula(call), ALPHA=weights.alpha is not None, FROZEN=frozen,
-        WITH_DB=with_db, BM=m, BN=columns,
+        JOINS=joins, WITH_DB=with_db, BM=m, BN=columns,
     )  # fmt: skip
     return u, t, None if db is None else db.sum()

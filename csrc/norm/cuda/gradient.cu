@@ -99,6 +99,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) input_gradient_kernel(const
     const Sums sums = constant ? Sums{} : p.sums[set];
     of[k] = gradient(r_of(p.statistics, set), gamma[k], sums.products, sums.grads, p.count,
                      p.statistics.centered && !constant, p.frozen || constant);
+    if (p.dvar != nullptr) of[k].of_x += of_var(p.dvar[set], p.count);
     if (p.x != nullptr) mean[k] = p.statistics.mean[set];
   }
   walk.template for_each<kPlaces>([&](const auto& addresses) {

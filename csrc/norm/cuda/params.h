@@ -119,16 +119,17 @@ struct ChannelSums {
 // dx = γ grad r + (the part of the variance, unless `frozen`) + (that of the mean, where `centered`)
 struct GradientPass {
   const void* grad;
-  const void* x;  // read unless null; null where `frozen`
+  const void* x;  // read unless null; null where `frozen` without dvar
   Statistics statistics;
   Factor weight;
   const Sums* sums;  // [sets], with γ; null: mean and variance are constants
   bool frozen;
   void* dx;
   Shape shape;
-  float count;      // values of a set
-  Dtype dtype;      // of x and dx
-  Dtype out_dtype;  // of grad: as x, or fp32
+  float count;                  // values of a set
+  Dtype dtype;                  // of x and dx
+  Dtype out_dtype;              // of grad: as x, or fp32
+  const float* dvar = nullptr;  // [sets]: what a second derivative adds to the gradient of var
 };
 
 // Norms at positions: one set for each row, which are the C channels at a position. N * P and N * C are below
@@ -143,13 +144,16 @@ struct PositionsFwd {
   bool planes;
   float eps;
   bool centered;
-  Dtype dtype;      // of x
-  Dtype out_dtype;  // of y: as x, or fp32
+  Dtype dtype;                   // of x
+  Dtype out_dtype;               // of y: as x, or fp32
+  const float* given = nullptr;  // [N, P]: a variance that forms y in place of x's own; var is then null
 };
 
+// With `var_gradient` the second derivative of a frozen backward: x and mean are then those of v, the
+// gradient of dx, and dx is null.
 struct PositionsBwd {
   const void* grad;
-  const void* x;  // null where `frozen` and no sums are wanted
+  const void* x;  // null where `frozen` and neither sums nor a gradient of var are wanted or given
   Statistics statistics;
   Factor weight;
   bool frozen;
@@ -157,9 +161,11 @@ struct PositionsBwd {
   Sums* partial;  // [shares, C] of positions_shares: the products have the factor r; null: not wanted
   int N, C, P;
   bool planes;
-  int64_t each;     // of rows: how many a block has; not read of planes
-  Dtype dtype;      // of x and dx
-  Dtype out_dtype;  // of grad: as x, or fp32
+  int64_t each;                   // of rows: how many a block has; not read of planes
+  Dtype dtype;                    // of x and dx
+  Dtype out_dtype;                // of grad: as x, or fp32
+  const float* dvar = nullptr;    // [N, P]: what a second derivative adds to the gradient of var
+  float* var_gradient = nullptr;  // [N, P]
 };
 
 }  // namespace bcos::norm::cuda

@@ -33,9 +33,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks) positions_fwd_kernel(const 
   const float mean = running.of[0].mean, var = running.of[0].squares / running.count;
   if (first == 0) {
     p.mean[row] = mean;
-    p.var[row] = var;
+    if (p.var != nullptr) p.var[row] = var;
   }
-  const float r = inverse_std(var, p.eps);
+  const float r = inverse_std(p.given != nullptr ? p.given[row] : var, p.eps);
   for (int c = first; within(c, p.C); c += step) {
     float v[V], gamma[V], beta[V];
     load(v, x, row * p.C + c, true);
@@ -47,14 +47,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks) positions_fwd_kernel(const 
   }
 }
 
-// dx of one row, by its lanes. All threads of the block take part; those of rows past the last do nothing.
+// dx of one row, or its gradient of var, by its lanes. All threads of the block take part; those of rows past
+// the last do nothing.
 template <typename T, int V>
 __device__ __forceinline__ void row_gradient(const OfRows<PositionsBwd>& s, int64_t row, bool inside) {
   const PositionsBwd& p = s.p;
   const int first = int(threadIdx.x % s.lanes) * V, step = s.lanes * V;
   const bool wide = p.out_dtype == Dtype::Float32;
   const T* x = static_cast<const T*>(p.x);
-  const bool has_x = !p.frozen, has_sums = has_x || p.statistics.centered;
+  const bool second = p.var_gradient != nullptr, has_x = !p.frozen || p.dvar != nullptr || second;
+  const bool has_sums = !p.frozen || p.statistics.centered || second;
   const float shift = inside && has_x ? shift_of(p.statistics, row) : 0.f;
   RunningSums<1> sums;
   for (int c = first; has_sums && inside && within(c, p.C); c += step) {
@@ -67,8 +69,14 @@ __device__ __forceinline__ void row_gradient(const OfRows<PositionsBwd>& s, int6
   }
   if (has_sums) join_threads<true>(sums, 1, s.lanes);
   if (!inside) return;
-  const Gradient<float> of = gradient(r_of(p.statistics, row), 1.f, sums.of[0].products, sums.of[0].grads,
-                                      float(p.C), p.statistics.centered, p.frozen);
+  const float r = r_of(p.statistics, row);
+  if (second) {
+    if (first == 0) p.var_gradient[row] = var_gradient(r, sums.of[0].products);
+    return;
+  }
+  Gradient<float> of =
+      gradient(r, 1.f, sums.of[0].products, sums.of[0].grads, float(p.C), p.statistics.centered, p.frozen);
+  if (p.dvar != nullptr) of.of_x += of_var(p.dvar[row], float(p.C));
   const float mean = has_x ? p.statistics.mean[row] : 0.f;
   for (int c = first; within(c, p.C); c += step) {
     float grad[V], gamma[V], v[V];
@@ -116,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) positions_bwd_kernel(const 
   const int64_t begin = blockIdx.x * p.each, end = begin + p.each < rows ? begin + p.each : rows;
   for (int64_t tile = begin; tile < end; tile += kTile) {
     const int64_t tile_end = tile + kTile < end ? tile + kTile : end;
-    for (int64_t row = tile; p.dx != nullptr && row < tile_end; row += teams)
+    for (int64_t row = tile; (p.dx != nullptr || p.var_gradient != nullptr) && row < tile_end; row += teams)
       row_gradient<T, V>(s, row + team, row + team < tile_end);
     if (p.partial != nullptr) add_columns<T, V>(s, tile, tile_end, tile == begin);
   }

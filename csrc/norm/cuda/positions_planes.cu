@@ -41,12 +41,14 @@ __global__ void __launch_bounds__(cuda::kThreads, cuda::kBlocks)
   for (int i = 0; i < V; ++i) {
     mean[i] = running.of[i].mean;
     var[i] = running.of[i].squares / running.count;
-    r[i] = inverse_std(var[i], p.eps);
   }
   if (strip.slice == 0) {
     store(p.mean, strip.row, mean, true);
-    store(p.var, strip.row, var, true);
+    if (p.var != nullptr) store(p.var, strip.row, var, true);
   }
+  if (p.given != nullptr) load(var, p.given, strip.row, true);
+#pragma unroll
+  for (int i = 0; i < V; ++i) r[i] = inverse_std(var[i], p.eps);
   for (c = strip.slice; within(c, p.C); c += s.slices) {
     const float gamma = value_of(p.weight, c, 1), beta = value_of(p.bias, c, 0);
     const int64_t at = address(strip, p.C, p.P, c);
@@ -65,7 +67,8 @@ __global__ void __launch_bounds__(cuda::kThreads, cuda::kBlocks)
   const Strip<V> strip(p.N * p.P, p.P, s.slices);
   const bool wide = p.out_dtype == Dtype::Float32;
   const T* x = static_cast<const T*>(p.x);
-  const bool has_x = p.x != nullptr, has_sums = p.dx != nullptr && (!p.frozen || p.statistics.centered);
+  const bool has_x = p.x != nullptr, second = p.var_gradient != nullptr;
+  const bool has_sums = second || (p.dx != nullptr && (!p.frozen || p.statistics.centered));
   float mean[V] = {}, var[V], r[V] = {}, shift[V];
   if (strip.inside) {
     load(var, p.statistics.var, strip.row, true);
@@ -86,11 +89,21 @@ __global__ void __launch_bounds__(cuda::kThreads, cuda::kBlocks)
     for (int i = 0; i < V; ++i) sums.add(i, gamma * grad[i], v[i] - shift[i]);
   }
   if (has_sums) join_threads<true>(sums, strip.lanes, cuda::kThreads);
+  if (second && strip.inside && strip.slice == 0) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) var[i] = var_gradient(r[i], sums.of[i].products);
+    store(p.var_gradient, strip.row, var, true);
+  }
+  float dvar[V] = {};
+  if (p.dvar != nullptr && strip.inside) load(dvar, p.dvar, strip.row, true);
   Gradient<float> of[V];
 #pragma unroll
-  for (int i = 0; i < V; ++i)
+  for (int i = 0; i < V; ++i) {
     of[i] = gradient(r[i], 1.f, sums.of[i].products, sums.of[i].grads, float(p.C), p.statistics.centered,
                      p.frozen);
+    of[i].of_x += of_var(dvar[i], float(p.C));
+  }
+  const bool moves = !p.frozen || p.dvar != nullptr;
   // Every channel is that of a whole number of warps, each of which writes a share.
   const int64_t share = int64_t(blockIdx.x) * (strip.lanes / 32) + strip.lane / 32;
   for (int c = strip.slice; c < p.C; c += s.slices) {
@@ -110,7 +123,7 @@ __global__ void __launch_bounds__(cuda::kThreads, cuda::kBlocks)
     }
     if (p.dx == nullptr || !strip.inside) continue;
 #pragma unroll
-    for (int i = 0; i < V; ++i) grad[i] = of[i](gamma * grad[i], p.frozen ? 0.f : v[i] - mean[i]);
+    for (int i = 0; i < V; ++i) grad[i] = of[i](gamma * grad[i], moves ? v[i] - mean[i] : 0.f);
     store(static_cast<T*>(p.dx), at, grad, true);
   }
 }

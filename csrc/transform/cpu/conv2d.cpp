@@ -142,7 +142,7 @@ Gradients conv2d_backward(const Call& call, const Saved& given, const Needs& nee
 
 Second conv2d_second(const Call& call, const Saved& given, const at::Tensor& given_v,
                      const SecondNeeds& needs) {
-  if (given.x.numel() == 0) return Second::zeros(call, given, needs);
+  if (given.x.numel() == 0) return Second::zeros(given, needs);
   Saved saved = given;
   const bool channels_last =
       is_channels_last(given.x) || is_channels_last(given.weight) || call.out_plane() == 1;

@@ -111,7 +111,7 @@ Gradients linear_backward(const Call& call, const Saved& given, const Needs& nee
 
 Second linear_second(const Call& call, const Saved& given, const at::Tensor& given_v,
                      const SecondNeeds& needs) {
-  if (given.x.numel() == 0) return Second::zeros(call, given, needs);
+  if (given.x.numel() == 0) return Second::zeros(given, needs);
   Saved saved = given;
   auto v = given_v.contiguous();
   for (auto* t : {&saved.grad, &saved.x, &saved.weight, &saved.y, &saved.n, &saved.l, &saved.winner})

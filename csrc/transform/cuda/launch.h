@@ -20,6 +20,7 @@ cudaError_t patch_norm_bwd(const PatchNormBwd& p, cudaStream_t stream);
 cudaError_t scale_fwd(const ScaleFwd& p, cudaStream_t stream);
 cudaError_t scale_bwd(const ScaleBwd& p, cudaStream_t stream);
 int scale_bwd_blocks(const ScaleBwd& p);  // entries of db; reads the sizes and dtypes alone
+cudaError_t scale_second(const ScaleSecond& p, cudaStream_t stream);
 
 cudaError_t implicit_gemm_fwd(const ImplicitGemmFwd& p, cudaStream_t stream);
 cudaError_t implicit_gemm_dgrad(const ImplicitGemmDgrad& p, cudaStream_t stream);

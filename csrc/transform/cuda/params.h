@@ -59,16 +59,17 @@ struct WeightNormBwd {
   Dtype partial_dtype;  // fp32 where splits > 1
 };
 
-// out[row] = sum of x^2 over the row's channels; with `root`
+// out[row] = sum of x v over the row's channels; with `root`
 // the norm of it, which is that of a patch of one pixel.
 struct PatchNormSquares {
-  const void* x;  // [rows, CG]
+  const void* x;  // [rows, CG]; v, too, unless it is given below
   float* out;     // [rows]
   int rows, CG;
   bool root;
   Formula formula;
-  Dtype dtype;    // of x
-  int plane = 0;  // NCHW: H * W
+  Dtype dtype;              // of x and v
+  int plane = 0;            // NCHW: H * W
+  const void* v = nullptr;  // as x
 };
 
 // n = sqrt(window sum of squares + eps_inside) + eps_outside; in NCHW of N * G images of one group
@@ -78,6 +79,7 @@ struct PatchNormFwd {
   int rows, G;           // rows of n
   Window window;
   Formula formula;
+  bool root = true;  // else n is the window sum itself
 };
 
 // dx += x * (sum of t over the outputs that read the pixel), in place
@@ -87,8 +89,9 @@ struct PatchNormBwd {
   const float* t;   // [N, OH, OW, G]
   int rows, G, CG;  // rows of dx
   Window window;
-  Dtype dtype;    // of dx and x
-  int plane = 0;  // NCHW: H * W
+  Dtype dtype;      // of dx and x
+  int plane = 0;    // NCHW: H * W
+  bool add = true;  // else dx = instead of dx +=
 };
 
 // y = transform(max over max_out of (alpha z + bias), n)
@@ -108,7 +111,8 @@ struct ScaleFwd {
   int plane = 0;     // NCHW: OH * OW
 };
 
-// u = dL/dz, t = dL/dn * dn/dx / x, and each block's share of dL/db
+// u = dL/dz, t = dL/dn * dn/dx / x, and each block's share of dL/db. Given dl and dn, which a second
+// derivative returned, are added to the gradients of l and n.
 struct ScaleBwd {
   const void* grad;       // [rows, OG]
   const void* v;          // as grad: y where b = 2, l for the general b, null for b = 1
@@ -116,13 +120,38 @@ struct ScaleBwd {
   const float* n;         // [rows]; null for b = 1
   const float* alpha;     // [G * OG * max_out] or null
   void* u;                // [rows, OG * max_out]
-  float* t;               // [rows]; null where frozen or b = 1
+  float* t;               // [rows]; null where frozen without dn, or b = 1
   float* db;              // [blocks(p)], of the launcher; null: not wanted
   int rows, G, OG, max_out;
   bool frozen;  // the scale is a constant
   Formula formula;
-  Dtype dtype;      // of u
-  Dtype out_dtype;  // of grad and v: as u, or fp32
+  Dtype dtype;                // of u
+  Dtype out_dtype;            // of grad, v and dl: as u, or fp32
+  int plane = 0;              // NCHW: OH * OW
+  const void* dl = nullptr;   // as grad; null, as dn is, without a second derivative
+  const float* dn = nullptr;  // as n
+};
+
+// The second derivative of the scale, that of <v, dx> = sum of grad (P p + Q r m), with p = v * w alpha at
+// the winners, P and Q the partials of y, r = dn/dx / x, and m the sum of x v over a patch. z = v * w.
+struct ScaleSecond {
+  const void* grad;       // [rows, OG]
+  const void* y;          // as grad: y where b = 2, l for the general b, null for b = 1
+  const uint8_t* winner;  // as grad; where max_out > 1
+  const void* z;          // [rows, OG * max_out]
+  const float* n;         // [rows]; null for b = 1
+  const float* m;         // as n; null where frozen
+  const float* alpha;     // [G * OG * max_out] or null
+  void* dgrad;            // as grad
+  void* u;                // as z: grad P alpha at the winners
+  void* dl;               // as grad; null, as dn and t are, where the scale is a constant of every derivative
+  float* dn;              // as n
+  float* t;               // as n: r times the sum of grad Q
+  int rows, G, OG, max_out;
+  bool frozen;  // the scale was a constant of dx
+  Formula formula;
+  Dtype dtype;      // of z and u
+  Dtype out_dtype;  // of grad, y, dgrad and dl: as z, or fp32
   int plane = 0;    // NCHW: OH * OW
 };
 

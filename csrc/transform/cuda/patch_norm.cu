@@ -33,20 +33,22 @@ __global__ void __launch_bounds__(kThreads) patch_norm_squares_kernel(const Shar
   const auto [row, lane] = row_of_thread(s.lanes);
   const bool inside = row < p.rows, vector = p.CG % kVector<T> == 0;
   const T* x = static_cast<const T*>(p.x) + row * p.CG;
-  float squares = 0;
+  const T* v = p.v != nullptr ? static_cast<const T*>(p.v) + row * p.CG : x;
+  float sum = 0;
   for (int c = lane * kVector<T>; inside && c < p.CG; c += s.lanes * kVector<T>) {
-    float values[kVector<T>];
-    if (vector) {
-      load(values, x, c, true);
-    } else {
+    float values[kVector<T>], others[kVector<T>];
+    const auto load_chunk = [&](float (&out)[kVector<T>], const T* from) {
+      if (vector) return load(out, from, c, true);
 #pragma unroll
-      for (int i = 0; i < kVector<T>; ++i) values[i] = within(c + i, p.CG) ? to_float(x[c + i]) : 0.f;
-    }
+      for (int i = 0; i < kVector<T>; ++i) out[i] = within(c + i, p.CG) ? to_float(from[c + i]) : 0.f;
+    };
+    load_chunk(values, x);
+    if (v != x) load_chunk(others, v);
 #pragma unroll
-    for (int i = 0; i < kVector<T>; ++i) squares += values[i] * values[i];
+    for (int i = 0; i < kVector<T>; ++i) sum += values[i] * (v != x ? others[i] : values[i]);
   }
-  squares = lane_sum(squares, s.lanes);
-  if (inside && lane == 0) p.out[row] = p.root ? root_norm(squares, constants(p.formula)) : squares;
+  sum = lane_sum(sum, s.lanes);
+  if (inside && lane == 0) p.out[row] = p.root ? root_norm(sum, constants(p.formula)) : sum;
 }
 
 __global__ void __launch_bounds__(kThreads) patch_norm_fwd_kernel(const PatchNormFwd p) {
@@ -54,7 +56,8 @@ __global__ void __launch_bounds__(kThreads) patch_norm_fwd_kernel(const PatchNor
   if (row >= p.rows) return;
   const int group = int(row % p.G);
   const Pixel at = pixel(int(row / p.G), p.window.OH, p.window.OW);
-  p.n[row] = root_norm(window_sum(p.squares, p.window, at, group, p.G), constants(p.formula));
+  const float sum = window_sum(p.squares, p.window, at, group, p.G);
+  p.n[row] = p.root ? root_norm(sum, constants(p.formula)) : sum;
 }
 
 template <typename T>
@@ -74,16 +77,17 @@ __global__ void __launch_bounds__(kThreads) patch_norm_bwd_kernel(const Shared<P
   T* dx = static_cast<T*>(p.dx) + row * p.CG;
   for (int c = lane * kVector<T>; c < p.CG; c += s.lanes * kVector<T>) {
     if (vector) {
-      float values[kVector<T>], sums[kVector<T>];
+      float values[kVector<T>], sums[kVector<T>] = {};
       load(values, x, c, true);
-      load(sums, dx, c, true);
+      if (p.add) load(sums, dx, c, true);
 #pragma unroll
       for (int i = 0; i < kVector<T>; ++i) sums[i] += values[i] * pooled;
       store(dx, c, sums, true);
     } else {
 #pragma unroll
       for (int i = 0; i < kVector<T>; ++i)
-        if (within(c + i, p.CG)) dx[c + i] = rounded<T>(to_float(dx[c + i]) + to_float(x[c + i]) * pooled);
+        if (within(c + i, p.CG))
+          dx[c + i] = rounded<T>((p.add ? to_float(dx[c + i]) : 0.f) + to_float(x[c + i]) * pooled);
     }
   }
 }

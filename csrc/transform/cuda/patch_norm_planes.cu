@@ -4,26 +4,28 @@
 namespace bcos::transform::cuda::planes {
 namespace {
 
-template <typename T, int V>
+template <typename T, int V, bool SQUARES>
 __global__ void __launch_bounds__(kThreads) patch_norm_squares_kernel(const Sliced<PatchNormSquares> s) {
   const PatchNormSquares& p = s.p;
   const Strip<V> strip(p.rows, p.plane, s.slices);
-  const T* x = static_cast<const T*>(p.x) + strip.plane * p.CG * p.plane + strip.pixel;
-  float squares[V] = {};
-#pragma unroll 4
+  const int64_t first = strip.plane * p.CG * p.plane + strip.pixel;
+  const T *x = static_cast<const T*>(p.x), *v = static_cast<const T*>(p.v);
+  float sums[V] = {};
+#pragma unroll(SQUARES ? 4 : 2)
   for (int c = strip.slice; strip.inside && c < p.CG; c += s.slices) {
-    float values[V];
-    load(values, x, int64_t(c) * p.plane, true);
+    float values[V], others[V];
+    load(values, x, first + int64_t(c) * p.plane, true);
+    if (!SQUARES) load(others, v, first + int64_t(c) * p.plane, true);
 #pragma unroll
-    for (int i = 0; i < V; ++i) squares[i] += values[i] * values[i];
+    for (int i = 0; i < V; ++i) sums[i] += values[i] * (SQUARES ? values[i] : others[i]);
   }
-  strip.add_slices(squares);
+  strip.add_slices(sums);
   if (!strip.inside || strip.slice != 0) return;
   if (p.root) {
 #pragma unroll
-    for (int i = 0; i < V; ++i) squares[i] = root_norm(squares[i], constants(p.formula));
+    for (int i = 0; i < V; ++i) sums[i] = root_norm(sums[i], constants(p.formula));
   }
-  store(p.out, strip.row, squares, true);
+  store(p.out, strip.row, sums, true);
 }
 
 template <typename T, int V>
@@ -44,9 +46,9 @@ __global__ void __launch_bounds__(kThreads, 4) patch_norm_bwd_kernel(const Slice
 #pragma unroll 2
   for (int c = strip.slice; c < p.CG; c += s.slices) {
     const int64_t at = int64_t(c) * p.plane;
-    float values[V], sums[V];
+    float values[V], sums[V] = {};
     load(values, x, at, true);
-    load(sums, dx, at, true);
+    if (p.add) load(sums, dx, at, true);
 #pragma unroll
     for (int i = 0; i < V; ++i) sums[i] += values[i] * pooled[i];
     store(dx, at, sums, true);
@@ -61,8 +63,9 @@ cudaError_t patch_norm_squares(const PatchNormSquares& p, cudaStream_t stream) {
     return by_width<T>(p.plane, p.dtype, [&](auto width) {
       constexpr int V = decltype(width)::value;
       const Sliced<PatchNormSquares> s{p, slices_of(p.CG)};
-      return start(patch_norm_squares_kernel<T, V>, strip_grid(p.rows, s.slices, V), kThreads, kShared<V>, s,
-                   stream);
+      const auto kernel =
+          p.v == nullptr ? patch_norm_squares_kernel<T, V, true> : patch_norm_squares_kernel<T, V, false>;
+      return start(kernel, strip_grid(p.rows, s.slices, V), kThreads, kShared<V>, s, stream);
     });
   });
 }

@@ -13,5 +13,6 @@ cudaError_t patch_norm_squares(const PatchNormSquares& p, cudaStream_t stream);
 cudaError_t patch_norm_bwd(const PatchNormBwd& p, cudaStream_t stream);
 cudaError_t scale_fwd(const ScaleFwd& p, cudaStream_t stream);
 cudaError_t scale_bwd(const ScaleBwd& p, cudaStream_t stream);
+cudaError_t scale_second(const ScaleSecond& p, cudaStream_t stream);
 
 }  // namespace bcos::transform::cuda::planes

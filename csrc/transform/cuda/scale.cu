@@ -79,6 +79,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks) scale_bwd_kernel(const Shar
         total += grad[i] * dn;
         if (P == Power::General && p.db != nullptr) db += grad[i] * partial_b(v[i], inv_n, k);
       }
+      if (p.dl != nullptr) {
+        load(grad, static_cast<const O*>(p.dl), at, true);
+#pragma unroll
+        for (int i = 0; i < V; ++i) u[i] += grad[i];
+      }
       const int filter = int(row % p.G * p.OG + o) * p.max_out;
       if (p.max_out == 1) {
         if (p.alpha != nullptr) {
@@ -98,7 +103,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks) scale_bwd_kernel(const Shar
     }
   });
   total = lane_sum(total, s.lanes);
-  if (inside && lane == 0 && p.t != nullptr) p.t[row] = total * root_gradient(n, k);
+  if (inside && lane == 0 && p.t != nullptr) {
+    if (p.dn != nullptr) total += p.dn[row];
+    p.t[row] = total * root_gradient(n, k);
+  }
   if (p.db != nullptr) {
     db = block_sum(db, 0);
     if (threadIdx.x == 0) p.db[blockIdx.x] = db;

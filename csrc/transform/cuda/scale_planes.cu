@@ -71,6 +71,11 @@ __global__ void __launch_bounds__(kThreads, 2) scale_bwd_kernel(const Sliced<Sca
         total[i] += grad[i] * dn;
         if (P == Power::General && p.db != nullptr) db += grad[i] * partial_b(v[i], inv_n[i], k);
       }
+      if (p.dl != nullptr) {
+        load(grad, static_cast<const O*>(p.dl), at, true);
+#pragma unroll
+        for (int i = 0; i < V; ++i) u[i] += grad[i];
+      }
       Vector<uint8_t, V> winner{};
       if (p.max_out > 1) winner = *reinterpret_cast<const Vector<uint8_t, V>*>(p.winner + at);
       const int filter = int(strip.plane % p.G * p.OG + o) * p.max_out;
@@ -85,8 +90,10 @@ __global__ void __launch_bounds__(kThreads, 2) scale_bwd_kernel(const Sliced<Sca
   });
   strip.add_slices(total);
   if (p.t != nullptr && strip.inside && strip.slice == 0) {
+    float more[V] = {};
+    if (p.dn != nullptr) load(more, p.dn, strip.row, true);
 #pragma unroll
-    for (int i = 0; i < V; ++i) total[i] *= root_gradient(n[i], k);
+    for (int i = 0; i < V; ++i) total[i] = (total[i] + more[i]) * root_gradient(n[i], k);
     store(p.t, strip.row, total, true);
   }
   if (p.db != nullptr) {

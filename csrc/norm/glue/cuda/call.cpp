@@ -58,7 +58,7 @@ kernels::Shape DeviceCall::device_run(kernels::Dtype dtype) const {
 }
 
 kernels::Statistics DeviceCall::device_statistics(const at::Tensor& mean, const at::Tensor& var) const {
-  return {data<float>(mean), data<float>(var), float(spec.eps), spec.centered};
+  return {data<float>(mean), data<float>(var), float(spec.eps), spec.centered && mean.defined()};
 }
 
 std::string DeviceCall::sizes() const {

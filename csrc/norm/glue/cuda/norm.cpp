@@ -44,16 +44,18 @@ Outputs run_forward(const DeviceCall& call, const Inputs& inputs) {
   return out;
 }
 
+// To be written; zeros where there is nothing to add up, undefined where not needed.
+at::Tensor channel_sums(const DeviceCall& call, const at::Tensor& x, bool needed) {
+  const at::IntArrayRef shape = call.channels;
+  if (!needed) return {};
+  return x.numel() == 0 ? at::zeros(shape, x.options().dtype(at::kFloat)) : floats(shape, x);
+}
+
 Gradients run_backward(const DeviceCall& call, const Saved& saved, const Needs& needs) {
   const auto& x = saved.x;
   const OnDeviceOf guard(x);
   const bool empty = x.numel() == 0;
-  const auto sum = [&](bool needed) {
-    const at::IntArrayRef shape = call.channels;
-    if (!needed) return at::Tensor();
-    return empty ? at::zeros(shape, x.options().dtype(at::kFloat)) : floats(shape, x);
-  };
-  const at::Tensor dweight = sum(needs.weight), dbias = sum(needs.bias);
+  const at::Tensor dweight = channel_sums(call, x, needs.weight), dbias = channel_sums(call, x, needs.bias);
   Gradients out;
   if (needs.weight) out.weight = dweight;
   if (needs.bias) out.bias = dbias;
@@ -65,12 +67,32 @@ Gradients run_backward(const DeviceCall& call, const Saved& saved, const Needs& 
                           call.dense(x), dense_factor(saved.weight),
                           saved.mean,    saved.var,
                           needs,         dweight,
-                          dbias};
+                          dbias,         saved.dvar};
   const auto run = at_positions(call) ? positions_backward : shared_backward;
   if (needs.x)
     out.x = call.result_of(x, call.dtype, [&](const at::Tensor& dx) { run(pass, dx); });
   else
     run(pass, {});
+  return out;
+}
+
+Second run_second(const DeviceCall& call, const Saved& saved, const at::Tensor& v, const SecondNeeds& needs) {
+  const OnDeviceOf guard(v);
+  const Needs sums{false, needs.weight, false};
+  const at::Tensor dweight = channel_sums(call, v, needs.weight);
+  Second out;
+  if (needs.weight) out.weight = dweight;
+  if (v.numel() == 0) {
+    out.grad = at::zeros_like(saved.grad);
+    if (needs.var) out.var = at::zeros_like(saved.var);
+    return out;
+  }
+  const BackwardPass pass{
+      call, call.dense(saved.grad), call.dense(v), dense_factor(saved.weight), {}, saved.var, sums, dweight,
+      {}};
+  const auto run = at_positions(call) ? positions_second : shared_second;
+  out.grad = call.result_of(v, call.spec.out_dtype,
+                            [&](const at::Tensor& dgrad) { out.var = run(pass, dgrad, needs.var); });
   return out;
 }
 
@@ -86,13 +108,29 @@ Forward forward(const at::Tensor& x, const OptionalTensor& weight, const Optiona
 
 Backward backward(const at::Tensor& grad, const at::Tensor& x, const OptionalTensor& weight,
                   const OptionalTensor& mean, const OptionalTensor& var, const at::Tensor& saved_mean,
-                  const at::Tensor& saved_var, const Spec& spec, bool frozen,
+                  const at::Tensor& saved_var, const OptionalTensor& dvar, const Spec& spec, bool frozen,
                   const std::vector<bool>& needs) {
   const PlainAten guard;
   const Inputs inputs{x, weight, std::nullopt, mean, var};
   DeviceCall call(make_call(kCuda, spec, inputs), x);
   call.frozen = frozen;
-  return pack(run_backward(call, make_saved(call, inputs, grad, saved_mean, saved_var), make_needs(needs)));
+  auto saved = make_saved(call, inputs, grad, saved_mean, saved_var);
+  set_joined(call, dvar, saved);
+  return pack(run_backward(call, saved, make_needs(needs)));
+}
+
+SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor& x,
+                   const OptionalTensor& weight, const OptionalTensor& mean, const OptionalTensor& var,
+                   const at::Tensor& saved_mean, const at::Tensor& saved_var, const Spec& spec,
+                   const std::vector<bool>& needs) {
+  const PlainAten guard;
+  TORCH_CHECK_VALUE(needs.size() == 2, "needs has ", needs.size(), " values, allowed: 2");
+  const Inputs inputs{x, weight, std::nullopt, mean, var};
+  DeviceCall call(make_call(kCuda, spec, inputs), x);
+  call.frozen = true;
+  check_exactly(x, "v", v, x.sizes(), x.scalar_type());
+  const auto saved = make_saved(call, inputs, grad, saved_mean, saved_var);
+  return pack(run_second(call, saved, v, {needs[0], needs[1] && !call.given}));
 }
 
 }  // namespace bcos::norm::glue::cuda

@@ -14,6 +14,14 @@ Forward forward(const at::Tensor& x, const OptionalTensor& weight, const Optiona
 // constant of this derivative.
 Backward backward(const at::Tensor& grad, const at::Tensor& x, const OptionalTensor& weight,
                   const OptionalTensor& mean, const OptionalTensor& var, const at::Tensor& saved_mean,
-                  const at::Tensor& saved_var, const Spec& spec, bool frozen, const std::vector<bool>& needs);
+                  const at::Tensor& saved_var, const OptionalTensor& dvar, const Spec& spec, bool frozen,
+                  const std::vector<bool>& needs);
+
+// The gradients of <v, dx>, where dx is what a frozen backward returns for x -> those of grad, weight in fp32
+// and var. As on the CPU.
+SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor& x,
+                   const OptionalTensor& weight, const OptionalTensor& mean, const OptionalTensor& var,
+                   const at::Tensor& saved_mean, const at::Tensor& saved_var, const Spec& spec,
+                   const std::vector<bool>& needs);
 
 }  // namespace bcos::norm::glue::cuda

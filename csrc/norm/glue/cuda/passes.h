@@ -20,6 +20,7 @@ struct BackwardPass {
   at::Tensor mean, var;  // fp32
   const Needs& needs;
   at::Tensor dweight, dbias;  // fp32, to be written; defined where needed
+  at::Tensor dvar = {};       // fp32: what a second derivative adds to the gradient of var
 
   // Whether dx has the part of the variance, and whether it has that of the mean.
   bool through_var() const { return needs.x && !call.given && !call.frozen; }
@@ -31,6 +32,11 @@ void shared_backward(const BackwardPass& b, const at::Tensor& dx);  // dx is und
 
 void positions_forward(const ForwardPass& f, const at::Tensor& y);
 void positions_backward(const BackwardPass& b, const at::Tensor& dx);
+
+// The second derivative of a frozen backward, with v as x of `b`, whose mean they form where the norm is
+// centered. They write dgrad and the sums of `b`, and return the gradient of var, undefined unless `of_var`.
+at::Tensor shared_second(BackwardPass b, const at::Tensor& dgrad, bool of_var);
+at::Tensor positions_second(BackwardPass b, const at::Tensor& dgrad, bool of_var);
 
 // dγ and dβ of sums that have the factor r already unless `var` is defined, and those of the channels, [C,
 // 2], where `sums` is.

@@ -1,4 +1,6 @@
 // Norms at positions, and over the channels of tokens.
+#include <ATen/ops/empty_like.h>
+
 #include <algorithm>
 
 #include "norm/glue/cuda/passes.h"
@@ -22,15 +24,15 @@ void fill(Params& k, const DeviceCall& call) {
   k.planes = call.planes;
 }
 
-}  // namespace
-
-void positions_forward(const ForwardPass& f, const at::Tensor& y) {
+// y, with the variance `given` in place of that of x unless it is undefined.
+void launch_forward(const ForwardPass& f, const at::Tensor& given, const at::Tensor& y) {
   kernels::PositionsFwd k{};
   fill(k, f.call);
   k.x = data(f.x);
   k.y = mutable_data(y);
   k.mean = mutable_data<float>(f.mean);
   k.var = mutable_data<float>(f.var);
+  k.given = data<float>(given);
   k.weight = factor(f.weight);
   k.bias = factor(f.bias);
   k.eps = float(f.call.spec.eps);
@@ -40,19 +42,21 @@ void positions_forward(const ForwardPass& f, const at::Tensor& y) {
   launch("positions_fwd", kernels::positions_fwd, k, f.call);
 }
 
-void positions_backward(const BackwardPass& b, const at::Tensor& dx) {
+// dx, or where that is undefined the gradient of var; and the sums of `b`.
+void launch_backward(const BackwardPass& b, const at::Tensor& dx, const at::Tensor& var_gradient) {
   const auto& call = b.call;
   const bool adds = b.needs.weight || b.needs.bias;
-  if (!b.needs.x && !adds) return;
   kernels::PositionsBwd k{};
   fill(k, call);
   k.each = rows_of_block(call);
   k.grad = data(b.grad);
-  k.x = adds || !call.frozen ? data(b.x) : nullptr;
+  k.x = adds || !call.frozen || b.dvar.defined() || var_gradient.defined() ? data(b.x) : nullptr;
   k.statistics = call.device_statistics(b.mean, b.var);
   k.weight = factor(b.weight);
   k.frozen = call.frozen;
   k.dx = mutable_data(dx);
+  k.dvar = data<float>(b.dvar);
+  k.var_gradient = mutable_data<float>(var_gradient);
   k.dtype = dtype_of(b.x);
   k.out_dtype = dtype_of(b.grad);
   at::Tensor partial;
@@ -63,6 +67,24 @@ void positions_backward(const BackwardPass& b, const at::Tensor& dx) {
   if (!adds) return;
   const kernels::Shape shape{1, k.C, 1, false, false, 1, shares};
   add_channels(b, partial, shape, {}, {});
+}
+
+}  // namespace
+
+void positions_forward(const ForwardPass& f, const at::Tensor& y) {
+  launch_forward(f, {}, y);
+}
+
+void positions_backward(const BackwardPass& b, const at::Tensor& dx) {
+  if (b.needs.x || b.needs.weight || b.needs.bias) launch_backward(b, dx, {});
+}
+
+at::Tensor positions_second(BackwardPass b, const at::Tensor& dgrad, bool of_var) {
+  b.mean = at::empty_like(b.var);
+  launch_forward({b.call, b.x, b.weight, {}, b.mean, {}}, b.var, dgrad);
+  const auto dvar = of_var ? at::empty_like(b.var) : at::Tensor();
+  if (of_var || b.needs.weight) launch_backward(b, {}, dvar);
+  return dvar;
 }
 
 }  // namespace bcos::norm::glue::cuda

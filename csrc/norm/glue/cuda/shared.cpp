@@ -1,4 +1,9 @@
 // Norms whose statistics values of different positions share: over the batch, all values or groups.
+#include <ATen/ops/add.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/pow.h>
+
 #include "norm/glue/cuda/passes.h"
 
 namespace bcos::norm::glue::cuda {
@@ -37,12 +42,10 @@ at::Tensor share_sums(const BackwardPass& b, const kernels::Shape& shape, bool p
   return out;
 }
 
-// The sums of every set with γ, [sets, 2]; undefined where dx has no part of the mean and of the variance.
-// And dγ and dβ where they are needed.
-at::Tensor add_shares(const BackwardPass& b, const kernels::Shape& shape) {
-  const bool of_sets = b.through_var() || b.through_mean();
+// The sums of every set with γ, [sets, 2]; undefined unless `of_sets`. And dγ and dβ where they are needed.
+at::Tensor add_shares(const BackwardPass& b, const kernels::Shape& shape, bool of_sets, bool products) {
   if (!of_sets && !b.needs.weight && !b.needs.bias) return {};
-  const auto partial = share_sums(b, shape, b.needs.weight || b.through_var());
+  const auto partial = share_sums(b, shape, products);
   at::Tensor sums;
   if (of_sets) sums = floats({shape.sets(), 2}, b.x);
   const bool at_once = !shape.per_image && shape.group_channels() == 1;
@@ -59,11 +62,8 @@ at::Tensor add_shares(const BackwardPass& b, const kernels::Shape& shape) {
   return sums;
 }
 
-}  // namespace
-
-void shared_forward(const ForwardPass& f, const at::Tensor& y) {
+void apply(const ForwardPass& f, const at::Tensor& y) {
   const auto& call = f.call;
-  if (!call.given) form_statistics(f);
   kernels::Apply k{};
   k.x = data(f.x);
   k.y = mutable_data(y);
@@ -74,6 +74,13 @@ void shared_forward(const ForwardPass& f, const at::Tensor& y) {
   k.out_dtype = dtype_of(y);
   k.shape = call.device_shape(k.dtype);
   launch("apply", kernels::apply, k, call);
+}
+
+}  // namespace
+
+void shared_forward(const ForwardPass& f, const at::Tensor& y) {
+  if (!f.call.given) form_statistics(f);
+  apply(f, y);
 }
 
 void add_channels(const BackwardPass& b, const at::Tensor& partial, const kernels::Shape& shape,
@@ -93,11 +100,13 @@ void shared_backward(const BackwardPass& b, const at::Tensor& dx) {
   const auto& call = b.call;
   const auto dtype = dtype_of(b.x);
   const auto shape = call.device_shape(dtype);
-  const auto sums = add_shares(b, shape);
+  const auto sums =
+      add_shares(b, shape, b.through_var() || b.through_mean(), b.needs.weight || b.through_var());
   if (!b.needs.x) return;
   kernels::GradientPass k{};
   k.grad = data(b.grad);
-  k.x = b.through_var() ? data(b.x) : nullptr;
+  k.x = b.through_var() || b.dvar.defined() ? data(b.x) : nullptr;
+  k.dvar = data<float>(b.dvar);
   k.statistics = call.device_statistics(b.mean, b.var);
   k.weight = factor(b.weight);
   k.sums = data<kernels::Sums>(sums);
@@ -108,6 +117,19 @@ void shared_backward(const BackwardPass& b, const at::Tensor& dx) {
   k.dtype = dtype;
   k.out_dtype = dtype_of(b.grad);
   launch("input_gradient", kernels::input_gradient, k, call);
+}
+
+at::Tensor shared_second(BackwardPass b, const at::Tensor& dgrad, bool of_var) {
+  const auto& call = b.call;
+  if (call.spec.centered && !call.given) {
+    b.mean = at::empty_like(b.var);
+    form_statistics({call, b.x, {}, {}, b.mean, at::empty_like(b.var)});
+  }
+  apply({call, b.x, b.weight, {}, b.mean, b.var}, dgrad);
+  const auto sums = add_shares(b, call.device_shape(dtype_of(b.x)), of_var, true);
+  if (!of_var) return {};
+  const auto cubes = at::pow(at::add(b.var, call.spec.eps), -1.5);  // r^3
+  return at::mul(at::mul(sums.select(-1, 0).view_as(cubes), cubes), -0.5);
 }
 
 }  // namespace bcos::norm::glue::cuda

@@ -31,11 +31,25 @@ struct Parts {
   at::Tensor dbias, db;
 };
 
+struct SecondCall {
+  const DeviceCall& call;
+  const Saved& saved;  // dense images
+  const Weights& weights;
+  at::Tensor v;  // as x
+  const SecondNeeds& needs;
+};
+
+// What a candidate's second derivative returns, undefined where not needed or where the scale is a constant.
+struct SecondParts {
+  at::Tensor grad, x, partial, n, l;  // partial: as that of Parts
+};
+
 struct Candidate {
   const char* name;
   bool takes_planes;  // it serves contiguous NCHW tensors as they are
   void (*forward)(const ForwardCall& c);
   Parts (*backward)(const BackwardCall& c);
+  SecondParts (*second)(const SecondCall& c) = nullptr;  // its backward then adds dn and dl of c.saved
 };
 
 // Defined at namespace scope, it enters a candidate in the list while the module is loaded.

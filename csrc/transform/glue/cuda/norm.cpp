@@ -1,12 +1,16 @@
 #include "transform/glue/cuda/norm.h"
 
+#include <ATen/ops/empty_like.h>
+
 namespace bcos::transform::glue::cuda {
 namespace {
 
-// Into `out` go the sums of squares, or with `root` their norms.
-void sum_squares(const DeviceCall& call, const at::Tensor& x, const at::Tensor& out, bool root) {
+// Into `out` go the sums of squares, or with `root` their norms; of x v where v is defined.
+void sum_products(const DeviceCall& call, const at::Tensor& x, const at::Tensor& v, const at::Tensor& out,
+                  bool root) {
   kernels::PatchNormSquares k{};
   k.x = data(x);
+  k.v = data(v);
   k.out = mutable_data<float>(out);
   k.rows = int(call.in_pixels() * call.spec.groups);
   k.CG = int(call.group_channels());
@@ -17,35 +21,20 @@ void sum_squares(const DeviceCall& call, const at::Tensor& x, const at::Tensor& 
   launch("patch_norm_squares", kernels::patch_norm_squares, k, call);
 }
 
-}  // namespace
-
-at::Tensor squares(const DeviceCall& call, const at::Tensor& x) {
-  const auto out = floats({call.in_pixels(), call.spec.groups}, x);
-  sum_squares(call, x, out, false);
-  return out;
-}
-
-at::Tensor norm(const DeviceCall& call, const at::Tensor& x, const at::Tensor& saved) {
-  if (!call.has_norm()) return {};
-  const auto n = saved.defined() ? saved : call.image(call.spec.groups, at::kFloat, x);
-  if (call.window.pointwise()) {
-    sum_squares(call, x, n, true);
-    return n;
-  }
-  const auto q = squares(call, x);
+// Into `out` go the sums of q over every patch, or with `root` the norms.
+void sum_windows(const DeviceCall& call, const at::Tensor& q, const at::Tensor& out, bool root) {
   kernels::PatchNormFwd k{};
   k.squares = data<float>(q);
-  k.n = mutable_data<float>(n);
+  k.n = mutable_data<float>(out);
   k.rows = int(call.pixels() * call.spec.groups);
   k.G = call.planes ? 1 : int(call.spec.groups);  // with planes each group is an image of its own
   k.window = call.device_window();
   k.formula = call.device_formula();
+  k.root = root;
   launch("patch_norm_fwd", kernels::patch_norm_fwd, k, call);
-  return n;
 }
 
-void add_norm_gradient(const DeviceCall& call, const at::Tensor& x, const at::Tensor& t,
-                       const at::Tensor& dx) {
+void pool(const DeviceCall& call, const at::Tensor& x, const at::Tensor& t, const at::Tensor& dx, bool add) {
   kernels::PatchNormBwd k{};
   k.dx = mutable_data(dx);
   k.x = data(x);
@@ -56,7 +45,46 @@ void add_norm_gradient(const DeviceCall& call, const at::Tensor& x, const at::Te
   k.window = call.device_window();
   k.dtype = dtype_of(x);
   k.plane = call.device_in_plane();
+  k.add = add;
   launch("patch_norm_bwd", kernels::patch_norm_bwd, k, call);
+}
+
+}  // namespace
+
+at::Tensor squares(const DeviceCall& call, const at::Tensor& x) {
+  const auto out = floats({call.in_pixels(), call.spec.groups}, x);
+  sum_products(call, x, {}, out, false);
+  return out;
+}
+
+at::Tensor norm(const DeviceCall& call, const at::Tensor& x, const at::Tensor& saved) {
+  if (!call.has_norm()) return {};
+  const auto n = saved.defined() ? saved : call.image(call.spec.groups, at::kFloat, x);
+  if (call.window.pointwise())
+    sum_products(call, x, {}, n, true);
+  else
+    sum_windows(call, squares(call, x), n, true);
+  return n;
+}
+
+at::Tensor patch_products(const DeviceCall& call, const at::Tensor& x, const at::Tensor& v) {
+  const auto sums = floats({call.in_pixels(), call.spec.groups}, x);
+  sum_products(call, x, v, sums, false);
+  if (call.window.pointwise()) return sums;
+  const auto out = call.image(call.spec.groups, at::kFloat, x);
+  sum_windows(call, sums, out, false);
+  return out;
+}
+
+at::Tensor norm_gradient(const DeviceCall& call, const at::Tensor& x, const at::Tensor& t) {
+  const auto dx = at::empty_like(x);
+  pool(call, x, t, dx, false);
+  return dx;
+}
+
+void add_norm_gradient(const DeviceCall& call, const at::Tensor& x, const at::Tensor& t,
+                       const at::Tensor& dx) {
+  pool(call, x, t, dx, true);
 }
 
 }  // namespace bcos::transform::glue::cuda

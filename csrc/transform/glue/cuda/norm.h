@@ -11,6 +11,12 @@ at::Tensor squares(const DeviceCall& call, const at::Tensor& x);
 // n, written to `saved` where that is defined; undefined for b = 1.
 at::Tensor norm(const DeviceCall& call, const at::Tensor& x, const at::Tensor& saved);
 
+// The sum of x v over every patch, in the order of n.
+at::Tensor patch_products(const DeviceCall& call, const at::Tensor& x, const at::Tensor& v);
+
+// x * (sum of t over the outputs that read the pixel)
+at::Tensor norm_gradient(const DeviceCall& call, const at::Tensor& x, const at::Tensor& t);
+
 // dx += x * (sum of t over the outputs that read the pixel), in place
 void add_norm_gradient(const DeviceCall& call, const at::Tensor& x, const at::Tensor& t,
                        const at::Tensor& dx);

@@ -1,5 +1,6 @@
 #include "transform/glue/cuda/scale.h"
 
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/sum.h>
 
 #include "transform/glue/cuda/norm.h"
@@ -34,7 +35,7 @@ ScaleGradients scale_backward(const BackwardCall& c) {
   const auto& x = c.saved.x;
   const auto n = c.saved.n.defined() ? c.saved.n : norm(call, x, {});
   ScaleGradients out{call.image(call.filters, call.dtype, x), {}, {}};
-  if (call.norm_gradient()) out.t = call.image(call.spec.groups, at::kFloat, x);
+  if (c.saved.norm_gradient(call)) out.t = call.image(call.spec.groups, at::kFloat, x);
   kernels::ScaleBwd k{};
   fill_backward(k, c);
   fill_rows(k, call);
@@ -42,6 +43,8 @@ ScaleGradients scale_backward(const BackwardCall& c) {
   k.n = data<float>(n);
   k.u = mutable_data(out.u);
   k.t = mutable_data<float>(out.t);
+  k.dl = data(c.saved.dl);
+  k.dn = data<float>(c.saved.dn);
   at::Tensor db;
   if (c.needs.b) {
     db = floats({kernels::scale_bwd_blocks(k)}, x);
@@ -50,6 +53,38 @@ ScaleGradients scale_backward(const BackwardCall& c) {
   launch("scale_bwd", kernels::scale_bwd, k, call);
   if (c.needs.b) out.db = db.sum();
   return out;
+}
+
+ScaleGradients scale_second(const SecondCall& c, const at::Tensor& z, const at::Tensor& n,
+                            const at::Tensor& m, SecondParts& out) {
+  const auto& call = c.call;
+  const auto& saved = c.saved;
+  ScaleGradients found{call.image(call.filters, call.dtype, c.v), {}, {}};
+  out.grad = at::empty_like(saved.grad);
+  if (call.has_norm() && !c.needs.detached) {
+    out.l = at::empty_like(saved.grad);
+    for (auto* t : {&out.n, &found.t}) *t = call.image(call.spec.groups, at::kFloat, c.v);
+  }
+  kernels::ScaleSecond k{};
+  k.grad = data(saved.grad);
+  k.y = data(call.saves_l() ? saved.l : saved.y);
+  k.winner = data<uint8_t>(saved.winner);
+  k.z = data(z);
+  k.n = data<float>(n);
+  k.m = data<float>(m);
+  k.alpha = data<float>(c.weights.alpha);
+  k.dgrad = mutable_data(out.grad);
+  k.u = mutable_data(found.u);
+  k.dl = mutable_data(out.l);
+  k.dn = mutable_data<float>(out.n);
+  k.t = mutable_data<float>(found.t);
+  k.frozen = !call.norm_gradient();
+  k.formula = call.device_formula();
+  k.dtype = dtype_of(z);
+  k.out_dtype = dtype_of(saved.grad);
+  fill_rows(k, call);
+  launch("scale_second", kernels::scale_second, k, call);
+  return found;
 }
 
 }  // namespace bcos::transform::glue::cuda

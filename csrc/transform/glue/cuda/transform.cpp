@@ -27,6 +27,13 @@ DeviceCall make_device_call(const Call& call, const Inputs& inputs, const Candid
   return {call, planes, large, tf32};
 }
 
+const Candidate& candidate_with_second(const std::string& name) {
+  const auto& candidate = candidate_of(name);
+  TORCH_CHECK_VALUE(candidate.second != nullptr, "candidate is '", name,
+                    "', allowed: one with second derivatives");
+  return candidate;
+}
+
 at::Tensor device_b(const OptionalTensor& b) {
   return b ? aligned(b->to(at::kFloat)) : at::Tensor();
 }
@@ -48,14 +55,19 @@ Outputs run_forward(const DeviceCall& call, const Inputs& inputs, const Candidat
   return out;
 }
 
+Saved images_of(const DeviceCall& call, const Saved& given) {
+  Saved saved = given;
+  for (auto* t : {&saved.grad, &saved.x, &saved.y, &saved.n, &saved.l, &saved.winner, &saved.dn, &saved.dl})
+    *t = call.dense(image_of(*t));
+  saved.weight = image_of(given.weight);
+  return saved;
+}
+
 Gradients run_backward(const DeviceCall& call, const Saved& given, const Needs& needs,
                        const Candidate& candidate) {
   const OnDeviceOf guard(given.x);
   if (given.x.numel() == 0 || given.grad.numel() == 0) return Gradients::zeros(given, needs);
-  Saved saved = given;
-  for (auto* t : {&saved.grad, &saved.x, &saved.y, &saved.n, &saved.l, &saved.winner})
-    *t = call.dense(image_of(*t));
-  saved.weight = image_of(given.weight);
+  const Saved saved = images_of(call, given);
   const auto weights = prepare(call, saved.weight, needs.bias);
   const auto parts = candidate.backward({call, saved, weights, device_b(given.b), needs});
   Gradients out;
@@ -67,6 +79,21 @@ Gradients run_backward(const DeviceCall& call, const Saved& given, const Needs& 
     out.x = rows_of(out.x);
     out.weight = rows_of(out.weight);
   }
+  return out;
+}
+
+Second run_second(const DeviceCall& call, const Saved& given, const at::Tensor& v, const SecondNeeds& needs,
+                  const Candidate& candidate) {
+  const OnDeviceOf guard(given.x);
+  if (given.x.numel() == 0 || given.grad.numel() == 0) return Second::zeros(given, needs);
+  const Saved saved = images_of(call, given);
+  const auto weights = prepare(call, saved.weight, false);
+  const auto parts = candidate.second({call, saved, weights, call.dense(image_of(v)), needs});
+  Second out{parts.grad, parts.n, parts.l, std::nullopt, std::nullopt};
+  if (parts.x.defined()) out.x = parts.x;
+  if (needs.weight) out.weight = weight_gradient(call, weights, parts.partial);
+  if (call.spec.linear)
+    out = {rows_of(out.grad), rows_of(out.n), rows_of(out.l), rows_of(out.x), rows_of(out.weight)};
   return out;
 }
 
@@ -84,15 +111,33 @@ Forward forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTen
 
 Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
                   const OptionalTensor& b, const OptionalTensor& y, const at::Tensor& n, const at::Tensor& l,
-                  const at::Tensor& winner, const Spec& spec, bool frozen, const std::vector<bool>& needs,
-                  const std::string& candidate, bool large, bool tf32) {
+                  const at::Tensor& winner, const OptionalTensor& dn, const OptionalTensor& dl,
+                  const Spec& spec, bool frozen, const std::vector<bool>& needs, const std::string& candidate,
+                  bool large, bool tf32) {
   const PlainAten guard;
-  const auto& chosen = candidate_of(candidate);
+  const auto& chosen = (dn || dl) ? candidate_with_second(candidate) : candidate_of(candidate);
   const Inputs inputs{x, weight, std::nullopt, b};
   auto call = make_device_call(make_call(kCuda, spec, inputs), inputs, chosen, large, tf32);
   call.frozen = frozen;
-  const auto saved = make_saved(call, inputs, grad, y, n, l, winner);
+  auto saved = make_saved(call, inputs, grad, y, n, l, winner);
+  set_joined(call, dn, dl, saved);
   return pack(run_backward(call, saved, make_needs(needs, b), chosen));
+}
+
+SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
+                   const OptionalTensor& y, const at::Tensor& n, const at::Tensor& l,
+                   const at::Tensor& winner, const Spec& spec, bool frozen, bool detached,
+                   const std::vector<bool>& needs, const std::string& candidate, bool tf32) {
+  const PlainAten guard;
+  TORCH_CHECK_VALUE(spec.b, "spec has b=None, allowed: a number");
+  TORCH_CHECK_VALUE(needs.size() == 2, "needs has ", needs.size(), " values, allowed: 2");
+  const auto& chosen = candidate_with_second(candidate);
+  const Inputs inputs{x, weight, std::nullopt, std::nullopt};
+  auto call = make_device_call(make_call(kCuda, spec, inputs), inputs, chosen, false, tf32);
+  call.frozen = frozen || detached;
+  check_exactly(x, "v", v, x.sizes(), x.scalar_type());
+  const auto saved = make_saved(call, inputs, grad, y, n, l, winner);
+  return pack(run_second(call, saved, v, {needs[0], needs[1], detached}, chosen));
 }
 
 }  // namespace bcos::transform::glue::cuda

@@ -14,7 +14,15 @@ Forward forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTen
 // -> dx, dweight, dbias, db, none where not needed. `frozen`: the scale is a constant of this derivative.
 Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
                   const OptionalTensor& b, const OptionalTensor& y, const at::Tensor& n, const at::Tensor& l,
-                  const at::Tensor& winner, const Spec& spec, bool frozen, const std::vector<bool>& needs,
-                  const std::string& candidate, bool large, bool tf32);
+                  const at::Tensor& winner, const OptionalTensor& dn, const OptionalTensor& dl,
+                  const Spec& spec, bool frozen, const std::vector<bool>& needs, const std::string& candidate,
+                  bool large, bool tf32);
+
+// The gradients of <v, dx>, where dx is what the backward returns for x -> those of grad, x, weight, n and l.
+// As on the CPU.
+SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
+                   const OptionalTensor& y, const at::Tensor& n, const at::Tensor& l,
+                   const at::Tensor& winner, const Spec& spec, bool frozen, bool detached,
+                   const std::vector<bool>& needs, const std::string& candidate, bool tf32);
 
 }  // namespace bcos::transform::glue::cuda

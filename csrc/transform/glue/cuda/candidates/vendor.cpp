@@ -10,42 +10,59 @@
 namespace bcos::transform::glue::cuda {
 namespace {
 
-at::Tensor product(const ForwardCall& c) {
-  const auto& call = c.call;
+at::Tensor product(const DeviceCall& call, const at::Tensor& x, const at::Tensor& operand) {
   const auto& w = call.window;
-  if (call.spec.linear) return at::matmul(c.x.flatten(1), c.weights.operand.flatten(1).t());
-  return call.dense(at::convolution(c.x, c.weights.operand, std::nullopt, w.stride, w.padding, w.dilation,
-                                    false, {0, 0}, call.spec.groups));
+  if (call.spec.linear) return at::matmul(x.flatten(1), operand.flatten(1).t());
+  return call.dense(at::convolution(x, operand, std::nullopt, w.stride, w.padding, w.dilation, false, {0, 0},
+                                    call.spec.groups));
+}
+
+// dx and the gradient of the operand, undefined where not needed, from u = dL/dz.
+std::tuple<at::Tensor, at::Tensor> gradients(const DeviceCall& call, const at::Tensor& u, const at::Tensor& x,
+                                             const at::Tensor& operand, bool needs_x, bool needs_weight) {
+  const auto& w = call.window;
+  at::Tensor dx, dw;
+  if (call.spec.linear) {
+    if (needs_x) dx = at::matmul(u.flatten(1), operand.flatten(1)).view(x.sizes());
+    if (needs_weight) dw = at::matmul(u.flatten(1).t(), x.flatten(1)).contiguous();
+  } else if (needs_x || needs_weight) {
+    std::tie(dx, dw, std::ignore) =
+        at::convolution_backward(u, x, operand, std::nullopt, w.stride, w.padding, w.dilation, false, {0, 0},
+                                 call.spec.groups, {needs_x, needs_weight, false});
+    dx = call.dense(dx);
+    dw = call.dense(dw);
+  }
+  return {dx, dw};
 }
 
 void forward(const ForwardCall& c) {
-  const auto z = product(c);
+  const auto z = product(c.call, c.x, c.weights.operand);
   scale_forward(c, z, norm(c.call, c.x, c.out.n));
 }
 
 Parts backward(const BackwardCall& c) {
-  const auto& call = c.call;
-  const auto& w = call.window;
-  const auto& x = c.saved.x;
-  const auto& operand = c.weights.operand;
   const auto [u, t, db] = scale_backward(c);
   Parts out{{}, {}, {}, db};
   if (c.needs.bias) out.dbias = u.sum({0, 2, 3}, false, at::kFloat);
-  if (call.spec.linear) {
-    if (c.needs.x) out.dx = at::matmul(u.flatten(1), operand.flatten(1)).view(x.sizes());
-    if (c.needs.weight) out.partial = at::matmul(u.flatten(1).t(), x.flatten(1)).contiguous();
-  } else if (c.needs.x || c.needs.weight) {
-    const auto [dx, dw, unused] =
-        at::convolution_backward(u, x, operand, std::nullopt, w.stride, w.padding, w.dilation, false, {0, 0},
-                                 call.spec.groups, {c.needs.x, c.needs.weight, false});
-    out.dx = call.dense(dx);
-    out.partial = call.dense(dw);
-  }
-  if (c.needs.x && call.norm_gradient()) add_norm_gradient(call, x, t, out.dx);
+  std::tie(out.dx, out.partial) =
+      gradients(c.call, u, c.saved.x, c.weights.operand, c.needs.x, c.needs.weight);
+  if (c.needs.x && c.saved.norm_gradient(c.call)) add_norm_gradient(c.call, c.saved.x, t, out.dx);
   return out;
 }
 
-const Registered registered({"vendor", true, forward, backward});
+SecondParts second(const SecondCall& c) {
+  const auto& call = c.call;
+  const auto& x = c.saved.x;
+  const auto n = c.saved.n.defined() ? c.saved.n : norm(call, x, {});
+  const auto m = call.norm_gradient() ? patch_products(call, x, c.v) : at::Tensor();
+  SecondParts out;
+  const auto [u, t, unused] = scale_second(c, product(call, c.v, c.weights.operand), n, m, out);
+  if (c.needs.x && call.norm_gradient()) out.x = norm_gradient(call, c.v, t);
+  out.partial = std::get<1>(gradients(call, u, c.v, c.weights.operand, false, c.needs.weight));
+  return out;
+}
+
+const Registered registered({"vendor", true, forward, backward, second});
 
 }  // namespace
 }  // namespace bcos::transform::glue::cuda
