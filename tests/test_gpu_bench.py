@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bcos_kernels.cli import main
-from bcos_kernels.cli.bench import settings, stored, tasks
+from bcos_kernels.cli.bench import models, settings, stored, tasks
 from bcos_kernels.cli.bench.devices import Cpu
 from bcos_kernels.cli.bench.results import read
 from benchmarks import gpu, shares
@@ -97,7 +97,8 @@ def test_a_gpus_defaults(monkeypatch):
     assert "compiled" in whole and "ours/triton/semi" not in whole
     assert "compiled" not in s.contenders_of("models", "resnet50", "explanation loss")
     found = tasks.Bench(s).tasks()
-    assert found[0].name == "resnet50/224x224-6-k7s2-64" and len(found) == 137 + 78 + 7 * 5
+    explained = len(models.EXPLAINED_MODELS) * len(models.EXPLAINED)
+    assert found[0].name == "resnet50/224x224-6-k7s2-64" and len(found) == 137 + 78 + 7 * 5 + explained
     assert next(task.name for task in found if task.kind == "compiled model") == "resnet50, inference"
 
 
