@@ -6,8 +6,8 @@
 e²KD (Parchami-Araghi et al., "Good Teachers Explain: Explanation-Enhanced Knowledge Distillation", ECCV 2024) adds to
 the distillation loss on logits one minus the cosine similarity of the student's and the teacher's explanations: the
 dynamic weights of the teacher's first class. The student's explanation is part of the loss, so each step needs second
-derivatives. Both networks are ``bcos`` models, accelerated; the forward runs in their explanation mode. Needs
-scikit-learn, and ``bcos`` for the layers and the norms.
+derivatives. Both networks are made of ``bcos`` modules, accelerated. In their explanation mode the forward detaches the
+scale, so that the loss on logits has a forward of its own, outside of it. Needs scikit-learn, and ``bcos``.
 """
 
 import argparse
@@ -57,8 +57,11 @@ def explained(model: nn.Module, images: Tensor, classes: Tensor | None, create_g
 def step(student: nn.Module, teacher: nn.Module, images: Tensor, weight: float) -> Tensor:
     """The loss of one batch; ``weight`` is that of the explanations."""
     wanted, target = explained(teacher, images, None, create_graph=False)
-    logits, found = explained(student, images, wanted.argmax(1), create_graph=True)
-    return logit_loss(logits, wanted.detach()) + weight * explanation_loss(found, target).mean()
+    loss = logit_loss(student(images), wanted.detach())
+    if weight > 0:
+        _, found = explained(student, images, wanted.argmax(1), create_graph=True)
+        loss = loss + weight * explanation_loss(found, target).mean()
+    return loss
 
 
 def data() -> tuple[Tensor, Tensor, Tensor]:
@@ -85,7 +88,7 @@ def trained(model: nn.Module, steps: int, loss_of, training: Tensor) -> nn.Modul
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Distillation of a B-cos network and of its explanations.")
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--quick", action="store_true", help="a few steps: does it run?")
     options = parser.parse_args()
     steps = 5 if options.quick else options.steps

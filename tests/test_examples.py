@@ -1,4 +1,4 @@
-"""The examples of losses on explanations: the published losses' numbers, second derivatives, and that they run."""
+"""The examples: the published losses' numbers, second derivatives, and that they run."""
 
 from __future__ import annotations
 
@@ -88,6 +88,7 @@ def test_the_loss_of_distillation_is_the_published_one():
 @pytest.mark.parametrize("name, words", [
     ("model_guidance", "contributions inside of the boxes"),
     ("explanation_distillation", "similarity of the explanations"),
+    ("localisation", "20 images in 1 shards"),
 ])  # fmt: skip
 def test_they_run(name, words, tmp_path):
     status, printed, errors = outcome(start(ROOT / "examples" / f"{name}.py", "--quick", cwd=tmp_path))
