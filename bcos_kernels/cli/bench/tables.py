@@ -272,7 +272,10 @@ def verdict(value: float | None, bound: str) -> str:
 
 def times(result: dict) -> Iterator[Figure]:
     for measure, a, b, bound, group in GPU_GOALS if is_gpu(result) else CPU_GOALS:
-        rows = [row for row in main_rows(result, "layer", measure) if is_norm(row) == (group == NORMS)]
+        measured = main_rows(result, "layer", measure)
+        if not measured:  # the run was not asked for it
+            continue
+        rows = [row for row in measured if is_norm(row) == (group == NORMS)]
         rows = [row for row in rows if group not in GROUPS or GROUPS[group](row)]
         values = {row["workload"]: r for row in rows if (r := ratio(row, a, b)) is not None}
         what = f"{MEASURES[measure]}, {title(a)} ÷ {b}{f': {group}' if group else ''}"
