@@ -42,8 +42,8 @@ def _backward(ctx, grad, joined: tuple, needs: tuple[bool, ...]) -> tuple:
     if joins:
         return op.joined(grad, joined, inputs, saved, call, frozen, used, backend)
     if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or _torch.is_seen((grad, *inputs))):
-        needed = (ctx.late, frozen, used)
-        return EagerBackward.apply(op, call, backend, *needed, grad, *inputs, *saved, *intermediates)
+        tensors = (grad, *inputs, *saved, *intermediates)
+        return EagerBackward.apply(op, call, backend, ctx.late, frozen, used, *tensors)
     _running.late = ctx.late
     try:
         return op.backward(grad, inputs, saved, call, frozen, used, backend)
