@@ -32,7 +32,7 @@ SHARED := $(if $(filter-out 0 1,$(WORKERS)),-n $(WORKERS))
 test: setup ## the whole test suite (ARGS="-k conv2d" WORKERS=4)
 	$(PYTHON) -m pytest -q $(SHARED) $(ARGS)
 
-check: setup ## the fast part of the test suite, in a minute (ARGS="-k conv2d")
+check: setup ## the fast part of the test suite, in two minutes (ARGS="-k conv2d")
 	$(PYTHON) -m pytest -q -m "not slow and not gpu" $(SHARED) $(ARGS)
 
 lint: $(READY) ## ruff, mypy and clang-format, as checks
