@@ -78,7 +78,7 @@ struct Call {
   Ints n_shape() const { return shape_of(spec.groups); }
   Ints z_shape() const { return shape_of(filters); }
 
-  // The shape of a tensor that has the sizes of one image for each row of each image.
+  // The shape of all rows' gradients: `rows` times as many images.
   Ints of_rows(Ints shape) const {
     shape[0] *= rows;
     return shape;

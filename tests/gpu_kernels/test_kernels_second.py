@@ -107,7 +107,7 @@ def test_empty_batch_of_a_norm(over, backend, device, kernels_used):  # noqa: F8
 @pytest.mark.parametrize("name", ["batch", "group_last", "position", "token"])
 def test_several_tiles_and_parts_of_a_norm(name, centered, backend, device, kernels_used, monkeypatch):  # noqa: F811
     if backend != "triton":
-        pytest.skip("tiles of another backend")
+        pytest.skip("the tiles that this test makes small are Triton's")
     for whole in (64, 16):
         small_tiles(monkeypatch, whole)
         check_norm(name, "late", centered, True, torch.float32, backend, device, kernels_used, seeds=1)

@@ -18,7 +18,7 @@ struct Patches {
   Patches at(int64_t i) const { return {shift(n, i), shift(rm, i), shift(dn, i), shift(t, i)}; }
 };
 
-// Adds the row's sums to dn and t, as sums over its elements of what `finish` completes.
+// Adds the row's share to the sums in dn and t, which `finish` completes.
 template <Power P, bool Max, bool Attached, bool PerNorm, bool PerFilter, typename T, typename U, typename A>
 BCOS_INLINE void second_row(const ScaleSecond<T, U>& f, int64_t z0, int64_t z_stride, int64_t filter_stride,
                             int64_t y0, const Patches<A>& patches, int64_t filter, int64_t size,

@@ -22,8 +22,8 @@ OptionalTensor take_bias(const Call& call, Inputs& inputs);
 void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& z, const Tiling& outputs,
                     Outputs& out, const TileStep& before = {});
 
-// The gradient at z, as the vendor's dgrad and wgrad take it, and what comes beside it. Both have one image
-// for each row of each image.
+// The gradient at z, as the vendor's dgrad and wgrad take it, and what comes beside it. Where several rows of
+// each image are formed at once, both hold Call::rows times as many images.
 struct BackwardPass {
   at::Tensor u;      // grad * dy/dl * alpha, shaped and typed as z
   at::Tensor t;      // as n: coefficient of x in dx, per patch; undefined where n has no gradient
