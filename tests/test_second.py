@@ -56,6 +56,21 @@ def test_rows_in_tiles_and_many_threads(kernels_used):
     assert kernels_used == [True] * 3
 
 
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("name", ["conv3x3", "depthwise", "linear_late_norm"])
+def test_patches_whose_outputs_underflow(name, detach, kernels_used):
+    """Where y = l|l|/n is 0 and the slope |l|/n is not, l is formed again."""
+    case, results = IDS[name], []
+    x, weight, _ = case.inputs(torch.float32)
+    for backend, dtype in (("cpu", torch.float32), ("reference", torch.float64)):
+        inputs = [(1e-24 * x).detach().to(dtype).requires_grad_(), weight.detach().to(dtype).requires_grad_()]
+        y = case(*inputs, b=2, detach=detach, backend=backend)
+        upward = torch.ones_like(y, requires_grad=True)
+        (dx,) = grad(y, inputs[0], upward, create_graph=True)
+        results.append(grad((1e20 * dx).square().sum(), [inputs[1], upward]))
+    assert kernels_used[0] and all(error(mine, exact, 0.0) < 1e-4 for mine, exact in zip(*results, strict=True))
+
+
 def test_a_third_derivative_is_the_references():
     x, weight = (torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
     results = []

@@ -107,12 +107,8 @@ Gradients conv2d_backward(const Call& call, const Saved& given, const Needs& nee
     if (!small_norm || !loses_l(call, saved.x)) return as_given(std::move(out));
   }
   if (call.has_norm() && !saved.n.defined()) saved.n = patch_norm(call, saved.x, channels_last);
-  if (call.power == Power::Two && (small_norm || holds_small_norm(call, saved.n)) && loses_l(call, saved.x)) {
-    const auto weight = call.spec.unit ? unit_weight(saved.weight) : saved.weight;
-    saved.l = recover_l(call, saved, products(call, saved.x, weight)).contiguous(format);
-    saved.y = at::Tensor();
+  if (replaces_y(call, saved, [&](const at::Tensor& weight) { return products(call, saved.x, weight); }))
     return as_given(conv2d_backward(with_l(call), saved, needs));
-  }
   Gradients out;
   const bool tiled = needs.x && is_linear(call, saved.x, saved.weight, channels_last);
   const auto tiling = output_tiling(call, channels_last);
@@ -152,12 +148,8 @@ Second conv2d_second(const Call& call, const Saved& given, const at::Tensor& giv
   saved.weight = given.weight.contiguous(given.weight.suggest_memory_format());
   const auto v = given_v.contiguous(format);
   if (call.has_norm() && !saved.n.defined()) saved.n = patch_norm(call, saved.x, channels_last);
-  if (call.power == Power::Two && holds_small_norm(call, saved.n) && loses_l(call, saved.x)) {
-    const auto weight = call.spec.unit ? unit_weight(saved.weight) : saved.weight;
-    saved.l = recover_l(call, saved, products(call, saved.x, weight)).contiguous(format);
-    saved.y = at::Tensor();
+  if (replaces_y(call, saved, [&](const at::Tensor& weight) { return products(call, saved.x, weight); }))
     return conv2d_second(with_l(call), saved, v, needs);
-  }
   Second out;
   at::Tensor m;
   const bool with_m = call.norm_gradient() && !needs.detached;

@@ -86,12 +86,8 @@ Gradients linear_backward(const Call& call, const Saved& given, const Needs& nee
   for (auto* t : {&saved.grad, &saved.x, &saved.weight, &saved.y, &saved.n, &saved.l, &saved.winner,
                   &saved.dn, &saved.dl})
     if (t->defined()) *t = t->contiguous();
-  if (call.power == Power::Two && holds_small_norm(call, saved.n) && loses_l(call, saved.x)) {
-    const auto weight = call.spec.unit ? unit_weight(saved.weight) : saved.weight;
-    saved.l = recover_l(call, saved, at::linear(saved.x, weight.to(call.dtype)));
-    saved.y = at::Tensor();
+  if (replaces_y(call, saved, [&](const at::Tensor& w) { return at::linear(saved.x, w.to(call.dtype)); }))
     return linear_backward(with_l(call), saved, needs);
-  }
 
   Gradients out;
   const bool tiled = needs.x && RowGemm::serves(saved.x, saved.weight, call.spec.out_dtype);
@@ -116,12 +112,8 @@ Second linear_second(const Call& call, const Saved& given, const at::Tensor& giv
   auto v = given_v.contiguous();
   for (auto* t : {&saved.grad, &saved.x, &saved.weight, &saved.y, &saved.n, &saved.l, &saved.winner})
     if (t->defined()) *t = t->contiguous();
-  if (call.power == Power::Two && holds_small_norm(call, saved.n) && loses_l(call, saved.x)) {
-    const auto weight = call.spec.unit ? unit_weight(saved.weight) : saved.weight;
-    saved.l = recover_l(call, saved, at::linear(saved.x, weight.to(call.dtype)));
-    saved.y = at::Tensor();
+  if (replaces_y(call, saved, [&](const at::Tensor& w) { return at::linear(saved.x, w.to(call.dtype)); }))
     return linear_second(with_l(call), saved, v, needs);
-  }
   Second out;
   at::Tensor m;
   const bool with_m = call.norm_gradient() && !needs.detached;

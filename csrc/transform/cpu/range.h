@@ -1,6 +1,7 @@
 // Calls whose numbers leave the range of their type on the way, although inputs and gradients stay within it.
 #pragma once
 
+#include "transform/cpu/weight_norm.h"
 #include "transform/tensors.h"
 
 namespace bcos::transform::cpu {
@@ -16,6 +17,17 @@ at::Tensor recover_l(const Call& call, const Saved& saved, const at::Tensor& z);
 
 // The same call of b = 2 by the general formula, which takes l and ignores y.
 Call with_l(Call call);
+
+// Whether a call may have lost l. Then l, from product(weight) of the filters as the formula has them, stands
+// in `saved` in place of y, and the call goes on by with_l(call).
+template <typename F>
+bool replaces_y(const Call& call, Saved& saved, F&& product) {
+  if (call.power != Power::Two || !holds_small_norm(call, saved.n) || !loses_l(call, saved.x)) return false;
+  const auto z = product(call.spec.unit ? unit_weight(saved.weight) : saved.weight);
+  saved.l = recover_l(call, saved, z).contiguous(saved.y.suggest_memory_format());
+  saved.y = at::Tensor();
+  return true;
+}
 
 // The same call for filters that are divided by their norm already.
 Call without_unit(Call call);
