@@ -198,7 +198,7 @@ def test_zero_gradients_are_refused_also_where_the_reference_has_no_others(depth
         assert found["contenders"] == {} and "it is no bound for the others" in found["refused"]["every contender"]
 
 
-@pytest.mark.parametrize("measure", models.EXPLAINED)
+@pytest.mark.parametrize("measure", ["explained batch", "explained grids"])
 def test_whole_explanations_are_those_of_the_reference_and_of_ours(measure, monkeypatch):
     """The reference explains one image and one class at a time by its own method, ours a batch of several classes."""
     bcos = import_reference()
@@ -218,6 +218,29 @@ def test_whole_explanations_are_those_of_the_reference_and_of_ours(measure, monk
     assert [call["explained_class_idx"] for call in calls[:images]] == [n * 7 % 12 for n in range(images)]
     assert len(calls) == images * classes
     assert abs(calls[0]["explanation"] - pictures[0, 0].numpy()).max() < 1e-4
+
+
+def test_further_classes_are_backwards_through_a_graph_that_is_there(monkeypatch):
+    """Ours forms several rows in one backward, where more than a few are asked for; the others one class at a time."""
+    torch.manual_seed(0)
+    bcos = import_reference()
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    reference = bcos.modules.BcosSequential(bcos.modules.BcosConv2d(6, 12, 3), *head)
+    contenders = build(reference, nn.Sequential(nn.Conv2d(6, 12, 3), *head), THREE)
+    images, classes = models.EXPLAINED["further classes"]
+    made = models.contest(contenders, torch.rand(images, 6, 18, 17), "further classes", 4)
+    found = rows.measured(made, contenders.keys(), Cpu(), 0, 3)
+    assert found["refused"] == {} and set(found["contenders"]) == THREE
+    taken = []
+    backward = models.backward
+    monkeypatch.setattr(
+        models, "backward", lambda y, x, gradients, **kept: taken.append(backward(y, x, gradients, **kept))
+    )
+    for name in THREE:
+        made.step(contenders[name].module)()
+        assert [len(t) for t in taken] == ([classes] if name == "ours" else [1] * classes)
+        assert all(t.shape[1:] == (images, 6, 18, 17) for t in taken)
+        taken.clear()
 
 
 def test_a_contender_that_fails_is_refused_and_the_others_are_timed():

@@ -1,52 +1,15 @@
 """Rows of the dynamic linear map: several gradients of the same call, in one call of a kernel that takes them."""
 
-import copy
-
 import pytest
 import torch
 from cases import CASES, IDS, Case
-from norm_families import N
+from rows_checks import NORMS, ROWS, assert_same, check_norm, gradients_of, one_by_one, rows, taken  # noqa: F401
 from torch.autograd import grad
 
 import bcos_kernels as bk
 from bcos_kernels.core import autograd
-from bcos_kernels.core.op import Op
 
-ROWS = 3
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@pytest.fixture
-def taken(monkeypatch):
-    """The names of the ops that took rows at once, one for each call."""
-    calls, join = [], Op._of_rows
-
-    def counted(self, grads, args):
-        found = join(self, grads, args)
-        if found is not None:
-            calls.append(self.name)
-        return found
-
-    monkeypatch.setattr(Op, "_of_rows", counted)
-    return calls
-
-
-def rows(y, x, gradients):
-    return torch.func.vmap(lambda g: grad(y, x, g, retain_graph=True)[0])(gradients)
-
-
-def one_by_one(y, x, gradients):
-    return torch.stack([grad(y, x, g, retain_graph=True)[0] for g in gradients])
-
-
-def gradients_of(y):
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(ROWS, *y.shape, generator=generator, dtype=torch.float64).to(y.dtype)
-
-
-def assert_same(many, single):
-    assert many.shape == single.shape and many.dtype == single.dtype
-    assert (many - single).abs().max() <= 4 * torch.finfo(many.dtype).eps * single.abs().max()
 
 
 def of_repeated_images(y, x, gradients):
@@ -68,7 +31,7 @@ def frozen(case, dtype, channels_last):
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_of_a_transform(dtype, channels_last, taken):
+def test_rows_of_a_transform(dtype, channels_last, taken):  # noqa: F811
     for case in CASES:
         if case.options.get("padding_mode", "zeros") != "zeros":
             continue
@@ -109,7 +72,7 @@ def test_rows_of_zero_and_tiny_patches(name):
 
 
 @pytest.mark.parametrize("name", ["conv3x3", "linear"])
-def test_what_is_not_taken(name, taken):
+def test_what_is_not_taken(name, taken):  # noqa: F811
     """Gradients of weights, scales that are not frozen, graphs and other backends take one call for each row."""
     case = IDS[name]
     x, weight, _ = case.inputs(torch.float64)
@@ -134,35 +97,20 @@ def test_what_is_not_taken(name, taken):
     assert taken == ["transform"]
 
 
-NORMS = {
-    "batch": lambda: N.BatchNormUncentered2d(6),
-    "all": lambda: N.AllNormUncentered2d(6),
-    "group": lambda: N.GroupNormUncentered2d(3, 6),
-    "instance": lambda: N.GNInstanceNormUncentered2d(6),
-    "position": lambda: N.PositionNormUncentered2d(6),
-    "group, centered": lambda: N.DetachableGroupNorm2d(2, 6),
-    "position, centered": lambda: N.DetachablePositionNorm2d(6),
-}
-
-
 @pytest.mark.parametrize("trains", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NORMS)
-def test_rows_of_a_norm(name, dtype, trains, taken):
-    torch.manual_seed(2)
-    norm = NORMS[name]()
-    for tensor in (*norm.parameters(), *norm.buffers()):
-        if tensor.dim():
-            tensor.data.uniform_(0.5, 2)
-    norm = bk.accelerate(copy.deepcopy(norm).to(DTYPES[dtype])).train(trains)
-    norm.set_explanation_mode(True)
-    for layout in (torch.contiguous_format, torch.channels_last):
-        x = torch.randn(2, 6, 5, 4, dtype=torch.float64).to(DTYPES[dtype]).contiguous(memory_format=layout)
-        y = norm(x.requires_grad_())
-        many, single = rows(y, x, gradients_of(y)), one_by_one(y, x, gradients_of(y))
-        assert torch.equal(many, single)
-    takes = not name.startswith("position") and "centered" not in name
-    assert taken == ["norm"] * (2 * takes)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_rows_of_a_norm(name, dtype, layout, trains, taken):  # noqa: F811
+    check_norm(name, DTYPES[dtype], "cpu", trains, layout, taken)
+
+
+def test_a_mean_over_the_batch_joins_the_rows(taken):  # noqa: F811
+    """It is differentiated, so that each row takes a call."""
+    x = torch.randn(3, 6, 5, 4, dtype=torch.float64, requires_grad=True)
+    y = bk.functional.norm(x, centered=True, detach=True)[0]
+    assert_same(rows(y, x, gradients_of(y)), one_by_one(y, x, gradients_of(y)))
+    assert taken == []
 
 
 def test_an_empty_batch_has_empty_rows():

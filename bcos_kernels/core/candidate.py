@@ -43,7 +43,7 @@ def _no_prediction(call, direction: str) -> float:
     return 0.0
 
 
-def _never(call) -> bool:
+def _never(call, rows: int) -> bool:
     return False
 
 
@@ -68,9 +68,9 @@ class Candidate:
     the first input that ``backward`` returns. They are those of ``grad``, of the inputs and of the op's intermediates;
     one without value, or not ``wanted`` of ``grad`` and the inputs, is None. The ``backward`` of such a candidate takes
     as its last argument the gradients of the intermediates. Without it the reference gives second derivatives."""
-    takes_rows: Callable[[Any], bool] = _never
-    """``takes_rows(call)``: whether ``backward``, asked for the gradient of x alone with the scale frozen, takes
-    several gradients of every image at once, ``[T·N, ...]`` beside inputs and saved outputs of N images, and returns as
+    takes_rows: Callable[[Any, int], bool] = _never
+    """``takes_rows(call, rows)``: whether ``backward``, asked for the gradient of x alone with the scale frozen, takes
+    so many gradients of every image at once, ``[T·N, ...]`` beside inputs and saved outputs of N images, and returns as
     many. These are rows of the dynamic linear map, which share the scale."""
 
     @property

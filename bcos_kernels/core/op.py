@@ -236,18 +236,18 @@ class Op:
         """The backward operator's results for several gradients ``[T, *y]`` of the same call, in one call of a kernel.
 
         None where that is not possible: with the scale frozen and the gradient of x alone, T gradients differ in
-        nothing else, but the candidate must take them.
+        nothing else, but a candidate must take them.
         """
         inputs, saved, spec, (frozen, needs, backend) = self.parsed_backward(args)
-        lone = self._without_choice(backend)
-        if lone is None or not (frozen or spec.detach) or not needs[0] or any(needs[1:]):
+        if not (frozen or spec.detach) or not needs[0] or any(needs[1:]):
             return None
         if torch.is_grad_enabled() or grads.numel() == 0 or _torch.is_seen_beside_vmap((grads, *inputs)):
             return None
-        call = self.call(inputs, spec)
-        if not lone.takes_rows(call):
+        call = self.call(inputs, spec).of_backward(needs)
+        taker = next((c for c in self.candidates_of(backend) if c.takes_rows(call, len(grads))), None)
+        if taker is None:
             return None
-        dx, *others = lone.backward(grads.flatten(0, 1), inputs, saved, call, None, True, needs)
+        dx, *others = taker.backward(grads.flatten(0, 1), inputs, saved, call, None, True, needs)
         return dx.unflatten(0, (-1, len(inputs[0]))), *(grads.new_empty(0) for _ in others)
 
     # ---- a call of each direction: past torch's dispatcher, in half the time, where nothing has to see the operators

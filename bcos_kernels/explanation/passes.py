@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core import _torch
 from .targets import Rows
 
-__all__ = ["Found", "default_chunk", "form"]
+__all__ = ["Found", "backward", "default_chunk", "form"]
 
 SHARE = 0.25
 """The part of a GPU's free memory that a default chunk may take."""
@@ -43,11 +43,11 @@ def form(logits: Tensor, x: Tensor, rows: Rows, chunk: int | None, create_graph:
     for first in range(0, rows.count, chunk):
         last = min(first + chunk, rows.count)
         gradients = rows.gradients(logits, first, last)
-        kept.add(first, last, _backward(logits, x, gradients, create_graph, last < rows.count))
+        kept.add(first, last, backward(logits, x, gradients, create_graph, last < rows.count))
     return kept.found()
 
 
-def _backward(logits: Tensor, x: Tensor, gradients: Tensor, create_graph: bool, retain: bool) -> Tensor:
+def backward(logits: Tensor, x: Tensor, gradients: Tensor, create_graph: bool, retain: bool) -> Tensor:
     """The rows ``[t, N, *x]`` of the gradients ``[t, N, K]`` at the logits, in one backward."""
     options = {"create_graph": create_graph, "retain_graph": retain or create_graph, "allow_unused": True}
 

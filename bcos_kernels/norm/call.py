@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core import call, device
 from .spec import Inputs, Spec
 
-__all__ = ["Call", "of"]
+__all__ = ["Call", "is_channels_last", "of"]
 
 
 @call.hash_kept
@@ -41,6 +41,10 @@ class Call(call.Call):
     def of_backward(self, needs: tuple[bool, ...]) -> Call:
         """The call of a backward; ``needs`` has a bool for each input."""
         return self if (self.weight, self.bias) == tuple(needs[1:3]) else _changed(self, needs[1], needs[2])
+
+    def of_rows(self, rows: int) -> Call:
+        """The call of as many images as ``rows`` gradients of each of them are."""
+        return replace(self, x_shape=(rows * self.batch, *self.x_shape[1:]))
 
     def needs(self, direction: str) -> tuple[bool, bool, bool, bool, bool]:
         """For each input, whether a backward of this direction forms its gradient: all that exist, or x's alone."""

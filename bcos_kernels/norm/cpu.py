@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core import dispatch, extension
 from ..core.candidate import Backend, Candidate
+from . import rows
 from .call import Call
 from .spec import Inputs, Outputs
 
@@ -37,17 +38,11 @@ def backward(
     ``joined`` holds the gradient of var that :func:`second` returned; beside it ``grad`` may be None. Several gradients
     of every image, ``[T·N, ...]``, are rows of the dynamic linear map: see ``Candidate.takes_rows``.
     """
-    x, weight, bias, mean, var = inputs
-    of_mean, of_var = saved.mean, saved.var
     if grad is None:
-        grad = torch.zeros_like(x, dtype=call.spec.out_dtype)
-    if len(grad) != len(x):
-        rows = len(grad) // len(x)
-        x = torch.empty_like(grad, dtype=x.dtype)  # only its shape and strides are read
-        if call.spec.over == "group":
-            of_mean, of_var = (t.repeat(rows, 1) if t.numel() else t for t in (of_mean, of_var))
+        grad = torch.zeros_like(inputs.x, dtype=call.spec.out_dtype)
+    (x, weight, bias, mean, var), saved, call = rows.as_images(grad, inputs, saved, call)
     dx, dweight, dbias = _C.norm_backward(
-        grad, x, weight, mean, var, of_mean, of_var, *joined, call.spec.native, frozen, list(needs[:3])
+        grad, x, weight, mean, var, saved.mean, saved.var, *joined, call.spec.native, frozen, list(needs[:3])
     )
     return dx, _like(dweight, weight), _like(dbias, bias), None, None
 
@@ -64,10 +59,5 @@ def _like(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
     return gradient if gradient is None or parameter is None else gradient.to(parameter.dtype)
 
 
-def _takes_rows(call: Call) -> bool:
-    """Whether dx with a frozen variance is the gradient times a factor: no mean of x's values is differentiated."""
-    return call.spec.over != "position" and (call.given or not call.spec.centered)
-
-
 BACKEND = Backend("cpu", why_not)
-CANDIDATES = (Candidate("cpu", "kernels", forward, backward, second=second, takes_rows=_takes_rows),)
+CANDIDATES = (Candidate("cpu", "kernels", forward, backward, second=second, takes_rows=rows.taken(why_not)),)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..core.candidate import Backend, Candidate
 from ..gpu import cuda
-from . import traffic
+from . import rows, traffic
 from .call import Call
 from .spec import Inputs, Outputs
 from .unserved import unserved
@@ -33,11 +33,12 @@ def backward(
 ) -> tuple:
     """The gradients of x, weight and bias; one not needed is None. ``frozen`` makes the variance a constant.
 
-    ``joined`` holds the gradient of var that :func:`second` returned; beside it ``grad`` may be None.
+    ``joined`` holds the gradient of var that :func:`second` returned; beside it ``grad`` may be None. Several gradients
+    of every image, ``[T·N, ...]``, are rows of the dynamic linear map: see ``Candidate.takes_rows``.
     """
-    x, weight, bias, mean, var = inputs
     if grad is None:
-        grad = torch.zeros_like(x, dtype=call.spec.out_dtype)
+        grad = torch.zeros_like(inputs.x, dtype=call.spec.out_dtype)
+    (x, weight, bias, mean, var), saved, call = rows.as_images(grad, inputs, saved, call)
     dx, dweight, dbias = cuda.kernels.norm_backward(
         grad, x, weight, mean, var, saved.mean, saved.var, *joined, call.spec.native, frozen, list(needs[:3])
     )
@@ -59,4 +60,6 @@ def _like(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
 
 
 BACKEND = Backend("cuda", why_not, interchangeable=True)
-CANDIDATES = (Candidate("cuda", "kernels", forward, backward, cost=traffic.cost, second=second),)
+CANDIDATES = (
+    Candidate("cuda", "kernels", forward, backward, cost=traffic.cost, second=second, takes_rows=rows.taken(why_not)),
+)

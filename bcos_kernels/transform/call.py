@@ -56,6 +56,10 @@ class Call(call.Call):
         tf32 = device.tf32(self.dtype, self.device, self.is_linear)
         return self if (self.bias, self.tf32) == (bias, tf32) else _changed(self, bias, tf32)
 
+    def of_rows(self, rows: int) -> Call:
+        """The call of as many images as ``rows`` gradients of each of them are."""
+        return self if rows == 1 else _larger(self, rows)
+
     def needs(self, direction: str) -> tuple[bool, bool, bool, bool]:
         """For each input, whether a backward of this direction forms its gradient: all that exist, or x's alone."""
         training = direction == "training"
@@ -274,6 +278,11 @@ class Call(call.Call):
 @lru_cache(maxsize=4096)
 def _changed(call: Call, bias: bool, tf32: bool) -> Call:
     return replace(call, bias=bias, tf32=tf32)
+
+
+@lru_cache(maxsize=4096)
+def _larger(call: Call, rows: int) -> Call:
+    return replace(call, x_shape=(rows * call.batch, *call.x_shape[1:]))
 
 
 def of(inputs: Inputs, spec: Spec) -> Call:

@@ -170,10 +170,11 @@ void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factor
   if (power == Power::General) expect(what + " l", interleaved(l, plane, G * OG), best);
   expect_equal(what + " winner", interleaved(winner, plane, G * OG), first);
 
-  const auto grad = normal<O>(outputs, 5);
+  const int gradients = frozen ? 2 : 1;  // of each row
+  const auto grad = normal<O>(gradients * outputs, 5);
   const auto v = normal<O>(outputs, 6);
   const auto given_grad = planar(grad, plane, G * OG), given_v = planar(v, plane, G * OG);
-  auto u = unwritten<T>(z.size());
+  auto u = unwritten<T>(gradients * z.size());
   auto t = unwritten<float>(rows);
   const bool with_t = !frozen && power != Power::One, with_db = power == Power::General;
   ScaleBwd p{given_grad.data(),
@@ -184,10 +185,11 @@ void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factor
              u.data(),
              with_t ? t.data() : nullptr,
              nullptr,
-             rows,
+             gradients * rows,
              G,
              OG,
              max_out,
+             rows,
              frozen,
              formula,
              dtype_of<T>,
@@ -196,14 +198,14 @@ void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factor
   auto db = unwritten<float>(scale_bwd_blocks(p));
   if (with_db) p.db = db.data();
   expect_success(scale_bwd(p, nullptr));
-  std::vector<double> du(z.size()), dt(rows);
+  std::vector<double> du(u.size()), dt(rows);
   double db_sum = 0, db_terms = 0, db_found = 0;
-  for (int o = 0; o < outputs; ++o) {
-    const double norm = n[o / OG];
-    const Slopes d = slopes(power, to_float(v[o]), norm, b.constants(frozen));
-    const int m = max_out > 1 ? first[o] : 0, f = (o / OG % G * OG + o % OG) * max_out + m;
+  for (int o = 0; o < gradients * outputs; ++o) {
+    const double norm = n[o % outputs / OG];
+    const Slopes d = slopes(power, to_float(v[o % outputs]), norm, b.constants(frozen));
+    const int m = max_out > 1 ? first[o % outputs] : 0, f = (o / OG % G * OG + o % OG) * max_out + m;
     du[o * max_out + m] = to_float(grad[o]) * d.l * (factors ? alpha[f] : 1);
-    if (norm != 0) dt[o / OG] += to_float(grad[o]) * d.n / norm;
+    if (norm != 0 && with_t) dt[o / OG] += to_float(grad[o]) * d.n / norm;
     db_sum += to_float(grad[o]) * d.b;
     db_terms += std::abs(to_float(grad[o]) * d.b);
   }
@@ -303,6 +305,7 @@ void scale_second(int rows, int G, int OG, int max_out, const Exponents& b, bool
              G,
              OG,
              max_out,
+             rows,
              frozen,
              formula,
              dtype_of<T>,

@@ -14,19 +14,22 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...compat import import_reference
 from ...explanation import explain, explanation_mode
+from ...explanation.passes import backward, default_chunk
 from .contenders import PLAIN, Contender, Contest
 
 __all__ = [
     "CLASSES", "COMPILABLE", "EXPLAINED", "EXPLAINED_MODELS", "MEASURES", "contest", "plain", "signalling", "still",
 ]  # fmt: skip
 
-EXPLAINED = {"explained batch": (8, 1), "explained grids": (4, 9)}
-"""Measures of whole explanations -> images and classes of each: what a data set takes, and what GridPG takes."""
+EXPLAINED = {"explained batch": (8, 1), "explained grids": (4, 9), "further classes": (4, 8)}
+"""Measures of whole explanations -> images and classes of each: what a data set takes, what GridPG takes, and the
+backwards alone, which are what every class costs beyond the forward."""
 MEASURES = ("inference", "training", "explanation", "class explanations", "explanation loss", *EXPLAINED)
 """A forward without a graph; a step of SGD; a forward and dx of one logit of each image; the same for ``CLASSES``
 classes with one graph; a step of SGD on a loss that contains the explanation, hence a second derivative; weights,
 contributions and pictures by the reference's ``model.explain``, which takes one image and one class at a time, and by
-our ``explain``, beside the passes alone of the standard network."""
+our ``explain``, beside the passes alone of the standard network; and the backwards of several classes through a graph
+that is there, ours as ``explain`` forms them and one class at a time by all others."""
 COMPILABLE = MEASURES[:4]
 """torch.compile has no second derivatives, and compiles no passes that a model makes by itself."""
 EXPLAINED_MODELS = ("resnet50", "densenet121")
@@ -146,6 +149,22 @@ def one_by_one(model: Any, x: Tensor, classes: list[Tensor]) -> None:
             model.explain(image.clone().requires_grad_(), idx=index)
 
 
+def further(model: nn.Module, x: Tensor, classes: list[Tensor], at_once: bool) -> Callable[[], object]:
+    """A call that forms dx of the logits of the classes ``[N]`` from a graph that is kept; ``at_once``, as ours does."""
+    x = x.detach().requires_grad_()
+    with explanation_mode(model):
+        y = logits(model, x)
+    gradients = F.one_hot(torch.stack(classes), y.shape[1]).to(y.dtype)
+    chunk = default_chunk(y, x, len(gradients)) if at_once else 1
+
+    def call() -> None:
+        with explanation_mode(model):
+            for several in gradients.split(chunk):
+                backward(y, x, several, create_graph=False, retain=True)
+
+    return call
+
+
 def loss_of(model: nn.Module, x: Tensor, labels: Tensor, explained: bool) -> tuple[Tensor, Tensor]:
     """``(loss, y)``: binary cross-entropy, with ``explained`` plus the share of contributions outside of the middle."""
     y = logits(model, x)
@@ -206,6 +225,8 @@ def contest(contenders: dict[str, Contender], x: Tensor, measure: str, checked: 
     def step(model: nn.Module) -> Callable[[], object]:
         if measure == "inference":
             return partial(torch.no_grad()(logits), model, x)
+        if measure == "further classes":
+            return further(model, x, several, id(model) in mine)
         if measure in EXPLAINED and model is reference:
             return partial(one_by_one, model, x, several)
         if measure in EXPLAINED and id(model) in mine:

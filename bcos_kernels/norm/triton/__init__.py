@@ -13,7 +13,7 @@ import torch
 
 from ...core.candidate import Backend, Candidate
 from ...gpu.triton import unavailable
-from .. import traffic
+from .. import rows, traffic
 from ..call import Call
 from ..unserved import unserved
 
@@ -50,4 +50,8 @@ def _second(v, grad, inputs, saved, call: Call, frozen: bool, wanted):
 
 
 BACKEND = Backend("triton", why_not, interchangeable=True)
-CANDIDATES = (Candidate("triton", "kernels", _forward, _backward, cost=traffic.cost, second=_second),)
+CANDIDATES = (
+    Candidate(
+        "triton", "kernels", _forward, _backward, cost=traffic.cost, second=_second, takes_rows=rows.taken(why_not)
+    ),
+)

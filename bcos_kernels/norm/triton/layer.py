@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...gpu.launch import on_device_of
+from .. import rows
 from ..call import Call
 from ..spec import Inputs, Outputs
 from . import apply, positions, statistics, sums
@@ -39,11 +40,13 @@ def backward(
 ) -> tuple:
     """The gradients of x, weight and bias; one not needed is None. ``frozen`` makes the variance a constant.
 
-    ``joined`` holds the gradient of var that :func:`second` returned; beside it ``grad`` may be None.
+    ``joined`` holds the gradient of var that :func:`second` returned; beside it ``grad`` may be None. Several gradients
+    of every image, ``[T·N, ...]``, are rows of the dynamic linear map: see ``Candidate.takes_rows``.
     """
-    given, weight, bias, mean, var = inputs
     if grad is None:
-        grad = torch.zeros_like(given, dtype=call.spec.out_dtype)
+        grad = torch.zeros_like(inputs.x, dtype=call.spec.out_dtype)
+    inputs, saved, call = rows.as_images(grad, inputs, saved, call)
+    given, weight, bias, mean, var = inputs
     needs_x, *others = needs[:3]
     if given.numel() == 0:
         likes = zip((given, weight, bias), needs, strict=False)

@@ -58,7 +58,10 @@ def _triton_second(*args):
 CANDIDATES = (
     candidate(
         "cuda", NAME, partial(cuda.forward, NAME), partial(cuda.backward, NAME), cost=_cost,
-        second=partial(cuda.second, NAME),
+        second=partial(cuda.second, NAME), takes_rows=cuda.takes_rows,
     ),
-    candidate("triton", NAME, _triton_forward, _triton_backward, cost=_cost, second=_triton_second),
+    candidate(
+        "triton", NAME, _triton_forward, _triton_backward, cost=_cost,
+        second=_triton_second, takes_rows=triton.takes_rows,
+    ),
 )  # fmt: skip

@@ -59,24 +59,26 @@ def scale_fwd_kernel(
 @triton.jit
 def scale_bwd_kernel(
     grad_ptr, v_ptr, winner_ptr, n_ptr, alpha_ptr, b_ptr, dl_ptr, dn_ptr, u_ptr, t_ptr, db_ptr,
-    rows, OG, b_minus_1, cos_eps, eps_outside,
+    rows, scales, OG, b_minus_1, cos_eps, eps_outside,
     G: tl.constexpr, MAX_OUT: tl.constexpr, POWER: tl.constexpr, TENSOR_B: tl.constexpr, EXACT_TWO: tl.constexpr,
     ALPHA: tl.constexpr, FROZEN: tl.constexpr, JOINS: tl.constexpr, WITH_DB: tl.constexpr, EXACT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """u = ∂L/∂z [rows, OG·MAX_OUT], t = ∂L/∂n · dn/dx ÷ x [rows] fp32 and the program's part of ∂L/∂b.
 
-    grad, winner and v (y where b = 2, else l) are [rows, OG]; n is [rows] fp32. With ``FROZEN`` s is a constant. With
+    grad is [rows, OG]; winner and v (y where b = 2, else l) are [scales, OG], and n is [scales] fp32. They are those of
+    ``scales`` rows, of which each has ``rows // scales`` gradients. With ``FROZEN`` s is a constant. With
     ``JOINS`` the gradients dl [rows, OG] and dn [rows] fp32 of a second derivative are added to those at l and n. t is
     not written where it would be 0.
     """
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     known = row < rows
     wide = row.to(tl.int64)[:, None]
+    scaled = row % scales
     b_minus_1, cos_eps = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO)
     n = tl.zeros((BM,), tl.float32)
     if POWER != 1:
-        n = tl.load(n_ptr + row, mask=known, other=1.0)
+        n = tl.load(n_ptr + scaled, mask=known, other=1.0)
     inv_n = safe_inverse(n)[:, None]
     total = tl.zeros((BM,), tl.float32)
     db = tl.zeros((BM,), tl.float32)
@@ -84,17 +86,18 @@ def scale_bwd_kernel(
         column = start + tl.arange(0, BN)
         inside = known[:, None] & (column < OG)[None, :]
         at = wide * OG + column[None, :]
+        held = scaled.to(tl.int64)[:, None] * OG + column[None, :]
         grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
         v = tl.zeros((BM, BN), tl.float32)
         if POWER != 1:
-            v = tl.load(v_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            v = tl.load(v_ptr + held, mask=inside, other=0.0).to(tl.float32)
         dl, dn = partials(v, inv_n, b_minus_1, cos_eps, POWER, FROZEN, EXACT)
         if not FROZEN:
             total += tl.sum(grad * dn, axis=1)
         if WITH_DB:
             db += tl.sum(grad * partial_b(v, inv_n, b_minus_1, cos_eps, EXACT), axis=1)
         if MAX_OUT > 1:
-            winner = tl.load(winner_ptr + at, mask=inside, other=0)
+            winner = tl.load(winner_ptr + held, mask=inside, other=0)
         at_l = grad * dl
         if JOINS:
             at_l += tl.load(dl_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -130,21 +133,25 @@ def forward(call: Call, z: Tensor, weights, bias, n, b, out) -> None:
 def backward(
     call: Call, grad: Tensor, v: Tensor | None, winner, n, weights, b, frozen: bool, with_db: bool, dn=None, dl=None
 ):
-    """u ``[N, F, OH, OW]``, t ``[N, G, OH, OW]`` and db; v is y where b = 2, else l.
+    """u ``[T·N, F, OH, OW]``, t ``[N, G, OH, OW]`` and db; v is y where b = 2, else l.
+
+    T is the number of gradients of each image in ``grad``, which is 1 unless ``frozen``.
 
     dn and dl are what a second derivative adds to the gradients of n and l. t is None if ``frozen`` without them, and
     db is None unless ``with_db``.
     """
     m, columns = row_tile(call.group_outputs)
-    rows = call.pixels * call.groups
+    scales = call.pixels * call.groups
+    given = call.of_rows(len(grad) // call.batch)
+    rows = given.pixels * call.groups
     programs = cdiv(rows, m)
-    u = image(call, call.filters, call.dtype, grad)
+    u = image(given, call.filters, call.dtype, grad)
     joins = dn is not None
     t = None if frozen and not joins else image(call, call.groups, torch.float32, grad)
     db = torch.empty(programs, dtype=torch.float32, device=grad.device) if with_db else None
     launch(
         scale_bwd_kernel, (programs,), grad, v, winner, n, weights.alpha, b, dl, dn, u, t, db,
-        rows, call.group_outputs, call.b_minus_1, call.cos_eps, call.norm_eps[1],
+        rows, scales, call.group_outputs, call.b_minus_1, call.cos_eps, call.norm_eps[1],
         G=call.groups, MAX_OUT=call.max_out, **formula(call), ALPHA=weights.alpha is not None, FROZEN=frozen,
         JOINS=joins, WITH_DB=with_db, BM=m, BN=columns,
     )  # fmt: skip

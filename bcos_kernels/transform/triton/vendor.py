@@ -19,8 +19,13 @@ def product(call: Call, x: Tensor, operand: Tensor) -> Tensor:
 
 
 def gradients(call: Call, u: Tensor, x: Tensor, operand: Tensor, needs):
-    """dx and the gradient of the operand, both channels_last, and dbias; one not needed is None."""
+    """dx and the gradient of the operand, both channels_last, and dbias; one not needed is None.
+
+    u is that of T·N images where dx alone is needed, and x always of N.
+    """
     dx = partial = None
+    if len(u) != len(x):
+        x = x[:1].expand(len(u), *x.shape[1:])  # a product that forms dx alone reads nothing but its shape
     dbias = u.sum((0, 2, 3), dtype=torch.float32) if needs[2] else None
     if call.is_linear:
         if needs[0]:

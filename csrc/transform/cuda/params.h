@@ -115,14 +115,15 @@ struct ScaleFwd {
 // derivative returned, are added to the gradients of l and n.
 struct ScaleBwd {
   const void* grad;       // [rows, OG]
-  const void* v;          // as grad: y where b = 2, l for the general b, null for b = 1
-  const uint8_t* winner;  // as grad; where max_out > 1
-  const float* n;         // [rows]; null for b = 1
+  const void* v;          // [scales, OG]: y where b = 2, l for the general b, null for b = 1
+  const uint8_t* winner;  // as v; where max_out > 1
+  const float* n;         // [scales]; null for b = 1
   const float* alpha;     // [G * OG * max_out] or null
   void* u;                // [rows, OG * max_out]
   float* t;               // [rows]; null where frozen without dn, or b = 1
   float* db;              // [blocks(p)], of the launcher; null: not wanted
   int rows, G, OG, max_out;
+  int scales;   // rows / scales gradients share the scale of a row; rows itself unless frozen
   bool frozen;  // the scale is a constant
   Formula formula;
   Dtype dtype;                // of u

@@ -63,15 +63,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks) scale_bwd_kernel(const Shar
   const int lane = threadIdx.x % s.lanes;
   const bool inside = row < p.rows, has_norm = p.formula.power != Power::One;
   const Constants<float> k = constants(p.formula, p.frozen);
-  const float n = inside && has_norm ? p.n[row] : 1.f, inv_n = safe_inverse(n);
+  const int64_t scale = row % p.scales;
+  const float n = inside && has_norm ? p.n[scale] : 1.f, inv_n = safe_inverse(n);
   float total = 0, db = 0;
   by_power(p.formula.power, [&](auto power) {
     constexpr Power P = decltype(power)::value;
     for (int o = lane * V; inside && o < p.OG; o += s.lanes * V) {
-      const int64_t at = row * p.OG + o;
+      const int64_t at = row * p.OG + o, held = scale * p.OG + o;
       float grad[V], v[V] = {}, u[V];
       load(grad, static_cast<const O*>(p.grad), at, true);
-      if (P != Power::One) load(v, static_cast<const O*>(p.v), at, true);
+      if (P != Power::One) load(v, static_cast<const O*>(p.v), held, true);
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         const auto [dl, dn] = partials<P>(v[i], v[i], inv_n, k);
@@ -96,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) scale_bwd_kernel(const Shar
         for (int i = 0; i < V; ++i)
           for (int m = 0; m < p.max_out; ++m) {
             const float factor = p.alpha != nullptr ? p.alpha[filter + i * p.max_out + m] : 1.f;
-            const float value = p.winner[at + i] == m ? u[i] * factor : 0.f;
+            const float value = p.winner[held + i] == m ? u[i] * factor : 0.f;
             static_cast<T*>(p.u)[(at + i) * p.max_out + m] = rounded<T>(value);
           }
       }

@@ -53,17 +53,19 @@ __global__ void __launch_bounds__(kThreads, 2) scale_bwd_kernel(const Sliced<Sca
   const Strip<V> strip(p.rows, p.plane, s.slices);
   const Constants<float> k = constants(p.formula, p.frozen);
   const bool has_norm = p.formula.power != Power::One;
+  const int64_t scale = strip.row % p.scales;
   float n[V] = {}, inv_n[V], total[V] = {}, db = 0;
-  if (strip.inside && has_norm) load(n, p.n, strip.row, true);
+  if (strip.inside && has_norm) load(n, p.n, scale, true);
 #pragma unroll
   for (int i = 0; i < V; ++i) inv_n[i] = safe_inverse(n[i]);
   by_power(p.formula.power, [&](auto power) {
     constexpr Power P = decltype(power)::value;
     for (int o = strip.slice; strip.inside && o < p.OG; o += s.slices) {
       const int64_t output = strip.plane * p.OG + o, at = output * p.plane + strip.pixel;
+      const int64_t held = (scale - strip.pixel) * p.OG + int64_t(o) * p.plane + strip.pixel;
       float grad[V], v[V] = {}, u[V];
       load(grad, static_cast<const O*>(p.grad), at, true);
-      if (P != Power::One) load(v, static_cast<const O*>(p.v), at, true);
+      if (P != Power::One) load(v, static_cast<const O*>(p.v), held, true);
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         const auto [dl, dn] = partials<P>(v[i], v[i], inv_n[i], k);
@@ -77,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, 2) scale_bwd_kernel(const Sliced<Sca
         for (int i = 0; i < V; ++i) u[i] += grad[i];
       }
       Vector<uint8_t, V> winner{};
-      if (p.max_out > 1) winner = *reinterpret_cast<const Vector<uint8_t, V>*>(p.winner + at);
+      if (p.max_out > 1) winner = *reinterpret_cast<const Vector<uint8_t, V>*>(p.winner + held);
       const int filter = int(strip.plane % p.G * p.OG + o) * p.max_out;
       for (int m = 0; m < p.max_out; ++m) {
         const float alpha = p.alpha != nullptr ? p.alpha[filter + m] : 1.f;

@@ -7,8 +7,8 @@ namespace bcos::transform::glue::cuda {
 
 DeviceCall::DeviceCall(const Call& call, bool planes, bool large, bool tf32)
     : Call(call), planes(planes), large(large), tf32(tf32) {
-  narrow("the number of input pixels times groups", in_pixels() * spec.groups);
-  narrow("the number of output pixels times groups", pixels() * spec.groups);
+  narrow("the number of input pixels times groups", rows * in_pixels() * spec.groups);
+  narrow("the number of output pixels times groups", rows * pixels() * spec.groups);
 }
 
 kernels::Window DeviceCall::device_window() const {
@@ -33,8 +33,9 @@ at::Tensor DeviceCall::dense(const at::Tensor& t) const {
   return t.defined() ? aligned(t.contiguous(format())) : t;
 }
 
-at::Tensor DeviceCall::image(int64_t values, at::ScalarType dtype, const at::Tensor& like) const {
-  return at::empty({images, values, window.out_h, window.out_w},
+at::Tensor DeviceCall::image(int64_t values, at::ScalarType dtype, const at::Tensor& like,
+                             int64_t of) const {
+  return at::empty({of * images, values, window.out_h, window.out_w},
                    like.options().dtype(dtype).memory_format(format()));
 }
 

@@ -50,6 +50,7 @@ struct Candidate {
   void (*forward)(const ForwardCall& c);
   Parts (*backward)(const BackwardCall& c);
   SecondParts (*second)(const SecondCall& c) = nullptr;  // its backward then adds dn and dl of c.saved
+  bool takes_rows = false;                               // its backward serves calls of several rows
 };
 
 // Defined at namespace scope, it enters a candidate in the list while the module is loaded.

@@ -34,11 +34,13 @@ ScaleGradients scale_backward(const BackwardCall& c) {
   const auto& call = c.call;
   const auto& x = c.saved.x;
   const auto n = c.saved.n.defined() ? c.saved.n : norm(call, x, {});
-  ScaleGradients out{call.image(call.filters, call.dtype, x), {}, {}};
+  ScaleGradients out{call.image(call.filters, call.dtype, x, call.rows), {}, {}};
   if (c.saved.norm_gradient(call)) out.t = call.image(call.spec.groups, at::kFloat, x);
   kernels::ScaleBwd k{};
   fill_backward(k, c);
   fill_rows(k, call);
+  k.scales = k.rows;
+  k.rows *= int(call.rows);
   k.winner = data<uint8_t>(c.saved.winner);
   k.n = data<float>(n);
   k.u = mutable_data(out.u);

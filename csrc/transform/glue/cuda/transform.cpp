@@ -117,11 +117,14 @@ Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor&
   const PlainAten guard;
   const auto& chosen = (dn || dl) ? candidate_with_second(candidate) : candidate_of(candidate);
   const Inputs inputs{x, weight, std::nullopt, b};
-  auto call = make_device_call(make_call(kCuda, spec, inputs), inputs, chosen, large, tf32);
-  call.frozen = frozen;
+  auto sizes = make_call(kCuda, spec, inputs);
+  sizes.frozen = frozen;
+  const auto wanted = make_needs(needs, b);
+  if (chosen.takes_rows) sizes.rows = count_rows(sizes, grad, wanted);
+  const auto call = make_device_call(sizes, inputs, chosen, large, tf32);
   auto saved = make_saved(call, inputs, grad, y, n, l, winner);
   set_joined(call, dn, dl, saved);
-  return pack(run_backward(call, saved, make_needs(needs, b), chosen));
+  return pack(run_backward(call, saved, wanted, chosen));
 }
 
 SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,

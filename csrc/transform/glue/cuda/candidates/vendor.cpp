@@ -17,17 +17,19 @@ at::Tensor product(const DeviceCall& call, const at::Tensor& x, const at::Tensor
                                     call.spec.groups));
 }
 
-// dx and the gradient of the operand, undefined where not needed, from u = dL/dz.
+// dx and the gradient of the operand, undefined where not needed, from u = dL/dz. Of several rows only dx is
+// needed, and then a product reads nothing of x but its sizes.
 std::tuple<at::Tensor, at::Tensor> gradients(const DeviceCall& call, const at::Tensor& u, const at::Tensor& x,
                                              const at::Tensor& operand, bool needs_x, bool needs_weight) {
   const auto& w = call.window;
   at::Tensor dx, dw;
   if (call.spec.linear) {
-    if (needs_x) dx = at::matmul(u.flatten(1), operand.flatten(1)).view(x.sizes());
+    if (needs_x) dx = at::matmul(u.flatten(1), operand.flatten(1)).view({-1, call.channels, 1, 1});
     if (needs_weight) dw = at::matmul(u.flatten(1).t(), x.flatten(1)).contiguous();
   } else if (needs_x || needs_weight) {
+    const auto images = call.rows == 1 ? x : x.narrow(0, 0, 1).expand({u.size(0), -1, -1, -1});
     std::tie(dx, dw, std::ignore) =
-        at::convolution_backward(u, x, operand, std::nullopt, w.stride, w.padding, w.dilation, false, {0, 0},
+        at::convolution_backward(u, images, operand, std::nullopt, w.stride, w.padding, w.dilation, false, {0, 0},
                                  call.spec.groups, {needs_x, needs_weight, false});
     dx = call.dense(dx);
     dw = call.dense(dw);
@@ -62,7 +64,7 @@ SecondParts second(const SecondCall& c) {
   return out;
 }
 
-const Registered registered({"vendor", true, forward, backward, second});
+const Registered registered({"vendor", true, forward, backward, second, true});
 
 }  // namespace
 }  // namespace bcos::transform::glue::cuda
