@@ -88,6 +88,7 @@ def transform_backward(
     winner: Tensor,
     dn: Tensor | None,
     dl: Tensor | None,
+    map: Tensor | None,
     spec: TransformSpec,
     frozen: bool,
     needs: Sequence[bool],
@@ -95,7 +96,8 @@ def transform_backward(
     """Gradients (dx, dweight, dbias, db), each in its input's shape and dtype (dbias in the weight's), where ``needs``.
 
     ``frozen`` takes the scale as a constant (explanation mode). y is read for b = 2 only. dn and dl are what
-    :func:`transform_second` returned for n and l; both are None without one.
+    :func:`transform_second` returned for n and l; both are None without one. With a map [4, outputs], of_grad, of_y,
+    mean and offset of each output, the gradient of y is grad · of_grad + (y − mean) · of_y + offset; for b = 2.
     """
 
 def transform_second(
@@ -161,11 +163,14 @@ def norm_backward(
     spec: NormSpec,
     frozen: bool,
     needs: Sequence[bool],
+    as_map: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients (dx, dweight, dbias) where ``needs``; the latter two are fp32 (fp64 for fp64).
 
     ``frozen`` takes the variance as a constant (explanation mode). The saved statistics are those that the forward
     returned; they are not read where statistics were given. dvar is what :func:`norm_second` returned for var, or None.
+    With ``as_map``, over "batch" or "all", the map [4, C] of dx stands in its place: of_grad, of_x, mean and offset of
+    each channel, dx = grad · of_grad + (x − mean) · of_x + offset.
     """
 
 def norm_second(
@@ -228,6 +233,7 @@ class CudaKernels(ModuleType):
         winner: Tensor,
         dn: Tensor | None,
         dl: Tensor | None,
+        map: Tensor | None,
         spec: TransformSpec,
         frozen: bool,
         needs: Sequence[bool],
@@ -235,7 +241,7 @@ class CudaKernels(ModuleType):
         large: bool,
         tf32: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        """As :func:`transform_backward`; dn and dl only for a candidate with second derivatives."""
+        """As :func:`transform_backward`; dn, dl and map only for candidates that take them."""
     @staticmethod
     def transform_second(
         v: Tensor,
@@ -278,6 +284,7 @@ class CudaKernels(ModuleType):
         spec: NormSpec,
         frozen: bool,
         needs: Sequence[bool],
+        as_map: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """As :func:`norm_backward`."""
     @staticmethod

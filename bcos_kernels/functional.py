@@ -155,5 +155,5 @@ def norm(
         TypeError, ValueError: an argument is not as described above; the error names it, its value and what is
             allowed. Or ``backend`` cannot serve the call; the error lists the reasons.
     """
-    outputs = _norm(x, weight, bias, mean, var, detach, (over, groups, centered, eps, out_dtype, backend))
+    outputs = _norm(x, weight, bias, mean, var, detach, (over, groups, centered, eps, False, out_dtype, backend))
     return (outputs.y, outputs.mean, outputs.var) if return_statistics else outputs.y

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from .. import tally
+from ..core.checks import flag
 from ..modules import BcosLayer
 from ..transform import TRANSFORM
 from .kind import Kind
@@ -56,6 +57,7 @@ class Plan:
     """Whether the formula was found by measurement, because the code is not published."""
     name: str = LAYER
     """The name of the class's kind. It has a default for the pickles of models from before there were others."""
+    pairs: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -77,6 +79,7 @@ def accelerate(
     out_dtype: torch.dtype | None = None,
     backend: str | None = None,
     unpublished: str = "leave",
+    pairs: bool = False,
 ) -> nn.Module:
     """Accelerates in place each published layer, norm, attention and gate of ``model``, itself included; returns it.
 
@@ -95,17 +98,23 @@ def accelerate(
         unpublished: ``"leave"`` leaves layers of unpublished code alone. ``"measure"`` compares their results with
             those of the published formulas on a few inputs and accelerates a layer that agrees with one of them. This
             is not a proof: on other inputs such a layer may compute something else.
+        pairs: whether a norm over the batch or over all of its input leaves forming dx to the B-cos layer in front of
+            it, which reads the same tensors anyway: a training step moves fewer bytes. Gradients of parameters and
+            inputs stay what they are. Two things are given up: a layer's output may feed nothing beside that norm,
+            which is an error in the backward, and in ``torch.autograd.grad(loss, [y, weight])`` the gradient of such
+            an output y is that of the norm's output. Hooks of y, ``y.retain_grad()``, a gradient of y alone and
+            derivatives of gradients are formed as usual.
 
     Raises:
-        TypeError: ``model`` is not a module, or ``out_dtype`` is not a dtype.
+        TypeError: ``model`` is not a module, ``out_dtype`` is not a dtype, or ``pairs`` is not a bool.
         ValueError: ``out_dtype`` is not a floating-point dtype, or ``backend`` or ``unpublished`` is unknown.
 
     Warns:
         UserWarning: no B-cos layer of the model was accelerated, although it is more than one other module.
     """
     check_model(model)
-    check_options(out_dtype, backend, unpublished)
-    done = [accelerate_module(module, out_dtype, backend, unpublished) for module in list(model.modules())]
+    check_options(out_dtype, backend, unpublished, pairs)
+    done = [accelerate_module(module, out_dtype, backend, unpublished, pairs) for module in list(model.modules())]
     layers = [what for kind, what in done if kind is not None and kind.name == LAYER]
     others = Counter(kind.noun for kind, what in done if kind and kind.name != LAYER and not isinstance(what, str))
     own = any(isinstance(module, BcosLayer) for module in model.modules())
@@ -140,18 +149,21 @@ def check_model(model) -> None:
         raise TypeError(f"model={model!r}: a torch.nn.Module is needed, not {type(model).__name__}")
 
 
-def check_options(out_dtype, backend, unpublished) -> None:
+def check_options(out_dtype, backend, unpublished, pairs=False) -> None:
     """Raises TypeError or ValueError for an option of :func:`accelerate` that is not allowed."""
     if out_dtype is not None and not isinstance(out_dtype, torch.dtype):
         raise TypeError(f"out_dtype={out_dtype!r}: a torch.dtype or None is needed")
     if out_dtype is not None and not out_dtype.is_floating_point:
         raise ValueError(f"out_dtype={out_dtype}: a floating-point dtype or None is needed")
     TRANSFORM.check_backend(backend)
+    flag("pairs", pairs)
     if unpublished not in UNPUBLISHED:
         raise ValueError(f"unpublished={unpublished!r}: allowed are {' and '.join(map(repr, UNPUBLISHED))}")
 
 
-def accelerate_module(module: nn.Module, out_dtype, backend, unpublished: str) -> tuple[Kind | None, Any]:
+def accelerate_module(
+    module: nn.Module, out_dtype, backend, unpublished: str, pairs: bool = False
+) -> tuple[Kind | None, Any]:
     """Accelerates one module. Returns its kind, None if it is no candidate; its variant, or why it is left alone."""
     kind = kind_of(module)
     if kind is None:
@@ -159,7 +171,7 @@ def accelerate_module(module: nn.Module, out_dtype, backend, unpublished: str) -
     found, measured = variant_of(kind, module, unpublished)
     if not isinstance(found, str):
         try:
-            plan = Plan(out_dtype, backend, measured, kind.name)
+            plan = Plan(out_dtype, backend, measured, kind.name, pairs)
             module.__class__ = _subclass(_without_plan(_class_of(module)), plan)
             plan.read(module)
         except TypeError as error:  # the class has slots, or a third-party hook of the class refused
@@ -203,9 +215,8 @@ def _without_plan(kind: type) -> type:
 @functools.cache
 def _subclass(origin: Any, plan: Plan) -> type:
     """The subclass of ``origin`` that computes by ``plan``; all modules of that class share it."""
-    out_dtype, backend, objection, run = (
-        plan.out_dtype, plan.backend, plan.objection, plan.kind.run,
-    )  # fmt: skip
+    out_dtype, backend, objection = plan.out_dtype, plan.backend, plan.objection
+    run = plan.kind.run_paired if plan.pairs and plan.kind.run_paired else plan.kind.run
 
     def forward(self, *args, **kwargs):
         x = args[0] if len(args) == 1 and not kwargs else None

@@ -41,5 +41,7 @@ class Kind:
     """``ours(module)``: what ``objection`` would return, of a module of this package; None for all others."""
     measurable: bool = False
     """Whether the formula of unpublished code can be measured."""
+    run_paired: Callable[[Any, Tensor, Any, Any, str | None], Tensor] | None = None
+    """``run`` for ``accelerate(model, pairs=True)``; None where that is ``run`` itself."""
     note: Callable[[Any, Any], str] = lambda module, found: ""
     """``note(module, found)``: what a report adds about an accelerated module."""

@@ -7,6 +7,7 @@ input.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import MutableMapping
 from typing import Any, NamedTuple, cast
@@ -147,13 +148,16 @@ def _held(module: Theirs, own: dict[str, Any], name: str) -> Any:
     return getattr(module, name)
 
 
-def run(module: Theirs, x: Tensor, found: Found, out_dtype=None, backend: str | None = None) -> Tensor:
+def run(
+    module: Theirs, x: Tensor, found: Found, out_dtype=None, backend: str | None = None, paired: bool = False
+) -> Tensor:
     """``module(x)``, computed by the fused kernels with the values that the module holds now."""
     (variant, late, frozen, dtype, order), weight, bias, var = found
     over, shape = variant.over, None
     groups = module.num_groups if over == "group" else 1
     detach: bool | MutableMapping = module._modules["dynamic_multiplication"].state if late and frozen else frozen
-    options = over, groups, variant.centered, float(module.eps), out_dtype if out_dtype is x.dtype else dtype, backend
+    dtype = out_dtype if out_dtype is x.dtype else dtype
+    options = over, groups, variant.centered, float(module.eps), paired, dtype, backend
     if over == "token" and len(module.normalized_shape) > 1:
         shape, first = x.shape, -len(module.normalized_shape)
         x, weight, bias = x.flatten(first), _flat(weight), _flat(bias)
@@ -323,4 +327,7 @@ def _ours(module: Theirs) -> Found | None:
     return Fit(cast(Variant, module.variant)), None, None, None
 
 
-KIND = Kind("norm", "norm", NORM, is_candidate, variant_of, objection, run, _call, _ours, note=_note)
+KIND = Kind(
+    "norm", "norm", NORM, is_candidate, variant_of, objection, run, _call, _ours,
+    note=_note, run_paired=functools.partial(run, paired=True),
+)  # fmt: skip

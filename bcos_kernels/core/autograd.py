@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import tally
-from . import _torch
+from . import _torch, pairs
 from .op import Op, library
 
 __all__ = ["EagerFunction", "apply", "register"]
@@ -34,19 +34,23 @@ def _backward(ctx, grad, joined: tuple, needs: tuple[bool, ...]) -> tuple:
     ``joined`` holds the gradients of the op's intermediates, which are None unless a second derivative forms them.
     """
     op, call, backend = ctx.op, ctx.call, ctx.backend
+    gradient_map = pairs.left(ctx, grad)
     joins = joined != () and any(g is not None for g in joined)
     if grad is None and not joins:
         return (None,) * len(needs)
     inputs, saved, intermediates = _saved(ctx)
     frozen, used = ctx.late is not None and bool(ctx.late["fixed_weights"]), _used(ctx, inputs, needs)
+    if call.spec.paired and (found := pairs.leave(ctx, grad, joined, inputs, saved, frozen, used)) is not None:
+        return found
     if joins:
-        return op.joined(grad, joined, inputs, saved, call, frozen, used, backend)
+        return op.joined(grad, joined, inputs, saved, call, frozen, used, backend, gradient_map)
     if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or _torch.is_seen((grad, *inputs))):
+        pairs.record(ctx)
         tensors = (grad, *inputs, *saved, *intermediates)
         return EagerBackward.apply(op, call, backend, ctx.late, frozen, used, *tensors)
     _running.late = ctx.late
     try:
-        return op.backward(grad, inputs, saved, call, frozen, used, backend)
+        return op.backward(grad, inputs, saved, call, frozen, used, backend, gradient_map)
     finally:
         _running.late = None
 

@@ -49,6 +49,9 @@ def hash_kept(cls: type[T]) -> type[T]:
 class Spec:
     """The static options of an op. Each op has its own subclass, whose fields are its options."""
 
+    paired = False
+    """Whether the backward may leave its last pass to the call that made x; see :mod:`bcos_kernels.core.pairs`."""
+
     @classmethod
     def schema(cls) -> str:
         """The options as arguments of an operator. Raises TypeError for an option whose type has no schema."""
@@ -96,6 +99,16 @@ class Call:
     def intermediates(self) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
         """The shapes and dtypes of the op's intermediates; empty where no second derivative has gradients at them."""
         return ()
+
+    @property
+    def has_gradient_map(self) -> bool:
+        """Whether dx is, at every channel, a map of the gradient and of x; see :mod:`bcos_kernels.core.pairs`."""
+        return False
+
+    @property
+    def takes_gradient_map(self) -> bool:
+        """Whether a backward reads its first output, and may be given a gradient that has to pass such a map."""
+        return False
 
     def has_second(self, frozen: bool) -> bool:
         """Whether candidates may form the second derivative of a backward with this ``frozen``."""

@@ -68,6 +68,11 @@ class Candidate:
     the first input that ``backward`` returns. They are those of ``grad``, of the inputs and of the op's intermediates;
     one without value, or not ``wanted`` of ``grad`` and the inputs, is None. The ``backward`` of such a candidate takes
     as its last argument the gradients of the intermediates. Without it the reference gives second derivatives."""
+    gradient_map: Callable[..., tuple] | None = None
+    """``gradient_map(grad, inputs, saved, call, frozen, needs, joined)``: the gradients that ``backward`` returns, with
+    the map ``[4, C]`` of dx in its place; for calls with :attr:`bcos_kernels.core.call.Call.has_gradient_map`."""
+    takes_gradient_map: bool = False
+    """Whether ``backward`` has an argument ``gradient_map``: what ``grad`` still has to pass, or None."""
     takes_rows: Callable[[Any, int], bool] = _never
     """``takes_rows(call, rows)``: whether ``backward``, asked for the gradient of x alone with the scale frozen, takes
     so many gradients of every image at once, ``[T·N, ...]`` beside inputs and saved outputs of N images, and returns as

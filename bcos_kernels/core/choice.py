@@ -47,9 +47,10 @@ def ways(op: Op, backend: str, call, direction: str) -> list[tuple[Candidate, Ti
     return found
 
 
-def predicted(op: Op, backend: str, call, direction: str) -> Choice:
-    """The candidate with the shortest predicted time, and its first tile."""
-    times = {c: c.cost(call, direction) for c in op.candidates_of(backend) if c.can_serve(call, direction)}
+def predicted(op: Op, backend: str, call, direction: str, among: Callable[[Candidate], bool] | None = None) -> Choice:
+    """The candidate with the shortest predicted time, of those ``among`` which it is sought, and its first tile."""
+    serving = [c for c in op.candidates_of(backend) if c.can_serve(call, direction) and (among is None or among(c))]
+    times = {c: c.cost(call, direction) for c in serving}
     best = min(times, key=times.__getitem__)
     listed = ", ".join(f"{candidate} {1e6 * time:.0f} µs" for candidate, time in times.items())
     tiles = best.tiles(call, direction)

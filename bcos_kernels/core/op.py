@@ -175,15 +175,17 @@ class Op:
         grads = self._serve_backward(grad, inputs, saved, self.call(inputs, spec), frozen, needs, backend)
         return tuple(grad.new_empty(0) if g is None else g for g in grads)
 
-    def _serve_backward(self, grad, inputs, saved, call, frozen: bool, needs, backend: str) -> tuple:
-        frozen = frozen or call.spec.detach
+    def _serve_backward(self, grad, inputs, saved, call, frozen: bool, needs, backend: str, gradient_map=None) -> tuple:
+        frozen, options = frozen or call.spec.detach, {} if gradient_map is None else {"gradient_map": gradient_map}
         lone = self._without_choice(backend)
         if lone is not None:
-            return lone.backward(grad, inputs, saved, call, None, frozen, needs)
+            return lone.backward(grad, inputs, saved, call, None, frozen, needs, **options)
         direction = "explanation" if frozen and not any(needs[1:]) else "training"
         call = call.of_backward(needs)
         chosen = choice.choose(self, backend, call, direction)
-        return chosen.candidate.backward(grad, inputs, saved, call, chosen.tile, frozen, needs)
+        if gradient_map is not None and not chosen.candidate.takes_gradient_map:
+            chosen = choice.predicted(self, backend, call, direction, lambda candidate: candidate.takes_gradient_map)
+        return chosen.candidate.backward(grad, inputs, saved, call, chosen.tile, frozen, needs, **options)
 
     def _backward_fake(self, grad, *args):
         inputs, _, _, (_, needs, _) = self.parsed_backward(args)
@@ -262,13 +264,36 @@ class Op:
             return self.dispatched(inputs, call.spec, backend)
         return self._serve(inputs, call, backend)
 
-    def backward(self, grad: Tensor, inputs, saved, call, frozen: bool, needs, backend: str) -> tuple:
-        """A gradient for every input, ``None`` where ``needs`` is False; differentiable if the grad mode is on."""
+    def backward(
+        self, grad: Tensor, inputs, saved, call, frozen: bool, needs, backend: str, gradient_map=None
+    ) -> tuple:
+        """A gradient for every input, ``None`` where ``needs`` is False; differentiable if the grad mode is on.
+
+        ``gradient_map`` is what ``grad`` still has to pass before it is the gradient of the first output; see
+        :mod:`bcos_kernels.core.pairs`.
+        """
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or _torch.is_seen((grad, *inputs)):
             grads = self.backward_operator(grad, *inputs, *saved, *call.spec.flat(), frozen, list(needs), backend)
         else:
-            grads = self._serve_backward(grad, inputs, saved, call, frozen, needs, backend)
+            grads = self._serve_backward(grad, inputs, saved, call, frozen, needs, backend, gradient_map)
         return tuple(g if need else None for g, need in zip(grads, needs, strict=True))
+
+    def takes_gradient_map(self, call, backend: str) -> bool:
+        """Whether :meth:`backward` may be given a map for this call."""
+        return call.takes_gradient_map and any(
+            candidate.takes_gradient_map for candidate in self.candidates_of(backend)
+        )
+
+    def gradient_map(
+        self, grad: Tensor, joined: tuple, inputs, saved, call, frozen: bool, needs, backend: str
+    ) -> tuple | None:
+        """The gradients with the map of dx in its place; None where no candidate has one."""
+        for candidate in self.candidates_of(backend):
+            if candidate.gradient_map is not None:
+                return candidate.gradient_map(
+                    grad, inputs, saved, call, frozen or call.spec.detach, needs, joined or (None,)
+                )
+        return None
 
     def second(self, v: Tensor, grad: Tensor, inputs, saved, call, frozen: bool, wanted, backend: str) -> tuple | None:
         """The second derivative as :attr:`Candidate.second` forms it; None where only the reference does."""
@@ -280,11 +305,21 @@ class Op:
         return None
 
     def joined(
-        self, grad: Tensor | None, joined: tuple, inputs, saved, call, frozen: bool, needs, backend: str
+        self,
+        grad: Tensor | None,
+        joined: tuple,
+        inputs,
+        saved,
+        call,
+        frozen: bool,
+        needs,
+        backend: str,
+        gradient_map=None,
     ) -> tuple:
         """A backward that also takes the gradients ``joined`` of the op's intermediates, from :meth:`second`."""
         candidate = next(c for c in self.candidates_of(backend) if c.second is not None)
-        return candidate.backward(grad, inputs, saved, call.of_backward(needs), None, frozen, needs, joined)
+        options = {} if gradient_map is None else {"gradient_map": gradient_map}
+        return candidate.backward(grad, inputs, saved, call.of_backward(needs), None, frozen, needs, joined, **options)
 
 
 def _arguments(inputs: type[NamedTuple]) -> str:

@@ -91,6 +91,10 @@ class Call(call.Call):
         return self.spec.statistics_shape(self.x_shape)
 
     @cached_property
+    def has_gradient_map(self) -> bool:
+        return self.spec.over in ("batch", "all")
+
+    @cached_property
     def intermediates(self) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
         """The variance; none where it is a constant of every derivative."""
         if self.given or self.spec.detach:

@@ -29,20 +29,34 @@ def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
 
 
 def backward(
-    grad: Tensor | None, inputs: Inputs, saved: Outputs, call: Call, tile: None, frozen: bool, needs, joined=(None,)
+    grad: Tensor | None,
+    inputs: Inputs,
+    saved: Outputs,
+    call: Call,
+    tile: None,
+    frozen: bool,
+    needs,
+    joined=(None,),
+    as_map: bool = False,
 ) -> tuple:
     """The gradients of x, weight and bias; one not needed is None. ``frozen`` makes the variance a constant.
 
     ``joined`` holds the gradient of var that :func:`second` returned; beside it ``grad`` may be None. Several gradients
-    of every image, ``[T·N, ...]``, are rows of the dynamic linear map: see ``Candidate.takes_rows``.
+    of every image, ``[T·N, ...]``, are rows of the dynamic linear map: see ``Candidate.takes_rows``. With ``as_map``
+    the map of dx stands in its place: see ``Candidate.gradient_map``.
     """
     if grad is None:
         grad = torch.zeros_like(inputs.x, dtype=call.spec.out_dtype)
     (x, weight, bias, mean, var), saved, call = rows.as_images(grad, inputs, saved, call)
     dx, dweight, dbias = cuda.kernels.norm_backward(
-        grad, x, weight, mean, var, saved.mean, saved.var, *joined, call.spec.native, frozen, list(needs[:3])
+        grad, x, weight, mean, var, saved.mean, saved.var, *joined, call.spec.native, frozen, list(needs[:3]), as_map
     )
     return dx, _like(dweight, weight), _like(dbias, bias), None, None
+
+
+def gradient_map(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: bool, needs, joined) -> tuple:
+    """The gradients with the map of dx in its place."""
+    return backward(grad, inputs, saved, call, None, frozen, needs, joined, as_map=True)
 
 
 def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: bool, wanted) -> tuple:
@@ -61,5 +75,8 @@ def _like(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
 
 BACKEND = Backend("cuda", why_not, interchangeable=True)
 CANDIDATES = (
-    Candidate("cuda", "kernels", forward, backward, cost=traffic.cost, second=second, takes_rows=rows.taken(why_not)),
-)
+    Candidate(
+        "cuda", "kernels", forward, backward, cost=traffic.cost, second=second, gradient_map=gradient_map,
+        takes_rows=rows.taken(why_not),
+    ),
+)  # fmt: skip

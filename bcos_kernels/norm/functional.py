@@ -43,7 +43,7 @@ class _Tensor(NamedTuple):
 def norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None, detach, options
 ) -> Outputs:
-    """y and the statistics; ``options`` are over, groups, centered, eps, out_dtype and backend."""
+    """y and the statistics; ``options`` are over, groups, centered, eps, paired, out_dtype and backend."""
     late = late_mode(detach)
     tensors = tuple(map(_described, ("x", "weight", "bias", "mean", "var"), (x, weight, bias, mean, var)))
     last = not _torch.transformed() and is_channels_last(x)  # vmap does not tell
@@ -77,7 +77,9 @@ def _described(name: str, t: Tensor | None) -> _Tensor | None:
 
 
 @lru_cache(maxsize=4096, typed=True)
-def _plan(tensors: tuple, channels_last: bool, settings: tuple, over, groups, centered, eps, dtype, backend) -> Plan:
+def _plan(
+    tensors: tuple, channels_last: bool, settings: tuple, over, groups, centered, eps, paired, dtype, backend
+) -> Plan:
     """Checks every argument and chooses the backend."""
     x, weight, bias, mean, var = tensors
     autocast, _, detach = settings
@@ -107,6 +109,7 @@ def _plan(tensors: tuple, channels_last: bool, settings: tuple, over, groups, ce
         epsilon("eps", eps),
         detach,
         out_dtype(dtype, x.dtype) or y_dtype,
+        paired,
     )
     call = Call(
         spec, x.device.type, tuple(shape), x.dtype, weight is not None, bias is not None, var is not None,

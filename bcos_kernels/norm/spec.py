@@ -62,6 +62,8 @@ class Spec(call.Spec):
     detach: bool = False
     """The early explanation mode: the forward detaches the variance; the mean is differentiated."""
     out_dtype: torch.dtype = torch.float32
+    paired: bool = False
+    """Whether the B-cos layer before it forms dx; see :mod:`bcos_kernels.core.pairs`."""
 
     saves_output = False
 
@@ -74,5 +76,6 @@ class Spec(call.Spec):
     @cached_property
     def native(self):
         """The same options as an object of the compiled extension."""
-        options = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "detach"}
+        python = ("detach", "paired")
+        options = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in python}
         return extension.load()[0].NormSpec(**options)

@@ -234,6 +234,10 @@ class Call(call.Call):
         norm_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         return ((self.batch, self.groups, *size), norm_dtype), ((self.batch, self.outputs, *size), self.out_dtype)
 
+    @cached_property
+    def takes_gradient_map(self) -> bool:
+        return self.power == 2
+
     def has_second(self, frozen: bool) -> bool:
         return not self.tensor_b
 

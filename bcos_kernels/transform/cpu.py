@@ -31,17 +31,28 @@ def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
 
 
 def backward(
-    grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: None, frozen: bool, needs, joined=(None, None)
+    grad: Tensor,
+    inputs: Inputs,
+    saved: Outputs,
+    call: Call,
+    tile: None,
+    frozen: bool,
+    needs,
+    joined=(None, None),
+    gradient_map=None,
 ) -> tuple:
     """The gradients of x, weight, bias and b; one not needed is None. ``frozen`` makes the scale a constant.
 
     ``joined`` holds the gradients of n and l that :func:`second` returned; beside them ``grad`` may be None. Several
     gradients of every image, ``[T·N, ...]``, are rows of the dynamic linear map: see ``Candidate.takes_rows``.
+    ``gradient_map`` is what ``grad`` still has to pass: see ``Candidate.takes_gradient_map``.
     """
     if grad is None:
         grad = torch.zeros_like(joined[1])
     x, weight, _, tensor_b = inputs
-    return _C.transform_backward(grad, x, weight, tensor_b, *saved, *joined, call.spec.native, frozen, list(needs))
+    return _C.transform_backward(
+        grad, x, weight, tensor_b, *saved, *joined, gradient_map, call.spec.native, frozen, list(needs)
+    )
 
 
 def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: bool, wanted) -> tuple:
@@ -55,4 +66,8 @@ def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, 
 
 
 BACKEND = Backend("cpu", why_not)
-CANDIDATES = (Candidate("cpu", "kernels", forward, backward, second=second, takes_rows=lambda call, rows: True),)
+CANDIDATES = (
+    Candidate(
+        "cpu", "kernels", forward, backward, second=second, takes_gradient_map=True, takes_rows=lambda call, rows: True
+    ),
+)

@@ -46,15 +46,17 @@ def backward(
     frozen: bool,
     needs,
     joined=(None, None),
+    gradient_map: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """The gradients of x, weight, bias and b; one not needed is None. ``frozen`` makes the scale a constant.
 
-    ``joined`` holds the gradients of n and l that :func:`second` returned.
+    ``joined`` holds the gradients of n and l that :func:`second` returned. ``gradient_map`` is what ``grad`` still has
+    to pass, for candidates that take it.
     """
     x, weight, _, tensor_b = inputs
     return cuda.kernels.transform_backward(
-        grad, x, weight, tensor_b, *saved, *joined, call.spec.native, frozen, list(needs), candidate, tile == LARGE,
-        call.tf32,
+        grad, x, weight, tensor_b, *saved, *joined, gradient_map, call.spec.native, frozen, list(needs), candidate,
+        tile == LARGE, call.tf32,
     )  # fmt: skip
 
 

@@ -37,10 +37,10 @@ def candidate(
             return outputs
         return tuple(t.contiguous() for t in outputs)
 
-    def backward_as_given(grad: Tensor | None, inputs: Inputs, *rest) -> tuple[Tensor | None, ...]:
+    def backward_as_given(grad: Tensor | None, inputs: Inputs, *rest, **options) -> tuple[Tensor | None, ...]:
         if grad is None:  # there are only the gradients of n and l, the last argument
             grad = torch.zeros_like(rest[-1][1])
-        dx, *others = backward(grad, inputs, *rest)
+        dx, *others = backward(grad, inputs, *rest, **options)
         return _as_given(dx, inputs.x), *others
 
     def second_as_given(v: Tensor, grad: Tensor, inputs: Inputs, saved, call: Call, frozen: bool, wanted) -> tuple:

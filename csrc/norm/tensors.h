@@ -24,10 +24,14 @@ struct Saved {
 
 struct Needs {
   bool x, weight, bias;
+  bool map = false;  // the map of dx in place of dx: for statistics that the images share, over channels
 };
 
 struct Gradients {
   OptionalTensor x, weight, bias;  // those of weight and bias in the type of sums
+  // [4, C] in the type of sums, of_grad, of_x, mean and offset of each channel:
+  // dx = grad of_grad + (x - mean) of_x + offset.
+  OptionalTensor map = {};
 };
 
 // Which gradients of a second derivative are asked for beside that of grad.

@@ -21,6 +21,11 @@ struct Saved {
   at::Tensor grad, x, weight, y, n, l, winner;
   OptionalTensor b;
   at::Tensor dn = {}, dl = {};  // what a second derivative adds to the gradients of n and l; often undefined
+  // [4, outputs] in the type of sums, often undefined: of_grad, of_y, mean and offset of each output. The
+  // gradient of y is then grad of_grad + (y - mean) of_y + offset.
+  at::Tensor map = {};
+
+  void apply_map();  // forms the gradient of y in a pass of its own, and drops the map
 
   bool norm_gradient(const Call& call) const {  // whether dx has a part through the norm
     return dn.defined() || call.norm_gradient();

@@ -150,7 +150,7 @@ def one_by_one(model: Any, x: Tensor, classes: list[Tensor]) -> None:
 
 
 def further(model: nn.Module, x: Tensor, classes: list[Tensor], at_once: bool) -> Callable[[], object]:
-    """A call that forms dx of the logits of the classes ``[N]`` from a graph that is kept; ``at_once``, as ours does."""
+    """A call that forms dx of logits of the classes ``[N]``, ``at_once`` as ours does, from a graph that is kept."""
     x = x.detach().requires_grad_()
     with explanation_mode(model):
         y = logits(model, x)

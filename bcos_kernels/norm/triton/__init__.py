@@ -44,6 +44,10 @@ def _backward(grad, inputs, saved, call: Call, tile: None, frozen: bool, needs, 
     return _kernels().backward(grad, inputs, saved, call, frozen, needs, joined)
 
 
+def _gradient_map(grad, inputs, saved, call: Call, frozen: bool, needs, joined):
+    return _kernels().backward(grad, inputs, saved, call, frozen, needs, joined, as_map=True)
+
+
 def _second(v, grad, inputs, saved, call: Call, frozen: bool, wanted):
     dgrad, dweight, dvar = _kernels().second(v, grad, inputs, saved, call, wanted[2])
     return dgrad, None, dweight, None, None, None, *(() if dvar is None else (dvar,))
@@ -52,6 +56,7 @@ def _second(v, grad, inputs, saved, call: Call, frozen: bool, wanted):
 BACKEND = Backend("triton", why_not, interchangeable=True)
 CANDIDATES = (
     Candidate(
-        "triton", "kernels", _forward, _backward, cost=traffic.cost, second=_second, takes_rows=rows.taken(why_not)
+        "triton", "kernels", _forward, _backward, cost=traffic.cost, second=_second, gradient_map=_gradient_map,
+        takes_rows=rows.taken(why_not),
     ),
-)
+)  # fmt: skip

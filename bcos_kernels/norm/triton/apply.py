@@ -12,7 +12,7 @@ from .arguments import counted, owner
 from .formula import inverse_std, normalized, of_all, of_var, of_x
 from .place import of_owner, offsets, part_of, per_channel
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "gradient_map"]
 
 
 @triton.jit
@@ -72,6 +72,37 @@ def norm_bwd_kernel(
     tl.store(dx_ptr + at, cast(dx, dx_ptr.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def norm_map_kernel(
+    gamma_ptr, mean_ptr, var_ptr, dvar_ptr, products_ptr, grads_ptr, map_ptr, channels, group_channels, count, eps,
+    BY_CHANNEL: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """map [4, channels]: of_grad, of_x, mean and offset, with which dx = grad · of_grad + (x − mean) · of_x + offset.
+
+    The arguments are those of :func:`norm_bwd_kernel`.
+    """
+    channel = tl.program_id(0) * BN + tl.arange(0, BN)
+    inside = channel < channels
+    image = tl.program_id(0) * 0
+    r = inverse_std(of_owner(var_ptr, image, channel, channels, 0, group_channels, 1.0), eps)
+    gamma = per_channel(gamma_ptr, channel, channels, 1.0)
+    last = gamma * r if BY_CHANNEL else r
+    mean = of_owner(mean_ptr, image, channel, channels, 0, group_channels, 0.0)
+    from_mean = tl.zeros((BN,), tl.float32)
+    if products_ptr is not None:
+        products = of_owner(products_ptr, image, channel, channels, 0, group_channels, 0.0)
+        from_mean = of_x(r, products, count) * last
+    if dvar_ptr is not None:
+        from_mean += of_var(of_owner(dvar_ptr, image, channel, channels, 0, group_channels, 0.0), count)
+    offset = tl.zeros((BN,), tl.float32)
+    if grads_ptr is not None:
+        offset = of_all(of_owner(grads_ptr, image, channel, channels, 0, group_channels, 0.0), count) * last
+    tl.store(map_ptr + channel, gamma * r, mask=inside)
+    tl.store(map_ptr + channels + channel, from_mean, mask=inside)
+    tl.store(map_ptr + 2 * channels + channel, mean, mask=inside)
+    tl.store(map_ptr + 3 * channels + channel, offset, mask=inside)
+
+
 def forward(call: Call, x: Tensor, gamma, beta, mean, var, y: Tensor) -> None:
     """Writes y, dense as x is."""
     m, n = tiles.tile(seen := tiles.view(call))
@@ -93,3 +124,16 @@ def backward(call: Call, grad: Tensor, x: Tensor, gamma, mean, var, dvar, produc
         *seen[1:], parts, *owner(call), counted(call), call.spec.eps,
         BY_CHANNEL=owner(call)[1] == 1 and call.spec.over != "group", BM=m, BN=n,
     )  # fmt: skip
+
+
+def gradient_map(call: Call, gamma, mean, var, dvar, products, grads, found: Tensor) -> None:
+    """Writes the map of dx, ``[4, C]``, where all images share the statistics."""
+    shared = owner(call)[1]
+    launch(
+        norm_map_kernel, (cdiv(call.channels, _MAPPED),),
+        gamma, mean, var, dvar, products, grads, found, call.channels, shared, counted(call), call.spec.eps,
+        BY_CHANNEL=shared == 1, BN=_MAPPED,
+    )  # fmt: skip
+
+
+_MAPPED = 128  # channels of a program that writes their map

@@ -36,12 +36,20 @@ def forward(inputs: Inputs, call: Call) -> tuple[Tensor, ...]:
 
 
 def backward(
-    grad: Tensor | None, inputs: Inputs, saved: Outputs, call: Call, frozen: bool, needs, joined: tuple = (None,)
+    grad: Tensor | None,
+    inputs: Inputs,
+    saved: Outputs,
+    call: Call,
+    frozen: bool,
+    needs,
+    joined: tuple = (None,),
+    as_map: bool = False,
 ) -> tuple:
     """The gradients of x, weight and bias; one not needed is None. ``frozen`` makes the variance a constant.
 
     ``joined`` holds the gradient of var that :func:`second` returned; beside it ``grad`` may be None. Several gradients
-    of every image, ``[T·N, ...]``, are rows of the dynamic linear map: see ``Candidate.takes_rows``.
+    of every image, ``[T·N, ...]``, are rows of the dynamic linear map: see ``Candidate.takes_rows``. With ``as_map``
+    the map of dx stands in its place: see ``Candidate.gradient_map``.
     """
     if grad is None:
         grad = torch.zeros_like(inputs.x, dtype=call.spec.out_dtype)
@@ -55,16 +63,17 @@ def backward(
         x, grad, gamma = dense(given, call), dense(grad, call), vector(weight)
         mean, var = (vector(mean), vector(var)) if call.given else saved[1:]
         dvar = vector(joined[0])
-        dx, frozen = torch.empty_like(x) if needs_x else None, frozen or call.given
+        dx, frozen = torch.empty_like(x) if needs_x and not as_map else None, frozen or call.given
         if call.spec.over == "position":
             found = positions.backward(call, grad, x, gamma, mean, var, dvar, frozen, dx, any(others))
         else:
-            found = _backward_of_others(grad, x, gamma, mean, var, dvar, call, frozen, any(others), dx)
+            dx = x.new_empty(4, call.channels, dtype=torch.float32) if as_map else dx
+            found = _backward_of_others(grad, x, gamma, mean, var, dvar, call, frozen, any(others), dx, as_map)
         dgamma, dbeta = (
             t.to(like.dtype) if need and t is not None and like is not None else None
             for t, like, need in zip(found or (None, None), (weight, bias), others, strict=True)
         )
-    return None if dx is None else as_given(dx, given), dgamma, dbeta, None, None
+    return dx if dx is None or as_map else as_given(dx, given), dgamma, dbeta, None, None
 
 
 def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, wanted) -> tuple:
@@ -106,9 +115,10 @@ def _second_of_others(grad: Tensor, v: Tensor, gamma, var, call: Call, summed: b
 
 
 def _backward_of_others(
-    grad: Tensor, x: Tensor, gamma, mean, var, dvar, call: Call, frozen: bool, summed: bool, dx: Tensor | None
-) -> sums.Sums | None:
-    """Writes dx unless it is None; with ``summed`` returns the sums of each channel."""
+    grad: Tensor, x: Tensor, gamma, mean, var, dvar, call: Call, frozen: bool, summed: bool, dx: Tensor | None,
+    as_map: bool,
+) -> sums.Sums | None:  # fmt: skip
+    """Writes dx, or its map, unless it is None; with ``summed`` returns the sums of each channel."""
     spec, shared = call.spec, owner(call)[1]
     moves = spec.centered and not call.given
     channels: sums.Sums | None = None
@@ -118,9 +128,8 @@ def _backward_of_others(
         products = grads = None
         if channels is not None:
             products, grads = sums.of_groups(call, channels, gamma) if shared > 1 or spec.over == "group" else channels
-        apply.backward(
-            call, grad, x, gamma, mean, var, dvar, None if frozen else products, grads if moves else None, dx
-        )  # fmt: skip
+        of = gamma, mean, var, dvar, None if frozen else products, grads if moves else None
+        apply.gradient_map(call, *of, dx) if as_map else apply.backward(call, grad, x, *of, dx)
     if channels is not None and summed and spec.over == "group":
         return sums.folded(channels)
     return channels

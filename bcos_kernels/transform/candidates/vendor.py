@@ -46,9 +46,11 @@ def _triton_forward(inputs, call: Call, tile):
     return kernels.forward(kernels.vendor_forward, inputs, call, tile)
 
 
-def _triton_backward(grad, inputs, saved, call: Call, tile, frozen: bool, needs, joined=()):
+def _triton_backward(grad, inputs, saved, call: Call, tile, frozen: bool, needs, joined=(), gradient_map=None):
     kernels = triton.kernels()
-    return kernels.backward(kernels.vendor_backward, grad, inputs, saved, call, tile, frozen, needs, joined)
+    return kernels.backward(
+        kernels.vendor_backward, grad, inputs, saved, call, tile, frozen, needs, joined, gradient_map
+    )
 
 
 def _triton_second(*args):
@@ -58,10 +60,10 @@ def _triton_second(*args):
 CANDIDATES = (
     candidate(
         "cuda", NAME, partial(cuda.forward, NAME), partial(cuda.backward, NAME), cost=_cost,
-        second=partial(cuda.second, NAME), takes_rows=cuda.takes_rows,
+        second=partial(cuda.second, NAME), takes_gradient_map=True, takes_rows=cuda.takes_rows,
     ),
     candidate(
         "triton", NAME, _triton_forward, _triton_backward, cost=_cost,
-        second=_triton_second, takes_rows=triton.takes_rows,
+        second=_triton_second, takes_gradient_map=True, takes_rows=triton.takes_rows,
     ),
 )  # fmt: skip

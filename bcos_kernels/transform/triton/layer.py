@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,12 +50,13 @@ def backward(
     frozen: bool,
     needs,
     joined: tuple = (),
+    gradient_map: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """(dx, dweight, dbias, db); a gradient not needed is None. ``frozen`` makes the scale a constant.
 
-    ``products(call, grad, x, weights, b, saved, frozen, needs, tile, *joined)`` returns dx, partial sums of the
-    gradient of the products' weights, dbias and db. ``joined`` holds the gradients of n and l that :func:`second`
-    returned, if any.
+    ``products(call, grad, x, weights, b, saved, frozen, needs, tile)`` returns dx, partial sums of the gradient of the
+    products' weights, dbias and db. ``joined`` holds the gradients of n and l that :func:`second` returned, if any, and
+    ``gradient_map`` what ``grad`` still has to pass; ``products`` has arguments of their names where they are given.
     """
     x, weight, _, b = inputs
     if call.in_pixels == 0 or call.pixels == 0:
@@ -69,7 +71,10 @@ def backward(
         weight = weight_norm.dense(_image(weight))
         weights = weight_norm.prepare(call, weight)
         frozen = frozen or call.power == 1
-        dx, partial, dbias, db = products(call, grad, x, weights, b, saved, frozen, needs, tile, *joined)
+        given: dict[str, Any] = {"joined": joined} if joined else {}
+        if gradient_map is not None:
+            given["gradient_map"] = gradient_map.contiguous()
+        dx, partial, dbias, db = products(call, grad, x, weights, b, saved, frozen, needs, tile, **given)
         dweight = weight_norm.gradient(call, partial, weight, weights) if needs[1] else None
         dbias = None if dbias is None else dbias.to(weight.dtype)
         db = None if db is None or b is None else db.to(b.dtype)
@@ -125,10 +130,8 @@ def one_pass_forward(call: Call, x: Tensor, weights: Weights, bias, b, out: Outp
     implicit_gemm.forward(call, x, weights, bias, b, out, tile or tiles.tiles(call, "forward", given=False)[0])
 
 
-def vendor_backward(
-    call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, tile: None, *joined: Tensor
-):
-    u, t, db = _scale(call, grad, x, weights, b, saved, frozen, needs, *joined)
+def vendor_backward(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, tile: None, **given):
+    u, t, db = _scale(call, grad, x, weights, b, saved, frozen, needs, **given)
     dx, partial, dbias = vendor.gradients(call, u, x, weights.operand, needs)
     if needs[0] and t is not None:
         patch_norm.add_gradient(call, dx, x, t)
@@ -151,8 +154,8 @@ def one_pass_backward(call: Call, grad, x, weights: Weights, b, saved: Outputs, 
     return *_products(call, source, x, weights, needs, tile), None
 
 
-def semi_backward(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, tile):
-    u, t, db = _scale(call, grad, x, weights, b, saved, frozen, needs)
+def semi_backward(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, tile, **given):
+    u, t, db = _scale(call, grad, x, weights, b, saved, frozen, needs, **given)
     source = gradients.Source(u, t, grad, saved.y, saved.n, frozen)
     tile = tile or tiles.tiles(call, "training", given=True)[0]
     return *_products(call, source, x, weights, needs, tile), db
@@ -167,10 +170,10 @@ def _products(call: Call, source: gradients.Source, x: Tensor, weights: Weights,
     return dx, partial, dbias
 
 
-def _scale(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, *joined: Tensor):
+def _scale(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, **given):
     """u, t and db, formed by one kernel."""
     v, n = _saved(call, x, saved)
-    return scale.backward(call, grad, v, saved.winner, n, weights, b, frozen, needs[3], *joined)
+    return scale.backward(call, grad, v, saved.winner, n, weights, b, frozen, needs[3], **given)
 
 
 def _saved(call: Call, x: Tensor, saved: Outputs) -> tuple[Tensor | None, Tensor | None]:

@@ -58,7 +58,7 @@ def scale_fwd_kernel(
 
 @triton.jit
 def scale_bwd_kernel(
-    grad_ptr, v_ptr, winner_ptr, n_ptr, alpha_ptr, b_ptr, dl_ptr, dn_ptr, u_ptr, t_ptr, db_ptr,
+    grad_ptr, v_ptr, winner_ptr, n_ptr, alpha_ptr, b_ptr, dl_ptr, dn_ptr, map_ptr, u_ptr, t_ptr, db_ptr,
     rows, scales, OG, b_minus_1, cos_eps, eps_outside,
     G: tl.constexpr, MAX_OUT: tl.constexpr, POWER: tl.constexpr, TENSOR_B: tl.constexpr, EXACT_TWO: tl.constexpr,
     ALPHA: tl.constexpr, FROZEN: tl.constexpr, JOINS: tl.constexpr, WITH_DB: tl.constexpr, EXACT: tl.constexpr,
@@ -69,7 +69,8 @@ def scale_bwd_kernel(
     grad is [rows, OG]; winner and v (y where b = 2, else l) are [scales, OG], and n is [scales] fp32. They are those of
     ``scales`` rows, of which each has ``rows // scales`` gradients. With ``FROZEN`` s is a constant. With
     ``JOINS`` the gradients dl [rows, OG] and dn [rows] fp32 of a second derivative are added to those at l and n. t is
-    not written where it would be 0.
+    not written where it would be 0. map [4, G·OG] fp32, which may be None where v is y, is what grad still has to pass:
+    grad · map[0] + (y − map[2]) · map[1] + map[3].
     """
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     known = row < rows
@@ -91,6 +92,12 @@ def scale_bwd_kernel(
         v = tl.zeros((BM, BN), tl.float32)
         if POWER != 1:
             v = tl.load(v_ptr + held, mask=inside, other=0.0).to(tl.float32)
+        if map_ptr is not None:
+            output = map_ptr + (row % G * OG)[:, None] + column[None, :]
+            of_grad = tl.load(output, mask=inside, other=0.0)
+            of_y = tl.load(output + G * OG, mask=inside, other=0.0)
+            from_mean = v - tl.load(output + 2 * G * OG, mask=inside, other=0.0)
+            grad = grad * of_grad + from_mean * of_y + tl.load(output + 3 * G * OG, mask=inside, other=0.0)
         dl, dn = partials(v, inv_n, b_minus_1, cos_eps, POWER, FROZEN, EXACT)
         if not FROZEN:
             total += tl.sum(grad * dn, axis=1)
@@ -131,15 +138,17 @@ def forward(call: Call, z: Tensor, weights, bias, n, b, out) -> None:
 
 
 def backward(
-    call: Call, grad: Tensor, v: Tensor | None, winner, n, weights, b, frozen: bool, with_db: bool, dn=None, dl=None
-):
+    call: Call, grad: Tensor, v: Tensor | None, winner, n, weights, b, frozen: bool, with_db: bool,
+    joined: tuple = (None, None), gradient_map: Tensor | None = None,
+):  # fmt: skip
     """u ``[T·N, F, OH, OW]``, t ``[N, G, OH, OW]`` and db; v is y where b = 2, else l.
 
     T is the number of gradients of each image in ``grad``, which is 1 unless ``frozen``.
 
-    dn and dl are what a second derivative adds to the gradients of n and l. t is None if ``frozen`` without them, and
-    db is None unless ``with_db``.
+    ``joined`` is what a second derivative adds to the gradients of n and l, and ``gradient_map`` what ``grad`` still
+    has to pass. t is None if ``frozen`` without the former, and db is None unless ``with_db``.
     """
+    dn, dl = joined
     m, columns = row_tile(call.group_outputs)
     scales = call.pixels * call.groups
     given = call.of_rows(len(grad) // call.batch)
@@ -150,7 +159,8 @@ def backward(
     t = None if frozen and not joins else image(call, call.groups, torch.float32, grad)
     db = torch.empty(programs, dtype=torch.float32, device=grad.device) if with_db else None
     launch(
-        scale_bwd_kernel, (programs,), grad, v, winner, n, weights.alpha, b, dl, dn, u, t, db,
+        scale_bwd_kernel, (programs,),
+        grad, v, winner, n, weights.alpha, b, dl, dn, gradient_map, u, t, db,
         rows, scales, call.group_outputs, call.b_minus_1, call.cos_eps, call.norm_eps[1],
         G=call.groups, MAX_OUT=call.max_out, **formula(call), ALPHA=weights.alpha is not None, FROZEN=frozen,
         JOINS=joins, WITH_DB=with_db, BM=m, BN=columns,

@@ -146,7 +146,7 @@ Gradients gradients(const Groups& groups, const Saved& saved, const at::Tensor& 
   const PerChannel<A> gamma(saved.weight, 1, C);
   const A *means = pointer<A>(saved.mean), *vars = pointer<A>(saved.var);
   Constants<A> k(6, groups.sets() * C);
-  A *mean = k[0], *shift = k[1], *r = k[2], *of_grad = k[3], *of_x = k[4], *offset = k[5];
+  A *of_grad = k[0], *of_x = k[1], *mean = k[2], *offset = k[3], *shift = k[4], *r = k[5];
   groups.each([&](int64_t set, int64_t group, int64_t first, int64_t last) {
     for (int64_t c = first; c < last; c++) {
       const int64_t from = statistic(call, set, group, c), to = set * C + c;
@@ -168,7 +168,7 @@ Gradients gradients(const Groups& groups, const Saved& saved, const at::Tensor& 
     if (needs.weight) found.weight = as_gradient<A>(dgamma.data(), C);
     if (needs.bias) found.bias = as_gradient<A>(dbeta.data(), C);
   }
-  if (!needs.x) return found;
+  if (!needs.x && !needs.map) return found;
   const A* dvars = pointer<A>(saved.dvar);
   groups.each([&](int64_t set, int64_t group, int64_t first, int64_t last) {
     const double of_dvar =
@@ -186,6 +186,11 @@ Gradients gradients(const Groups& groups, const Saved& saved, const at::Tensor& 
       of_grad[to] = A(g.of_grad), of_x[to] = A(g.of_x + of_dvar), offset[to] = A(g.offset);
     }
   });
+  if (needs.map) {
+    found.map = at::empty({4, C}, x.options().dtype(accumulate_type(call.dtype)));
+    std::copy_n(of_grad, 4 * C, mutable_pointer<A>(*found.map));
+    return found;
+  }
   found.x = at::empty_like(x);
   if (through_statistics || dvars) {
     const InputGradient<T, U> pass{

@@ -82,6 +82,26 @@ __global__ void __launch_bounds__(kThreads, kBlocks) channel_sums_kernel(const C
   }
 }
 
+__device__ __forceinline__ Gradient<float> gradient_of(const GradientPass& p, int64_t set, float gamma) {
+  const bool constant = p.sums == nullptr;  // mean and variance
+  const Sums sums = constant ? Sums{} : p.sums[set];
+  Gradient<float> of = gradient(r_of(p.statistics, set), gamma, sums.products, sums.grads, p.count,
+                                p.statistics.centered && !constant, p.frozen || constant);
+  if (p.dvar != nullptr) of.of_x += of_var(p.dvar[set], p.count);
+  return of;
+}
+
+__global__ void __launch_bounds__(kThreads) gradient_map_kernel(const GradientPass p) {
+  const int C = p.shape.C, channel = int(blockIdx.x) * kThreads + int(threadIdx.x);
+  if (channel >= C) return;
+  const int64_t set = p.shape.set_of(0, channel);
+  const Gradient<float> of = gradient_of(p, set, value_of(p.weight, channel, 1));
+  p.map[channel] = of.of_grad;
+  p.map[C + channel] = of.of_x;
+  p.map[2 * C + channel] = p.statistics.mean != nullptr ? p.statistics.mean[set] : 0.f;
+  p.map[3 * C + channel] = of.offset;
+}
+
 template <typename T, bool PLANES, int V>
 __global__ void __launch_bounds__(kThreads, kBlocks) input_gradient_kernel(const Shared<GradientPass> s) {
   const GradientPass& p = s.p;
@@ -95,11 +115,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) input_gradient_kernel(const
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     const int64_t set = walk.set(k);
-    const bool constant = p.sums == nullptr;  // mean and variance
-    const Sums sums = constant ? Sums{} : p.sums[set];
-    of[k] = gradient(r_of(p.statistics, set), gamma[k], sums.products, sums.grads, p.count,
-                     p.statistics.centered && !constant, p.frozen || constant);
-    if (p.dvar != nullptr) of[k].of_x += of_var(p.dvar[set], p.count);
+    of[k] = gradient_of(p, set, gamma[k]);
     if (p.x != nullptr) mean[k] = p.statistics.mean[set];
   }
   walk.template for_each<kPlaces>([&](const auto& addresses) {
@@ -147,6 +163,12 @@ cudaError_t channel_sums(const ChannelSums& p, cudaStream_t stream) {
   if (!is_known(p.weight.dtype)) return cudaErrorInvalidValue;
   return start(channel_sums_kernel, dim3(ceil_div(p.shape.C, kColumns)), kThreads, kShared<RunningSums<1>>, p,
                stream);
+}
+
+cudaError_t gradient_map(const GradientPass& p, cudaStream_t stream) {
+  if (is_empty(p.shape)) return cudaSuccess;
+  if (!is_known(p.weight.dtype)) return cudaErrorInvalidValue;
+  return start(gradient_map_kernel, dim3(ceil_div(p.shape.C, kThreads)), kThreads, 0, p, stream);
 }
 
 cudaError_t input_gradient(const GradientPass& p, cudaStream_t stream) {

@@ -24,6 +24,8 @@ cudaError_t sums(const SumsPass& p, cudaStream_t stream);
 cudaError_t set_sums(const SetSums& p, cudaStream_t stream);
 cudaError_t channel_sums(const ChannelSums& p, cudaStream_t stream);
 cudaError_t input_gradient(const GradientPass& p, cudaStream_t stream);
+// Writes map in place of dx: of_grad, of_x, mean and offset of every channel, where all images share a set.
+cudaError_t gradient_map(const GradientPass& p, cudaStream_t stream);
 
 // Statistics at positions.
 

@@ -130,6 +130,7 @@ struct GradientPass {
   Dtype dtype;                  // of x and dx
   Dtype out_dtype;              // of grad: as x, or fp32
   const float* dvar = nullptr;  // [sets]: what a second derivative adds to the gradient of var
+  float* map = nullptr;         // [4, C], for gradient_map
 };
 
 // Norms at positions: one set for each row, which are the C channels at a position. N * P and N * C are below

@@ -61,9 +61,11 @@ void set_joined(const Call& call, const OptionalTensor& dvar, Saved& saved) {
   saved.dvar = dvar->contiguous();
 }
 
-Needs make_needs(const std::vector<bool>& needs) {
+Needs make_needs(const Call& call, const std::vector<bool>& needs, bool as_map) {
   TORCH_CHECK_VALUE(needs.size() == 3, "needs has ", needs.size(), " values, allowed: 3");
-  return {needs[0], needs[1], needs[2]};
+  TORCH_CHECK_VALUE(!as_map || call.has_map(), "as_map is true, allowed: false, because over='",
+                    call.spec.over_name(), "' has no constants of a channel that all images share");
+  return {needs[0] && !as_map, needs[1], needs[2], needs[0] && as_map};
 }
 
 Forward pack(const Outputs& outputs, const at::Tensor& x) {
@@ -74,7 +76,7 @@ Forward pack(const Outputs& outputs, const at::Tensor& x) {
 }
 
 Backward pack(Gradients&& gradients) {
-  return {gradients.x, gradients.weight, gradients.bias};
+  return {gradients.map ? gradients.map : gradients.x, gradients.weight, gradients.bias};
 }
 
 SecondOrder pack(const Second& second) {

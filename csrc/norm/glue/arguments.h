@@ -8,7 +8,8 @@
 namespace bcos::norm::glue {
 
 using Forward = std::tuple<at::Tensor, at::Tensor, at::Tensor>;               // y, mean, var
-using Backward = std::tuple<OptionalTensor, OptionalTensor, OptionalTensor>;  // dx, dweight, dbias
+// dx or its map, dweight, dbias
+using Backward = std::tuple<OptionalTensor, OptionalTensor, OptionalTensor>;
 using SecondOrder = std::tuple<at::Tensor, OptionalTensor, OptionalTensor>;  // gradients of grad, weight, var
 
 // Checks the inputs of a call.
@@ -21,7 +22,8 @@ Saved make_saved(const Call& call, const Inputs& inputs, const at::Tensor& grad,
 // Adds what a second derivative returned for var, if it did.
 void set_joined(const Call& call, const OptionalTensor& dvar, Saved& saved);
 
-Needs make_needs(const std::vector<bool>& needs);
+// `as_map`: dx is asked for as its map.
+Needs make_needs(const Call& call, const std::vector<bool>& needs, bool as_map);
 
 // Statistics that were given become empty tensors: the schema of an operator has no optional outputs.
 Forward pack(const Outputs& outputs, const at::Tensor& x);

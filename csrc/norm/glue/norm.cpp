@@ -21,14 +21,14 @@ Forward forward(const at::Tensor& x, const OptionalTensor& weight, const Optiona
 Backward backward(const at::Tensor& grad, const at::Tensor& x, const OptionalTensor& weight,
                   const OptionalTensor& mean, const OptionalTensor& var, const at::Tensor& saved_mean,
                   const at::Tensor& saved_var, const OptionalTensor& dvar, const Spec& spec, bool frozen,
-                  const std::vector<bool>& needs) {
+                  const std::vector<bool>& needs, bool as_map) {
   const PlainAten guard;
   const Inputs inputs{x, weight, std::nullopt, mean, var};
   Call call = make_call(kCpu, spec, inputs);
   call.frozen = frozen;
   auto saved = make_saved(call, inputs, grad, saved_mean, saved_var);
   set_joined(call, dvar, saved);
-  return pack(cpu::backward(call, saved, make_needs(needs)));
+  return pack(cpu::backward(call, saved, make_needs(call, needs, as_map)));
 }
 
 SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor& x,

@@ -11,11 +11,11 @@ Forward forward(const at::Tensor& x, const OptionalTensor& weight, const Optiona
 
 // -> dx, dweight, dbias, none where not needed; the latter two in the type of sums. `mean` and `var` are the
 // given statistics, `saved_mean` and `saved_var` those that the forward returned. `frozen`: the variance is a
-// constant of this derivative.
+// constant of this derivative. `as_map`: in place of dx, the map of Gradients.
 Backward backward(const at::Tensor& grad, const at::Tensor& x, const OptionalTensor& weight,
                   const OptionalTensor& mean, const OptionalTensor& var, const at::Tensor& saved_mean,
                   const at::Tensor& saved_var, const OptionalTensor& dvar, const Spec& spec, bool frozen,
-                  const std::vector<bool>& needs);
+                  const std::vector<bool>& needs, bool as_map);
 
 // The gradients of <v, dx>, where dx is what a frozen backward returns for x -> those of grad, weight and
 // var, which a backward takes as dvar. `needs` is for weight and var.

@@ -102,6 +102,7 @@ Gradients conv2d_backward(const Call& call, const Saved& given, const Needs& nee
     return out;
   };
   bool small_norm = false;
+  if (by_depthwise || !takes_map(call, needs)) saved.apply_map();
   if (by_depthwise) {
     auto out = depthwise_backward(call, saved, needs, small_norm);
     if (!small_norm || !loses_l(call, saved.x)) return as_given(std::move(out));

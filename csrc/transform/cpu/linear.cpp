@@ -86,6 +86,7 @@ Gradients linear_backward(const Call& call, const Saved& given, const Needs& nee
   for (auto* t : {&saved.grad, &saved.x, &saved.weight, &saved.y, &saved.n, &saved.l, &saved.winner,
                   &saved.dn, &saved.dl})
     if (t->defined()) *t = t->contiguous();
+  if (!takes_map(call, needs)) saved.apply_map();
   if (replaces_y(call, saved, [&](const at::Tensor& w) { return at::linear(saved.x, w.to(call.dtype)); }))
     return linear_backward(with_l(call), saved, needs);
 

@@ -24,6 +24,7 @@ template <typename F>
 bool replaces_y(const Call& call, Saved& saved, F&& product) {
   if (call.power != Power::Two || !holds_small_norm(call, saved.n) || !loses_l(call, saved.x)) return false;
   const auto z = product(call.spec.unit ? unit_weight(saved.weight) : saved.weight);
+  saved.apply_map();
   saved.l = recover_l(call, saved, z).contiguous(saved.y.suggest_memory_format());
   saved.y = at::Tensor();
   return true;

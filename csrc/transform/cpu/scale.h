@@ -42,6 +42,7 @@ struct ScaleBackward {
   int64_t max_out;
   Power power;
   Constants<A> k;
+  const A* map = nullptr;  // [4, outputs] of Saved, for b = 2 without max_out; null: grad is that of y itself
 };
 
 // dx += x * r with one r for each pixel and group

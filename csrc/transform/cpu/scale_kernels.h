@@ -122,15 +122,21 @@ BCOS_INLINE bool forward(const ScaleForward<T, U>& f, int64_t begin, int64_t end
   return finite;
 }
 
+// What a backward does beside forming u and t.
+enum class Beside { Nothing, Bias, Map };  // adds up dbias, or forms the gradient of y first
+
 // Returns the row's sum of grad * dy/dn, or adds each element's to t (PerNorm).
-template <Power P, bool Max, bool PerNorm, bool PerFilter, bool Bias, typename T, typename U, typename A>
+template <Power P, bool Max, bool PerNorm, bool PerFilter, Beside B, typename T, typename U, typename A>
 BCOS_INLINE A backward_row(const ScaleBackward<T, U>& f, int64_t u0, int64_t u_stride, int64_t filter_stride,
                            int64_t y0, const Accumulate<T>* n, Accumulate<T>* t, int64_t filter, int64_t size,
                            const Constants<A>& k) {
-  constexpr bool normed = P != Power::One;
+  constexpr bool normed = P != Power::One, Bias = B == Beside::Bias;
   const int64_t max_out = Max ? f.max_out : 1;
   const int64_t stride = Max ? u_stride : 1;
   const int64_t step = PerFilter ? max_out : 0;
+  const int64_t outputs = f.tiling.groups * f.tiling.per_group;
+  const A *of_grad = shift(f.map, filter), *of_y = shift(of_grad, outputs), *mean = shift(of_y, outputs),
+          *offset = shift(mean, outputs);
   const U *grad = f.grad + y0, *y = shift(f.y, y0), *l = shift(f.l, y0);
   const uint8_t* winner = shift(f.winner, y0);
   const A* alpha = f.alpha + filter;
@@ -143,7 +149,9 @@ BCOS_INLINE A backward_row(const ScaleBackward<T, U>& f, int64_t u0, int64_t u_s
     const A inv_n = normed && PerNorm ? safe_inverse(n[i]) : inv_row;
     const A l_i = P == Power::General ? A(l[i]) : A(0), y_i = P == Power::Two ? A(y[i]) : A(0);
     const Partials<A> d = partials<P>(y_i, l_i, inv_n, k);
-    const A g = A(grad[i]), du = g * d.l;
+    A g = A(grad[i]);
+    if constexpr (B == Beside::Map) g = g * of_grad[i * step] + (y_i - mean[i * step]) * of_y[i * step] + offset[i * step];
+    const A du = g * d.l;
     if constexpr (normed && PerNorm) {
       t[i] += g * d.n;
     } else if constexpr (normed) {
@@ -168,7 +176,7 @@ BCOS_INLINE A backward_row(const ScaleBackward<T, U>& f, int64_t u0, int64_t u_s
   return sum;
 }
 
-template <Power P, bool Max, bool Bias, typename T, typename U>
+template <Power P, bool Max, Beside B, typename T, typename U>
 BCOS_INLINE void backward_units(const ScaleBackward<T, U>& f, int64_t begin, int64_t end) {
   const auto k = f.k;
   const Tiling& t = f.tiling;
@@ -184,7 +192,7 @@ BCOS_INLINE void backward_units(const ScaleBackward<T, U>& f, int64_t begin, int
     if (t.channels_last && per_group == 1) {
       const int64_t y0 = unit * channels;
       if (with_t) std::fill_n(f.t + y0, channels, 0);
-      backward_row<P, Max, true, true, Bias>(f, y0 * M, M, 1, y0, shift(f.n, y0), shift(f.t, y0), 0, channels,
+      backward_row<P, Max, true, true, B>(f, y0 * M, M, 1, y0, shift(f.n, y0), shift(f.t, y0), 0, channels,
                                              k);
       if (with_t) finish(y0, channels);
     } else if (t.channels_last && narrow) {
@@ -192,14 +200,14 @@ BCOS_INLINE void backward_units(const ScaleBackward<T, U>& f, int64_t begin, int
       A *norms = rows.data(), *terms = norms + channels;
       spread(f.n + n0, t, norms);
       std::fill_n(terms, channels, A(0));
-      backward_row<P, Max, true, true, Bias>(f, y0 * M, M, 1, y0, norms, terms, 0, channels, k);
+      backward_row<P, Max, true, true, B>(f, y0 * M, M, 1, y0, norms, terms, 0, channels, k);
       for (int64_t g = 0; g < t.groups; g++)
         f.t[n0 + g] = std::accumulate(terms + g * per_group, terms + (g + 1) * per_group, A(0));
       finish(n0, t.groups);
     } else if (t.channels_last) {
       for (int64_t g = 0; g < t.groups; g++) {
         const int64_t y0 = unit * channels + g * per_group, n0 = unit * t.groups + g;
-        const auto sum = backward_row<P, Max, false, true, Bias>(f, y0 * M, M, 1, y0, shift(f.n, n0), nullptr,
+        const auto sum = backward_row<P, Max, false, true, B>(f, y0 * M, M, 1, y0, shift(f.n, n0), nullptr,
                                                                  g * per_group * M, per_group, k);
         if (with_t) f.t[n0] = sum * root_gradient(f.n[n0], k);
       }
@@ -213,7 +221,7 @@ BCOS_INLINE void backward_units(const ScaleBackward<T, U>& f, int64_t begin, int
                    ends = o + 1 == per_group || (o + 1) % kSumChannels == 0;
         A* sums = o < kSumChannels ? shift(f.t, n0) : part;
         if (starts) std::fill_n(sums, b.size, 0);
-        backward_row<P, Max, true, false, Bias>(f, plane * M * t.pixels + b.begin, 1, t.pixels,
+        backward_row<P, Max, true, false, B>(f, plane * M * t.pixels + b.begin, 1, t.pixels,
                                                 plane * t.pixels + b.begin, shift(f.n, n0), sums,
                                                 (b.filter + o) * M, b.size, k);
         if (with_t && ends && sums == part) add_row(f.t + n0, part, b.size);
@@ -226,8 +234,10 @@ BCOS_INLINE void backward_units(const ScaleBackward<T, U>& f, int64_t begin, int
 template <Power... Powers, typename T, typename U>
 BCOS_INLINE void backward(const ScaleBackward<T, U>& f, int64_t begin, int64_t end) {
   by_formula<Powers...>(f.power, f.max_out, [&](auto power, auto max) BCOS_INLINE_BODY {
-    f.dbias ? backward_units<power(), max(), true>(f, begin, end)
-            : backward_units<power(), max(), false>(f, begin, end);
+    if constexpr (power() == Power::Two && !max())
+      if (f.map) return backward_units<power(), max(), Beside::Map>(f, begin, end);
+    f.dbias ? backward_units<power(), max(), Beside::Bias>(f, begin, end)
+            : backward_units<power(), max(), Beside::Nothing>(f, begin, end);
   });
 }
 

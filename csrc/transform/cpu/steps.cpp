@@ -138,7 +138,8 @@ BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryForm
                                     outputs,
                                     call.spec.max_out,
                                     call.power,
-                                    call.constants<A>()};
+                                    call.constants<A>(),
+                                    pointer<A>(saved.map)};
     const auto of_rows = [](const auto& some, int64_t begin, int64_t end) {
       in_rows(some, begin, end, [](const auto& row, int64_t first, int64_t last) { run(row, first, last); });
     };
@@ -172,6 +173,10 @@ BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryForm
   });
   if (needs.bias) gradients.bias = dbias.sum(0);
   return pass;
+}
+
+bool takes_map(const Call& call, const Needs& needs) {
+  return call.power == Power::Two && call.spec.max_out == 1 && !needs.bias;
 }
 
 at::Tensor empty_gradient(const Call& call, const at::Tensor& x) {

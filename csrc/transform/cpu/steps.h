@@ -35,6 +35,9 @@ BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryForm
                             const Tiling& outputs, const Needs& needs, Gradients& gradients,
                             const BackwardStep& after = {});
 
+// Whether start_backward applies the map of Saved in passing.
+bool takes_map(const Call& call, const Needs& needs);
+
 // An uninitialised dx for every row of every image, and what stands for x in a vendor's dgrad, which reads
 // its shape and strides alone.
 at::Tensor empty_gradient(const Call& call, const at::Tensor& x);

@@ -131,7 +131,16 @@ struct ScaleBwd {
   int plane = 0;              // NCHW: OH * OW
   const void* dl = nullptr;   // as grad; null, as dn is, without a second derivative
   const float* dn = nullptr;  // as n
+  // [4, G * OG], of_grad, of_y, mean and offset of each output, for b = 2: the gradient of y is then
+  // grad of_grad + (y - mean) of_y + offset; null: it is grad.
+  const float* map = nullptr;
 };
+
+// The gradient of y at an output, of what stands in grad.
+BCOS_HOST_DEVICE BCOS_INLINE float mapped(const ScaleBwd& p, int output, float grad, float y) {
+  const int all = p.G * p.OG;
+  return grad * p.map[output] + (y - p.map[2 * all + output]) * p.map[all + output] + p.map[3 * all + output];
+}
 
 // The second derivative of the scale, that of <v, dx> = sum of grad (P p + Q r m), with p = v * w alpha at
 // the winners, P and Q the partials of y, r = dn/dx / x, and m the sum of x v over a patch. z = v * w.

@@ -73,6 +73,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks) scale_bwd_kernel(const Shar
       float grad[V], v[V] = {}, u[V];
       load(grad, static_cast<const O*>(p.grad), at, true);
       if (P != Power::One) load(v, static_cast<const O*>(p.v), held, true);
+      if (P == Power::Two && p.map != nullptr) {
+#pragma unroll
+        for (int i = 0; i < V; ++i) grad[i] = mapped(p, int(row % p.G * p.OG) + o + i, grad[i], v[i]);
+      }
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         const auto [dl, dn] = partials<P>(v[i], v[i], inv_n, k);

@@ -66,6 +66,10 @@ __global__ void __launch_bounds__(kThreads, 2) scale_bwd_kernel(const Sliced<Sca
       float grad[V], v[V] = {}, u[V];
       load(grad, static_cast<const O*>(p.grad), at, true);
       if (P != Power::One) load(v, static_cast<const O*>(p.v), held, true);
+      if (P == Power::Two && p.map != nullptr) {
+#pragma unroll
+        for (int i = 0; i < V; ++i) grad[i] = mapped(p, int(strip.plane % p.G * p.OG) + o, grad[i], v[i]);
+      }
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         const auto [dl, dn] = partials<P>(v[i], v[i], inv_n[i], k);

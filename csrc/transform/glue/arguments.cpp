@@ -100,6 +100,14 @@ void set_joined(const Call& call, const OptionalTensor& dn, const OptionalTensor
   saved.dl = *dl;
 }
 
+void set_map(const Call& call, const OptionalTensor& map, Saved& saved) {
+  if (!map) return;
+  TORCH_CHECK_VALUE(call.saves_y(), "map is a tensor, allowed: None, because only b = 2 reads y");
+  TORCH_CHECK_VALUE(call.rows == 1, "map is a tensor, allowed: None beside ", call.rows, " gradients an image");
+  check_exactly(saved.x, "map", *map, {4, call.outputs()}, accumulate_type(call.dtype));
+  saved.map = map->contiguous();
+}
+
 Needs make_needs(const std::vector<bool>& needs, const OptionalTensor& b) {
   TORCH_CHECK_VALUE(needs.size() == 4, "needs has ", needs.size(), " values, allowed: 4");
   return {needs[0], needs[1], needs[2], needs[3] && b.has_value()};

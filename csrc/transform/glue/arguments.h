@@ -28,6 +28,9 @@ Saved make_saved(const Call& call, const Inputs& inputs, const at::Tensor& grad,
 // Adds what a second derivative returned for n and l: both or none.
 void set_joined(const Call& call, const OptionalTensor& dn, const OptionalTensor& dl, Saved& saved);
 
+// Adds the map of the gradient, where there is one.
+void set_map(const Call& call, const OptionalTensor& map, Saved& saved);
+
 Needs make_needs(const std::vector<bool>& needs, const OptionalTensor& b);
 
 // An output that the call does not save becomes an empty tensor: the schema of an operator has no optional

@@ -45,7 +45,7 @@ inline void bind(pybind11::module_ m) {
 
   m.def("transform_forward", &forward, unlocked(), "x"_a, "weight"_a, "bias"_a, "b"_a, "spec"_a);
   m.def("transform_backward", &backward, unlocked(), "grad"_a, "x"_a, "weight"_a, "b"_a, "y"_a, "n"_a, "l"_a,
-        "winner"_a, "dn"_a, "dl"_a, "spec"_a, "frozen"_a, "needs"_a);
+        "winner"_a, "dn"_a, "dl"_a, "map"_a, "spec"_a, "frozen"_a, "needs"_a);
   m.def("transform_second", &second, unlocked(), "v"_a, "grad"_a, "x"_a, "weight"_a, "y"_a, "n"_a, "l"_a,
         "winner"_a, "spec"_a, "frozen"_a, "detached"_a, "needs"_a);
   m.def("patch_norm", &patch_norm, unlocked(), "x"_a, "kernel"_a, "spec"_a);

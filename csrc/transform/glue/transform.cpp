@@ -23,7 +23,7 @@ Forward forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTen
 Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
                   const OptionalTensor& b, const OptionalTensor& y, const at::Tensor& n, const at::Tensor& l,
                   const at::Tensor& winner, const OptionalTensor& dn, const OptionalTensor& dl,
-                  const Spec& spec, bool frozen, const std::vector<bool>& needs) {
+                  const OptionalTensor& map, const Spec& spec, bool frozen, const std::vector<bool>& needs) {
   const PlainAten guard;
   const Inputs inputs{x, weight, std::nullopt, b};
   auto call = make_call(kCpu, spec, inputs);
@@ -32,6 +32,7 @@ Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor&
   call.rows = count_rows(call, grad, wanted);
   auto saved = make_saved(call, inputs, grad, y, n, l, winner);
   set_joined(call, dn, dl, saved);
+  set_map(call, map, saved);
   return pack(spec.linear ? cpu::linear_backward(call, saved, wanted)
                           : cpu::conv2d_backward(call, saved, wanted));
 }

@@ -10,10 +10,11 @@ Forward forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTen
                 const OptionalTensor& b, const Spec& spec);
 
 // -> dx, dweight, dbias, db, none where not needed. `frozen`: the scale is a constant of this derivative.
+// `map`: that of Saved, where grad is not yet the gradient of y.
 Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
                   const OptionalTensor& b, const OptionalTensor& y, const at::Tensor& n, const at::Tensor& l,
                   const at::Tensor& winner, const OptionalTensor& dn, const OptionalTensor& dl,
-                  const Spec& spec, bool frozen, const std::vector<bool>& needs);
+                  const OptionalTensor& map, const Spec& spec, bool frozen, const std::vector<bool>& needs);
 
 // The gradients of <v, dx>, where dx is what the backward returns for x -> those of grad, x, weight, n and l.
 // A backward takes the last two as dn and dl; they are none where the scale is `detached`, which means a

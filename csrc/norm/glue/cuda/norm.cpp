@@ -61,13 +61,16 @@ Gradients run_backward(const DeviceCall& call, const Saved& saved, const Needs& 
   if (needs.bias) out.bias = dbias;
   if (empty) {
     if (needs.x) out.x = at::zeros_like(x);
+    if (needs.map) out.map = at::zeros({4, call.channels}, x.options().dtype(at::kFloat));
     return out;
   }
+  if (needs.map) out.map = floats({4, call.channels}, x);
   const BackwardPass pass{call,          call.dense(saved.grad),
                           call.dense(x), dense_factor(saved.weight),
                           saved.mean,    saved.var,
                           needs,         dweight,
-                          dbias,         saved.dvar};
+                          dbias,         saved.dvar,
+                          out.map.value_or(at::Tensor())};
   const auto run = at_positions(call) ? positions_backward : shared_backward;
   if (needs.x)
     out.x = call.result_of(x, call.dtype, [&](const at::Tensor& dx) { run(pass, dx); });
@@ -109,14 +112,14 @@ Forward forward(const at::Tensor& x, const OptionalTensor& weight, const Optiona
 Backward backward(const at::Tensor& grad, const at::Tensor& x, const OptionalTensor& weight,
                   const OptionalTensor& mean, const OptionalTensor& var, const at::Tensor& saved_mean,
                   const at::Tensor& saved_var, const OptionalTensor& dvar, const Spec& spec, bool frozen,
-                  const std::vector<bool>& needs) {
+                  const std::vector<bool>& needs, bool as_map) {
   const PlainAten guard;
   const Inputs inputs{x, weight, std::nullopt, mean, var};
   DeviceCall call(make_call(kCuda, spec, inputs), x);
   call.frozen = frozen;
   auto saved = make_saved(call, inputs, grad, saved_mean, saved_var);
   set_joined(call, dvar, saved);
-  return pack(run_backward(call, saved, make_needs(needs)));
+  return pack(run_backward(call, saved, make_needs(call, needs, as_map)));
 }
 
 SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor& x,

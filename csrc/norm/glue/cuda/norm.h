@@ -15,7 +15,7 @@ Forward forward(const at::Tensor& x, const OptionalTensor& weight, const Optiona
 Backward backward(const at::Tensor& grad, const at::Tensor& x, const OptionalTensor& weight,
                   const OptionalTensor& mean, const OptionalTensor& var, const at::Tensor& saved_mean,
                   const at::Tensor& saved_var, const OptionalTensor& dvar, const Spec& spec, bool frozen,
-                  const std::vector<bool>& needs);
+                  const std::vector<bool>& needs, bool as_map);
 
 // The gradients of <v, dx>, where dx is what a frozen backward returns for x -> those of grad, weight in fp32
 // and var. As on the CPU.

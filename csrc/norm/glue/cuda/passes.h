@@ -21,10 +21,12 @@ struct BackwardPass {
   const Needs& needs;
   at::Tensor dweight, dbias;  // fp32, to be written; defined where needed
   at::Tensor dvar = {};       // fp32: what a second derivative adds to the gradient of var
+  at::Tensor map = {};        // fp32 [4, C], to be written; defined where needed
 
   // Whether dx has the part of the variance, and whether it has that of the mean.
-  bool through_var() const { return needs.x && !call.given && !call.frozen; }
-  bool through_mean() const { return needs.x && !call.given && call.spec.centered; }
+  bool through_var() const { return of_x() && !call.given && !call.frozen; }
+  bool through_mean() const { return of_x() && !call.given && call.spec.centered; }
+  bool of_x() const { return needs.x || needs.map; }
 };
 
 void shared_forward(const ForwardPass& f, const at::Tensor& y);

@@ -102,7 +102,7 @@ void shared_backward(const BackwardPass& b, const at::Tensor& dx) {
   const auto shape = call.device_shape(dtype);
   const auto sums =
       add_shares(b, shape, b.through_var() || b.through_mean(), b.needs.weight || b.through_var());
-  if (!b.needs.x) return;
+  if (!b.of_x()) return;
   kernels::GradientPass k{};
   k.grad = data(b.grad);
   k.x = b.through_var() || b.dvar.defined() ? data(b.x) : nullptr;
@@ -116,6 +116,10 @@ void shared_backward(const BackwardPass& b, const at::Tensor& dx) {
   k.count = float(call.count());
   k.dtype = dtype;
   k.out_dtype = dtype_of(b.grad);
+  if (b.needs.map) {
+    k.map = mutable_data<float>(b.map);
+    return launch("gradient_map", kernels::gradient_map, k, call);
+  }
   launch("input_gradient", kernels::input_gradient, k, call);
 }
 

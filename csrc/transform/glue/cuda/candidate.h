@@ -51,6 +51,7 @@ struct Candidate {
   Parts (*backward)(const BackwardCall& c);
   SecondParts (*second)(const SecondCall& c) = nullptr;  // its backward then adds dn and dl of c.saved
   bool takes_rows = false;                               // its backward serves calls of several rows
+  bool takes_map = false;                                // its backward serves calls with the map of Saved
 };
 
 // Defined at namespace scope, it enters a candidate in the list while the module is loaded.

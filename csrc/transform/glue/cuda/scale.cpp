@@ -47,6 +47,7 @@ ScaleGradients scale_backward(const BackwardCall& c) {
   k.t = mutable_data<float>(out.t);
   k.dl = data(c.saved.dl);
   k.dn = data<float>(c.saved.dn);
+  k.map = data<float>(c.saved.map);
   at::Tensor db;
   if (c.needs.b) {
     db = floats({kernels::scale_bwd_blocks(k)}, x);

@@ -112,10 +112,11 @@ Forward forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTen
 Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
                   const OptionalTensor& b, const OptionalTensor& y, const at::Tensor& n, const at::Tensor& l,
                   const at::Tensor& winner, const OptionalTensor& dn, const OptionalTensor& dl,
-                  const Spec& spec, bool frozen, const std::vector<bool>& needs, const std::string& candidate,
-                  bool large, bool tf32) {
+                  const OptionalTensor& map, const Spec& spec, bool frozen, const std::vector<bool>& needs,
+                  const std::string& candidate, bool large, bool tf32) {
   const PlainAten guard;
   const auto& chosen = (dn || dl) ? candidate_with_second(candidate) : candidate_of(candidate);
+  TORCH_CHECK_VALUE(!map || chosen.takes_map, "candidate is '", candidate, "', allowed: one that takes a map");
   const Inputs inputs{x, weight, std::nullopt, b};
   auto sizes = make_call(kCuda, spec, inputs);
   sizes.frozen = frozen;
@@ -124,6 +125,7 @@ Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor&
   const auto call = make_device_call(sizes, inputs, chosen, large, tf32);
   auto saved = make_saved(call, inputs, grad, y, n, l, winner);
   set_joined(call, dn, dl, saved);
+  set_map(call, map, saved);
   return pack(run_backward(call, saved, wanted, chosen));
 }
 

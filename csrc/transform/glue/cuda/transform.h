@@ -12,11 +12,12 @@ Forward forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTen
                 bool tf32);
 
 // -> dx, dweight, dbias, db, none where not needed. `frozen`: the scale is a constant of this derivative.
+// `map`: that of Saved, for a candidate that takes it.
 Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
                   const OptionalTensor& b, const OptionalTensor& y, const at::Tensor& n, const at::Tensor& l,
                   const at::Tensor& winner, const OptionalTensor& dn, const OptionalTensor& dl,
-                  const Spec& spec, bool frozen, const std::vector<bool>& needs, const std::string& candidate,
-                  bool large, bool tf32);
+                  const OptionalTensor& map, const Spec& spec, bool frozen, const std::vector<bool>& needs,
+                  const std::string& candidate, bool large, bool tf32);
 
 // The gradients of <v, dx>, where dx is what the backward returns for x -> those of grad, x, weight, n and l.
 // As on the CPU.

@@ -1,5 +1,5 @@
 // semi: one kernel forms u and t, and products of our own take them. It is a candidate of the backward; its
-// forward, and all of a depthwise call, are those of one-pass.
+// forward, and all of a depthwise call, are those of one-pass, or of vendor where a map is given.
 #include "transform/glue/cuda/products.h"
 
 namespace bcos::transform::glue::cuda {
@@ -10,10 +10,11 @@ void forward(const ForwardCall& c) {
 }
 
 Parts backward(const BackwardCall& c) {
-  return c.call.depthwise() ? candidate_of("one-pass").backward(c) : implicit_gemm_backward(c, false);
+  if (!c.call.depthwise()) return implicit_gemm_backward(c, false);
+  return candidate_of(c.saved.map.defined() ? "vendor" : "one-pass").backward(c);
 }
 
-const Registered registered({"semi", false, forward, backward});
+const Registered registered({"semi", false, forward, backward, nullptr, false, true});
 
 }  // namespace
 }  // namespace bcos::transform::glue::cuda

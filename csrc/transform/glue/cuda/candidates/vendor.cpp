@@ -64,7 +64,7 @@ SecondParts second(const SecondCall& c) {
   return out;
 }
 
-const Registered registered({"vendor", true, forward, backward, second, true});
+const Registered registered({"vendor", true, forward, backward, second, true, true});
 
 }  // namespace
 }  // namespace bcos::transform::glue::cuda

@@ -1,0 +1,89 @@
+"""Pairs: the backward of a norm leaves its last pass to the layer that made its input.
+
+At every channel dx of a norm is a map of the gradient and of x, ``dx = grad · a + (x − m) · b + c``, and x is the y
+that the layer's backward reads anyway. So the norm sends the gradient on as it came, leaves the map ``[4, C]`` (a, b, m
+and c of each channel) with the layer's node of autograd's graph, and the layer applies it where it reads gradient and
+y: three passes over a tensor of y's size are saved.
+
+What travels between the two nodes is then not the gradient of y. A hook of y, ``y.retain_grad()`` and a gradient with
+respect to y alone are seen in time, and the norm forms dx itself. A second use of y is seen too late: that raises an
+error.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _torch
+
+__all__ = ["leave", "left", "record"]
+
+
+class Left(NamedTuple):
+    """What a norm left with the layer before it."""
+
+    grad: Tensor
+    """The gradient that must arrive at the layer."""
+    version: int
+    gradient_map: Tensor
+
+
+def leave(
+    ctx, grad: Tensor | None, joined: tuple, inputs, saved, frozen: bool, needs: tuple[bool, ...]
+) -> tuple | None:
+    """The gradients of a paired call, with ``grad`` in place of dx, whose map is left with the node that made x.
+
+    None where that is not possible, and the call must form dx itself.
+    """
+    op, call = ctx.op, ctx.call
+    if grad is None or not grad.numel() or not needs[0] or not call.has_gradient_map or torch.is_grad_enabled():
+        return None
+    maker, number = ctx.next_functions[0]
+    if type(maker) is not type(ctx) or number != 0 or _torch.is_seen((grad, *inputs)):
+        return None
+    if _is_recorded(ctx) or _is_recorded(maker) or _is_watched(inputs[0], maker):
+        return None
+    if maker.call.spec.out_dtype != grad.dtype or not maker.op.takes_gradient_map(maker.call, maker.backend):
+        return None
+    found = op.gradient_map(grad, joined, inputs, saved, call, frozen, needs, ctx.backend)
+    if found is None:
+        return None
+    maker.left = Left(grad, grad._version, found[0])
+    return grad, *found[1:]
+
+
+def _is_watched(y: Tensor, maker) -> bool:
+    """Whether somebody may see the gradient of y; a y that a hook on saved tensors gave back says nothing about it."""
+    if y.grad_fn is not maker or y.retains_grad or y._backward_hooks:
+        return True
+    return not any(_torch.will_run(node) for node, _ in maker.next_functions)  # then y itself was asked for
+
+
+def record(ctx) -> None:
+    """Notes that a backward of this node was recorded: a derivative of it may then reach the node's tensors."""
+    ctx.recorded = True
+
+
+def _is_recorded(ctx) -> bool:
+    return getattr(ctx, "recorded", False)
+
+
+def left(ctx, grad: Tensor | None) -> Tensor | None:
+    """The map that ``grad`` still has to pass before it is the gradient of the node's first output; often None.
+
+    Raises:
+        RuntimeError: something beside the norm uses this output, too.
+    """
+    found = getattr(ctx, "left", None)
+    if found is None:
+        return None
+    ctx.left = None
+    if grad is not found.grad or grad._version != found.version:
+        raise RuntimeError(
+            "pairs=True: something beside the norm behind it uses the output of a B-cos layer, whose gradient "
+            "is then not formed: accelerate this model without pairs"
+        )
+    return found.gradient_map
