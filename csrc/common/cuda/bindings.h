@@ -6,6 +6,7 @@
 #include <string>
 
 #include "common/cuda/architectures.h"
+#include "common/cuda/cudnn/library.h"
 #include "common/cuda/device.h"
 
 namespace bcos::cuda {
@@ -24,9 +25,15 @@ inline std::string why_not() {
   return error == cudaSuccess ? "" : describe(error);
 }
 
+// The version of the loaded cuDNN, such as "9.28.1"; RuntimeError with the reason where none can be used.
+inline std::string cudnn_version() {
+  return cudnn::spelled(cudnn::version());
+}
+
 inline void bind(pybind11::module_ m) {
   m.def("build_info", &build_info);
   m.def("why_not", &why_not);
+  m.def("cudnn_version", &cudnn_version);
 }
 
 }  // namespace bcos::cuda

@@ -4,6 +4,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "transform/glue/cuda/candidate.h"
+#include "transform/glue/cuda/graph.h"
 #include "transform/glue/cuda/transform.h"
 
 namespace bcos::transform::glue::cuda {
@@ -15,10 +16,18 @@ inline void bind(pybind11::module_ m) {
   m.def("transform_forward", &forward, unlocked(), "x"_a, "weight"_a, "bias"_a, "b"_a, "spec"_a,
         "candidate"_a, "large"_a, "tf32"_a);
   m.def("transform_backward", &backward, unlocked(), "grad"_a, "x"_a, "weight"_a, "b"_a, "y"_a, "n"_a, "l"_a,
-        "winner"_a, "dn"_a, "dl"_a, "map"_a, "spec"_a, "frozen"_a, "needs"_a, "candidate"_a, "large"_a, "tf32"_a);
+        "winner"_a, "dn"_a, "dl"_a, "map"_a, "spec"_a, "frozen"_a, "needs"_a, "candidate"_a, "large"_a,
+        "tf32"_a);
   m.def("transform_second", &second, unlocked(), "v"_a, "grad"_a, "x"_a, "weight"_a, "y"_a, "n"_a, "l"_a,
         "winner"_a, "spec"_a, "frozen"_a, "detached"_a, "needs"_a, "candidate"_a, "tf32"_a);
   m.def("candidates", &candidate_names);
+  pybind11::enum_<Step>(m, "Step", "What a graph of cuDNN computes of a transform.")
+      .value("forward", Step::Forward)
+      .value("explanation", Step::Explanation)
+      .value("training", Step::Training);
+  m.def("graph_why_not", &graph_why_not, unlocked(), "x_sizes"_a, "weight_sizes"_a, "dtype"_a,
+        "weight_dtype"_a, "biased"_a, "spec"_a, "step"_a, "tf32"_a);
+  m.def("set_plan_folder", &set_plan_folder, "folder"_a);
 }
 
 }  // namespace bcos::transform::glue::cuda

@@ -21,14 +21,16 @@ void sum_products(const DeviceCall& call, const at::Tensor& x, const at::Tensor&
   launch("patch_norm_squares", kernels::patch_norm_squares, k, call);
 }
 
-// Into `out` go the sums of q over every patch, or with `root` the norms.
-void sum_windows(const DeviceCall& call, const at::Tensor& q, const at::Tensor& out, bool root) {
+// Into `out` go the sums of q over every patch, or with `root` the norms; of the patches of another window
+// where one is given.
+void sum_windows(const DeviceCall& call, const at::Tensor& q, const at::Tensor& out, bool root,
+                 const kernels::Window& window) {
   kernels::PatchNormFwd k{};
   k.squares = data<float>(q);
   k.n = mutable_data<float>(out);
-  k.rows = int(call.pixels() * call.spec.groups);
+  k.rows = int(call.images * window.OH * window.OW * call.spec.groups);
   k.G = call.planes ? 1 : int(call.spec.groups);  // with planes each group is an image of its own
-  k.window = call.device_window();
+  k.window = window;
   k.formula = call.device_formula();
   k.root = root;
   launch("patch_norm_fwd", kernels::patch_norm_fwd, k, call);
@@ -63,7 +65,7 @@ at::Tensor norm(const DeviceCall& call, const at::Tensor& x, const at::Tensor& s
   if (call.window.pointwise())
     sum_products(call, x, {}, n, true);
   else
-    sum_windows(call, squares(call, x), n, true);
+    sum_windows(call, squares(call, x), n, true, call.device_window());
   return n;
 }
 
@@ -72,7 +74,18 @@ at::Tensor patch_products(const DeviceCall& call, const at::Tensor& x, const at:
   sum_products(call, x, v, sums, false);
   if (call.window.pointwise()) return sums;
   const auto out = call.image(call.spec.groups, at::kFloat, x);
-  sum_windows(call, sums, out, false);
+  sum_windows(call, sums, out, false, call.device_window());
+  return out;
+}
+
+at::Tensor pooled(const DeviceCall& call, const at::Tensor& t) {
+  if (call.window.pointwise()) return t;
+  // Of stride 1, the outputs that read a pixel are themselves a window of as many taps.
+  const auto w = call.device_window();
+  const kernels::Window outputs{
+      w.OH, w.OW, w.H, w.W, w.KH, w.KW, 1, 1, w.DH * (w.KH - 1) - w.PH, w.DW * (w.KW - 1) - w.PW, w.DH, w.DW};
+  const auto out = floats({call.images, w.H, w.W}, t);
+  sum_windows(call, t, out, false, outputs);
   return out;
 }
 

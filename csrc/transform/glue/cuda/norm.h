@@ -14,6 +14,10 @@ at::Tensor norm(const DeviceCall& call, const at::Tensor& x, const at::Tensor& s
 // The sum of x v over every patch, in the order of n.
 at::Tensor patch_products(const DeviceCall& call, const at::Tensor& x, const at::Tensor& v);
 
+// The sum of t over the outputs that read each pixel of x, for a call of one group and stride 1 whose padding
+// is not wider than its kernel.
+at::Tensor pooled(const DeviceCall& call, const at::Tensor& t);
+
 // x * (sum of t over the outputs that read the pixel)
 at::Tensor norm_gradient(const DeviceCall& call, const at::Tensor& x, const at::Tensor& t);
 

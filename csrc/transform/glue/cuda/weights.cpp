@@ -23,6 +23,12 @@ void fill_order(Params& k, const DeviceCall& call, const at::Tensor& weight) {
 
 }  // namespace
 
+bool takes_raw(const DeviceCall& call, at::ScalarType weight, bool biased) {
+  // A product of fp16 weights of any length could overflow, and the gradient of a bias must not have the
+  // factor alpha.
+  return call.spec.unit && weight == call.dtype && call.dtype != at::kHalf && !biased;
+}
+
 Weights prepare(const DeviceCall& call, const at::Tensor& weight, bool biased) {
   const bool has_gaps = !weight.is_contiguous() && !weight.is_contiguous(at::MemoryFormat::ChannelsLast);
   Weights out;
@@ -31,9 +37,7 @@ Weights prepare(const DeviceCall& call, const at::Tensor& weight, bool biased) {
     out.operand = call.dense(out.source.to(call.dtype));
     return out;
   }
-  // A product of fp16 weights of any length could overflow, and the gradient of a bias must not have the
-  // factor alpha.
-  const bool raw = weight.scalar_type() == call.dtype && call.dtype != at::kHalf && !biased;
+  const bool raw = takes_raw(call, weight.scalar_type(), biased);
   out.inverse = floats({call.filters}, weight);
   const bool as_it_is = raw && in_order(call, out.source);
   out.operand =

@@ -12,6 +12,10 @@ struct Weights {
   at::Tensor inverse;  // [F] fp32 1/|w| of unit weights, else undefined
 };
 
+// Whether the products take a unit weight as it is, and alpha beside it. `biased`: a bias or its gradient
+// takes part.
+bool takes_raw(const DeviceCall& call, at::ScalarType weight, bool biased);
+
 // `biased`: a bias or its gradient takes part.
 Weights prepare(const DeviceCall& call, const at::Tensor& weight, bool biased);
 

@@ -16,6 +16,17 @@ inline cudaStream_t stream() {
   return nullptr;
 }
 
+// Set by tests: whether a CUDA graph is being recorded.
+inline bool capturing = false;
+
+inline bool is_capturing() {
+  return capturing;
+}
+
+inline int device_index() {
+  return 0;
+}
+
 inline int multiprocessors() {
   return 1;
 }

@@ -1,7 +1,6 @@
 // vendor: the products of cuDNN and cuBLAS through torch, and kernels for the norm and the scale beside them.
-#include <ATen/ops/convolution.h>
-#include <ATen/ops/convolution_backward.h>
-#include <ATen/ops/matmul.h>
+#include "transform/glue/cuda/vendor.h"
+
 #include <ATen/ops/sum.h>
 
 #include "transform/glue/cuda/norm.h"
@@ -10,35 +9,8 @@
 namespace bcos::transform::glue::cuda {
 namespace {
 
-at::Tensor product(const DeviceCall& call, const at::Tensor& x, const at::Tensor& operand) {
-  const auto& w = call.window;
-  if (call.spec.linear) return at::matmul(x.flatten(1), operand.flatten(1).t());
-  return call.dense(at::convolution(x, operand, std::nullopt, w.stride, w.padding, w.dilation, false, {0, 0},
-                                    call.spec.groups));
-}
-
-// dx and the gradient of the operand, undefined where not needed, from u = dL/dz. Of several rows only dx is
-// needed, and then a product reads nothing of x but its sizes.
-std::tuple<at::Tensor, at::Tensor> gradients(const DeviceCall& call, const at::Tensor& u, const at::Tensor& x,
-                                             const at::Tensor& operand, bool needs_x, bool needs_weight) {
-  const auto& w = call.window;
-  at::Tensor dx, dw;
-  if (call.spec.linear) {
-    if (needs_x) dx = at::matmul(u.flatten(1), operand.flatten(1)).view({-1, call.channels, 1, 1});
-    if (needs_weight) dw = at::matmul(u.flatten(1).t(), x.flatten(1)).contiguous();
-  } else if (needs_x || needs_weight) {
-    const auto images = call.rows == 1 ? x : x.narrow(0, 0, 1).expand({u.size(0), -1, -1, -1});
-    std::tie(dx, dw, std::ignore) =
-        at::convolution_backward(u, images, operand, std::nullopt, w.stride, w.padding, w.dilation, false, {0, 0},
-                                 call.spec.groups, {needs_x, needs_weight, false});
-    dx = call.dense(dx);
-    dw = call.dense(dw);
-  }
-  return {dx, dw};
-}
-
 void forward(const ForwardCall& c) {
-  const auto z = product(c.call, c.x, c.weights.operand);
+  const auto z = vendor_product(c.call, c.x, c.weights.operand);
   scale_forward(c, z, norm(c.call, c.x, c.out.n));
 }
 
@@ -47,7 +19,7 @@ Parts backward(const BackwardCall& c) {
   Parts out{{}, {}, {}, db};
   if (c.needs.bias) out.dbias = u.sum({0, 2, 3}, false, at::kFloat);
   std::tie(out.dx, out.partial) =
-      gradients(c.call, u, c.saved.x, c.weights.operand, c.needs.x, c.needs.weight);
+      vendor_gradients(c.call, u, c.saved.x, c.weights.operand, c.needs.x, c.needs.weight);
   if (c.needs.x && c.saved.norm_gradient(c.call)) add_norm_gradient(c.call, c.saved.x, t, out.dx);
   return out;
 }
@@ -58,9 +30,9 @@ SecondParts second(const SecondCall& c) {
   const auto n = c.saved.n.defined() ? c.saved.n : norm(call, x, {});
   const auto m = call.norm_gradient() ? patch_products(call, x, c.v) : at::Tensor();
   SecondParts out;
-  const auto [u, t, unused] = scale_second(c, product(call, c.v, c.weights.operand), n, m, out);
+  const auto [u, t, unused] = scale_second(c, vendor_product(call, c.v, c.weights.operand), n, m, out);
   if (c.needs.x && call.norm_gradient()) out.x = norm_gradient(call, c.v, t);
-  out.partial = std::get<1>(gradients(call, u, c.v, c.weights.operand, false, c.needs.weight));
+  out.partial = std::get<1>(vendor_gradients(call, u, c.v, c.weights.operand, false, c.needs.weight));
   return out;
 }
 

@@ -1,0 +1,65 @@
+"""The candidate graph: the vendor's products with the formula fused around them, as graphs that cuDNN compiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from ...core import env
+from ...gpu.cost import Kernel
+from .. import cuda, traffic
+from ..call import Call
+from ..layout import candidate
+from ..traffic import Sizes
+
+__all__ = ["CANDIDATES"]
+
+NAME = "graph"
+
+
+def _kernels(call: Call, direction: str) -> Iterator[Kernel]:
+    s = Sizes(call)
+    if direction == "forward":
+        if call.power != 1:
+            yield Kernel(s.x + s.squares)
+        if call.power != 1 and call.taps > 1:
+            yield Kernel(s.squares + s.n)
+        yield Kernel(s.x + s.w + s.n + s.y + s.saved, s.flops, own=False)
+    elif direction == "explanation":
+        yield Kernel(s.grad + s.w + s.x, s.flops, own=False)
+    else:
+        t = s.t(call, direction)
+        yield Kernel(s.grad + s.z + t)
+        if call.taps > 1:
+            yield Kernel(t + s.squares)
+        yield Kernel(s.z + s.squares + s.w + 2 * s.x, s.flops, own=False)
+        yield Kernel(s.z + s.x + s.w, s.flops, own=False)
+        yield Kernel(2 * s.w)
+
+
+def _cost(call: Call, direction: str) -> float:
+    return traffic.seconds(call, _kernels(call, direction))
+
+
+def _serves(call: Call, direction: str) -> bool:
+    """Whether a graph of the call exists that leaves a pass out; whether cuDNN takes it, ``_refusal`` finds out."""
+    if call.groups > 1 or call.max_out > 1 or call.tensor_b or (call.dtype == torch.float32 and not call.tf32):
+        return False
+    if direction == "forward":
+        return call.unit or call.bias or call.power != 1
+    pointwise = call.taps == 1 and call.stride == (1, 1) and call.padding == (0, 0)
+    return call.power != 1 and (pointwise or (direction == "training" and call.stride == (1, 1)))
+
+
+def _refusal(call: Call, direction: str) -> str:
+    biased = call.bias if direction != "explanation" else False
+    return cuda.graph_why_not(call, direction, biased)
+
+
+CANDIDATES = (
+    candidate(
+        "cuda", NAME, partial(cuda.forward, NAME), partial(cuda.backward, NAME), _serves, cost=_cost, refusal=_refusal
+    ),
+)
