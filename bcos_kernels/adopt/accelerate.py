@@ -24,7 +24,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from .. import tally
 from ..core.checks import flag
-from ..modules import BcosLayer
+from ..modules import BcosLayer, Detachable
 from ..transform import TRANSFORM
 from .kind import Kind
 from .kinds import KINDS, kind_of
@@ -115,6 +115,9 @@ def accelerate(
     check_model(model)
     check_options(out_dtype, backend, unpublished, pairs)
     done = [accelerate_module(module, out_dtype, backend, unpublished, pairs) for module in list(model.modules())]
+    own_norms: Iterator[Any] = filter(_has_pairs, model.modules())
+    for norm in own_norms:
+        norm.pairs = pairs
     layers = [what for kind, what in done if kind is not None and kind.name == LAYER]
     others = Counter(kind.noun for kind, what in done if kind and kind.name != LAYER and not isinstance(what, str))
     own = any(isinstance(module, BcosLayer) for module in model.modules())
@@ -128,6 +131,11 @@ def accelerate(
         )
         warnings.warn(f"accelerate({type(model).__name__}): {what}: {why or 'it has no B-cos layers'}", stacklevel=2)
     return model
+
+
+def _has_pairs(module: Any) -> bool:
+    """Whether it is a norm of this package that can leave its last pass to the layer in front of it."""
+    return isinstance(module, Detachable) and hasattr(module, "pairs")
 
 
 def restore(model: nn.Module) -> nn.Module:
