@@ -15,7 +15,8 @@ inline void bind(pybind11::module_ m) {
   m.def("transform_forward", &forward, unlocked(), "x"_a, "weight"_a, "bias"_a, "b"_a, "spec"_a,
         "candidate"_a, "large"_a, "tf32"_a);
   m.def("transform_backward", &backward, unlocked(), "grad"_a, "x"_a, "weight"_a, "b"_a, "y"_a, "n"_a, "l"_a,
-        "winner"_a, "dn"_a, "dl"_a, "map"_a, "spec"_a, "frozen"_a, "needs"_a, "candidate"_a, "large"_a, "tf32"_a);
+        "winner"_a, "dn"_a, "dl"_a, "map"_a, "spec"_a, "frozen"_a, "needs"_a, "candidate"_a, "large"_a,
+        "tf32"_a);
   m.def("transform_second", &second, unlocked(), "v"_a, "grad"_a, "x"_a, "weight"_a, "y"_a, "n"_a, "l"_a,
         "winner"_a, "spec"_a, "frozen"_a, "detached"_a, "needs"_a, "candidate"_a, "tf32"_a);
   m.def("candidates", &candidate_names);

@@ -29,8 +29,8 @@ std::tuple<at::Tensor, at::Tensor> gradients(const DeviceCall& call, const at::T
   } else if (needs_x || needs_weight) {
     const auto images = call.rows == 1 ? x : x.narrow(0, 0, 1).expand({u.size(0), -1, -1, -1});
     std::tie(dx, dw, std::ignore) =
-        at::convolution_backward(u, images, operand, std::nullopt, w.stride, w.padding, w.dilation, false, {0, 0},
-                                 call.spec.groups, {needs_x, needs_weight, false});
+        at::convolution_backward(u, images, operand, std::nullopt, w.stride, w.padding, w.dilation, false,
+                                 {0, 0}, call.spec.groups, {needs_x, needs_weight, false});
     dx = call.dense(dx);
     dw = call.dense(dw);
   }
