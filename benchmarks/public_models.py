@@ -165,7 +165,7 @@ def coda_net(norm: str = "Squashing", small: int = 1, **options) -> Callable:
         outputs, ranks = ([max(2, n // small) for n in config[name]] for name in ("outputs", "ranks"))
         kernels, strides, paddings = config["kernels"], config["strides"], [k // 2 for k in config["kernels"]]
         kind = partial(made, p=options["p"], return_norm=True) if "p" in options else made
-        return m.make_coda_net(6, outputs, ranks, kernels, strides, paddings, kind, -2.2, options["temperature"])
+        return m.make_coda_net(6, outputs, ranks, kernels, strides, paddings, kind, 0, options["temperature"])
 
     return make
 

@@ -184,6 +184,22 @@ def test_transforms_and_forward_derivatives():
     )  # fmt: skip
 
 
+@pytest.mark.slow
+def test_compiled_exported_and_traced():
+    layer = bk.DAUConv2d(3, 4, 5, stride=2, dtype=torch.float64)
+    x, sizes = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True), (3, 3, 10, 9)
+    wanted = (x, *layer.parameters())
+    for dynamic in (False, True):
+        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+        assert torch.allclose(compiled(x), layer(x), rtol=1e-12)
+        pairs = zip(*(grad(f(x).square().sum(), wanted) for f in (compiled, layer)), strict=True)
+        assert all(torch.allclose(a, b, rtol=1e-12) for a, b in pairs)
+        assert compiled(torch.randn(sizes, dtype=torch.float64)).shape == (3, 4, 5, 5)
+    for program in (torch.export.export(layer, (x,)).module(), torch.jit.trace(layer, x.detach())):
+        pairs = zip(grad(program(x).sum(), x), grad(layer(x).sum(), x), strict=True)
+        assert all(torch.allclose(a, b, rtol=1e-12) for a, b in pairs)
+
+
 def test_autocast_gives_float32_as_the_authors_code_does():
     given, options = tensors("plain", torch.float32)
     with torch.autocast("cpu", torch.bfloat16):

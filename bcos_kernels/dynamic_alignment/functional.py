@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple
@@ -44,13 +45,11 @@ def dynamic_alignment(
     x: Tensor, projection: Tensor, weight: Tensor, bias: Tensor | None, detach, options: tuple
 ) -> Tensor:
     """y; ``options`` are stride, padding, groups, norm and backend."""
-    given = ("x", "projection", "weight", "bias"), (x, projection, weight, bias)
-    tensors = tuple(map(_described, *given))
-    settings = autocast_dtype(x.device.type), dispatch.FORCED
-    if torch.compiler.is_compiling():  # sizes may be symbolic there
-        plan = _plan.__wrapped__(tensors, settings, detach, *options)
-    else:
-        plan = _plan(tensors, settings, detach, *options)
+    with _torch.unrecorded() if _torch.is_traced() else nullcontext():  # else a trace would record the checks
+        tensors = tuple(map(_described, ("x", "projection", "weight", "bias"), (x, projection, weight, bias)))
+        settings = autocast_dtype(x.device.type), dispatch.FORCED
+        make = _plan.__wrapped__ if torch.compiler.is_compiling() else _plan  # sizes may be symbolic in a compiler
+        plan = make(tensors, settings, detach, *options)
     spec, batched = plan.call.spec, x.dim() == 4
     x = x if batched else x.unsqueeze(0)
     if detach:  # the dynamic weights are constants, and so is all that they are made of

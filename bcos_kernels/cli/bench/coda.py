@@ -104,19 +104,13 @@ class AlignmentConv2d(nn.Module):
 
 
 def contenders(name: str, ready: Callable[[nn.Module], nn.Module], wanted: Collection[str]) -> dict[str, Contender]:
-    """The reference, ours with equal weights, and a plain convolutional network of the same sizes.
+    """The reference, and ours with equal weights; no plain network computes anything like them.
 
     ``ready`` moves a network to the device and the dtype that are measured.
     """
-    net = CODA_NETS[name]
-    reference = ready(net.network(AlignmentConv2d))
+    reference = ready(CODA_NETS[name].network(AlignmentConv2d))
     ours = copy.deepcopy(reference)
     for at, layer in reference.named_children():
         if isinstance(layer, AlignmentConv2d):
             ours.set_submodule(at, layer.fused())
-    made = {"plain": ready(net.network(_plain)), "reference": reference, "ours": ours}
-    return {key: Contender(module) for key, module in made.items() if key in wanted or key == "reference"}
-
-
-def _plain(channels: int, outputs: int, rank: int, kernel: int, stride: int) -> nn.Module:
-    return nn.Conv2d(channels, outputs, kernel, stride, kernel // 2, bias=False)
+    return {"reference": Contender(reference)} | ({"ours": Contender(ours)} if "ours" in wanted else {})
