@@ -132,6 +132,8 @@ def test_a_zero_dynamic_weight_gives_zeros_in_every_order(norm, backend, dtype):
         for t in (y, *first, *(t for t in (*second, *third) if t is not None)):
             assert t.isfinite().all()
         assert not y[0].any() and (not zero_weight or not y.any())
+    own = theirs(*given, **options | {"norm": norm})
+    assert not all(t.isfinite().all() for t in grad(own.sum(), wanted))  # what the authors' formula makes of it
 
 
 @pytest.mark.parametrize("name", ["many_pixels", "many_values", "stride", "many_outputs"])
@@ -198,6 +200,16 @@ def test_compiled_exported_and_traced():
     for program in (torch.export.export(layer, (x,)).module(), torch.jit.trace(layer, x.detach())):
         pairs = zip(grad(program(x).sum(), x), grad(layer(x).sum(), x), strict=True)
         assert all(torch.allclose(a, b, rtol=1e-12) for a, b in pairs)
+
+
+def test_half_precision_on_the_cpu_is_served_in_tiles():
+    given, options = tensors("plain", torch.float16)
+    found = outcome(dynamic_alignment, given, options)
+    wide = [t.detach().float().requires_grad_() for t in given]
+    for key, truth in outcome(theirs, wide, options).items():
+        assert found[key].dtype == torch.float16 and torch.allclose(found[key].float(), truth, rtol=1e-2, atol=1e-2)
+    with pytest.raises(ValueError, match="backend='cpu' cannot serve this call"):
+        dynamic_alignment(*given, **options, backend="cpu")
 
 
 def test_autocast_gives_float32_as_the_authors_code_does():

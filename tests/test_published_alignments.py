@@ -118,7 +118,7 @@ def test_matrices_that_are_kept_need_its_own_forward():
     ours = bk.accelerate(copy.deepcopy(module))
     for one in (module, ours):
         one.save_matrix = True
-    assert reason(ours) == "its save_matrix=True: it keeps its dynamic weights, as reverse needs them"
+    assert reason(ours) == "its save_matrix=True: it keeps its dynamic weights for reverse"
     told = counted(lambda: same(outcome(ours, x), outcome(module, x)))
     assert ("ran plain", "Layer", reason(ours)) in told
     back = example(*module(x).shape)

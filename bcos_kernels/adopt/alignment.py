@@ -93,10 +93,14 @@ def objection(module: Theirs, x: Tensor | None = None, backend: str | None = Non
 
 
 def _kept(module: Theirs) -> str | None:
-    """Whether the layer's user wants the dynamic weights themselves, which our kernels never hold."""
-    for name, what in (("save_matrix", "keeps its dynamic weights"), ("reuse", "uses its dynamic weights again")):
-        if getattr(module, name, None) is not False:
-            return f"its {name}={getattr(module, name, None)!r}: it {what}, as reverse needs them"
+    """Whether the layer's user wants the dynamic weights themselves, which our kernels never hold at once."""
+    for name, what in (
+        ("save_matrix", "keeps its dynamic weights for reverse"),
+        ("reuse", "uses kept dynamic weights"),
+    ):
+        value = getattr(module, name, None)
+        if value is not False:
+            return f"its {name}={value!r}: it {what}"
     return None if hasattr(module, "detach") else "it has lost its detach"
 
 
