@@ -1,17 +1,19 @@
 // Dynamic alignment units on the CPU.
 //
 // The dynamic weights of all pixels, [N, P, O, OH, OW], never exist. They are formed in blocks: those of a
-// few values of the patch, of all outputs and of a tile of pixels, which stay in the cache between the
-// product that makes them and the passes that use them. Per pixel, output and value of the patch that takes
+// few values of the patch, of all outputs and of a tile of pixels. A block stays in the cache between the
+// product that makes it and the passes that use it. Per pixel, output and value of the patch the two ways
+// cost, in multiplications of products and in bytes of the cache that the passes between them move:
 //
-//     forward       R products     w
-//     explanation   R products     w, of which all rows of the dynamic linear map share the block
-//     training      3 R products   w, dh, dweight; dx takes two more
+//                  w is formed, as here             factored: (h^T A) u and |w|^2 = h^T (A^T A) h
+//     forward      R                     8          R (1 + R/P)               8 R/P
+//     explanation  R, for all rows       8          R for each row            8 R/P
+//     training     3 R (w, dh, dweight)  24         3 R (1 + R/(2P))          24 R/P
 //
-// The factored form, (h^T A) u with A = weight and |w|^2 = h^T (A^T A) h, has a smaller matrix between its
-// products, [O, R + 1] a pixel in place of [P, O], but no fewer products: R (1 + R/P) and R (3 + 1.5 R/P),
-// which is 1.04 to 2 times as many in published networks. It does not save memory either, because a block has
-// the size of a cache in both, and |w|^2 loses digits to cancellation where w is small. So w is formed.
+// R = 32 to 256 multiplications take longer than moving 8 bytes within the cache, so the
+// products decide. R/P is 0.11 to 1 in published networks: the factored form needs 1.06 to 2 times as many.
+// Neither way needs memory beyond a block, and |w|^2 from A^T A loses digits to cancellation where w is small
+// beside the terms that it is the sum of. So w is formed, which also serves the 1-norm.
 #pragma once
 
 #include "dynamic_alignment/tensors.h"
