@@ -55,7 +55,7 @@ class Detachable(nn.Module):
     """
 
     kind = "layer"
-    """What reports call it: ``"layer"``, ``"norm"``, ``"attention"`` or ``"gate"``."""
+    """What reports call it: ``"layer"``, ``"alignment"``, ``"norm"``, ``"attention"`` or ``"gate"``."""
     detach = False
     backend: str | None = None
 

@@ -37,8 +37,8 @@ def line(row: dict) -> str:
 def listing(bench: Bench) -> Iterator[str]:
     """Lines with the chosen workloads, their measures and the models that share them, and with the contenders."""
     s = bench.settings
-    if s.layers is not None and s.module is None:
-        chosen = bench.workloads()
+    chosen = bench.workloads() if s.layers is not None and s.module is None else []
+    if chosen:
         yield f"{len(chosen)} layers, each with {', '.join(s.measures_of('layers'))}:"
         for layer in chosen:
             also = f"  also in {', '.join(layer.models[1:])}" if layer.models[1:] else ""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..measure import geomean, summarise
+from .coda import CODA_NETS
 from .contenders import COMPILED
 from .noise import doubts
 from .results import is_gpu, largest_error, main_rows, order, ratio
@@ -227,9 +228,15 @@ MODEL_GOALS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
     ("explanation loss", "reference", "ours", "≥ 1.5", ()),
     ("training", "compiled", "ours", "≥ 1.10", ("resnet50", "densenet121")),
     ("training", "compiled ours", "compiled plain", "≤ 1.05", ()),
+    ("training", "reference", "ours", "≥ 4", ("coda_cifar10",)),
+    ("training", "reference", "ours", "≥ 3", ("coda_imagenet",)),
+    ("explanation", "reference", "ours", "≥ 3", ("coda_imagenet",)),
 )
 """Of whole models on a CPU: (measure, contender, the contender that its time is divided by, bound, models). Each of
-these models has its own line; () is the geometric mean over all."""
+these models has its own line; () is the geometric mean over all B-cos networks."""
+
+PEAK_GOALS = {"coda_cifar10": "≥ 8", "coda_imagenet": ""}
+"""Model -> bound of the reference's peak memory in a training step ÷ ours."""
 
 Figure = tuple[str, float | None, str, str]
 """What was measured, its value (None without rows), the bound (empty without a goal), and over what."""
@@ -248,7 +255,10 @@ def goals(result: dict) -> Table:
         )
         for what, value, bound, over in times(result)
     ]
-    lines += [(what, shown(value), bound, verdict(value, bound), over) for what, value, bound, over in sizes(result)]
+    lines += [
+        (what, shown(value), bound, verdict(value, bound), over)
+        for what, value, bound, over in (*sizes(result), *peaks(result))
+    ]
     lines += [(what, shown(value), bound, "", over) for what, value, bound, over in roof_shares(result)]
     return Table(("measured", "figure", "goal", "", "over"), lines, frozenset({1}))
 
@@ -302,8 +312,10 @@ def times_of_models(result: dict) -> Iterator[Figure]:
                 row, value = found[model]
                 yield f"{row['group']} {measure}, {title(a)} ÷ {title(b)}", value, bound, f"batch {row['batch']}"
         if not models and found:
-            value = geomean(value for _, value in found.values())
-            yield f"models, {measure}, {title(a)} ÷ {title(b)}", value, bound, f"{len(found)} models"
+            values = [value for model, (_, value) in found.items() if model not in CODA_NETS]
+            if values:
+                over = f"{len(values)} models"
+                yield f"models, {measure}, {title(a)} ÷ {title(b)}", geomean(values), bound, over
 
 
 def sizes(result: dict) -> Iterator[Figure]:
@@ -314,6 +326,15 @@ def sizes(result: dict) -> Iterator[Figure]:
             pairs = [(c.get("ours", {}).get(key), c.get("plain", {}).get(key)) for c in found]
             if values := [ours / plain for ours, plain in pairs if ours and plain]:
                 yield f"{what}, ours ÷ plain: {scope}s", geomean(values), bound, f"{len(values)} {scope}s"
+
+
+def peaks(result: dict) -> Iterator[Figure]:
+    """The figures of :data:`PEAK_GOALS` that were measured."""
+    for row in main_rows(result, "model", "training"):
+        of = {name: c.get("peak") for name, c in row["contenders"].items()}
+        if row["model"] in PEAK_GOALS and of.get("ours") and of.get("reference"):
+            what = f"{row['group']} training, peak memory, reference ÷ ours"
+            yield what, of["reference"] / of["ours"], PEAK_GOALS[row["model"]], f"batch {row['batch']}"
 
 
 def roof_shares(result: dict) -> Iterator[Figure]:
