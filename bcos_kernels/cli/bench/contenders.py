@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from ...adopt import Row, accelerate, report
 from ...core.candidate import DIRECTIONS
 from ...core.choice import Choice, forced
 from ...transform import TRANSFORM
+from ...transform.call import of_shapes
 
 __all__ = [
     "BACKENDS",
@@ -26,6 +29,7 @@ __all__ = [
     "error",
     "in_a_line",
     "known",
+    "possible",
     "refusal",
     "served",
     "unjudged",
@@ -51,6 +55,15 @@ def known() -> tuple[str, ...]:
     ours = [f"ours/{backend}" for backend in BACKENDS]
     forced = [f"ours/{backend}/{candidate}" for backend in BACKENDS for candidate in candidates(backend)]
     return "plain", "reference", *COMPILED, "ours", *ours, *forced
+
+
+def possible(device: str) -> tuple[str, ...]:
+    """The names of the contenders that this machine can run on a device: ``cpu`` or ``cuda``."""
+    call = replace(of_shapes((1, 8, 4, 4), (8, 8, 1, 1)), device=device)
+    unserved = {name for name in BACKENDS if TRANSFORM.backends[name].why_not(call)}
+    cannot_compile = device == "cpu" and shutil.which(os.environ.get("CXX") or "g++") is None
+    allowed = (name for name in known() if not (cannot_compile and name in COMPILED))
+    return tuple(name for name in allowed if name.split("/")[1:2] == [] or name.split("/")[1] not in unserved)
 
 
 @dataclass(frozen=True)
