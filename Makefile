@@ -39,8 +39,8 @@ lint: $(READY)-test $(READY)-lint ## ruff, mypy, clang-format and codespell, as 
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
-	PATH="$(dir $(PYTHON)):$$PATH" clang-format --dry-run -Werror $(filter %.cpp %.h %.cu %.cuh,$(NATIVE) $(shell find tests/cuda_emulation -type f))
 	$(PYTHON) -m codespell_lib
+	PATH="$(dir $(PYTHON)):$$PATH" clang-format --dry-run -Werror $(filter %.cpp %.h %.cu %.cuh,$(NATIVE) $(shell find tests/cuda_emulation -type f))
 
 bench: $(READY)-bench build/.extension ## times of layers, models and curves on this machine, and the tables of README and docs; half an hour (ARGS="--quick")
 	$(PYTHON) -m bcos_kernels bench $(or $(ARGS),--scaling)
