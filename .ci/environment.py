@@ -81,7 +81,11 @@ def environment(folder: Path, torch: str) -> str:
     python = str(folder / "bin" / "python")
     if not Path(python).exists():
         with step(f"making {folder.relative_to(ROOT)}"):
-            run(sys.executable, "-m", "venv", str(folder))
+            uv = shutil.which("uv")
+            run(
+                *((uv, "venv", "--quiet", "--python", sys.executable) if uv else (sys.executable, "-m", "venv")),
+                str(folder),
+            )
     if not installed(python, "torch"):
         with step(f"{torch} and what builds the extension"):
             install(python, "--upgrade", *BUILD, torch)
