@@ -43,7 +43,7 @@ def _columns(cells: tuple[str, ...]) -> str:
     return "\n".join([*own_line, "".join(padded).rstrip()])
 
 
-HEAD = "plain: its time; ours: ÷ plain; ref. and comp.: the reference and compiled ÷ ours\n" + _columns(
+HEAD = "plain: its time; ours: ÷ plain; ref., comp.: the reference and compiled ÷ ours\n" + _columns(
     ("workload", "measure", "plain", "ours", "ref.", "comp.")
 )
 
