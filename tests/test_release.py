@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import bcos_kernels
+from bcos_kernels import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 LINTERS = {
@@ -37,6 +38,11 @@ def test_the_version_is_the_same_everywhere():
     assert re.search(r"^version: (.+)$", read("CITATION.cff"), re.MULTILINE)[1] == bcos_kernels.__version__
     assert re.search(r"^## \[(.+?)\]", read("CHANGELOG.md"), re.MULTILINE)[1] == bcos_kernels.__version__
     assert f'"{bcos_kernels.__version__}"' not in read("pyproject.toml") + read("setup.py")
+
+
+def test_the_console_script_is_the_command_line():
+    module, function = re.search(r'^bcos-kernels = "(.+):(.+)"$', read("pyproject.toml"), re.MULTILINE).groups()
+    assert getattr(importlib.import_module(module), function) is cli.main and cli.SCRIPT == "bcos-kernels"
 
 
 def test_pre_commit_has_the_linters_of_make_lint_in_their_versions(environment):
