@@ -30,10 +30,6 @@ def made(gpu=False):
     return result(machine=GPU if gpu else CPU, dtype="bf16" if gpu else "fp32")
 
 
-def text_of(run) -> str:
-    return tables.markdown(report.table(run))
-
-
 @pytest.fixture
 def files(tmp_path):
     return [stored(tmp_path / "cpu.json", made()), stored(tmp_path / "gpu.json", made(gpu=True))]
@@ -76,7 +72,7 @@ def test_the_worst_layer_is_named():
 
 def test_goals_without_figures_are_neither_met_nor_missed():
     run = made() | {"rows": [r for r in made()["rows"] if r["model"] == "vit_s" and r["scope"] == "layer"]}
-    assert "| forward, ours ÷ plain: ResNet-50 convolutions | – | ≤ 1.08 |  | 0 layers |" in text_of(run)
+    assert "| forward, ours ÷ plain: ResNet-50 convolutions | – | ≤ 1.08 |  | 0 layers |" in report.table(run)
 
 
 def test_share_of_the_roof():
@@ -91,7 +87,7 @@ def test_gpu_has_its_own_goals_memory_and_host_time():
     run = json.loads(json.dumps(made(gpu=True))) | {"host": [{"layer": "linear", "measure": "forward", "above": 12.5}]}
     for row in results.main_rows(run, "model", "training"):
         row["contenders"]["plain"]["peak"], row["contenders"]["ours"]["peak"] = 1 << 30, 3 << 29
-    text = text_of(run)
+    text = report.table(run)
     assert "forward, torch.compile(reference) ÷ ours" in text and "| ≥ 3.5 | missed |" in text
     assert "host time of a call above plain, µs: worst | 12.50 | ≤ 15 | met | linear, forward |" in text
     assert "peak memory, ours ÷ plain: models | 1.50 |" in text and "1024 MiB | – | 1536 MiB" in text
@@ -115,14 +111,14 @@ def test_durations(value, text):
 
 def test_everything_says_where_it_comes_from():
     run = made() | {"commit": made()["commit"] + "+changes", "not_measured": ["vit_s, training", "a curve"]}
-    text = text_of(run)
+    text = report.table(run)
     for part in ("AMD EPYC, 2 threads", "torch 2.13.0", "fp32, channels_last, batch 8", "copies 20 GB/s"):
         assert part in text
     assert "`python -m bcos_kernels bench` at commit 431f4d43a6+changes, 2026-11-21" in text
     assert "Not measured: vit_s, training; a curve." in text
-    assert "Interrupted: rows are missing." in text_of(made() | {"complete": False})
-    assert "Complete." in text_of(made())
-    assert "batch 8 (layers), 4 (models)" in text_of(
+    assert "Interrupted: rows are missing." in report.table(made() | {"complete": False})
+    assert "Complete." in report.table(made())
+    assert "batch 8 (layers), 4 (models)" in report.table(
         made() | {"settings": made()["settings"] | {"batch": {"layers": 8, "models": 4}}}
     )
 
@@ -132,7 +128,7 @@ def test_refused_contenders_have_a_reason_and_no_figure():
     row = run["rows"][0]
     del row["contenders"]["ours"]
     row["refused"] = {"ours": "relative error 1.0e-02 of output 0 is above 1.3e-07"}
-    text = text_of(run)
+    text = report.table(run)
     assert f"- ours refused: {row['refused']['ours']}: {row['workload']} (forward)" in text
     line = next(line for line in text.splitlines() if line.startswith(f"| {row['workload']} | forward |"))
     assert line.split("|")[6].strip() == "–"
@@ -141,7 +137,7 @@ def test_refused_contenders_have_a_reason_and_no_figure():
 
 def test_a_row_of_which_nothing_was_timed_is_read(tmp_path):
     run = made() | {"rows": [*made()["rows"][:3], made()["rows"][3] | {"contenders": {}, "refused": {"ours": "no"}}]}
-    assert "ours refused: no" in text_of(results.read(Path(stored(tmp_path / "a.json", run))))
+    assert "ours refused: no" in report.table(results.read(Path(stored(tmp_path / "a.json", run))))
 
 
 def test_averages_of_each_model():
@@ -240,10 +236,10 @@ def printed(monkeypatch, capsys):
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_terminal_gets_tables_that_fit(width, printed):
     """Every cell of a row stands there, in one table or in several."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", printed(report.table(made()), width))
+    text = re.sub(r"\x1b\[[0-9;]*m", "", printed(report.parts(made()), width))
     assert max(map(len, text.splitlines())) <= width
     assert "|" not in text and "---" not in text and "<details>" not in text and "**" not in text
-    (table,) = (part for part in report.table(made()) if isinstance(part, tables.Table) and part.head[0] == "layer")
+    (table,) = (part for part in report.parts(made()) if isinstance(part, tables.Table) and part.head[0] == "layer")
     cells = next(row for row in table.rows if row[1] == "training")
     lines = [line for line in text.splitlines() if line.split()[:2] == list(cells[:2])]
     expected = [" ".join(cells[i] for i in columns) for columns in console.fitting(table, width)]
@@ -259,7 +255,7 @@ def test_a_table_is_split_between_columns_and_keeps_its_names():
 
 def test_a_terminal_without_rich_gets_markdown(printed, monkeypatch):
     monkeypatch.setattr(console, "find_spec", lambda name: None)
-    assert printed(report.table(made()), 80) == text_of(made())
+    assert printed(report.parts(made()), 80) == report.table(made())
 
 
 # ------------------------------------------------------------------------------------------------ the command

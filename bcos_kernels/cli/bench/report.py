@@ -12,7 +12,7 @@ from ..terminal import refused, unwritable
 from . import console, page, tables
 from .results import conditions, device, is_gpu, read, state
 
-__all__ = ["configure", "headline", "main", "table"]
+__all__ = ["configure", "headline", "main", "parts", "table"]
 
 AVERAGES = "A figure is the median of the ratios of each round; over several layers it is their geometric mean."
 ALT = {
@@ -26,22 +26,27 @@ ALT = {
 # ------------------------------------------------------------------------------------------------ Markdown
 
 
-def table(result: dict, layers: bool = True, links: dict[str, str] | None = None) -> list[tables.Part]:
+def table(result: dict, layers: bool = True) -> str:
+    """:func:`parts` as Markdown."""
+    return tables.markdown(parts(result, layers))
+
+
+def parts(result: dict, layers: bool = True, links: dict[str, str] | None = None) -> list[tables.Part]:
     """The goals, the conditions, every model and, with ``layers``, every layer.
 
     ``links`` maps the names of pictures to their files.
     """
-    parts: list[tables.Part] = [tables.goals(result), f"{conditions(result)}. {AVERAGES} {state(result)}"]
-    parts += [f"**{sentence}**"] if (sentence := tables.no_verdict(result)) else []
-    parts += [groups] if (groups := tables.by_group(result)) else []
-    parts += [f"![{ALT[name]}]({link})" for name, link in (links or {}).items()]
+    found: list[tables.Part] = [tables.goals(result), f"{conditions(result)}. {AVERAGES} {state(result)}"]
+    found += [f"**{sentence}**"] if (sentence := tables.no_verdict(result)) else []
+    found += [groups] if (groups := tables.by_group(result)) else []
+    found += [f"![{ALT[name]}]({link})" for name, link in (links or {}).items()]
     models, every = tables.every_model(result), tables.every_layer(result)
     if models:
         of_models = "Every model and measure: the plain network, and the others relative to it"
-        parts.append(tables.folded(of_models, models) if layers else models)
+        found.append(tables.folded(of_models, models) if layers else models)
     if layers and every:
-        parts.append(tables.folded("Layer by layer: the plain layer, and the others relative to it", every))
-    return parts + [f"- {line}" for line in tables.refusals(result)]
+        found.append(tables.folded("Layer by layer: the plain layer, and the others relative to it", every))
+    return found + [f"- {line}" for line in tables.refusals(result)]
 
 
 def headline(results: list[dict], links: list[dict[str, str]]) -> str | None:
@@ -89,7 +94,7 @@ def web_page(results: list[dict], pictures: list[dict[str, dict[str, bytes]]]) -
         goals, *others = (tables.goals(result), tables.by_group(result), tables.every_model(result))
         others.append(tables.every_layer(result))
         sentence = tables.no_verdict(result)
-        parts = [
+        shown = [
             page.tabulated(goals),
             *([f"<p><b>{page.cell(sentence)}</b></p>"] if sentence else []),
             *(page.pictured(ALT[name], f"{n}-{name}", files["svg"]) for name, files in drawn.items()),
@@ -97,7 +102,7 @@ def web_page(results: list[dict], pictures: list[dict[str, dict[str, bytes]]]) -
             *(f"<p>{page.cell(line)}</p>" for line in tables.refusals(result)),
         ]
         where = f"{conditions(result, code='')}. {AVERAGES} {state(result)}"
-        sections.append(page.section(device(result), where, parts))
+        sections.append(page.section(device(result), where, shown))
     return page.page("bcos_kernels: speed and memory", sections)
 
 
@@ -151,12 +156,12 @@ def write(options: argparse.Namespace) -> None:
         links = [{name: (way / file).as_posix() for name, file in files.items()} for files in named]
         others = [{name: link for name, link in own.items() if name != "headline"} for own in links]
         sections = zip(results, others if options.readme else links, strict=True)
-        parts = [part for r, own in sections for part in (f"### {device(r)}", *table(r, not options.no_layers, own))]
-        return headline(results, links), parts
+        found = [part for r, own in sections for part in (f"### {device(r)}", *parts(r, not options.no_layers, own))]
+        return headline(results, links), found
 
     for path in options.readme:
-        top, parts = contents(path.absolute().parent)
-        written[path] = filled(path, {"headline": top, "table": tables.markdown(parts)})
+        top, found = contents(path.absolute().parent)
+        written[path] = filled(path, {"headline": top, "table": tables.markdown(found)})
     if options.markdown is not None:
         written[options.markdown] = tables.markdown(contents(options.markdown.absolute().parent)[1])
     elif not options.readme and options.html is None:

@@ -109,5 +109,6 @@ def store(result: dict, path: Path) -> None:
 
 
 def _lines(value: object) -> str:
-    rows = isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
-    return "[\n" + ",\n".join(map(json.dumps, value)) + "\n]" if rows else json.dumps(value)
+    if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+        return "[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
+    return json.dumps(value)
