@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from ..measure import geomean, summarise
 from .coda import CODA_NETS
@@ -11,23 +12,45 @@ from .contenders import COMPILED
 from .noise import doubts
 from .results import is_gpu, largest_error, main_rows, order, ratio
 
-__all__ = ["Table", "by_group", "every_layer", "every_model", "goals", "headline", "no_verdict", "refusals"]
+__all__ = [
+    "Part", "Table", "by_group", "every_layer", "every_model", "folded", "goals", "headline", "markdown", "no_verdict",
+    "operator", "refusals", "roof",
+]  # fmt: skip
 
 MEASURES = {"forward": "forward", "explanation": "explanation", "training": "forward + backward"}
 NOTHING = "–"
+ERRORS = ("error: reference", "error: ours")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; ``numbers`` are the indices of the columns that are aligned to the right."""
+    """Cells as text; ``numbers`` are the indices of the columns that are aligned to the right.
+
+    A long table has a ``summary``, under which Markdown folds it.
+    """
 
     head: tuple[str, ...]
     rows: list[tuple[str, ...]]
     numbers: frozenset[int]
+    summary: str = ""
 
     def markdown(self) -> str:
         lines = [self.head, tuple("---:" if i in self.numbers else "---" for i in range(len(self.head))), *self.rows]
-        return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+        text = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+        return f"<details><summary>{self.summary}</summary>\n\n{text}\n\n</details>" if self.summary else text
+
+
+Part = str | Table
+"""A part of a report: a paragraph in Markdown, or a table."""
+
+
+def markdown(parts: Iterable[Part]) -> str:
+    """The parts of a report as Markdown."""
+    return "\n\n".join(part if isinstance(part, str) else part.markdown() for part in parts) + "\n"
+
+
+def folded(summary: str, table: Table) -> Table:
+    return replace(table, summary=summary)
 
 
 def shown(value: float | None, form: str = ".2f") -> str:
@@ -90,7 +113,7 @@ def every_model(result: dict) -> Table | None:
     rows = main_rows(result, "model")
     others = [name for name in order(rows) if name != "plain"]
     head = ("model", "measure", "batch", "plain", *(f"{name} ÷ plain" for name in others))
-    head += ("reference ÷ ours", "memory: plain", "reference", "ours", "error: reference", "ours")
+    head += ("reference ÷ ours", *(f"memory: {name}" for name in ("plain", "reference", "ours")), *ERRORS)
     lines = []
     for row in rows:
         amount = memory(row)[1]
@@ -117,7 +140,8 @@ def every_layer(result: dict) -> Table | None:
     rows = main_rows(result, "layer")
     others = [name for name in order(rows) if name != "plain"]
     served = len({way for row in rows for way in row.get("served", {}).get("ours", ())}) > 1
-    head = ("layer", "measure", "plain", *others, "roof reached: plain", "ours", "error: reference", "ours")
+    relative = (f"{name} ÷ plain" for name in others)
+    head = ("layer", "measure", "plain", *relative, "roof reached: plain", "roof reached: ours", *ERRORS)
     head += ("served by",) if served else ()
     lines = []
     for row in rows:
@@ -158,6 +182,14 @@ def roof(row: dict, contender: str) -> float | None:
     """The share of the roof that a contender reaches: the floor's time ÷ its own."""
     time, floor = seconds(row, contender), row.get("floor")
     return floor["seconds"] / time if time and floor else None
+
+
+def operator(row: dict) -> str:
+    """The kind of a layer, which its name tells; empty for a norm."""
+    shape = row["workload"].rpartition("/")[2]
+    kinds = {"norm-": "", "-dw": "depthwise ", "-k1s": "1×1 ", r"-g\d+k": "grouped ", "-k": ""}
+    found = next((kind for sign, kind in kinds.items() if re.search(sign, shape)), None)
+    return "linear" if found is None else "" if is_norm(row) else f"{found}convolution"
 
 
 def refusals(result: dict) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -270,7 +271,7 @@ class Bench:
             if "every contender" in row["refused"] or not row["contenders"]:
                 self.ended.append(f"{workload}, {measure}, {over} above {(batch, image)[over == 'image']}: it failed")
                 return
-            work, took = batch * image**2, sum(c["p50"] for c in row["contenders"].values())
+            work, took = batch * image**2, sum(statistics.median(c["samples"]) for c in row["contenders"].values())
 
     def _point(self, workload: str, measure: str, batch: int, image: int, wanted: frozenset[str]) -> dict:
         if workload in MODELS:
