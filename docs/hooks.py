@@ -28,6 +28,18 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
     return markdown.replace(f"](../{RESULTS}/", "](results/").replace("<details>", '<details markdown="1">')
 
 
+def on_page_content(html: str, page, config, files) -> str:
+    """Lets long names in the cells of tables break behind an underscore, a slash or a colon."""
+
+    def breakable(name: re.Match) -> str:
+        return re.sub(r"(_|/|::)(?=\w)", r"\1<wbr>", name[0])
+
+    def cell(found: re.Match) -> str:
+        return re.sub(r"(?<=<code>)[^<]+", breakable, found[0])
+
+    return re.sub(r"<td.*?</td>", cell, html, flags=re.DOTALL)
+
+
 def documented() -> dict[str, str]:
     """What the pages of the API show: the last part of its name -> its whole name."""
     pages = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs/api").glob("*.md"))

@@ -41,7 +41,7 @@ def test_python_runs(name, tmp_path, monkeypatch):
 
 def commands(name: str) -> list[list[str]]:
     """The words of every ``python -m bcos_kernels`` of a page, without those of another program in front of it."""
-    lines = [line for kind, text in FENCES[name] if not kind for line in text.splitlines()]
+    lines = [line for kind, text in FENCES[name] if not kind for line in text.replace("\\\n", "").splitlines()]
     found = [line.partition("-m bcos_kernels ")[2] for line in lines if "-m bcos_kernels " in line]
     return [shlex.split(line, comments=True) for line in found]
 
