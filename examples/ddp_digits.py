@@ -37,13 +37,13 @@ def main(argv: list[str] | None = None) -> None:
     images, labels = digits()
     torch.manual_seed(rank)  # each process draws other digits; DDP takes the first one's parameters
     model = network()
-    wrapped = DistributedDataParallel(model)
-    train(wrapped, images[TEST:], labels[TEST:], 5 if options.quick else options.steps)
+    train(DistributedDataParallel(model), images[TEST:], labels[TEST:], 5 if options.quick else options.steps)
     apart = difference_between_processes(model)
     if rank == 0:
         print(f"{count} processes, each with {bk.report(model).accelerated} accelerated layers")
         print(f"{accuracy(model, images[:TEST], labels[:TEST]):.1%} of {TEST} test digits are right")
         print(f"largest difference of a parameter between the processes: {apart:g}")
+    dist.barrier()  # a process that leaves early would be missed by the others
     dist.destroy_process_group()
 
 

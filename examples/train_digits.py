@@ -33,7 +33,8 @@ def digits() -> tuple[Tensor, Tensor]:
 
 def network(width: int = 32) -> nn.Module:
     """A B-cos network with norms, accelerated: images ``[N, 6, H, W]`` become logits ``[N, CLASSES]``."""
-    conv, norm = bcos.modules.BcosConv2d, bcos.modules.norms.BatchNormUncentered2d
+    norms = bcos.modules.norms
+    conv, norm = bcos.modules.BcosConv2d, norms.NoBias(norms.BatchNormUncentered2d)
     layers: list[nn.Module] = []
     for before, after, stride in ((6, width, 1), (width, 2 * width, 2), (2 * width, 2 * width, 2)):
         layers += [conv(before, after, 3, stride, 1), norm(after)]
