@@ -20,10 +20,10 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PAGES}
 FENCES = {name: re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) for name, text in TEXTS.items()}
-
 WITH_PYTHON = [name for name, fences in FENCES.items() if any(kind == "python" for kind, _ in fences)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_PYTHON)
 def test_python_runs(name, tmp_path, monkeypatch):
     """Block after block of a page in one namespace, as a reader would; ``skip`` in its source says why one does not."""
@@ -40,9 +40,10 @@ def test_python_runs(name, tmp_path, monkeypatch):
 
 
 def commands(name: str) -> list[list[str]]:
-    """The words of every ``python -m bcos_kernels`` of a page, without those of another program in front of it."""
+    """The words of every ``python -m bcos_kernels`` of a page, and of commands that begin the rows of a table."""
     lines = [line for kind, text in FENCES[name] if not kind for line in text.replace("\\\n", "").splitlines()]
     found = [line.partition("-m bcos_kernels ")[2] for line in lines if "-m bcos_kernels " in line]
+    found += re.findall(rf"^\| `((?:{'|'.join(COMMANDS)})\b[^`]*)`", TEXTS[name], re.MULTILINE)
     return [shlex.split(line, comments=True) for line in found]
 
 
