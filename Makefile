@@ -14,7 +14,7 @@ endif
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help setup demo test check lint bench gpu triton torch wheel release cuda clean always
+.PHONY: help setup demo test check lint docs bench gpu triton torch wheel release cuda clean always
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -35,12 +35,15 @@ test: setup ## the whole test suite (ARGS="-k conv2d" WORKERS=4)
 check: setup ## the fast part of the test suite, in two minutes (ARGS="-k conv2d")
 	$(PYTHON) -m pytest -q -m "not slow and not gpu" $(SHARED) $(ARGS)
 
-lint: $(READY)-test $(READY)-lint ## ruff, mypy, clang-format and codespell, as checks
+lint: $(READY)-test $(READY)-lint docs ## ruff, mypy, clang-format, codespell and the build of the documentation, as checks
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	$(PYTHON) -m codespell_lib
 	PATH="$(dir $(PYTHON)):$$PATH" clang-format --dry-run -Werror $(filter %.cpp %.h %.cu %.cuh,$(NATIVE) $(shell find tests/cuda_emulation -type f))
+
+docs: $(READY)-test ## the documentation as a site in build/site; a broken link or any other warning fails
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs --quiet build
 
 bench: $(READY)-bench build/.extension ## times of layers, models and curves on this machine, and the tables of README and docs; half an hour (ARGS="--quick")
 	$(PYTHON) -m bcos_kernels bench $(or $(ARGS),--scaling)

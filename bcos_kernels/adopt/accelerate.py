@@ -142,7 +142,14 @@ def _has_pairs(module: Any) -> bool:
 
 
 def restore(model: nn.Module) -> nn.Module:
-    """Undoes :func:`accelerate` in place and returns ``model``."""
+    """Undoes :func:`accelerate` in place and returns ``model``; modules that are not accelerated stay as they are.
+
+    Args:
+        model: any module.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+    """
     check_model(model)
     for module in model.modules():
         if plan_of(module) is not None:
