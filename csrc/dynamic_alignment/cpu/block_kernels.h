@@ -9,38 +9,40 @@
 namespace bcos::dynamic_alignment::cpu {
 namespace {
 
-// Pixels whose sums stay in registers while the values of a block are walked through.
-constexpr int64_t kChunk = 64;
-
-template <Norm kind, typename A>
-BCOS_INLINE void forward_chunk(const BlockForward<A>& f, int64_t o, int64_t begin, int64_t size) {
-  A l[kChunk] = {}, sums[kChunk] = {};
-  for (int64_t v = 0; v < f.values; v++) {
-    const int64_t row = v * f.outputs + o;
-    const A bias = f.bias ? f.bias[row] : A(0);
-    const A *w = f.w + row * f.pixels + begin, *u = f.u + v * f.pixels + begin;
-#pragma omp simd
-    for (int64_t t = 0; t < size; t++) {
-      const A value = w[t] + bias;
-      l[t] += value * u[t];
-      sums[t] += norm_term<kind>(value);
+// Adds `count` values of the patch at once, so that l and the sums are read and written less often. Rows are
+// walked through one after the other, as they lie in memory.
+template <Norm kind, int count, typename A>
+BCOS_INLINE void add_values(const BlockForward<A>& f, int64_t first) {
+  for (int64_t o = 0; o < f.outputs; o++) {
+    const A *w[count], *u[count];
+    A bias[count];
+    for (int i = 0; i < count; i++) {
+      const int64_t row = (first + i) * f.outputs + o;
+      w[i] = f.w + row * f.pixels;
+      u[i] = f.u + (first + i) * f.pixels;
+      bias[i] = f.bias ? f.bias[row] : A(0);
     }
-  }
-  A *all_l = f.l + o * f.pixels + begin, *all_sums = f.sums + o * f.pixels + begin;
+    A *l = f.l + o * f.pixels, *sums = f.sums + o * f.pixels;
 #pragma omp simd
-  for (int64_t t = 0; t < size; t++) {
-    all_l[t] += l[t];
-    all_sums[t] += sums[t];
+    for (int64_t t = 0; t < f.pixels; t++) {
+      A product = 0, sum = 0;
+      for (int i = 0; i < count; i++) {
+        const A value = w[i][t] + bias[i];
+        product += value * u[i][t];
+        sum += norm_term<kind>(value);
+      }
+      l[t] += product;
+      sums[t] += sum;
+    }
   }
 }
 
 template <Norm kind, typename A>
 BCOS_INLINE void forward(const BlockForward<A>& f) {
-  for (int64_t o = 0; o < f.outputs; o++) {
-    int64_t begin = 0;
-    for (; begin + kChunk <= f.pixels; begin += kChunk) forward_chunk<kind>(f, o, begin, kChunk);
-    if (begin < f.pixels) forward_chunk<kind>(f, o, begin, f.pixels - begin);
-  }
+  int64_t v = 0;
+  for (; v + 4 <= f.values; v += 4) add_values<kind, 4>(f, v);
+  for (; v + 2 <= f.values; v += 2) add_values<kind, 2>(f, v);
+  if (v < f.values) add_values<kind, 1>(f, v);
 }
 
 template <typename A>
@@ -70,48 +72,62 @@ BCOS_INLINE void start(const Start<A>& f) {
   for (int64_t i = 0; i < f.size; i++) f.of_w[i] = f.of_u[i] * f.l[i] * slope(f.norm, f.norms[i]);
 }
 
-template <Norm kind, bool Training, typename A>
-BCOS_INLINE void backward_chunk(const BlockBackward<A>& f, int64_t v, int64_t begin, int64_t size) {
-  A du[kChunk] = {};
-  const A* u = f.u + v * f.pixels + begin;
-  for (int64_t o = 0; o < f.outputs; o++) {
-    const int64_t row = v * f.outputs + o;
-    const A bias = f.bias ? f.bias[row] : A(0);
-    A* w = f.w + row * f.pixels + begin;
-    const A *of_u = f.of_u + o * f.pixels + begin, *of_w = Training ? f.of_w + o * f.pixels + begin : nullptr;
-    A sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t t = 0; t < size; t++) {
-      const A value = w[t] + bias;
-      du[t] += of_u[t] * value;
-      if constexpr (Training) {
-        const A dw = of_u[t] * u[t] + of_w[t] * direction<kind>(value);
-        w[t] = dw;
-        sum += dw;
-      }
-    }
-    if constexpr (Training) f.dbias[row] += sum;
+// Adds what `count` outputs give to du of one value of the patch.
+template <int count, typename A>
+BCOS_INLINE void add_outputs(const BlockBackward<A>& f, int64_t v, int64_t first) {
+  const A *w[count], *of_u[count];
+  A bias[count];
+  for (int i = 0; i < count; i++) {
+    const int64_t row = v * f.outputs + first + i;
+    w[i] = f.w + row * f.pixels;
+    of_u[i] = f.of_u + (first + i) * f.pixels;
+    bias[i] = f.bias ? f.bias[row] : A(0);
   }
-  std::copy_n(du, size, f.du + v * f.pixels + begin);
+  A* du = f.du + v * f.pixels;
+#pragma omp simd
+  for (int64_t t = 0; t < f.pixels; t++) {
+    A sum = 0;
+    for (int i = 0; i < count; i++) sum += of_u[i][t] * (w[i][t] + bias[i]);
+    du[t] += sum;
+  }
 }
 
-template <Norm kind, bool Training, typename A>
-BCOS_INLINE void backward(const BlockBackward<A>& f) {
+template <typename A>
+BCOS_INLINE void explanation(const BlockBackward<A>& f) {
   for (int64_t v = 0; v < f.values; v++) {
-    int64_t begin = 0;
-    for (; begin + kChunk <= f.pixels; begin += kChunk) backward_chunk<kind, Training>(f, v, begin, kChunk);
-    if (begin < f.pixels) backward_chunk<kind, Training>(f, v, begin, f.pixels - begin);
+    int64_t o = 0;
+    for (; o + 4 <= f.outputs; o += 4) add_outputs<4>(f, v, o);
+    for (; o < f.outputs; o++) add_outputs<1>(f, v, o);
+  }
+}
+
+template <Norm kind, typename A>
+BCOS_INLINE void training(const BlockBackward<A>& f) {
+  for (int64_t row = 0; row < f.values * f.outputs; row++) {
+    const int64_t v = row / f.outputs * f.pixels, o = row % f.outputs * f.pixels;
+    const A bias = f.bias ? f.bias[row] : A(0);
+    const A *u = f.u + v, *of_u = f.of_u + o, *of_w = f.of_w + o;
+    A *w = f.w + row * f.pixels, *du = f.du + v, sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t t = 0; t < f.pixels; t++) {
+      const A value = w[t] + bias, dw = of_u[t] * u[t] + of_w[t] * direction<kind>(value);
+      du[t] += of_u[t] * value;
+      w[t] = dw;
+      sum += dw;
+    }
+    f.dbias[row] += sum;
   }
 }
 
 template <typename A>
 BCOS_INLINE void backward(const BlockBackward<A>& f) {
+  std::fill_n(f.du, f.values * f.pixels, A(0));
   if (!f.of_w)
-    backward<Norm::L2, false>(f);
+    explanation(f);
   else if (f.norm == Norm::L1)
-    backward<Norm::L1, true>(f);
+    training<Norm::L1>(f);
   else
-    backward<Norm::L2, true>(f);
+    training<Norm::L2>(f);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 
+#include "common/cpu/row_gemm.h"
 #include "common/cpu/types.h"
 #include "common/plain_aten.h"
 #include "dynamic_alignment/cpu/block.h"
@@ -57,7 +58,12 @@ struct Tile {
   const Inputs& inputs;
   Cut cut;
   at::Tensor h, w, u;  // [R, pixels], [values*O, pixels], [values, pixels]
+  bool by_rows;        // whether there is a product of few rows, which needs no packing of w and h
   int64_t begin = 0, end = 0;
+
+  ~Tile() {
+    if (by_rows) bcos::cpu::RowGemm::release();
+  }
 
   Tile(const Call& call, const Inputs& inputs, const Cut& cut)
       : call(call),
@@ -65,7 +71,8 @@ struct Tile {
         cut(cut),
         h(rows(call.rank)),
         w(rows(cut.values * call.outputs)),
-        u(rows(cut.values)) {}
+        u(rows(cut.values)),
+        by_rows(bcos::cpu::RowGemm::serves(inputs.h, inputs.weight, inputs.h.scalar_type())) {}
 
   at::Tensor rows(int64_t count) const { return at::empty({count * cut.pixels}, inputs.x.options()); }
   int64_t size() const { return end - begin; }
@@ -89,13 +96,25 @@ struct Tile {
     return t.narrow(0, first * call.outputs, (last - first) * call.outputs);
   }
 
+  // w = weight h, for the rows of the weight that belong to a block
+  void multiply(const at::Tensor& weight, int64_t count) {
+    if constexpr (std::is_same_v<A, float>) {
+      if (by_rows) {
+        bcos::cpu::RowGemm::multiply(count, size(), call.rank, weight.const_data_ptr<A>(),
+                                     h.const_data_ptr<A>(), w.mutable_data_ptr<A>());
+        return;
+      }
+    }
+    auto block = part(w, count);
+    at::mm_out(block, weight, part(h, call.rank));
+  }
+
   // body(first, last) for the blocks of values [from, to), each with w, without the bias, and u.
   template <typename F>
   void blocks(int64_t from, int64_t to, F&& body) {
     for (int64_t first = from; first < to; first += cut.values) {
       const int64_t last = std::min(to, first + cut.values);
-      auto block = part(w, (last - first) * call.outputs);
-      at::mm_out(block, of_values(inputs.weight, first, last), part(h, call.rank));
+      multiply(of_values(inputs.weight, first, last), (last - first) * call.outputs);
       for (int64_t p = first; p < last; p++)
         take_value(call, inputs.x.const_data_ptr<A>(), p, begin, end,
                    u.mutable_data_ptr<A>() + (p - first) * size());
