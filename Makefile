@@ -14,15 +14,15 @@ endif
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help setup demo test check lint bench gpu triton torch wheel cuda clean always
+.PHONY: help setup demo test check lint docs bench gpu triton torch wheel release cuda clean always
 .DEFAULT_GOAL := help
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
 
-setup: $(READY) build/.extension ## the environment and the compiled extension, as the targets below need them
+setup: $(READY)-test build/.extension ## the environment of the tests and the compiled extension
 
-demo: setup ## reference models on real images, as they are and accelerated; writes demo.png (ARGS="--quick")
+demo: $(READY)-demo build/.extension ## reference models on real images, as they are and accelerated; writes demo.png (ARGS="--quick")
 	$(PYTHON) -m bcos_kernels demo $(ARGS)
 
 # tests run in so many processes; those that share a build or a result stay together. WORKERS=1 is pytest alone
@@ -35,13 +35,17 @@ test: setup ## the whole test suite (ARGS="-k conv2d" WORKERS=4)
 check: setup ## the fast part of the test suite, in two minutes (ARGS="-k conv2d")
 	$(PYTHON) -m pytest -q -m "not slow and not gpu" $(SHARED) $(ARGS)
 
-lint: $(READY) ## ruff, mypy and clang-format, as checks
+lint: $(READY)-test $(READY)-lint docs ## ruff, mypy, clang-format, codespell and the build of the documentation, as checks
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+	$(PYTHON) -m codespell_lib
 	PATH="$(dir $(PYTHON)):$$PATH" clang-format --dry-run -Werror $(filter %.cpp %.h %.cu %.cuh,$(NATIVE) $(shell find tests/cuda_emulation -type f))
 
-bench: setup ## times of layers, models and curves on this machine, and the tables of README and docs; half an hour (ARGS="--quick")
+docs: $(READY)-test ## the documentation as a site in build/site; a broken link or any other warning fails
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs --quiet build
+
+bench: $(READY)-bench build/.extension ## times of layers, models and curves on this machine, and the tables of README and docs; half an hour (ARGS="--quick")
 	$(PYTHON) -m bcos_kernels bench $(or $(ARGS),--scaling)
 	$(PYTHON) -m bcos_kernels bench report $$($(PYTHON) -m bcos_kernels bench $(or $(ARGS),--scaling) --where) \
 		$(if $(ARGS),,--readme README.md docs/benchmarks.md)
@@ -63,6 +67,9 @@ torch: ## the fast part of the test suite on another torch, in build/; downloads
 wheel: $(READY) ## a wheel and a source archive in dist/; for every GPU where torch has CUDA
 	$(PYTHON) .ci/wheel.py
 
+release: $(READY)-release ## the same, checked by twine, and installed and tried in clean environments with and without a compiler
+	$(PYTHON) .ci/release.py
+
 CUDA_TORCH ?= 2.11.0
 
 cuda: ## the wheel built and imported against torch's CUDA build, without a GPU; downloads gigabytes (CUDA_TORCH=2.11.0)
@@ -74,14 +81,19 @@ cuda: ## the wheel built and imported against torch's CUDA build, without a GPU;
 clean: ## removes what was built, keeps .venv
 	rm -rf build dist *.egg-info bcos_kernels/_C.*.so bcos_kernels/_C.*.pyd bcos_kernels/_C.failed.txt .pytest_cache .ruff_cache .hypothesis
 
-# ready when every requirement is there; again after a change of the requirements
-$(READY): .ci/environment.py pyproject.toml
-	@python3 .ci/environment.py $(BCOS_PYTHON)
+# ready when torch is there, and -EXTRA when the requirements of an extra are; again after a change of them
+$(READY): .ci/environment.py
+	@python3 .ci/environment.py "$(BCOS_PYTHON)"
 	@mkdir -p $(@D) && touch $@
 
+$(READY)-%: $(READY) pyproject.toml
+	@python3 .ci/environment.py "$(BCOS_PYTHON)" $*
+	@touch $@
+
 build/.extension: $(READY) build/.interpreter setup.py pyproject.toml $(NATIVE)
-	@echo "building the extension (build/extension.log)"
-	@$(PYTHON) setup.py --quiet build_ext --inplace > build/extension.log 2>&1 || { cat build/extension.log; exit 1; }
+	@printf "building the extension (build/extension.log) ... "; start=$$(date +%s); \
+		$(PYTHON) setup.py --quiet build_ext --inplace > build/extension.log 2>&1 || { cat build/extension.log; exit 1; }; \
+		echo "$$(($$(date +%s) - start)) s"
 	@grep '^bcos_kernels:' build/extension.log || true
 	@touch $@
 

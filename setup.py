@@ -1,6 +1,11 @@
-"""Builds bcos_kernels._C: C++ for CPUs always, CUDA where torch has it. Metadata is in pyproject.toml."""
+"""Builds bcos_kernels._C: C++ for CPUs always, CUDA where torch has it. Metadata is in pyproject.toml.
+
+The version stands in ``bcos_kernels/__init__.py``. That of a wheel for others (``make wheel``) also names the torch
+that its extension was compiled against, as in ``0.1.0+pt2.13cu130`` or ``0.1.0+pt2.13cpu``; it requires that torch.
+"""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +23,7 @@ except ImportError:
 ROOT = Path(__file__).parent
 ARCHITECTURES = "8.0+PTX;8.6;9.0a;10.0a"
 """Of a build for GPUs that are not here: Ampere, Hopper and Blackwell, and what a driver compiles for any later one."""
+WITH_CUDA = bool(torch.version.cuda and CUDA_HOME) and os.environ.get("BCOS_KERNELS_CUDA") != "0"
 GIB_PER_JOB = 2.0  # a translation unit that includes torch's binding headers needs about this much memory
 
 
@@ -35,9 +41,19 @@ def cap_jobs() -> None:
     os.environ.setdefault("MAX_JOBS", str(jobs))
 
 
+def release() -> dict:
+    """The version, and the torch that is required."""
+    text = (ROOT / "bcos_kernels" / "__init__.py").read_text(encoding="utf-8")
+    version = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)[1]
+    if os.environ.get("BCOS_KERNELS_TAG") != "1":
+        return {"version": version, "install_requires": ["torch>=2.11"]}
+    minor = ".".join(torch.__version__.split(".")[:2])
+    device = f"cu{torch.version.cuda.replace('.', '')}" if WITH_CUDA else "cpu"
+    return {"version": f"{version}+pt{minor}{device}", "install_requires": [f"torch=={minor}.*"]}
+
+
 def extension():
-    with_cuda = bool(torch.version.cuda and CUDA_HOME) and os.environ.get("BCOS_KERNELS_CUDA") != "0"
-    cpp = [path for path in sources(".cpp") if with_cuda or "cuda" not in Path(path).parts]
+    cpp = [path for path in sources(".cpp") if WITH_CUDA or "cuda" not in Path(path).parts]
     if sys.platform == "win32":
         compile_args, link_args = ["/O2", "/openmp:experimental"], []
     else:
@@ -48,17 +64,17 @@ def extension():
             sanitize = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
             compile_args += ["-O1", "-g", "-DBCOS_NO_CLONES", *sanitize]
             link_args += sanitize
-    if with_cuda:
+    if WITH_CUDA:
         compile_args.append("-DBCOS_WITH_CUDA")
         # else torch compiles for the GPUs that it sees
         if os.environ.get("BCOS_KERNELS_EVERY_GPU") == "1" or not torch.cuda.is_available():
             os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
-    return (CUDAExtension if with_cuda else CppExtension)(
+    return (CUDAExtension if WITH_CUDA else CppExtension)(
         name="bcos_kernels._C",
-        sources=cpp + (sources(".cu") if with_cuda else []),
+        sources=cpp + (sources(".cu") if WITH_CUDA else []),
         include_dirs=[str(ROOT / "csrc")],
         depends=sources(".h") + sources(".cuh"),
-        extra_compile_args={"cxx": compile_args, "nvcc": ["-O3"]} if with_cuda else compile_args,
+        extra_compile_args={"cxx": compile_args, "nvcc": ["-O3"]} if WITH_CUDA else compile_args,
         extra_link_args=link_args,
     )
 
@@ -91,4 +107,4 @@ class OptionalBuild(BuildExtension):
 
 
 cap_jobs()
-setup(ext_modules=[extension()], cmdclass={"build_ext": OptionalBuild})
+setup(**release(), ext_modules=[extension()], cmdclass={"build_ext": OptionalBuild})

@@ -13,29 +13,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from environment import BUILD, PINNED, ROOT, complete, missing, pip_install, run
+from environment import ROOT, complete, environment, run, step
 
 LEFT_OUT = (".git", ".venv", "build", "dist", "*.so", "*.pyd", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
 FAST = ("-m", "not slow and not gpu", "-n", "2")
-
-
-def torchvision(version: str) -> str:
-    """The torchvision that goes with a torch: 0.26.0 with 2.11.0, 0.28.0 with 2.13.0."""
-    major, minor, patch = map(int, version.split("."))
-    return f"torchvision=={major - 2}.{minor + 15}.{patch}"
-
-
-def environment(folder: Path, version: str) -> str:
-    """Makes or completes the environment; returns its interpreter."""
-    python = str(folder / "bin" / "python")
-    if not Path(python).exists():
-        run(sys.executable, "-m", "venv", str(folder))
-    if missing(python, ["torch", "wheel"]):
-        print(f"installing torch {version} into {folder}", flush=True)
-        pip_install(python, "--no-cache-dir", "--upgrade", *BUILD)
-        pip_install(python, "--no-cache-dir", f"torch=={version}")
-    complete(python, {**PINNED, "torchvision": torchvision(version)})  # a CUDA build of torch brings its own Triton
-    return python
 
 
 def copied(folder: Path) -> Path:
@@ -54,11 +35,12 @@ def main(arguments: list[str]) -> int:
         sys.exit(f"make torch TORCH={version}: a release of torch is needed, as in TORCH=2.11.0")
     folder = ROOT / "build" / f"torch-{version}"
     try:
-        python = environment(folder, version)
+        python = environment(folder, f"torch=={version}")
+        complete(python, "test")
         copy = copied(folder)
         variables = {**os.environ, "PYTHONPATH": str(copy), "BCOS_KERNELS_REQUIRE_C": "1", "BCOS_KERNELS_CUDA": "0"}
-        print("building the extension", flush=True)
-        run(python, "setup.py", "--quiet", "build_ext", "--inplace", cwd=copy, env=variables)
+        with step("building the extension"):
+            run(python, "setup.py", "--quiet", "build_ext", "--inplace", cwd=copy, env=variables)
     except subprocess.CalledProcessError as error:
         sys.exit(f"make torch TORCH={version} failed: {' '.join(map(str, error.cmd))}")
     command = [python, "-m", "pytest", "-q", *FAST, *options]

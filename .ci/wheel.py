@@ -39,12 +39,19 @@ def build() -> tuple[Path, float]:
     """The wheel, and the seconds that its build took from nothing."""
     for old in (*ROOT.glob("build/lib*"), *ROOT.glob("build/bdist*"), *ROOT.glob("build/temp*")):
         shutil.rmtree(old)
-    environment = {"BCOS_KERNELS_REQUIRE_C": "1", "BCOS_KERNELS_EVERY_GPU": "1", **os.environ}
+    options = {"BCOS_KERNELS_REQUIRE_C": "1", "BCOS_KERNELS_EVERY_GPU": "1", "BCOS_KERNELS_TAG": "1"}
+    environment = {**options, **os.environ}
     start = time.monotonic()
     command = (*PIP, "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--wheel-dir", str(DIST), ".")
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     seconds = time.monotonic() - start
     return max(DIST.glob("*.whl"), key=lambda path: path.stat().st_mtime), seconds
+
+
+def sdist() -> Path:
+    """The source archive, whose version names no torch."""
+    subprocess.run((sys.executable, "setup.py", "--quiet", "sdist"), cwd=ROOT, check=True)
+    return max(DIST.glob("*.tar.gz"), key=lambda path: path.stat().st_mtime)
 
 
 def carried(wheel: Path) -> dict:
@@ -60,7 +67,7 @@ def main(arguments: list[str]) -> int:
         print(f"wheel.py {' '.join(arguments)}: the only option is --check", file=sys.stderr)
         return 2
     wheel, seconds = build()
-    subprocess.run((sys.executable, "setup.py", "--quiet", "sdist"), cwd=ROOT, check=True)
+    sdist()
     size = wheel.stat().st_size / 2**20
     cores = os.cpu_count()
     print(f"{wheel.relative_to(ROOT)}: {size:.1f} MiB, built in {seconds:.0f} s on {cores} {platform.machine()} cores")

@@ -190,6 +190,44 @@ def norm_second(
     v is as x; ``needs`` is for weight and var.
     """
 
+class DynamicAlignmentSpec:
+    """The static options of dynamic alignment units, checked when it is made."""
+
+    def __init__(
+        self, *, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], norm: str, detach: bool
+    ) -> None: ...
+    @property
+    def kernel(self) -> list[int]: ...
+    @property
+    def stride(self) -> list[int]: ...
+    @property
+    def padding(self) -> list[int]: ...
+    @property
+    def norm(self) -> str: ...
+    @property
+    def detach(self) -> bool: ...
+
+def dynamic_alignment_forward(
+    x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, spec: DynamicAlignmentSpec
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, norm, l) of x [N, C, H, W] and h [N, R, OH, OW]; l is empty with ``detach``."""
+
+def dynamic_alignment_backward(
+    grad: Tensor,
+    x: Tensor,
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Tensor,
+    l: Tensor,
+    spec: DynamicAlignmentSpec,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients (dx, dh, dweight, dbias) where ``needs``.
+
+    grad may hold several rows of the dynamic linear map, [rows·N, O, OH, OW], where dx alone is needed.
+    """
+
 class CudaBuildInfo(TypedDict):
     runtime: int
     architectures: list[int]

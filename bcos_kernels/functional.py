@@ -1,4 +1,6 @@
-"""The B-cos layers and the norms between them as functions: ``bcos_linear``, ``bcos_conv2d`` and ``norm``.
+"""The B-cos layers, the norms between them and dynamic alignment units as functions.
+
+``bcos_linear``, ``bcos_conv2d``, ``norm`` and ``dynamic_alignment``.
 
 The layers compute ``y = |cos(x, w)|^(b-1) · ŵᵀx`` (Böhle et al., B-cos Networks, CVPR 2022, eq. 3; TPAMI 2024). Each is
 one fused call per direction, on the fastest backend that serves the call.
@@ -11,10 +13,11 @@ from collections.abc import MutableMapping
 import torch
 from torch import Tensor
 
+from .dynamic_alignment.functional import dynamic_alignment as _dynamic_alignment
 from .norm.functional import norm as _norm
 from .transform.functional import transform
 
-__all__ = ["bcos_conv2d", "bcos_linear", "norm"]
+__all__ = ["bcos_conv2d", "bcos_linear", "dynamic_alignment", "norm"]
 
 
 def __dir__() -> list[str]:
@@ -157,3 +160,47 @@ def norm(
     """
     outputs = _norm(x, weight, bias, mean, var, detach, (over, groups, centered, eps, False, out_dtype, backend))
     return (outputs.y, outputs.mean, outputs.var) if return_statistics else outputs.y
+
+
+def dynamic_alignment(
+    x: Tensor,
+    projection: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] = 0,
+    groups: int = 1,
+    *,
+    norm: str = "squash",
+    detach: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """A convolution of dynamic alignment units, the layer of CoDA-Nets.
+
+    ``y = scale(‖w‖) · wᵀu`` for every patch u and every output, with the dynamic weights ``w = weight h + bias``, which
+    are made of the patch itself by ``h = projection ⋆ x`` (Böhle et al., Convolutional Dynamic Alignment Networks,
+    CVPR 2021, arXiv 2104.00032, eqs. 1 to 3). The dynamic weights of all pixels are never in memory at once. Neither y
+    nor any derivative is NaN where w is zero; y is 0 there.
+
+    Args:
+        x: ``[N, C, H, W]`` or ``[C, H, W]``; fp64, fp32, bf16 or fp16, any strides.
+        projection: ``[rank, C, kH, kW]``, of x's dtype and device, as all tensors are.
+        weight: ``[P·O, rank/groups, 1, 1]`` with P = C·kH·kW values in a patch and O outputs; row p·O + o makes the
+            dynamic weight of output o for value p.
+        bias: ``[P·O]``, or None.
+        stride, padding: of the patches, as in ``torch.nn.Conv2d``; the padding is zeros.
+        groups: of the convolution that ``weight`` belongs to: each of its groups of rows sees its own part of h.
+        norm: ``"squash"``, with the scale ‖w‖₂/(1 + ‖w‖₂²); ``"l2"``, 1/‖w‖₂; ``"l1"``, 1/‖w‖₁.
+        detach: True makes constants of the dynamic weights and their norms: the explanation mode.
+        backend: ``"cpu"``; ``"torch"``, PyTorch's operators in tiles of pixels, on any device; or ``"reference"``,
+            which holds all dynamic weights. None chooses the fastest that serves the call.
+
+    Returns:
+        ``[N, O, OH, OW]``, without N if x has none, of x's dtype and memory format; fp32 under autocast, as in the
+        authors' code.
+
+    Raises:
+        TypeError, ValueError: an argument is not as described above; the error names it, its value and what is
+            allowed. Or ``backend`` cannot serve the call; the error lists the reasons.
+    """
+    return _dynamic_alignment(x, projection, weight, bias, detach, (stride, padding, groups, norm, backend))

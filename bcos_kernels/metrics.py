@@ -110,7 +110,17 @@ def _next_grid(blocks: list[int], start: int, classes: list[int], cells: int) ->
 
 
 def make_grid(images: Tensor) -> Tensor:
-    """``[..., n², C, H, W] -> [..., C, n·H, n·W]``: images as one, from top to bottom and then from left to right."""
+    """Images of different classes as one: from top to bottom, and then from left to right, as the authors place them.
+
+    Args:
+        images: ``[..., n², C, H, W]``, of any dtype; n is at least 2.
+
+    Returns:
+        ``[..., C, n·H, n·W]``.
+
+    Raises:
+        ValueError: ``images`` has fewer than four dimensions, or the number of images is not such a square.
+    """
     if images.dim() < 4:
         raise ValueError(f"images has shape {tuple(images.shape)}: [..., n², C, H, W] is needed")
     n = _side(images.shape[-4])
@@ -199,9 +209,20 @@ def _checked_box(box: Sequence[int]) -> tuple[int, int, int, int]:
 def scaled_boxes(
     boxes: Sequence[Sequence[float]], size: tuple[int, int], new_size: tuple[int, int]
 ) -> list[tuple[int, ...]]:
-    """Boxes ``(xmin, ymin, xmax, ymax)`` of an image (width, height) in pixels of the same image of another size.
+    """Boxes in pixels of an image, in pixels of the same image of another size; as model guidance scales them.
 
-    They are rounded down and end within the image, as in model guidance.
+    They are rounded down and end within the image (Rao et al., ICCV 2023, and their code).
+
+    Args:
+        boxes: ``(xmin, ymin, xmax, ymax)`` each, in pixels.
+        size: the width and the height that they belong to.
+        new_size: the width and the height of the resized image.
+
+    Returns:
+        The boxes ``(xmin, ymin, xmax, ymax)`` as ints, in their order.
+
+    Raises:
+        ValueError: a size has other than two entries, or a box other than four.
     """
     scales = [new / old for new, old in zip(new_size, size, strict=True)] * 2
     last = [side - 1 for side in new_size] * 2

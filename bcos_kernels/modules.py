@@ -28,7 +28,10 @@ B_RULES = (None, "clamp", "offset")
 
 
 class NormedConv2d(nn.Conv2d):
-    """``nn.Conv2d`` with filters of norm 1 (a zero filter stays zero): the linear part of a B-cos layer."""
+    """``nn.Conv2d`` with filters of norm 1 (a zero filter stays zero): the linear part of a B-cos layer.
+
+    Its arguments are those of ``nn.Conv2d``. Source: ``bcos.modules.NormedConv2d``.
+    """
 
     def forward(self, in_tensor: Tensor) -> Tensor:
         """``[N, in_channels, H, W]`` or ``[in_channels, H, W]`` -> the same rank with ``out_channels``."""
@@ -39,7 +42,10 @@ class NormedConv2d(nn.Conv2d):
 
 
 class NormedLinear(nn.Linear):
-    """``nn.Linear`` with rows of norm 1 (a zero row stays zero): the linear part of :class:`BcosLinear`."""
+    """``nn.Linear`` with rows of norm 1 (a zero row stays zero): the linear part of :class:`BcosLinear`.
+
+    Its arguments are those of ``nn.Linear``. Source: ``bcos.modules.NormedLinear``.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """``[..., in_features]`` -> ``[..., out_features]``."""
@@ -55,7 +61,7 @@ class Detachable(nn.Module):
     """
 
     kind = "layer"
-    """What reports call it: ``"layer"``, ``"norm"``, ``"attention"`` or ``"gate"``."""
+    """What reports call it: ``"layer"``, ``"alignment"``, ``"norm"``, ``"attention"`` or ``"gate"``."""
     detach = False
     backend: str | None = None
 
@@ -70,7 +76,14 @@ class Detachable(nn.Module):
 
 
 class BcosLayer(Detachable):
-    """The base class of all B-cos layers: the exponent, MaxOut and the explanation mode, which freezes |cos|^(b-1)."""
+    """The base class of all B-cos layers: the exponent, MaxOut and the explanation mode, which freezes |cos|^(b-1).
+
+    Args:
+        b, max_out, out_dtype, backend: as in :class:`BcosConv2d`.
+
+    Raises:
+        TypeError, ValueError: ``b`` or ``max_out`` is not as described there.
+    """
 
     normalize_weights = True
     """Whether the filters are divided by their norms."""
@@ -314,7 +327,7 @@ class BcosLinear(BcosLayer):
 
 
 def clamped(b: Tensor) -> Tensor:
-    """b kept above 1, as B-cosification does: 1 itself stays, because a layer with b = 1 has no scale."""
+    """b, a tensor of one value, kept above 1 as B-cosification does; 1 itself stays: with b = 1 there is no scale."""
     return torch.where(b == 1, b.detach(), b.clamp(1 + 1e-6))
 
 

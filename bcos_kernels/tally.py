@@ -230,9 +230,10 @@ def words(tallies: list[Counter[Key]], running: int = 0) -> str:
     for of in sorted(key[1] for key in total if key[0] == ACCELERATED and key[1]):
         having = sum(bool(tally[ACCELERATED, of, ""]) for tally in tallies)
         among = f" in {having} processes" if len(tallies) > 1 else ""
-        lines.append(f"  {_many(total[ACCELERATED, of, ''], of)} accelerated{among}")
+        lines.append(f"  {_many(total[ACCELERATED, of, ''], _NOUNS.get(of, of))} accelerated{among}")
     others = sorted({key[0] for key in total if key[0].startswith(LEFT_ALONE + _OF)})
-    for what, noun in ((LEFT_ALONE, LAYER), *((key, key.partition(_OF)[2]) for key in others), (PLAIN, "call")):
+    kinds = [(key, key.partition(_OF)[2]) for key in others]
+    for what, noun in ((LEFT_ALONE, LAYER), *((key, _NOUNS.get(of, of)) for key, of in kinds), (PLAIN, "call")):
         reasons = [key for key, _ in total.most_common() if key[0] == what]
         for key in reasons[:_SHOWN]:
             lines.append(f"  {what.partition(_OF)[0]}: {_many(total[key], noun)} of {key[1]}: {key[2]}")
@@ -241,6 +242,10 @@ def words(tallies: list[Counter[Key]], running: int = 0) -> str:
     if running:
         lines.append(f"  {_many(running, 'process')} had not ended: only what was done until then is counted")
     return "\n".join(lines)
+
+
+_NOUNS = {"alignment": "dynamic alignment layer"}
+"""What a module of a kind is called, where the kind's name does not say it."""
 
 
 def _layers(processes: Counter[int]) -> str:

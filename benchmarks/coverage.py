@@ -28,6 +28,7 @@ from torch import Tensor, nn
 import bcos_kernels as bk
 from bcos_kernels import tally
 from bcos_kernels.adopt import Row, fingerprint
+from bcos_kernels.adopt.alignment_code import WEIGHTS
 from bcos_kernels.adopt.gate import ACT, METHOD
 from bcos_kernels.adopt.kinds import kind_of
 from bcos_kernels.adopt.layer import weighted
@@ -49,6 +50,10 @@ QUANTITIES = ("logits", "d input", "d parameters", "explanation", "late explanat
 """What is compared. A late explanation enters the mode between forward and backward, as model guidance does; the loss
 on it and on the logits is differentiated outside of the mode, with respect to the parameters. The buffers are compared
 after all of it."""
+
+
+COLUMNS = {"layers": "layer", "alignments": "alignment", "norms": "norm", "attentions": "attention", "gates": "gate"}
+"""Column -> the kind of modules that it counts."""
 
 
 class Unused:
@@ -78,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     for folder in options.folders:
         if not (folder / ".git").exists() or title(folder) not in known:
             parser.error(f"{folder}: not a checkout OWNER/NAME of {', '.join(sorted(known))}")
-    rows, outcomes = [("repository", "model", "layers", "norms", "attentions", "gates", *QUANTITIES)], []
+    rows, outcomes = [("repository", "model", *COLUMNS, *QUANTITIES)], []
     for folder in options.folders:
         for index, model in enumerate(MODELS):
             if model.repository == title(folder):
@@ -116,7 +121,7 @@ def outcome(folder: Path, index: int) -> Outcome:
             for name, buffer in module.named_buffers():
                 buffer.copy_(buffers[name])
     except Exception as error:  # anything that a stranger's code can raise
-        return Outcome(("-",) * (4 + len(QUANTITIES)), False, (f"{type(error).__name__}: {error}",))
+        return Outcome(("-",) * (len(COLUMNS) + len(QUANTITIES)), False, (f"{type(error).__name__}: {error}",))
     report = bk.report(bk.accelerate(module))
     ours = measured(model, module, x)
     ran_plain = [key for key in tally.current() if key[0] == tally.PLAIN]
@@ -124,7 +129,7 @@ def outcome(folder: Path, index: int) -> Outcome:
     differences = [difference(a, b) for a, b in zip(ours, theirs, strict=True)]
     return Outcome(
         cells=(
-            *map(share, (report.layers, report.norms, report.of("attention"), report.of("gate"))),
+            *(share(report.of(kind)) for kind in COLUMNS.values()),
             *(f"{d:.0e}" for d in differences),
         ),
         right=all(row.backend is not None for row in report.rows)
@@ -196,6 +201,10 @@ def difference(ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None]) -
 def fingerprints(module: nn.Module) -> Iterator[str]:
     """Those of the B-cos layers and norms, of their linear parts, modes and norms for dilation."""
     for layer in (m for m in module.modules() if kind_of(m) is not None):
+        if WEIGHTS in layer._modules:
+            weights = layer.get_submodule(WEIGHTS)
+            yield fingerprint.of(published_mro(type(weights)), ("forward", "unfold")).digest
+            yield fingerprint.of(published_mro(type(weights.norm_func))).digest
         linear = weighted(layer) if "linear" in layer._modules else None
         for part in (layer, linear, layer._modules.get("dynamic_multiplication")):
             if part is not None:

@@ -37,11 +37,22 @@ __all__ = ["main"]
 
 CLASS = (
     r"^class (Normed(Conv2d|Linear)|Bcos[A-Za-z]*(Conv2d|Linear)(WithScale)?|DynamicMultiplication|Attention"
-    r"|MyGELU|BcosGELUActivation"
+    r"|MyGELU|BcosGELUActivation|CoDAConv2d|DAUWeights|Squashing|LpNorm|L2Norm"
     r"|Detachable[A-Za-z]*Norm[A-Za-z0-9]*|[A-Za-z0-9]*NormUncentered[A-Za-z0-9]*|[A-Za-z0-9]*Norm2dUncentered[A-Za-z]*)\b"
 )
 """The names of layers, of their parts, of norms, attentions and gates, as git and Python both read it."""
-KINDS = ("attentions", "gates", "layers", "linears", "modes", "norms", "slow_norms")
+UNITS = {
+    "CoDAConv2d": ("alignments", ("forward",)),
+    "DAUWeights": ("dynamic_weights", ("forward", "unfold")),
+    "Squashing": ("weight_norms", ("forward",)),
+    "LpNorm": ("weight_norms", ("forward",)),
+    "L2Norm": ("weight_norms", ("forward",)),
+}
+"""Classes of CoDA-Nets -> their section of the table, and the methods that are called on them."""
+KINDS = (
+    "alignments", "attentions", "dynamic_weights", "gates", "layers", "linears", "modes", "norms", "slow_norms",
+    "weight_norms",
+)  # fmt: skip
 NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -135,6 +146,11 @@ def classes(tree: Path) -> list[tuple[str, str, str, list[str]]]:
             kind = inspect.unwrap(getattr(module, name))  # NoBias is also used as a decorator
             if name == "Attention":
                 found |= attention(kind)
+                continue
+            if name in UNITS:
+                section, roots = UNITS[name]
+                mark = fingerprint.of(kind.__mro__, roots)
+                found[mark.digest] = (section, mark.digest, name, sorted(mark.reads))
                 continue
             if "GELU" in name:
                 for root in ("forward", METHOD)[: 1 + hasattr(kind, METHOD)]:

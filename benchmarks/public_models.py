@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from bcos_kernels.adopt.layer import is_candidate
+from bcos_kernels.cli.bench.coda import CODA_NETS
 
 __all__ = ["MODELS", "UNUSED", "Model"]
 
@@ -155,10 +156,31 @@ def by_embeddings(model: nn.Module, x: Tensor, name: str = "inputs_embeds") -> o
     return model(**{name: x}).logits
 
 
+def coda_net(norm: str = "Squashing", small: int = 1, **options) -> Callable:
+    """A CoDA-Net of a published configuration; ``small`` divides its outputs and ranks."""
+
+    def make(m: ModuleType) -> nn.Module:
+        made = getattr(importlib.import_module("modules.norms"), norm)
+        config = dict(zip(("outputs", "ranks", "kernels", "strides"), options["sizes"], strict=True))
+        outputs, ranks = ([max(2, n // small) for n in config[name]] for name in ("outputs", "ranks"))
+        kernels, strides, paddings = config["kernels"], config["strides"], [k // 2 for k in config["kernels"]]
+        kind = partial(made, p=options["p"], return_norm=True) if "p" in options else made
+        return m.make_coda_net(6, outputs, ranks, kernels, strides, paddings, kind, 0, options["temperature"])
+
+    return make
+
+
+def of_bench(name: str) -> dict:
+    """The sizes and the temperature of a CoDA-Net that the bench measures."""
+    net = CODA_NETS[name]
+    return {"sizes": (net.outputs, net.ranks, net.kernels, net.strides), "temperature": net.temperature}
+
+
 def of_a_tuple(model: nn.Module, x: Tensor) -> object:
     return model((x,))
 
 
+CODA, SIMPLE_CODA = "moboehle/CoDA-Nets", "models/simple_coda.py"
 V1, V2, BF = "moboehle/B-cos", "B-cos/B-cos-v2", "shrebox/B-cosification"
 MG, KD = "sukrutrao/Model-Guidance", "m-parchami/GoodTeachersExplain"
 LM, HTP = "Ewanwong/B-cos-v2", "sidgairo18/how-to-probe"
@@ -249,6 +271,12 @@ MODELS = (
     Model(HTP, "DINO resnet18", f"{DINO}/resnet_bcos.py", lambda m: m.bcosresnet18(inplanes=16)),
     Model(HTP, "DINO head", f"{DINO}/dino_heads.py", lambda m: m.BcosDINOHead(6, 10, hidden_dim=8), (6,)),
     Model(HTP, "mmpretrain resnet50", f"{MM_MODELS}/backbones/resnet_bcos.py", lambda m: m.bcosresnet50(inplanes=16)),
+    Model(CODA, "CIFAR-10", SIMPLE_CODA, coda_net(**of_bench("coda_cifar10")), (6, 32, 32)),
+    Model(CODA, "ImageNet", SIMPLE_CODA, coda_net(**of_bench("coda_imagenet")), (6, 48, 48)),
+    *(
+        Model(CODA, f"L{p} norm", SIMPLE_CODA, coda_net("LpNorm", 4, p=p, **of_bench("coda_cifar10")), (6, 16, 16))
+        for p in (1, 2)
+    ),
     Model(
         HTP,
         "mmpretrain neck",

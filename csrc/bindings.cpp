@@ -1,10 +1,11 @@
 // The Python module bcos_kernels._C: facts of the build, and what each op binds.
-#include "norm/glue/bindings.h"
+#include "dynamic_alignment/glue/bindings.h"
 
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
 #include "common/macros.h"
+#include "norm/glue/bindings.h"
 #include "transform/glue/bindings.h"
 #if defined(BCOS_WITH_CUDA)
 #include "common/cuda/bindings.h"
@@ -45,6 +46,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("build_info", &build_info);
   bcos::transform::glue::bind(m);
   bcos::norm::glue::bind(m);
+  bcos::dynamic_alignment::glue::bind(m);
 #if defined(BCOS_WITH_CUDA)
   auto cuda = m.def_submodule("cuda");
   bcos::cuda::bind(cuda);

@@ -112,7 +112,7 @@ def forward(case: Case, x, weight, bias, b):
 
 def backward(case: Case, grad, x, weight, b, outputs, frozen=False, needs=(True,) * 4):
     needs = [*needs[:2], needs[2] and case.bias, needs[3]]
-    return _C.transform_backward(grad, x, weight, b, *outputs, None, None, case.spec, frozen, needs)
+    return _C.transform_backward(grad, x, weight, b, *outputs, None, None, None, case.spec, frozen, needs)
 
 
 def tolerance(*dtypes) -> float:

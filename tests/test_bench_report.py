@@ -1,19 +1,20 @@
 """``bench report``: figures as they were measured, pictures, the files that it fills, and bad input."""
 
-import base64
 import json
 import re
 import statistics
 import struct
+import sys
 from functools import cache
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from made_results import CPU, GPU, result, stored
 
 from bcos_kernels.cli import main
-from bcos_kernels.cli.bench import plots, report, results, tables
+from bcos_kernels.cli.bench import console, page, plots, render, report, results, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 README = "top\n<!-- headline -->\nold\n<!-- /headline -->\nend\n"
@@ -183,63 +184,78 @@ def test_readme_and_page_are_filled(written):
 
 def test_pictures_are_stored(written):
     found = {path.name: path.read_bytes() for path in (written / "pictures").iterdir()}
-    assert set(found) == {"cpu-layers.png", *(f"gpu-{picture}.png" for picture in plots.PICTURES)}
-    for png in found.values():
-        assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    stems = {"cpu-layers", "cpu-roofline", *(f"gpu-{picture}" for picture in plots.PICTURES)}
+    assert set(found) == {f"{stem}.{ending}" for stem in stems for ending in ("png", "svg")}
+    for stem in stems:
+        png = found[f"{stem}.png"]
+        assert png[:8] == b"\x89PNG\r\n\x1a\n" and len(png) < 150_000
         width, height = struct.unpack(">II", png[16:24])
-        assert width == pytest.approx(plots.WIDTH * plots.DPI, abs=1) and 500 < height < 1.2 * width
+        assert width == pytest.approx(plots.WIDTH * render.DPI, abs=1) and 500 < height < 1.2 * width
+        assert ElementTree.fromstring(found[f"{stem}.svg"]).tag == f"{render.SVG}svg"
+
+
+def test_an_svg_tells_what_each_point_and_bar_is(written):
+    layers, bars = (
+        [e.text for e in ElementTree.parse(written / "pictures" / f"gpu-{name}.svg").iter(f"{render.SVG}title")]
+        for name in ("layers", "headline")
+    )
+    for row in results.main_rows(made(gpu=True), "layer", "training"):
+        assert f"{row['workload']}: bcos_kernels {results.ratio(row, 'ours', 'plain'):.2f}" in layers
+    (row,) = (r for r in results.main_rows(made(gpu=True), "model", "training") if r["workload"] == "vit_s")
+    assert f"ViT-S: reference {results.ratio(row, 'reference', 'plain'):.2f}" in bars
 
 
 def test_the_page_needs_nothing_beside_it(written):
     text = (written / "r.html").read_text()
-    assert not re.search(r"(src|href)=.?(?!data:)[\"'][^d]", text) and "http" not in text
-    images = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
-    assert len(images) == 1 + len(plots.PICTURES)
-    assert all(base64.b64decode(image)[:4] == b"\x89PNG" for image in images)
+    assert not re.search(r"(src|href)=.?[\"'](?!#)", text) and "http" not in text
+    assert text.count("<svg") == text.count("</svg>") == 2 + len(plots.PICTURES)
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert set(re.findall(r'(?:href="|url\()#([^")]+)', text)) <= set(ids)
+    assert {i.partition("-")[0] for i in ids} == {"0", "1"}, "ids of two results would be confused"
     assert text.count("<table>") == text.count("</table>") == 7 and "**" not in text
     assert "AMD EPYC, 2 threads" in text and "NVIDIA H200" in text
+    assert page.HELP in text and "tbody tr:hover" in text and 'type="search"' in text
 
 
-# ------------------------------------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------------------------------------ on a terminal
 
 
-def test_layers_are_drawn_at_their_ratios_on_a_log_axis():
-    axes = plots.layers(made()).axes
-    assert [ax.get_yscale() for ax in axes] == ["log"] * 3
-    for ax, measure in zip(axes, tables.MEASURES, strict=True):
-        expected = sorted(results.ratio(r, "ours", "plain") for r in results.main_rows(made(), "layer", measure))
-        (ours,) = (line for line in ax.lines if line.get_marker() == plots.MARKERS["ours"])
-        assert sorted(ours.get_ydata()) == pytest.approx(expected)
-        assert any(set(line.get_ydata()) == {1} for line in ax.lines)
-        low, high = ax.get_ylim()
-        assert low < min(expected) and max(expected) < high
+@pytest.fixture
+def printed(monkeypatch, capsys):
+    """``printed(parts, width)`` is what a terminal of so many columns shows."""
+
+    def show(parts, width):
+        monkeypatch.setenv("COLUMNS", str(width))
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+        console.show(parts)
+        return capsys.readouterr().out
+
+    return show
 
 
-def test_bars_start_at_zero_and_are_as_high_as_measured():
-    figure = plots.headline(made())
-    assert all(ax.get_ylim()[0] == 0 for ax in figure.axes)
-    rows = results.main_rows(made(), "model", "training")
-    expected = sorted(results.ratio(r, c, "plain") for r in rows for c in ("reference", "compiled", "ours"))
-    assert sorted(bar.get_height() for bar in figure.axes[0].patches) == pytest.approx(expected)
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_terminal_gets_tables_that_fit(width, printed):
+    """Every cell of a row stands there, in one table or in several."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", printed(report.parts(made()), width))
+    assert max(map(len, text.splitlines())) <= width
+    assert "|" not in text and "---" not in text and "<details>" not in text and "**" not in text
+    (table,) = (part for part in report.parts(made()) if isinstance(part, tables.Table) and part.head[0] == "layer")
+    cells = next(row for row in table.rows if row[1] == "training")
+    lines = [line for line in text.splitlines() if line.split()[:2] == list(cells[:2])]
+    expected = [" ".join(cells[i] for i in columns) for columns in console.fitting(table, width)]
+    assert [" ".join(line.split()) for line in lines] == expected
 
 
-def test_contenders_differ_without_colour():
-    for kinds in (plots.MARKERS, plots.LINES):
-        assert len(set(map(str, kinds.values()))) == len(plots.COLOURS)
-    compared = [plots.HATCHES[c] for c in ("reference", "compiled", "ours")]
-    assert len(set(compared)) == len(compared)
+def test_a_table_is_split_between_columns_and_keeps_its_names():
+    table = tables.Table(("name", "first", "second", "third"), [("a", "1", "22", "333")], frozenset({1, 2, 3}))
+    assert console.fitting(table, 80) == [[0, 1, 2, 3]]
+    assert console.fitting(table, 23) == [[0, 1, 2], [0, 3]]
+    assert console.fitting(table, 1) == [[0, 1], [0, 2], [0, 3]]
 
 
-def test_pictures_carry_their_conditions():
-    for picture in plots.PICTURES.values():
-        text = " ".join(t.get_text().replace("\n", " ") for t in picture(made(gpu=True)).texts)
-        for part in ("NVIDIA H200", "driver 570.1", "torch 2.13.0", "bf16", "commit 431f4d43a6", "Complete."):
-            assert part in text
-
-
-def test_pictures_without_rows_are_left_out():
-    run = made() | {"rows": results.main_rows(made(), "model", "inference")}
-    assert plots.draw(run) == {}
+def test_a_terminal_without_rich_gets_markdown(printed, monkeypatch):
+    monkeypatch.setattr(console, "find_spec", lambda name: None)
+    assert printed(report.parts(made()), 80) == report.table(made())
 
 
 # ------------------------------------------------------------------------------------------------ the command

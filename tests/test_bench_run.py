@@ -5,13 +5,14 @@ import json
 import sys
 from functools import partial
 
+import made_results
 import pytest
 import torch
 
-import bcos_kernels
 from bcos_kernels.cli import main
+from bcos_kernels.cli.bench import contenders as contending
 from bcos_kernels.cli.bench import layers as measured
-from bcos_kernels.cli.bench import models, run, stored, tasks, workloads
+from bcos_kernels.cli.bench import models, run, show, stored, tasks, workloads
 from bcos_kernels.cli.bench.devices import Cpu, DeviceLost
 from bcos_kernels.cli.bench.results import read
 from bcos_kernels.cli.bench.settings import configure, resolved
@@ -264,16 +265,34 @@ def test_a_gpu_that_is_not_there(capsys):
 
 
 @pytest.mark.slow
-def test_list_names_workloads_and_contenders(capsys):
+def test_list_explains_names_and_offers_what_can_run(capsys):
     assert bench(["--list", "--device", "cpu"]) == 0
     text = capsys.readouterr().out
     assert "resnet50/224x224-6-k7s2-64  also in resnext50, densenet121" in text
-    for name in (
-        *workloads.MODELS,
-        "compiled",
-        *(f"ours/{name}" for name in bcos_kernels.transform.TRANSFORM.backends),
-    ):
-        assert name in text or name in ("ours/gpu", "ours/reference")
+    for name in (*workloads.MODELS, "compiled", "ours/cpu", "MODEL/HxW-IN-kKsS-OUT"):
+        assert name in text
+    for measure in (*measured.MEASURES, *models.MEASURES):
+        assert f"  {measure}: " in text
+    assert "ours/cuda" not in text and "ours/triton" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_contenders_that_can_run(compiler, monkeypatch):
+    monkeypatch.setattr(contending.shutil, "which", lambda name: "/usr/bin/g++" if compiler else None)
+    compiled = ("compiled", "compiled plain", "compiled ours") if compiler else ()
+    assert contending.possible("cpu") == ("plain", "reference", *compiled, "ours", "ours pairs", "ours/cpu")
+
+
+def test_a_line_fits_80_columns():
+    row = made_results.result()["rows"][0] | {
+        "workload": "resnext50/14x14-1024-g32k3s2-1024",
+        "measure": "class explanations",
+    }
+    for scaling in (None, "image"):
+        shown = show.line(row | {"scaling": scaling, "refused": {"ours/cpu": "a reason " * 20}})
+        assert max(map(len, shown.splitlines())) <= 80 and row["workload"] in shown
+    assert max(map(len, show.HEAD.splitlines())) <= 80
 
 
 def test_a_large_model_has_half_the_batch_unless_one_is_chosen():

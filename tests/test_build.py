@@ -8,6 +8,9 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
+
+import bcos_kernels
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +51,9 @@ def test_a_failed_build_leaves_no_earlier_extension(sources, required):
 def test_doctor_tells_why_the_build_failed(sources):
     assert python(sources, *BUILD).returncode == 0
     told = python(sources, "-m", "bcos_kernels", "doctor")
-    line = next(line for line in told.stdout.splitlines() if line.startswith("compiled extension"))
+    text = told.stdout.replace("\n    ", " ")
+    line = next(line for line in text.splitlines() if line.startswith("compiled extension"))
+    assert "the C++ kernels" in text.splitlines()[0]
     assert "not there (its build failed: " in line and "rror" in line
 
 
@@ -56,3 +61,12 @@ def test_without_ninja_a_failed_build_fails_too(sources):
     """setuptools' own compiler reports a failure by another error."""
     done = python(sources, *BUILD, BCOS_KERNELS_REQUIRE_C="1", PATH=f"{sources}/none:/usr/bin:/bin")
     assert done.returncode != 0 and not (sources / "bcos_kernels" / NAME).exists()
+
+
+def test_a_wheel_for_others_names_its_torch_and_nothing_else_does(sources):
+    minor = ".".join(torch.__version__.split(".")[:2])
+    version = bcos_kernels.__version__
+    for tag, named, needed in (("0", version, "torch>=2.11"), ("1", f"{version}+pt{minor}cpu", f"torch=={minor}.*")):
+        assert python(sources, "setup.py", "--quiet", "egg_info", BCOS_KERNELS_TAG=tag).returncode == 0
+        told = (sources / "bcos_kernels.egg-info" / "PKG-INFO").read_text().splitlines()
+        assert f"Version: {named}" in told and f"Requires-Dist: {needed}" in told

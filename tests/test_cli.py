@@ -1,5 +1,6 @@
 """The command line: its commands and their help, doctor, bad arguments, and what an import costs."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import bcos_kernels
 from bcos_kernels import cli
 from bcos_kernels.__main__ import main
+from bcos_kernels.cli import doctor
 from bcos_kernels.core import dispatch, tuned
 from bcos_kernels.transform import TRANSFORM
 
@@ -37,30 +40,25 @@ def test_help_fits_80_columns(command, monkeypatch, capsys):
         assert all(f"    {name} " in text for name in cli.COMMANDS)
 
 
-@pytest.mark.parametrize(
-    "args, message",
-    [
-        ([], "python -m bcos_kernels: error: the following arguments are required: <command>"),
-        (["fly"], "invalid choice: 'fly'"),
-        (["run"], "python -m bcos_kernels run: error: a script is needed"),
-        (["run", "--backend", "quick", "x.py"], "backend='quick': allowed are 'cpu', "),
-        (["doctor", "--no"], "python -m bcos_kernels doctor: error: unrecognized arguments: --no"),
-        (["bench", "report", "x", "--no"], "python -m bcos_kernels bench report: error: unrecognized arguments: --no"),
-        (["bench", "fast"], "invalid choice: 'fast'"),
-    ],
-)
-def test_bad_arguments(args, message, capsys):
+def test_version(capsys):
     with pytest.raises(SystemExit) as stop:
-        main(args)
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+        main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out == f"bcos_kernels {bcos_kernels.__version__}\n"
+
+
+def test_the_console_script_names_itself(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/bcos-kernels", "bench", "report", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().out.startswith("usage: bcos-kernels bench report ")
 
 
 # ------------------------------------------------------------------------------------------------ doctor
 
 
 def line(text: str, of: str) -> str:
-    (found,) = (line for line in text.splitlines() if line.startswith(f"{of}: "))
+    """What a report says of something, which may take several lines of the terminal."""
+    (found,) = (line for line in text.replace("\n    ", " ").splitlines() if line.startswith(f"{of}: "))
     return found.removeprefix(f"{of}: ")
 
 
@@ -74,15 +72,52 @@ def test_doctor(no_gpu, capsys):
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     words = text.split()
-    for word in ("torch", "triton", "compiled", "BCOS_KERNELS_BACKEND", "depthwise", "bfloat16", *TRANSFORM.backends):
+    assert text.splitlines()[0] == "verdict: fast: C++ kernels on the CPU; missing for more: a GPU"
+    for word in (
+        "torch",
+        "torchvision",
+        "triton",
+        "compiled",
+        "BCOS_KERNELS_BACKEND",
+        "depthwise",
+        "bfloat16",
+        *TRANSFORM.backends,
+    ):
         assert any(word in w for w in words), word
     row = next(line for line in text.splitlines() if line.startswith("conv2d, reflect"))
     assert row.split()[2:] == ["reference"] * 4
     assert "  cpu: the padding mode is not 'zeros'" in text
+    assert max(map(len, text.splitlines())) <= 80
     assert "  reference: serves every call above" in text
     refused = "not used here: device is 'cpu', the Triton kernels run on 'cuda'"
     assert line(text, "triton kernels").startswith(refused)
     assert line(text, "cuda kernels").startswith("not used here: ")
+
+
+def test_doctor_has_the_same_as_json(no_gpu, capsys):
+    assert main(["doctor"]) == main(["doctor", "--json"]) == 0
+    text, _, told = capsys.readouterr().out.partition("{")
+    found = json.loads("{" + told)
+    assert line(text, "verdict") == found["verdict"] and line(text, "environment") == found["state"]["environment"]
+    assert found["served"]["cpu"]["conv2d, reflect"] == dict.fromkeys(
+        ["float32", "float64", "bfloat16", "float16"], "reference"
+    )
+    assert found["why not"]["reference"] == [] and found["versions"]["torch"].startswith(torch.__version__)
+
+
+@pytest.mark.parametrize(
+    "chosen, verdict",
+    [
+        ({"cpu": "reference"}, "slow: the reference formula on the CPU; missing for more: the C++ kernels, a GPU"),
+        (
+            {"cpu": "cpu", "cuda": "triton"},
+            "fast: C++ kernels on the CPU, Triton kernels on the GPU; missing for more: the CUDA kernels",
+        ),
+        ({"cpu": "cpu", "cuda": "cuda,triton"}, "fast: C++ kernels on the CPU, CUDA and Triton kernels on the GPU"),
+    ],
+)
+def test_the_verdict_tells_what_serves_and_what_is_missing(chosen, verdict, no_gpu):
+    assert doctor._verdict(chosen) == verdict
 
 
 @pytest.mark.slow
@@ -108,8 +143,10 @@ def test_doctor_tells_what_the_environment_forces(name, known, monkeypatch, caps
     monkeypatch.setattr(dispatch, "FORCED", name)
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
-    assert f"BCOS_KERNELS_BACKEND={name}" in shown
-    assert ("which is unknown: allowed are cpu, cuda, triton, reference" in shown) != known
+    assert f"BCOS_KERNELS_BACKEND={name} decides" in line(shown, "verdict")
+    forced = line(shown, "environment")
+    assert f"BCOS_KERNELS_BACKEND={name}" in forced
+    assert ("which is unknown: allowed are cpu, cuda, triton, reference" in forced) != known
     row = next(line for line in shown.splitlines() if line.startswith("linear "))
     assert row.split()[1:] == ["reference" if known else "none"] * 4
 

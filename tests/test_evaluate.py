@@ -97,7 +97,6 @@ def test_unreadable_images_are_named(images, tmp_path, capsys):
 @pytest.mark.parametrize(
     "metric, more, words",
     [
-        ("gridpg", ["--cells", "5"], "a grid of 5 images: a square number"),
         ("gridpg", ["--cells", "9", "--grids", "1000"], "count=1000: 120 images were given"),
         ("gridpg", ["--threshold", "0.999"], "--cells 9: no grid"),
         ("epg", ["--boxes", "none.json"], "--boxes none.json: "),

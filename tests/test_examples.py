@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from functools import partial
 
 import pytest
 import torch
 from cases import error
+from matplotlib.image import imread
 from programs import ROOT, outcome, start
 
 BOXES = ([(1, 2, 5, 5)], [(0, 0, 3, 4), (2, 1, 6, 3)])
@@ -22,6 +24,11 @@ PUBLISHED = {
 }
 """What the losses and the post-processing of Model-Guidance (Rao et al., ICCV 2023) gave in float64 for cos(0.7 i) as
 contributions ``[2, 6, 8]``: each image's loss, the length of the gradient of their sum, and its entry [0, 3, 2]."""
+
+
+@pytest.fixture(autouse=True)
+def _examples_import_each_other(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
 
 
 def example(name):
@@ -94,3 +101,69 @@ def test_they_run(name, words, tmp_path):
     status, printed, errors = outcome(start(ROOT / "examples" / f"{name}.py", "--quick", cwd=tmp_path))
     assert status == 0, errors
     assert words in printed and "nan" not in printed
+
+
+@pytest.mark.slow
+def test_training_on_digits_learns_and_draws(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    out = tmp_path / "digits.png"
+    example("train_digits").main(["--steps", "60", "--out", str(out)])
+    printed = capsys.readouterr().out
+    assert "4 B-cos layers: 4 accelerated" in printed
+    assert float(printed.partition("%")[0].rsplit(maxsplit=1)[-1]) > 60  # chance is 10
+    assert imread(out)[..., :3].std() > 0.05
+
+
+@pytest.mark.slow
+def test_a_folder_is_explained(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    module = example("explain_folder")
+    module.main(["--quick", "--top", "3", "--out", str(tmp_path)])
+    pictures = sorted(path.stem for path in (tmp_path / "explained").iterdir())
+    assert "60 explanations of the images" in capsys.readouterr().out and len(pictures) == 60
+    assert len({name.partition("-class")[0] for name in pictures}) == 20
+    assert imread(tmp_path / "explained" / f"{pictures[0]}.png").shape == (16, 16, 4)
+
+
+@pytest.mark.slow
+def test_two_processes_keep_the_same_parameters(tmp_path):
+    pytest.importorskip("sklearn")
+    torchrun = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
+    status, printed, errors = outcome(start(*torchrun, ROOT / "examples" / "ddp_digits.py", "--quick", cwd=tmp_path))
+    assert status == 0, errors
+    assert "2 processes, each with 4 accelerated layers" in printed
+    assert "largest difference of a parameter between the processes: 0\n" in printed
+
+
+@pytest.mark.slow
+def test_lightning_trains_and_draws_explanations(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("lightning")
+    example("lightning_digits").main(["--quick", "--out", str(tmp_path)])
+    assert "of 360 test digits are right" in capsys.readouterr().out
+    assert imread(tmp_path / "explanations-0.png")[..., :3].std() > 0.05
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(capsys):
+    """Its code, cell after cell, with fewer steps; the file holds no outputs."""
+    pytest.importorskip("sklearn")
+    notebook = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
+    sources = ["".join(cell["source"]) for cell in cells]
+    assert sum("steps = 300" in source for source in sources) == 1
+    names: dict = {}
+    for number, source in enumerate(sources):
+        exec(compile(source.replace("steps = 300", "steps = 30"), f"cell {number}", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "largest difference of a logit" in printed and "that it has not seen are right" in printed
+    found = names["found"]
+    bias = (found.logits.gather(1, found.targets) - found.contributions.sum((2, 3))).flatten()
+    assert bias.std() < 1e-3 * found.logits.abs().max()  # as the last words of the notebook say
+
+
+def test_the_readme_of_the_examples_lists_them():
+    folder = ROOT / "examples"
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert [p.name for p in folder.iterdir() if p.suffix in (".py", ".ipynb") and f"| `{p.name}` |" not in text] == []

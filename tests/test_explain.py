@@ -329,13 +329,13 @@ def test_the_default_chunk_of_a_gpu_fits_into_its_free_memory(monkeypatch):
 
 
 def test_a_backward_forms_no_more_rows_than_a_chunk(monkeypatch):
-    model, x, sizes, backward = made("bcos"), example("bcos"), [], passes._backward
+    model, x, sizes, backward = made("bcos"), example("bcos"), [], passes.backward
 
     def counted(logits, x, gradients, *options):
         sizes.append(len(gradients))
         return backward(logits, x, gradients, *options)
 
-    monkeypatch.setattr(passes, "_backward", counted)
+    monkeypatch.setattr(passes, "backward", counted)
     bk.explain(model, x, "top5", chunk=2)
     bk.explain(model, x, [(0, 1), (2, 0), (0, 3), (0, 2)], chunk=2)
     assert sizes == [2, 2, 1, 2, 1]

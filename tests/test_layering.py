@@ -10,13 +10,13 @@ import bcos_kernels
 
 ROOT = Path(bcos_kernels.__file__).parent
 FLOORS = [
-    "__main__", "cli", "metrics", "conversion", "explanation", "tuning", "adopt", "modules", "functional", "op", "gpu",
-    "core",
+    "__main__", "cli", "metrics", "conversion", "explanation", "tuning", "adopt", "coda", "modules", "functional", "op",
+    "gpu", "core",
     "compat", "text", "tally",
 ]  # fmt: skip
 """From the attic down: a module imports from lower floors and from its own."""
 
-OPS = ("transform", "norm")
+OPS = ("transform", "norm", "dynamic_alignment")
 """The folders on the floor ``op``; none knows another."""
 
 CORE = ["autograd", "op", "choice", "tuned", "dispatch", "candidate", "device", "call", "checks", "extension"]
@@ -115,7 +115,7 @@ def test_a_wrong_import_is_found(module, statement, complaint):
 
 def test_the_public_face_shows_public_names_alone():
     assert dir(bcos_kernels) == sorted([*bcos_kernels.__all__, "__version__"])
-    assert dir(bcos_kernels.functional) == ["bcos_conv2d", "bcos_linear", "norm"]
+    assert dir(bcos_kernels.functional) == ["bcos_conv2d", "bcos_linear", "dynamic_alignment", "norm"]
 
 
 def test_no_file_is_longer_than_four_hundred_lines_or_so():

@@ -218,15 +218,15 @@ def test_the_extension_checks_its_tensors():
         with pytest.raises((ValueError, TypeError), match=words):
             _C.norm_forward(*arguments, spec)
     with pytest.raises(ValueError, match=r"grad has shape \[2, 4, 3, 2\], allowed: \[2, 4, 3, 3\]"):
-        _C.norm_backward(x44[..., :2], x44, None, None, None, stats, stats, None, spec, False, [True] * 3)
+        _C.norm_backward(x44[..., :2], x44, None, None, None, stats, stats, None, spec, False, [True] * 3, False)
     with pytest.raises(ValueError, match=r"var has shape \[3\], allowed: \[4\]"):
-        _C.norm_backward(x44, x44, None, None, None, stats, stats[:3], None, spec, False, [True] * 3)
+        _C.norm_backward(x44, x44, None, None, None, stats, stats[:3], None, spec, False, [True] * 3, False)
     with pytest.raises(ValueError, match="needs has 2 values, allowed: 3"):
-        _C.norm_backward(x44, x44, None, None, None, stats, stats, None, spec, False, [True] * 2)
+        _C.norm_backward(x44, x44, None, None, None, stats, stats, None, spec, False, [True] * 2, False)
     with pytest.raises(ValueError, match=r"dvar has shape \[3\], allowed: \[4\]"):
-        _C.norm_backward(x44, x44, None, None, None, stats, stats, stats[:3], spec, False, [True] * 3)
+        _C.norm_backward(x44, x44, None, None, None, stats, stats, stats[:3], spec, False, [True] * 3, False)
     with pytest.raises(ValueError, match="dvar is a tensor, allowed: None"):
-        _C.norm_backward(x44, x44, None, None, four, stats, stats, stats, spec, False, [True] * 3)
+        _C.norm_backward(x44, x44, None, None, four, stats, stats, stats, spec, False, [True] * 3, False)
     with pytest.raises(ValueError, match=r"v has shape \[2, 4, 3, 2\], allowed: \[2, 4, 3, 3\]"):
         _C.norm_second(x44[..., :2], x44, x44, None, None, None, stats, stats, spec, [True] * 2)
 

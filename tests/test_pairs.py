@@ -215,6 +215,19 @@ def test_what_keeps_the_option(both):
         assert error(gradients(again, image(again)), truth) < 1e-12
 
 
+def test_a_converted_network(formed):  # noqa: F811
+    torch.manual_seed(5)
+    plain = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+    )
+    network = bk.convert(plain.double())
+    x = torch.rand(2, 6, 9, 9, dtype=torch.float64)
+    truth = gradients(network, x)
+    assert formed == []
+    assert error(gradients(bk.accelerate(network, pairs=True), x), truth) < 1e-13
+    assert formed == [True, True]
+
+
 def test_the_extension_checks_the_map():
     spec = bk.transform.spec.Spec((1, 1), (0, 0), (1, 1))
     x, weight = torch.rand(2, 3, 4, 4), torch.rand(5, 3, 1, 1)

@@ -28,9 +28,8 @@ def families_published(monkeypatch):
 
 def test_every_fingerprint_of_the_table_has_a_formula_and_an_origin():
     table = json.loads(published.TABLE.read_text())
-    assert {kind: len(rows) > 0 for kind, rows in table.items()} == dict.fromkeys(
-        ("attentions", "gates", "layers", "linears", "modes", "norms", "slow_norms"), True
-    )
+    sections = "attentions", "gates", "layers", "linears", "modes", "norms", "slow_norms"
+    assert table.keys() == {*sections, "alignments", "dynamic_weights", "weight_norms"} and all(table.values())
     for rows in table.values():
         for digest, row in rows.items():
             assert len(digest) == 16 and row["where"] and row["formula"], (digest, row)
@@ -42,6 +41,7 @@ def test_every_fingerprint_of_the_table_has_a_formula_and_an_origin():
         *(f"bcos-{version}" for version in ("0.0.1", "0.0.2", "0.0.3", "0.0.4", "0.1.0", "0.1.1", "0.1.2", "0.1.3")),
         "B-cos/B-cos-v2",
         "moboehle/B-cos",
+        "moboehle/CoDA-Nets",
         "shrebox/B-cosification",
         "sukrutrao/Model-Guidance",
         "m-parchami/GoodTeachersExplain",
@@ -51,7 +51,8 @@ def test_every_fingerprint_of_the_table_has_a_formula_and_an_origin():
 )
 def test_the_table_covers(source):
     table = json.loads(published.TABLE.read_text())
-    rows = [row for row in table["layers"].values() if any(w.split(" ")[0] == source for w in row["where"])]
+    layers = (*table["layers"].values(), *table["alignments"].values())
+    rows = [row for row in layers if any(w.split(" ")[0] == source for w in row["where"])]
     assert any("Conv2d" in row["class"] for row in rows)
 
 

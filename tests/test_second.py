@@ -144,7 +144,7 @@ def test_the_extension_checks_its_tensors():
         (n, y.double(), "dl has dtype Double"),
     ):
         with pytest.raises((ValueError, TypeError), match=words):
-            _C.transform_backward(y, x, weight, None, *saved, dn, dl, spec, False, [True] * 4)
+            _C.transform_backward(y, x, weight, None, *saved, dn, dl, None, spec, False, [True] * 4)
 
 
 class Guided(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""Accelerates the B-cos layers, the norms, the attentions and the gates of existing models, and restores them.
+"""Accelerates the layers, the norms, the attentions and the gates of existing models, and restores them.
 
 A recognised module stays the same object and keeps everything it holds. Only its class changes: to a subclass of its
 own class, with the same name and a fused forward. Each call reads the present values (b, detach, weight, stride ...)
@@ -24,7 +24,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from .. import tally
 from ..core.checks import flag
-from ..modules import BcosLayer
+from ..modules import Detachable
 from ..transform import TRANSFORM
 from .kind import Kind
 from .kinds import KINDS, kind_of
@@ -44,7 +44,8 @@ UNPUBLISHED = ("leave", "measure")
 """What to do with layers whose code is not published."""
 
 LAYER = "layer"
-"""The kind that gives the models their name: without a layer of it, there is nothing to accelerate a model for."""
+LAYERS = (LAYER, "alignment")
+"""The kinds that give the models their names: without a layer of one, there is nothing to accelerate a model for."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def accelerate(
     """Accelerates in place each published layer, norm, attention and gate of ``model``, itself included; returns it.
 
     They are recognised by their code: those of ``bcos``, of the first version of B-cos networks, of B-cosification,
-    of model guidance and the repositories derived from it, of the B-cos language models and of the one-file ResNet.
+    of model guidance and the repositories derived from it, of the B-cos language models, of the one-file ResNet and of
+    CoDA-Nets, whose layers are of dynamic alignment units.
     All others are left alone; :func:`report` says why. An accelerated module runs its own forward while its parts have
     hooks or its code is changed. Unpickling an accelerated module needs this package: where it may be missing,
     :func:`restore` the model before pickling it.
@@ -110,14 +112,18 @@ def accelerate(
         ValueError: ``out_dtype`` is not a floating-point dtype, or ``backend`` or ``unpublished`` is unknown.
 
     Warns:
-        UserWarning: no B-cos layer of the model was accelerated, although it is more than one other module.
+        UserWarning: no B-cos or dynamic alignment layer of the model was accelerated, although it is more than one
+            other module.
     """
     check_model(model)
     check_options(out_dtype, backend, unpublished, pairs)
     done = [accelerate_module(module, out_dtype, backend, unpublished, pairs) for module in list(model.modules())]
-    layers = [what for kind, what in done if kind is not None and kind.name == LAYER]
-    others = Counter(kind.noun for kind, what in done if kind and kind.name != LAYER and not isinstance(what, str))
-    own = any(isinstance(module, BcosLayer) for module in model.modules())
+    own_norms: Iterator[Any] = filter(_has_pairs, model.modules())
+    for norm in own_norms:
+        norm.pairs = pairs
+    layers = [what for kind, what in done if kind is not None and kind.name in LAYERS]
+    others = Counter(kind.noun for kind, what in done if kind and kind.name not in LAYERS and not isinstance(what, str))
+    own = any(isinstance(module, Detachable) and module.kind in LAYERS for module in model.modules())
     if all(isinstance(what, str) for what in layers) and not own and plan_of(model) is None:
         why = "; ".join(f"{count}: {reason}" for reason, count in Counter(layers).most_common(3))
         rest = " and ".join(f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in others.items())
@@ -130,8 +136,20 @@ def accelerate(
     return model
 
 
+def _has_pairs(module: Any) -> bool:
+    """Whether it is a norm of this package that can leave its last pass to the layer in front of it."""
+    return isinstance(module, Detachable) and hasattr(module, "pairs")
+
+
 def restore(model: nn.Module) -> nn.Module:
-    """Undoes :func:`accelerate` in place and returns ``model``."""
+    """Undoes :func:`accelerate` in place and returns ``model``; modules that are not accelerated stay as they are.
+
+    Args:
+        model: any module.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+    """
     check_model(model)
     for module in model.modules():
         if plan_of(module) is not None:

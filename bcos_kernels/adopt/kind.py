@@ -18,7 +18,7 @@ class Kind:
     """One kind of module that is recognised by its code. ``module`` is a third-party module throughout."""
 
     name: str
-    """The name in reports and in the tally: ``"layer"``, ``"norm"``, ``"attention"`` or ``"gate"``."""
+    """The name in reports and in the tally: ``"layer"``, ``"alignment"``, ``"norm"``, ``"attention"`` or ``"gate"``."""
     noun: str
     """What one of them is called in a sentence."""
     op: Op | None

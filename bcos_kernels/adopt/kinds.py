@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ..modules import Detachable
-from . import attention, gate, layer, norm
+from . import alignment, attention, gate, layer, norm
 from .kind import Kind
 
 __all__ = ["KINDS", "kind_of"]
 
-KINDS = {kind.name: kind for kind in (layer.KIND, norm.KIND, attention.KIND, gate.KIND)}
+KINDS = {kind.name: kind for kind in (layer.KIND, alignment.KIND, norm.KIND, attention.KIND, gate.KIND)}
 
 
 def kind_of(module: Any) -> Kind | None:

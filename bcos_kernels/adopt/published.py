@@ -144,10 +144,13 @@ class Unknown(Exception):
         """What the code was read from, as in :class:`Code`: a change of it may make the code a published one."""
 
 
-def known(kind: Any, section: str, part: str = "") -> tuple[dict, fingerprint.Fingerprint, tuple]:
+def known(
+    kind: Any, section: str, part: str = "", roots: tuple[str, ...] = ("forward",)
+) -> tuple[dict, fingerprint.Fingerprint, tuple]:
     """``(formula, fingerprint, what to watch)`` of a class in one section of the table.
 
-    ``part`` is the attribute in which the module holds it as a part; PyTorch's own code is then known, too.
+    ``part`` is the attribute in which the module holds it as a part; PyTorch's own code is then known, too. ``roots``
+    are the methods that the module calls.
 
     Raises:
         Unknown: the code is not published, or a part is not called as modules are.
@@ -155,7 +158,7 @@ def known(kind: Any, section: str, part: str = "") -> tuple[dict, fingerprint.Fi
     within, what = (f"its .{part}: ", "ones") if part else ("", section)
     mro = published_mro(kind)
     try:
-        found = fingerprint.of(mro)
+        found = fingerprint.of(mro, roots)
     except fingerprint.Unreadable as error:
         raise Unknown(f"{within}{error}", watched(kind, error)) from None
     methods = watched(kind, found)
@@ -170,7 +173,7 @@ def known(kind: Any, section: str, part: str = "") -> tuple[dict, fingerprint.Fi
     return formula, found, methods
 
 
-_PARTS = nn.Conv2d.forward, nn.Linear.forward, nn.Softmax.forward
+_PARTS = nn.Conv2d.forward, nn.Linear.forward, nn.Sequential.forward, nn.Softmax.forward
 """The code of PyTorch's own modules that published modules hold as parts."""
 
 

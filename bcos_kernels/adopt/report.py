@@ -31,7 +31,7 @@ def report(model: nn.Module, example_input: torch.Tensor | tuple | None = None) 
 
     Args:
         model: any module, accelerated or not.
-        example_input: a tensor, or a tuple of the model's positional arguments.
+        example_input: a tensor, such as images ``[N, C, H, W]``, or a tuple of the model's positional arguments.
 
     Returns:
         The report. ``print`` shows its summary; ``.table()`` has a line for each module, ``.rows`` the same as objects.

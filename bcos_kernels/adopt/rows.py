@@ -15,7 +15,7 @@ __all__ = ["Report", "Row"]
 
 @dataclass(frozen=True)
 class Row:
-    """One B-cos layer, norm, attention or gate: its backend, or the reason why its own forward runs."""
+    """One layer, norm, attention or gate: its backend, or the reason why its own forward runs."""
 
     name: str
     kind: str
@@ -27,7 +27,7 @@ class Row:
     choices: tuple[str, ...] = ()
     """The choice for each of its directions, and why; empty without an example or where a backend has no choice."""
     of: str = "layer"
-    """Its kind: ``"layer"``, ``"norm"``, ``"attention"`` or ``"gate"``."""
+    """Its kind: ``"layer"``, ``"alignment"``, ``"norm"``, ``"attention"`` or ``"gate"``."""
     note: str = ""
     """What else is to be known of how it is served."""
     has_choice: bool = field(default=False, compare=False)
@@ -61,7 +61,7 @@ class Report:
         return len(self.layers) - self.accelerated
 
     def of(self, kind: str) -> tuple[Row, ...]:
-        """The rows of one kind, ``"layer"``, ``"norm"``, ``"attention"`` or ``"gate"``."""
+        """The rows of one kind: ``"layer"``, ``"alignment"``, ``"norm"``, ``"attention"`` or ``"gate"``."""
         return tuple(row for row in self.rows if row.of == kind)
 
     def to_dict(self) -> dict:
@@ -127,7 +127,7 @@ class Report:
             served = ", ".join(f"{count} by {name}" for name, count in backends.items())
             total = f"{many(len(rows), kind.noun)}: {backends.total()} accelerated{f' ({served})' if served else ''}"
             found.append(f"{total}, {len(rows) - backends.total()} left alone")
-        return found if self.layers else ["no B-cos layers", *found]
+        return found if self.layers or self.of("alignment") else ["no B-cos layers", *found]
 
     def _hint(self, told: bool) -> list[str]:
         if told or not any(row.has_choice for row in self.rows):

@@ -1,4 +1,4 @@
-"""The command line: ``python -m bcos_kernels bench | demo | doctor | evaluate | explain | run | tune``.
+"""The command line: ``bcos-kernels``, or ``python -m bcos_kernels``, with a command.
 
 Each command is a module with ``configure(parser)``, which adds its arguments, and ``main(options)``, which returns the
 exit status. It is imported when its command is used, so that no command pays for the imports of another.
@@ -9,9 +9,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from pathlib import Path
+from typing import NoReturn
+
+from .. import __version__
 
 __all__ = ["main"]
 
+SCRIPT = "bcos-kernels"
+"""The name of the console script."""
 COMMANDS = {
     "doctor": "show what is built, which backend serves which calls, and why",
     "demo": "compare reference models on real images with accelerated ones",
@@ -24,7 +30,7 @@ COMMANDS = {
 
 
 class Command(argparse.ArgumentParser):
-    """The parser of one command, which reports unknown arguments under its own name.
+    """The parser of one command, which reports unknown arguments under its own name, and every error in one line.
 
     ``module`` is the command's module; it is imported when the parser is first used. Options are not abbreviated: those
     of a script or of a subcommand would be ambiguous with the command's own.
@@ -45,15 +51,19 @@ class Command(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return namespace, unknown
 
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns the exit status of the process; wrong arguments raise SystemExit with status 2."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
-        prog="python -m bcos_kernels",
+    parser = Command(
+        prog=SCRIPT if Path(sys.argv[0]).stem == SCRIPT else "python -m bcos_kernels",
         description="Fused kernels for B-cos networks.",
-        epilog="Each command shows its own options: python -m bcos_kernels <command> --help",
+        epilog="Each command shows its own options: %(prog)s <command> --help",
     )
+    parser.add_argument("--version", action="version", version=f"bcos_kernels {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="<command>", required=True, parser_class=Command)
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text).module = f".{name}"

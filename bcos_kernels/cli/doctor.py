@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import platform
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from .. import __version__, norm
 from ..core import dispatch, tuned
 from ..core.op import Op
 from ..norm import NORM
-from ..text import aligned
+from ..text import aligned, wrapped
 from ..transform import TRANSFORM, Call
 from ..transform.call import of_shapes
 
@@ -43,24 +44,70 @@ CASES: dict[str, Call | norm.Call] = {
 """One call of each kind. A table for each kind of device of this machine shows them in every dtype."""
 
 
+KERNELS = {"cpu": "C++", "cuda": "CUDA", "triton": "Triton"}
+"""The backends with kernels, in the words of the verdict."""
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = "Shows what is built, which backend serves which calls, and why the others do not."
+    parser.add_argument("--json", action="store_true", help="print the same as one JSON object")
 
 
 def main(options: argparse.Namespace) -> int:
     """Prints the report and returns 0."""
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    parts = [
-        _versions(),
-        _build(),
-        *(_gpu_kernels(name, devices[-1]) for name, backend in TRANSFORM.backends.items() if backend.interchangeable),
-        _tuned(),
-        _environment(),
-    ]
-    parts += [_table(device) for device in devices]
-    parts.append(_reasons(devices))
-    print("\n\n".join(parts))
+    found = _facts()
+    print(json.dumps(found, indent=1) if options.json else _shown(found))
     return 0
+
+
+def _facts() -> dict[str, Any]:
+    """What the report shows, as JSON has it."""
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    gpu = {name: backend for name, backend in TRANSFORM.backends.items() if backend.interchangeable}
+    served = {device: _served(device) for device in devices}
+    return {
+        "verdict": _verdict({device: by_case["conv2d"]["float32"] for device, by_case in served.items()}),
+        "versions": _versions(),
+        "state": {
+            "compiled extension": _build(),
+            **{f"{name} kernels": _gpu_kernels(name, devices[-1]) for name in gpu},
+            "tuned choices": _tuned(),
+            "environment": _environment(),
+        },
+        "served": served,
+        "why not": _reasons(devices),
+    }
+
+
+def _shown(found: dict[str, Any]) -> str:
+    """The report for a terminal of 80 columns."""
+    parts = [wrapped(f"verdict: {found['verdict']}"), aligned(found["versions"].items())]
+    parts += [wrapped(f"{name}: {state}") for name, state in found["state"].items()]
+    for device, by_case in found["served"].items():
+        dtypes = next(iter(by_case.values()))
+        parts.append(aligned([(f"on {device}", *dtypes), *((case, *by.values()) for case, by in by_case.items())]))
+    why_not = [
+        wrapped(f"  {name}: {reason}")
+        for name, distinct in found["why not"].items()
+        for reason in distinct or ["serves every call above"]
+    ]
+    return "\n\n".join([*parts, "\n".join(["why not:", *why_not])])
+
+
+def _verdict(chosen: dict[str, str]) -> str:
+    """In one line: what serves a convolution in fp32 on each device, and what is missing for more."""
+    serving = []
+    for device, names in chosen.items():
+        kernels = [KERNELS[name] for name in names.split(",") if name in KERNELS]
+        served = f"{' and '.join(kernels)} kernels" if kernels else names.replace("reference", "the reference formula")
+        serving.append(f"{served} on the {'GPU' if device == 'cuda' else 'CPU'}")
+    used = {name for names in chosen.values() for name in names.split(",")}
+    missing = [f"the {KERNELS[n]} kernels" for n in KERNELS if n not in used and (n == "cpu" or "cuda" in chosen)]
+    missing += [] if "cuda" in chosen else ["a GPU"]
+    lacks = f"missing for more: {', '.join(missing)}" if missing else ""
+    forced = f"BCOS_KERNELS_BACKEND={dispatch.FORCED} decides" if dispatch.FORCED else ""
+    speed = "fast" if used <= KERNELS.keys() else "slow"
+    return "; ".join(filter(None, (f"{speed}: {', '.join(serving)}", forced or lacks)))
 
 
 def _version(package: str) -> str:
@@ -70,19 +117,17 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _versions() -> str:
+def _versions() -> dict[str, str]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     cpu = torch.backends.cpu.get_cpu_capability()
-    rows = {
+    return {
         "bcos_kernels": __version__,
         "python": platform.python_version(),
         "torch": f"{torch.__version__} (CUDA {torch.version.cuda or 'none'})",
-        "triton": _version("triton"),
-        "bcos": _version("bcos"),
+        **{package: _version(package) for package in ("torchvision", "triton", "bcos")},
         "cpu": f"{platform.machine()} {cpu}, {torch.get_num_threads()} threads",
-        "gpu": ", ".join(gpus) or "none",
+        "gpu": ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)) or "none",
     }
-    return aligned(rows.items())
 
 
 def _build() -> str:
@@ -91,7 +136,7 @@ def _build() -> str:
         from .. import _C
     except ImportError as error:
         reason = f"its build failed: {FAILED.read_text(encoding='utf-8').strip()}" if FAILED.exists() else error
-        return f"compiled extension: not there ({reason}); slower backends serve its calls"
+        return f"not there ({reason}); slower backends serve its calls"
     info = _C.build_info()
     facts: dict[str, object] = {**info}
     if info["cuda"]:
@@ -102,33 +147,32 @@ def _build() -> str:
     built_for = info["torch"]
     # the part behind "+" names the origin of the wheel, not its interface
     if built_for.partition("+")[0] != torch.__version__.partition("+")[0]:
-        return f"compiled extension: made for torch {built_for}, not {torch.__version__}: rebuild it ({told})"
-    return f"compiled extension: made for torch {built_for}, running {torch.__version__} ({told})"
+        return f"made for torch {built_for}, not {torch.__version__}: rebuild it ({told})"
+    return f"made for torch {built_for}, running {torch.__version__} ({told})"
 
 
 def _gpu_kernels(name: str, device: str) -> str:
     """Where the kernels of a GPU backend run, or why they do not."""
     reasons = TRANSFORM.backends[name].why_not(_call(_CONV, device, torch.float32))
     if reasons:
-        return f"{name} kernels: not used here: {'; '.join(reasons)}"
-    where = "on the GPU" if device == "cuda" else "in the interpreter (TRITON_INTERPRET=1), if asked for by name"
-    return f"{name} kernels: {where}"
+        return f"not used here: {'; '.join(reasons)}"
+    return "on the GPU" if device == "cuda" else "in the interpreter (TRITON_INTERPRET=1), if asked for by name"
 
 
 def _tuned() -> str:
     try:
         count = len(tuned.read().get(tuned.device(), {}))
     except ValueError as error:
-        return f"tuned choices: none, so that GPU kernels are chosen by prediction: {error}"
-    return f"tuned choices: {count} for {tuned.device()} in {tuned.PATH}"
+        return f"none, so that GPU kernels are chosen by prediction: {error}"
+    return f"{count} for {tuned.device()} in {tuned.PATH}"
 
 
 def _environment() -> str:
     value = dispatch.FORCED
     if value is None:
-        return "environment: BCOS_KERNELS_BACKEND is not set: the fastest backend that serves a call is used"
+        return "BCOS_KERNELS_BACKEND is not set: the fastest backend that serves a call is used"
     known = "" if value in TRANSFORM.backends else f", which is unknown: allowed are {', '.join(TRANSFORM.backends)}"
-    return f"environment: BCOS_KERNELS_BACKEND={value}{known}"
+    return f"BCOS_KERNELS_BACKEND={value}{known}"
 
 
 def _call(case: Any, device: str, dtype: torch.dtype) -> Any:
@@ -141,29 +185,25 @@ def _op(call: Call | norm.Call) -> Op:
     return NORM if isinstance(call, norm.Call) else TRANSFORM
 
 
-def _table(device: str) -> str:
-    """Which backend serves each kind of call on one kind of device."""
-    rows = [(f"on {device}", *(str(d)[6:] for d in DTYPES))]
-    for name, case in CASES.items():
-        rows.append((name, *(_served(_call(case, device, dtype)) for dtype in DTYPES)))
-    return aligned(rows)
+def _served(device: str) -> dict[str, dict[str, str]]:
+    """Case -> dtype -> the backend that serves it on one kind of device, or none."""
+    return {
+        name: {str(dtype)[6:]: _chosen(_call(case, device, dtype)) for dtype in DTYPES} for name, case in CASES.items()
+    }
 
 
-def _served(call: Call | norm.Call) -> str:
+def _chosen(call: Call | norm.Call) -> str:
     try:
         return _op(call).choose(call)
     except ValueError:
         return "none"
 
 
-def _reasons(devices: list[str]) -> str:
+def _reasons(devices: list[str]) -> dict[str, list[str]]:
     """Every distinct reason of each backend, over all calls of the tables."""
     found: dict[str, dict[str, None]] = {name: {} for name in TRANSFORM.backends}
     calls = [_call(case, device, dtype) for device in devices for case in CASES.values() for dtype in DTYPES]
     for call in calls:
         for name, reasons in _op(call).reasons(call).items():
             found[name].update(dict.fromkeys(reasons))
-    lines = ["why not:"]
-    for name, distinct in found.items():
-        lines += [f"  {name}: {reason}" for reason in distinct] or [f"  {name}: serves every call above"]
-    return "\n".join(lines)
+    return {name: list(distinct) for name, distinct in found.items()}

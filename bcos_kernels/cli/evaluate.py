@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from ..explanation import explain
 from ..text import aligned, progress
 from . import loading, sources
 from .sources import Loaded, Source
+from .terminal import refused, unwritable
 
 __all__ = ["configure", "main"]
 
@@ -36,7 +38,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     sources.configure(parser)
     loading.configure(parser)
     parser.add_argument("--smooth", metavar="N", type=int, help="averaging (default 15 for gridpg, 0 for epg)")
-    parser.add_argument("--chunk", metavar="N", type=int, help="classes of one backward (default: what fits)")
     parser.add_argument("--out", metavar="FILE", type=Path, help="also write every value to this JSON file")
     grid = parser.add_argument_group("gridpg")
     grid.add_argument("--cells", metavar="N", type=int, default=9, help="images of a grid: 4 or 9 (default 9)")
@@ -54,17 +55,25 @@ def main(options: argparse.Namespace) -> int:
     loading.check(options)
     if options.metric == "epg" and options.boxes is None:
         options.error("epg needs --boxes")
-    for name in ("cells", "grids", "chunk"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            options.error(f"--{name} {value}: must be at least 1")
+    _check(options)
     try:
         return _evaluate(options)
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        print(f"bcos_kernels evaluate: {error}", file=sys.stderr)
-        return 2
+        return refused("evaluate", error)
     except KeyboardInterrupt:
         return 130
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Ends with status 2 where a value is not allowed, before anything is loaded."""
+    if options.grids is not None and options.grids < 1:
+        options.error(f"--grids {options.grids}: must be at least 1")
+    if options.cells < 4 or math.isqrt(options.cells) ** 2 != options.cells:
+        options.error(f"--cells {options.cells}: a square number of at least 4 is needed")
+    if not 0 <= options.threshold < 1:
+        options.error(f"--threshold {options.threshold}: must be at least 0 and below 1")
+    if options.out is not None and (reason := unwritable(options.out)):
+        options.error(f"--out {options.out}: {reason}")
 
 
 def _evaluate(options: argparse.Namespace) -> int:

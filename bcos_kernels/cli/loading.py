@@ -34,16 +34,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", metavar="N", type=int, default=64, help="images of a batch (default 64)")
     parser.add_argument("--workers", metavar="N", type=int, default=2, help="processes that load images (default 2)")
+    parser.add_argument("--chunk", metavar="N", type=int, help="classes of one backward (default: what fits)")
 
 
 def check(options: argparse.Namespace) -> None:
-    """Ends with status 2 where the arguments of :func:`configure` do not fit together."""
+    """Ends with status 2 where the arguments of :func:`configure`, or a command's ``--smooth``, are not allowed."""
     if (options.model is None) == (options.hub is None):
         options.error("one of --model and --hub is needed")
-    for name, least in (("image_size", 1), ("batch", 1), ("workers", 0)):
+    for name, least in (("image_size", 1), ("batch", 1), ("workers", 0), ("chunk", 1)):
         value = getattr(options, name)
         if value is not None and value < least:
             options.error(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    if options.smooth is not None and (options.smooth < 0 or (options.smooth and options.smooth % 2 == 0)):
+        options.error(f"--smooth {options.smooth}: 0 or an odd positive number is needed")
 
 
 def load_model(options: argparse.Namespace, where: torch.device) -> nn.Module:

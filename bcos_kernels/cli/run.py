@@ -14,13 +14,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+from .terminal import refused
+
 __all__ = ["STARTUP", "configure", "main"]
 
 STARTUP = str(Path(__file__).parent / "startup")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "python -m bcos_kernels run [--backend B] (script.py | -m module) args..."
+    parser.usage = "%(prog)s [--backend B] (script.py | -m module) args..."
     parser.description = (
         "Runs a Python script unmodified. Every B-cos layer and norm that becomes part of a module is accelerated, in "
         "the script's process and in those that it starts. A summary on stderr says what was done."
@@ -36,15 +38,15 @@ def main(options: argparse.Namespace) -> int:
         options.error("a script is needed: run [--backend B] script.py args... or run -m module args...")
     name = options.target[0]
     if options.is_module and not _module_exists(name):
-        return _refuse(f"no module named {name!r}")
+        return refused("run", f"no module named {name!r}")
     if not options.is_module and not os.path.exists(name):
-        return _refuse(f"no such script: {name}")
+        return refused("run", f"no such script: {name}")
     if sys.flags.ignore_environment or sys.flags.no_site:
-        return _refuse("python's options -E, -I and -S keep a process from being accelerated: leave them out")
+        return refused("run", "python's options -E, -I and -S keep a process from being accelerated: leave them out")
     try:
         environment = os.environ | _environment(options.backend)
     except OSError as error:
-        return _refuse(f"the folder for the counts of the job's processes cannot be made: {error}")
+        return refused("run", f"the folder for the counts of the job's processes cannot be made: {error}")
     sys.stdout.flush()
     command = [sys.executable, *_interpreter_options(), *["-m"] * options.is_module, *options.target]
     os.execve(sys.executable, command, environment)
@@ -58,11 +60,6 @@ def _backend(name: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return name
-
-
-def _refuse(reason: str) -> int:
-    print(f"bcos_kernels run: {reason}", file=sys.stderr)
-    return 2
 
 
 def _module_exists(name: str) -> bool:

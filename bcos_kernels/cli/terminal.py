@@ -9,12 +9,13 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from .. import compat
 
-__all__ = ["DTYPES", "factory", "json_object", "printable", "shape"]
+__all__ = ["DTYPES", "factory", "json_object", "printable", "refused", "shape", "unwritable"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -50,6 +51,8 @@ def factory(option: str, name: str) -> Callable:
     if not module or not attribute:
         raise ValueError(f"{option} {name}: pkg.module:factory is needed")
     compat.declare_torchvision_operators_when_needed()
+    if os.getcwd() not in sys.path:  # the console script's path lacks it, and that of ``python -m`` begins with it
+        sys.path.insert(0, os.getcwd())
     found = importlib.import_module(module)
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -58,6 +61,20 @@ def factory(option: str, name: str) -> Callable:
     if not callable(found):
         raise TypeError(f"{option} {name}: {attribute} is {type(found).__name__}, not callable")
     return found
+
+
+def unwritable(path: Path) -> str:
+    """Why no file can be written there; empty where one can. Asked before a command starts its work."""
+    folder = path.absolute().parent
+    if path.is_dir():
+        return "it is a folder"
+    return "" if folder.is_dir() else f"the folder {folder} does not exist"
+
+
+def refused(command: str, reason: Exception | str) -> int:
+    """Says in one line on stderr why a command does not do what it was asked for; returns its exit status."""
+    print(f"bcos_kernels {command}: {' '.join(str(reason).split())}", file=sys.stderr)
+    return 2
 
 
 SPELT = {"÷": "/", "≤": "<=", "≥": ">=", "×": "x", "²": "^2", "µ": "u", "–": "-", "…": "..."}

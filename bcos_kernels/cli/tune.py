@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from contextlib import nullcontext
 
 import torch
@@ -14,7 +13,7 @@ from ..core import tuned
 from ..core.candidate import DIRECTIONS
 from ..text import aligned
 from ..tuning import words
-from .terminal import DTYPES, factory, json_object, shape
+from .terminal import DTYPES, factory, json_object, refused, shape
 
 __all__ = ["configure", "main"]
 
@@ -51,8 +50,7 @@ def main(options: argparse.Namespace) -> int:
         else:
             return _tune(options)
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        print(f"bcos_kernels tune: {error}", file=sys.stderr)
-        return 2
+        return refused("tune", error)
     return 0
 
 

@@ -74,7 +74,8 @@ def convert(
             fewer than three classes; a float; or None.
         mean, std: of the channels: three values m and s, which become ``[m, 1 - m]`` and ``[s, s]``, or six. None
             takes ImageNet's, and CLIP's for networks with its attention pool. Six zeros are the paper's zero mean.
-        out_dtype, backend: of the B-cos layers, as in :func:`bcos_kernels.accelerate`.
+        out_dtype, backend: of the B-cos layers, as in :func:`bcos_kernels.accelerate`, which may be called again on the
+            network, with ``pairs=True``.
 
     Returns:
         The network, in the mode, dtype and device of ``model``: images ``[N, 6, H, W]`` with values in [0, 1], see

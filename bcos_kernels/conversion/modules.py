@@ -34,13 +34,15 @@ class BatchNormUncentered2d(Detachable, nn.BatchNorm2d):
 
     kind = "norm"
     variant = Variant("batch", centered=False, ranks=(4,), vendor=False, runs=True, counts=True)
+    pairs = False
+    """That of :func:`bcos_kernels.accelerate`, which sets it."""
 
     def forward(self, input: Tensor) -> Tensor:
         """``[N, C, H, W]`` -> the same shape."""
         self._check_input_dim(input)
         fit = Fit(self.variant, frozen=self.detach, dtype=input.dtype)
         weight, bias, var = (getattr(self, name) for name in ("weight", "bias", "running_var"))
-        return run(self, input, (fit, weight, bias, var), None, self.backend)
+        return run(self, input, (fit, weight, bias, var), None, self.backend, self.pairs)
 
 
 class _Centered(Detachable):

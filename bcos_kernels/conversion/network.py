@@ -18,6 +18,12 @@ class BcosNetwork(nn.Module):
 
     The state dict has the keys of B-cosification's models: ``model.`` before the names of the plain model, and
     ``linear.weight`` for the weight of a layer.
+
+    Args:
+        normalize: what the six channels pass first: ``(images - mean) / std``.
+        model: the converted model.
+        logit_layer: what adds the bias of the logits, or None.
+        report: what became of the modules.
     """
 
     def __init__(self, normalize: Normalize, model: nn.Module, logit_layer: LogitBias | None, report: Report) -> None:

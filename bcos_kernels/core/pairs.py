@@ -12,7 +12,7 @@ error.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,11 +55,10 @@ def leave(
     return grad, *found[1:]
 
 
-def _is_watched(y: Tensor, maker) -> bool:
+def _is_watched(y: Tensor, maker: Any) -> bool:
     """Whether somebody may see the gradient of y; a y that a hook on saved tensors gave back says nothing about it."""
-    if y.grad_fn is not maker or y.retains_grad or y._backward_hooks:
-        return True
-    return not any(_torch.will_run(node) for node, _ in maker.next_functions)  # then y itself was asked for
+    alone = not any(_torch.will_run(node) for node, _ in maker.next_functions)  # what the backward asks for is y itself
+    return alone or y.grad_fn is not maker or y.retains_grad or bool(y._backward_hooks)
 
 
 def record(ctx) -> None:

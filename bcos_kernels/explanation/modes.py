@@ -21,7 +21,11 @@ def explanation_mode(model: nn.Module) -> Iterator[None]:
     """A context in which every scale of ``model`` is a constant; afterwards each module is as it was before.
 
     Early modes are switched by ``set_explanation_mode(bool)`` (``bcos``, B-cosification) or ``explanation_mode(bool)``
-    (the first version of B-cos networks), late ones by ``state["fixed_weights"]`` (model guidance).
+    (the first version of B-cos networks), late ones by ``state["fixed_weights"]`` (model guidance). A model without any
+    of them stays as it is.
+
+    Args:
+        model: a module, accelerated or not.
     """
     modules: list[Any] = list(model.modules())
     switches = [(module, switch) for module in modules if (switch := _switch(module)) is not None]

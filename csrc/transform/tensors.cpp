@@ -25,7 +25,8 @@ void Saved::apply_map() {
   const auto sums = map.scalar_type();
   const auto row = [&](int64_t i) { return map.select(0, i).view(of_output); };
   const auto from_mean = at::sub(y.to(sums), row(2));
-  grad = at::add(at::addcmul(at::mul(grad.to(sums), row(0)), from_mean, row(1)), row(3)).to(grad.scalar_type());
+  grad =
+      at::add(at::addcmul(at::mul(grad.to(sums), row(0)), from_mean, row(1)), row(3)).to(grad.scalar_type());
   map = at::Tensor();
 }
 

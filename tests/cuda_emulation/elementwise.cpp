@@ -195,6 +195,9 @@ void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factor
              dtype_of<T>,
              dtype_of<O>,
              plane};
+  const auto map = normal<float>(size_t(4 * G) * OG, 7);
+  const bool mapped = power == Power::Two && factors;
+  if (mapped) p.map = map.data();
   auto db = unwritten<float>(scale_bwd_blocks(p));
   if (with_db) p.db = db.data();
   expect_success(scale_bwd(p, nullptr));
@@ -202,10 +205,16 @@ void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factor
   double db_sum = 0, db_terms = 0, db_found = 0;
   for (int o = 0; o < gradients * outputs; ++o) {
     const double norm = n[o % outputs / OG];
-    const Slopes d = slopes(power, to_float(v[o % outputs]), norm, b.constants(frozen));
+    const double y = to_float(v[o % outputs]);
+    const Slopes d = slopes(power, y, norm, b.constants(frozen));
+    double upward = to_float(grad[o]);
+    if (mapped) {
+      const float* of = map.data() + o / OG % G * OG + o % OG;
+      upward = upward * of[0] + (y - of[2 * G * OG]) * of[G * OG] + of[3 * G * OG];
+    }
     const int m = max_out > 1 ? first[o % outputs] : 0, f = (o / OG % G * OG + o % OG) * max_out + m;
-    du[o * max_out + m] = to_float(grad[o]) * d.l * (factors ? alpha[f] : 1);
-    if (norm != 0 && with_t) dt[o / OG] += to_float(grad[o]) * d.n / norm;
+    du[o * max_out + m] = upward * d.l * (factors ? alpha[f] : 1);
+    if (norm != 0 && with_t) dt[o / OG] += upward * d.n / norm;
     db_sum += to_float(grad[o]) * d.b;
     db_terms += std::abs(to_float(grad[o]) * d.b);
   }

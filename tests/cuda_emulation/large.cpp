@@ -75,8 +75,8 @@ void elementwise(int plane) {
                      nullptr);
   };
   const auto backward = [&](const T* g, const T* v, const float* norm, T* u, float* t, int rows) {
-    return scale_bwd({g, v, nullptr, norm, nullptr, u, t, nullptr, rows, 1, kChannels, 1, false, formula,
-                      dtype_of<T>, dtype_of<T>, plane},
+    return scale_bwd({g, v, nullptr, norm, nullptr, u, t, nullptr, rows, 1, kChannels, 1, rows, false,
+                      formula, dtype_of<T>, dtype_of<T>, plane},
                      nullptr);
   };
   auto small_y = unwritten<T>(values.size()), small_u = unwritten<T>(values.size());

@@ -71,8 +71,8 @@ if "cuda" in BACKENDS:
             ({"needs": [True]}, "needs has 1 values, allowed: 4"),
         ):
             with pytest.raises(ValueError, match=message):
-                cuda.kernels.transform_backward(**{**call, **saved, "dn": None, "dl": None, **changed})
-        joined = {"dn": torch.zeros_like(n), "dl": torch.zeros_like(y), "candidate": "vendor"}
+                cuda.kernels.transform_backward(**{**call, **saved, "dn": None, "dl": None, "map": None, **changed})
+        joined = {"dn": torch.zeros_like(n), "dl": torch.zeros_like(y), "map": None, "candidate": "vendor"}
         for changed, message in (
             ({"dn": None}, "one of dn and dl is None, allowed: both or none"),
             ({"dl": y[:1]}, "dl has shape .* allowed: "),

@@ -3,7 +3,8 @@
 A run stores one file of rows. ``bench report`` makes tables and pictures of it, ``bench compare`` finds what changed
 between two runs. The modules, each of which imports only earlier ones: ``devices``, ``stored``; ``workloads``;
 ``contenders``; ``layers`` and ``models``, the measures of each; ``rows``; ``settings``, ``tasks``; for stored results
-``results``, ``noise``, ``tables``, ``plots``, ``report``, ``compare``; and ``host``, ``show``, ``run``.
+``results``, ``noise``, ``tables``, ``console``, ``plots``, ``page``, ``report``, ``compare``; and ``host``, ``show``,
+``run``.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ __all__ = ["configure", "main"]
 def configure(parser: Command) -> None:
     from . import settings
 
-    parser.usage = "python -m bcos_kernels bench [options]\n       python -m bcos_kernels bench (report | compare) ..."
+    parser.usage = "%(prog)s [options]\n       %(prog)s (report | compare) ..."
     parser.description = "Times B-cos layers and whole models beside plain and reference ones, in turns in one loop."
     settings.configure(parser)
-    commands = parser.add_subparsers(title="commands for stored results", metavar="", prog=parser.prog)
+    commands = parser.add_subparsers(title="commands for stored results", metavar="COMMAND", prog=parser.prog)
     commands.add_parser("report", help="make tables and pictures of results").module = ".bench.report"
     commands.add_parser("compare", help="find what got slower or faster between two runs").module = ".bench.compare"
 

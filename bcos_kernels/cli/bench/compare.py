@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..terminal import refused, unwritable
+from . import console
 from .noise import doubts
 from .results import conditions, device, read
-from .tables import Table, duration
+from .tables import Part, Table, duration, markdown
 
 __all__ = ["Change", "changes", "configure", "main"]
 
@@ -165,18 +166,18 @@ def listed(found: list[Change], spread: float, anchor: str, noisy: bool) -> Tabl
     return Table(("row", "contender", f"A, {unit}", f"B, {unit}", "change", "noise", ""), lines, frozenset(range(2, 6)))
 
 
-def told(a: dict, b: dict, found: list[Change], options: argparse.Namespace) -> tuple[str, int]:
-    """The table of what changed and a line that sums it up, as Markdown, and the exit status."""
+def told(a: dict, b: dict, found: list[Change], options: argparse.Namespace) -> tuple[list[Part], int]:
+    """The table of what changed and a line that sums it up, and the exit status."""
     noisy = [f"{which}: {reason}" for which, result in (("A", a), ("B", b)) for reason in doubts(result)]
     ours, controls = ([c for c in found if c.ours is own] for own in (True, False))
     spread = spread_of_runs(controls, options.least)
     changed, shifted = (beyond_noise(part, spread, options.least) for part in (ours, controls))
-    parts = ["\n".join(f"- {which}: {conditions(result)}" for which, result in (("A", a), ("B", b)))]
+    parts: list[Part] = ["\n".join(f"- {which}: {conditions(result)}" for which, result in (("A", a), ("B", b)))]
     if changed or shifted:
-        parts.append(listed([*changed, *shifted], spread, options.anchor, bool(noisy)).markdown())
+        parts.append(listed([*changed, *shifted], spread, options.anchor, bool(noisy)))
     if noisy:
         parts.append(f"No verdict, the times are too noisy: {'; '.join(noisy)}. Repeat the run on a quiet machine.")
-        return "\n\n".join(parts) + "\n", UNKNOWN
+        return parts, UNKNOWN
     slower = sum(c.log > 0 for c in changed)
     visible = math.expm1(statistics.median(max(c.bound(spread), math.log1p(options.least)) for c in ours))
     source = f"learned from {len(controls)} controls" if len(controls) >= CONTROLS else "assumed for want of controls"
@@ -186,7 +187,7 @@ def told(a: dict, b: dict, found: list[Change], options: argparse.Namespace) -> 
         f"differ by {math.expm1(spread):.1%} beyond the scatter of their rounds ({source}); in half of the rows a "
         f"change of {visible:.0%} would count."
     )
-    return "\n\n".join(parts) + "\n", int(slower > 0)
+    return parts, int(slower > 0)
 
 
 def percent(text: str) -> float:
@@ -215,25 +216,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="store what is printed")
 
 
-def compared(options: argparse.Namespace) -> tuple[str, int]:
+def compared(options: argparse.Namespace) -> tuple[list[Part], int]:
+    if options.markdown is not None and (reason := unwritable(options.markdown)):
+        raise ValueError(f"--markdown {options.markdown}: {reason}")
     a, b = read(options.a), read(options.b)
     refuse_unlike(a, b)
     pairs, left_out = paired(a, b, options.anchor)
     if not any(name.partition("/")[0] == "ours" for _, name in pairs):
         raise ValueError(f"{options.a} and {options.b} have nothing of ours in common: {'; '.join(left_out[:4])}")
-    text, status = told(a, b, changes(pairs), options)
+    parts, status = told(a, b, changes(pairs), options)
     rest = f"; and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
-    return (f"Not compared: {'; '.join(left_out[:SHOWN])}{rest}.\n\n" if left_out else "") + text, status
+    return [*([f"Not compared: {'; '.join(left_out[:SHOWN])}{rest}."] if left_out else []), *parts], status
 
 
 def main(options: argparse.Namespace) -> int:
     """Returns 1 if anything of ours got slower, 0 if not, 2 where there is no verdict."""
     try:
-        text, status = compared(options)
+        parts, status = compared(options)
         if options.markdown is not None:
-            options.markdown.write_text(text, encoding="utf-8")
+            options.markdown.write_text(markdown(parts), encoding="utf-8")
     except (OSError, ValueError) as error:
-        print(f"bcos_kernels bench compare: {error}", file=sys.stderr)
-        return UNKNOWN
-    print(text, end="")
+        return refused("bench compare", error)
+    console.show(parts)
     return status

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +17,12 @@ from ...adopt import Row, accelerate, report
 from ...core.candidate import DIRECTIONS
 from ...core.choice import Choice, forced
 from ...transform import TRANSFORM
+from ...transform.call import of_shapes
 
 __all__ = [
     "BACKENDS",
     "COMPILED",
+    "PAIRS",
     "PLAIN",
     "Contender",
     "Contest",
@@ -26,6 +30,7 @@ __all__ = [
     "error",
     "in_a_line",
     "known",
+    "possible",
     "refusal",
     "served",
     "unjudged",
@@ -35,6 +40,8 @@ PLAIN = ("plain", "compiled plain")
 """The contenders that compute something else and are not compared with the reference."""
 COMPILED = {"compiled": "reference", "compiled plain": "plain", "compiled ours": "ours"}
 """A contender made by torch.compile -> the one that it compiles."""
+PAIRS = "ours pairs"
+"""Ours by ``accelerate(model, pairs=True)``; it takes part where it is named."""
 BACKENDS = tuple(name for name in TRANSFORM.backends if name != "reference")
 WORST, WORST_OF_HALF = 1e-2, 0.5
 """The largest relative error of the reference with which it can be a bound: in fp32 and float64, and in bf16 and fp16,
@@ -50,7 +57,16 @@ def known() -> tuple[str, ...]:
     """The names of all contenders, including those that this machine or a workload does not allow."""
     ours = [f"ours/{backend}" for backend in BACKENDS]
     forced = [f"ours/{backend}/{candidate}" for backend in BACKENDS for candidate in candidates(backend)]
-    return "plain", "reference", *COMPILED, "ours", *ours, *forced
+    return "plain", "reference", *COMPILED, "ours", PAIRS, *ours, *forced
+
+
+def possible(device: str) -> tuple[str, ...]:
+    """The names of the contenders that this machine can run on a device: ``cpu`` or ``cuda``."""
+    call = replace(of_shapes((1, 8, 4, 4), (8, 8, 1, 1)), device=device)
+    unserved = {name for name in BACKENDS if TRANSFORM.backends[name].why_not(call)}
+    cannot_compile = device == "cpu" and shutil.which(os.environ.get("CXX") or "g++") is None
+    allowed = (name for name in known() if not (cannot_compile and name in COMPILED))
+    return tuple(name for name in allowed if name.split("/")[1:2] == [] or name.split("/")[1] not in unserved)
 
 
 @dataclass(frozen=True)
@@ -175,6 +191,8 @@ def build(
                 found[name] = Contender(_by(ours, backend), backend, candidate)
     if "ours" in wanted:
         found["ours"] = Contender(ours)
+    if PAIRS in wanted:
+        found[PAIRS] = Contender(accelerate(copy.deepcopy(reference), pairs=True))
     return found
 
 

@@ -1,13 +1,13 @@
-"""The pictures of a report, as PNG. A picture for which the result has no rows is left out."""
+"""The pictures of a report. A picture for which the result has no rows is left out, and so are panels without any."""
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections.abc import Callable
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -15,12 +15,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from .results import conditions, main_rows, ratio, state
-from .tables import MEASURES, memory, seconds
+from .render import png, svg, tell
+from .results import conditions, flops_per_second, main_rows, ratio, state
+from .tables import MEASURES, memory, operator, roof, seconds
 
 __all__ = ["PICTURES", "draw"]
 
-WIDTH, DPI = 8.3, 200  # inches: as wide as a README's column at 100 pixels an inch
+WIDTH = 8.3  # inches: as wide as a README's column at 100 pixels an inch
 COLOURS = {
     "plain": "#7f7f7f",
     "reference": "#d55e00",
@@ -28,8 +29,17 @@ COLOURS = {
     "compiled plain": "#bdbdbd",
     "compiled ours": "#6f8fc9",
     "ours": "#00539c",
+    "ours pairs": "#009e73",
 }
-MARKERS = {"plain": "s", "reference": "^", "compiled": "D", "compiled plain": "v", "compiled ours": "P", "ours": "o"}
+MARKERS = {
+    "plain": "s",
+    "reference": "^",
+    "compiled": "D",
+    "compiled plain": "v",
+    "compiled ours": "P",
+    "ours": "o",
+    "ours pairs": "X",
+}
 HATCHES = {
     "plain": "",
     "reference": "///",
@@ -37,6 +47,7 @@ HATCHES = {
     "compiled plain": "xxx",
     "compiled ours": "++",
     "ours": "",
+    "ours pairs": "oo",
 }
 LINES: dict[str, Any] = {
     "plain": ":",
@@ -45,6 +56,7 @@ LINES: dict[str, Any] = {
     "compiled plain": (0, (1, 4)),
     "compiled ours": (0, (6, 1, 1, 1, 1, 1)),
     "ours": "-",
+    "ours pairs": (0, (4, 1)),
 }
 """Contenders differ in shape, hatching and dashes as well as in colour."""
 NAMES = {
@@ -52,26 +64,45 @@ NAMES = {
     "compiled plain": "torch.compile(plain)",
     "compiled ours": "torch.compile(bcos_kernels)",
     "ours": "bcos_kernels",
+    "ours pairs": "bcos_kernels, pairs=True",
 }
+OPERATORS = {
+    "linear": "#0072b2",
+    "convolution": "#d55e00",
+    "1×1 convolution": "#e69f00",
+    "grouped convolution": "#cc79a7",
+    "depthwise convolution": "#009e73",
+}
+"""Kinds of layers and their colours in the roofline."""
+PALE = "#bbbbbb"
+"""The plain layers there."""
 NAMED = 30
 """The most layers whose names fit below an axis."""
+BESIDE = 4
+"""Entries of a legend side by side."""
+LETTERS = 120
+"""Small letters that fit above an axis."""
 
 
 def name(contender: str) -> str:
     return NAMES.get(contender, contender)
 
 
-def figure(result: dict, rows: int, columns: int, height: float, title: str) -> tuple[Figure, list[Axes]]:
-    """Axes under a title and above the conditions of the run; ``height`` is that of a row, in inches."""
+def figure(
+    result: dict, rows: int, columns: int, height: float, title: str, handles: list[Artist]
+) -> tuple[Figure, list[Axes]]:
+    """Axes under a title and a legend, and above the conditions of the run; ``height`` is that of a row, in inches."""
     left_out = len(result.get("not_measured") or ())
     rest = f"{left_out} rows or contenders were not measured: see the report." if left_out else state(result)
     lines = textwrap.wrap(f"{conditions(result, code='')}. {rest}", 135)
-    bottom, top = 0.16 * len(lines) + 0.1, 0.4
+    bottom, top = 0.16 * len(lines) + 0.1, 0.45 + 0.2 * math.ceil(len(handles) / BESIDE)
     total = rows * height + bottom + top
     room = (0, bottom / total, 1, 1 - (bottom + top) / total)
     made = Figure((WIDTH, total), layout=ConstrainedLayoutEngine(rect=room, wspace=0.06, hspace=0.06))
     made.text(0.012, 1 - 0.1 / total, title, va="top", fontsize=12, fontweight="bold")
     made.text(0.012, 0.06 / total, "\n".join(lines), va="bottom", fontsize=7.5, color="#555555")
+    place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 1 - 0.35 / total)}
+    made.legend(handles=handles, fontsize=8.5, frameon=False, ncols=BESIDE, handletextpad=0.5, **place)
     axes = [made.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
@@ -108,9 +139,13 @@ def decades(low: float, high: float, steps: tuple[int, ...] = (1,)) -> list[floa
     return [value for power in powers for step in steps if low <= (value := step * 10.0**power) <= high]
 
 
-def legend(ax: Axes, contenders: list[str], extra: tuple = (), **place) -> None:
-    handles = [Line2D([], [], linestyle="", label=name(c), **shape(c)) for c in contenders]
-    ax.legend(handles=[*handles, *extra], fontsize=8.5, frameon=False, handletextpad=0.4, **place)
+def points_of(contenders: list[str]) -> list[Artist]:
+    """What a legend shows of contenders that are points."""
+    return [Line2D([], [], linestyle="", label=name(c), **shape(c)) for c in contenders]
+
+
+def line_of(what: str) -> Artist:
+    return Line2D([], [], color="black", linewidth=1, label=what)
 
 
 def bars(ax: Axes, labels: list[str], values: dict[str, list[float | None]], form: Callable[[float], str]) -> None:
@@ -126,17 +161,13 @@ def bars(ax: Axes, labels: list[str], values: dict[str, list[float | None]], for
             if value is None:
                 ax.text(place, 0.01 * highest, "–", ha="center", va="bottom", fontsize=7, color="#999999")
                 continue
-            ax.bar(place, value, 0.92 * width, linewidth=0.8, **filling(contender))
+            (bar,) = ax.bar(place, value, 0.92 * width, linewidth=0.8, **filling(contender))
+            tell(bar, [f"{labels[x]}: {name(contender)} {form(value)}"])
             ax.text(place, value + 0.02 * highest, form(value), ha="center", va="bottom", **style)
     ax.set_xticks(range(len(labels)), labels, fontsize=8.5)
     ax.grid(False, axis="x")
-    ax.set_ylim(0, 1.2 * highest)
+    ax.set_ylim(0, (1.3 if style["rotation"] else 1.2) * highest)  # the figures end within the axes
     ax.set_xlim(-0.6, len(labels) - 0.4)
-
-
-def bar_legend(ax: Axes, contenders: list[str], extra: tuple = (), **place) -> None:
-    patches = [Patch(label=name(c), **filling(c)) for c in contenders]
-    ax.legend(handles=[*patches, *extra], fontsize=8.5, frameon=False, **place)
 
 
 def compared(rows: list[dict], *, plain: bool) -> list[str]:
@@ -157,9 +188,6 @@ def headline(result: dict) -> Figure | None:
     found = {(row["group"], row["measure"]): row for row in rows}
     training = [row for model in models if (row := found.get((model, "training")))]
     kept = memory(training[0])[0] if training else ""
-    made, axes = figure(
-        result, 3 if kept else 2, 1, 1.9, "B-cos networks: cost relative to the plain network of the same shape"
-    )
 
     def relative(model: str, measure: str, contender: str) -> float | None:
         row = found.get((model, measure))
@@ -169,17 +197,23 @@ def headline(result: dict) -> Figure | None:
         held = memory(found[model, "training"])[1] if (model, "training") in found else {}
         return held[contender] / held["plain"] if {contender, "plain"} <= held.keys() else None
 
-    for ax, measure, words in zip(axes, ("training", "explanation"), ("training step", "explanation"), strict=False):
-        bars(ax, models, {c: [relative(m, measure, c) for m in models] for c in contenders}, "{:.2f}".format)
-        ax.set_ylabel(f"{words}:\ntime ÷ plain", fontsize=9)
+    measures = {"training": "training step", "explanation": "explanation"}
+    panels = {
+        f"{words}:\ntime ÷ plain": {c: [relative(m, measure, c) for m in models] for c in contenders}
+        for measure, words in measures.items()
+        if any((model, measure) in found for model in models)
+    }
     if kept:
-        bars(axes[2], models, {c: [amount(m, c) for m in models] for c in contenders}, "{:.2f}".format)
-        axes[2].set_ylabel(f"training step:\n{kept.removesuffix(' for backward')} ÷ plain", fontsize=9)
-    for ax in axes:
+        label = f"training step:\n{kept.removesuffix(' for backward')} ÷ plain"
+        panels[label] = {c: [amount(m, c) for m in models] for c in contenders}
+    handles = [*(Patch(label=name(c), **filling(c)) for c in contenders), line_of("plain network")]
+    title = "B-cos networks: cost relative to the plain network of the same shape"
+    made, axes = figure(result, len(panels), 1, 1.9, title, handles)
+    for ax, (label, values) in zip(axes, panels.items(), strict=True):
+        bars(ax, models, values, "{:.2f}".format)
+        ax.set_ylabel(label, fontsize=9)
         ax.axhline(1, color="black", linewidth=1)
         ax.set_ylim(0, max(1.15, ax.get_ylim()[1]))
-    line = Line2D([], [], color="black", linewidth=1, label="plain network")
-    bar_legend(axes[0], contenders, (line,), loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(contenders) + 1)
     return made
 
 
@@ -193,18 +227,22 @@ def layers(result: dict) -> Figure | None:
     rows = sorted(rows, key=lambda row: groups.index(row["group"]))
     places = {workload: x for x, workload in enumerate(dict.fromkeys(row["workload"] for row in rows))}
     contenders = compared(rows, plain=False)
-    made, axes = figure(result, len(measures), 1, 2.1, "Each layer: time ÷ the plain layer's, lower is better")
+    handles = [*points_of(contenders), line_of("plain layer")]
+    title = "Each layer: time ÷ the plain layer's, lower is better"
+    made, axes = figure(result, len(measures), 1, 2.1, title, handles)
     for ax, measure in zip(axes, measures, strict=True):
-        values = []
+        values: list[float] = []
         for contender in contenders:
             points = [
-                (places[r["workload"]], v)
+                (places[r["workload"]], v, f"{r['workload']}: {name(contender)} {v:.2f}")
                 for r in main_rows(result, "layer", measure)
                 if (v := ratio(r, contender, "plain"))
             ]
             if points:
-                ax.plot(*zip(*points, strict=True), linestyle="", markersize=4.5, zorder=3, **shape(contender))
-                values += [value for _, value in points]
+                x, y, texts = zip(*points, strict=True)
+                (line,) = ax.plot(x, y, linestyle="", markersize=4.5, zorder=3, **shape(contender))
+                tell(line, texts)
+                values += y
         ratio_axis(ax, values)
         ax.set_ylabel(f"{MEASURES[measure]}\ntime ÷ plain", fontsize=9)
         ax.set_xlim(-0.7, len(places) - 0.3)
@@ -215,8 +253,6 @@ def layers(result: dict) -> Figure | None:
         bottom.set_xticks(
             list(places.values()), [w.partition("/")[2] or w for w in places], rotation=60, ha="right", fontsize=7.5
         )
-    line = Line2D([], [], color="black", linewidth=1, label="plain layer")
-    legend(axes[0], contenders, (line,), loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=len(contenders) + 1)
     return made
 
 
@@ -226,24 +262,31 @@ def ratio_axis(ax: Axes, values: list[float]) -> None:
     ax.set_yscale("log")
     low, high = min([*values, 0.9]), max([*values, 1.2])
     ax.set_ylim(low / 1.12, high * 1.12)
-    ticks = [
-        v for v in (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20, 30, 50, 100) if low / 1.12 <= v <= high * 1.12
-    ]
+    every = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20, 30, 50, 100)
+    few = (0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 1.7, 2, 2.5)
+    ticks = [v for v in (few if high < 2 * low else every) if low / 1.12 <= v <= high * 1.12]
     log_ticks(ax.yaxis, ticks)
 
 
 def by_model(ax: Axes, rows: list[dict], places: dict[str, int]) -> None:
-    """Bands with the models' names above them, and no ticks."""
+    """Bands with the models' names above them, in as many lines as they need, and no ticks."""
     ax.set_xticks([])
     own: dict[str, list[int]] = {}
     for row in rows:
         own.setdefault(row["group"], []).append(places[row["workload"]])
+    ends: list[float] = []  # of the last name in each line, in letters
     for i, (group, at) in enumerate(own.items()):
         if i % 2:
             ax.axvspan(min(at) - 0.5, max(at) + 0.5, color="#f4f4f4", zorder=0)
-        text = "\n".join(textwrap.wrap(group, max(8, round(105 * len(set(at)) / len(places)))))
         middle = (min(at) + max(at)) / 2
-        ax.text(middle, 1.01, text, transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=7.5)
+        letters = LETTERS * (middle + 0.5) / len(places)
+        start = letters - len(group) / 2
+        line = next((n for n, end in enumerate(ends) if end < start), len(ends))
+        ends[line : line + 1] = [letters + len(group) / 2 + 1]
+        ax.annotate(
+            group, (middle, 1), xycoords=ax.get_xaxis_transform(), xytext=(0, 2 + 9 * line),
+            textcoords="offset points", ha="center", va="bottom", fontsize=7.5,
+        )  # fmt: skip
 
 
 def scaling(result: dict) -> Figure | None:
@@ -256,48 +299,94 @@ def scaling(result: dict) -> Figure | None:
     if not curves:
         return None
     columns = min(3, len(curves))
-    made, axes = figure(
-        result, math.ceil(len(curves) / columns), columns, 2.6, "Scaling: time over batch and image size"
-    )
-    present = set()
+    present = compared([row for rows in curves.values() for row in rows], plain=False)
+    handles = [*points_of(present), line_of("plain")]
+    title = "Scaling: time ÷ plain over batch and image size"
+    made, axes = figure(result, math.ceil(len(curves) / columns), columns, 2.4, title, handles)
     for ax, ((workload, measure, along), rows) in zip(axes, curves.items(), strict=False):
         rows = sorted(rows, key=lambda row: row[along])
-        for contender in compared(rows, plain=True):
-            points = [(row[along], 1e3 * t) for row in rows if (t := seconds(row, contender))]
-            ax.plot(*zip(*points, strict=True), linestyle=LINES[contender], markersize=4, **shape(contender))
-            present.add(contender)
+        values: list[float] = []
+        for contender in compared(rows, plain=False):
+            points = [(row[along], r) for row in rows if (r := ratio(row, contender, "plain")) is not None]
+            if points:
+                x, y = zip(*points, strict=True)
+                (line,) = ax.plot(x, y, linestyle=LINES[contender], markersize=4, **shape(contender))
+                tell(line, [f"{along} {at}: {name(contender)} {value:.2f}" for at, value in points])
+                values += y
+        ratio_axis(ax, values)
         ax.set_xscale("log")
-        ax.set_yscale("log")
         log_ticks(ax.xaxis, sorted({row[along] for row in rows}))
-        if len(rows) > 6:
+        if len(rows) > 4:
             ax.tick_params(axis="x", rotation=45)
-        low, high = ax.get_ylim()
-        log_ticks(ax.yaxis, decades(low, high, (1, 2, 5) if high < 100 * low else (1,)))
         ax.set_xlabel("batch" if along == "batch" else "image side, pixels", fontsize=9)
         title = rows[0]["group"] if rows[0]["scope"] == "model" else workload
         ax.set_title(f"{title}\n{measure}", fontsize=8.5)
     for ax in axes[::columns]:
-        ax.set_ylabel("time, ms", fontsize=9)
+        ax.set_ylabel("time ÷ plain", fontsize=9)
     for ax in axes[len(curves) :]:
         ax.set_visible(False)
-    legend(axes[0], [c for c in COLOURS if c in present], loc="upper left")
     return made
+
+
+def roofline(result: dict) -> Figure | None:
+    """What every layer reaches below the roof of the device, coloured by its operator."""
+    rates = result.get("rates") or {}
+    measured = {m: [r for r in main_rows(result, "layer", m) if roof(r, "ours") and operator(r)] for m in MEASURES}
+    measured = {m: rows for m, rows in measured.items() if rows}
+    if not measured or not rates:
+        return None
+    kinds = [kind for kind in OPERATORS if any(operator(row) == kind for rows in measured.values() for row in rows)]
+    handles = [Line2D([], [], linestyle="", marker=MARKERS["ours"], color=OPERATORS[k], label=k) for k in kinds]
+    handles.append(Line2D([], [], linestyle="", marker=MARKERS["plain"], color=PALE, label="plain layers"))
+    title = "Roofline: what each layer reaches of the device"
+    made, axes = figure(result, 1, len(measured), 3.3, title, [*handles, line_of("roof")])
+    rates_seen: list[float] = []
+    for ax, (measure, rows) in zip(axes, measured.items(), strict=True):
+        for contender, kind in [*(("plain", kind) for kind in kinds), *(("ours", kind) for kind in kinds)]:
+            points = [reached(row, contender) for row in rows if operator(row) == kind and roof(row, contender)]
+            if points:
+                x, y, texts = zip(*points, strict=True)
+                colour = OPERATORS[kind] if contender == "ours" else PALE
+                (line,) = ax.plot(x, y, linestyle="", marker=MARKERS[contender], markersize=3.5, color=colour)
+                tell(line, texts)
+                rates_seen += y
+        ridge = rates["FLOP/s"] / rates["bytes/s"]
+        intensities = [ridge, *(row["floor"]["flops"] / row["floor"]["bytes"] for row in rows)]
+        ends = min(intensities) / 1.5, max(intensities) * 1.5
+        x = (ends[0], ridge, ends[1])
+        ax.plot(x, [min(rates["FLOP/s"], rates["bytes/s"] * at) for at in x], color="black", linewidth=1)
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        log_ticks(ax.xaxis, decades(*ends))
+        ax.set_xlabel("FLOPs per byte", fontsize=9)
+        ax.set_title(MEASURES[measure], fontsize=8.5)
+    low, high = min(rates_seen) / 1.3, max(*rates_seen, rates["FLOP/s"]) * 1.3
+    for ax in axes:
+        ax.set_ylim(low, high)
+        log_ticks(ax.yaxis, decades(low, high, (1, 2, 5) if high < 100 * low else (1,)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: flops_per_second(value)))
+        ax.tick_params(axis="y", labelleft=ax is axes[0])
+    return made
+
+
+def reached(row: dict, contender: str) -> tuple[float, float, str]:
+    """FLOPs per byte and FLOP/s of a layer, and both in words."""
+    floor, time = row["floor"], seconds(row, contender)
+    assert time is not None
+    rate = floor["flops"] / time
+    told = f"{row['workload']}: {name(contender)} {flops_per_second(rate)}, {roof(row, contender):.0%} of the roof"
+    return floor["flops"] / floor["bytes"], rate, told
 
 
 PICTURES: dict[str, Callable[[dict], Figure | None]] = {
     "headline": headline,
     "layers": layers,
+    "roofline": roofline,
     "scaling": scaling,
 }
 
 
-def draw(result: dict) -> dict[str, bytes]:
-    """Name of a picture -> PNG."""
-    found = {}
-    for title, picture in PICTURES.items():
-        made = picture(result)
-        if made is not None:
-            written = io.BytesIO()
-            made.savefig(written, format="png", dpi=DPI, metadata={"Software": None})
-            found[title] = written.getvalue()
-    return found
+def draw(result: dict) -> dict[str, dict[str, bytes]]:
+    """Name of a picture -> its PNG and its SVG, by these endings."""
+    made = {title: picture(result) for title, picture in PICTURES.items()}
+    return {title: {"png": png(found), "svg": svg(found)} for title, found in made.items() if found is not None}

@@ -8,44 +8,45 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from . import page, tables
+from ..terminal import refused, unwritable
+from . import console, page, tables
 from .results import conditions, device, is_gpu, read, state
 
-__all__ = ["configure", "headline", "main", "table"]
+__all__ = ["configure", "headline", "main", "parts", "table"]
 
 AVERAGES = "A figure is the median of the ratios of each round; over several layers it is their geometric mean."
 ALT = {
     "headline": "Cost relative to the plain network of the same shape",
     "layers": "Time of each layer relative to the plain layer",
-    "scaling": "Time over batch and image size",
+    "roofline": "FLOP/s of each layer below the roof of the device, coloured by operator",
+    "scaling": "Time relative to plain over batch and image size",
 }
 
 
 # ------------------------------------------------------------------------------------------------ Markdown
 
 
-def table(result: dict, layers: bool = True, links: dict[str, str] | None = None) -> str:
-    """The goals, the conditions, every model and, with ``layers``, every layer, as Markdown.
+def table(result: dict, layers: bool = True) -> str:
+    """:func:`parts` as Markdown."""
+    return tables.markdown(parts(result, layers))
+
+
+def parts(result: dict, layers: bool = True, links: dict[str, str] | None = None) -> list[tables.Part]:
+    """The goals, the conditions, every model and, with ``layers``, every layer.
 
     ``links`` maps the names of pictures to their files.
     """
-    parts = [tables.goals(result).markdown(), f"{conditions(result)}. {AVERAGES} {state(result)}"]
-    parts += [f"**{sentence}**"] if (sentence := tables.no_verdict(result)) else []
-    groups = tables.by_group(result)
-    parts += [groups.markdown()] if groups else []
-    parts += [f"![{ALT[name]}]({link})" for name, link in (links or {}).items()]
+    found: list[tables.Part] = [tables.goals(result), f"{conditions(result)}. {AVERAGES} {state(result)}"]
+    found += [f"**{sentence}**"] if (sentence := tables.no_verdict(result)) else []
+    found += [groups] if (groups := tables.by_group(result)) else []
+    found += [f"![{ALT[name]}]({link})" for name, link in (links or {}).items()]
     models, every = tables.every_model(result), tables.every_layer(result)
     if models:
         of_models = "Every model and measure: the plain network, and the others relative to it"
-        parts.append(folded(of_models, models.markdown()) if layers else models.markdown())
+        found.append(tables.folded(of_models, models) if layers else models)
     if layers and every:
-        parts.append(folded("Layer by layer: the plain layer, and the others relative to it", every.markdown()))
-    parts += [f"- {line}" for line in tables.refusals(result)]
-    return "\n\n".join(parts) + "\n"
-
-
-def folded(summary: str, content: str) -> str:
-    return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>"
+        found.append(tables.folded("Layer by layer: the plain layer, and the others relative to it", every))
+    return found + [f"- {line}" for line in tables.refusals(result)]
 
 
 def headline(results: list[dict], links: list[dict[str, str]]) -> str | None:
@@ -77,7 +78,7 @@ def filled(path: Path, contents: dict[str, str | None]) -> str:
     return text
 
 
-def draw(results: list[dict]) -> list[dict[str, bytes]]:
+def draw(results: list[dict]) -> list[dict[str, dict[str, bytes]]]:
     """The pictures of each result; raises ValueError where matplotlib is not installed."""
     if find_spec("matplotlib") is None:
         raise ValueError("pictures need matplotlib, not installed here: pip install 'bcos_kernels[bench]'")
@@ -86,22 +87,22 @@ def draw(results: list[dict]) -> list[dict[str, bytes]]:
     return [plots.draw(result) for result in results]
 
 
-def web_page(results: list[dict], pictures: list[dict[str, bytes]]) -> str:
+def web_page(results: list[dict], pictures: list[dict[str, dict[str, bytes]]]) -> str:
     """One HTML page with a section for each result; pictures are in it."""
     sections = []
-    for result, drawn in zip(results, pictures, strict=True):
+    for n, (result, drawn) in enumerate(zip(results, pictures, strict=True)):
         goals, *others = (tables.goals(result), tables.by_group(result), tables.every_model(result))
         others.append(tables.every_layer(result))
         sentence = tables.no_verdict(result)
-        parts = [
+        shown = [
             page.tabulated(goals),
             *([f"<p><b>{page.cell(sentence)}</b></p>"] if sentence else []),
-            *(page.pictured(name, png) for name, png in drawn.items()),
+            *(page.pictured(ALT[name], f"{n}-{name}", files["svg"]) for name, files in drawn.items()),
             *(page.tabulated(found) for found in others if found),
             *(f"<p>{page.cell(line)}</p>" for line in tables.refusals(result)),
         ]
         where = f"{conditions(result, code='')}. {AVERAGES} {state(result)}"
-        sections.append(page.section(device(result), where, parts))
+        sections.append(page.section(device(result), where, shown))
     return page.page("bcos_kernels: speed and memory", sections)
 
 
@@ -114,7 +115,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="store the tables instead of printing them")
     parser.add_argument("--no-layers", action="store_true", help="leave out the table of every layer")
     parser.add_argument("--html", type=Path, metavar="FILE", help="store one page with tables and pictures")
-    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="store the pictures, as PNG")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="store the pictures, as PNG and SVG")
     parser.add_argument(
         "--readme", nargs="+", type=Path, default=[], metavar="FILE",
         help="fill what is between <!-- headline --> or <!-- table --> and their ends in these files; their pictures "
@@ -124,6 +125,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def write(options: argparse.Namespace) -> None:
     """Writes everything that was asked for; raises ValueError or OSError before that where the input is bad."""
+    for path in filter(None, (options.markdown, options.html, *options.readme)):
+        if reason := unwritable(path):
+            raise ValueError(f"{path}: {reason}")
+    for path in options.readme:
+        if not path.is_file():
+            raise ValueError(f"--readme {path}: there is no such file")
+    if options.plots is not None and options.plots.exists() and not options.plots.is_dir():
+        raise ValueError(f"--plots {options.plots}: a folder is needed, and it is a file")
     results = [read(path) for path in options.files]
     if len({path.stem for path in options.files}) < len(options.files):
         names = ", ".join(map(str, options.files))
@@ -136,26 +145,27 @@ def write(options: argparse.Namespace) -> None:
     written: dict[Path, str | bytes] = {}
     if folder is not None:
         for files, drawn in zip(named, pictures, strict=True):
-            written |= {folder / files[name]: png for name, png in drawn.items()}
+            for name, by_ending in drawn.items():
+                written |= {(folder / files[name]).with_suffix(f".{end}"): file for end, file in by_ending.items()}
     if options.html is not None:
         written[options.html] = web_page(results, pictures).encode()
 
-    def contents(place: Path) -> tuple[str | None, str]:
-        """The headline and the tables for a file in ``place``, as Markdown with links to the pictures."""
+    def contents(place: Path) -> tuple[str | None, list[tables.Part]]:
+        """The headline and the tables for a file in ``place``, with links to the pictures."""
         way = Path(os.path.relpath(folder, place)) if folder is not None else Path()
         links = [{name: (way / file).as_posix() for name, file in files.items()} for files in named]
         others = [{name: link for name, link in own.items() if name != "headline"} for own in links]
         sections = zip(results, others if options.readme else links, strict=True)
-        parts = [f"### {device(r)}\n\n{table(r, not options.no_layers, own)}" for r, own in sections]
-        return headline(results, links), "\n".join(parts)
+        found = [part for r, own in sections for part in (f"### {device(r)}", *parts(r, not options.no_layers, own))]
+        return headline(results, links), found
 
     for path in options.readme:
-        found = dict(zip(("headline", "table"), contents(path.absolute().parent), strict=True))
-        written[path] = filled(path, found)
+        top, found = contents(path.absolute().parent)
+        written[path] = filled(path, {"headline": top, "table": tables.markdown(found)})
     if options.markdown is not None:
-        written[options.markdown] = contents(options.markdown.absolute().parent)[1]
+        written[options.markdown] = tables.markdown(contents(options.markdown.absolute().parent)[1])
     elif not options.readme and options.html is None:
-        print(contents(Path.cwd())[1])
+        console.show(contents(Path.cwd())[1])
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     for path, made in written.items():
@@ -168,6 +178,5 @@ def main(options: argparse.Namespace) -> int:
     try:
         write(options)
     except (OSError, ValueError) as error:
-        print(f"bcos_kernels bench report: {error}", file=sys.stderr)
-        return 2
+        return refused("bench report", error)
     return 0

@@ -14,7 +14,7 @@ __all__ = ["SCHEMA", "conditions", "device", "is_gpu", "largest_error", "main_ro
 SCHEMA = 2
 REPEAT = "repeat the run with python -m bcos_kernels bench"
 NAMED = 12  # of what was not measured; the rest is counted
-CONTENDERS = ("plain", "reference", "compiled", "compiled plain", "compiled ours", "ours")
+CONTENDERS = ("plain", "reference", "compiled", "compiled plain", "compiled ours", "ours", "ours pairs")
 NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 
 

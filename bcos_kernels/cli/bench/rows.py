@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from torch import Tensor
 
-from ..measure import interleave, saved_bytes, summarise
+from ..measure import interleave, saved_bytes
 from .contenders import Contender, Contest, in_a_line, served
 from .devices import Cpu, DeviceLost
 
@@ -37,9 +37,13 @@ def measured(contest: Contest, wanted: Collection[str], device: Cpu, seconds: fl
     times = interleave(calls, seconds, least, MOST, device.time, warm_up=0) if calls else {}
     contenders = {}
     for name, samples in times.items():
-        samples = [float(f"{sample:.5g}") for sample in samples]
-        facts = {"errors": errors[name], "peak": peaks[name], "saved": _saved(contest, name)}
-        contenders[name] = {"samples": samples, **summarise(samples), **facts}
+        found = errors[name]
+        contenders[name] = {
+            "samples": [float(f"{sample:.5g}") for sample in samples],
+            "errors": found and [float(f"{error:.4g}") for error in found],
+            "peak": peaks[name],
+            "saved": _saved(contest, name),
+        }
     ours = {name: contest.contenders[name] for name in times if name.startswith("ours")}
     ways = {name: served(contender, contest.x, contest.direction) for name, contender in ours.items()}
     return {"contenders": contenders, "served": ways, "refused": refused}

@@ -16,6 +16,7 @@ import torch
 
 from ...text import progress
 from ..measure import flushing_subnormals, keep_pages_warm, release_pages
+from ..terminal import refused
 from . import host, show, stored
 from .contenders import in_a_line
 from .devices import DeviceLost
@@ -52,8 +53,7 @@ def main(options: argparse.Namespace) -> int:
             return 0
         run.store()
     except (ImportError, OSError, TypeError, ValueError) as error:
-        print(f"bcos_kernels bench: {error}", file=sys.stderr)
-        return 2
+        return refused("bench", error)
     with flushing_subnormals():
         return run.main()
 

@@ -13,7 +13,8 @@ import torch
 
 from ..terminal import DTYPES, json_object, shape
 from . import layers, models
-from .contenders import COMPILED, known
+from .coda import CODA_NETS
+from .contenders import COMPILED, PAIRS, known
 from .devices import Cpu, opened
 from .workloads import IMAGE, MODELS, TRANSFORMERS
 
@@ -105,6 +106,8 @@ class Settings:
 
     def batch(self, scope: str, model: str) -> int:
         """Images of a row; ``scope`` is ``layers`` or ``models``."""
+        if model in CODA_NETS and not self.chosen_batch:
+            return CODA_NETS[model].batch
         share = self.defaults.transformers if model in TRANSFORMERS else 1
         share /= 2 if scope == "models" and model in self.defaults.halved and not self.chosen_batch else 1
         return max(1, round(self.batches[scope] * share))
@@ -118,7 +121,7 @@ class Settings:
         """The contenders of a workload in one of its measures, or in any of them."""
         if self.contenders is not None:
             return frozenset(self.contenders)
-        found = {name for name in known() if scope == "layers" or name.count("/") < 2}
+        found = {name for name in known() if scope == "layers" or name.count("/") < 2} - {PAIRS}
         d = self.defaults
         if scope == "layers":
             compiled, allowed = (
@@ -152,7 +155,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what is measured (default: everything but the scaling curves)")
     what.add_argument("--quick", action="store_true", help="a few layers and one small model, within a minute")
     what.add_argument(
-        "--models", nargs="+", metavar="NAME", help="measure these models of the reference and their layers"
+        "--models",
+        nargs="+",
+        metavar="NAME",
+        help=f"measure these models of the reference and their layers, or a CoDA-Net: {', '.join(CODA_NETS)}",
     )
     what.add_argument(
         "--layers", metavar="REGEX", help="layers whose name matches, and no models unless --models names them"
@@ -230,7 +236,7 @@ def resolved(o: argparse.Namespace) -> Settings:
         seconds=o.seconds if o.seconds is not None else 0.05 if o.quick else defaults.seconds,
         limit=None if o.limit is None else 60 * o.limit,
         batches={"layers": batch or defaults.batch, "models": batch or defaults.models_batch},
-        models=_allowed("--models", o.models, MODELS) or tuple(MODELS),
+        models=_allowed("--models", o.models, (*MODELS, *CODA_NETS)) or tuple(MODELS),
         layers=None if o.no_layers or o.module else o.layers or (QUICK_LAYERS if o.quick else ""),
         whole_models=not o.no_models and (o.layers is None or o.models is not None),
         measures=_allowed("--measures", measures, (*layers.MEASURES, *models.MEASURES)),

@@ -100,12 +100,15 @@ def header(command: str, machine: dict, settings: dict, packages: tuple[str, ...
 
 
 def store(result: dict, path: Path) -> None:
-    """Replaces the file in one step, so that an interruption leaves no half; a list of numbers takes one line."""
+    """Replaces the file in one step, so that an interruption leaves no half; each part and each row takes one line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")
-    text = json.dumps(result, indent=1)
-    text = re.sub(
-        r"\[[\s\d.,eE+-]+\]", lambda numbers: "[" + ", ".join(numbers[0][1:-1].replace(",", " ").split()) + "]", text
-    )
-    draft.write_text(text + "\n", encoding="utf-8")
+    parts = (f"{json.dumps(name)}: {_lines(value)}" for name, value in result.items())
+    draft.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
     draft.replace(path)
+
+
+def _lines(value: object) -> str:
+    if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+        return "[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
+    return json.dumps(value)

@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from ..measure import geomean, summarise
+from .coda import CODA_NETS
 from .contenders import COMPILED
 from .noise import doubts
 from .results import is_gpu, largest_error, main_rows, order, ratio
 
-__all__ = ["Table", "by_group", "every_layer", "every_model", "goals", "headline", "no_verdict", "refusals"]
+__all__ = [
+    "Part", "Table", "by_group", "every_layer", "every_model", "folded", "goals", "headline", "markdown", "no_verdict",
+    "operator", "refusals", "roof",
+]  # fmt: skip
 
 MEASURES = {"forward": "forward", "explanation": "explanation", "training": "forward + backward"}
 NOTHING = "–"
+ERRORS = ("error: reference", "error: ours")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; ``numbers`` are the indices of the columns that are aligned to the right."""
+    """Cells as text; ``numbers`` are the indices of the columns that are aligned to the right.
+
+    A long table has a ``summary``, under which Markdown folds it.
+    """
 
     head: tuple[str, ...]
     rows: list[tuple[str, ...]]
     numbers: frozenset[int]
+    summary: str = ""
 
     def markdown(self) -> str:
         lines = [self.head, tuple("---:" if i in self.numbers else "---" for i in range(len(self.head))), *self.rows]
-        return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+        text = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+        return f"<details><summary>{self.summary}</summary>\n\n{text}\n\n</details>" if self.summary else text
+
+
+Part = str | Table
+"""A part of a report: a paragraph in Markdown, or a table."""
+
+
+def markdown(parts: Iterable[Part]) -> str:
+    """The parts of a report as Markdown."""
+    return "\n\n".join(part if isinstance(part, str) else part.markdown() for part in parts) + "\n"
+
+
+def folded(summary: str, table: Table) -> Table:
+    return replace(table, summary=summary)
 
 
 def shown(value: float | None, form: str = ".2f") -> str:
@@ -89,7 +113,7 @@ def every_model(result: dict) -> Table | None:
     rows = main_rows(result, "model")
     others = [name for name in order(rows) if name != "plain"]
     head = ("model", "measure", "batch", "plain", *(f"{name} ÷ plain" for name in others))
-    head += ("reference ÷ ours", "memory: plain", "reference", "ours", "error: reference", "ours")
+    head += ("reference ÷ ours", *(f"memory: {name}" for name in ("plain", "reference", "ours")), *ERRORS)
     lines = []
     for row in rows:
         amount = memory(row)[1]
@@ -116,7 +140,8 @@ def every_layer(result: dict) -> Table | None:
     rows = main_rows(result, "layer")
     others = [name for name in order(rows) if name != "plain"]
     served = len({way for row in rows for way in row.get("served", {}).get("ours", ())}) > 1
-    head = ("layer", "measure", "plain", *others, "roof reached: plain", "ours", "error: reference", "ours")
+    relative = (f"{name} ÷ plain" for name in others)
+    head = ("layer", "measure", "plain", *relative, "roof reached: plain", "roof reached: ours", *ERRORS)
     head += ("served by",) if served else ()
     lines = []
     for row in rows:
@@ -157,6 +182,14 @@ def roof(row: dict, contender: str) -> float | None:
     """The share of the roof that a contender reaches: the floor's time ÷ its own."""
     time, floor = seconds(row, contender), row.get("floor")
     return floor["seconds"] / time if time and floor else None
+
+
+def operator(row: dict) -> str:
+    """The kind of a layer, which its name tells; empty for a norm."""
+    shape = row["workload"].rpartition("/")[2]
+    kinds = {"norm-": "", "-dw": "depthwise ", "-k1s": "1×1 ", r"-g\d+k": "grouped ", "-k": ""}
+    found = next((kind for sign, kind in kinds.items() if re.search(sign, shape)), None)
+    return "linear" if found is None else "" if is_norm(row) else f"{found}convolution"
 
 
 def refusals(result: dict) -> list[str]:
@@ -227,9 +260,15 @@ MODEL_GOALS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
     ("explanation loss", "reference", "ours", "≥ 1.5", ()),
     ("training", "compiled", "ours", "≥ 1.10", ("resnet50", "densenet121")),
     ("training", "compiled ours", "compiled plain", "≤ 1.05", ()),
+    ("training", "reference", "ours", "≥ 4", ("coda_cifar10",)),
+    ("training", "reference", "ours", "≥ 3", ("coda_imagenet",)),
+    ("explanation", "reference", "ours", "≥ 3", ("coda_imagenet",)),
 )
 """Of whole models on a CPU: (measure, contender, the contender that its time is divided by, bound, models). Each of
-these models has its own line; () is the geometric mean over all."""
+these models has its own line; () is the geometric mean over all B-cos networks."""
+
+PEAK_GOALS = {"coda_cifar10": "≥ 8", "coda_imagenet": ""}
+"""Model -> bound of the reference's peak memory in a training step ÷ ours."""
 
 Figure = tuple[str, float | None, str, str]
 """What was measured, its value (None without rows), the bound (empty without a goal), and over what."""
@@ -248,7 +287,10 @@ def goals(result: dict) -> Table:
         )
         for what, value, bound, over in times(result)
     ]
-    lines += [(what, shown(value), bound, verdict(value, bound), over) for what, value, bound, over in sizes(result)]
+    lines += [
+        (what, shown(value), bound, verdict(value, bound), over)
+        for what, value, bound, over in (*sizes(result), *peaks(result))
+    ]
     lines += [(what, shown(value), bound, "", over) for what, value, bound, over in roof_shares(result)]
     return Table(("measured", "figure", "goal", "", "over"), lines, frozenset({1}))
 
@@ -302,8 +344,10 @@ def times_of_models(result: dict) -> Iterator[Figure]:
                 row, value = found[model]
                 yield f"{row['group']} {measure}, {title(a)} ÷ {title(b)}", value, bound, f"batch {row['batch']}"
         if not models and found:
-            value = geomean(value for _, value in found.values())
-            yield f"models, {measure}, {title(a)} ÷ {title(b)}", value, bound, f"{len(found)} models"
+            values = [value for model, (_, value) in found.items() if model not in CODA_NETS]
+            if values:
+                over = f"{len(values)} models"
+                yield f"models, {measure}, {title(a)} ÷ {title(b)}", geomean(values), bound, over
 
 
 def sizes(result: dict) -> Iterator[Figure]:
@@ -314,6 +358,15 @@ def sizes(result: dict) -> Iterator[Figure]:
             pairs = [(c.get("ours", {}).get(key), c.get("plain", {}).get(key)) for c in found]
             if values := [ours / plain for ours, plain in pairs if ours and plain]:
                 yield f"{what}, ours ÷ plain: {scope}s", geomean(values), bound, f"{len(values)} {scope}s"
+
+
+def peaks(result: dict) -> Iterator[Figure]:
+    """The figures of :data:`PEAK_GOALS` that were measured."""
+    for row in main_rows(result, "model", "training"):
+        of = {name: c.get("peak") for name, c in row["contenders"].items()}
+        if row["model"] in PEAK_GOALS and of.get("ours") and of.get("reference"):
+            what = f"{row['group']} training, peak memory, reference ÷ ours"
+            yield what, of["reference"] / of["ours"], PEAK_GOALS[row["model"]], f"batch {row['batch']}"
 
 
 def roof_shares(result: dict) -> Iterator[Figure]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from ...adopt import report
 from ..terminal import factory
-from . import layers, models
+from . import coda, layers, models
 from .contenders import Contender, Contest, build, in_a_line
 from .devices import DeviceLost
 from .rows import failed, measured
@@ -82,10 +83,11 @@ class Bench:
     def workloads(self) -> list[Workload]:
         """The chosen layers, where a measure of layers is chosen; raises ValueError where the pattern matches none."""
         s = self.settings
-        if not s.measures_of("layers"):
+        named = [model for model in s.models if model in MODELS]
+        if not s.measures_of("layers") or not named:
             return []
         batch = s.batches["layers"]
-        found = read(s.layers or "", batch, s.batch("layers", "vit_s"), s.models)
+        found = read(s.layers or "", batch, s.batch("layers", "vit_s"), named)
         if not found:
             raise ValueError(f"--layers {s.layers!r} matches no layer of {', '.join(s.models)}; --list shows them")
         return found
@@ -99,9 +101,11 @@ class Bench:
 
     def _model_task(self, model: str, measure: str) -> Task:
         s = self.settings
-        batch, image = s.batch("models", model), QUICK_IMAGE if s.quick else IMAGE
-        if measure == "explanation loss" and s.defaults.second_order and not s.chosen_batch:
-            batch, image = s.defaults.second_order
+        image = coda.CODA_NETS[model].image if model in coda.CODA_NETS else QUICK_IMAGE if s.quick else IMAGE
+        batch = s.batch("models", model)
+        smaller = model in MODELS and s.defaults.second_order
+        if measure == "explanation loss" and smaller and not s.chosen_batch:
+            batch, image = smaller
         if measure in models.EXPLAINED and not s.chosen_batch:
             batch = models.EXPLAINED[measure][0]
         compiles = "compiled" in s.contenders_of("models", model, measure)
@@ -117,6 +121,8 @@ class Bench:
     def _measures_of_model(self, model: str) -> list[str]:
         """The measures of a model; without a choice of measures, explanations of a few models alone."""
         measures = self.settings.measures_of("models")
+        if model in coda.CODA_NETS:  # whose authors have no explain of images one by one
+            return [measure for measure in measures if measure not in models.EXPLAINED]
         left_out = self.settings.measures is None and model not in models.EXPLAINED_MODELS
         return [measure for measure in measures if not (left_out and measure in models.EXPLAINED)]
 
@@ -182,15 +188,22 @@ class Bench:
     # -------------------------------------------------------------------------------------------- models
 
     def _model_contenders(self, key: object, made: Callable[[], tuple[nn.Module, nn.Module | None]], wanted) -> dict:
-        """The contenders of one model; only those of the latest model are kept."""
+        """The contenders of one of the reference's models, or of the user's."""
+        like, lone = self.settings.like, self.settings.contenders is not None
+
+        def make() -> dict[str, Contender]:
+            reference, plain = made()
+            return build(_ready(reference, like), None if plain is None else _ready(plain, like), wanted, lone)
+
+        return self._kept(key, make)
+
+    def _kept(self, key: object, make: Callable[[], dict[str, Contender]]) -> dict[str, Contender]:
+        """What ``make`` returns, made once for a key; only the contenders of the latest model are kept."""
         if self._built[0] != key:
             self._built = (None, {})
             torch._dynamo.reset()
             torch.manual_seed(0)
-            like, lone = self.settings.like, self.settings.contenders is not None
-            reference, plain = made()
-            plain = None if plain is None else _ready(plain, like)
-            self._built = (key, build(_ready(reference, like), plain, wanted, lone))
+            self._built = (key, make())
         return self._built[1]
 
     def _model_row(self, model: str, measure: str, batch: int, image: int, only: frozenset[str] | None = None) -> dict:
@@ -199,10 +212,13 @@ class Bench:
         key = model, image if model in TRANSFORMERS else None, only  # torchvision's transformers learn positions
 
         def built() -> dict[str, Contender]:
+            if model in coda.CODA_NETS:
+                return self._kept(key, lambda: coda.contenders(model, lambda net: _ready(net, s.like), every))
             return self._model_contenders(key, lambda: (_reference(model), models.plain(model, image)), only or every)
 
         wanted = only or s.contenders_of("models", model, measure)
-        return self._whole_row(model, MODELS[model][1], measure, (batch, 6, image, image), built, wanted)
+        title = coda.CODA_NETS[model].title if model in coda.CODA_NETS else MODELS[model][1]
+        return self._whole_row(model, title, measure, (batch, 6, image, image), built, wanted)
 
     def _module_row(self, own: nn.Module, name: str, shape: tuple[int, ...], measure: str) -> dict:
         wanted = self.settings.contenders_of("models", name, measure) - {"plain"}
@@ -255,7 +271,7 @@ class Bench:
             if "every contender" in row["refused"] or not row["contenders"]:
                 self.ended.append(f"{workload}, {measure}, {over} above {(batch, image)[over == 'image']}: it failed")
                 return
-            work, took = batch * image**2, sum(c["p50"] for c in row["contenders"].values())
+            work, took = batch * image**2, sum(statistics.median(c["samples"]) for c in row["contenders"].values())
 
     def _point(self, workload: str, measure: str, batch: int, image: int, wanted: frozenset[str]) -> dict:
         if workload in MODELS:
@@ -292,7 +308,8 @@ def own_module(name: str, arguments: dict, shape: tuple[int, ...]) -> nn.Module:
     made = factory("--module", name)(**arguments)
     if not isinstance(made, nn.Module):
         raise TypeError(f"--module {name} returned {type(made).__name__}, not a torch.nn.Module")
-    if not report(made).layers:
+    found = report(made)
+    if not (found.layers or found.of("alignment")):
         raise ValueError(f"--module {name}: it has no B-cos layers")
     try:
         with torch.no_grad():

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import sys
 from pathlib import Path
+
+from ..terminal import refused, unwritable
 
 __all__ = ["configure", "main"]
 
@@ -53,13 +54,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Runs the demo; returns the exit status, which is 2 where something that it needs is missing."""
-    if not options.out.absolute().parent.is_dir():
-        options.error(f"--out {options.out}: the folder {options.out.absolute().parent} does not exist")
+    if reason := unwritable(options.out):
+        options.error(f"--out {options.out}: {reason}")
     absent = missing()
     if absent:
-        message = f"demo needs {', '.join(absent)}, not installed here: pip install 'bcos_kernels[demo]'"
-        print(message, file=sys.stderr)
-        return 2
+        return refused("demo", f"needs {', '.join(absent)}, not installed here: pip install 'bcos_kernels[demo]'")
+    from .picture import ENDINGS
+
+    if options.out.suffix[1:] not in ENDINGS:
+        options.error(f"--out {options.out}: names that end with {', '.join(ENDINGS)} are allowed")
     from .run import run
 
     run(options.epochs, options.seed, options.out, options.quick)

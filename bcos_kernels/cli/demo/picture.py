@@ -7,13 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from .explaining import Explained, summary
 from .results import Results
 
-__all__ = ["draw"]
+__all__ = ["ENDINGS", "draw"]
+
+ENDINGS = sorted(FigureCanvasBase.filetypes)
+"""Of the pictures that can be written."""
 
 NAMES = "reference", "accelerated"
 COLOURS = "#7a8794", "#e4572e"

@@ -13,6 +13,7 @@ from ... import __version__
 from ...text import progress
 from .. import loading, sources
 from ..sources import Source
+from ..terminal import refused
 from .processes import Processes, connected
 from .run import Job, run
 from .shards import Folder, fingerprint
@@ -44,7 +45,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="of maps and weights (default fp16)")
     parser.add_argument("--smooth", metavar="N", type=int, default=15, help="smoothing of pictures (default 15)")
     parser.add_argument("--shard", metavar="N", type=int, default=1000, help="images of a shard (default 1000)")
-    parser.add_argument("--chunk", metavar="N", type=int, help="classes of one backward (default: what fits)")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -53,12 +53,9 @@ def main(options: argparse.Namespace) -> int:
     save = tuple(name for name in KEPT if name in options.save.split(","))
     if not save or set(options.save.split(",")) - set(KEPT):
         options.error(f"--save {options.save}: allowed are {', '.join(KEPT)}, separated by commas")
-    for name in ("top", "shard", "chunk"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            options.error(f"--{name} {value}: must be at least 1")
-    if options.smooth < 0 or (options.smooth and options.smooth % 2 == 0):
-        options.error(f"--smooth {options.smooth}: 0 or an odd positive number is needed")
+    for name in ("top", "shard"):
+        if getattr(options, name) < 1:
+            options.error(f"--{name} {getattr(options, name)}: must be at least 1")
     job = Job(
         options.top, save, options.dtype, options.batch, options.shard, options.chunk, options.smooth, options.workers
     )
@@ -66,8 +63,7 @@ def main(options: argparse.Namespace) -> int:
         with connected() as processes:
             return _explain(options, job, processes)
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        print(f"bcos_kernels explain: {error}", file=sys.stderr)
-        return 2
+        return refused("explain", error)
     except KeyboardInterrupt:
         print("bcos_kernels explain: interrupted; the same command goes on from the last whole shard", file=sys.stderr)
         return 130

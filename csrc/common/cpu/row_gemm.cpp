@@ -51,6 +51,13 @@ bool RowGemm::serves(const at::Tensor& x, const at::Tensor& weight, at::ScalarTy
          out_dtype == at::kFloat;
 }
 
+void RowGemm::multiply(int64_t rows, int64_t columns, int64_t terms, const float* a, const float* b,
+                       float* c) {
+  for (int64_t first = 0; first < columns; first += kColumns)
+    product(rows, std::min(kColumns, columns - first), terms, kForwardTerms, {a, terms}, {b + first, columns},
+            c + first, columns);
+}
+
 RowGemm::RowGemm(const at::Tensor& weight, bool forward)
     : weight_(weight), filters_(weight.size(0)), size_(weight.numel() / weight.size(0)) {
   if (!forward) return;

@@ -12,6 +12,10 @@ class RowGemm {
   // Whether this torch and CPU have the kernel and the operands are fp32.
   static bool serves(const at::Tensor& x, const at::Tensor& weight, at::ScalarType out_dtype);
 
+  // c [rows, columns] = a [rows, terms] b [terms, columns], none of them with gaps
+  static void multiply(int64_t rows, int64_t columns, int64_t terms, const float* a, const float* b,
+                       float* c);
+
   // weight [filters, size] in rows; `forward` packs it for z = x w^T, else dx = u w is ready at once.
   RowGemm(const at::Tensor& weight, bool forward);
 

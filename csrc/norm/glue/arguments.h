@@ -7,7 +7,7 @@
 
 namespace bcos::norm::glue {
 
-using Forward = std::tuple<at::Tensor, at::Tensor, at::Tensor>;               // y, mean, var
+using Forward = std::tuple<at::Tensor, at::Tensor, at::Tensor>;  // y, mean, var
 // dx or its map, dweight, dbias
 using Backward = std::tuple<OptionalTensor, OptionalTensor, OptionalTensor>;
 using SecondOrder = std::tuple<at::Tensor, OptionalTensor, OptionalTensor>;  // gradients of grad, weight, var

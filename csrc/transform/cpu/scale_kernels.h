@@ -150,7 +150,8 @@ BCOS_INLINE A backward_row(const ScaleBackward<T, U>& f, int64_t u0, int64_t u_s
     const A l_i = P == Power::General ? A(l[i]) : A(0), y_i = P == Power::Two ? A(y[i]) : A(0);
     const Partials<A> d = partials<P>(y_i, l_i, inv_n, k);
     A g = A(grad[i]);
-    if constexpr (B == Beside::Map) g = g * of_grad[i * step] + (y_i - mean[i * step]) * of_y[i * step] + offset[i * step];
+    if constexpr (B == Beside::Map)
+      g = g * of_grad[i * step] + (y_i - mean[i * step]) * of_y[i * step] + offset[i * step];
     const A du = g * d.l;
     if constexpr (normed && PerNorm) {
       t[i] += g * d.n;
@@ -193,7 +194,7 @@ BCOS_INLINE void backward_units(const ScaleBackward<T, U>& f, int64_t begin, int
       const int64_t y0 = unit * channels;
       if (with_t) std::fill_n(f.t + y0, channels, 0);
       backward_row<P, Max, true, true, B>(f, y0 * M, M, 1, y0, shift(f.n, y0), shift(f.t, y0), 0, channels,
-                                             k);
+                                          k);
       if (with_t) finish(y0, channels);
     } else if (t.channels_last && narrow) {
       const int64_t y0 = unit * channels, n0 = unit * t.groups;
@@ -208,7 +209,7 @@ BCOS_INLINE void backward_units(const ScaleBackward<T, U>& f, int64_t begin, int
       for (int64_t g = 0; g < t.groups; g++) {
         const int64_t y0 = unit * channels + g * per_group, n0 = unit * t.groups + g;
         const auto sum = backward_row<P, Max, false, true, B>(f, y0 * M, M, 1, y0, shift(f.n, n0), nullptr,
-                                                                 g * per_group * M, per_group, k);
+                                                              g * per_group * M, per_group, k);
         if (with_t) f.t[n0] = sum * root_gradient(f.n[n0], k);
       }
     } else {
@@ -222,8 +223,8 @@ BCOS_INLINE void backward_units(const ScaleBackward<T, U>& f, int64_t begin, int
         A* sums = o < kSumChannels ? shift(f.t, n0) : part;
         if (starts) std::fill_n(sums, b.size, 0);
         backward_row<P, Max, true, false, B>(f, plane * M * t.pixels + b.begin, 1, t.pixels,
-                                                plane * t.pixels + b.begin, shift(f.n, n0), sums,
-                                                (b.filter + o) * M, b.size, k);
+                                             plane * t.pixels + b.begin, shift(f.n, n0), sums,
+                                             (b.filter + o) * M, b.size, k);
         if (with_t && ends && sums == part) add_row(f.t + n0, part, b.size);
       }
       if (with_t) finish(n0, b.size);

@@ -103,7 +103,8 @@ void set_joined(const Call& call, const OptionalTensor& dn, const OptionalTensor
 void set_map(const Call& call, const OptionalTensor& map, Saved& saved) {
   if (!map) return;
   TORCH_CHECK_VALUE(call.saves_y(), "map is a tensor, allowed: None, because only b = 2 reads y");
-  TORCH_CHECK_VALUE(call.rows == 1, "map is a tensor, allowed: None beside ", call.rows, " gradients an image");
+  TORCH_CHECK_VALUE(call.rows == 1, "map is a tensor, allowed: None beside ", call.rows,
+                    " gradients an image");
   check_exactly(saved.x, "map", *map, {4, call.outputs()}, accumulate_type(call.dtype));
   saved.map = map->contiguous();
 }

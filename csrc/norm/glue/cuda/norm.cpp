@@ -65,11 +65,16 @@ Gradients run_backward(const DeviceCall& call, const Saved& saved, const Needs& 
     return out;
   }
   if (needs.map) out.map = floats({4, call.channels}, x);
-  const BackwardPass pass{call,          call.dense(saved.grad),
-                          call.dense(x), dense_factor(saved.weight),
-                          saved.mean,    saved.var,
-                          needs,         dweight,
-                          dbias,         saved.dvar,
+  const BackwardPass pass{call,
+                          call.dense(saved.grad),
+                          call.dense(x),
+                          dense_factor(saved.weight),
+                          saved.mean,
+                          saved.var,
+                          needs,
+                          dweight,
+                          dbias,
+                          saved.dvar,
                           out.map.value_or(at::Tensor())};
   const auto run = at_positions(call) ? positions_backward : shared_backward;
   if (needs.x)

@@ -116,7 +116,8 @@ Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor&
                   const std::string& candidate, bool large, bool tf32) {
   const PlainAten guard;
   const auto& chosen = (dn || dl) ? candidate_with_second(candidate) : candidate_of(candidate);
-  TORCH_CHECK_VALUE(!map || chosen.takes_map, "candidate is '", candidate, "', allowed: one that takes a map");
+  TORCH_CHECK_VALUE(!map || chosen.takes_map, "candidate is '", candidate,
+                    "', allowed: one that takes a map");
   const Inputs inputs{x, weight, std::nullopt, b};
   auto sizes = make_call(kCuda, spec, inputs);
   sizes.frozen = frozen;

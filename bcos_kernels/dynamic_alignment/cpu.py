@@ -1,0 +1,47 @@
+"""The C++ kernels for CPU tensors (``csrc/dynamic_alignment/cpu``): fp32, fp64 and bf16, NCHW and channels_last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import dispatch, extension
+from ..core.candidate import Backend, Candidate
+from .call import Call
+from .spec import Inputs, Outputs
+
+__all__ = ["BACKEND", "CANDIDATES", "why_not"]
+
+_C: Any
+_C, _ = extension.load()
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def why_not(call: Call) -> list[str]:
+    """The reasons why the C++ kernels do not serve ``call``; empty where they do."""
+    return extension.unavailable(call.device) + dispatch.other_dtype(call.dtype, _DTYPES)
+
+
+def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
+    """The outputs; y is in x's memory format."""
+    return _C.dynamic_alignment_forward(*inputs, call.spec.native)
+
+
+def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: None, frozen: bool, needs) -> tuple:
+    """The gradients of the inputs; one not needed is None.
+
+    Of frozen dynamic weights x alone has a gradient, and those of the other inputs are zeros. Several gradients of
+    every image, ``[T·N, ...]``, are rows of the dynamic linear map: see ``Candidate.takes_rows``.
+    """
+    asked = [need and not (frozen and i) for i, need in enumerate(needs)]
+    found = _C.dynamic_alignment_backward(grad, *inputs, saved.norm, saved.l, call.spec.native, asked)
+    return tuple(
+        torch.zeros_like(t) if need and g is None and t is not None else g
+        for g, t, need in zip(found, inputs, needs, strict=True)
+    )
+
+
+BACKEND = Backend("cpu", why_not)
+CANDIDATES = (Candidate("cpu", "kernels", forward, backward, takes_rows=lambda call, rows: True),)

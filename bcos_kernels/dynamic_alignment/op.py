@@ -1,0 +1,35 @@
+"""The op ``bcos_kernels::dynamic_alignment``. The package registers its backends and candidates."""
+
+from __future__ import annotations
+
+import torch
+
+from ..core import autograd, op
+from ..core.candidate import Backend
+from . import call, reference
+from .spec import Inputs, Outputs, Spec
+
+__all__ = ["DYNAMIC_ALIGNMENT", "REFERENCE"]
+
+
+def _fake(inputs: Inputs, spec: Spec) -> Outputs:
+    x, described = inputs.x, call.of(inputs, spec)
+    shape = (x.shape[0], described.outputs, *described.size)
+    y = x.new_empty(shape).contiguous(memory_format=call.memory_format(x))
+    norm = x.new_empty((described.outputs, described.pixels), dtype=described.sums)
+    return Outputs(y, norm, norm.new_empty(0) if spec.detach else torch.empty_like(norm))
+
+
+DYNAMIC_ALIGNMENT = op.Op(
+    "dynamic_alignment",
+    spec=Spec,
+    inputs=Inputs,
+    outputs=Outputs,
+    call=call.of,
+    reference=reference.dynamic_alignment,
+    fake=_fake,
+)
+autograd.register(DYNAMIC_ALIGNMENT)
+
+REFERENCE = Backend("reference", why_not=lambda call: [])
+"""The backend in plain PyTorch, which serves every valid call on every device."""

@@ -1,0 +1,68 @@
+"""What a convolution of dynamic alignment units computes, what it takes and what it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..core import call, extension
+
+__all__ = ["NORMS", "Inputs", "Outputs", "Spec"]
+
+NORMS = ("squash", "l1", "l2")
+"""How the dynamic weights are rescaled; see :class:`Spec`."""
+
+
+class Inputs(NamedTuple):
+    """What the units of one layer take: C channels of x, O outputs, rank R, P = C·kH·kW values in a patch."""
+
+    x: Tensor
+    """``[N, C, H, W]``"""
+    h: Tensor
+    """``[N, R, OH, OW]``: the projection of every patch to R values."""
+    weight: Tensor
+    """``[P·O, R]``: row p·O + o makes the dynamic weight of output o for value p of the patch out of h."""
+    bias: Tensor | None
+    """``[P·O]``"""
+
+
+class Outputs(NamedTuple):
+    """What a forward returns. The pixels of all images are those of y, image after image."""
+
+    y: Tensor
+    """``[N, O, OH, OW]``, of x's dtype."""
+    norm: Tensor
+    """``[O, N·OH·OW]``: the norms of the dynamic weights, fp32, or fp64 for an x of fp64."""
+    l: Tensor  # noqa: E741
+    """``[O, N·OH·OW]``, of norm's dtype: the products of patches and dynamic weights. Empty with ``detach``."""
+
+
+@call.hash_kept
+@dataclass(frozen=True)
+class Spec(call.Spec):
+    """The static options of a convolution of dynamic alignment units (Böhle et al., CVPR 2021, eqs. 1 to 3)::
+
+        w = weight h + bias                     the dynamic weights of a pixel, one vector of a patch's size an output
+        y = scale(‖w‖) · wᵀu                    u: the patch of x that the pixel sees
+
+    ``norm`` names the norm and the scale: ``"squash"``, ‖w‖₂/(1 + ‖w‖₂²); ``"l2"``, 1/‖w‖₂; ``"l1"``, 1/‖w‖₁. The
+    scale of a zero w is 0.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...] = (1, 1)
+    padding: tuple[int, ...] = (0, 0)
+    norm: str = "squash"
+    detach: bool = False
+    """The explanation mode: the forward detaches w and its norm."""
+
+    saves_output = False
+
+    @cached_property
+    def native(self):
+        """The same options as an object of the compiled extension."""
+        options = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return extension.load()[0].DynamicAlignmentSpec(**options)

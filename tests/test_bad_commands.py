@@ -1,0 +1,162 @@
+"""Every command with a wrong argument: one line on stderr that names it, nothing on stdout, exit status 2, no work."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from made_results import result, stored
+from PIL import Image
+
+from bcos_kernels import cli
+from bcos_kernels.cli import main
+
+MINE = """
+from torch import nn
+number = 3
+def plain():
+    return nn.Linear(4, 4)
+def text():
+    return "no module"
+"""
+BAD = {
+    "": "arguments are required: <command>",
+    "fly": "invalid choice: 'fly'",
+    "--no": "arguments are required: <command>",
+    "doctor x": "unrecognized arguments: x",
+    "doctor --no": "unrecognized arguments: --no",
+    "demo --epochs 0": "--epochs: 0: must be at least 1",
+    "demo --epochs x": "invalid positive value: 'x'",
+    "demo --seed x": "invalid int value: 'x'",
+    "demo --out no/demo.png": "--out no/demo.png: the folder ",
+    "demo --out val": "--out val: it is a folder",
+    "demo --out demo.no": "--out demo.no: names that end with ",
+    "run": "a script is needed",
+    "run no.py": "no such script: no.py",
+    "run -m no_such_module": "no module named 'no_such_module'",
+    "run --backend quick no.py": "backend='quick': allowed are 'cpu', ",
+    "explain val --hub resnet18": "arguments are required: --out",
+    "explain val --out o": "one of --model and --hub is needed",
+    "explain val --out o --hub resnet18 --model mine:plain": "one of --model and --hub is needed",
+    "explain --out o --hub resnet18": "either IMAGES or --dataset is needed",
+    "explain val --out o --dataset MNIST --hub resnet18": "either IMAGES or --dataset is needed",
+    "explain no --out o --hub resnet18": "no: there is no such file or folder",
+    "explain empty --out o --hub resnet18": "empty: no images",
+    "explain --dataset No --out o --hub resnet18": "--dataset No: torchvision.datasets has no such",
+    "explain --dataset MNIST --out o --hub resnet18": "--dataset MNIST --root .: Dataset not found",
+    "explain val --out o --hub no": "--hub no: allowed are resnet18, ",
+    "explain val --out o --model mine": "--model mine: pkg.module:factory is needed",
+    "explain val --out o --model no_such_module:x": "No module named 'no_such_module'",
+    "explain val --out o --model mine:no": "--model mine:no: mine has no no",
+    "explain val --out o --model mine:number": "number is int, not callable",
+    "explain val --out o --model mine:text": "returned str, not a torch.nn.Module",
+    "explain val --out o --model mine:plain": "Linear has no B-cos layers",
+    "explain val --out o --model mine:plain --weights no.pt": "--weights no.pt: there is no such file",
+    "explain val --out o --model mine:plain --weights half.json": "--weights half.json: not a checkpoint",
+    "explain val --out o --hub resnet18 --factory-args x": "a JSON object is needed",
+    "explain val --out o --hub resnet18 --save all": "--save all: allowed are map, rgba, weights",
+    "explain val --out o --hub resnet18 --top 0": "--top 0: must be at least 1",
+    "explain val --out o --hub resnet18 --smooth 2": "--smooth 2: 0 or an odd positive number",
+    "explain val --out o --hub resnet18 --image-size 0": "--image-size 0: must be at least 1",
+    "explain val --out o --hub resnet18 --workers -1": "--workers -1: must be at least 0",
+    "explain val --out o --hub resnet18 --dtype x": "invalid choice: 'x'",
+    "evaluate": "arguments are required: metric",
+    "evaluate iou val --hub resnet18": "invalid choice: 'iou'",
+    "evaluate epg val --hub resnet18": "epg needs --boxes",
+    "evaluate epg val --hub resnet18 --boxes no.json": "--boxes no.json: ",
+    "evaluate epg val --hub resnet18 --boxes half.json": "--boxes half.json: ",
+    "evaluate gridpg val": "one of --model and --hub is needed",
+    "evaluate gridpg val --hub resnet18 --cells 5": "--cells 5: a square number of at least 4",
+    "evaluate gridpg val --hub resnet18 --grids 0": "--grids 0: must be at least 1",
+    "evaluate gridpg val --hub resnet18 --chunk 0": "--chunk 0: must be at least 1",
+    "evaluate gridpg val --hub resnet18 --smooth -1": "--smooth -1: 0 or an odd positive number",
+    "evaluate gridpg val --hub resnet18 --threshold 2": "--threshold 2.0: must be at least 0 and below 1",
+    "evaluate gridpg val --hub resnet18 --out no/x.json": "--out no/x.json: the folder ",
+    "bench fast": "invalid choice: 'fast'",
+    "bench --models no": "--models no: allowed are resnet50, ",
+    "bench --layers (": "--layers '(': no regular expression",
+    "bench --measures no": "--measures no: allowed are forward, ",
+    "bench --contenders no": "--contenders no: allowed are plain, ",
+    "bench --device tpu": "--device tpu: allowed are cpu, cuda",
+    "bench --dtype x": "invalid choice: 'x'",
+    "bench --batch 0": "--batch 0: must be above 0",
+    "bench --seconds nan": "--seconds nan: must be at least 0",
+    "bench --limit 0": "--limit 0.0: must be above 0",
+    "bench --input 1,x": "'1,x': positive sizes are needed",
+    "bench --module mine:plain": "--module and --input belong together",
+    "bench --resume no.json --device cpu": "--resume no.json: the result of an unfinished run",
+    "bench report": "arguments are required: RESULT",
+    "bench report no.json": "no.json: No such file or directory",
+    "bench report half.json": "half.json: no JSON",
+    "bench report made.json --html no/x.html": "no/x.html: the folder ",
+    "bench report made.json --markdown val": "val: it is a folder",
+    "bench report made.json --plots half.json": "--plots half.json: a folder is needed",
+    "bench report made.json --readme no.md": "--readme no.md: there is no such file",
+    "bench compare made.json": "arguments are required: B",
+    "bench compare made.json no.json": "no.json: No such file or directory",
+    "bench compare made.json made.json --least x": "'x': a percentage above 0 is needed",
+    "bench compare made.json made.json --anchor x": "invalid choice: 'x'",
+    "bench compare made.json made.json --markdown no/x.md": "--markdown no/x.md: the folder ",
+    "tune": "--model and --input are needed",
+    "tune --model mine:plain": "--model and --input are needed",
+    "tune --model mine:plain --input x": "'x': positive sizes are needed",
+    "tune --model mine:plain --input 1,4 --dtype x": "invalid choice: 'x'",
+    "tune --model mine:plain --input 1,4 --directions x": "invalid choice: 'x'",
+    "tune --model mine:no --input 1,4": "--model mine:no: mine has no no",
+}
+"""Arguments -> what the line says."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("bad")
+    (made / "empty").mkdir()
+    (made / "val" / "a").mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(made / "val" / "a" / "0.png")
+    (made / "mine.py").write_text(MINE)
+    (made / "half.json").write_text("{half")
+    stored(made / "made.json", result())
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _there(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the commands add the working directory to it
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+
+
+def status(arguments: str) -> int:
+    try:
+        return main(arguments.split())
+    except SystemExit as ended:
+        return ended.code
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path) for path in folder.rglob("*") if "__pycache__" not in path.parts)
+
+
+@pytest.mark.parametrize("arguments", BAD)
+def test_one_line_and_status_2(arguments, folder, capsys):
+    before = files(folder)
+    assert status(arguments) == 2
+    out, err = capsys.readouterr()
+    assert BAD[arguments] in err and err.count("\n") == 1 and err.endswith("\n") and out == ""
+    command = next(iter(cli.COMMANDS.keys() & arguments.split()[:1]), "")
+    assert err.removeprefix("python -m ").startswith(f"bcos_kernels {command}".rstrip())
+    assert files(folder) == before
+
+
+def test_every_command_is_among_them():
+    named = {arguments.split()[0] for arguments in BAD if arguments}
+    assert set(cli.COMMANDS) <= named
+    assert {"bench report", "bench compare"} <= {" ".join(arguments.split()[:2]) for arguments in BAD}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("arguments", ["bench --device cuda", "tune --model mine:plain --input 1,4"])
+def test_without_a_gpu(arguments, capsys):
+    assert status(arguments) == 2
+    out, err = capsys.readouterr()
+    assert "GPU" in err and err.count("\n") == 1 and out == ""
