@@ -25,13 +25,14 @@ SOURCES = ROOT / "csrc"
 OPS = ("norm", "transform")
 KERNELS = sorted(path for op in OPS for path in (SOURCES / op / "cuda").glob("*.cu"))
 GLUE = [
-    *sorted((SOURCES / "common").glob("*.cpp")), *sorted((SOURCES / "common" / "cuda").glob("*.cpp")),
-    *sorted(path for op in OPS for path in (SOURCES / op).glob("*.cpp")),
+    *sorted((SOURCES / "common").glob("*.cpp")), *sorted((SOURCES / "common" / "cuda").rglob("*.cpp")),
+    *sorted(path for op in OPS for folder in (op, f"{op}/cuda") for path in (SOURCES / folder).glob("*.cpp")),
     *(SOURCES / op / "glue" / "arguments.cpp" for op in OPS),
     *sorted(path for op in OPS for path in (SOURCES / op / "glue" / "cuda").rglob("*.cpp")),
 ]  # fmt: skip
 EMULATION = ROOT / "tests" / "cuda_emulation"
 PROGRAMS = sorted(EMULATION.glob("*.cpp"))
+CUDNN = ROOT / "tests" / "cudnn"
 MODULE = EMULATION / "module" / "module.cpp"
 BUILD = ROOT / "build" / "cuda_kernels"
 WORKERS = 2
@@ -67,7 +68,7 @@ def digest(compiler: str, *flags: str) -> str:
     """Of the sources, the compiler and how it is called: what was built of the same is built once."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     found = hashlib.sha256(version + " ".join(flags).encode())
-    for path in sorted(p for folder in (SOURCES, EMULATION) for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for folder in (SOURCES, EMULATION, CUDNN) for p in folder.rglob("*") if p.is_file()):
         if "cpu" not in path.parts:
             found.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return found.hexdigest()[:16]
@@ -123,7 +124,29 @@ def module() -> Path:
     python = [path for option in include_paths() for path in ("-isystem", option)]
     flags = (*FAST, *python, "-isystem", sysconfig.get_paths()["include"], f"-DTORCH={torch.__version__}")
     places = compiled(flags, [*KERNELS, *GLUE, MODULE])
-    libraries = ("-ltorch", "-ltorch_cpu", "-ltorch_python", "-lc10")
+    libraries = ("-ltorch", "-ltorch_cpu", "-ltorch_python", "-lc10", "-ldl")
     target = places[MODULE].with_name("emulated.so")
     link(target, "-shared", *places.values(), "-L", library_paths()[0], *libraries)
     return target
+
+
+@cache
+def cudnn(*flags: str) -> Path:
+    """The stand-in for cuDNN, a library of its name: whoever looks for one in a process that has loaded it finds it."""
+    options = (*STRICT, "-O2", "-g1", "-fPIC", *flags)
+    folder = BUILD / f"cudnn-{digest(GXX, *options)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    link(
+        folder / "libcudnn.so.9", *options, "-shared", "-Wl,-soname,libcudnn.so.9", "-I", "csrc", CUDNN / "libcudnn.cpp"
+    )
+    return folder / "libcudnn.so.9"
+
+
+@cache
+def cudnn_program() -> Path:
+    """The program of ``tests/cudnn``: the layer that speaks to cuDNN, with the stand-in, under sanitizers."""
+    library = cudnn(*SANITIZERS)
+    sources = (CUDNN / "program.cpp", *sorted((SOURCES / "common" / "cuda" / "cudnn").glob("*.cpp")))
+    libraries = (library, f"-Wl,-rpath,{library.parent}", "-ldl", "-pthread")
+    link(library.with_name("program"), *CHECKED, "-I", "csrc", *sources, *libraries)
+    return library.with_name("program")

@@ -43,6 +43,10 @@ def _no_prediction(call, direction: str) -> float:
     return 0.0
 
 
+def _no_refusal(call, direction: str) -> str:
+    return ""
+
+
 def _never(call, rows: int) -> bool:
     return False
 
@@ -63,6 +67,9 @@ class Candidate:
     """``tiles(call, direction)``: the tiles for the product that forms y or dx, the best guess first."""
     cost: Callable[[Any, str], float] = _no_prediction
     """``cost(call, direction)``: the predicted seconds."""
+    refusal: Callable[[Any, str], str] = _no_refusal
+    """``refusal(call, direction)``: why it cannot serve a direction that it ``serves``, which is found out by trying and
+    may take seconds; empty where it can. It is asked where the candidate would be chosen, and kept."""
     second: Callable[..., tuple] | None = None
     """``second(v, grad, inputs, saved, call, frozen, wanted)``: the gradients of ⟨v, dx⟩, where dx is the gradient of
     the first input that ``backward`` returns. They are those of ``grad``, of the inputs and of the op's intermediates;

@@ -42,19 +42,27 @@ def ways(op: Op, backend: str, call, direction: str) -> list[tuple[Candidate, Ti
     """Every way to serve one direction: each candidate with each of its tiles, in the order of preference."""
     found: list[tuple[Candidate, Tile | None]] = []
     for candidate in op.candidates_of(backend):
-        if candidate.can_serve(call, direction):
+        if candidate.can_serve(call, direction) and not candidate.refusal(call, direction):
             found += [(candidate, tile) for tile in candidate.tiles(call, direction)] or [(candidate, None)]
     return found
 
 
 def predicted(op: Op, backend: str, call, direction: str, among: Callable[[Candidate], bool] | None = None) -> Choice:
-    """The candidate with the shortest predicted time, of those ``among`` which it is sought, and its first tile."""
+    """The candidate with the shortest predicted time, of those ``among`` which it is sought, and its first tile.
+
+    One that refuses the call is passed over, and the reason says so. Those that are slower are not asked.
+    """
     serving = [c for c in op.candidates_of(backend) if c.can_serve(call, direction) and (among is None or among(c))]
     times = {c: c.cost(call, direction) for c in serving}
-    best = min(times, key=times.__getitem__)
+    refusals = []
+    for best in sorted(times, key=times.__getitem__):
+        if not (refusal := best.refusal(call, direction)):
+            break
+        refusals.append(f"; {best} refuses: {refusal}")
+        del times[best]
     listed = ", ".join(f"{candidate} {1e6 * time:.0f} µs" for candidate, time in times.items())
     tiles = best.tiles(call, direction)
-    return Choice(best, tiles[0] if tiles else None, f"predicted: {listed}")
+    return Choice(best, tiles[0] if tiles else None, f"predicted: {listed}{''.join(refusals)}")
 
 
 def _choose(op: Op, backend: str, call, direction: str) -> Choice:
@@ -62,7 +70,7 @@ def _choose(op: Op, backend: str, call, direction: str) -> Choice:
     if len(candidates) == 1 and not candidates[0].tiles(call, direction):
         return Choice(candidates[0], None, "the only candidate")
     stored, measured = tuned.find(call, direction) or {}, []
-    for candidate, tile in ways(op, backend, call, direction):
+    for candidate, tile in ways(op, backend, call, direction) if stored else ():
         known = stored.get(candidate.backend)
         if known and known["candidate"] == candidate.name and tuned.tile(known) == tile:
             measured.append((known["seconds"][candidate.name], candidate, tile))

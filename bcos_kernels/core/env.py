@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["BACKEND", "CACHE", "INTERPRETED"]
+__all__ = ["BACKEND", "CACHE", "INTERPRETED", "PLANS"]
 
 BACKEND: str | None = os.environ.get("BCOS_KERNELS_BACKEND") or None
 """The backend of every call whose ``backend`` is None; None lets each call choose."""
@@ -17,6 +17,9 @@ CACHE = Path(
     )
 )
 """The file in which ``tune`` stores its choices."""
+
+PLANS = CACHE.with_name("plans")
+"""The folder in which the plans that cuDNN compiled are kept, beside that file."""
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 """Whether Triton's interpreter runs the Triton kernels, on CPU tensors."""

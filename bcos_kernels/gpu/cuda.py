@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-from ..core import _torch, extension
+from ..core import _torch, env, extension
 
 __all__ = ["absent", "device", "kernels", "unavailable"]
 
@@ -22,6 +22,8 @@ def _load():
 
 kernels, absent = _load()
 device = kernels and kernels.build_info()["device"]
+if kernels is not None:
+    kernels.set_plan_folder(str(env.PLANS))
 
 
 def unavailable(where: str) -> list[str]:

@@ -14,7 +14,7 @@ from .unserved import unserved
 
 __all__ = [
     "BACKEND", "LARGE", "MOST_GROUPS", "MOST_MAX_OUT", "MOST_TAPS", "PRODUCTS", "SMALL", "backward", "forward",
-    "second", "serves_products", "takes_rows", "tiles", "why_not",
+    "graph_why_not", "second", "serves_products", "takes_rows", "tiles", "why_not",
 ]  # fmt: skip
 
 SMALL, LARGE = Tile(64, 64, 32), Tile(128, 128, 32, 8)
@@ -73,6 +73,20 @@ def second(
 def takes_rows(call: Call, rows: int) -> bool:
     """Whether ``rows`` gradients of every image of the call can be served at once."""
     return not why_not(call.of_rows(rows))
+
+
+def graph_why_not(call: Call, direction: str) -> str:
+    """Why the extension serves a direction of the call by no graph of cuDNN, in cuDNN's words or ours; else empty.
+
+    The graph is compiled to find out, in seconds, unless this process or an earlier one did so. Without the extension
+    nothing is known; it is then the backend that does not serve the call.
+    """
+    if cuda.kernels is None:
+        return ""
+    return cuda.kernels.graph_why_not(
+        call.x_shape, call.weight_shape, call.dtype, call.weight_dtype, call.bias and direction != "explanation",
+        call.spec.native, getattr(cuda.kernels.Step, direction), call.tf32,
+    )  # fmt: skip
 
 
 def serves_products(call: Call) -> bool:

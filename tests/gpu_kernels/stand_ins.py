@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from emulated import GXX, HEADERS, module
+from emulated import GXX, HEADERS, cudnn, module
 
 from benchmarks import recorder, shares
 
@@ -93,7 +93,7 @@ def stand_ins() -> list[StandIn]:
     found = [StandIn("triton interpreter", {"TRITON_INTERPRET": "1"}, lambda: {"TRITON_INTERPRET": "1"})]
     if GXX and HEADERS:
         # the kernels are compiled when the first test needs them: to collect the tests takes none
-        running = lambda: {"BCOS_TEST_EMULATED": str(module())}  # noqa: E731
+        running = lambda: {"BCOS_TEST_EMULATED": str(module()), "BCOS_TEST_CUDNN": str(cudnn())}  # noqa: E731
         found.append(StandIn("cuda emulation", {"BCOS_TEST_EMULATED": "not yet compiled"}, running))
     return found
 

@@ -1,9 +1,11 @@
 """Where the GPU kernels run in these tests, and which: on a GPU all; without one a stand-in runs those of one backend.
 
 ``TRITON_INTERPRET=1``: Triton's kernels in its interpreter. ``BCOS_TEST_EMULATED=FILE``: the CUDA kernels and their
-glue to torch, compiled against the emulation of a thread block (``tests/emulated.py``).
+glue to torch, compiled against the emulation of a thread block (``tests/emulated.py``). ``BCOS_TEST_CUDNN=FILE``: the
+stand-in for cuDNN that runs the candidate graph there (``tests/cudnn``).
 """
 
+import ctypes
 import os
 from importlib.util import module_from_spec, spec_from_file_location
 
@@ -36,6 +38,7 @@ if INTERPRETED:
 def load_emulated() -> None:
     """Makes the kernels of BCOS_TEST_EMULATED the CUDA backend's, where it is set."""
     if EMULATED:
+        ctypes.CDLL(os.environ["BCOS_TEST_CUDNN"])  # found by its name afterwards, as that which torch has loaded
         spec = spec_from_file_location("emulated", EMULATED)
         cuda.kernels, cuda.device = module_from_spec(spec), DEVICE
         spec.loader.exec_module(cuda.kernels)

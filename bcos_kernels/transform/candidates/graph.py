@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 
-from ...core import env
 from ...gpu.cost import Kernel
 from .. import cuda, traffic
 from ..call import Call
@@ -44,7 +43,7 @@ def _cost(call: Call, direction: str) -> float:
 
 
 def _serves(call: Call, direction: str) -> bool:
-    """Whether a graph of the call exists that leaves a pass out; whether cuDNN takes it, ``_refusal`` finds out."""
+    """Whether a graph of the call exists that leaves a pass out; whether cuDNN takes it is its refusal to say."""
     if call.groups > 1 or call.max_out > 1 or call.tensor_b or (call.dtype == torch.float32 and not call.tf32):
         return False
     if direction == "forward":
@@ -53,13 +52,9 @@ def _serves(call: Call, direction: str) -> bool:
     return call.power != 1 and (pointwise or (direction == "training" and call.stride == (1, 1)))
 
 
-def _refusal(call: Call, direction: str) -> str:
-    biased = call.bias if direction != "explanation" else False
-    return cuda.graph_why_not(call, direction, biased)
-
-
 CANDIDATES = (
     candidate(
-        "cuda", NAME, partial(cuda.forward, NAME), partial(cuda.backward, NAME), _serves, cost=_cost, refusal=_refusal
+        "cuda", NAME, partial(cuda.forward, NAME), partial(cuda.backward, NAME), _serves,
+        cost=_cost, refusal=cuda.graph_why_not, takes_gradient_map=True,
     ),
-)
+)  # fmt: skip

@@ -32,4 +32,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   bcos::norm::glue::cuda::bind(m);
   bcos::transform::glue::cuda::bind(m);
   m.def("register_twice", &register_twice);
+  m.def("set_capturing", [](bool now) { bcos::cuda::capturing = now; });
 }

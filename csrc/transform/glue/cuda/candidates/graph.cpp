@@ -47,7 +47,8 @@ Parts training(const BackwardCall& c, const Prepared& graph) {
 Parts backward(const BackwardCall& c) {
   const bool with_norm = c.saved.norm_gradient(c.call);
   const auto& needs = c.needs;
-  if (needs.x && (with_norm || !(needs.weight || needs.bias || needs.b))) {
+  const bool alone = !(needs.weight || needs.bias || needs.b || c.saved.map.defined());
+  if (needs.x && (with_norm || alone)) {
     const auto step = with_norm ? Step::Training : Step::Explanation;
     if (const auto graph = prepare_graph(c.call, step, {c.weights.alpha.defined(), std::nullopt}))
       return with_norm ? training(c, *graph) : explanation(c, *graph);
@@ -55,7 +56,7 @@ Parts backward(const BackwardCall& c) {
   return candidate_of("vendor").backward(c);
 }
 
-const Registered registered({"graph", false, forward, backward});
+const Registered registered({"graph", false, forward, backward, nullptr, false, true});
 
 }  // namespace
 }  // namespace bcos::transform::glue::cuda
