@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import CANDIDATES
 
 import bcos_kernels
 from bcos_kernels import norm
@@ -17,6 +16,7 @@ from bcos_kernels.gpu import triton as installed
 from bcos_kernels.transform import TRANSFORM, Spec, cuda, traffic, triton
 from bcos_kernels.transform.call import of_shapes
 
+OF_TRITON, OF_CUDA = ({c.name for c in TRANSFORM.candidates_of(backend)} for backend in ("triton", "cuda"))
 CONV = of_shapes((2, 8, 5, 5), (4, 8, 3, 3), padding=(1, 1))
 LAYER = {"x_shape": (256, 64, 56, 56), "weight_shape": (64, 64, 3, 3), "padding": (1, 1)}
 BOTH = "cuda,triton"
@@ -180,7 +180,7 @@ def test_without_the_extension(monkeypatch):
 )
 def test_candidates_of_triton(changed, missing):
     call = of_shapes(**{**LAYER, **changed})
-    assert serving("triton", call, "training") == set(CANDIDATES) - set(missing)
+    assert serving("triton", call, "training") == OF_TRITON - set(missing)
     assert serving("triton", call, "forward") == ({"vendor"} if call.max_out > 16 else {"one-pass", "vendor"})
 
 
@@ -193,19 +193,69 @@ def serving(backend: str, call, direction: str) -> set[str]:
     "changed, missing",
     [
         ({}, ()),
-        ({"max_out": 2}, ()),
+        ({"max_out": 2}, ("graph",)),
         ({"b": 1.5}, ()),
-        ({"weight_shape": (64, 4, 3, 3), "groups": 16}, ("one-pass",)),
-        ({"weight_shape": (130, 64, 3, 3), "max_out": 65}, ("one-pass", "semi")),
-        ({"weight_shape": (64, 1, 3, 3), "groups": 64}, ("semi",)),
-        ({"weight_shape": (64, 1, 25, 25), "groups": 64, "padding": (12, 12)}, ("one-pass", "semi")),
-        ({"x_shape": (1, 2**14, 9, 9), "weight_shape": (2**14, 2, 3, 3), "groups": 2**13}, ("one-pass", "semi")),
+        ({"weight_shape": (64, 4, 3, 3), "groups": 16}, ("one-pass", "graph")),
+        ({"weight_shape": (130, 64, 3, 3), "max_out": 65}, ("one-pass", "semi", "graph")),
+        ({"weight_shape": (64, 1, 3, 3), "groups": 64}, ("semi", "graph")),
+        ({"dtype": torch.float32}, ("graph",)),
+        ({"dtype": torch.float32, "tf32": True}, ()),
+        ({"stride": (2, 2)}, ("graph",)),
+        ({"detach": True}, ("graph",)),
+        ({"weight_shape": (64, 1, 25, 25), "groups": 64, "padding": (12, 12)}, ("one-pass", "semi", "graph")),
+        (
+            {"x_shape": (1, 2**14, 9, 9), "weight_shape": (2**14, 2, 3, 3), "groups": 2**13},
+            ("one-pass", "semi", "graph"),
+        ),
     ],
 )
 def test_candidates_of_cuda(changed, missing):
     call = of_shapes(**{**LAYER, **changed})
-    assert serving("cuda", call, "training") == set(CANDIDATES) - set(missing)
-    assert serving("cuda", call, "forward") == ({"vendor"} if len(missing) == 2 else {"one-pass", "vendor"})
+    assert serving("cuda", call, "training") == OF_CUDA - set(missing)
+
+
+@pytest.mark.parametrize(
+    "changed, served",
+    [
+        ({}, {"one-pass", "graph", "vendor"}),
+        ({"stride": (2, 2)}, {"one-pass", "graph", "vendor"}),
+        ({"b": 1.0, "unit": False}, {"one-pass", "vendor"}),  # nothing to fuse
+        ({"b": None}, {"one-pass", "vendor"}),
+        ({"max_out": 2}, {"one-pass", "vendor"}),
+        ({"weight_shape": (130, 64, 3, 3), "max_out": 65}, {"vendor"}),
+    ],
+)
+def test_forwards_of_cuda(changed, served):
+    assert serving("cuda", of_shapes(**{**LAYER, **changed}), "forward") == served
+
+
+@pytest.mark.parametrize("changed, served", [({}, False), ({"weight_shape": (64, 64, 1, 1), "padding": (0, 0)}, True)])
+def test_explanations_as_graphs(changed, served):
+    """cuDNN takes the scale in front of a product of matrices, not of a convolution."""
+    assert ("graph" in serving("cuda", of_shapes(**{**LAYER, **changed}), "explanation")) == served
+
+
+def test_a_refusal_goes_to_the_next_and_is_told(monkeypatch):
+    """It is asked of the fastest alone, and of no candidate twice."""
+    call, asked = of_shapes(**LAYER), []
+
+    def refusal(call, direction):
+        asked.append(direction)
+        return "cuDNN says no"
+
+    graph = next(c for c in TRANSFORM.candidates if c.name == "graph")
+    refusing = replace(graph, refusal=refusal)
+    others = [c for c in TRANSFORM.candidates_of("cuda") if c is not graph]
+    monkeypatch.setattr(TRANSFORM, "_candidates_of", lambda names: (refusing, *others))
+    chosen = choice.predicted(TRANSFORM, "cuda", call, "forward")
+    assert chosen.candidate.name != "graph" and asked == ["forward"]
+    assert chosen.reason.startswith("predicted: cuda ") and chosen.reason.endswith(
+        "; cuda graph refuses: cuDNN says no"
+    )
+    assert serving("cuda", call, "forward") == {"one-pass", "vendor"}
+    slow = replace(refusing, cost=lambda call, direction: 1.0)
+    monkeypatch.setattr(TRANSFORM, "_candidates_of", lambda names: (slow, *others))
+    assert "graph refuses" not in choice.predicted(TRANSFORM, "cuda", call, "forward").reason and len(asked) == 2
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -226,6 +276,6 @@ def test_memory_and_arithmetic_decide():
     """Large images of few channels are bound by memory; small ones of many by arithmetic, the vendor's strength."""
     wide = of_shapes((256, 256, 56, 56), (64, 256, 1, 1))
     deep = of_shapes((256, 512, 7, 7), (512, 512, 3, 3), padding=(1, 1))
-    for backend in ("cuda", "triton"):
+    for backend, strong in (("cuda", "graph"), ("triton", "vendor")):
         assert choice.predicted(TRANSFORM, backend, wide, "forward").candidate.name == "one-pass"
-        assert choice.predicted(TRANSFORM, backend, deep, "forward").candidate.name == "vendor"
+        assert choice.predicted(TRANSFORM, backend, deep, "forward").candidate.name == strong

@@ -68,8 +68,8 @@ class Candidate:
     cost: Callable[[Any, str], float] = _no_prediction
     """``cost(call, direction)``: the predicted seconds."""
     refusal: Callable[[Any, str], str] = _no_refusal
-    """``refusal(call, direction)``: why it cannot serve a direction that it ``serves``, which is found out by trying and
-    may take seconds; empty where it can. It is asked where the candidate would be chosen, and kept."""
+    """``refusal(call, direction)``: why it cannot serve a direction that it ``serves``; empty where it can. It is found
+    out by trying, which may take seconds, and therefore asked only of a candidate that would be chosen."""
     second: Callable[..., tuple] | None = None
     """``second(v, grad, inputs, saved, call, frozen, wanted)``: the gradients of ⟨v, dx⟩, where dx is the gradient of
     the first input that ``backward`` returns. They are those of ``grad``, of the inputs and of the op's intermediates;

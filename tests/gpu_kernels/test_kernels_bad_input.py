@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from cases import CANDIDATES
-from where import BACKENDS, DEVICE, EMULATED
+from where import BACKENDS, CANDIDATES, DEVICE, EMULATED
 
 from bcos_kernels import _C
 from bcos_kernels.gpu import cuda
@@ -51,7 +50,7 @@ if "cuda" in BACKENDS:
             ({"spec": spec(b=None)}, ValueError, "b is None, allowed: a tensor of one value"),
             ({"spec": spec(max_out=3)}, ValueError, "weight has 8 filters, allowed: a multiple of max_out 3"),
             ({"spec": spec(out_dtype=torch.float16)}, TypeError, "out_dtype is Half, allowed: x's dtype Float"),
-            ({"candidate": "graph"}, ValueError, "candidate is 'graph', allowed: one-pass, semi, vendor"),
+            ({"candidate": "two-pass"}, ValueError, "candidate is 'two-pass', allowed: graph, one-pass, semi, vendor"),
         ],
     )
     def test_arguments_are_named(changed, error, message):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from cases import CANDIDATES, IDS, Budget, Case, error, upstream
+from cases import IDS, Budget, Case, error, upstream
 from parity import check
 from torch.autograd import grad
 from torch.utils._python_dispatch import TorchDispatchMode
-from where import DEVICE, STANDS_IN
+from where import CANDIDATES, DEVICE, STANDS_IN
 
 from bcos_kernels.core.candidate import Tile
 from bcos_kernels.transform import TRANSFORM

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import CANDIDATES, CASES, IDS, Case, error
+from cases import CASES, IDS, Case, error
 from parity import check
-from where import DEVICE, STANDS_IN
+from where import CANDIDATES, DEVICE, STANDS_IN
 
 from bcos_kernels.core import choice
 from bcos_kernels.transform import TRANSFORM

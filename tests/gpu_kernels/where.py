@@ -13,6 +13,7 @@ import torch
 
 from bcos_kernels.core.env import INTERPRETED
 from bcos_kernels.gpu import cuda
+from bcos_kernels.transform import TRANSFORM
 
 EMULATED = os.environ.get("BCOS_TEST_EMULATED")
 STANDS_IN = bool(EMULATED) or INTERPRETED
@@ -20,6 +21,7 @@ DEVICE = "cpu" if STANDS_IN else "cuda"
 BACKENDS = (
     ("cuda",) if EMULATED else ("triton",) if INTERPRETED else ("cuda", "triton") if torch.cuda.is_available() else ()
 )
+CANDIDATES = tuple(dict.fromkeys(c.name for c in TRANSFORM.candidates_of(",".join(BACKENDS or ("cuda", "triton")))))
 if INTERPRETED:
     from triton.runtime.interpreter import InterpretedFunction
 
@@ -35,10 +37,17 @@ if INTERPRETED:
     InterpretedFunction.__call__ = called
 
 
+def load_cudnn() -> ctypes.CDLL:
+    """The stand-in for cuDNN; ``mock_set`` and ``mock_calls`` are its own functions."""
+    library = ctypes.CDLL(os.environ["BCOS_TEST_CUDNN"])
+    library.mock_set.argtypes, library.mock_calls.restype = (ctypes.c_char_p, ctypes.c_int64), ctypes.c_int64
+    return library
+
+
 def load_emulated() -> None:
     """Makes the kernels of BCOS_TEST_EMULATED the CUDA backend's, where it is set."""
     if EMULATED:
-        ctypes.CDLL(os.environ["BCOS_TEST_CUDNN"])  # found by its name afterwards, as that which torch has loaded
+        load_cudnn()  # found by its name afterwards, as that which torch has loaded
         spec = spec_from_file_location("emulated", EMULATED)
         cuda.kernels, cuda.device = module_from_spec(spec), DEVICE
         spec.loader.exec_module(cuda.kernels)

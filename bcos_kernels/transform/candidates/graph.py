@@ -48,6 +48,8 @@ def _serves(call: Call, direction: str) -> bool:
         return False
     if direction == "forward":
         return call.unit or call.bias or call.power != 1
+    if direction == "training" and call.spec.detach:  # the scale is frozen: there is no norm's part of dx
+        return False
     pointwise = call.taps == 1 and call.stride == (1, 1) and call.padding == (0, 0)
     return call.power != 1 and (pointwise or (direction == "training" and call.stride == (1, 1)))
 

@@ -174,8 +174,7 @@ Plan Plan::build(const Graph& graph, const Device& device, bool deterministic) {
   std::string refusal = "cuDNN has no engine for this graph";
   for (const auto& config : heuristic.descriptors(Attribute::HeuristicResults, Kind::EngineConfig)) {
     if (deterministic && !is_deterministic(config)) {
-      refusal =
-          "cuDNN has no deterministic engine for this graph, and torch.backends.cudnn.deterministic is set";
+      refusal = "cuDNN has no deterministic engine for this graph, and torch's settings ask for one";
       continue;
     }
     try {
