@@ -53,6 +53,9 @@ bench: $(READY)-bench build/.extension ## times of layers, models and curves on 
 gpu: ## on this machine's GPU, 9 minutes each: is it right, how fast, and the rest (ARGS=right | fast | tune, OUT=/a/folder)
 	$(or $(BCOS_PYTHON),python3) -m benchmarks.gpu $(ARGS)
 
+plans: setup ## the plans of cuDNN's graphs, built for three GPUs without one; downloads a gigabyte (ARGS="--arch sm_90")
+	$(PYTHON) -m benchmarks.cudnn_plans $(ARGS)
+
 TRITON ?= 3.6.0
 
 triton: setup ## the Triton tests on another Triton, into build/ (TRITON=3.9.0)

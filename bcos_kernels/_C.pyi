@@ -4,6 +4,7 @@ ValueError and TypeError name the argument that is not allowed, its value and wh
 """
 
 from collections.abc import Sequence
+from enum import Enum
 from types import ModuleType
 from typing import TypedDict
 
@@ -242,8 +243,34 @@ class CudaKernels(ModuleType):
     def why_not() -> str:
         """Why the current device cannot run the kernels; empty if it can."""
     @staticmethod
+    def cudnn_version() -> str:
+        """The version of the loaded cuDNN, such as "9.28.1"; RuntimeError with the reason where none can be used."""
+    @staticmethod
     def candidates() -> list[str]:
         """The names of the candidates."""
+
+    class Step(Enum):
+        """What a graph of cuDNN computes of a transform."""
+
+        forward = ...
+        explanation = ...
+        training = ...
+
+    @staticmethod
+    def graph_why_not(
+        x_sizes: Sequence[int],
+        weight_sizes: Sequence[int],
+        dtype: torch.dtype,
+        weight_dtype: torch.dtype,
+        biased: bool,
+        spec: TransformSpec,
+        step: Step,
+        tf32: bool,
+    ) -> str:
+        """Why a call is not served as a graph of cuDNN; empty where it is. Builds the plan to find out."""
+    @staticmethod
+    def set_plan_folder(folder: str) -> None:
+        """Where plans are kept between processes; empty: nowhere."""
     @staticmethod
     def transform_forward(
         x: Tensor,

@@ -92,6 +92,7 @@ def test_doctor(no_gpu, capsys):
     refused = "not used here: device is 'cpu', the Triton kernels run on 'cuda'"
     assert line(text, "triton kernels").startswith(refused)
     assert line(text, "cuda kernels").startswith("not used here: ")
+    assert line(text, "cuDNN graphs") == line(text, "cuda kernels")
 
 
 def test_doctor_has_the_same_as_json(no_gpu, capsys):

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 
 from .. import __version__, norm
-from ..core import dispatch, tuned
+from ..core import dispatch, env, tuned
 from ..core.op import Op
+from ..gpu.cuda import is_private
 from ..norm import NORM
 from ..text import aligned, wrapped
 from ..transform import TRANSFORM, Call
 from ..transform.call import of_shapes
+from ..transform.cuda import graph_why_not
 
 __all__ = ["configure", "main"]
 
@@ -71,6 +73,7 @@ def _facts() -> dict[str, Any]:
         "state": {
             "compiled extension": _build(),
             **{f"{name} kernels": _gpu_kernels(name, devices[-1]) for name in gpu},
+            "cuDNN graphs": _graphs(devices[-1]),
             "tuned choices": _tuned(),
             "environment": _environment(),
         },
@@ -157,6 +160,17 @@ def _gpu_kernels(name: str, device: str) -> str:
     if reasons:
         return f"not used here: {'; '.join(reasons)}"
     return "on the GPU" if device == "cuda" else "in the interpreter (TRITON_INTERPRET=1), if asked for by name"
+
+
+def _graphs(device: str) -> str:
+    """Whether the candidate graph of the cuda backend serves a call, and where it keeps plans; or why it does not."""
+    call = _call(_CONV, device, torch.bfloat16)
+    refusals = TRANSFORM.backends["cuda"].why_not(call) or [graph_why_not(call, "forward")]
+    if any(refusals):
+        return f"not used here: {'; '.join(refusals)}"
+    if not is_private(env.PLANS):
+        return f"used; their plans are not kept, because others may write {env.PLANS}: chmod 700, or delete it"
+    return f"used; their plans are kept in {env.PLANS}"
 
 
 def _tuned() -> str:

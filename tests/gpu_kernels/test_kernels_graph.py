@@ -13,7 +13,8 @@ import torch
 from cases import error
 from where import EMULATED, load_cudnn
 
-from bcos_kernels.core import choice
+from bcos_kernels.cli import doctor
+from bcos_kernels.core import choice, env
 from bcos_kernels.gpu import cuda as loaded
 from bcos_kernels.transform import TRANSFORM, Outputs, cuda, reference
 from bcos_kernels.transform.call import of_shapes
@@ -239,3 +240,13 @@ def test_plans_are_kept_on_disk(cudnn, tmp_path):
     files = list(folder.iterdir())
     assert len(files) == 2 and stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert all(Path(file).read_bytes().startswith(b"bcos_kernels plan 1\ncudnn 92801 ") for file in files)
+
+
+def test_doctor_tells_of_graphs(cudnn, tmp_path, monkeypatch):
+    monkeypatch.setattr(env, "PLANS", folder := tmp_path / "plans")
+    assert doctor._graphs("cpu") == f"used; their plans are kept in {folder}"
+    folder.mkdir()
+    folder.chmod(0o770)
+    assert f"are not kept, because others may write {folder}" in doctor._graphs("cpu")
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
+    assert doctor._graphs("cpu") == "not used here: torch.backends.cudnn.enabled is False"
