@@ -69,7 +69,8 @@ def tried(file: Path, compiler: bool) -> str:
     with tempfile.TemporaryDirectory() as folder:
         commands = clean_environment(Path(folder, "environment"))
         path = [str(commands), *([str(Path(sys.executable).parent), kept["PATH"]] if compiler else [])]
-        environment = kept | {"PATH": os.pathsep.join(path)}
+        # torch warns of a NumPy that is not there, and a clean environment has none
+        environment = kept | {"PATH": os.pathsep.join(path), "PYTHONWARNINGS": "ignore"}
         python = str(commands / "python")
         install = (*PIP, "--python", python, "install", "--quiet", "--no-index", "--no-build-isolation", str(file))
         subprocess.run(install, env=environment, cwd=folder, check=True)

@@ -41,7 +41,6 @@ def example(name):
 
 @pytest.fixture(scope="module")
 def guidance():
-    pytest.importorskip("sklearn")
     return example("model_guidance")
 
 
@@ -84,7 +83,6 @@ def test_a_guided_step_is_the_references(loss, guidance, monkeypatch):
 
 def test_the_loss_of_distillation_is_the_published_one():
     """What GoodTeachersExplain (Parchami-Araghi et al., ECCV 2024) gave in float64 for cos(0.3 i) and sin(0.31 i)."""
-    pytest.importorskip("sklearn")
     steps = torch.arange(48, dtype=torch.float64)
     student, teacher = (0.3 * steps).cos().view(2, 2, 3, 4), (0.31 * steps).sin().view(2, 2, 3, 4)
     found = example("explanation_distillation").explanation_loss(student, teacher)
@@ -105,7 +103,6 @@ def test_they_run(name, words, tmp_path):
 
 @pytest.mark.slow
 def test_training_on_digits_learns_and_draws(tmp_path, capsys):
-    pytest.importorskip("sklearn")
     out = tmp_path / "digits.png"
     example("train_digits").main(["--steps", "60", "--out", str(out)])
     printed = capsys.readouterr().out
@@ -116,7 +113,6 @@ def test_training_on_digits_learns_and_draws(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_folder_is_explained(tmp_path, capsys):
-    pytest.importorskip("sklearn")
     module = example("explain_folder")
     module.main(["--quick", "--top", "3", "--out", str(tmp_path)])
     pictures = sorted(path.stem for path in (tmp_path / "explained").iterdir())
@@ -127,7 +123,6 @@ def test_a_folder_is_explained(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_two_processes_keep_the_same_parameters(tmp_path):
-    pytest.importorskip("sklearn")
     torchrun = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
     status, printed, errors = outcome(start(*torchrun, ROOT / "examples" / "ddp_digits.py", "--quick", cwd=tmp_path))
     assert status == 0, errors
@@ -137,8 +132,6 @@ def test_two_processes_keep_the_same_parameters(tmp_path):
 
 @pytest.mark.slow
 def test_lightning_trains_and_draws_explanations(tmp_path, capsys):
-    pytest.importorskip("sklearn")
-    pytest.importorskip("lightning")
     example("lightning_digits").main(["--quick", "--out", str(tmp_path)])
     assert "of 360 test digits are right" in capsys.readouterr().out
     assert imread(tmp_path / "explanations-0.png")[..., :3].std() > 0.05
@@ -147,7 +140,6 @@ def test_lightning_trains_and_draws_explanations(tmp_path, capsys):
 @pytest.mark.slow
 def test_the_notebook_runs(capsys):
     """Its code, cell after cell, with fewer steps; the file holds no outputs."""
-    pytest.importorskip("sklearn")
     notebook = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text(encoding="utf-8"))
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import bcos_kernels as bk
 from bcos_kernels import _C
+from benchmarks import networks
 
 
 @pytest.mark.parametrize("mode", ["training", "evaluation", "explanation"])
@@ -226,6 +227,17 @@ def test_a_converted_network(formed):  # noqa: F811
     assert formed == []
     assert error(gradients(bk.accelerate(network, pairs=True), x), truth) < 1e-13
     assert formed == [True, True]
+
+
+@pytest.mark.slow
+def test_the_cost_model_predicts_what_pairs_save(capsys):
+    """A tenth of a training step of ResNet-50, which is why the option exists."""
+    assert networks.main(["--models", "resnet50"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("ResNet-50"))
+    plain, ours, _, paired = (float(cell) for cell in line.split()[2:6])
+    assert 0 < paired <= 0.9 * ours < 2 * plain
+    with pytest.raises(SystemExit, match="2"):
+        networks.main(["--images", "0"])
 
 
 def test_the_extension_checks_the_map():

@@ -80,6 +80,9 @@ def selection() -> dict[aot.Specialisation, str]:
                 tried.add(candidate)
                 for started in launches(p, direction, candidate.name, tile, channels_last):
                     found.setdefault(aot.specialise(started, p.arch), f"{what}, {direction}, {candidate}, {tile}")
+        for name in ("semi", "vendor") if p.takes_gradient_map and not p.depthwise else ():
+            for started in launches(p, "map", name, channels_last=channels_last):
+                found.setdefault(aot.specialise(started, p.arch), f"{what}, a pair by {name}")
         if p.has_second(frozen=False):
             for started in launches(p, "second", "vendor", channels_last=channels_last):
                 found.setdefault(aot.specialise(started, p.arch), f"{what}, second derivative")

@@ -73,7 +73,7 @@ def kernels() -> dict[aot.Specialisation, tuple[str, tuple[list[str], list[str],
     chosen = {}
     for arch in ("sm_80", "sm_90"):
         for each in calls(arch):
-            for direction in (*DIRECTIONS, "second"):
+            for direction in (*DIRECTIONS, "second", *["map"] * each.has_gradient_map):
                 for started in launches(each, direction):
                     chosen.setdefault(aot.specialise(started, arch), f"{each.words()} {direction} {arch}")
     with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
@@ -85,7 +85,7 @@ def test_no_kernel_spills_or_takes_more_than_there_is(kernels):
     assert {what.kernel for what in kernels} == {
         "norm_moments_kernel", "norm_merge_kernel", "norm_fwd_kernel", "norm_bwd_kernel", "norm_sums_kernel",
         "norm_fold_kernel", "norm_position_fwd_kernel", "norm_position_bwd_kernel", "norm_wide_position_bwd_kernel",
-        "norm_position_second_kernel",
+        "norm_position_second_kernel", "norm_map_kernel",
     }  # fmt: skip
     excessive = {(what.kernel, origin): found[0] for what, (origin, found) in kernels.items() if found[0]}
     assert not excessive
@@ -129,6 +129,7 @@ PASSES = {
     ("batch", "explanation", False): ["bwd"],
     ("batch", "explanation", True): ["sums", "fold", "bwd"],
     ("batch", "training", False): ["sums", "fold", "bwd"],
+    ("batch", "map", False): ["sums", "fold", "map"],
     ("position", "forward", True): ["position_fwd"],
     ("position", "explanation", True): ["position_bwd"],
     ("position", "training", True): ["position_bwd", "fold"],

@@ -100,12 +100,13 @@ def accelerate(
         unpublished: ``"leave"`` leaves layers of unpublished code alone. ``"measure"`` compares their results with
             those of the published formulas on a few inputs and accelerates a layer that agrees with one of them. This
             is not a proof: on other inputs such a layer may compute something else.
-        pairs: whether a norm over the batch or over all of its input leaves forming dx to the B-cos layer in front of
-            it, which reads the same tensors anyway: a training step moves fewer bytes. Gradients of parameters and
-            inputs stay what they are. Two things are given up: a layer's output may feed nothing beside that norm,
-            which is an error in the backward, and in ``torch.autograd.grad(loss, [y, weight])`` the gradient of such
-            an output y is that of the norm's output. Hooks of y, ``y.retain_grad()``, a gradient of y alone and
-            derivatives of gradients are formed as usual.
+        pairs: whether a norm over the batch, or over all of its input, leaves the last pass of its backward to the
+            B-cos layer in front of it, which reads the same tensors anyway. A training step then moves fewer bytes,
+            and the gradients of parameters and inputs stay what they are. Two things are given up. The layer's output
+            y may feed nothing beside that norm, else the backward raises an error; and where
+            ``torch.autograd.grad`` is asked for the gradient of y together with others, it returns that of the norm's
+            output in its place. Hooks of y, ``y.retain_grad()``, a gradient of y alone and derivatives of gradients
+            are formed as usual.
 
     Raises:
         TypeError: ``model`` is not a module, ``out_dtype`` is not a dtype, or ``pairs`` is not a bool.

@@ -176,7 +176,7 @@ class Op:
         return tuple(grad.new_empty(0) if g is None else g for g in grads)
 
     def _serve_backward(self, grad, inputs, saved, call, frozen: bool, needs, backend: str, gradient_map=None) -> tuple:
-        frozen, options = frozen or call.spec.detach, {} if gradient_map is None else {"gradient_map": gradient_map}
+        frozen, options = frozen or call.spec.detach, _given(gradient_map)
         lone = self._without_choice(backend)
         if lone is not None:
             return lone.backward(grad, inputs, saved, call, None, frozen, needs, **options)
@@ -318,8 +318,13 @@ class Op:
     ) -> tuple:
         """A backward that also takes the gradients ``joined`` of the op's intermediates, from :meth:`second`."""
         candidate = next(c for c in self.candidates_of(backend) if c.second is not None)
-        options = {} if gradient_map is None else {"gradient_map": gradient_map}
-        return candidate.backward(grad, inputs, saved, call.of_backward(needs), None, frozen, needs, joined, **options)
+        call = call.of_backward(needs)
+        return candidate.backward(grad, inputs, saved, call, None, frozen, needs, joined, **_given(gradient_map))
+
+
+def _given(gradient_map: Tensor | None) -> dict[str, Tensor]:
+    """The argument of a candidate's backward, which only those have that take it."""
+    return {} if gradient_map is None else {"gradient_map": gradient_map}
 
 
 def _arguments(inputs: type[NamedTuple]) -> str:

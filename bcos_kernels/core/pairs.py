@@ -85,4 +85,6 @@ def left(ctx, grad: Tensor | None) -> Tensor | None:
             "pairs=True: something beside the norm behind it uses the output of a B-cos layer, whose gradient "
             "is then not formed: accelerate this model without pairs"
         )
+    if found.gradient_map.is_cuda:  # the norm may have run on another stream, of which alone the allocator knows
+        found.gradient_map.record_stream(torch.cuda.current_stream(found.gradient_map.device))
     return found.gradient_map

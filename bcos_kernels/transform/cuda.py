@@ -14,7 +14,7 @@ from .unserved import unserved
 
 __all__ = [
     "BACKEND", "LARGE", "MOST_GROUPS", "MOST_MAX_OUT", "MOST_TAPS", "PRODUCTS", "SMALL", "backward", "forward",
-    "graph_why_not", "second", "serves_products", "takes_rows", "tiles", "why_not",
+    "graph_why_not", "second", "serves_products", "tiles", "why_not",
 ]  # fmt: skip
 
 SMALL, LARGE = Tile(64, 64, 32), Tile(128, 128, 32, 8)
@@ -68,11 +68,6 @@ def second(
     return cuda.kernels.transform_second(
         v, grad, *inputs[:2], *saved, spec.native, frozen, spec.detach, list(wanted), candidate, call.tf32
     )
-
-
-def takes_rows(call: Call, rows: int) -> bool:
-    """Whether ``rows`` gradients of every image of the call can be served at once."""
-    return not why_not(call.of_rows(rows))
 
 
 def graph_why_not(call: Call, direction: str) -> str:

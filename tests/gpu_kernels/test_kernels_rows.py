@@ -13,15 +13,16 @@ LAYERS = (
     "conv3x3", "conv1x1", "conv1x1_stride2", "b1", "grouped_b1.5", "depthwise", "max_out", "bias_unit_max_out",
     "linear", "linear_b1.5",
 )  # fmt: skip
+KINDS = [(torch.float32, False), (torch.bfloat16, True)]
+"""Dtypes, and whether images are channels_last; in a stand-in, which is slow, one layout for each dtype."""
+if not STANDS_IN:
+    KINDS += [(torch.float32, True), (torch.bfloat16, False)]
 
 
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("dtype, channels_last", KINDS)
 @pytest.mark.parametrize("name", LAYERS)
 def test_rows_of_a_layer(name, dtype, channels_last, backend, force, taken):  # noqa: F811
     """They share the scale, in the products of the vendor, whoever served the forward."""
-    if STANDS_IN and channels_last == (dtype == torch.float32):
-        pytest.skip("a stand-in is slow: one layout for each dtype")
     force("vendor")  # which forms the single rows, too
     case = IDS[name]
     x, weight, bias = (t if t is None else t.to(DEVICE) for t in case.inputs(dtype, channels_last=channels_last))

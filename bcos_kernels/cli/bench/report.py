@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..terminal import refused, unwritable
 from . import console, page, tables
-from .results import conditions, device, is_gpu, read, state
+from .results import conditions, covered, device, is_gpu, read, state
 
 __all__ = ["configure", "headline", "main", "parts", "table"]
 
@@ -36,7 +36,9 @@ def parts(result: dict, layers: bool = True, links: dict[str, str] | None = None
 
     ``links`` maps the names of pictures to their files.
     """
-    found: list[tables.Part] = [tables.goals(result), f"{conditions(result)}. {AVERAGES} {state(result)}"]
+    goals = tables.goals(result)
+    found: list[tables.Part] = [goals] if goals.rows else []
+    found.append(f"{conditions(result)}. {AVERAGES} {state(result)}")
     found += [f"**{sentence}**"] if (sentence := tables.no_verdict(result)) else []
     found += [groups] if (groups := tables.by_group(result)) else []
     found += [f"![{ALT[name]}]({link})" for name, link in (links or {}).items()]
@@ -95,14 +97,14 @@ def web_page(results: list[dict], pictures: list[dict[str, dict[str, bytes]]]) -
         others.append(tables.every_layer(result))
         sentence = tables.no_verdict(result)
         shown = [
-            page.tabulated(goals),
+            *([page.tabulated(goals)] if goals.rows else []),
             *([f"<p><b>{page.cell(sentence)}</b></p>"] if sentence else []),
             *(page.pictured(ALT[name], f"{n}-{name}", files["svg"]) for name, files in drawn.items()),
             *(page.tabulated(found) for found in others if found),
             *(f"<p>{page.cell(line)}</p>" for line in tables.refusals(result)),
         ]
         where = f"{conditions(result, code='')}. {AVERAGES} {state(result)}"
-        sections.append(page.section(device(result), where, shown))
+        sections.append(page.section(f"{device(result)}: {covered(result)}", where, shown))
     return page.page("bcos_kernels: speed and memory", sections)
 
 
@@ -156,7 +158,11 @@ def write(options: argparse.Namespace) -> None:
         links = [{name: (way / file).as_posix() for name, file in files.items()} for files in named]
         others = [{name: link for name, link in own.items() if name != "headline"} for own in links]
         sections = zip(results, others if options.readme else links, strict=True)
-        found = [part for r, own in sections for part in (f"### {device(r)}", *parts(r, not options.no_layers, own))]
+        found = [
+            part
+            for r, own in sections
+            for part in (f"### {device(r)}: {covered(r)}", *parts(r, not options.no_layers, own))
+        ]
         return headline(results, links), found
 
     for path in options.readme:

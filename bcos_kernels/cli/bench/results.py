@@ -9,7 +9,19 @@ from pathlib import Path
 
 from ..measure import ratio as paired_ratio
 
-__all__ = ["SCHEMA", "conditions", "device", "is_gpu", "largest_error", "main_rows", "order", "ratio", "read", "state"]
+__all__ = [
+    "SCHEMA",
+    "conditions",
+    "covered",
+    "device",
+    "is_gpu",
+    "largest_error",
+    "main_rows",
+    "order",
+    "ratio",
+    "read",
+    "state",
+]
 
 SCHEMA = 2
 REPEAT = "repeat the run with python -m bcos_kernels bench"
@@ -58,6 +70,14 @@ def main_rows(result: dict, scope: str, measure: str | None = None) -> list[dict
     """The rows of a scope outside of scaling curves."""
     found = (r for r in result["rows"] if r["scope"] == scope and r.get("scaling") is None)
     return [r for r in found if measure in (None, r["measure"])]
+
+
+def covered(result: dict) -> str:
+    """What a run measured, for a heading: layers, models, or the measures of models alone."""
+    measures = dict.fromkeys(row["measure"] for row in main_rows(result, "model"))
+    if main_rows(result, "layer"):
+        return f"layers{' and models' if measures else ''}"
+    return ", ".join(measures) or "nothing"
 
 
 def ratio(row: dict, numerator: str, denominator: str) -> float | None:

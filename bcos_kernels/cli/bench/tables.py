@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from ...text import many
 from ..measure import geomean, summarise
 from .coda import CODA_NETS
 from .contenders import COMPILED
+from .models import EXPLAINED_MODELS
 from .noise import doubts
 from .results import is_gpu, largest_error, main_rows, order, ratio
 
@@ -258,6 +260,9 @@ MODEL_GOALS: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
     ("explanation loss", "ours", "plain", "≤ 1.15", ("resnet50", "resnext50", "densenet121", "vgg11")),
     ("explanation loss", "ours", "plain", "≤ 1.05", ("convnext_t", "vit_s", "vitc_s")),
     ("explanation loss", "reference", "ours", "≥ 1.5", ()),
+    ("explained batch", "reference", "ours", "≥ 2.5", EXPLAINED_MODELS),
+    ("explained grids", "reference", "ours", "≥ 2.5", EXPLAINED_MODELS),
+    ("further classes", "ours", "plain", "≤ 1.05", EXPLAINED_MODELS),
     ("training", "compiled", "ours", "≥ 1.10", ("resnet50", "densenet121")),
     ("training", "compiled ours", "compiled plain", "≤ 1.05", ()),
     ("training", "reference", "ours", "≥ 4", ("coda_cifar10",)),
@@ -327,7 +332,7 @@ def times(result: dict) -> Iterator[Figure]:
             name = max(values, key=values.__getitem__)
             yield what, values[name], bound, name
         else:
-            yield what, geomean(values.values()), bound, f"{len(values)} layers"
+            yield what, geomean(values.values()), bound, many(len(values), "layer")
     if host := {f"{h['layer']}, {h['measure']}": h["above"] for h in result.get("host", ())}:
         name = max(host, key=host.__getitem__)
         yield "host time of a call above plain, µs: worst", host[name], "≤ 15", name
@@ -346,7 +351,7 @@ def times_of_models(result: dict) -> Iterator[Figure]:
         if not models and found:
             values = [value for model, (_, value) in found.items() if model not in CODA_NETS]
             if values:
-                over = f"{len(values)} models"
+                over = many(len(values), "model")
                 yield f"models, {measure}, {title(a)} ÷ {title(b)}", geomean(values), bound, over
 
 
@@ -357,7 +362,7 @@ def sizes(result: dict) -> Iterator[Figure]:
             found = [row["contenders"] for row in main_rows(result, scope, "training")]
             pairs = [(c.get("ours", {}).get(key), c.get("plain", {}).get(key)) for c in found]
             if values := [ours / plain for ours, plain in pairs if ours and plain]:
-                yield f"{what}, ours ÷ plain: {scope}s", geomean(values), bound, f"{len(values)} {scope}s"
+                yield f"{what}, ours ÷ plain: {scope}s", geomean(values), bound, many(len(values), scope)
 
 
 def peaks(result: dict) -> Iterator[Figure]:
@@ -375,4 +380,4 @@ def roof_shares(result: dict) -> Iterator[Figure]:
         pairs = [[roof(row, name) for name in ("ours", "plain")] for row in main_rows(result, "layer", measure)]
         if pairs := [pair for pair in pairs if all(pair)]:
             ours, plain = map(geomean, zip(*pairs, strict=True))
-            yield f"{words}, share of the roof reached", ours, "", f"{len(pairs)} layers; plain {plain:.2f}"
+            yield f"{words}, share of the roof reached", ours, "", f"{many(len(pairs), 'layer')}; plain {plain:.2f}"

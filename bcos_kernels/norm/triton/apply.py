@@ -14,6 +14,8 @@ from .place import of_owner, offsets, part_of, per_channel
 
 __all__ = ["backward", "forward", "gradient_map"]
 
+_MAPPED = 128  # channels of a program that writes their map
+
 
 @triton.jit
 def norm_fwd_kernel(
@@ -83,7 +85,7 @@ def norm_map_kernel(
     """
     channel = tl.program_id(0) * BN + tl.arange(0, BN)
     inside = channel < channels
-    image = tl.program_id(0) * 0
+    image = tl.full((), 0, tl.int32)  # all images share the statistics
     r = inverse_std(of_owner(var_ptr, image, channel, channels, 0, group_channels, 1.0), eps)
     gamma = per_channel(gamma_ptr, channel, channels, 1.0)
     last = gamma * r if BY_CHANNEL else r
@@ -134,6 +136,3 @@ def gradient_map(call: Call, gamma, mean, var, dvar, products, grads, found: Ten
         gamma, mean, var, dvar, products, grads, found, call.channels, shared, counted(call), call.spec.eps,
         BY_CHANNEL=shared == 1, BN=_MAPPED,
     )  # fmt: skip
-
-
-_MAPPED = 128  # channels of a program that writes their map

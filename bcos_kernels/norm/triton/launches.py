@@ -16,7 +16,8 @@ __all__ = ["launches"]
 def launches(call: Call, direction: str) -> list[Launch]:
     """The launches of one direction of the call, on tensors of the meta device.
 
-    The direction "second" is the second derivative of an explanation, and the backward that takes it on.
+    The direction "second" is the second derivative of an explanation, and the backward that takes it on; "map" is the
+    backward of a pair.
     """
 
     def empty(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -44,7 +45,7 @@ def launches(call: Call, direction: str) -> list[Launch]:
             for frozen in (True, False) if dvar is not None else ():
                 layer.backward(grad, inputs, outputs, call.of_backward(needs), frozen, needs, (dvar,))
         return second
-    needs = call.needs(direction)
+    needs, as_map = call.needs("training" if direction == "map" else direction), direction == "map"
     with recording() as backward:
-        layer.backward(grad, inputs, outputs, call.of_backward(needs), direction == "explanation", needs)
+        layer.backward(grad, inputs, outputs, call.of_backward(needs), direction == "explanation", needs, as_map=as_map)
     return backward

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+from ...core.candidate import Backend
 from ...gpu.cost import Kernel
 from .. import cuda, traffic, triton
 from ..call import Call
@@ -57,13 +58,17 @@ def _triton_second(*args):
     return triton.kernels().second(*args)
 
 
+def _takes_rows(backend: Backend, call: Call, rows: int) -> bool:
+    return not backend.why_not(call.of_rows(rows))
+
+
 CANDIDATES = (
     candidate(
         "cuda", NAME, partial(cuda.forward, NAME), partial(cuda.backward, NAME), cost=_cost,
-        second=partial(cuda.second, NAME), takes_gradient_map=True, takes_rows=cuda.takes_rows,
+        second=partial(cuda.second, NAME), takes_gradient_map=True, takes_rows=partial(_takes_rows, cuda.BACKEND),
     ),
     candidate(
         "triton", NAME, _triton_forward, _triton_backward, cost=_cost,
-        second=_triton_second, takes_gradient_map=True, takes_rows=triton.takes_rows,
+        second=_triton_second, takes_gradient_map=True, takes_rows=partial(_takes_rows, triton.BACKEND),
     ),
 )  # fmt: skip

@@ -18,7 +18,7 @@ from ..traffic import Products
 from ..unserved import unserved
 from . import tiles
 
-__all__ = ["BACKEND", "PRODUCTS", "kernels", "serves_products", "takes_rows", "why_not"]
+__all__ = ["BACKEND", "PRODUCTS", "kernels", "serves_products", "why_not"]
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MOST_ROWS = 2**31 - 1  # the largest 32-bit index
@@ -27,11 +27,6 @@ _MOST_ROWS = 2**31 - 1  # the largest 32-bit index
 def why_not(call: Call) -> list[str]:
     """The reasons why the Triton kernels do not serve ``call``; empty where they do."""
     return unavailable(call.device) + unserved(call, _DTYPES, _MOST_ROWS)
-
-
-def takes_rows(call: Call, rows: int) -> bool:
-    """Whether ``rows`` gradients of every image of the call can be served at once."""
-    return not why_not(call.of_rows(rows))
 
 
 def serves_products(call: Call) -> bool:

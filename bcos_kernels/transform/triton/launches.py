@@ -40,6 +40,13 @@ def launches(
         return forward
     grad, frozen = torch.empty_like(outputs.y), direction == "explanation"
     saved = (outputs.y if call.spec.saves_output else None, *outputs[1:])
+    if direction == "map":
+        gradient_map = x.new_empty(4, call.outputs, dtype=torch.float32)
+        with recording() as paired:
+            named[candidate].backward(
+                grad, inputs, saved, call, tile, frozen, call.needs("training"), gradient_map=gradient_map
+            )
+        return paired
     if direction == "second":
         return _second(named[candidate], grad, inputs, saved, call)
     with recording() as backward:

@@ -33,8 +33,9 @@ at::Tensor DeviceCall::dense(const at::Tensor& t) const {
   return t.defined() ? aligned(t.contiguous(format())) : t;
 }
 
-at::Tensor DeviceCall::image(int64_t values, at::ScalarType dtype, const at::Tensor& like, int64_t of) const {
-  return at::empty({of * images, values, window.out_h, window.out_w},
+at::Tensor DeviceCall::image(int64_t values, at::ScalarType dtype, const at::Tensor& like,
+                             int64_t gradients) const {
+  return at::empty({gradients * images, values, window.out_h, window.out_w},
                    like.options().dtype(dtype).memory_format(format()));
 }
 

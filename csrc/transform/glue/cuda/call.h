@@ -38,8 +38,8 @@ struct DeviceCall : Call {
   // An image tensor as the kernels take it: in `format`, without gaps, aligned. Undefined stays undefined.
   at::Tensor dense(const at::Tensor& t) const;
 
-  // A new tensor [of * N, values, OH, OW] on the device of `like`.
-  at::Tensor image(int64_t values, at::ScalarType dtype, const at::Tensor& like, int64_t of = 1) const;
+  // A new tensor [gradients * N, values, OH, OW] on the device of `like`.
+  at::Tensor image(int64_t values, at::ScalarType dtype, const at::Tensor& like, int64_t gradients = 1) const;
 
   std::string sizes() const;  // for the error of a kernel
 };
