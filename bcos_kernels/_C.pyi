@@ -266,8 +266,12 @@ class CudaKernels(ModuleType):
         spec: TransformSpec,
         step: Step,
         tf32: bool,
+        compiles: bool,
     ) -> str:
-        """Why a call is not served as a graph of cuDNN; empty where it is. Builds the plan to find out."""
+        """Why a call is not served as a graph of cuDNN on the current GPU; empty where it is.
+
+        With ``compiles`` a plan that is neither here nor stored is built to find out, in seconds.
+        """
     @staticmethod
     def set_plan_folder(folder: str) -> None:
         """Where plans are kept between processes; empty: nowhere."""

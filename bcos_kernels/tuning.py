@@ -91,9 +91,10 @@ def tune(
 
     The model runs once on the example, in its present mode and under the present autocast, without gradients. Then
     every way to serve each direction of each distinct call is timed on random tensors, with torch's present settings
-    (tf32, ``cudnn.benchmark``). The winners are stored for this device and these versions of torch and Triton; they
-    serve all later calls of the same kind, in this process and in later ones. Parameters, gradients, buffers and the
-    random number generators stay as they are. An interrupt (Ctrl-C) keeps what was measured so far.
+    (tf32, ``cudnn.benchmark``). The graphs that cuDNN compiles, in a second or more each, are compiled first; their
+    plans are stored, as are the winners for this device and these versions of torch and Triton. Both serve all later
+    calls of the same kind, in this process and in later ones. Parameters, gradients, buffers and the random number
+    generators stay as they are. An interrupt (Ctrl-C) keeps what was measured so far.
 
     Args:
         model: an accelerated model, on a GPU.
@@ -123,10 +124,12 @@ def tune(
     tuned.store({})  # fails now rather than after measuring if the file cannot be written
     calls = _calls(model, args, directions)
     device = _device(model, args)
-    steps = sum(len(timing.listed(what)) for what in calls)
+    compiled = timing.compiled(calls)
+    steps = sum(len(timing.listed(what)) for what in calls) + len(compiled)
     rows = []
     with _progress(steps, progress) as advance:
         try:
+            timing.compile_all(compiled, device, partial(advance, "graphs by cuDNN"))
             for what in calls:
                 call = _described(what.call)
                 measured = timing.measure(what, device, partial(advance, f"{what.direction} of {call}"))

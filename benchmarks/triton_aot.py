@@ -45,6 +45,7 @@ QUICK = (
     r"resnet50/(56x56-(64-k3|256-k1s1-64)|14x14-1024-k1s1-256)|resnext50/56x56-128-|vit_s/\d+-384-1536|"
     r"convnext_t/56x56-96-dw"
 )
+WAYS = ("one-pass", "semi", "graph", "vendor")
 CLOCK = {"sm_90": (132, 1.755e9, 4096)}
 """Multiprocessors, cycles/s and FLOP/cycle of one in half precision (H200), for the times of loops."""
 PRODUCTS = {
@@ -66,9 +67,14 @@ def call_of(layer: Layer, arch: str) -> Call:
     return of_shapes(layer.x_shape, layer.weight_shape, arch=arch, **window)
 
 
-def serving(call: Call, direction: str) -> list:
-    """Triton's candidates for one direction of a call."""
-    return [c for c in TRANSFORM.candidates_of("triton") if c.can_serve(call, direction)]
+def serving(call: Call, direction: str, backends: str = "triton") -> list:
+    """The candidates of these backends for one direction of a call."""
+    return [c for c in TRANSFORM.candidates_of(backends) if c.can_serve(call, direction)]
+
+
+def predictable(call: Call, direction: str) -> list:
+    """Those whose times are predicted: Triton's, and the graphs of cuDNN, whose plans are taken to be there."""
+    return serving(call, direction) + [c for c in serving(call, direction, "cuda") if c.compiles]
 
 
 def selected(pattern: str) -> list[Layer]:
@@ -87,7 +93,7 @@ def predicted(found: list[Layer], arch: str) -> list[dict]:
     for layer in found:
         call = call_of(layer, arch)
         for direction in DIRECTIONS:
-            times = {c.name: 1e6 * c.cost(call, direction) for c in serving(call, direction)}
+            times = {c.name: 1e6 * c.cost(call, direction) for c in predictable(call, direction)}
             plain, chosen = 1e6 * traffic.plain_seconds(call, direction), min(times, key=times.get)
             row = {"layer": layer.name, "model": layer.model, "direction": direction, "plain": plain} | times
             rows.append(row | {"chosen": chosen, "chosen/plain": times[chosen] / plain})
@@ -99,10 +105,10 @@ def predicted(found: list[Layer], arch: str) -> list[dict]:
 
 def prediction_table(rows: list[dict], arch: str) -> Iterator[str]:
     yield f"\n## {arch}: predicted, not measured (cost model, bf16, batch {IMAGES}), µs"
-    yield "\n| layer | direction | plain | one-pass | semi | vendor | chosen | chosen ÷ plain |"
-    yield "|---|---|---:|---:|---:|---:|---|---:|"
+    yield "\n| layer | direction | plain | one-pass | semi | graph | vendor | chosen | chosen ÷ plain |"
+    yield "|---|---|---:|---:|---:|---:|---:|---|---:|"
     for row in rows:
-        times = (f"{row[name]:.0f}" if name in row else "–" for name in ("plain", "one-pass", "semi", "vendor"))
+        times = (f"{row[name]:.0f}" if name in row else "–" for name in ("plain", *WAYS))
         cells = row["layer"], row["direction"], *times, row["chosen"], f"{row['chosen/plain']:.2f}"
         yield f"| {' | '.join(cells)} |"
     directions = (*DIRECTIONS, SECOND)

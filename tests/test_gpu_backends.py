@@ -239,8 +239,8 @@ def test_a_refusal_goes_to_the_next_and_is_told(monkeypatch):
     """It is asked of the fastest alone, and of no candidate twice."""
     call, asked = of_shapes(**LAYER), []
 
-    def refusal(call, direction):
-        asked.append(direction)
+    def refusal(call, direction, compiles=False):
+        asked.append(compiles)
         return "cuDNN says no"
 
     graph = next(c for c in TRANSFORM.candidates if c.name == "graph")
@@ -248,14 +248,34 @@ def test_a_refusal_goes_to_the_next_and_is_told(monkeypatch):
     others = [c for c in TRANSFORM.candidates_of("cuda") if c is not graph]
     monkeypatch.setattr(TRANSFORM, "_candidates_of", lambda names: (refusing, *others))
     chosen = choice.predicted(TRANSFORM, "cuda", call, "forward")
-    assert chosen.candidate.name != "graph" and asked == ["forward"]
+    assert chosen.candidate.name != "graph" and asked == [False]
     assert chosen.reason.startswith("predicted: cuda ") and chosen.reason.endswith(
         "; cuda graph refuses: cuDNN says no"
     )
-    assert serving("cuda", call, "forward") == {"one-pass", "vendor"}
+    with choice.forced("graph") as forced:
+        assert choice.choose(TRANSFORM, "cuda", call, "forward").candidate.name == "one-pass"
+    assert asked == [False, False, True] and forced["forward"][0] is call
     slow = replace(refusing, cost=lambda call, direction: 1.0)
     monkeypatch.setattr(TRANSFORM, "_candidates_of", lambda names: (slow, *others))
-    assert "graph refuses" not in choice.predicted(TRANSFORM, "cuda", call, "forward").reason and len(asked) == 2
+    assert "graph refuses" not in choice.predicted(TRANSFORM, "cuda", call, "forward").reason and len(asked) == 3
+
+
+def test_a_measured_choice_that_refuses(monkeypatch):
+    """As where the plan that tune stored is gone: the next measured one serves, or else the predicted one."""
+    call, stored = of_shapes(**LAYER), {
+        "cuda": {"candidate": "graph", "tile": None, "seconds": {"graph": 1e-5}},
+        "triton": {"candidate": "vendor", "tile": None, "seconds": {"vendor": 2e-5}},
+    }  # fmt: skip
+    monkeypatch.setattr(choice.tuned, "find", lambda call, direction: stored)
+    assert str(choice._choose(TRANSFORM, BOTH, call, "forward")) == "cuda graph"
+    graph = next(c for c in TRANSFORM.candidates if c.name == "graph")
+    refusing = replace(graph, refusal=lambda call, direction, compiles=False: "no plan")
+    known = [refusing if c is graph else c for c in TRANSFORM.candidates]
+    monkeypatch.setattr(TRANSFORM, "_candidates_of", lambda names: tuple(c for c in known if c.backend in names))
+    found = choice._choose(TRANSFORM, BOTH, call, "forward")
+    assert (str(found), found.reason) == ("triton vendor", "measured on this device")
+    del stored["triton"]
+    assert "; cuda graph refuses: no plan" in choice._choose(TRANSFORM, BOTH, call, "forward").reason
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

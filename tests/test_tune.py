@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulated import GXX, HEADERS, module
+from emulated import GXX, HEADERS, cudnn, module
 
 import bcos_kernels as bk
 from bcos_kernels.__main__ import main
@@ -145,7 +145,11 @@ print(bk.tune(model, x, progress=False))
 print(bk.report(model, x).table())
 """
         cache = tmp_path / "choices.json"
-        emulated = {"BCOS_TEST_EMULATED": str(module()), "PYTHONPATH": str(ROOT / "tests" / "gpu_kernels")}
+        emulated = {
+            "BCOS_TEST_EMULATED": str(module()),
+            "BCOS_TEST_CUDNN": str(cudnn()),
+            "PYTHONPATH": str(ROOT / "tests" / "gpu_kernels"),
+        }
         result = python("-c", NET + code, cache=cache, **emulated)
         assert result.returncode == 0, result.stderr
         head, *_ = lines = result.stdout.splitlines()

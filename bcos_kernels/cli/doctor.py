@@ -15,12 +15,11 @@ import torch
 from .. import __version__, norm
 from ..core import dispatch, env, tuned
 from ..core.op import Op
-from ..gpu.cuda import is_private
+from ..gpu import cuda, plans
 from ..norm import NORM
-from ..text import aligned, wrapped
+from ..text import aligned, many, wrapped
 from ..transform import TRANSFORM, Call
 from ..transform.call import of_shapes
-from ..transform.cuda import graph_why_not
 
 __all__ = ["configure", "main"]
 
@@ -163,14 +162,18 @@ def _gpu_kernels(name: str, device: str) -> str:
 
 
 def _graphs(device: str) -> str:
-    """Whether the candidate graph of the cuda backend serves a call, and where it keeps plans; or why it does not."""
-    call = _call(_CONV, device, torch.bfloat16)
-    refusals = TRANSFORM.backends["cuda"].why_not(call) or [graph_why_not(call, "forward")]
-    if any(refusals):
+    """What the candidate graph of the cuda backend rests on: cuDNN, and the stored plans."""
+    refusals = TRANSFORM.backends["cuda"].why_not(_call(_CONV, device, torch.bfloat16))
+    if refusals:
         return f"not used here: {'; '.join(refusals)}"
-    if not is_private(env.PLANS):
-        return f"used; their plans are not kept, because others may write {env.PLANS}: chmod 700, or delete it"
-    return f"used; their plans are kept in {env.PLANS}"
+    assert cuda.kernels is not None
+    try:
+        version = cuda.kernels.cudnn_version()
+    except RuntimeError as error:
+        return f"not used here: {error}"
+    if not plans.is_private():
+        return f"cuDNN {version}; no plan is stored or read, as others may write {env.PLANS}: chmod 700, or delete it"
+    return f"cuDNN {version}; {many(plans.count(), 'plan')} in {env.PLANS}, to which tune adds"
 
 
 def _tuned() -> str:

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from .. import adopt, tuning
-from ..core import tuned
+from ..core import env, tuned
 from ..core.candidate import DIRECTIONS
-from ..text import aligned
+from ..gpu import plans
+from ..text import aligned, many
 from ..tuning import words
 from .terminal import DTYPES, factory, json_object, refused, shape
 
@@ -35,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(DIRECTIONS)} (default all)",
     )
     parser.add_argument("--list", action="store_true", help="show the stored choices and their file")
-    parser.add_argument("--clear", action="store_true", help="delete the stored choices of this device")
+    parser.add_argument("--clear", action="store_true", help="delete the stored choices and plans of this device")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -47,6 +48,8 @@ def main(options: argparse.Namespace) -> int:
             print(_stored())
         elif options.clear:
             print(f"{tuned.delete()} choices of {tuned.device()} deleted from {tuned.PATH}")
+            if torch.cuda.is_available():
+                print(f"{many(plans.delete(torch.cuda.get_device_name()), 'plan')} deleted from {env.PLANS}")
         else:
             return _tune(options)
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:

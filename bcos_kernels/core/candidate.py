@@ -43,7 +43,7 @@ def _no_prediction(call, direction: str) -> float:
     return 0.0
 
 
-def _no_refusal(call, direction: str) -> str:
+def _no_refusal(call, direction: str, compiles: bool = False) -> str:
     return ""
 
 
@@ -67,9 +67,9 @@ class Candidate:
     """``tiles(call, direction)``: the tiles for the product that forms y or dx, the best guess first."""
     cost: Callable[[Any, str], float] = _no_prediction
     """``cost(call, direction)``: the predicted seconds."""
-    refusal: Callable[[Any, str], str] = _no_refusal
-    """``refusal(call, direction)``: why it cannot serve a direction that it ``serves``; empty where it can. It is found
-    out by trying, which may take seconds, and therefore asked only of a candidate that would be chosen."""
+    refusal: Callable[..., str] = _no_refusal
+    """``refusal(call, direction, compiles=False)``: why it cannot serve, on the current device, a direction that it
+    ``serves``; empty where it can. Only ``compiles`` allows it to take seconds to find that out."""
     second: Callable[..., tuple] | None = None
     """``second(v, grad, inputs, saved, call, frozen, wanted)``: the gradients of ⟨v, dx⟩, where dx is the gradient of
     the first input that ``backward`` returns. They are those of ``grad``, of the inputs and of the op's intermediates;
@@ -89,6 +89,11 @@ class Candidate:
     def has_tiles(self) -> bool:
         """Whether some call may offer tiles to choose from."""
         return self.tiles is not _no_tiles
+
+    @property
+    def compiles(self) -> bool:
+        """Whether it may have to compile a call first, which only those make it do who measure or force it."""
+        return self.refusal is not _no_refusal
 
     def can_serve(self, call, direction: str) -> bool:
         """Whether the candidate serves one direction of a call that its backend serves."""

@@ -39,10 +39,13 @@ class Op(Hashable, Protocol):
 
 
 def ways(op: Op, backend: str, call, direction: str) -> list[tuple[Candidate, Tile | None]]:
-    """Every way to serve one direction: each candidate with each of its tiles, in the order of preference."""
+    """Every way to serve one direction: each candidate with each of its tiles, in the order of preference.
+
+    A candidate may still refuse, see :attr:`Candidate.refusal`.
+    """
     found: list[tuple[Candidate, Tile | None]] = []
     for candidate in op.candidates_of(backend):
-        if candidate.can_serve(call, direction) and not candidate.refusal(call, direction):
+        if candidate.can_serve(call, direction):
             found += [(candidate, tile) for tile in candidate.tiles(call, direction)] or [(candidate, None)]
     return found
 
@@ -74,10 +77,10 @@ def _choose(op: Op, backend: str, call, direction: str) -> Choice:
         known = stored.get(candidate.backend)
         if known and known["candidate"] == candidate.name and tuned.tile(known) == tile:
             measured.append((known["seconds"][candidate.name], candidate, tile))
-    if not measured:
-        return predicted(op, backend, call, direction)
-    _, candidate, tile = min(measured, key=lambda m: m[0])
-    return Choice(candidate, tile, "measured on this device")
+    for _, candidate, tile in sorted(measured, key=lambda m: m[0]):
+        if not candidate.refusal(call, direction):
+            return Choice(candidate, tile, "measured on this device")
+    return predicted(op, backend, call, direction)
 
 
 choose = lru_cache(maxsize=4096)(_choose)
@@ -97,17 +100,18 @@ def choosing(choice: Callable[..., Choice]) -> Iterator[None]:
 
 @contextmanager
 def forced(name: str | None, tile: Tile | None = None) -> Iterator[dict[str, tuple[object, Choice]]]:
-    """A context in which the candidate ``name`` serves every call that it can, and the first candidate all others.
+    """A context in which the candidate ``name`` serves every call that it can, and the first that can all others.
 
-    With None, the usual choice is made. Yields what was chosen last: direction -> ``(call, choice)``.
+    What it has to compile first is compiled. With None, the usual choice is made. Yields what was chosen last:
+    direction -> ``(call, choice)``.
     """
     usual, chosen = choose, {}
 
     def force(op: Op, backend: str, call, direction: str) -> Choice:
         choice = usual(op, backend, call, direction)
         if name is not None:
-            offered = ways(op, backend, call, direction)
-            candidate, first = next((way for way in offered if way[0].name == name), offered[0])
+            offered = sorted(ways(op, backend, call, direction), key=lambda way: way[0].name != name)
+            candidate, first = next(way for way in offered if not way[0].refusal(call, direction, True))
             choice = Choice(candidate, tile or first, "forced")
         chosen[direction] = call, choice
         return choice

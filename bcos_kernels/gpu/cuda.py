@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from functools import cache
-from pathlib import Path
 
 import torch
 
 from ..core import _torch, env, extension
 
-__all__ = ["absent", "device", "is_private", "kernels", "unavailable"]
+__all__ = ["absent", "device", "kernels", "unavailable"]
 
 
 def _load():
@@ -36,15 +33,6 @@ def unavailable(where: str) -> list[str]:
     if where != device:
         return [f"device is {where!r}, the CUDA kernels run on 'cuda'"]
     return _unserved_architecture()
-
-
-def is_private(folder: Path) -> bool:
-    """Whether plans may be kept in ``folder``: it is not there yet, or this user's and nobody else can write it."""
-    try:
-        facts = folder.lstat()
-    except FileNotFoundError:
-        return True
-    return stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid() and not facts.st_mode & 0o022
 
 
 @_torch.constant_when_compiled

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import astuple
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +20,7 @@ from ..core.candidate import DIRECTIONS, Candidate, Tile
 from ..core.choice import Choice
 from ..core.op import Op
 
-__all__ = ["Noted", "Trial", "keep", "listed", "measure", "noting", "served"]
+__all__ = ["Noted", "Trial", "compile_all", "compiled", "keep", "listed", "measure", "noting", "served"]
 
 ROUNDS = 12
 ROUNDS_INTERPRETED = 2  # in the interpreter times mean nothing
@@ -60,6 +62,34 @@ def listed(what: Noted) -> list[Trial]:
     return [Trial(*way) for way in choice.ways(*what)]
 
 
+def compiled(calls: Iterable[Noted]) -> list[tuple[Noted, Candidate]]:
+    """The candidates that have to compile these calls before they serve them."""
+    return [
+        (what, candidate) for what in calls for candidate in dict.fromkeys(t.candidate for t in listed(what))
+        if candidate.compiles
+    ]  # fmt: skip
+
+
+def compile_all(wanted: list[tuple[Noted, Candidate]], device: torch.device, done: Callable[[], None]) -> None:
+    """Lets the candidates compile, in a thread for each processor; ``done`` is called after each."""
+
+    def ask(pair: tuple[Noted, Candidate]) -> None:
+        what, candidate = pair
+        with _on(device):
+            candidate.refusal(what.call, what.direction, True)
+
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        for _ in pool.map(ask, wanted):
+            done()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _on(device: torch.device) -> AbstractContextManager:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 def served(what: Noted) -> tuple[Choice, ...]:
     """The choice for each direction of a call whose forward was noted, in the order of ``DIRECTIONS``."""
     return tuple(choice.choose(*what.of(direction)) for direction in DIRECTIONS)
@@ -99,7 +129,7 @@ def measure(what: Noted, device: torch.device, done: Callable[[], None]) -> list
     is called after the first call of each, which compiles its kernels.
     """
     on_cuda = device.type == "cuda"
-    with torch.cuda.device(device) if on_cuda else nullcontext(), torch.autocast(device.type, enabled=False):
+    with _on(device), torch.autocast(device.type, enabled=False):
         trials = listed(what)
         try:
             candidates = what.op.candidates_of(what.backend)
@@ -151,6 +181,8 @@ def _runner(what: Noted, first: Candidate, device: torch.device) -> Run:
 
 def _refusal(what: Noted, trial: Trial, run: Run, truth: dict[str, Tensor]) -> str | None:
     try:
+        if refused := trial.candidate.refusal(what.call, what.direction, True):
+            return refused
         return _disagreement(what.call, run(trial.candidate, trial.tile), truth)
     except Exception as error:  # a compiler or a driver can raise anything
         return _line(error)

@@ -70,17 +70,17 @@ def second(
     )
 
 
-def graph_why_not(call: Call, direction: str) -> str:
+def graph_why_not(call: Call, direction: str, compiles: bool = False) -> str:
     """Why the extension serves a direction of the call by no graph of cuDNN, in cuDNN's words or ours; else empty.
 
-    The graph is compiled to find out, in seconds, unless this process or an earlier one did so. Without the extension
-    nothing is known; it is then the backend that does not serve the call.
+    A plan that is neither in this process nor stored is a reason, unless ``compiles``, which takes a second or more.
+    Without the extension nothing is known; it is then the backend that does not serve the call.
     """
     if cuda.kernels is None:
         return ""
     return cuda.kernels.graph_why_not(
         call.x_shape, call.weight_shape, call.dtype, call.weight_dtype, call.bias and direction != "explanation",
-        call.spec.native, getattr(cuda.kernels.Step, direction), call.tf32,
+        call.spec.native, getattr(cuda.kernels.Step, direction), call.tf32, compiles,
     )  # fmt: skip
 
 

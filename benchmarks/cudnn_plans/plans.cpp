@@ -37,7 +37,7 @@ std::string answer(const transform::cuda::Fused& call, const cudnn::Device& devi
   const auto graph = transform::cuda::graph_of(call);
   std::ostringstream out;
   try {
-    const auto plan = cudnn::Plan::build(graph, device, call.deterministic);
+    const auto plan = cudnn::Plan::build(graph, device);
     const auto json = plan.json();
     const std::chrono::duration<double> built = std::chrono::steady_clock::now() - start;
     cudnn::Plan::restore(graph, device, json);

@@ -155,7 +155,8 @@ int finalize(Object& o) {
 }
 
 std::string device_text() {
-  return "{\"deviceName\":\"mock " + std::to_string(setting("device")) + "\"}";
+  return "{\"cudaDeviceId\":" + std::to_string(setting("place")) + ",\"deviceName\":\"mock " +
+         std::to_string(setting("device")) + "\"}";
 }
 
 // A list of values as the attribute's type has them.
@@ -198,7 +199,7 @@ int execute(const Object& plan, const Object& pack) {
 }  // namespace
 
 #define ENTER(name)                                         \
-  const std::lock_guard guard(entering);                      \
+  const std::lock_guard guard(entering);                    \
   calls[name]++;                                            \
   if (const int64_t status = setting("fail_" name); status) \
   return fail(int(status), "the mock fails in " name)

@@ -65,8 +65,8 @@ void run(Cache& cache, const Entry* entry, float c = 2) {
     }
 }
 
-const Entry* found(Cache& cache, bool deterministic = false, int64_t key = 1) {
-  return cache.find(0, {key}, deterministic, true, [] { return example(); });
+const Entry* found(Cache& cache, int64_t key = 1, Source allowed = Source::Compiler) {
+  return cache.find(0, {key}, allowed, [] { return example(); });
 }
 
 std::string read(const files::path& path) {
@@ -86,31 +86,42 @@ void cache(const std::string& folder) {
   const auto plans = folder + "/below/plans";
   Cache first;
   first.set_folder(plans);
-  CHECK(first.find(0, {1}, false, false, [] { return example(); }) == nullptr);  // as within a CUDA graph
-  CHECK(mock_calls("built") == 0 && !files::exists(plans));
-  run(first, found(first));
-  CHECK(found(first) == found(first) && mock_calls("built") == 1);
-  CHECK(first.find(0, {1}, false, false, [] { return example(); }) == found(first));
+  for (const auto allowed : {Source::Memory, Source::Disk}) CHECK(found(first, 1, allowed) == nullptr);
+  CHECK(mock_calls("built") == 0 && mock_calls("Create") == 0 && !files::exists(plans));
+  const auto* entry = found(first);
+  run(first, entry);
+  for (const auto allowed : {Source::Memory, Source::Disk, Source::Compiler})
+    CHECK(found(first, 1, allowed) == entry);
+  CHECK(mock_calls("built") == 1);
   struct stat facts;
   CHECK(stat(plans.c_str(), &facts) == 0 && (facts.st_mode & 0777) == 0700);
   const files::path file = files::directory_iterator(plans)->path();
   CHECK(stat(file.c_str(), &facts) == 0 && (facts.st_mode & 0777) == 0600);
 
-  Cache second;
+  Cache second;  // of another process, which has the stored plan without compiling
   second.set_folder(plans);
-  run(second, found(second));
-  CHECK(mock_calls("built") == 1 && mock_calls("restored") == 1);
-  run(second, found(second, true));  // another plan, because other engines may be chosen
-  run(second, second.find(0, {2}, false, true, [] { return example(3); }), 3);
-  CHECK(mock_calls("built") == 3);
+  CHECK(found(second, 1, Source::Memory) == nullptr);
+  run(second, found(second, 1, Source::Disk));
+  CHECK(mock_calls("built") == 1 && mock_calls("restored") == 1 &&
+        found(second, 1, Source::Memory) != nullptr);
+  const auto other = [] { return example(3); };
+  CHECK(second.find(0, {2}, Source::Disk, other) == nullptr);
+  run(second, second.find(0, {2}, Source::Compiler, other), 3);
+  CHECK(mock_calls("built") == 2);
+  mock_set("place", 1);  // the next GPU of the machine, of the same kind
+  Cache beside;
+  beside.set_folder(plans);
+  run(beside, found(beside, 1, Source::Disk));
+  CHECK(mock_calls("restored") == 2);
   mock_set("device", 7);
-  Cache other;
-  other.set_folder(plans);
-  run(other, found(other));  // another GPU
-  CHECK(mock_calls("built") == 4 && std::distance(files::directory_iterator(plans), {}) == 4);
+  Cache unlike;
+  unlike.set_folder(plans);
+  CHECK(found(unlike, 1, Source::Disk) == nullptr);
+  run(unlike, found(unlike));
+  CHECK(mock_calls("built") == 3 && std::distance(files::directory_iterator(plans), {}) == 3);
   Cache nowhere;
   run(nowhere, found(nowhere));
-  CHECK(mock_calls("built") == 5);
+  CHECK(mock_calls("built") == 4);
 }
 
 // Whatever stands in a plan's file is replaced, unless others could have written it.
@@ -172,17 +183,18 @@ void unusable(const std::string& folder) {
   CHECK(Store(plans).read(key) == "{no plan}" && !Store(plans).read(key + "x") && !Store("").read(key));
   Cache cache;
   cache.set_folder(plans);
+  CHECK(found(cache, 1, Source::Disk) == nullptr && mock_calls("restored") == 1);
   run(cache, found(cache));
-  CHECK(mock_calls("restored") == 1 && mock_calls("built") == 1 && Store(plans).read(key) != "{no plan}");
+  CHECK(mock_calls("restored") == 2 && mock_calls("built") == 1 && Store(plans).read(key) != "{no plan}");
 }
 
 void refusals(const std::string&) {
   Cache cache;
   int64_t key = 100;
-  const auto why = [&](bool deterministic = false) {
-    const auto* entry = found(cache, deterministic, ++key);
+  const auto why = [&] {
+    const auto* entry = found(cache, ++key);
     CHECK(entry->plan.has_value() == entry->why_not.empty());
-    CHECK(found(cache, deterministic, key) == entry);  // not tried again
+    CHECK(found(cache, key) == entry);  // not tried again
     return entry->why_not;
   };
   CHECK(why() == "");
@@ -192,9 +204,10 @@ void refusals(const std::string&) {
   CHECK(says(why(), "cuDNN 9.28.1, building a plan: status 3000, the mock refuses this engine"));
   mock_set("refused_configs", 0);
   mock_set("nondeterministic_configs", 1);
-  CHECK(why(true) == "" && why() == "");
+  CHECK(why() == "");  // the next engine
   mock_set("nondeterministic_configs", 2);
-  CHECK(says(why(true), "no deterministic engine") && why() == "");
+  CHECK(says(why(), "cuDNN has no deterministic engine for this graph"));
+  mock_set("nondeterministic_configs", 0);
   mock_set("configs", 0);
   CHECK(says(why(), "no engine"));
   mock_set("configs", 2);
@@ -202,7 +215,7 @@ void refusals(const std::string&) {
   CHECK(says(why(), "looking for engines: status 3000, the mock refuses this graph"));
   mock_set("refuse_graph", 0);
   mock_set("workspace", 1000);
-  run(cache, found(cache, false, ++key));
+  run(cache, found(cache, ++key));
   mock_set("workspace", int64_t(1) << 40);
   CHECK(says(why(), "workspace of 1099511627776 bytes, allowed: up to"));
 }
@@ -215,12 +228,12 @@ void failures(const std::string&) {
     Cache cache;
     const auto setting = std::string("fail_") + name;
     mock_set(setting.c_str(), 4000);
-    const auto* entry = found(cache, false, ++key);
+    const auto* entry = found(cache, ++key);
     CHECK(!entry->plan &&
           says(entry->why_not, (std::string("status 4000, the mock fails in ") + name).c_str()));
     CHECK(mock_alive() == 0);
     mock_set(setting.c_str(), 0);
-    run(cache, found(cache, false, ++key));
+    run(cache, found(cache, ++key));
   }
   CHECK(mock_alive() == 0);
   Cache cache;
@@ -264,10 +277,12 @@ void threads(const std::string& folder) {
   for (int t = 0; t < 8; t++)
     all.emplace_back([&] {
       for (int64_t i = 0; i < 24; i++)
-        run(cache, cache.find(0, {i % 6}, false, true, [i] { return example(float(i % 6)); }), float(i % 6));
+        run(cache, cache.find(0, {i % 6}, Source::Compiler, [i] { return example(float(i % 6)); }),
+            float(i % 6));
     });
   for (auto& thread : all) thread.join();
-  CHECK(mock_calls("built") == 6 && mock_calls("Create") <= 9);
+  CHECK(mock_calls("built") >= 1 && mock_calls("built") <= 6 * 8 && mock_calls("Create") <= 16);
+  CHECK(std::distance(files::directory_iterator(folder + "/plans"), {}) == 6);
 }
 
 void unserved(const std::string&) {

@@ -16,6 +16,8 @@ from where import EMULATED, load_cudnn
 from bcos_kernels.cli import doctor
 from bcos_kernels.core import choice, env
 from bcos_kernels.gpu import cuda as loaded
+from bcos_kernels.gpu import plans, timing
+from bcos_kernels.gpu.timing import Noted
 from bcos_kernels.transform import TRANSFORM, Outputs, cuda, reference
 from bcos_kernels.transform.call import of_shapes
 
@@ -50,6 +52,11 @@ def cudnn(tmp_path):
     loaded.kernels.set_plan_folder("")
     for name, usual in dict.fromkeys(told.changed, 0).items():
         told.set(name, 2 if name == "configs" else usual)
+
+
+def why_not(call, direction: str) -> str:
+    """As of who measures or forces the candidate."""
+    return cuda.graph_why_not(call, direction, True)
 
 
 def fresh(weight_shape, **options):
@@ -99,7 +106,7 @@ SERVED = [
 def test_each_is_one_run_of_a_plan(shapes, direction, options, cudnn):
     """In fp32 with tf32, which the stand-in does not round: every operation of the graph is the formula's."""
     call = fresh(**shapes, dtype=torch.float32, tf32=True, **options)
-    assert cuda.graph_why_not(call, direction) == ""
+    assert why_not(call, direction) == ""
     built, runs = cudnn.built, cudnn.runs
     found, truth = run(call, "graph", direction), exact(call, direction)
     assert (cudnn.built, cudnn.runs) == (built, runs + 1)
@@ -138,7 +145,7 @@ def test_what_is_never_a_graph(shapes, options, direction, reason, cudnn):
     if "groups" in options:
         call = replace(call, x_shape=(2, 16, *call.x_shape[2:]))
     runs, built = cudnn.runs, cudnn.built
-    assert cuda.graph_why_not(call, direction) == reason
+    assert why_not(call, direction) == reason
     agree(run(call, "graph", direction), run(call, "vendor", direction))
     assert (cudnn.runs, cudnn.built) == (runs, built)
     graph = next(c for c in TRANSFORM.candidates_of("cuda") if c.name == "graph")
@@ -156,7 +163,7 @@ def test_while_a_cuda_graph_is_recorded(shapes, direction, cudnn):
     """No plan is built then; one that was built before runs."""
     call, built = fresh(**shapes), cudnn.built
     loaded.kernels.set_capturing(True)
-    assert "a CUDA graph is being recorded" in cuda.graph_why_not(call, direction)
+    assert why_not(call, direction) == "no plan was there when a CUDA graph was recorded"
     runs = cudnn.runs
     agree(run(call, "graph", direction), run(call, "vendor", direction))
     assert (cudnn.built, cudnn.runs) == (built, runs)
@@ -168,19 +175,45 @@ def test_while_a_cuda_graph_is_recorded(shapes, direction, cudnn):
     assert (cudnn.built, cudnn.runs) == (built + 1, runs + 2)
 
 
-def test_a_refusal_is_cudnns_own(cudnn, monkeypatch):
+def test_a_refusal_is_cudnns_own(cudnn):
     call = fresh(**CONV)
     cudnn.set("refuse_graph", 1)
     said = "cuDNN 9.28.1, looking for engines: status 3000, the mock refuses this graph"
-    assert cuda.graph_why_not(call, "forward") == said
-    chosen = choice.predicted(TRANSFORM, "cuda", call, "forward", lambda c: c.name in ("graph", "vendor"))
+    assert why_not(call, "forward") == said
+    chosen = predicted(call)
     assert chosen.candidate.name == "vendor" and chosen.reason.endswith(f"; cuda graph refuses: {said}")
     runs = cudnn.runs
     agree(run(call, "graph", "forward"), run(call, "vendor", "forward"))
     assert cudnn.runs == runs
     cudnn.set("refuse_graph", 0)
-    assert cuda.graph_why_not(call, "forward") == said  # it is kept
-    assert cuda.graph_why_not(fresh(**CONV), "forward") == ""
+    assert why_not(call, "forward") == said  # it is kept
+    assert why_not(fresh(**CONV), "forward") == ""
+
+
+def predicted(call):
+    return choice.predicted(TRANSFORM, "cuda", call, "forward", lambda c: c.name in ("graph", "vendor"))
+
+
+def test_no_plan_is_compiled_unasked(cudnn, tmp_path):
+    """Images of ever new sizes wait for nothing: a graph is chosen once its plan is there, and stored ones are read."""
+    folder, call, built = tmp_path / "plans", fresh(**CONV), cudnn.built
+    loaded.kernels.set_plan_folder(str(folder))
+    refusal = "; cuda graph refuses: no plan is stored; bk.tune compiles it"
+    assert predicted(call).candidate.name == "vendor" and predicted(call).reason.endswith(refusal)
+    assert (cudnn.built, cudnn.restored) == (built, 0) and not folder.exists()
+    assert why_not(call, "forward") == "" and cudnn.built == built + 1
+    assert predicted(call).candidate.name == "graph" and predicted(fresh(**CONV)).candidate.name == "vendor"
+    assert cudnn.built == built + 1
+
+
+def test_threads_compile(cudnn, tmp_path):
+    """As tune lets them; every call has its own plan afterwards."""
+    noted = [Noted(TRANSFORM, "cuda", fresh(**CONV), direction) for direction in ("forward", "training") * 4]
+    wanted, built, done = timing.compiled(noted), cudnn.built, []
+    assert [what for what, _ in wanted] == noted
+    timing.compile_all(wanted, torch.device("cpu"), lambda: done.append(1))
+    assert len(done) == 8 and cudnn.built == built + 8
+    assert {cuda.graph_why_not(what.call, what.direction) for what in noted} == {""}
 
 
 def test_a_run_that_fails_is_an_error(cudnn):
@@ -201,20 +234,49 @@ def test_a_workspace(cudnn):
 def test_torchs_switches(cudnn, monkeypatch):
     call = fresh(**CONV)
     monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
-    assert cuda.graph_why_not(call, "forward") == "torch.backends.cudnn.enabled is False"
+    assert why_not(call, "forward") == "torch.backends.cudnn.enabled is False"
     runs = cudnn.runs
     agree(run(call, "graph", "forward"), run(call, "vendor", "forward"))
     assert cudnn.runs == runs
-    monkeypatch.setattr(torch.backends.cudnn, "enabled", True)
+
+
+def test_engines_are_deterministic(cudnn):
+    """Whatever torch's settings are, so that one plan serves all of them."""
     cudnn.set("nondeterministic_configs", 2)
-    refusal = "cuDNN has no deterministic engine for this graph, and torch's settings ask for one"
-    assert cuda.graph_why_not(call, "forward") == refusal  # tests set torch.use_deterministic_algorithms
-    torch.use_deterministic_algorithms(False)  # which is set again after this test
-    assert cuda.graph_why_not(call, "forward") == ""
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    assert cuda.graph_why_not(call, "forward") == refusal
+    assert why_not(fresh(**CONV), "forward") == "cuDNN has no deterministic engine for this graph"
     cudnn.set("nondeterministic_configs", 1)
-    assert cuda.graph_why_not(fresh(**CONV), "forward") == ""
+    assert why_not(fresh(**CONV), "forward") == ""
+
+
+@pytest.mark.parametrize("norm_eps, reason", [((1e-80, 0.0), "norm_eps is too small for a quotient of fp32"),
+                                             ((0.0, 1e-30), "")])  # fmt: skip
+def test_a_zero_patch(norm_eps, reason, cudnn):
+    """Its y is 0, not the quotient of 0 and 0."""
+    call = fresh(**CONV, norm_eps=norm_eps)
+    assert why_not(call, "forward") == reason
+    inputs, _ = call.example(torch.device("cpu"))
+    inputs = inputs._replace(x=torch.zeros_like(inputs.x))
+    assert cuda.forward("graph", inputs, call, None)[0].count_nonzero() == 0
+
+
+def test_misaligned_tensors_are_copied(cudnn):
+    """cuDNN reads 16 bytes at a time; the stand-in refuses an address that is no multiple of it."""
+    call, runs = fresh(**POINTWISE, bias=True), cudnn.runs
+    inputs, _ = call.example(torch.device("cpu"))
+
+    def shifted(t):
+        return torch.empty(t.numel() + 1, dtype=t.dtype)[1:].as_strided(t.shape, t.stride()).copy_(t)
+
+    found = cuda.forward("graph", type(inputs)(*(t if t is None else shifted(t) for t in inputs)), call, None)
+    assert torch.equal(found[0], cuda.forward("graph", inputs, call, None)[0]) and cudnn.runs == runs + 2
+
+
+def test_sizes_without_a_plan(cudnn):
+    huge = replace(fresh(**POINTWISE), x_shape=(2**19, 16, 16, 16), weight_shape=(32, 16, 1, 1))
+    said = why_not(huge, "forward")
+    assert said == "a tensor has 4294967296 values, allowed: up to 2147483647"
+    call = fresh(**CONV)
+    assert why_not(replace(call, x_shape=(0, *call.x_shape[1:])), "forward") == "there are no values"
 
 
 @pytest.mark.parametrize("shapes", [CONV, POINTWISE], ids=str)
@@ -242,11 +304,13 @@ def test_plans_are_kept_on_disk(cudnn, tmp_path):
     assert all(Path(file).read_bytes().startswith(b"bcos_kernels plan 1\ncudnn 92801 ") for file in files)
 
 
-def test_doctor_tells_of_graphs(cudnn, tmp_path, monkeypatch):
+def test_doctor_and_clear_know_the_plans(cudnn, tmp_path, monkeypatch):
     monkeypatch.setattr(env, "PLANS", folder := tmp_path / "plans")
-    assert doctor._graphs("cpu") == f"used; their plans are kept in {folder}"
-    folder.mkdir()
+    loaded.kernels.set_plan_folder(str(folder))
+    assert doctor._graphs("cpu") == f"cuDNN 9.28.1; 0 plans in {folder}, to which tune adds"
+    assert why_not(fresh(**CONV), "forward") == ""
+    (folder / "notes.txt").write_text("mock 0")
+    assert doctor._graphs("cpu") == f"cuDNN 9.28.1; 1 plan in {folder}, to which tune adds"
+    assert (plans.delete("mock"), plans.delete("mock 0"), plans.count()) == (0, 1, 0)
     folder.chmod(0o770)
-    assert f"are not kept, because others may write {folder}" in doctor._graphs("cpu")
-    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
-    assert doctor._graphs("cpu") == "not used here: torch.backends.cudnn.enabled is False"
+    assert f"no plan is stored or read, as others may write {folder}" in doctor._graphs("cpu")

@@ -1,5 +1,6 @@
 #include "transform/cuda/graphs.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace bcos::transform::cuda {
@@ -10,6 +11,8 @@ using cudnn::Graph;
 using cudnn::Operator;
 using cudnn::Pointwise;
 using cudnn::Sizes;
+
+constexpr int64_t kMostValues = (int64_t(1) << 31) - 1;  // cuDNN's fused kernels may index by 32 bits
 
 int64_t bits(float value) {
   int32_t out;
@@ -116,7 +119,7 @@ bool Fused::pointwise() const {
   return w.KH * w.KW == 1 && w.SH == 1 && w.SW == 1 && w.PH == 0 && w.PW == 0;
 }
 
-std::array<int64_t, 25> Fused::key() const {
+std::array<int64_t, 24> Fused::key() const {
   const auto& w = window;
   return {int64_t(step),
           images,
@@ -141,12 +144,16 @@ std::array<int64_t, 25> Fused::key() const {
           bias,
           int64_t(power),
           bits(b_minus_1),
-          bits(cos_eps),
-          deterministic};
+          bits(cos_eps)};
 }
 
 std::string why_not(const Fused& call) {
   const auto& w = call.window;
+  const int64_t most =
+      std::max(call.images * call.channels * w.H * w.W, call.images * call.filters * w.OH * w.OW);
+  if (most == 0) return "there are no values";
+  if (most > kMostValues)
+    return "a tensor has " + std::to_string(most) + " values, allowed: up to " + std::to_string(kMostValues);
   if (call.step == Step::Forward && call.power == Power::One && !call.alpha && !call.bias)
     return "b is 1 and nothing follows the product";
   if (call.step == Step::Forward) return "";

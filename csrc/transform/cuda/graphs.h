@@ -24,7 +24,6 @@ struct Fused {
   bool alpha, bias;  // whether the product is multiplied by alpha, and whether a bias is added
   Power power;
   float b_minus_1, cos_eps;
-  bool deterministic;
 
   // One pixel of x for one of y, in the same order: a product of matrices.
   bool pointwise() const;
@@ -32,7 +31,7 @@ struct Fused {
   bool saves_l() const { return power == Power::General; }
 
   // Equal where the plan is the same.
-  std::array<int64_t, 25> key() const;
+  std::array<int64_t, 24> key() const;
 };
 
 // Why no graph is formed for it, whatever cuDNN takes; empty where one is.

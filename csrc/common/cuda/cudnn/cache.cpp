@@ -3,11 +3,6 @@
 #include <utility>
 
 namespace bcos::cudnn {
-namespace {
-
-constexpr size_t kMostPlans = 4096;
-
-}  // namespace
 
 Lease::Lease(Lease&& other) noexcept
     : from_(std::exchange(other.from_, nullptr)), device_(other.device_), handle_(other.handle_) {}
@@ -25,8 +20,13 @@ size_t Cache::Hash::operator()(const Key& key) const {
 }
 
 void Cache::set_folder(const std::string& folder) {
-  const std::lock_guard lock(building_);
+  const std::unique_lock lock(looking_);
   folder_ = folder;
+}
+
+std::string Cache::folder() const {
+  const std::shared_lock lock(looking_);
+  return folder_;
 }
 
 const Entry* Cache::known(const Key& key) const {
@@ -35,39 +35,47 @@ const Entry* Cache::known(const Key& key) const {
   return found == entries_.end() ? nullptr : &found->second;
 }
 
-const Entry* Cache::find(int device, const Key& key, bool deterministic, bool may_build,
-                         const std::function<Graph()>& graph) {
+const Entry* Cache::find(int device, const Key& key, Source allowed, const std::function<Graph()>& graph) {
   Key whole = key;
   whole.push_back(device);
-  whole.push_back(deterministic);
-  if (const auto* entry = known(whole)) return entry;
-  if (!may_build) return nullptr;
-  const std::lock_guard build(building_);
-  if (const auto* entry = known(whole)) return entry;  // another thread built it meanwhile
-  static const Entry full{std::nullopt,
-                          std::to_string(kMostPlans) + " plans are held, as many as one process keeps"};
-  if (entries_.size() >= kMostPlans) return &full;
-  auto entry = make(device, graph(), deterministic);
+  const auto* entry = known(whole);
+  if (entry != nullptr || allowed == Source::Memory) return entry;
+  auto taken = take(device, allowed, graph());
+  if (!taken) return nullptr;
   const std::unique_lock lock(looking_);
-  return &entries_.emplace(std::move(whole), std::move(entry)).first->second;
+  return &entries_.emplace(std::move(whole), std::move(*taken)).first->second;
 }
 
-Entry Cache::make(int device, const Graph& graph, bool deterministic) {
+const std::string& Cache::text_of(int device) {
+  {
+    const std::shared_lock lock(looking_);
+    if (const auto found = devices_.find(device); found != devices_.end()) return found->second;
+  }
+  auto text = Device(handle(device, nullptr, true)->handle()).text();
+  const std::unique_lock lock(looking_);
+  return devices_.emplace(device, std::move(text)).first->second;
+}
+
+std::optional<Entry> Cache::take(int device, Source allowed, const Graph& graph) {
+  const bool compiles = allowed == Source::Compiler;
+  const Store store(folder());
+  if (!compiles && !store.exists()) return std::nullopt;  // as in most processes that nobody tuned for
   try {
+    const auto key = "cudnn " + std::to_string(version()) + " " + text_of(device) + " " + graph.text();
+    const auto kept = store.read(key);
+    if (!kept && !compiles) return std::nullopt;
     const auto lease = handle(device, nullptr, true);
     const Device gpu(lease->handle());
-    const Store store(folder_);
-    const auto key = "cudnn " + std::to_string(version()) + (deterministic ? " deterministic " : " ") +
-                     gpu.text() + " " + graph.text();
-    if (const auto kept = store.read(key)) try {
-        return {Plan::restore(graph, gpu, *kept), ""};
-      } catch (const Error&) {  // it is built again, and replaced
+    if (kept) try {
+        return Entry{Plan::restore(graph, gpu, *kept), ""};
+      } catch (const Error&) {  // it is compiled again, and replaced
+        if (!compiles) return std::nullopt;
       }
-    auto plan = Plan::build(graph, gpu, deterministic);
+    auto plan = Plan::build(graph, gpu);
     store.write(key, plan.json());
-    return {std::move(plan), ""};
+    return Entry{std::move(plan), ""};
   } catch (const Error& error) {
-    return {std::nullopt, error.what()};
+    return compiles ? std::optional(Entry{std::nullopt, error.what()}) : std::nullopt;
   }
 }
 

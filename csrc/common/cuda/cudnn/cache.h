@@ -32,6 +32,13 @@ class Lease {
   Handle handle_;
 };
 
+// Where a plan may be taken from; each includes those before it.
+enum class Source {
+  Memory,   // this process, at once; the only one while a CUDA graph is recorded
+  Disk,     // the folder, in milliseconds
+  Compiler  // cuDNN, in seconds
+};
+
 struct Entry {
   std::optional<Plan> plan;
   std::string why_not;  // where there is no plan: cuDNN's reason, or ours
@@ -44,11 +51,10 @@ class Cache {
   // Where plans are kept between processes; empty: nowhere.
   void set_folder(const std::string& folder);
 
-  // The plan of this key on this GPU, which must be the current one. Where there is none yet it is read from
-  // the folder or built of `graph()`, which takes seconds; null where `may_build` is false. What no engine
-  // takes has no plan and is not tried again. Equal keys are of equal graphs.
-  const Entry* find(int device, const Key& key, bool deterministic, bool may_build,
-                    const std::function<Graph()>& graph);
+  // The plan of this key on this GPU, which must be the current one, or why cuDNN compiles none; null where
+  // the allowed sources have neither. What no engine takes is not compiled again. Equal keys are of equal
+  // graphs. Threads that ask for the same plan at the same time may all compile it, and the first one stays.
+  const Entry* find(int device, const Key& key, Source allowed, const std::function<Graph()>& graph);
 
   // A handle on this stream; none where `may_make` is false and all that there are is in use.
   std::optional<Lease> handle(int device, Stream stream, bool may_make);
@@ -60,11 +66,14 @@ class Cache {
   };
 
   const Entry* known(const Key& key) const;
-  Entry make(int device, const Graph& graph, bool deterministic);
+  std::optional<Entry> take(int device, Source allowed, const Graph& graph);
+  std::string folder() const;
+  const std::string& text_of(int device);
 
-  std::mutex building_, handing_;
+  std::mutex handing_;
   mutable std::shared_mutex looking_;
   std::unordered_map<Key, Entry, Hash> entries_;
+  std::map<int, std::string> devices_;  // what plans are stored by, of each GPU
   std::map<int, std::vector<Handle>> idle_;
   std::string folder_;
 };

@@ -135,6 +135,15 @@ Device::Device(const std::string& json) : properties_(Kind::DeviceProperties) {
   properties_.finalize("reading the description of a GPU");
 }
 
+std::string Device::text() const {
+  auto text = properties_.text(Attribute::DeviceJson);
+  for (const char* name : {"\"cudaDeviceId\":", "\"pciDeviceId\":", "\"driverVer\":"}) {
+    const size_t start = text.find(name), end = text.find_first_of(",}", start);
+    if (end != std::string::npos) text.erase(start, end - start + (text[end] == ','));
+  }
+  return text;
+}
+
 void Device::tell_graph(Descriptor& graph) const {
   if (handle_ != nullptr) graph.set_handle(Attribute::GraphHandle, handle_);
 }
@@ -162,7 +171,7 @@ Plan::Plan(const Graph& graph, Descriptor plan)
       }
 }
 
-Plan Plan::build(const Graph& graph, const Device& device, bool deterministic) {
+Plan Plan::build(const Graph& graph, const Device& device) {
   Described described(graph);
   device.tell_graph(*described.graph);
   described.graph->finalize("the graph");
@@ -173,8 +182,8 @@ Plan Plan::build(const Graph& graph, const Device& device, bool deterministic) {
   heuristic.finalize("looking for engines");
   std::string refusal = "cuDNN has no engine for this graph";
   for (const auto& config : heuristic.descriptors(Attribute::HeuristicResults, Kind::EngineConfig)) {
-    if (deterministic && !is_deterministic(config)) {
-      refusal = "cuDNN has no deterministic engine for this graph, and torch's settings ask for one";
+    if (!is_deterministic(config)) {
+      refusal = "cuDNN has no deterministic engine for this graph";
       continue;
     }
     try {

@@ -14,8 +14,9 @@ class Device {
   explicit Device(Handle handle);
   explicit Device(const std::string& json);
 
-  // What distinguishes it from other devices, as cuDNN writes it.
-  std::string text() const { return properties_.text(Attribute::DeviceJson); }
+  // What distinguishes GPUs of one kind from others, as cuDNN writes it: without the place of this one in the
+  // machine, and without its driver.
+  std::string text() const;
 
   // They say to a descriptor that it is made for this device.
   void tell_graph(Descriptor& graph) const;
@@ -29,9 +30,9 @@ class Device {
 
 class Plan {
  public:
-  // Raises Error, with cuDNN's reason, where no engine takes the graph. `deterministic`: only engines that
-  // give the same bits in every run.
-  static Plan build(const Graph& graph, const Device& device, bool deterministic);
+  // By an engine that gives the same bits in every run. Raises Error, with cuDNN's reason, where none takes
+  // the graph.
+  static Plan build(const Graph& graph, const Device& device);
 
   // Of what json() of such a plan returned. Raises Error where cuDNN does not take it.
   static Plan restore(const Graph& graph, const Device& device, const std::string& json);

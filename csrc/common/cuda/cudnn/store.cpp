@@ -13,6 +13,10 @@ namespace bcos::cudnn {
 
 #if defined(_WIN32)
 
+bool Store::exists() const {
+  return false;
+}
+
 std::optional<std::string> Store::read(const std::string&) const {
   return std::nullopt;
 }
@@ -55,9 +59,13 @@ bool is_private(int descriptor, mode_t type, off_t* size = nullptr) {
          (facts.st_mode & (S_IWGRP | S_IWOTH)) == 0;
 }
 
-int open_folder(const std::string& folder) {
-  return folder.empty() ? -1 : open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-}
+// The folder, where it is there and nobody else can write it.
+struct Folder : Open {
+  explicit Folder(const std::string& path)
+      : Open(path.empty() ? -1 : open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)),
+        usable(is_there() && is_private(descriptor, S_IFDIR)) {}
+  bool usable;
+};
 
 std::string head(const std::string& key, const std::string& content) {
   return kTitle + key + "\n" + std::to_string(content.size()) + " " + digest(content) + "\n";
@@ -74,9 +82,13 @@ bool write_all(int descriptor, const std::string& text) {
 
 }  // namespace
 
+bool Store::exists() const {
+  return Folder(folder_).usable;
+}
+
 std::optional<std::string> Store::read(const std::string& key) const {
-  const Open folder(open_folder(folder_));
-  if (!folder.is_there() || !is_private(folder.descriptor, S_IFDIR)) return std::nullopt;
+  const Folder folder(folder_);
+  if (!folder.usable) return std::nullopt;
   const Open file(
       openat(folder.descriptor, digest(key).c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
   off_t size = 0;
@@ -102,8 +114,8 @@ void Store::write(const std::string& key, const std::string& content) const {
   std::error_code ignored;
   std::filesystem::create_directories(std::filesystem::path(folder_).parent_path(), ignored);
   mkdir(folder_.c_str(), S_IRWXU);
-  const Open folder(open_folder(folder_));
-  if (!folder.is_there() || !is_private(folder.descriptor, S_IFDIR)) return;
+  const Folder folder(folder_);
+  if (!folder.usable) return;
   const auto name = digest(key), draft = name + "." + std::to_string(getpid());
   bool complete = false;
   {

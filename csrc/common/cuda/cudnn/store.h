@@ -13,6 +13,9 @@ class Store {
  public:
   explicit Store(std::string folder) : folder_(std::move(folder)) {}  // empty: nothing is kept
 
+  // Whether the folder is there and may be read.
+  bool exists() const;
+
   // What was written under this key; none where there is nothing, or a file that is cut short, of another key
   // or not one of ours.
   std::optional<std::string> read(const std::string& key) const;

@@ -26,7 +26,7 @@ inline void bind(pybind11::module_ m) {
       .value("explanation", Step::Explanation)
       .value("training", Step::Training);
   m.def("graph_why_not", &graph_why_not, unlocked(), "x_sizes"_a, "weight_sizes"_a, "dtype"_a,
-        "weight_dtype"_a, "biased"_a, "spec"_a, "step"_a, "tf32"_a);
+        "weight_dtype"_a, "biased"_a, "spec"_a, "step"_a, "tf32"_a, "compiles"_a);
   m.def("set_plan_folder", &set_plan_folder, "folder"_a);
 }
 

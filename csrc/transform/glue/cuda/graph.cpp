@@ -3,6 +3,8 @@
 #include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 
+#include <limits>
+
 #include "transform/glue/cuda/weights.h"
 
 namespace bcos::transform::glue::cuda {
@@ -18,11 +20,6 @@ cudnn::DataType type_of(at::ScalarType dtype) {
   return dtype == at::kHalf       ? cudnn::DataType::Half
          : dtype == at::kBFloat16 ? cudnn::DataType::BFloat16
                                   : cudnn::DataType::Float;
-}
-
-bool must_be_deterministic() {
-  const auto& torch = at::globalContext();
-  return torch.deterministicCuDNN() || torch.deterministicAlgorithms();
 }
 
 kernels::Fused fused(const DeviceCall& call, Step step, const Beside& beside) {
@@ -43,7 +40,6 @@ kernels::Fused fused(const DeviceCall& call, Step step, const Beside& beside) {
     out.b_minus_1 = float(call.b - 1);
     out.cos_eps = float(call.cos_eps);
   }
-  out.deterministic = must_be_deterministic();
   return out;
 }
 
@@ -52,13 +48,16 @@ std::string unserved(const DeviceCall& call, const kernels::Fused& graph) {
   if (call.spec.groups != 1) return "groups is " + std::to_string(call.spec.groups) + ", allowed: 1";
   if (call.spec.max_out != 1) return "max_out is " + std::to_string(call.spec.max_out) + ", allowed: 1";
   if (!call.spec.b) return "b is a tensor";
+  // of a zero patch, |l|/n would not be 0
+  if (call.has_norm() && root_norm(0.0f, call.constants<float>()) < std::numeric_limits<float>::min())
+    return "norm_eps is too small for a quotient of fp32";
   if (call.dtype == at::kFloat && !call.tf32) return "products of fp32 need tf32, which torch does not allow";
   return kernels::why_not(graph);
 }
 
-const cudnn::Entry* find(const kernels::Fused& graph, bool may_build) {
+const cudnn::Entry* find(const kernels::Fused& graph, cudnn::Source allowed) {
   const auto key = graph.key();
-  return plans().find(device_index(), {key.begin(), key.end()}, graph.deterministic, may_build,
+  return plans().find(device_index(), {key.begin(), key.end()}, allowed,
                       [&] { return kernels::graph_of(graph); });
 }
 
@@ -81,24 +80,30 @@ void Prepared::run(const DeviceCall& call, std::initializer_list<at::Tensor> ten
 std::optional<Prepared> prepare_graph(const DeviceCall& call, Step step, const Beside& beside) {
   const auto graph = fused(call, step, beside);
   if (!unserved(call, graph).empty()) return std::nullopt;
-  const bool may_build = !is_capturing();
-  const auto* entry = find(graph, may_build);
+  const bool recorded = is_capturing();
+  const auto* entry = find(graph, recorded ? cudnn::Source::Memory : cudnn::Source::Compiler);
   if (entry == nullptr || !entry->plan) return std::nullopt;
-  auto lease = plans().handle(device_index(), stream(), may_build);
+  auto lease = plans().handle(device_index(), stream(), !recorded);
   if (!lease) return std::nullopt;
   return std::optional<Prepared>(std::in_place, *entry->plan, std::move(*lease));
 }
 
 std::string graph_why_not(const Ints& x_sizes, const Ints& weight_sizes, at::ScalarType dtype,
-                          at::ScalarType weight_dtype, bool biased, const Spec& spec, Step step, bool tf32) {
+                          at::ScalarType weight_dtype, bool biased, const Spec& spec, Step step, bool tf32,
+                          bool compiles) {
   const auto x = at::empty(x_sizes, at::TensorOptions().device(at::kMeta).dtype(dtype));
   const DeviceCall call(Call(spec, x, weight_sizes), false, false, tf32);
   const Beside beside{takes_raw(call, weight_dtype, biased),
                       biased ? std::optional(weight_dtype) : std::nullopt};
   const auto graph = fused(call, step, beside);
   if (auto reason = unserved(call, graph); !reason.empty()) return reason;
-  const auto* entry = find(graph, !is_capturing());
-  return entry == nullptr ? "a CUDA graph is being recorded, in which no plan is built" : entry->why_not;
+  const bool recorded = is_capturing();
+  const auto source = recorded   ? cudnn::Source::Memory
+                      : compiles ? cudnn::Source::Compiler
+                                 : cudnn::Source::Disk;
+  if (const auto* entry = find(graph, source)) return entry->why_not;
+  return recorded ? "no plan was there when a CUDA graph was recorded"
+                  : "no plan is stored; bk.tune compiles it";
 }
 
 void set_plan_folder(const std::string& folder) {

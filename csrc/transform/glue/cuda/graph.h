@@ -32,14 +32,16 @@ class Prepared {
   cudnn::Lease lease_;
 };
 
-// Builds the plan where that was not done before, except while a CUDA graph is recorded. None where the call
-// is not served as a graph, or not yet.
+// Builds the plan where it is neither here nor stored, except while a CUDA graph is recorded: whoever asks
+// has chosen the candidate. None where the call is not served as a graph, or not yet.
 std::optional<Prepared> prepare_graph(const DeviceCall& call, Step step, const Beside& beside);
 
-// Why a call is not served as a graph: cuDNN's reason or ours; empty where it is. Builds the plan to find
-// out. `biased`: there is a bias, of the weight's dtype, or its gradient is formed.
+// Why a call is not served as a graph on the current GPU: cuDNN's reason or ours; empty where it is.
+// `compiles`: a plan that is neither here nor stored is built to find out, in seconds. `biased`: there is a
+// bias, of the weight's dtype, or its gradient is formed.
 std::string graph_why_not(const Ints& x_sizes, const Ints& weight_sizes, at::ScalarType dtype,
-                          at::ScalarType weight_dtype, bool biased, const Spec& spec, Step step, bool tf32);
+                          at::ScalarType weight_dtype, bool biased, const Spec& spec, Step step, bool tf32,
+                          bool compiles);
 
 // Where plans are kept between processes; empty: nowhere.
 void set_plan_folder(const std::string& folder);
