@@ -1,7 +1,8 @@
 """``python -m benchmarks.gpu right | fast | tune``: tests and times on one GPU, in calls of at most nine minutes.
 
-``right``: is it right? Small calls of each backend, the tests, a first table. ``fast``: how fast? Every layer beside
-the plain one and the reference. ``tune``: the choice of kernels measured, whole models, and races last.
+``right``: is it right? Small calls of each backend, the graphs of cuDNN beside torch's own products, the tests, a first
+table. ``fast``: how fast? Every layer beside the plain one and the reference. ``tune``: the choice of kernels measured,
+whole models, and races last.
 Each call builds the extension first and ends in time; it names what it had no time for, which is no failure. Its files
 are complete and readable at any moment: ``gpu_CALL.txt``, ``gpu_CALL.log`` and a file of figures for each part.
 """
@@ -39,7 +40,8 @@ LATE = "accelerated_network or compute_sanitizer"
 BENCH = ("--device=cuda",)
 TUNED = "bcos.models.pretrained:resnet50", '{"pretrained": false}', "256,6,224,224"
 SECONDS = 525.0
-BUILD, SMALL, TESTS, TABLE, TUNE, MODELS, NETWORKS = 150.0, 60.0, 220.0, 90.0, 110.0, 160.0, 80.0
+BUILD, SMALL, DECISIONS, TESTS, TABLE = 150.0, 60.0, 90.0, 220.0, 80.0
+TUNE, MODELS, NETWORKS = 110.0, 160.0, 80.0
 """The most seconds of each part; the last part of a call takes all the time that is left."""
 CLOSING = 10.0  # seconds for writing the last files
 SHOWN = 60  # lines of a log, and failures, on the page; the files hold all
@@ -72,6 +74,7 @@ def surroundings(commit: str | None) -> dict[str, str]:
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
         "TRITON_CACHE_DIR": str(CACHES / "triton"),
         "TORCHINDUCTOR_CACHE_DIR": str(CACHES / "inductor"),
+        "BCOS_KERNELS_CACHE": str(CACHES / "choices.json"),
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
     }
@@ -230,14 +233,28 @@ def bench(job: Job, seconds: float, name: str, *options: str) -> None:
         job.tell(f"bench, {name}: no row in {seconds:.0f} s")
 
 
+def decisions(job: Job) -> None:
+    """The ways of the backend cuda beside the plain layer, which says whether cuDNN's graphs are worth having."""
+    out = job.out / "gpu_decisions.json"
+    out.unlink(missing_ok=True)
+    seconds = job.left(DECISIONS)
+    command = [sys.executable, "-m", "benchmarks.decisions", f"--seconds={max(1.0, seconds - CLOSING)}", f"--out={out}"]
+    code, printed = job.run(command, seconds)
+    if code not in (0, None):
+        job.fail(f"decisions: ended with {code}\n{last_lines(printed)}")
+    else:
+        job.tell(f"decisions: {'stopped by the clock' if code is None else 'done'}\n{last_lines(printed)}")
+
+
 def choices(job: Job) -> None:
-    """Tunes every layer of ResNet-50."""
+    """Tunes every layer of ResNet-50; later parts and calls on this machine are served as it measured."""
     model, options, shape = TUNED
     command = [sys.executable, "-m", "bcos_kernels", "tune", "--model", model, "--factory-args", options]
     out = job.out / "gpu_choices.json"
-    code, printed = job.run(
-        [*command, "--input", shape, "--dtype", "bf16"], job.left(TUNE), BCOS_KERNELS_CACHE=str(out)
-    )
+    code, printed = job.run([*command, "--input", shape, "--dtype", "bf16"], job.left(TUNE))
+    stored_at = Path(job.environment["BCOS_KERNELS_CACHE"])
+    if stored_at.exists():
+        shutil.copyfile(stored_at, out)  # without the plans beside it, which hold machine code
     if code not in (0, None, 130):
         job.fail(f"tune: ended with {code}\n{last_lines(printed, 20)}")
     else:
@@ -249,6 +266,7 @@ def choices(job: Job) -> None:
 
 def right(job: Job) -> None:
     small(job)
+    decisions(job)
     tests(job, min(TESTS, max(0.0, job.left() - TABLE)), f"not ({LATE})", "gpu_tests")
     bench(job, job.left(), "gpu_first", "--no-models", f"--layers={QUICK_LAYERS}")
 

@@ -1,9 +1,10 @@
 """``python -m benchmarks.networks``: the training step of whole networks as the cost model of a GPU **predicts** it.
 
 Nothing is measured and no GPU is needed. A network's layers and norms are found by running it once; the times of their
-kernels, in bf16 and channels_last, are added up: those of the fastest candidates, and with ``pairs=True`` those of
-layers that apply the map of the norm behind them. Beside them stands the network of plain layers in eager PyTorch: the
-products, BatchNorm in two passes each way, and ReLU. What both have, such as pooling and additions, is left out.
+kernels, in bf16 and channels_last, are added up: those of the fastest candidates, with the plans that ``tune`` lets
+cuDNN compile, and with ``pairs=True`` those of layers that apply the map of the norm behind them. Beside them stands
+the network of plain layers in eager PyTorch: the products, BatchNorm in two passes each way, and ReLU. What both have,
+such as pooling and additions, is left out.
 """
 
 from __future__ import annotations

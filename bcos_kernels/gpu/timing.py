@@ -20,7 +20,9 @@ from ..core.candidate import DIRECTIONS, Candidate, Tile
 from ..core.choice import Choice
 from ..core.op import Op
 
-__all__ = ["Noted", "Trial", "compile_all", "compiled", "keep", "listed", "measure", "noting", "served"]
+__all__ = [
+    "Noted", "Trial", "compile_all", "compiled", "keep", "listed", "measure", "measure_beside", "noting", "served",
+]  # fmt: skip
 
 ROUNDS = 12
 ROUNDS_INTERPRETED = 2  # in the interpreter times mean nothing
@@ -121,14 +123,20 @@ def noting() -> Iterator[dict[Noted, None]]:
         yield noted
 
 
-@torch.no_grad()
 def measure(what: Noted, device: torch.device, done: Callable[[], None]) -> list[Trial]:
     """Times every way to serve one direction, on random tensors; each trial has its time or its refusal.
 
     A way is refused if it fails, or if its result differs from the vendor's by more than rounding may cause. ``done``
     is called after the first call of each, which compiles its kernels.
     """
-    on_cuda = device.type == "cuda"
+    return measure_beside(what, device, done, [])[0]
+
+
+@torch.no_grad()
+def measure_beside(
+    what: Noted, device: torch.device, done: Callable[[], None], others: list[Callable[[], object]]
+) -> tuple[list[Trial], list[float]]:
+    """As :func:`measure`, and the times of ``others``, which are called in turn with what is measured."""
     with _on(device), torch.autocast(device.type, enabled=False):
         trials = listed(what)
         try:
@@ -138,17 +146,17 @@ def measure(what: Noted, device: torch.device, done: Callable[[], None]) -> list
             truth = run(first, None)
         except Exception as error:  # the vendor's libraries can raise anything, usually that memory is exhausted
             refusal = f"the vendor, with which it must be compared, fails: {_line(error)}"
-            return [trial._replace(refusal=refusal) for trial in trials]
+            return [trial._replace(refusal=refusal) for trial in trials], []
         for i, trial in enumerate(trials):
             trials[i] = trial._replace(refusal=_refusal(what, trial, run, truth))
             done()
         del truth
-        times: dict[Trial, list[float]] = {trial: [] for trial in trials if trial.refusal is None}
-        flushed = torch.empty(FLUSHED, dtype=torch.int8, device=device) if on_cuda else None
-        for _ in range(ROUNDS if on_cuda else ROUNDS_INTERPRETED):
-            for trial, samples in times.items():
-                samples.append(_seconds(partial(run, trial.candidate, trial.tile), flushed))
-    return [t._replace(seconds=statistics.median(times[t])) if t in times else t for t in trials]
+        right = [i for i, trial in enumerate(trials) if trial.refusal is None]
+        ways = [partial(run, trials[i].candidate, trials[i].tile) for i in right]
+        times = _medians([*others, *ways], device)
+    for i, seconds in zip(right, times[len(others) :], strict=True):
+        trials[i] = trials[i]._replace(seconds=seconds)
+    return trials, times[: len(others)]
 
 
 Run = Callable[[Candidate, Tile | None], dict[str, Tensor]]
@@ -205,6 +213,14 @@ def _disagreement(call, results: dict[str, Tensor], truth: dict[str, Tensor]) ->
 def _line(error: Exception) -> str:
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
+def _medians(calls: list[Callable[[], object]], device: torch.device) -> list[float]:
+    """The median seconds of each, in rounds of one call of each."""
+    on_cuda = device.type == "cuda"
+    flushed = torch.empty(FLUSHED, dtype=torch.int8, device=device) if on_cuda else None
+    rounds = [[_seconds(call, flushed) for call in calls] for _ in range(ROUNDS if on_cuda else ROUNDS_INTERPRETED)]
+    return [statistics.median(samples) for samples in zip(*rounds, strict=True)]
 
 
 def _seconds(call: Callable[[], object], flushed: Tensor | None) -> float:

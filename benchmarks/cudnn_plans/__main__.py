@@ -1,8 +1,9 @@
 """``python -m benchmarks.cudnn_plans``: cuDNN builds the plans of the candidate graph for GPUs that are described.
 
-No GPU is needed and nothing is run: every step of every dense layer of ResNet-50, ViT-S and ConvNeXt-T is handed to the
-cuDNN of NVIDIA's wheels, through the code that a GPU would use, and stored and restored once. It needs g++ and
-1.6 GB in ``build/``, into which pip installs the wheels. It exits with 1 if one is refused.
+No GPU is needed and nothing is run: every step of every dense layer of ResNet-50, ViT-S and ConvNeXt-T, and every
+option on some shapes, is handed to the cuDNN of NVIDIA's wheels, through the code that a GPU would use, and stored and
+restored once. It needs g++ and 1.6 GB in ``build/``, into which pip installs the wheels. It exits with 1 if one is
+refused.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -20,10 +22,12 @@ from pathlib import Path
 import torch
 
 import bcos_kernels as bk
-from bcos_kernels.cli.bench.stored import commit
+from bcos_kernels.cli.bench.devices import machine
+from bcos_kernels.cli.bench.stored import header, store
 from bcos_kernels.core.candidate import DIRECTIONS
 from bcos_kernels.text import aligned
 from bcos_kernels.transform import TRANSFORM, Call
+from bcos_kernels.transform.call import of_shapes
 
 from ..triton_aot import call_of, selected
 
@@ -33,6 +37,16 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "cudnn_plans"
 WHEELS = ("nvidia-cudnn-cu13", "nvidia-cublas", "nvidia-cuda-nvrtc", "nvidia-cuda-runtime")
 MODELS = ("resnet50", "vit_s", "convnext_t")
+SHAPES = (
+    {"x_shape": (256, 64, 56, 56), "weight_shape": (64, 64, 3, 3), "padding": (1, 1)},
+    {"x_shape": (50, 30, 9, 9), "weight_shape": (65, 30, 3, 3), "dilation": (2, 2)},
+    {"x_shape": (12544, 384), "weight_shape": (1536, 384)},
+)
+OPTIONS = (
+    {"dtype": torch.float16}, {"dtype": torch.float32, "tf32": True}, {"b": 1.5}, {"b": 2.5, "cos_eps": 0.0},
+    {"b": 1.0}, {"bias": True}, {"unit": False}, {"b": 1.5, "out_dtype": torch.float32},
+)  # fmt: skip
+"""Every option beside the models' own is tried on these shapes; the channels of one fill no 16 bytes."""
 TYPES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 9}
 """cuDNN's numbers of dtypes."""
 POWERS = {1: 0, 2: 1, 0: 2}
@@ -70,8 +84,8 @@ def line_of(call: Call, direction: str) -> str:
     numbers = (
         DIRECTIONS.index(direction), call.batch, call.channels, call.filters, *call.in_size, *call.out_size,
         *call.kernel, *call.stride, *call.padding, *call.dilation, TYPES[call.dtype], TYPES[call.out_dtype],
-        int(call.raw_weights and direction != "training"), int(call.bias), POWERS[call.power], call.b_minus_1,
-        call.cos_eps if call.power == 0 else 0,
+        int(call.raw_weights and direction != "training"), int(call.bias and direction == "forward"),
+        POWERS[call.power], call.b_minus_1, call.cos_eps if call.power == 0 else 0,
     )  # fmt: skip
     return " ".join(map(str, numbers))
 
@@ -80,11 +94,13 @@ def steps(pattern: str, arch: str) -> dict[str, list[tuple[str, str]]]:
     """Each distinct step that a graph serves, as a line -> the models and the directions that it belongs to."""
     graph = next(c for c in TRANSFORM.candidates if c.name == "graph")
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for layer in selected(pattern):
-        call = call_of(layer, arch)
+    calls = [(layer.model, call_of(layer, arch)) for layer in selected(pattern) if layer.model in MODELS]
+    if not pattern:
+        calls += [("options", of_shapes(**shape, **options, arch=arch)) for shape in SHAPES for options in OPTIONS]
+    for model, call in calls:
         for direction in DIRECTIONS:
-            if layer.model in MODELS and graph.can_serve(call, direction):
-                found[line_of(call, direction)].append((layer.model, direction))
+            if graph.can_serve(call, direction):
+                found[line_of(call, direction)].append((model, direction))
     return found
 
 
@@ -135,7 +151,7 @@ def answers(program: Path, environment: dict[str, str], arch: str, lines: list[s
 def table(arch: str, found: dict[str, list[tuple[str, str]]], answered: dict[str, str]) -> list[tuple[str, ...]]:
     """A row for each model and direction."""
     rows = []
-    for model in MODELS:
+    for model in (*MODELS, "options"):
         for direction in DIRECTIONS:
             told = [answered[line] for line, uses in found.items() if (model, direction) in uses]
             built = [text.split() for text in told if text.startswith("built ")]
@@ -153,7 +169,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--arch", nargs="+", default=list(GPUS), choices=list(GPUS), help="(default all)")
     parser.add_argument("--layers", default="", metavar="REGEX", help="those whose name matches (default all)")
     parser.add_argument("--workers", type=int, default=2, help="processes at the same time (default 2)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="store the answers as JSON, too")
+    argv = sys.argv[1:] if argv is None else argv
     chosen = parser.parse_args(argv)
+    settings = {"workers": chosen.workers, "gpus": {arch: _COMMON | GPUS[arch] for arch in chosen.arch}}
+    command = "python -m benchmarks.cudnn_plans " + shlex.join(argv)
+    result = header(command, machine(), settings) | {"cudnn": "", "plans": []}
     nvidia = install()
     program, driver = compiled()
     libraries = (driver, nvidia / "cudnn" / "lib", nvidia / "cu13" / "lib")
@@ -169,8 +190,15 @@ def main(argv: list[str] | None = None) -> int:
         told = [text for _, texts in parts for text in texts]
         answered = dict(zip((line for share in shares for line in share), told, strict=True))
         rows += table(arch, found, answered)
+        result["cudnn"] = parts[0][0].removeprefix("cudnn ")
+        for line, text in answered.items():
+            of = [f"{model} {direction}" for model, direction in found[line]]
+            result["plans"].append({"arch": arch, "step": line, "of": of, "answer": text})
         refusals += [f"{arch}, {line}: {text}" for line, text in answered.items() if not text.startswith("built ")]
-    print(f"{parts[0][0]}, bcos_kernels {bk.__version__} at commit {commit()[:10]}; {time.monotonic() - start:.0f} s\n")
+    if chosen.out is not None:
+        store(result | {"complete": not chosen.layers}, chosen.out)
+    told = f"cudnn {result['cudnn']}, bcos_kernels {bk.__version__} at commit {(result['commit'] or 'unknown')[:10]}"
+    print(f"`{command.strip()}`: {told}; {time.monotonic() - start:.0f} s\n")
     print(aligned(rows))
     print("\n".join(["", *refusals]) if refusals else "\nNothing was refused.")
     return 1 if refusals else 0

@@ -4,6 +4,7 @@ Its results are those of ``test_kernels_parity.py``. Here the stand-in for cuDNN
 """
 
 import itertools
+import json
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,15 @@ from cases import error
 from where import EMULATED, load_cudnn
 
 from bcos_kernels.cli import doctor
+from bcos_kernels.cli.bench.workloads import Layer
 from bcos_kernels.core import choice, env
+from bcos_kernels.core.candidate import DIRECTIONS
 from bcos_kernels.gpu import cuda as loaded
 from bcos_kernels.gpu import plans, timing
 from bcos_kernels.gpu.timing import Noted
-from bcos_kernels.transform import TRANSFORM, Outputs, cuda, reference
+from bcos_kernels.transform import TRANSFORM, Outputs, Spec, cuda, reference
 from bcos_kernels.transform.call import of_shapes
+from benchmarks import decisions
 
 pytestmark = pytest.mark.skipif(not EMULATED, reason="cuDNN itself cannot be told what to refuse")
 
@@ -302,6 +306,29 @@ def test_plans_are_kept_on_disk(cudnn, tmp_path):
     files = list(folder.iterdir())
     assert len(files) == 2 and stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert all(Path(file).read_bytes().startswith(b"bcos_kernels plan 1\ncudnn 92801 ") for file in files)
+
+
+def test_decisions(cudnn, tmp_path, capsys):
+    """What ``make gpu`` prints first: every way is compared and timed, beside the plain layer."""
+    layers = [
+        Layer("vit_s", (12, 8), Spec(), (16, 8), batch=12),
+        Layer("resnet50", (2, 8, 5, next(SIZES)), Spec((1, 1), (1, 1), (1, 1)), (8, 8, 3, 3), batch=2),
+    ]
+    built = cudnn.built
+    rows = list(decisions.measured(layers, "sm_90", torch.device("cpu"), float("inf")))
+    assert cudnn.built == built + 5  # all but the explanation of a convolution
+    assert [row["direction"] for row in rows] == [*DIRECTIONS, *DIRECTIONS] and not any(r["refused"] for r in rows)
+    for row in rows:
+        assert row["plain"] > 0 and "vendor" in row["ways"] and row["fastest"] in row["ways"]
+    assert ["graph" in row["ways"] for row in rows] == [True, True, True, True, False, True]
+    out = tmp_path / "decisions.json"
+    assert decisions.report({"commit": None}, rows, 6, out) == 0
+    assert json.loads(out.read_text())["complete"] and "fastest ÷ plain, geometric mean of 2" in capsys.readouterr().out
+    rows[0]["refused"]["cuda graph"] = "cuDNN says no"
+    assert decisions.report({}, rows[:1], 6, None) == 0
+    assert "forward of vit_s" in (said := capsys.readouterr().out) and "1 of 6 in time" in said
+    rows[0]["refused"]["cuda graph"] = "its y differs from the vendor's by 1.0"
+    assert decisions.report({}, rows[:1], 6, None) == 1
 
 
 def test_doctor_and_clear_know_the_plans(cudnn, tmp_path, monkeypatch):
