@@ -14,7 +14,7 @@ endif
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help setup demo test check lint docs bench gpu triton torch wheel release cuda clean always
+.PHONY: help setup demo test check lint docs bench gpu plans triton torch wheel release cuda clean always
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,7 +40,7 @@ lint: $(READY)-test $(READY)-lint docs ## ruff, mypy, clang-format, codespell an
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	$(PYTHON) -m codespell_lib
-	PATH="$(dir $(PYTHON)):$$PATH" clang-format --dry-run -Werror $(filter %.cpp %.h %.cu %.cuh,$(NATIVE) $(shell find tests/cuda_emulation -type f))
+	PATH="$(dir $(PYTHON)):$$PATH" clang-format --dry-run -Werror $(filter %.c %.cpp %.h %.cu %.cuh,$(NATIVE) $(shell find tests/cuda_emulation tests/cudnn benchmarks/cudnn_plans -type f))
 
 docs: $(READY)-test ## the documentation as a site in build/site; a broken link or any other warning fails
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs --quiet build

@@ -15,7 +15,7 @@ from typing import Protocol
 from . import tuned
 from .candidate import Candidate, Tile
 
-__all__ = ["Choice", "choose", "choosing", "forced", "predicted", "ways"]
+__all__ = ["Choice", "choose", "choosing", "forced", "predicted", "taking_map", "ways"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,12 @@ def _choose(op: Op, backend: str, call, direction: str) -> Choice:
 
 choose = lru_cache(maxsize=4096)(_choose)
 """``choose(op, backend, call, direction)``: the measured choice, or else the predicted one."""
+
+
+@lru_cache(maxsize=4096)
+def taking_map(op: Op, backend: str, call, direction: str) -> Choice:
+    """The predicted choice among the candidates whose backward takes a gradient map."""
+    return predicted(op, backend, call, direction, lambda candidate: candidate.takes_gradient_map)
 
 
 @contextmanager

@@ -184,7 +184,7 @@ class Op:
         call = call.of_backward(needs)
         chosen = choice.choose(self, backend, call, direction)
         if gradient_map is not None and not chosen.candidate.takes_gradient_map:
-            chosen = choice.predicted(self, backend, call, direction, lambda candidate: candidate.takes_gradient_map)
+            chosen = choice.taking_map(self, backend, call, direction)
         return chosen.candidate.backward(grad, inputs, saved, call, chosen.tile, frozen, needs, **options)
 
     def _backward_fake(self, grad, *args):

@@ -105,7 +105,8 @@ def keep(what: Noted, trials: list[Trial]) -> None:
         best.setdefault(t.candidate.backend, first)["seconds"].setdefault(t.candidate.name, t.seconds)
     if best:
         tuned.store({tuned.key(what.call, what.direction): best})
-        choice.choose.cache_clear()
+        for chosen in (choice.choose, choice.taking_map):
+            chosen.cache_clear()
 
 
 @contextmanager

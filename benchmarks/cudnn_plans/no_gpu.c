@@ -1,5 +1,5 @@
-/* Stands in for libcuda.so.1 where there is no GPU, so that cuDNN can build plans for one that is described: code is
- * "loaded" and never run, and everything that would need a device fails. */
+/* Stands in for libcuda.so.1 where there is no GPU, so that cuDNN can build plans for one that is described:
+ * code is "loaded" and never run, and everything that would need a device fails. */
 enum { SUCCESS = 0, NO_DEVICE = 100 };
 
 #define NEEDS_A_DEVICE(name) \
@@ -25,43 +25,43 @@ NEEDS_A_DEVICE(cuLinkDestroy)
 NEEDS_A_DEVICE(cuStreamGetCtx)
 
 /* A handle that is not null and that nothing reads. */
-static int give(void **handle) {
+static int give(void** handle) {
   static char place[1];
   *handle = place;
   return SUCCESS;
 }
 
-int cuDriverGetVersion(int *version) {
+int cuDriverGetVersion(int* version) {
   *version = 13000;
   return SUCCESS;
 }
 
-int cuLibraryLoadData(void **library) {
+int cuLibraryLoadData(void** library) {
   return give(library);
 }
 
-int cuModuleLoadData(void **module) {
+int cuModuleLoadData(void** module) {
   return give(module);
 }
 
-int cuLibraryGetKernel(void **kernel) {
+int cuLibraryGetKernel(void** kernel) {
   return give(kernel);
 }
 
-int cuModuleGetFunction(void **function) {
+int cuModuleGetFunction(void** function) {
   return give(function);
 }
 
-int cuKernelGetFunction(void **function) {
+int cuKernelGetFunction(void** function) {
   return give(function);
 }
 
-int cuKernelGetAttribute(int *value) {
+int cuKernelGetAttribute(int* value) {
   *value = 0;
   return SUCCESS;
 }
 
-int cuOccupancyMaxPotentialClusterSize(int *size) {
+int cuOccupancyMaxPotentialClusterSize(int* size) {
   *size = 8;
   return SUCCESS;
 }
@@ -86,11 +86,11 @@ int cuTensorMapEncodeTiled(void) {
   return SUCCESS;
 }
 
-int cuGetErrorString(int error, const char **text) {
+int cuGetErrorString(int error, const char** text) {
   *text = error == SUCCESS ? "no error" : "there is no GPU";
   return SUCCESS;
 }
 
-int cuGetErrorName(int error, const char **text) {
+int cuGetErrorName(int error, const char** text) {
   return cuGetErrorString(error, text);
 }

@@ -1,5 +1,6 @@
 #include "common/cuda/cudnn/plan.h"
 
+#include <algorithm>
 #include <optional>
 
 namespace bcos::cudnn {
@@ -117,8 +118,9 @@ bool is_deterministic(const Descriptor& config) {
   for (const auto& engine : engines) {
     const int64_t count =
         engine.get(Attribute::EngineNumericalNote, Type::NumericalNote, kNumericalNotes, notes.data());
-    for (int64_t i = 0; i < count; i++)
-      if (notes[i] == kNondeterministic) return false;
+    if (count > kNumericalNotes) return false;  // of a later cuDNN, with notes that nobody here knows
+    if (std::find(notes.begin(), notes.begin() + count, kNondeterministic) != notes.begin() + count)
+      return false;
   }
   return true;
 }
