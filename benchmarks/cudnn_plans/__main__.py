@@ -17,6 +17,7 @@ import sys
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -135,15 +136,13 @@ def compiled() -> tuple[Path, Path]:
 # ------------------------------------------------------------------------------------------------ plans
 
 
-def answers(program: Path, environment: dict[str, str], arch: str, lines: list[str]) -> tuple[str, list[str]]:
+def answers(program: Path, environment: dict[str, str], description: Path, lines: list[str]) -> tuple[str, list[str]]:
     """cuDNN's version, and an answer for each line."""
-    description = BUILD / f"{arch}.json"
-    description.write_text(json.dumps(_COMMON | GPUS[arch]), encoding="utf-8")
     done = subprocess.run(
         [program, description], input="\n".join(lines) + "\n", env=environment, capture_output=True, text=True
     )
     if done.returncode != 0:
-        sys.exit(f"{program} failed for {arch}: {done.stderr.strip()}")
+        sys.exit(f"{program} failed for {description.stem}: {done.stderr.strip()}")
     version, *found = done.stdout.splitlines()
     return version, found
 
@@ -184,9 +183,12 @@ def main(argv: list[str] | None = None) -> int:
     for arch in chosen.arch:
         found = steps(chosen.layers, arch)
         lines = list(found)
+        description = BUILD / f"{arch}.json"
+        description.write_text(json.dumps(_COMMON | GPUS[arch]), encoding="utf-8")
+        ask = partial(answers, program, environment, description)
         shares = [lines[i :: chosen.workers] for i in range(chosen.workers)]
         with ThreadPoolExecutor(chosen.workers) as pool:
-            parts = list(pool.map(lambda share, arch=arch: answers(program, environment, arch, share), shares))
+            parts = list(pool.map(ask, shares))
         told = [text for _, texts in parts for text in texts]
         answered = dict(zip((line for share in shares for line in share), told, strict=True))
         rows += table(arch, found, answered)
