@@ -281,7 +281,7 @@ def test_list_explains_names_and_offers_what_can_run(capsys):
 def test_contenders_that_can_run(compiler, monkeypatch):
     monkeypatch.setattr(contending.shutil, "which", lambda name: "/usr/bin/g++" if compiler else None)
     compiled = ("compiled", "compiled plain", "compiled ours") if compiler else ()
-    assert contending.possible("cpu") == ("plain", "reference", *compiled, "ours", "ours pairs", "ours/cpu")
+    assert contending.possible("cpu") == ("plain", "reference", *compiled, "ours", "ours pairs", "ours folded", "ours/cpu")
 
 
 def test_a_line_fits_80_columns():

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...compat import import_reference
+from ...conversion import fold
 from ...explanation import explain, explanation_mode
 from ...explanation.passes import backward, default_chunk
-from .contenders import PLAIN, Contender, Contest
+from .contenders import FOLDED, PLAIN, Contender, Contest
 
 __all__ = [
     "CLASSES", "COMPILABLE", "EXPLAINED", "EXPLAINED_MODELS", "MEASURES", "contest", "plain", "signalling", "still",
@@ -196,6 +197,9 @@ def contest(contenders: dict[str, Contender], x: Tensor, measure: str, checked: 
         contender.module.train(trains)
         if name not in PLAIN:
             _fill(contender.module.buffers(), buffers)
+    if FOLDED in contenders:
+        folded = {} if trains else {FOLDED: Contender(fold(contenders[FOLDED].module))}
+        contenders = {name: contenders[name] for name in contenders if name != FOLDED} | folded
     with torch.no_grad():
         count = logits(copy.deepcopy(reference).eval(), x[:1]).shape[1]
     labels = torch.arange(len(x), device=x.device) * 7 % count
