@@ -90,6 +90,16 @@ def test_a_module_of_the_users(own, tmp_path):
         assert set(row["contenders"]) == {"reference", "ours"} and row["served"]["ours"] == {"cpu": 3}
 
 
+def test_a_folded_model_takes_part_where_it_is_named(own, tmp_path):
+    """In measures of evaluation."""
+    out = tmp_path / "folded.json"
+    options = ["--measures", "inference", "explanation", "training", "--contenders", "ours", "ours folded"]
+    assert bench([*FAST, *own, *options, "--out", str(out)]) == 0
+    for row in read(out)["rows"]:
+        evaluated = row["measure"] != "training"
+        assert ("ours folded" in row["contenders"]) == evaluated == ("ours folded" not in row["refused"])
+
+
 def test_backends_are_forced_where_they_are_asked_for(tmp_path):
     out = tmp_path / "forced.json"
     options = ["--measures", "forward", "--contenders", "plain", "ours/cpu", "ours/triton"]
@@ -281,7 +291,8 @@ def test_list_explains_names_and_offers_what_can_run(capsys):
 def test_contenders_that_can_run(compiler, monkeypatch):
     monkeypatch.setattr(contending.shutil, "which", lambda name: "/usr/bin/g++" if compiler else None)
     compiled = ("compiled", "compiled plain", "compiled ours") if compiler else ()
-    assert contending.possible("cpu") == ("plain", "reference", *compiled, "ours", "ours pairs", "ours folded", "ours/cpu")
+    ours = ("ours", "ours pairs", "ours folded", "ours/cpu")
+    assert contending.possible("cpu") == ("plain", "reference", *compiled, *ours)
 
 
 def test_a_line_fits_80_columns():
