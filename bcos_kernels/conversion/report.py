@@ -77,7 +77,7 @@ class Report:
                     wrapped(f"left alone: {many(count, 'module')} of class {kind}: {reason}")
                     for (kind, reason), count in left.most_common()
                 ),
-                "each of them: print(network.report.table())",
+                "its method table() has a line for each of them",
             ]
         )
 
