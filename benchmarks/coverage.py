@@ -182,7 +182,7 @@ def explain(module: nn.Module, on: bool) -> None:
         if hasattr(part, "set_explanation_mode"):
             part.set_explanation_mode(on)
         elif "detach" in vars(part):
-            part.explanation_mode(on)
+            part.detach = on
 
 
 def difference(ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None]) -> float:
