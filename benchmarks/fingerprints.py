@@ -41,7 +41,8 @@ __all__ = ["main"]
 
 CLASS = (
     r"^class ([Nn]orm(ed)?(Conv[123]d|Linear)|B[Cc]os[A-Za-z]*(Conv[123]d|Linear)(WithScale)?|DynamicMultiplication"
-    r"|Attention|MyGELU|BcosGELUActivation|CoDAConv2d|DAUWeights|Squashing|LpNorm|L2Norm"
+    r"|Attention|MyGELU|_SiLU|Bcos(GELU|NewGELU|SILU)Activation"
+    r"|CoDAConv2d|DAUWeights|Squashing|LpNorm|L2Norm"
     r"|Detachable[A-Za-z]*Norm[A-Za-z0-9]*|[A-Za-z0-9]*NormUncentered[A-Za-z0-9]*|[A-Za-z0-9]*Norm2dUncentered[A-Za-z]*)\b"
 )
 """The names of layers, of their parts, of norms, attentions and gates, as git and Python both read it."""
@@ -121,7 +122,9 @@ def trees(folder: Path) -> Iterator[tuple[str, Path]]:
     seen: set[tuple[str, ...]] = set()
     for commit in git(folder, "log", "--format=%h", "--reverse", "--all").split():
         sources = [line for line in git(folder, "ls-tree", "-r", commit).splitlines() if line.endswith(".py")]
-        holders = {line.split(":", 1)[1] for line in git(folder, "grep", "-lE", CLASS, commit).splitlines()}
+        holders = {
+            line.split(":", 1)[1] for line in git(folder, "grep", "-lE", CLASS, commit, "--", "*.py").splitlines()
+        }
         layers = tuple(line for line in sources if line.split("\t", 1)[1] in holders)
         if layers and layers not in seen:
             seen.add(layers)
@@ -180,7 +183,7 @@ def rows(name: str, kind: type) -> Iterator[tuple[str, str, str, list[str]]]:
     elif name in UNITS:
         section, roots = UNITS[name]
         yield row(section, fingerprint.of(kind.__mro__, roots))
-    elif "GELU" in name:
+    elif re.search("GELU|SILU", name.upper()):
         for root in ("forward", METHOD)[: 1 + hasattr(kind, METHOD)]:
             yield row("gates", fingerprint.of(kind.__mro__, (root,)))
     else:

@@ -93,6 +93,10 @@ def linears(m: ModuleType) -> nn.Module:
     )
 
 
+def gates(m: ModuleType) -> nn.Module:
+    return nn.Sequential(nn.Linear(16, 16), m.BcosGELUActivation(), m.BcosNewGELUActivation(), m.BcosSILUActivation())
+
+
 def of_one_formula(m: ModuleType) -> nn.Module:
     return nn.Sequential(
         m.BcosConv2d(6, 8, 3, padding=1),
@@ -308,6 +312,15 @@ MODELS = (
         for repository in (FAIR, LM_SP)
         for name in ("Bert", "Roberta", "DistilBert")
     ),
+    Model(
+        LM_SP,
+        "Llama",
+        "bcos_lm/models/modeling_llama.py",
+        transformer("LlamaConfig", "LlamaModel"),
+        (5, 16),
+        lambda model, x: model(inputs_embeds=x).last_hidden_state,
+    ),
+    Model(LM_SP, "gates", "bcos_lm/modules/bcoslinear.py", gates, (5, 16)),
     Model(
         HTP,
         "mmpretrain neck",
