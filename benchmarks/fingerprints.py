@@ -5,8 +5,8 @@ release. Classes are imported from a copy in a process of their own and hashed a
 of their code is kept. The table holds, beside each hash, where it was found, and the formula, which a person enters: a
 new hash is written with ``"formula": null`` and is not accelerated until then.
 
-With ``--look`` the table stays as it is: the classes of each folder as it lies there are printed, and whether the table
-knows them.
+With ``--look`` the table stays as it is. Of each folder as it lies there it is told how many classes, and methods for
+the norm of dilated patches, the table knows, and which it does not know.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def look(folders: list[Path], table: dict[str, dict]) -> int:
-    """Prints how many classes of each folder the table knows, and those that it does not know."""
+    """Prints how many pieces of code of each folder the table knows, and those that it does not know."""
     for folder in folders:
         found = in_a_process(folder)
         unknown = [
