@@ -202,6 +202,7 @@ V1, V2, BF = "moboehle/B-cos", "B-cos/B-cos-v2", "shrebox/B-cosification"
 MG, KD = "sukrutrao/Model-Guidance", "m-parchami/GoodTeachersExplain"
 LM, HTP = "Ewanwong/B-cos-v2", "sidgairo18/how-to-probe"
 FAIR, LM_SP = "Ewanwong/fairness_x_explainability", "314-Foundation/bcos_lm_SP"
+SD = "n-bernold/bcos-stablediffusion"
 SIC, BD, PR = "ai-med/SIC", "sidgairo18/dino_with_bcos", "pedroroblesduten/B-COS-Networks-Implementation"
 EPG, GRID = "evaluate_attributions/epg", "evaluate_attributions/gridpg"
 DINO, MM = "pretraining/dino", "pretraining/mmpretrain"
@@ -319,6 +320,13 @@ MODELS = (
         transformer("LlamaConfig", "LlamaModel"),
         (5, 16),
         lambda model, x: model(inputs_embeds=x).last_hidden_state,
+    ),
+    Model(
+        SD,
+        "gate",
+        "ldm/modules/diffusionmodules/bcosmodules.py",
+        lambda m: nn.Sequential(nn.Linear(16, 16), m._SiLU()),
+        (5, 16),
     ),
     Model(LM_SP, "gates", "bcos_lm/modules/bcoslinear.py", gates, (5, 16)),
     Model(
