@@ -56,6 +56,7 @@ def own(tmp_path, monkeypatch):
 
 
 def test_a_run_is_stored(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(run.Watch, "others", lambda self: 1000.0)
     out = tmp_path / "results" / "tiny.json"
     assert bench([*FAST, *LINEAR, "--out", str(out)]) == 0
@@ -74,7 +75,9 @@ def test_a_run_is_stored(tmp_path, monkeypatch, capsys):
     assert result["load"] == {"before": 1000.0, "during": 1000.0}
     printed = capsys.readouterr().out
     assert printed.count("vit_s/8-384-1000") == 3
-    assert "No verdict on times, they are too noisy: other programs kept 1000.0 of" in printed
+    assert "No verdict on times, they are too noisy: other programs kept 1000.0 of" in " ".join(printed.split())
+    sentence = printed[printed.index("No verdict") :].splitlines()
+    assert len(sentence) > 1 and max(map(len, sentence)) <= 80
     assert max(len(line) for line in out.read_text().splitlines()) > 50, "samples stand on one line"
 
 
