@@ -47,8 +47,8 @@ def transform(module: Theirs, x: Tensor, variant: Variant, out_dtype=None, backe
         backend,
     )  # fmt: skip
     y = functional.transform(x, weight, bias, b, detach, geometry, options)
-    scaled = variant.scaled and (variant.scaled_at_one or module.b != 1)
-    return y / module.scale if scaled else y
+    divisor = scale(module, variant)
+    return y if divisor is None else y / divisor
 
 
 def _read_together(*names: str):
@@ -78,6 +78,11 @@ def exponent(module: Theirs, variant: Variant) -> tuple[float | Tensor, bool]:
     if "clamping" in has and module.clamping:
         return clamped(b), variant.exact_two
     return b, variant.exact_two
+
+
+def scale(module: Theirs, variant: Variant) -> Any:
+    """What the output is divided by; None for nothing."""
+    return module.scale if variant.scaled and (variant.scaled_at_one or module.b != 1) else None
 
 
 def explanation(module: Theirs, has: frozenset[str]) -> bool | MutableMapping:

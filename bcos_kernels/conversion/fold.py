@@ -210,9 +210,9 @@ def _formula(module: Any) -> _Formula | str:
         return "its explanation mode is not switched by set_explanation_mode, as that of a folded layer is"
     if "normalized_weights" in has and not module.normalized_weights:
         return "‖w‖ is part of its norm"
-    b, exact_two = layers.exponent(module, has)
+    b, exact_two = layers.exponent(module, variant)
     max_out = module.max_out if "max_out" in has else 1
-    scale = module.scale if variant.scaled else 1.0
+    scale = layers.scale(module, variant) or 1.0
     found = _Formula(layers.weighted(module), b, max_out, variant.normalize_weights, scale)
     if (variant.norm_eps, b == 2 or variant.cos_eps) != (_OWN.norm_eps, b == 2 or _OWN.cos_eps):
         return "its ε are not those of the layers of this package"

@@ -180,7 +180,7 @@ class Bench:
             return failed(failure)
         if self.settings.contenders is not None:
             told = set(built) if "every contender" in found["refused"] else {*found["contenders"], *found["refused"]}
-            absent = {name: "cannot serve this workload here" for name in wanted - told - {"plain"}}
+            absent = dict.fromkeys(wanted - told - {"plain"}, "cannot serve this workload here")
             found["refused"] = {**found["refused"], **absent}
         return found
 
