@@ -9,12 +9,12 @@ from .modules import BcosConv2d, BcosConv2dWithScale, BcosLinear
 __version__ = "0.1.0"
 __all__ = [
     "AddInverse", "BcosConv2d", "BcosConv2dWithScale", "BcosLinear", "DAUConv2d", "accelerate", "convert", "explain",
-    "functional", "metrics", "report", "restore", "tune",
+    "fold", "functional", "metrics", "report", "restore", "tune",
 ]  # fmt: skip
 
 _ROOMS = {
     "AddInverse": "conversion", "accelerate": "adopt", "convert": "conversion", "explain": "explanation",
-    "metrics": "metrics", "report": "adopt", "restore": "adopt", "tune": "tuning",
+    "fold": "conversion", "metrics": "metrics", "report": "adopt", "restore": "adopt", "tune": "tuning",
 }  # fmt: skip
 """What is imported when it is first used -> the module that holds it, or is it."""
 

@@ -4,11 +4,15 @@ Each folder is a checkout of a repository, of which every commit that changed a 
 release. Classes are imported from a copy in a process of their own and hashed as ``accelerate`` hashes a user's; none
 of their code is kept. The table holds, beside each hash, where it was found, and the formula, which a person enters: a
 new hash is written with ``"formula": null`` and is not accelerated until then.
+
+With ``--look`` the table stays as it is. Of each folder as it lies there it is told how many classes, and methods for
+the norm of dilated patches, the table knows, and which it does not know.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import inspect
 import io
@@ -36,8 +40,9 @@ from bcos_kernels.compat import import_reference
 __all__ = ["main"]
 
 CLASS = (
-    r"^class (Normed(Conv2d|Linear)|Bcos[A-Za-z]*(Conv2d|Linear)(WithScale)?|DynamicMultiplication|Attention"
-    r"|MyGELU|BcosGELUActivation|CoDAConv2d|DAUWeights|Squashing|LpNorm|L2Norm"
+    r"^class ([Nn]orm(ed)?(Conv[123]d|Linear)|B[Cc]os[A-Za-z]*(Conv[123]d|Linear)(WithScale)?|DynamicMultiplication"
+    r"|Attention|MyGELU|_SiLU|Bcos(GELU|NewGELU|SILU)Activation"
+    r"|CoDAConv2d|DAUWeights|Squashing|LpNorm|L2Norm"
     r"|Detachable[A-Za-z]*Norm[A-Za-z0-9]*|[A-Za-z0-9]*NormUncentered[A-Za-z0-9]*|[A-Za-z0-9]*Norm2dUncentered[A-Za-z]*)\b"
 )
 """The names of layers, of their parts, of norms, attentions and gates, as git and Python both read it."""
@@ -60,12 +65,15 @@ def main(argv: list[str] | None = None) -> int:
     """Adds to the table what is new and prints what needs a formula."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fingerprints", description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path, help="checkouts, or unpacked releases such as bcos-0.1.3")
+    parser.add_argument("--look", action="store_true", help="only print which classes of each folder are known")
     options = parser.parse_args(argv)
     for folder in options.folders:
         if not folder.is_dir():
             parser.error(f"{folder}: no such folder")
     import_reference()  # torchvision, as far as it loads here
     table = {kind: {} for kind in KINDS} | (json.loads(TABLE.read_text()) if TABLE.exists() else {})
+    if options.look:
+        return look(options.folders, table)
     found: dict[tuple[str, str], dict] = {}
     for folder in options.folders:
         for name, tree in trees(folder):
@@ -82,6 +90,17 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{kind} {digest} {entry['class']} needs a formula; it reads {', '.join(entry['reads'])}")
     TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
     print(", ".join(f"{len(table[kind])} {kind}" for kind in KINDS), f"in {TABLE.name}")
+    return 0
+
+
+def look(folders: list[Path], table: dict[str, dict]) -> int:
+    """Prints how many pieces of code of each folder the table knows, and those that it does not know."""
+    for folder in folders:
+        found = in_a_process(folder)
+        unknown = [
+            f"{name} {digest}" for kind, digest, name, _ in found if not table[kind].get(digest, {}).get("formula")
+        ]
+        print(", ".join([f"{title(folder)}: {len(found) - len(unknown)} of {len(found)} are known", *unknown]))
     return 0
 
 
@@ -103,7 +122,9 @@ def trees(folder: Path) -> Iterator[tuple[str, Path]]:
     seen: set[tuple[str, ...]] = set()
     for commit in git(folder, "log", "--format=%h", "--reverse", "--all").split():
         sources = [line for line in git(folder, "ls-tree", "-r", commit).splitlines() if line.endswith(".py")]
-        holders = {line.split(":", 1)[1] for line in git(folder, "grep", "-lE", CLASS, commit).splitlines()}
+        holders = {
+            line.split(":", 1)[1] for line in git(folder, "grep", "-lE", CLASS, commit, "--", "*.py").splitlines()
+        }
         layers = tuple(line for line in sources if line.split("\t", 1)[1] in holders)
         if layers and layers not in seen:
             seen.add(layers)
@@ -132,9 +153,9 @@ def in_a_process(tree: Path) -> list[tuple[str, str, str, list[str]]]:
 
 def classes(tree: Path) -> list[tuple[str, str, str, list[str]]]:
     """``(kind, digest, class, what it reads)`` of each such class in a folder; what cannot be imported is named."""
-    found = {}
+    found: dict[str, tuple[str, str, str, list[str]]] = {}
     for path in sorted(tree.rglob("*.py")):
-        names = [found[1] for found in re.finditer(CLASS, path.read_text(errors="replace"), re.M)]
+        names = [line[1] for line in re.finditer(CLASS, path.read_text(errors="replace"), re.M)]
         if not names:
             continue
         try:
@@ -143,40 +164,43 @@ def classes(tree: Path) -> list[tuple[str, str, str, list[str]]]:
             print(f"{path.relative_to(tree)}: {type(error).__name__}: {error}", file=sys.stderr)
             continue
         for name in names:
-            kind = inspect.unwrap(getattr(module, name))  # NoBias is also used as a decorator
-            if name == "Attention":
-                found |= attention(kind)
-                continue
-            if name in UNITS:
-                section, roots = UNITS[name]
-                mark = fingerprint.of(kind.__mro__, roots)
-                found[mark.digest] = (section, mark.digest, name, sorted(mark.reads))
-                continue
-            if "GELU" in name:
-                for root in ("forward", METHOD)[: 1 + hasattr(kind, METHOD)]:
-                    mark = fingerprint.of(kind.__mro__, (root,))
-                    found[mark.digest] = ("gates", mark.digest, name, sorted(mark.reads))
-                continue
-            mark = fingerprint.of(kind.__mro__)
-            group = "modes" if name == "DynamicMultiplication" else "layers" if "b" in mark.reads else "linears"
-            group = "norms" if issubclass(kind, NORMS) else group
-            if issubclass(kind, nn.Module) and mark.digest != "torch":
-                found.setdefault(mark.digest, (group, mark.digest, name, sorted(mark.reads)))
-            if hasattr(kind, SLOW_NORM):
-                mark = fingerprint.of(kind.__mro__, (SLOW_NORM,))
-                found[mark.digest] = ("slow_norms", mark.digest, name, sorted(mark.reads))
+            try:
+                for row in rows(name, inspect.unwrap(getattr(module, name))):  # NoBias is also used as a decorator
+                    found.setdefault(row[1], row)
+            except fingerprint.Unreadable as error:
+                print(f"{path.relative_to(tree)}: {name}: {error}", file=sys.stderr)
     return list(found.values())
 
 
-def attention(kind: type) -> dict[str, tuple[str, str, str, list[str]]]:
-    """The row of an attention, by its digest; empty for the many classes of that name without an explanation mode."""
-    try:
+def rows(name: str, kind: type) -> Iterator[tuple[str, str, str, list[str]]]:
+    """``(kind, digest, class, what it reads)`` of each piece of code that decides what one class computes."""
+
+    def row(section: str, mark: fingerprint.Fingerprint) -> tuple[str, str, str, list[str]]:
+        return section, mark.digest, name, sorted(mark.reads)
+
+    if name == "Attention":
+        yield from attention(kind)
+    elif name in UNITS:
+        section, roots = UNITS[name]
+        yield row(section, fingerprint.of(kind.__mro__, roots))
+    elif re.search("GELU|SILU", name.upper()):
+        for root in ("forward", METHOD)[: 1 + hasattr(kind, METHOD)]:
+            yield row("gates", fingerprint.of(kind.__mro__, (root,)))
+    else:
         mark = fingerprint.of(kind.__mro__)
-    except fingerprint.Unreadable:
-        return {}
-    if not {"to_qkv", "attend"} <= mark.reads or not mark.reads & {"detach", MODE}:
-        return {}
-    return {mark.digest: ("attentions", mark.digest, kind.__name__, sorted(mark.reads))}
+        group = "modes" if name == "DynamicMultiplication" else "layers" if "b" in mark.reads else "linears"
+        if issubclass(kind, nn.Module) and mark.digest != "torch":
+            yield row("norms" if issubclass(kind, NORMS) else group, mark)
+        if hasattr(kind, SLOW_NORM):
+            yield row("slow_norms", fingerprint.of(kind.__mro__, (SLOW_NORM,)))
+
+
+def attention(kind: type) -> Iterator[tuple[str, str, str, list[str]]]:
+    """The row of an attention; nothing for the many classes of that name without an explanation mode."""
+    with contextlib.suppress(fingerprint.Unreadable):
+        mark = fingerprint.of(kind.__mro__)
+        if {"to_qkv", "attend"} <= mark.reads and mark.reads & {"detach", MODE}:
+            yield "attentions", mark.digest, kind.__name__, sorted(mark.reads)
 
 
 def imported(tree: Path, path: Path) -> ModuleType:
@@ -191,12 +215,14 @@ def imported(tree: Path, path: Path) -> ModuleType:
         package = ModuleType(".".join(packages[:i]))
         package.__path__ = [str(root.joinpath(*packages[:i]))]
         sys.modules[package.__name__] = package
-    sys.path.insert(0, str(root))
+    places = [str(root)] if root == tree else [str(root), str(tree)]
+    sys.path[:0] = places
     try:
         sys.modules.pop(".".join(parts), None)
         return importlib.import_module(".".join(parts))
     finally:
-        sys.path.remove(str(root))
+        for place in places:
+            sys.path.remove(place)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,23 @@ def linears(m: ModuleType) -> nn.Module:
     )
 
 
+def gates(m: ModuleType) -> nn.Module:
+    return nn.Sequential(nn.Linear(16, 16), m.BcosGELUActivation(), m.BcosNewGELUActivation(), m.BcosSILUActivation())
+
+
+def of_one_formula(m: ModuleType) -> nn.Module:
+    return nn.Sequential(
+        m.BcosConv2d(6, 8, 3, padding=1),
+        m.BcosConv2d(8, 8, 3, stride=2, b=1.5, max_out=1),
+        m.BcosConv2d(8, 8, (3, 1), padding=(1, 0), b=1, scale=2.0),
+    )
+
+
+def scaled_linears(m: ModuleType) -> nn.Module:
+    """The linear layer with a scale, which it leaves out at b = 1."""
+    return nn.Sequential(*(m.BcosLinear(8, 8, b=b, max_out=2, scale=1) for b in (1, 1.5, 2)))
+
+
 class Beside(nn.Module):
     """The sum of what several norms make of an image, each with parameters that are not those of a new one."""
 
@@ -184,6 +201,9 @@ CODA, SIMPLE_CODA = "moboehle/CoDA-Nets", "models/simple_coda.py"
 V1, V2, BF = "moboehle/B-cos", "B-cos/B-cos-v2", "shrebox/B-cosification"
 MG, KD = "sukrutrao/Model-Guidance", "m-parchami/GoodTeachersExplain"
 LM, HTP = "Ewanwong/B-cos-v2", "sidgairo18/how-to-probe"
+FAIR, LM_SP = "Ewanwong/fairness_x_explainability", "314-Foundation/bcos_lm_SP"
+SD = "n-bernold/bcos-stablediffusion"
+SIC, BD, PR = "ai-med/SIC", "sidgairo18/dino_with_bcos", "pedroroblesduten/B-COS-Networks-Implementation"
 EPG, GRID = "evaluate_attributions/epg", "evaluate_attributions/gridpg"
 DINO, MM = "pretraining/dino", "pretraining/mmpretrain"
 MM_MODELS = f"{MM}/mmpretrain/models"
@@ -277,6 +297,38 @@ MODELS = (
         Model(CODA, f"L{p} norm", SIMPLE_CODA, coda_net("LpNorm", 4, p=p, **of_bench("coda_cifar10")), (6, 16, 16))
         for p in (1, 2)
     ),
+    Model(PR, "convolutions", "Bcos_modules.py", of_one_formula),
+    Model(BD, "linear layers", "src/bcos/modules/bcoslinear.py", scaled_linears, (8,)),
+    Model(BD, "norms", f"src/{NORMS}", norms, (6, 8, 8)),
+    Model(SIC, "resnet18", "bcos/resnet.py", lambda m: m.resnet18(num_classes=10, inplanes=16)),
+    *(
+        Model(
+            repository,
+            f"{name} of modeling_{name.lower()}",
+            f"bcos_lm/models/modeling_{name.lower()}.py",
+            transformer(f"{name}Config", f"{name}ForSequenceClassification"),
+            (5, 16),
+            by_embeddings,
+        )
+        for repository in (FAIR, LM_SP)
+        for name in ("Bert", "Roberta", "DistilBert")
+    ),
+    Model(
+        LM_SP,
+        "Llama",
+        "bcos_lm/models/modeling_llama.py",
+        transformer("LlamaConfig", "LlamaModel"),
+        (5, 16),
+        lambda model, x: model(inputs_embeds=x).last_hidden_state,
+    ),
+    Model(
+        SD,
+        "gate",
+        "ldm/modules/diffusionmodules/bcosmodules.py",
+        lambda m: nn.Sequential(nn.Linear(16, 16), m._SiLU()),
+        (5, 16),
+    ),
+    Model(LM_SP, "gates", "bcos_lm/modules/bcoslinear.py", gates, (5, 16)),
     Model(
         HTP,
         "mmpretrain neck",

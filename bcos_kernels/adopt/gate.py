@@ -1,13 +1,14 @@
-"""Reads a published gated GELU at every call: x · Φ(x), whose gate Φ(x) is a constant in explanation mode.
+"""Reads a published gated activation at every call: x · g(x), whose gate g(x) is a constant in explanation mode.
 
-PyTorch's own GELU forms the product in one pass, and x alone is kept for the backward.
+PyTorch's own GELU or SiLU forms the product in one pass, and x alone is kept for the backward.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
+from functools import partial
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -21,12 +22,62 @@ from . import fingerprint, published
 from .kind import Kind
 from .published import Theirs
 
-__all__ = ["ACT", "KIND", "METHOD", "Code", "Variant", "is_candidate", "objection", "run", "variant_of"]
+__all__ = ["ACT", "FUNCTIONS", "KIND", "METHOD", "Code", "Variant", "is_candidate", "objection", "run", "variant_of"]
 
 MODE = "dynamic_multiplication"
 
 ACT, METHOD = "act", "_gelu_python"
 """The attribute in which the language models' gate holds the method that it calls, and the name of that method."""
+
+
+class Function(NamedTuple):
+    """x · g(x) and what its derivatives are made of."""
+
+    value: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
+    """``backward(grad, x)``: the gradient at x, of which autograd knows the derivatives."""
+    gate: Callable[[Tensor], Tensor]
+    """g(x), of which autograd knows the derivatives."""
+    frozen: Callable[[Tensor, Tensor], Tensor]
+    """``frozen(grad, x)``: grad · g(x), in the memory of one new tensor; without derivatives."""
+
+
+def _phi(x: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
+
+
+def _times_phi(grad: Tensor, x: Tensor) -> Tensor:
+    gate = torch.mul(x, math.sqrt(0.5)).erf_()
+    return torch.addcmul(grad, grad, gate, out=gate).mul_(0.5)
+
+
+def _phi_by_tanh(x: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def _times_phi_by_tanh(grad: Tensor, x: Tensor) -> Tensor:
+    gate = torch.mul(x, x).mul_(0.044715).add_(1).mul_(x).mul_(math.sqrt(2 / math.pi)).tanh_()
+    return torch.addcmul(grad, grad, gate, out=gate).mul_(0.5)
+
+
+def _of_silu(grad: Tensor, x: Tensor) -> Tensor:
+    if not (torch.is_grad_enabled() or _torch.is_seen((x, grad))):
+        return torch.ops.aten.silu_backward(grad, x)
+    gate = torch.sigmoid(x)
+    return grad * gate * (1 + x * (1 - gate))
+
+
+FUNCTIONS = {
+    "gelu": Function(F.gelu, torch.ops.aten.gelu_backward, _phi, _times_phi),
+    "gelu by tanh": Function(
+        partial(F.gelu, approximate="tanh"),
+        partial(torch.ops.aten.gelu_backward, approximate="tanh"),
+        _phi_by_tanh,
+        _times_phi_by_tanh,
+    ),
+    "silu": Function(F.silu, _of_silu, torch.sigmoid, lambda grad, x: torch.sigmoid(x).mul_(grad)),
+}
+"""The activations: x · Φ(x), the same with a tanh in place of Φ's error function, and x · σ(x)."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +88,8 @@ class Variant:
     """The explanation mode: ``"early"``, ``"late"``, or ``"none"`` where the code does not use the mode that it has."""
     held: bool
     """Whether the method that computes it is held in an attribute."""
+    name: str = "gelu"
+    """Which of ``FUNCTIONS`` it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +135,7 @@ def read(kind: type, mode: type) -> Code:
         return Code(str(error), methods + error.watched)
     if published.finds_otherwise(kind):
         return Code(f"{published.published_mro(kind)[0].__name__} changes how its attributes are found", methods)
-    variant = Variant(formula["mode"], held)
+    variant = Variant(formula["mode"], held, formula.get("function", "gelu"))
     return Code(variant, tuple(dict.fromkeys(methods)), parts, frozenset(own), reads, bool(parts))
 
 
@@ -91,7 +144,8 @@ def is_candidate(module: Theirs) -> bool:
     own = vars(module)
     if isinstance(module, torch.jit.ScriptModule) or "_modules" not in own:
         return False
-    if module._parameters or module._buffers or "GELU" not in type(module).__name__:
+    named = any(name in type(module).__name__.upper() for name in ("GELU", "SILU"))
+    if module._parameters or module._buffers or not named:
         return False
     return set(module._modules) == {MODE} or ("detach" in own and not module._modules)
 
@@ -139,31 +193,30 @@ def objection(module: Theirs, x: Tensor | None = None, backend: str | None = Non
 
 def run(module: Theirs, x: Tensor, found: Found, out_dtype=None, backend: str | None = None) -> Tensor:
     """``module(x)``, in the mode that the module has now."""
-    _, frozen, state = found
+    variant, frozen, state = found
+    function = FUNCTIONS[variant.name]
     if not (frozen or state is not None) or not (x.requires_grad and torch.is_grad_enabled()):
-        return F.gelu(x)
-    return _Gate.apply(x, state)
+        return function.value(x)
+    return _Gate.apply(x, state, function)
 
 
 class _Gate(torch.autograd.Function):
     """Without ``state`` the gate is a constant of every derivative."""
 
     @staticmethod
-    def forward(ctx: Any, x, state):
+    def forward(ctx: Any, x, state, function):
         ctx.save_for_backward(x)
-        ctx.state = state
-        return F.gelu(x)
+        ctx.state, ctx.function = state, function
+        return function.value(x)
 
     @staticmethod
     def backward(ctx: Any, *grads):
-        (grad,), (x,) = grads, ctx.saved_tensors
+        (grad,), (x,), function = grads, ctx.saved_tensors, ctx.function
         if ctx.state is not None and not ctx.state["fixed_weights"]:
-            return torch.ops.aten.gelu_backward(grad, x), None
+            return function.backward(grad, x), None, None
         if torch.is_grad_enabled() or _torch.is_seen((x, grad)):
-            x = x.detach() if ctx.state is None else x
-            return grad * (0.5 * (1 + torch.erf(x * math.sqrt(0.5)))), None
-        gate = torch.mul(x, math.sqrt(0.5)).erf_()
-        return torch.addcmul(grad, grad, gate, out=gate).mul_(0.5), None
+            return grad * function.gate(x.detach() if ctx.state is None else x), None, None
+        return function.frozen(grad, x), None, None
 
 
 def _no_call(module: Theirs, found: Found) -> None:

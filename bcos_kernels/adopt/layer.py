@@ -35,7 +35,7 @@ def weighted(module: Theirs) -> Theirs:
 def transform(module: Theirs, x: Tensor, variant: Variant, out_dtype=None, backend: str | None = None) -> Tensor:
     """``module(x)``, computed by the fused kernels with the values that the module holds now."""
     has, layer = variant.attributes, module._modules.get("linear", module)
-    b, exact_two = exponent(module, has)
+    b, exact_two = exponent(module, variant)
     if isinstance(b, Tensor) and b.device != x.device:
         b = b.to(x.device)
     weight, bias, detach = held(layer, "weight"), held(layer, "bias"), explanation(module, has)
@@ -47,7 +47,8 @@ def transform(module: Theirs, x: Tensor, variant: Variant, out_dtype=None, backe
         backend,
     )  # fmt: skip
     y = functional.transform(x, weight, bias, b, detach, geometry, options)
-    return y / module.scale if variant.scaled else y
+    divisor = scale(module, variant)
+    return y if divisor is None else y / divisor
 
 
 def _read_together(*names: str):
@@ -68,14 +69,20 @@ def held(layer: Theirs, name: str) -> Any:
     return parameters[name] if name in parameters else getattr(layer, name)
 
 
-def exponent(module: Theirs, has: frozenset[str]) -> tuple[float | Tensor, bool]:
+def exponent(module: Theirs, variant: Variant) -> tuple[float | Tensor, bool]:
     """``(b, exact_two)``; in B-cosification the exponent is b + 2, or b clamped above 1."""
+    has = variant.attributes
     if "b_loss" in has and module.b_loss:
         return module.b + 2, False
     b = module.b
     if "clamping" in has and module.clamping:
-        return clamped(b), True
-    return b, True
+        return clamped(b), variant.exact_two
+    return b, variant.exact_two
+
+
+def scale(module: Theirs, variant: Variant) -> Any:
+    """What the output is divided by; None for nothing."""
+    return module.scale if variant.scaled and (variant.scaled_at_one or module.b != 1) else None
 
 
 def explanation(module: Theirs, has: frozenset[str]) -> bool | MutableMapping:
@@ -269,7 +276,7 @@ def _overridden(kind: type) -> str | None:
 def _call(module: Theirs, variant: Variant) -> Call:
     """The call of the smallest input that the layer takes, of its weight's dtype and on its device."""
     layer = weighted(module)
-    b, exact_two = exponent(module, variant.attributes)
+    b, exact_two = exponent(module, variant)
     weight = layer.weight
     spec = Spec(
         max_out=module.max_out if "max_out" in variant.attributes else 1,

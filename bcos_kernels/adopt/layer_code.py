@@ -35,6 +35,10 @@ class Variant:
     """Whether the output is divided by ``module.scale``."""
     attributes: frozenset[str]
     """The attributes in ``OPTIONAL`` that the layer reads."""
+    exact_two: bool = True
+    """Whether ``cos_eps`` is left out at b = 2."""
+    scaled_at_one: bool = True
+    """Whether a scaled output is divided at b = 1, too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +104,8 @@ def read(kind: type, linear: type, mode: type) -> Code:
         cos_eps=formula["cos_eps"],
         scaled="scale" in layer.reads,
         attributes=layer.reads.intersection(OPTIONAL),
+        exact_two=formula.get("exact_two", True),
+        scaled_at_one=formula.get("scaled_at_one", True),
     )
     return Code(
         variant,

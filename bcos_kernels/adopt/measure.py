@@ -189,9 +189,11 @@ def _runs(module: Theirs, twin: Theirs, parameters: list[Tensor], x: Tensor) -> 
 def _variants(module: Theirs) -> Iterator[Variant]:
     """Every formula that the layer can compute according to its attributes."""
     has = frozenset(name for name in OPTIONAL if hasattr(module, name))
-    scaled = (True, False) if "scale" in has else (False,)
-    for unit, norm, cos, divides in itertools.product((True, False), NORM_EPSILONS, COSINE_EPSILONS, scaled):
-        yield Variant(unit, norm, cos, divides, has)
+    scales = ((True, True), (True, False), (False, True)) if "scale" in has else ((False, True),)
+    for unit, norm, cos, (scaled, at_one), exact_two in itertools.product(
+        (True, False), NORM_EPSILONS, COSINE_EPSILONS, scales, (True, False)
+    ):
+        yield Variant(unit, norm, cos, scaled, has, exact_two, at_one)
 
 
 def _equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:

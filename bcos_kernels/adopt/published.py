@@ -167,6 +167,8 @@ def known(
         formula = {"unit": False}
     if not formula:
         raise Unknown(f"{within}the code of {mro[0].__name__}.forward is not among the published {what}", methods)
+    if "left" in formula:
+        raise Unknown(f"{within}{formula['left']}", methods)
     if part and not (_is_called_as_usual(kind) and not finds_otherwise(kind)):
         methods += tuple((kind, call, getattr(kind, call)) for call in ("__call__", "_call_impl"))
         raise Unknown(f"{within}{kind.__name__} changes how a module is called or holds attributes", methods)

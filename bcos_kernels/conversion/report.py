@@ -1,4 +1,4 @@
-"""What a conversion did: what each module became, and what was left as it is, with the reason."""
+"""What a conversion or a folding did: what each module became, and what was left as it is, with the reason."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["Report", "Row"]
 
 @dataclass(frozen=True)
 class Row:
-    """One module of the plain model."""
+    """One module of the given model."""
 
     name: str
     kind: str
     """The name of its class."""
     became: str | None
-    """The class of what it became; None if it is the plain module."""
+    """The class of what it became; None if it is the given module."""
     reason: str = ""
-    """Why it is the plain module, or what else is to be known of its conversion."""
+    """Why it is the given module, or what else is to be known of its conversion."""
     understood: bool = True
-    """False for a plain module whose part in explanations is not known."""
+    """False for a given module whose part in explanations is not known."""
 
     @property
     def outcome(self) -> str:
@@ -33,7 +33,10 @@ class Row:
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """What :func:`bcos_kernels.convert` did; ``str(report)`` is a summary, ``.table()`` has a line for each module."""
+    """What :func:`bcos_kernels.convert` or :func:`bcos_kernels.fold` did.
+
+    ``str(report)`` is a summary, ``.table()`` has a line for each module.
+    """
 
     rows: tuple[Row, ...]
 
@@ -74,7 +77,7 @@ class Report:
                     wrapped(f"left alone: {many(count, 'module')} of class {kind}: {reason}")
                     for (kind, reason), count in left.most_common()
                 ),
-                "each of them: print(network.report.table())",
+                "its method table() has a line for each of them",
             ]
         )
 

@@ -20,9 +20,9 @@ FROZEN = "fixed_weights"
 def explanation_mode(model: nn.Module) -> Iterator[None]:
     """A context in which every scale of ``model`` is a constant; afterwards each module is as it was before.
 
-    Early modes are switched by ``set_explanation_mode(bool)`` (``bcos``, B-cosification) or ``explanation_mode(bool)``
-    (the first version of B-cos networks), late ones by ``state["fixed_weights"]`` (model guidance). A model without any
-    of them stays as it is.
+    Early modes are switched by ``set_explanation_mode(bool)`` (``bcos``, B-cosification), ``explanation_mode(bool)``
+    (the first version of B-cos networks) or ``explanationMode(bool)`` (a copy of it), late ones by
+    ``state["fixed_weights"]`` (model guidance). A model without any of them stays as it is.
 
     Args:
         model: a module, accelerated or not.
@@ -48,7 +48,7 @@ def has_explanation_mode(model: nn.Module) -> bool:
 
 def _switch(module: Any) -> Callable[[bool], object] | None:
     """The function that turns the module's own mode on and off."""
-    for name in ("set_explanation_mode", "explanation_mode"):
+    for name in ("set_explanation_mode", "explanation_mode", "explanationMode"):
         switch = getattr(module, name, None)
         if callable(switch) and inspect.signature(switch).parameters:  # without any: a context over all of a model
             return switch

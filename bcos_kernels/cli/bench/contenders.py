@@ -22,6 +22,7 @@ from ...transform.call import of_shapes
 __all__ = [
     "BACKENDS",
     "COMPILED",
+    "FOLDED",
     "PAIRS",
     "PLAIN",
     "Contender",
@@ -42,6 +43,8 @@ COMPILED = {"compiled": "reference", "compiled plain": "plain", "compiled ours":
 """A contender made by torch.compile -> the one that it compiles."""
 PAIRS = "ours pairs"
 """Ours by ``accelerate(model, pairs=True)``; it takes part where it is named."""
+FOLDED = "ours folded"
+"""Ours by ``fold``, for measures of evaluation; it takes part where it is named."""
 BACKENDS = tuple(name for name in TRANSFORM.backends if name != "reference")
 WORST, WORST_OF_HALF = 1e-2, 0.5
 """The largest relative error of the reference with which it can be a bound: in fp32 and float64, and in bf16 and fp16,
@@ -57,7 +60,7 @@ def known() -> tuple[str, ...]:
     """The names of all contenders, including those that this machine or a workload does not allow."""
     ours = [f"ours/{backend}" for backend in BACKENDS]
     forced = [f"ours/{backend}/{candidate}" for backend in BACKENDS for candidate in candidates(backend)]
-    return "plain", "reference", *COMPILED, "ours", PAIRS, *ours, *forced
+    return "plain", "reference", *COMPILED, "ours", PAIRS, FOLDED, *ours, *forced
 
 
 def possible(device: str) -> tuple[str, ...]:
@@ -193,6 +196,8 @@ def build(
         found["ours"] = Contender(ours)
     if PAIRS in wanted:
         found[PAIRS] = Contender(accelerate(copy.deepcopy(reference), pairs=True))
+    if FOLDED in wanted:
+        found[FOLDED] = Contender(copy.deepcopy(ours))  # folded once its statistics are those of the measure
     return found
 
 

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...compat import import_reference
+from ...conversion import fold
 from ...explanation import explain, explanation_mode
 from ...explanation.passes import backward, default_chunk
-from .contenders import PLAIN, Contender, Contest
+from .contenders import FOLDED, PLAIN, Contender, Contest
 
 __all__ = [
-    "CLASSES", "COMPILABLE", "EXPLAINED", "EXPLAINED_MODELS", "MEASURES", "contest", "plain", "signalling", "still",
+    "CLASSES", "COMPILABLE", "EXPLAINED", "EXPLAINED_MODELS", "MEASURES", "contest", "plain", "settled", "signalling",
+    "still",
 ]  # fmt: skip
 
 EXPLAINED = {"explained batch": (8, 1), "explained grids": (4, 9), "further classes": (4, 8)}
@@ -85,13 +87,32 @@ def still(model: nn.Module) -> nn.Module:
     return model
 
 
+def settled(model: Any, images: Tensor) -> nn.Module:
+    """Gives batch norms, in place, the statistics of ``images``, as training would.
+
+    With those of an untrained network each B-cos layer multiplies its output by a cosine, and no norm makes up for it:
+    in the last layers of a ResNet values would be so small that a trained network's kernels do not serve them.
+    """
+    norms = {norm: norm.momentum for norm in model.modules() if hasattr(norm, "running_var")}
+    if not norms:
+        return model
+    for norm in norms:
+        norm.momentum = 1.0
+    training = model.training
+    with torch.no_grad():
+        model.train()(images)
+    for norm, momentum in norms.items():
+        norm.momentum = momentum
+    return model.train(training)
+
+
 def signalling(vgg: Any, images: Tensor) -> nn.Module:
     """Gives the reference's untrained VGG, in place, weights with which its explanations do not underflow.
 
     A B-cos layer multiplies its output by a cosine, about 1/√taps between a random filter and its input. The three
     layers of VGG's classifier have up to 25,088 taps and no norm behind them, so that explanations fall below the
     smallest number of fp32. Here each filter of the classifier becomes a patch of its input for ``images`` plus noise
-    of the same length, and the layers before take their batch statistics from ``images``.
+    of the same length, and the layers before are :func:`settled`.
     """
 
     def imitate(layer: Any, inputs: tuple[Tensor, ...]) -> None:
@@ -102,17 +123,10 @@ def signalling(vgg: Any, images: Tensor) -> nn.Module:
         weight.copy_((chosen + F.normalize(torch.randn_like(chosen))).view_as(weight))
 
     hooks = [layer.register_forward_pre_hook(imitate) for layer in vgg.classifier]
-    norms = {norm: norm.momentum for norm in vgg.modules() if hasattr(norm, "running_var")}
-    for norm in norms:
-        norm.momentum = 1.0
-    training = vgg.training
-    with torch.no_grad():
-        vgg.train()(images)
-    for norm, momentum in norms.items():
-        norm.momentum = momentum
+    settled(vgg, images)
     for hook in hooks:
         hook.remove()
-    return vgg.train(training)
+    return vgg
 
 
 # ------------------------------------------------------------------------------------------------ measures
@@ -196,6 +210,7 @@ def contest(contenders: dict[str, Contender], x: Tensor, measure: str, checked: 
         contender.module.train(trains)
         if name not in PLAIN:
             _fill(contender.module.buffers(), buffers)
+    contenders = _folded(contenders, trains)
     with torch.no_grad():
         count = logits(copy.deepcopy(reference).eval(), x[:1]).shape[1]
     labels = torch.arange(len(x), device=x.device) * 7 % count
@@ -255,6 +270,17 @@ def contest(contenders: dict[str, Contender], x: Tensor, measure: str, checked: 
     return Contest(
         contenders, x, DIRECTIONS.get(measure, "explanation"), exact, compared, step, graph if counted else None, TURNS
     )
+
+
+def _folded(contenders: dict[str, Contender], trains: bool) -> dict[str, Contender]:
+    """The contenders, with one of them folded; without it where nothing can be folded or the measure trains."""
+    others = {name: contender for name, contender in contenders.items() if name != FOLDED}
+    if FOLDED not in contenders or trains:
+        return others
+    try:
+        return others | {FOLDED: Contender(fold(contenders[FOLDED].module))}
+    except ValueError:
+        return others
 
 
 def _nearby(x: Tensor, turn: int) -> Tensor:

@@ -26,7 +26,7 @@ __all__ = [
 SCHEMA = 2
 REPEAT = "repeat the run with python -m bcos_kernels bench"
 NAMED = 12  # of what was not measured; the rest is counted
-CONTENDERS = ("plain", "reference", "compiled", "compiled plain", "compiled ours", "ours", "ours pairs")
+CONTENDERS = ("plain", "reference", "compiled", "compiled plain", "compiled ours", "ours", "ours pairs", "ours folded")
 NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 
 

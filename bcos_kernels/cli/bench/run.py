@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ...text import progress
+from ...text import progress, wrapped
 from ..measure import flushing_subnormals, keep_pages_warm, release_pages
 from ..terminal import refused
 from . import host, show, stored
@@ -108,7 +108,7 @@ class Run:
         self.result["not_measured"] += self.bench.ended
         print(f"stored in {self.finish()}", flush=True)
         if sentence := no_verdict(self.result):
-            print(sentence, flush=True)
+            print(wrapped(sentence), flush=True)
         refused = (row["refused"].keys() & {"ours", "every contender"} for row in self.result["rows"])
         return status or int(any(refused))
 

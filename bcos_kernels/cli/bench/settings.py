@@ -14,7 +14,7 @@ import torch
 from ..terminal import DTYPES, json_object, shape
 from . import layers, models
 from .coda import CODA_NETS
-from .contenders import COMPILED, PAIRS, known
+from .contenders import COMPILED, FOLDED, PAIRS, known
 from .devices import Cpu, opened
 from .workloads import IMAGE, MODELS, TRANSFORMERS
 
@@ -121,7 +121,7 @@ class Settings:
         """The contenders of a workload in one of its measures, or in any of them."""
         if self.contenders is not None:
             return frozenset(self.contenders)
-        found = {name for name in known() if scope == "layers" or name.count("/") < 2} - {PAIRS}
+        found = {name for name in known() if scope == "layers" or name.count("/") < 2} - {PAIRS, FOLDED}
         d = self.defaults
         if scope == "layers":
             compiled, allowed = (

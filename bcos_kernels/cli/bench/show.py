@@ -33,6 +33,7 @@ CONTENDERS = {
     "compiled ours": "torch.compile of ours, likewise",
     "ours": "this package; each call is served by the fastest kernels",
     "ours pairs": "the same with accelerate(model, pairs=True), only if it is named",
+    "ours folded": "fold of ours, for inference and explanations, only if it is named",
 }
 
 

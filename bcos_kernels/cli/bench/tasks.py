@@ -179,9 +179,8 @@ class Bench:
                 raise DeviceLost(str(failure)) from failure
             return failed(failure)
         if self.settings.contenders is not None:
-            absent = {
-                name: "cannot serve this workload here" for name in wanted if name not in built and name != "plain"
-            }
+            told = set(built) if "every contender" in found["refused"] else {*found["contenders"], *found["refused"]}
+            absent = dict.fromkeys(wanted - told - {"plain"}, "cannot serve this workload here")
             found["refused"] = {**found["refused"], **absent}
         return found
 
@@ -293,9 +292,9 @@ def task_of(row: dict) -> str:
 
 
 def _reference(model: str) -> nn.Module:
-    """The reference's model, with weights for which explanations do not underflow."""
-    made = network(model)
-    return models.signalling(made, torch.rand(2, 6, IMAGE, IMAGE)) if model == "vgg11" else made
+    """The reference's model, with values between its layers as a trained one has them."""
+    ready = models.signalling if model == "vgg11" else models.settled
+    return ready(network(model), torch.rand(2, 6, IMAGE, IMAGE))
 
 
 def _ready(module: nn.Module, like: Tensor) -> nn.Module:

@@ -15,7 +15,7 @@ from .. import loading, sources
 from ..sources import Source
 from ..terminal import refused
 from .processes import Processes, connected
-from .run import Job, run
+from .run import Job, check, run
 from .shards import Folder, fingerprint
 
 __all__ = ["configure", "main"]
@@ -74,7 +74,7 @@ def _explain(options: argparse.Namespace, job: Job, processes: Processes) -> int
     model = loading.load_model(options, loading.device(processes.local_rank))
     source.transform = loading.transform_of(model, options.image_size)
     folder = Folder(options.out, _settings(options, job, source))
-    processes.of_first(folder.claim)
+    processes.of_first(lambda: folder.claim(lambda: check(model, source, job)))
     shards = -(-len(source) // job.shard)
     mine = [n for n in range(shards) if n % processes.count == processes.rank and not folder.is_complete(n)]
     done, in_model, started = 0, 0.0, time.perf_counter()

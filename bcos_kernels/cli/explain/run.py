@@ -20,7 +20,7 @@ from .. import loading
 from ..sources import Loaded, Source
 from .shards import Folder, ShardWriter
 
-__all__ = ["Job", "Progress", "run"]
+__all__ = ["Job", "Progress", "check", "run"]
 
 
 class Job(NamedTuple):
@@ -51,6 +51,22 @@ class Encoded(NamedTuple):
 
     key: str
     parts: list[tuple[str, bytes]]
+
+
+def check(model: nn.Module, source: Source, job: Job) -> None:
+    """Explains the first image of the first batch that can be read, to find what makes every image fail.
+
+    Raises:
+        ValueError: the model has fewer classes than are to be explained.
+        TypeError, ValueError: :func:`bcos_kernels.explain` refuses the model or its images.
+    """
+    first = map(source.__getitem__, range(min(job.batch, len(source))))
+    image = next((item.image for item in first if item.image is not None), None)
+    if image is None:
+        return
+    count = explain(model, loading.stacked([image], model), weights=False).logits.shape[1]
+    if job.top > count:
+        raise ValueError(f"--top {job.top}: the model has {count} classes")
 
 
 def run(model: nn.Module, source: Source, folder: Folder, numbers: list[int], job: Job) -> Iterator[Progress]:

@@ -35,8 +35,10 @@ class Folder:
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path, self.settings = path, settings
 
-    def claim(self) -> None:
+    def claim(self, before: Callable[[], object] = lambda: None) -> None:
         """Makes the folder, or checks that the shards that are in it were made under the same settings.
+
+        ``before`` is called before a new folder is made; what it raises leaves nothing behind.
 
         Raises:
             ValueError: it holds something else. Nothing is changed.
@@ -46,6 +48,7 @@ class Folder:
         if not stored.exists():
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
                 raise ValueError(f"--out {self.path}: it is there already and holds something else")
+            before()
             self.path.mkdir(parents=True, exist_ok=True)
             _write(stored, json.dumps(self.settings, indent=1).encode())
             return

@@ -1,0 +1,308 @@
+"""Folds what is constant in evaluation into the weights: the norms of the filters, and the batch norms behind them.
+
+In evaluation an uncentered batch norm multiplies each channel by a constant f. At b = 2 the B-cos transform has degree
+2 in its weights, so that the weights ``±√|f| · ŵ``, taken as they are, give the norm's output, and its explanation.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..adopt import layer as layers
+from ..adopt import norm as norms
+from ..adopt.accelerate import check_model, plan_of
+from ..adopt.kinds import kind_of
+from ..modules import BcosConv2d, BcosConv2dWithScale, BcosLayer, BcosLinear, Detachable
+from ..transform.reference import unit_weight
+from .report import Report, Row
+
+__all__ = ["fold"]
+
+
+def fold(model: nn.Module) -> nn.Module:
+    """A copy of a B-cos network that takes fewer passes in evaluation, for inference and for explanations in bulk.
+
+    Every filter is divided by its norm once. Where b is 1 or 2, an uncentered batch norm that alone reads the output of
+    a layer becomes a factor of the layer's weights (with b = 2 its root) and does nothing any more: the output of that
+    layer is then the norm's. Which norm reads which layer, :mod:`torch.fx` finds in the code; where it cannot
+    trace a module's forward, the norms of that forward stay. So does everything else that is in doubt. The attribute
+    ``folding`` of the copy is a :class:`bcos_kernels.conversion.Report` of every layer and every norm.
+
+    Args:
+        model: a B-cos network in evaluation, best an accelerated one. Layers stay as they are that have the late
+            explanation mode, or that of the first version, which another method switches.
+
+    Returns:
+        The copy, with dtype, device and explanation modes of ``model``. Up to rounding it computes what ``model``
+        does. Its folded layers are :class:`bcos_kernels.BcosConv2d` and :class:`bcos_kernels.BcosLinear` with constant
+        weights and with the ``out_dtype`` and ``backend`` that they were accelerated with; it needs this package.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: a module of ``model`` is in training mode, or ``model`` has no B-cos layer that can be folded.
+    """
+    check_model(model)
+    for name, module in model.named_modules():
+        if module.training:
+            raise ValueError(f"model: {name or type(model).__name__} is in training mode: call model.eval() first")
+    folded = copy.deepcopy(model)
+    report = Report(tuple(_Folding(folded).run()))
+    if not report.converted:
+        why = "; ".join(f"{count}: {reason}" for reason, count in Counter(row.reason for row in report.rows).items())
+        raise ValueError(f"model: {type(model).__name__} has no B-cos layer that can be folded: {why or 'it has none'}")
+    folded.folding = report  # type: ignore[assignment]
+    return folded
+
+
+class _Formula(NamedTuple):
+    """What a layer computes: ``|cos|^(b-1) · (ŵᵀx + bias) / scale``, with w itself where it is not ``unit``."""
+
+    linear: Any
+    b: Any
+    max_out: int
+    unit: bool
+    scale: float
+
+
+SHARED = "it or the layer before it stands at several places"
+
+
+class FoldedNorm(nn.Identity):
+    """What a norm became that is part of the layer before it: the identity, in explanation mode as well."""
+
+    def set_explanation_mode(self, activate: bool = True) -> None:
+        """Changes nothing."""
+
+
+class _Folding:
+    """The folding of one copy of a model, which collects the rows of its report.
+
+    Modules stay the objects that they are, because a model may hold some of them elsewhere, too: the models of ``bcos``
+    keep a list of those with an explanation mode.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.rows: list[Row] = []
+        self.modules: dict[str, Any] = dict(model.named_modules())
+        self.places = Counter(map(id, (module for _, module in model.named_modules(remove_duplicate=False))))
+        self.behind = dict(_followed(model))
+        """Name of a layer -> name of the norm that alone reads its output."""
+
+    def run(self) -> list[Row]:
+        """Folds what can be folded."""
+        read = set(self.behind.values())
+        for name, module in self.modules.items():
+            if _is_layer(module):
+                self._fold(name, module)
+            elif name not in read and _is_norm(module):
+                self._row(name, type(module), None, "it is not known to be all that reads a B-cos layer's output")
+        return self.rows
+
+    def _fold(self, name: str, layer: Any) -> None:
+        """Folds a layer, and the norm behind it."""
+        behind = self.behind.get(name)
+        norm = None if behind is None else self.modules[behind]
+        kind, found = type(layer), _formula(layer)
+        if isinstance(found, str):
+            self._row(name, kind, None, found)
+            if norm is not None:
+                self._row(behind, type(norm), None, "the layer before it stays as it is")
+            return
+        factor: Tensor | str | None = None
+        if norm is not None:
+            factor = _factor(norm, found) if self.places[id(norm)] == self.places[id(layer)] == 1 else SHARED
+        folds = isinstance(factor, Tensor)
+        made = _layer(layer, found, factor if isinstance(factor, Tensor) else torch.ones((), dtype=torch.float64))
+        _become(layer, made)
+        self._row(name, kind, type(made), "with the norm behind it" if folds else "")
+        if norm is not None:
+            self._row(
+                behind, type(norm), FoldedNorm if folds else None, "in the layer before it" if folds else str(factor)
+            )
+            if folds:
+                _become(norm, FoldedNorm().eval())
+
+    def _row(self, name: str | None, kind: type, became: type | None, reason: str) -> None:
+        title = None if became is None else became.__name__
+        self.rows.append(Row(name or "(model)", kind.__name__, title, reason))
+
+
+def _is_layer(module: Any) -> bool:
+    return isinstance(module, BcosLayer) or layers.is_candidate(module)
+
+
+def _is_norm(module: Any) -> bool:
+    own = isinstance(module, Detachable) and module.kind == "norm"
+    return own or (not isinstance(module, Detachable) and norms.is_candidate(module))
+
+
+def _become(module: Any, other: nn.Module) -> None:
+    """Makes a module what ``other`` is; it stays the same object."""
+    module.__class__ = type(other)
+    module.__dict__ = vars(other)
+
+
+# what reads the output of a layer
+
+
+class _Tracer(fx.Tracer):
+    """Traces down to the modules that have an explanation mode."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        known = isinstance(m, Detachable) or kind_of(m) is not None
+        return known or super().is_leaf_module(m, module_qualified_name)
+
+
+def _followed(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The names of each layer whose output is read once, by a norm, and of that norm.
+
+    A forward that cannot be traced says nothing, and each of the modules that it calls is traced by itself.
+    """
+    if _is_layer(model) or _is_norm(model) or not any(map(_is_layer, model.modules())):
+        return
+    if "forward" in vars(model):  # it may call any module below, and fx would trace the one of the class
+        return
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    try:
+        graph = _Tracer().trace(copy.deepcopy(model, tensors))  # a forward may store what it is given
+    except Exception:  # whatever such a forward raises of symbolic values
+        for name, child in model.named_children():
+            yield from _followed(child, f"{prefix}{name}.")
+        return
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    times = Counter(node.target for node in calls)
+    for norm in calls:
+        before = norm.args[0] if len(norm.args) == 1 and not norm.kwargs else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+            continue
+        first, second = str(before.target), str(norm.target)
+        alone = times[before.target] == times[norm.target] == 1
+        if alone and _is_layer(model.get_submodule(first)) and _is_norm(model.get_submodule(second)):
+            yield prefix + first, prefix + second
+
+
+# what a layer and a norm compute
+
+
+def _formula(module: Any) -> _Formula | str:
+    """The formula of a layer; or the reason why it stays as it is."""
+    if isinstance(module, BcosLayer):
+        if (reason := layers.KIND.ours(module)).__class__ is str or (reason := _hooked(module)) is not None:
+            return reason
+        b, exact_two = module.exponent()
+        scale = module.scale if isinstance(module, BcosConv2dWithScale) else 1.0
+        return _checked(_Formula(module.linear, b, module.max_out, module.normalize_weights, scale), exact_two)
+    variant = layers.objection(module)
+    if isinstance(variant, str):
+        return variant
+    if (reason := _hooked(module)) is not None:
+        return reason
+    has = variant.attributes
+    if "dynamic_multiplication" in has:
+        return "its explanation mode is the late one, which the backward reads"
+    if not hasattr(module, "set_explanation_mode"):
+        return "its explanation mode is not switched by set_explanation_mode, as that of a folded layer is"
+    if "normalized_weights" in has and not module.normalized_weights:
+        return "‖w‖ is part of its norm"
+    b, exact_two = layers.exponent(module, variant)
+    max_out = module.max_out if "max_out" in has else 1
+    scale = layers.scale(module, variant) or 1.0
+    found = _Formula(layers.weighted(module), b, max_out, variant.normalize_weights, scale)
+    if (variant.norm_eps, b == 2 or variant.cos_eps) != (_OWN.norm_eps, b == 2 or _OWN.cos_eps):
+        return "its ε are not those of the layers of this package"
+    return _checked(found, exact_two)
+
+
+_OWN = layers.KIND.ours(BcosLinear(1, 1))
+
+
+def _checked(found: _Formula, exact_two: bool) -> _Formula | str:
+    b = float(found.b.detach() if isinstance(found.b, Tensor) else found.b)
+    if b == 2 and not exact_two:
+        return "it adds an ε to the cosine at b = 2, which the layers of this package do not"
+    if found.scale != 1 and b not in DEGREES:
+        return f"its output is divided by {found.scale}, and b is neither 1 nor 2"
+    return found._replace(b=b)
+
+
+DEGREES = (1, 2)
+"""The values of b at which the transform is homogeneous in its weights; at others an ε is added to the cosine."""
+
+
+def _hooked(module: nn.Module) -> str | None:
+    """The reason not to replace a module whose parts have hooks, which would be lost."""
+    hooks = (
+        getattr(part, name)
+        for part in module.modules()
+        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    )
+    return "it has hooks, which would be lost" if any(hooks) else None
+
+
+def _factor(norm: Any, layer: _Formula) -> Tensor | str:
+    """What a norm multiplies each channel by, ``[C]`` of fp64; or the reason why it stays."""
+    if layer.b not in DEGREES:
+        return f"b of the layer before it is {layer.b}, neither 1 nor 2"
+    found: Any = norms.KIND.ours(norm) or norms.objection(norm)
+    if isinstance(found, str):
+        return found
+    variant = found[0].variant
+    if variant.centered or variant.over not in ("batch", "all") or 4 not in variant.ranks:
+        return "it is no uncentered batch norm of images"
+    if norm.running_var is None:
+        return "it has no running variance"
+    if norm.bias is not None:
+        return "it has a bias"
+    if (reason := _hooked(norm)) is not None:
+        return reason
+    channels = len(layer.linear.weight) // layer.max_out
+    if variant.over == "batch" and norm.num_features != channels:
+        return f"it has {norm.num_features} channels, and the layer before it {channels}"
+    one = torch.ones(1, channels, 1, 1, dtype=torch.float64, device=layer.linear.weight.device)
+    with torch.no_grad():
+        factor = copy.deepcopy(norm).double()(one).flatten()
+    if not factor.isfinite().all():
+        return "its factors are not finite"
+    if layer.max_out > 1 and bool((factor < 0).any()):
+        return "a factor is negative, and the layer before it keeps the largest of several outputs"
+    return factor
+
+
+def _layer(module: Any, found: _Formula, factor: Tensor) -> BcosLayer:
+    """The layer with weights that give ``factor`` times what ``module`` computes."""
+    linear, plan = found.linear, plan_of(module)
+    root = factor / found.scale
+    root = root.sign() * root.abs() ** (1 / found.b) if found.b in DEGREES else root
+    root = root.expand(len(linear.weight) // found.max_out).repeat_interleave(found.max_out)
+    weight = linear.weight.detach().double()
+    weight = unit_weight(weight) if found.unit else weight
+    options: dict[str, Any] = {
+        "b": found.b,
+        "max_out": found.max_out,
+        "normalize_weights": False,
+        "out_dtype": plan.out_dtype if plan else getattr(module, "out_dtype", None),
+        "backend": plan.backend if plan else getattr(module, "backend", None),
+        "device": "meta",
+    }
+    if isinstance(linear, nn.Conv2d):
+        names = "in_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"
+        geometry = {name: getattr(linear, name) for name in names}
+        made: Any = BcosConv2d(out_channels=linear.out_channels // found.max_out, **geometry, **options)
+    else:
+        made = BcosLinear(linear.in_features, linear.out_features // found.max_out, **options)
+    made.linear.weight = _constant(weight * root.view(-1, *[1] * (weight.dim() - 1)), linear.weight)
+    if linear.bias is not None:
+        made.linear.bias = _constant(linear.bias.detach().double() * root, linear.bias)
+    made.set_explanation_mode(bool(module.detach))
+    return made.eval()
+
+
+def _constant(value: Tensor, like: Tensor) -> nn.Parameter:
+    """The value in the dtype and the memory format of a parameter."""
+    return nn.Parameter(torch.empty_like(like).copy_(value), requires_grad=False)
