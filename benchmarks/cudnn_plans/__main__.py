@@ -2,8 +2,8 @@
 
 No GPU is needed and nothing is run: every step of every dense layer of ResNet-50, ViT-S and ConvNeXt-T, and every
 option on some shapes, is handed to the cuDNN of NVIDIA's wheels, through the code that a GPU would use, and stored and
-restored once. It needs g++ and 1.6 GB in ``build/``, into which pip installs the wheels. It exits with 1 if one is
-refused.
+restored once. It needs g++ and 1.6 GB in ``build/``, into which pip installs the wheels. It exits with 1 if a
+step of a model is refused.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def table(arch: str, found: dict[str, list[tuple[str, str]]], answered: dict[str
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the table and every refusal; returns 1 if there is one."""
+    """Prints the table and every refusal; returns 1 if a step of a model is among them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cudnn_plans", description=__doc__.split("\n")[0])
     parser.add_argument("--arch", nargs="+", default=list(GPUS), choices=list(GPUS), help="(default all)")
     parser.add_argument("--layers", default="", metavar="REGEX", help="those whose name matches (default all)")
@@ -179,7 +179,8 @@ def main(argv: list[str] | None = None) -> int:
     libraries = (driver, nvidia / "cudnn" / "lib", nvidia / "cu13" / "lib")
     environment = os.environ | {"LD_LIBRARY_PATH": ":".join(map(str, libraries))}
     rows = [("GPU", "model", "direction", "built", "s each", "with workspace")]
-    refusals, start = [], time.monotonic()
+    refusals: dict[str, bool] = {}  # what was refused -> whether a model has it
+    start = time.monotonic()
     for arch in chosen.arch:
         found = steps(chosen.layers, arch)
         lines = list(found)
@@ -196,14 +197,17 @@ def main(argv: list[str] | None = None) -> int:
         for line, text in answered.items():
             of = [f"{model} {direction}" for model, direction in found[line]]
             result["plans"].append({"arch": arch, "step": line, "of": of, "answer": text})
-        refusals += [f"{arch}, {line}: {text}" for line, text in answered.items() if not text.startswith("built ")]
+        refusals |= {
+            f"{arch}, {line}: {text}": any(model in MODELS for model, _ in found[line])
+            for line, text in answered.items() if not text.startswith("built ")
+        }  # fmt: skip
     if chosen.out is not None:
         store(result | {"complete": not chosen.layers}, chosen.out)
     told = f"cudnn {result['cudnn']}, bcos_kernels {bk.__version__} at commit {(result['commit'] or 'unknown')[:10]}"
     print(f"`{command.strip()}`: {told}; {time.monotonic() - start:.0f} s\n")
     print(aligned(rows))
     print("\n".join(["", *refusals]) if refusals else "\nNothing was refused.")
-    return 1 if refusals else 0
+    return int(any(refusals.values()))
 
 
 if __name__ == "__main__":
