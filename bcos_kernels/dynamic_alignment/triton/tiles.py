@@ -44,7 +44,7 @@ def forward(call: Call) -> Tile:
 
 def du(call: Call, sites: int) -> Tile:
     """Pixels × values of the patch, with the depth of :func:`forward`."""
-    return _tile(call, sites, call.patch, call.rank, 128, busy=False)
+    return _tile(call, sites, call.patch, call.rank, 128, busy=call.rank > 64)
 
 
 def dh(call: Call) -> Tile:
