@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.images is not None and options.images < 1:
         parser.error(f"--images {options.images}: at least 1 is needed")
     command = shlex.join(["python", "-m", "benchmarks.alignments", *argv])
-    print(f"`{command}`: predicted by the cost model, not measured; microseconds, and times the floor")
+    print(f"`{command}`\npredicted by the cost model, not measured: microseconds (and times the floor)")
     for name in CODA_NETS:
         images = options.images or IMAGES[name]
         print(f"\n{CODA_NETS[name].title}, {options.arch}, {options.dtype}, {images} images")

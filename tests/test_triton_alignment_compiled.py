@@ -95,12 +95,22 @@ def test_the_cost_is_near_the_floor():
 
 
 def test_the_cost_counts_the_kernels_that_are_started():
-    """A call without work costs their starts alone; products of torch's own are among those of training."""
+    """A call without work costs their starts alone. Torch's own are among them: the fold, and in training five more."""
     (candidate,) = DYNAMIC_ALIGNMENT.candidates_of("triton")
     call = replace(next(alignments.calls("coda_cifar10", 1, "sm_90", torch.bfloat16)), x_shape=(1, 1, 3, 3))
-    for direction, others in (("forward", 0), ("explanation", 1), ("training", 3)):  # the fold; two products
+    for direction, others in (("forward", 0), ("explanation", 1), ("training", 6)):
         starts = len(launches(call, direction)) + others
         assert starts * LAUNCH < candidate.cost(call, direction) < (starts + 1) * LAUNCH, direction
+
+
+def test_the_command_prints_every_layer(capsys):
+    assert alignments.main(["--arch", "sm_80", "--dtype", "fp32", "--images", "2"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert sum(" to " in line for line in shown) == 18 and sum("all layers" in line for line in shown) == 2
+    assert max(map(len, shown)) <= 80
+    with pytest.raises(SystemExit):
+        alignments.main(["--images", "0"])
+    assert "--images 0: at least 1 is needed" in capsys.readouterr().err
 
 
 def test_the_dynamic_weights_are_never_in_memory():

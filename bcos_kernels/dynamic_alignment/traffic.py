@@ -31,6 +31,8 @@ class _Sizes:
         self.x = images * channels * height * width * element
         self.h, self.y = pixels * call.rank * element, pixels * outputs * element
         self.w = call.patch * outputs * (call.rank + call.bias) * element
+        self.wide_w = 4.0 * call.patch * outputs * (call.rank + call.bias)
+        self.gram_w = 4.0 * outputs * call.rank**2
         self.of_output = 4.0 * pixels * outputs
         """fp32 values of every pixel and output, as norm and l are."""
         self.u = pixels * call.patch * element
@@ -58,17 +60,20 @@ def kernels(call: Call, direction: str) -> Iterator[Kernel]:
     if not training:
         return
     wide = 1 + (call.dtype == torch.float16)  # products with operands that fp16 may not hold are formed in tf32
-    per_tile = 1 / min(64, call.rank)  # an operand is loaded or formed once for so many columns
+    loaded = LOADED * s.flops / 2 / min(64, call.rank)  # an operand is loaded once for so many columns
+    formed = FORMED * s.flops / 2 / 64
     yield Kernel(s.x + s.u)
-    yield Kernel(2 * s.w, s.of_weight, own=False)
-    loaded = LOADED * s.flops / 2 * per_tile
-    yield Kernel(2 * s.of_output + s.u + s.w + 3 * s.h, s.flops + wide * s.gram, True, loaded)
-    yield Kernel(s.of_output + s.u + s.h + s.w, wide * s.flops, True, loaded + FORMED * s.flops / 2 / 64)
-    yield Kernel(s.of_output + 2 * s.h, wide * s.gram, True)
-    yield Kernel(2 * s.w, s.of_weight, own=False)
+    yield Kernel(s.w + s.wide_w)
+    yield Kernel(s.wide_w + s.gram_w, s.of_weight, own=False)
+    yield Kernel(2 * s.of_output + s.u + s.w + s.gram_w + 3 * s.h, s.flops + wide * s.gram, True, loaded)
+    yield Kernel(s.of_output + s.u + s.h + s.wide_w, wide * s.flops, True, loaded + formed)
+    yield Kernel(s.of_output + 2 * s.h + s.gram_w, wide * s.gram, True)
+    yield Kernel(3 * s.wide_w + s.gram_w, s.of_weight, own=False)
+    yield Kernel(s.wide_w + s.w)
     if call.bias:
         yield Kernel(s.of_output + s.h)
         yield Kernel(s.of_output + s.u)
+        yield Kernel(s.wide_w)
 
 
 def _seconds(call: Call, found: Iterable[Kernel], share: float) -> float:

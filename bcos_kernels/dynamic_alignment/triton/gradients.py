@@ -22,7 +22,7 @@ from .arguments import precision, wide_precision, window
 from .formula import scale, slope
 from .forward import dynamic_weights
 
-__all__ = ["dh", "du", "dweight", "patches", "upstream"]
+__all__ = ["dh", "du", "dweight", "patches", "upstream", "wide_weight"]
 
 
 @triton.jit
@@ -231,23 +231,49 @@ def patches(call: Call, x: Tensor) -> Tensor:
     return u
 
 
-def dh(call: Call, of_u: Tensor, of_w: Tensor, u: Tensor, h: Tensor, weight: Tensor, bias) -> Tensor:
-    """The gradient of h, ``[N·OH·OW, R]``, fp32."""
-    made = weight.float().view(call.patch, call.outputs, call.rank).transpose(0, 1)
-    gram = (made.mT @ made).to(torch.bfloat16 if call.dtype == torch.bfloat16 else torch.float32)
-    of_bias = None if bias is None else torch.einsum("opr,po->or", made, bias.float().view(call.patch, -1))
+def wide_weight(call: Call, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The weight of each output, ``[O, P, R]`` fp32, whose last column of R + 1 is the bias where there is one."""
+    columns = [weight.view(call.patch, call.outputs, call.rank)]
+    if bias is not None:
+        columns.append(bias.view(call.patch, call.outputs, 1))
+    return torch.cat([t.float() for t in columns], 2).transpose(0, 1)
+
+
+def dh(call: Call, of_u: Tensor, of_w: Tensor, u: Tensor, h: Tensor, weight: Tensor, made: Tensor) -> Tensor:
+    """The gradient of h, ``[N·OH·OW, R]``, fp32; ``made`` is the :func:`wide_weight`."""
+    gram, *of_bias = (made[..., : call.rank].mT @ made).split((call.rank, made.shape[2] - call.rank), 2)
+    gram = gram.to(torch.bfloat16 if call.dtype == torch.bfloat16 else torch.float32).contiguous()
+    with_bias = made.shape[2] > call.rank
     tile = tiles.dh(call)
     tiles_r = cdiv(call.rank, tile.n)
     programs = cdiv(call.pixels, tile.m) * tiles_r
     splits = tiles.splits(programs, call.outputs)
     parts = torch.empty((splits, *h.shape), dtype=torch.float32, device=h.device)
     launch(
-        alignment_dh_kernel, (programs, splits), of_u, of_w, u, h, weight, gram, of_bias, parts,
+        alignment_dh_kernel, (programs, splits),
+        of_u, of_w, u, h, weight, gram, of_bias[0].contiguous() if with_bias else None, parts,
         call.pixels, call.patch, u.shape[1], call.outputs, call.rank, tiles_r, splits,
         PRECISION=precision(call), WIDE=wide_precision(call),
         BM=tile.m, BN=tile.n, BK=tile.k, warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
-    return parts.sum(0)
+    return _added(parts)
+
+
+def dweight(
+    call: Call, of_u: Tensor, of_w: Tensor, u: Tensor, h: Tensor, made: Tensor, with_bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of the weight ``[P·O, R]`` and, ``with_bias``, of the bias ``[P·O]``; fp32."""
+    found, gram = _sums(call, of_u, u, call.patch, h), _sums(call, of_w, h, call.rank, h)
+    dbias = None
+    if made.shape[2] > call.rank:
+        of_h = _sums(call, of_w, h, call.rank, None)  # [R, O]
+        gram = torch.cat([gram, of_h.mT.unsqueeze(0)])
+        if with_bias:
+            of_h = torch.cat([of_h, of_w.sum(1).unsqueeze(0)])
+            dbias = _sums(call, of_u, u, call.patch, None).mT.unsqueeze(2).baddbmm(made, of_h.mT.unsqueeze(2))
+            dbias = dbias.transpose(0, 1).flatten()
+    found.transpose(0, 1).baddbmm_(made, gram.transpose(0, 1))
+    return found.flatten(0, 1), dbias
 
 
 def _sums(call: Call, factor: Tensor, rows: Tensor, count: int, h: Tensor | None) -> Tensor:
@@ -265,23 +291,9 @@ def _sums(call: Call, factor: Tensor, rows: Tensor, count: int, h: Tensor | None
         ONES=h is None, WIDE=call.dtype != torch.bfloat16, PRECISION=wide_precision(call),
         BM=tile.m, BN=tile.n, BK=tile.k, warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
-    return parts.sum(0)
+    return _added(parts)
 
 
-def dweight(
-    call: Call, of_u: Tensor, of_w: Tensor, u: Tensor, h: Tensor, weight: Tensor, bias, with_bias: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The gradients of the weight ``[P·O, R]`` and, ``with_bias``, of the bias ``[P·O]``; fp32."""
-    made = weight.float().view(call.patch, call.outputs, call.rank).transpose(0, 1)  # [O, P, R]
-    gram = _sums(call, of_w, h, call.rank, h)  # [R, O, R]
-    found = torch.baddbmm(_sums(call, of_u, u, call.patch, h).transpose(0, 1), made, gram.transpose(0, 1))
-    dbias = None
-    if bias is not None:
-        of_h = _sums(call, of_w, h, call.rank, None).mT.unsqueeze(2)  # [O, R, 1]
-        biases = bias.float().view(call.patch, -1).mT.unsqueeze(2)  # [O, P, 1]
-        found = torch.baddbmm(found, biases, of_h.mT)
-        if with_bias:
-            of_one = _sums(call, of_u, u, call.patch, None).mT.unsqueeze(2)
-            dbias = of_one + made @ of_h + biases * of_w.sum(1)[:, None, None]
-            dbias = dbias.transpose(0, 1).flatten()
-    return found.transpose(0, 1).reshape(weight.shape), dbias
+def _added(parts: Tensor) -> Tensor:
+    """The sum of parts, in an order that is always the same."""
+    return parts[0] if len(parts) == 1 else parts.sum(0)

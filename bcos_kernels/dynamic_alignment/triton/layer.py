@@ -49,12 +49,12 @@ def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: b
             dx = F.fold(du, inputs.x.shape[2:], spec.kernel, padding=spec.padding, stride=spec.stride)
             dx = dx.to(call.dtype).contiguous(memory_format=memory_format(inputs.x))
         if of_w is not None:
-            u = gradients.patches(call, x)
+            u, made = gradients.patches(call, x), gradients.wide_weight(call, weight, bias)
             if needs[1]:
-                dh = gradients.dh(call, of_u, of_w, u, h, weight, bias)
+                dh = gradients.dh(call, of_u, of_w, u, h, weight, made)
                 dh = dh.view(len(x), *call.size, call.rank).permute(0, 3, 1, 2).to(call.dtype)
             if needs[2] or needs[3]:
-                dweight, dbias = gradients.dweight(call, of_u, of_w, u, h, weight, bias, needs[3])
+                dweight, dbias = gradients.dweight(call, of_u, of_w, u, h, made, needs[3])
     found = (dx, dh, dweight, dbias)
     return tuple(
         None if not need or t is None else torch.zeros_like(t) if g is None else g.to(t.dtype)
