@@ -54,8 +54,9 @@ def kernels(call: Call, direction: str) -> Iterator[Kernel]:
         yield Kernel(s.x + s.h + s.w + s.y + saved, s.flops, True, FORWARD * s.weights)
         return
     training = direction == "training"
-    yield Kernel(s.y + s.of_output * (4 if training else 2))
-    yield Kernel(s.of_output + s.h + s.w + s.du, s.flops, True, s.weights)
+    if training:
+        yield Kernel(s.y + 4 * s.of_output)
+    yield Kernel(s.y * (not training) + s.of_output + s.h + s.w + s.du, s.flops, True, s.weights)
     yield Kernel(s.du + s.x)  # the fold
     if not training:
         return

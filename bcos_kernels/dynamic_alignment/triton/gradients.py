@@ -17,6 +17,7 @@ from ...gpu.functions import matmul, pixel
 from ...gpu.launch import cdiv, launch
 from ...gpu.rounding import cast
 from ..call import Call
+from ..spec import Outputs
 from . import tiles
 from .arguments import precision, wide_precision, window
 from .formula import scale, slope
@@ -27,38 +28,42 @@ __all__ = ["dh", "du", "dweight", "patches", "upstream", "wide_weight"]
 
 @triton.jit
 def alignment_upstream_kernel(
-    grad_ptr, norm_ptr, l_ptr, of_u_ptr, of_w_ptr, sites, pixels, plane, outputs, NORM: tl.constexpr, BN: tl.constexpr
+    grad_ptr, norm_ptr, l_ptr, of_u_ptr, of_w_ptr, pixels, plane, outputs, NORM: tl.constexpr, BN: tl.constexpr
 ):  # fmt: skip
-    """of_u and, unless l is None, of_w [O, sites] from the gradient [.., O, OH, OW] at y; both fp32."""
+    """of_u and of_w [O, N·OH·OW], fp32, from the gradient [N, O, OH, OW] at y."""
     o = (tl.program_id(0) % outputs).to(tl.int64)
     site = tl.program_id(0) // outputs * BN + tl.arange(0, BN)
-    inside = site < sites
+    inside = site < pixels
     at = ((site // plane).to(tl.int64) * outputs + o) * plane + site % plane
     grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    kept = o * pixels + site % pixels
+    kept = o * pixels + site
     norm = tl.load(norm_ptr + kept, mask=inside, other=0.0)
+    l = tl.load(l_ptr + kept, mask=inside, other=0.0)  # noqa: E741
     of_u = grad * scale(norm, NORM)
-    tl.store(of_u_ptr + o * sites + site, of_u, mask=inside)
-    if l_ptr is not None:
-        l = tl.load(l_ptr + kept, mask=inside, other=0.0)  # noqa: E741
-        tl.store(of_w_ptr + o * sites + site, of_u * l * slope(norm, NORM), mask=inside)
+    tl.store(of_u_ptr + kept, of_u, mask=inside)
+    tl.store(of_w_ptr + kept, of_u * l * slope(norm, NORM), mask=inside)
 
 
 @triton.jit
 def alignment_du_kernel(
-    of_u_ptr, h_ptr, w_ptr, bias_ptr, du_ptr, sites, pixels, plane, patch, outputs, rank, tiles_p,
-    WHOLE: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    of_u_ptr, norm_ptr, h_ptr, w_ptr, bias_ptr, du_ptr, sites, pixels, plane, patch, outputs, rank, tiles_p,
+    NORM: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """du [.., P, OH·OW] fp32 from of_u [O, sites]. Sites are pixels, those of several rows of the same images apart."""
+    """du [.., P, OH·OW] fp32 from of_u [O, sites] or, with norms, from the gradient [.., O, OH, OW] at y.
+
+    Sites are pixels, those of several rows of the same images apart.
+    """
     site = tl.program_id(0) // tiles_p * BM + tl.arange(0, BM)
     p = tl.program_id(0) % tiles_p * BN + tl.arange(0, BN)
     inside = site < sites
     known = p < patch
+    image = (site // plane).to(tl.int64)
     h_rows = h_ptr + (site % pixels).to(tl.int64) * rank
     r = tl.arange(0, BK)
     if WHOLE:
         h = tl.load(h_rows[:, None] + r[None, :], mask=inside[:, None] & (r < rank)[None, :], other=0.0)
-    wide = tl.zeros((BM,), tl.int64) + sites  # makes products of 64 bits
+    zeros = tl.zeros((BM,), tl.int64)  # make products of 64 bits
     du = tl.zeros((BM, BN), tl.float32)
     for o in range(outputs):
         row = p.to(tl.int64) * outputs + o
@@ -71,9 +76,13 @@ def alignment_du_kernel(
             w = dynamic_weights(h_rows, w_rows, inside, known, rank, w, PRECISION, BK)
         if bias_ptr is not None:
             w += tl.load(bias_ptr + row, mask=known, other=0.0).to(tl.float32)[None, :]
-        of_u = tl.load(of_u_ptr + o * wide + site, mask=inside, other=0.0)
+        if norm_ptr is None:
+            of_u = tl.load(of_u_ptr + o * (zeros + sites) + site, mask=inside, other=0.0)
+        else:
+            at = (image * outputs + o) * plane + site % plane
+            of_u = tl.load(of_u_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            of_u *= scale(tl.load(norm_ptr + o * (zeros + pixels) + site % pixels, mask=inside, other=0.0), NORM)
         du += of_u[:, None] * w
-    image = (site // plane).to(tl.int64)
     at = (image[:, None] * patch + p[None, :]) * plane + (site % plane)[:, None]
     tl.store(du_ptr + at, du, mask=inside[:, None] & known[None, :])
 
@@ -192,28 +201,27 @@ def alignment_dweight_kernel(
     tl.store(out_ptr + at, acc, mask=known[:, None] & live[None, :])
 
 
-def upstream(call: Call, grad: Tensor, norm: Tensor, l: Tensor | None) -> tuple[Tensor, Tensor | None]:  # noqa: E741
-    """of_u ``[O, T·N·OH·OW]`` and, unless l is None, of_w; fp32."""
-    plane, sites = call.size[0] * call.size[1], grad.numel() // call.outputs
-    of_u = torch.empty((call.outputs, sites), dtype=torch.float32, device=grad.device)
-    of_w = None if l is None else torch.empty_like(of_u)
+def upstream(call: Call, grad: Tensor, saved: Outputs) -> tuple[Tensor, Tensor]:
+    """of_u and of_w ``[O, N·OH·OW]``, fp32."""
+    of_u, of_w = torch.empty_like(saved.norm), torch.empty_like(saved.norm)
     launch(
-        alignment_upstream_kernel, (cdiv(sites, tiles.VALUES) * call.outputs,), grad, norm, l, of_u, of_w,
-        sites, call.pixels, plane, call.outputs, NORM=call.spec.norm, BN=tiles.VALUES,
+        alignment_upstream_kernel, (cdiv(call.pixels, tiles.VALUES) * call.outputs,),
+        grad, saved.norm, saved.l, of_u, of_w, call.pixels, call.size[0] * call.size[1], call.outputs,
+        NORM=call.spec.norm, BN=tiles.VALUES,
     )  # fmt: skip
     return of_u, of_w
 
 
-def du(call: Call, of_u: Tensor, h: Tensor, weight: Tensor, bias) -> Tensor:
-    """The gradients of the patches ``[T·N, P, OH·OW]``, fp32."""
-    plane, sites = call.size[0] * call.size[1], of_u.shape[1]
+def du(call: Call, of_u: Tensor, norm: Tensor | None, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The gradients of the patches ``[T·N, P, OH·OW]``, fp32; with ``norm``, ``of_u`` is the gradient at y."""
+    plane, sites = call.size[0] * call.size[1], of_u.numel() // call.outputs
     tile = tiles.du(call, sites)
     tiles_p = cdiv(call.patch, tile.n)
     found = torch.empty((sites // plane, call.patch, plane), dtype=torch.float32, device=h.device)
     launch(
-        alignment_du_kernel, (cdiv(sites, tile.m) * tiles_p,), of_u, h, weight, bias, found,
+        alignment_du_kernel, (cdiv(sites, tile.m) * tiles_p,), of_u, norm, h, weight, bias, found,
         sites, call.pixels, plane, call.patch, call.outputs, call.rank, tiles_p,
-        WHOLE=call.rank <= tile.k, PRECISION=precision(call),
+        NORM=call.spec.norm, WHOLE=call.rank <= tile.k, PRECISION=precision(call),
         BM=tile.m, BN=tile.n, BK=tile.k, warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
     return found

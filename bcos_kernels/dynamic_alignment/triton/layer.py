@@ -43,18 +43,20 @@ def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: b
     dx = dh = dweight = dbias = None
     with on_device_of(grad):
         x, h, weight, bias = _dense(inputs)
-        of_u, of_w = gradients.upstream(call, grad.contiguous(), saved.norm, saved.l if training else None)
+        grad = grad.contiguous()
+        first = gradients.upstream(call, grad, saved) if training else None
         if needs[0]:
-            du = gradients.du(call, of_u, h, weight, bias)
+            source, norm = (grad, saved.norm) if first is None else (first[0], None)
+            du = gradients.du(call, source, norm, h, weight, bias)
             dx = F.fold(du, inputs.x.shape[2:], spec.kernel, padding=spec.padding, stride=spec.stride)
             dx = dx.to(call.dtype).contiguous(memory_format=memory_format(inputs.x))
-        if of_w is not None:
+        if first is not None:
             u, made = gradients.patches(call, x), gradients.wide_weight(call, weight, bias)
             if needs[1]:
-                dh = gradients.dh(call, of_u, of_w, u, h, weight, made)
+                dh = gradients.dh(call, *first, u, h, weight, made)
                 dh = dh.view(len(x), *call.size, call.rank).permute(0, 3, 1, 2).to(call.dtype)
             if needs[2] or needs[3]:
-                dweight, dbias = gradients.dweight(call, of_u, of_w, u, h, made, needs[3])
+                dweight, dbias = gradients.dweight(call, *first, u, h, made, needs[3])
     found = (dx, dh, dweight, dbias)
     return tuple(
         None if not need or t is None else torch.zeros_like(t) if g is None else g.to(t.dtype)
