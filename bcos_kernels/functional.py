@@ -192,7 +192,7 @@ def dynamic_alignment(
         groups: of the convolution that ``weight`` belongs to: each of its groups of rows sees its own part of h.
         norm: ``"squash"``, with the scale ‖w‖₂/(1 + ‖w‖₂²); ``"l2"``, 1/‖w‖₂; ``"l1"``, 1/‖w‖₁.
         detach: True makes constants of the dynamic weights and their norms: the explanation mode.
-        backend: ``"cpu"``; ``"torch"``, PyTorch's operators in tiles of pixels, on any device; or ``"reference"``,
+        backend: ``"cpu"``; ``"triton"``; ``"torch"``, PyTorch's operators in tiles of pixels; or ``"reference"``,
             which holds all dynamic weights. None chooses the fastest that serves the call.
 
     Returns:

@@ -152,6 +152,16 @@ def test_doctor_tells_what_the_environment_forces(name, known, monkeypatch, caps
     assert row.split()[1:] == ["reference" if known else "none"] * 4
 
 
+def test_doctor_tells_which_layers_the_environment_does_not_mean(monkeypatch, capsys, recwarn):
+    monkeypatch.setattr(dispatch, "FORCED", "cuda")
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    told = "it is no backend of dynamic_alignment, whose calls are served as without it"
+    assert told in line(shown, "environment") and not recwarn.list
+    row = next(line for line in shown.splitlines() if line.startswith("dynamic alignment "))
+    assert row.split()[2:] == ["cpu", "cpu", "cpu", "torch"]
+
+
 # ------------------------------------------------------------------------------------------------ imports
 
 

@@ -1,5 +1,8 @@
 """Dynamic alignment units: errors against float64, derivatives of every order, transforms, and what is not allowed."""
 
+from contextlib import nullcontext
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import Budget
@@ -7,7 +10,8 @@ from coda_families import Layer, Squash, Weights, theirs
 from torch.autograd import grad, gradcheck, gradgradcheck
 
 import bcos_kernels as bk
-from bcos_kernels.dynamic_alignment import tiled
+from bcos_kernels.core import dispatch
+from bcos_kernels.dynamic_alignment import DYNAMIC_ALIGNMENT, Call, Spec, second, tiled
 from bcos_kernels.functional import dynamic_alignment
 
 LAST = torch.channels_last
@@ -154,6 +158,68 @@ def test_the_dynamic_weights_are_never_in_memory():
     assert max(t.numel() for t in saved) == max(given[2].numel(), y.numel())
 
 
+class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes the values of the largest tensor that an operator returns."""
+
+    values = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **kwargs or {})
+        for t in found if isinstance(found, (tuple, list)) else (found,):
+            self.values = max(self.values, t.numel() if isinstance(t, torch.Tensor) else 0)
+        return found
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.parametrize("name", ["plain", "l1", "l2", "no_bias", "stride", "explain", "groups"])
+def test_second_order_is_formed_in_tiles(name, backend, monkeypatch):
+    """A loss on every gradient: its gradients are those of the formula, and no tensor of w's size is formed."""
+    given, options = tensors(name)
+    wanted = [t for t in given if t is not None][: 1 if options.get("detach") else None]
+    x, (size, outputs) = given[0], (CASES[name][0], CASES[name][1])
+    patch = given[2].shape[0] // outputs
+
+    def loss(function, **options):
+        y = function(*given, **options)
+        first = grad(y.square().sum(), wanted, create_graph=True)
+        return sum((g * g.detach().sin()).sum() + g.square().sum() for g in first), y[0, 0].numel()
+
+    monkeypatch.setattr(second, "TILE", size[0] * patch * outputs * 3)  # three pixels of each image
+    for sees in (False, True):  # what sees all operators, as a mode does, takes another way
+        found, pixels = loss(dynamic_alignment, backend=backend, **options)
+        with Largest() if sees else nullcontext() as largest:
+            gradients = grad(found, wanted, allow_unused=True)
+        expected = grad(loss(theirs, **options)[0], wanted, allow_unused=True)
+        for mine, exact in zip(gradients, expected, strict=True):
+            mine, exact = (torch.zeros_like(x) if t is None else t for t in (mine, exact))
+            assert torch.allclose(mine, exact, rtol=1e-9, atol=1e-9)
+    assert largest.values < size[0] * patch * outputs * pixels / 2
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda,triton"])
+def test_a_backend_that_other_ops_have_is_told_where_the_environment_names_it(name, monkeypatch):
+    given, options = tensors("plain", torch.float32)
+    expected = dynamic_alignment(*given, **options)
+    monkeypatch.setattr(dispatch, "FORCED", name)
+    dispatch._tell.cache_clear()
+    with pytest.warns(UserWarning, match=f"BACKEND={name}: dynamic_alignment has no .* so 'cpu' serves its calls"):
+        assert torch.equal(dynamic_alignment(*given, **options), expected)
+    with pytest.raises(ValueError, match=f"='{name}': allowed are 'cpu', 'triton', 'torch', 'reference' and None"):
+        dynamic_alignment(*given, **options, backend=name)
+    monkeypatch.setattr(dispatch, "FORCED", "nonsense")
+    with pytest.raises(ValueError, match="backend='nonsense': allowed are"):
+        dynamic_alignment(*given, **options)
+
+
+def test_what_triton_does_not_serve_is_told():
+    call = Call(Spec((3, 3)), "cuda", (2**12, 4, 1026, 1026), 8, 2**20, torch.float64)
+    found = " ".join(DYNAMIC_ALIGNMENT.reasons(call)["triton"])
+    for words in ("dtype torch.float64 is not one of", "4294967296 pixels are above 1073741824, the largest index"):
+        assert words in found
+    large = replace(call, outputs=2**25)
+    assert "1207959552 rows of weight are above" in " ".join(DYNAMIC_ALIGNMENT.reasons(large)["triton"])
+
+
 def test_rows_of_the_dynamic_linear_map_come_in_one_backward(monkeypatch):
     (x, *rest), options = tensors("explain")
     y = dynamic_alignment(x, *rest, **options)
@@ -270,7 +336,7 @@ def test_the_module_takes_the_authors_state_dict(groups, bias, norm, format):
         ({"padding": "same"}, TypeError, "padding='same': an int is needed"),
         ({"norm": "l3"}, ValueError, "norm='l3': allowed are 'squash', 'l1', 'l2'"),
         ({"detach": 1}, TypeError, "detach=1: True or False is needed"),
-        ({"backend": "triton"}, ValueError, "backend='triton': allowed are 'cpu', 'torch', 'reference'"),
+        ({"backend": "cuda"}, ValueError, "backend='cuda': allowed are 'cpu', 'triton', 'torch', 'reference' and None"),
     ],
 )
 def test_bad_input_is_named(change, kind, message):

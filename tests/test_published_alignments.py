@@ -14,6 +14,7 @@ from torch import nn
 import bcos_kernels as bk
 from bcos_kernels.adopt import alignment, published
 from bcos_kernels.cli.bench.coda import CODA_NETS
+from bcos_kernels.core import dispatch
 
 pytestmark = pytest.mark.usefixtures("_published")
 
@@ -210,8 +211,17 @@ def test_copies_pickles_and_restore():
 
 
 def test_a_backend_without_such_layers_is_a_reason():
-    module = bk.accelerate(doubled(layer()), backend="triton")
-    assert reason(module) == "the backend 'triton' has no dynamic alignment layers"
+    module = bk.accelerate(doubled(layer()), backend="cuda")
+    assert reason(module) == "the backend 'cuda' has no dynamic alignment layers"
+
+
+def test_a_backend_of_other_layers_in_the_environment_is_not_meant(monkeypatch):
+    monkeypatch.setattr(dispatch, "FORCED", "cuda")
+    dispatch._tell.cache_clear()
+    module = bk.accelerate(doubled(layer()))
+    with pytest.warns(UserWarning, match="BCOS_KERNELS_BACKEND=cuda: dynamic_alignment has no such backend"):
+        (row,) = bk.report(module).of("alignment")
+    assert row.backend == "cpu"
 
 
 def test_what_is_no_candidate():

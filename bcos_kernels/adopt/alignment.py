@@ -158,7 +158,7 @@ def _unusual(x: Tensor, projection: Theirs, making: Theirs) -> str | None:
 
 
 def _unserved(backend: str | None) -> str | None:
-    forced = backend or dispatch.FORCED
+    forced = dispatch.asked(DYNAMIC_ALIGNMENT.backends, backend)
     if forced is not None and any(name not in DYNAMIC_ALIGNMENT.backends for name in dispatch.named(forced)):
         return f"the backend {forced!r} has no dynamic alignment layers"
     return None

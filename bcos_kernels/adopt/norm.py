@@ -290,7 +290,7 @@ def _stored(t: Tensor, order: tuple[int, ...]) -> Tensor:
 
 def _unserved(call: Call, backend: str | None) -> str | None:
     """Why no kernel of ours serves a call: the formula in plain PyTorch would be no faster than the norm's own code."""
-    forced = backend or dispatch.FORCED
+    forced = dispatch.asked(NORM.backends, backend)
     if forced is not None:
         unknown = [name for name in dispatch.named(forced) if name not in NORM.backends]
         return f"the backend {forced!r} has no norms" if unknown else None

@@ -6,15 +6,17 @@ import argparse
 import importlib.metadata
 import json
 import platform
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .. import __version__, norm
+from .. import __version__, dynamic_alignment, norm
 from ..core import dispatch, env, tuned
 from ..core.op import Op
+from ..dynamic_alignment import DYNAMIC_ALIGNMENT
 from ..gpu import cuda, plans
 from ..norm import NORM
 from ..text import aligned, many, wrapped
@@ -30,7 +32,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _LINEAR = of_shapes((8, 64), (64, 64))
 _CONV = of_shapes((8, 64, 14, 14), (64, 64, 3, 3), padding=(1, 1))
 
-CASES: dict[str, Call | norm.Call] = {
+CASES: dict[str, Call | norm.Call | dynamic_alignment.Call] = {
     "linear": _LINEAR,
     "linear, b=1.5": replace(_LINEAR, spec=replace(_LINEAR.spec, b=1.5)),
     "conv2d": _CONV,
@@ -41,6 +43,7 @@ CASES: dict[str, Call | norm.Call] = {
     "conv2d, no unit norm": replace(_CONV, spec=replace(_CONV.spec, unit=False)),
     "conv2d, reflect": replace(_CONV, zero_padded=False),
     **{f"norm, over={over!r}": norm.Call(norm.Spec(over), "cpu", (8, 64, 14, 14), weight=True) for over in norm.OVER},
+    "dynamic alignment": dynamic_alignment.Call(dynamic_alignment.Spec((3, 3)), "cpu", (8, 16, 14, 14), 32, 16),
 }
 """One call of each kind. A table for each kind of device of this machine shows them in every dtype."""
 
@@ -188,17 +191,24 @@ def _environment() -> str:
     value = dispatch.FORCED
     if value is None:
         return "BCOS_KERNELS_BACKEND is not set: the fastest backend that serves a call is used"
-    known = "" if value in TRANSFORM.backends else f", which is unknown: allowed are {', '.join(TRANSFORM.backends)}"
-    return f"BCOS_KERNELS_BACKEND={value}{known}"
+    allowed = ", ".join((*TRANSFORM.backends, *sorted(dispatch.OF_ANY_OP - TRANSFORM.backends.keys())))
+    known = "" if dispatch.OF_ANY_OP.issuperset(dispatch.named(value)) else f", which is unknown: allowed are {allowed}"
+    ops = () if known else (TRANSFORM, NORM, DYNAMIC_ALIGNMENT)
+    others = [op.name for op in ops if dispatch.asked(op.backends, None) is None]
+    free = f"; it is no backend of {' and '.join(others)}, whose calls are served as without it" if others else ""
+    return f"BCOS_KERNELS_BACKEND={value}{known}{free}"
 
 
 def _call(case: Any, device: str, dtype: torch.dtype) -> Any:
     """The case on a device, with all tensors in one dtype."""
     changes = {name: dtype for name in ("dtype", "weight_dtype") if hasattr(case, name)}
-    return replace(case, device=device, spec=replace(case.spec, out_dtype=dtype), **changes)
+    spec = replace(case.spec, out_dtype=dtype) if hasattr(case.spec, "out_dtype") else case.spec
+    return replace(case, device=device, spec=spec, **changes)
 
 
-def _op(call: Call | norm.Call) -> Op:
+def _op(call: Call | norm.Call | dynamic_alignment.Call) -> Op:
+    if isinstance(call, dynamic_alignment.Call):
+        return DYNAMIC_ALIGNMENT
     return NORM if isinstance(call, norm.Call) else TRANSFORM
 
 
@@ -209,9 +219,10 @@ def _served(device: str) -> dict[str, dict[str, str]]:
     }
 
 
-def _chosen(call: Call | norm.Call) -> str:
+def _chosen(call: Call | norm.Call | dynamic_alignment.Call) -> str:
     try:
-        return _op(call).choose(call)
+        with warnings.catch_warnings(action="ignore"):  # the environment's line tells the same
+            return _op(call).choose(call)
     except ValueError:
         return "none"
 
@@ -222,5 +233,6 @@ def _reasons(devices: list[str]) -> dict[str, list[str]]:
     calls = [_call(case, device, dtype) for device in devices for case in CASES.values() for dtype in DTYPES]
     for call in calls:
         for name, reasons in _op(call).reasons(call).items():
-            found[name].update(dict.fromkeys(reasons))
+            if name in found:  # torch serves every dynamic alignment, and nothing else
+                found[name].update(dict.fromkeys(reasons))
     return {name: list(distinct) for name, distinct in found.items()}

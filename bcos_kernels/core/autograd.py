@@ -208,21 +208,34 @@ def _second(op: Op, spec, late: Late, frozen: bool, needs, grad: Tensor, inputs,
     ``grads`` are the gradients of those of the inputs. Returns the gradients of ``grad`` and of the inputs, and None
     for those that are not ``wanted``.
     """
-    primals = (grad, *inputs)
-    asked = [need and g is not None for need, g in zip(needs, grads, strict=True)]
+    grads = tuple(g if need else None for need, g in zip(needs, grads, strict=True))
+    if all(g is None for g in grads):
+        return (None,) * (1 + len(inputs))
     mode = {"fixed_weights": frozen}
 
-    def first_order(grad, *inputs):
-        function = _of_some(inputs, asked, lambda *args: op.reference(op.inputs(*args), spec, mode)[0])
-        return torch.func.vjp(function, *_chosen(inputs, asked))[1](grad)
+    def reference(*args):
+        return op.reference(op.inputs(*args), spec, mode)[0]
 
-    if not any(asked):
-        return (None,) * len(primals)
-    with torch.autocast(grad.device.type, enabled=False):
-        vjp = torch.func.vjp(_of_some(primals, wanted, first_order), *_chosen(primals, wanted))[1]
+    def turn() -> None:
         if late is not None:  # read by each backward: this one is another than that whose result it derives
             mode["fixed_weights"] = bool(late["fixed_weights"])
-        found = iter(vjp(_chosen(grads, asked)))
+
+    with torch.autocast(grad.device.type, enabled=False):
+        if op.second_in_parts is not None:
+            return op.second_in_parts(_derived, grad, inputs, spec, grads, wanted)
+        return _derived(reference, grad, inputs, grads, wanted, turn)
+
+
+def _derived(function, grad: Tensor, inputs: tuple, grads: tuple, wanted, turn=lambda: None) -> tuple:
+    """The vector-Jacobian product of that of ``function``; ``turn`` is called between the two."""
+    primals, asked = (grad, *inputs), [g is not None for g in grads]
+
+    def first_order(grad, *inputs):
+        return torch.func.vjp(_of_some(inputs, asked, function), *_chosen(inputs, asked))[1](grad)
+
+    vjp = torch.func.vjp(_of_some(primals, wanted, first_order), *_chosen(primals, wanted))[1]
+    turn()
+    found = iter(vjp(_chosen(grads, asked)))
     return tuple(next(found) if want else None for want in wanted)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 
 from . import env
 from .candidate import Backend
 
-__all__ = ["check", "choose", "named", "other_dtype", "reasons"]
+__all__ = ["OF_ANY_OP", "asked", "check", "choose", "named", "other_dtype", "reasons"]
 
 FORCED: str | None = env.BACKEND
+OF_ANY_OP: set[str] = set()
+"""The names of the backends of all ops."""
 
 
 def named(names: str) -> tuple[str, ...]:
@@ -24,16 +28,44 @@ def reasons(backends: Mapping[str, Backend], call) -> dict[str, list[str]]:
     return {name: backend.why_not(call) for name, backend in backends.items()}
 
 
-def choose(backends: Mapping[str, Backend], call, forced: str | None = None) -> str:
+def asked(backends: Mapping[str, Backend], forced: str | None) -> str | None:
+    """The backend that an op with these backends is asked for: by ``forced``, or else by the environment.
+
+    The environment asks all ops at once; one that has no such backend, as another op has, is not meant.
+    """
+    if forced is not None or FORCED is None:
+        return forced
+    lacks = [name for name in named(FORCED) if name not in backends]
+    return None if lacks and OF_ANY_OP.issuperset(named(FORCED)) else FORCED
+
+
+def choose(backends: Mapping[str, Backend], call, forced: str | None = None, op: str = "this op") -> str:
     """The name of the backend that serves the call, or the names of several that share it: ``"cuda,triton"``.
 
     ``backends`` are in the order of preference; the last serves every valid call. If ``forced`` or the environment
     variable ``BCOS_KERNELS_BACKEND`` names a backend, no other one is chosen. Raises ValueError if that backend is
-    unknown, or if it cannot serve the call; the error then lists the reasons.
+    unknown, or if it cannot serve the call; the error then lists the reasons. Where the environment names a backend
+    that other ops have and this one has not, the call is served as without it, which a warning tells once.
     """
-    forced = forced or FORCED
+    forced = asked(backends, forced or None)
     if forced is not None:
         return _forced(backends, call, forced)
+    found = _first(backends, call)
+    if FORCED is not None and not torch.compiler.is_compiling():
+        _tell(op, FORCED, found)
+    return found
+
+
+@cache
+def _tell(op: str, forced: str, found: str) -> None:
+    warnings.warn(
+        f"BCOS_KERNELS_BACKEND={forced}: {op} has no such backend, so {found!r} serves its calls; to choose another, "
+        f"name one of its own by the argument backend",
+        stacklevel=2,
+    )
+
+
+def _first(backends: Mapping[str, Backend], call) -> str:
     first = next(backend for backend in backends.values() if not backend.why_not(call))
     if not first.interchangeable:
         return first.name
@@ -46,7 +78,7 @@ def check(backends: Mapping[str, Backend], forced: str) -> tuple[str, ...]:
     unknown = [name for name in names if name not in backends]
     together = [name for name, backend in backends.items() if backend.interchangeable]
     if unknown or (len(names) > 1 and not set(names) <= set(together)):
-        allowed = ", ".join(map(repr, (*backends, ",".join(together))))
+        allowed = ", ".join(map(repr, (*backends, *[",".join(together)] * bool(together))))
         raise ValueError(f"backend={forced!r}: allowed are {allowed} and None")
     return names
 

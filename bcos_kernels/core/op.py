@@ -41,6 +41,10 @@ class Op:
         batches: whether the first dimension of x is a batch of independent rows, so that vmap over x alone is one call
             of a larger batch.
         returned: how many of the outputs the caller of a function gets; the rest is kept for the backward alone.
+        second_in_parts: ``second_in_parts(derived, grad, inputs, spec, grads, wanted)`` forms the second derivative of
+            the reference in parts that need less memory: the gradients of ``grad`` and of the inputs, None for those
+            not ``wanted``, from ``grads``, those of the gradients of the inputs, of which some are None.
+            ``derived(function, grad, inputs, grads, wanted)`` does it for any function of tensors.
 
     Raises:
         ValueError: an op of this name exists.
@@ -59,12 +63,13 @@ class Op:
         fake: Callable[..., tuple],
         batches: bool = False,
         returned: int = 1,
+        second_in_parts: Callable[..., tuple] | None = None,
     ) -> None:
         if hasattr(getattr(torch.ops, NAMESPACE), name):
             raise ValueError(f"op {name!r} is declared twice: every op needs a name of its own")
         self.name, self.spec, self.inputs, self.outputs = name, spec, inputs, outputs
         self.call, self.reference, self.fake, self.batches = call, reference, fake, batches
-        self.returned = returned
+        self.returned, self.second_in_parts = returned, second_in_parts
         self.backends: dict[str, Backend] = {}
         self.candidates: list[Candidate] = []
         self._candidates_of = lru_cache(maxsize=64)(self._find_candidates)
@@ -108,6 +113,7 @@ class Op:
         if not callable(backend.why_not):
             raise TypeError(f"backend {backend.name!r} of op {self.name!r} has no why_not(call)")
         self.backends[backend.name] = backend
+        dispatch.OF_ANY_OP.add(backend.name)
 
     def add_candidate(self, candidate: Candidate) -> None:
         """Registers a candidate. Raises ValueError if its backend is unknown or has a candidate of this name."""
@@ -132,7 +138,7 @@ class Op:
 
     def choose(self, call, forced: str | None = None) -> str:
         """The backend or backends that serve the call; see :func:`bcos_kernels.core.dispatch.choose`."""
-        return dispatch.choose(self.backends, call, forced)
+        return dispatch.choose(self.backends, call, forced, self.name)
 
     def reasons(self, call) -> dict[str, list[str]]:
         """Why each backend does not serve the call; an empty list where it does."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from math import prod
 
 import torch
 from torch import Tensor
 
-from ..core import call
+from ..core import call, device
 from .spec import Inputs, Spec
 
 __all__ = ["Call", "memory_format", "of"]
@@ -29,6 +29,15 @@ class Call(call.Call):
     """O, the number of output channels."""
     dtype: torch.dtype = torch.float32
     bias: bool = True
+    tf32: bool = False
+    """Whether torch's settings let fp32 products round their operands to tf32; see :meth:`now`."""
+    arch: str = "none"
+    """The GPU's architecture: ``sm_<capability>``, ``gfx<name>``, or ``none`` where there is no GPU."""
+
+    def now(self) -> Call:
+        """The same call under torch's present settings."""
+        tf32 = device.tf32(self.dtype, self.device, is_linear=False)
+        return self if self.tf32 == tf32 else _changed(self, tf32)
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -54,6 +63,11 @@ class Call(call.Call):
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
 
+@lru_cache(maxsize=4096)
+def _changed(call: Call, tf32: bool) -> Call:
+    return replace(call, tf32=tf32)
+
+
 def memory_format(x: Tensor) -> torch.memory_format:
     """That of y: channels_last where x is stored so, else contiguous."""
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
@@ -64,4 +78,5 @@ def of(inputs: Inputs, spec: Spec) -> Call:
     """The call of these tensors."""
     x, h, weight, bias = inputs
     outputs = weight.shape[0] // (x.shape[1] * prod(spec.kernel))
-    return Call(spec, x.device.type, tuple(x.shape), h.shape[1], outputs, x.dtype, bias is not None)
+    arch = device.architecture_of(x.device)
+    return Call(spec, x.device.type, tuple(x.shape), h.shape[1], outputs, x.dtype, bias is not None, arch=arch)

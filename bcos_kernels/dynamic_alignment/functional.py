@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import tally
 from ..core import _torch, autograd, dispatch
 from ..core.checks import autocast_dtype, flag, integer, pair
+from ..core.device import architecture_of
 from . import reference
 from .call import Call, memory_format
 from .op import DYNAMIC_ALIGNMENT, REFERENCE
@@ -118,7 +119,8 @@ def _plan(tensors: tuple, settings: tuple, detach, stride, padding, groups, norm
     spec = Spec(tuple(kernel), stride, padding, norm, flag("detach", detach))
     dtype = None if autocast is None or x.dtype == torch.float64 else torch.float32
     shape = (*(1,) * (4 - len(x.shape)), *x.shape)
-    call = Call(spec, x.device.type, shape, rank, rows // patch, dtype or x.dtype, bias is not None)
+    arch = architecture_of(x.device)
+    call = Call(spec, x.device.type, shape, rank, rows // patch, dtype or x.dtype, bias is not None, arch=arch)
     return Plan(call, DYNAMIC_ALIGNMENT.choose(call, backend), groups, dtype)
 
 

@@ -6,7 +6,7 @@ import torch
 
 from ..core import autograd, op
 from ..core.candidate import Backend
-from . import call, reference
+from . import call, reference, second
 from .spec import Inputs, Outputs, Spec
 
 __all__ = ["DYNAMIC_ALIGNMENT", "REFERENCE"]
@@ -28,6 +28,7 @@ DYNAMIC_ALIGNMENT = op.Op(
     call=call.of,
     reference=reference.dynamic_alignment,
     fake=_fake,
+    second_in_parts=second.second,
 )
 autograd.register(DYNAMIC_ALIGNMENT)
 

@@ -17,16 +17,16 @@ from .call import Call, memory_format
 from .reference import patches_of, products, scaled, wide
 from .spec import Inputs, Outputs
 
-__all__ = ["BACKEND", "CANDIDATES", "TILE"]
+__all__ = ["BACKEND", "CANDIDATES", "TILE", "tiles"]
 
 TILE = 2**25
 """Dynamic weights in memory at once: 128 MiB in fp32."""
 
 
-def _tiles(call: Call) -> Iterator[slice]:
-    """The pixels of every image in parts."""
+def tiles(call: Call, most: int) -> Iterator[slice]:
+    """The pixels of every image in parts with at most ``most`` dynamic weights, unless one pixel has more."""
     plane = call.size[0] * call.size[1]
-    step = max(1, TILE // max(1, call.x_shape[0] * call.patch * call.outputs))
+    step = max(1, most // max(1, call.x_shape[0] * call.patch * call.outputs))
     return (slice(first, first + step) for first in range(0, plane, step))
 
 
@@ -41,7 +41,7 @@ def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
     patches, h, weight, bias = _wide(inputs, call)
     shape = patches.shape[0], call.outputs, patches.shape[2]
     y, norm, l = (patches.new_empty(shape) for _ in range(3))  # noqa: E741
-    for part in _tiles(call):
+    for part in tiles(call, TILE):
         w, l[..., part] = products(patches[..., part], h[..., part], weight, bias)
         norm[..., part], y[..., part] = scaled(w, l[..., part], call.spec.norm)
     y = y.unflatten(2, call.size).to(inputs.x.dtype).contiguous(memory_format=memory_format(inputs.x))
@@ -60,7 +60,7 @@ def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: Non
     of_w = of_u * saved.l.view(of_each).transpose(0, 1) * _slope(norm, kind) if training else None
     dpatches, dh = torch.zeros_like(patches), torch.zeros_like(h)
     dweight, dbias = torch.zeros_like(weight), weight.new_zeros(len(weight))
-    for part in _tiles(call):
+    for part in tiles(call, TILE):
         w, _ = products(patches[..., part], h[..., part], weight, bias)
         of_u_here = of_u[..., part].unsqueeze(1)
         dpatches[..., part] = (w * of_u_here).sum(2)

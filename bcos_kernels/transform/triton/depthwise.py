@@ -10,13 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...gpu.functions import pixel, safe_inverse
 from ...gpu.launch import cdiv, launch
 from ...gpu.rounding import cast
 from ..call import Call, power_of_two
 from . import tiles
 from .arguments import formula, image, shares, sizes, window
-from .formula import exponent, partials, root_gradient, root_norm, safe_inverse, transform
-from .window import pixel
+from .formula import exponent, partials, root_gradient, root_norm, transform
 
 
 @triton.jit

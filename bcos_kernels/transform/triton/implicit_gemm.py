@@ -8,13 +8,13 @@ import triton
 import triton.language as tl
 
 from ...core.candidate import Tile
+from ...gpu.functions import matmul, pixel, safe_inverse
 from ...gpu.launch import cdiv, launch
 from ...gpu.rounding import INTERPRETED, cast
 from ..call import Call
 from . import patch_norm, tiles
 from .arguments import formula, sizes, window
-from .formula import exponent, first_max, matmul, root_norm, safe_inverse, transform
-from .window import pixel
+from .formula import exponent, first_max, root_norm, transform
 
 
 @triton.jit

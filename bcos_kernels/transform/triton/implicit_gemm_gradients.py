@@ -8,13 +8,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ...core.candidate import Tile
+from ...gpu.functions import matmul, pixel, safe_inverse
 from ...gpu.launch import cdiv, launch
 from ...gpu.rounding import cast
 from ..call import Call
 from . import tiles
 from .arguments import shares, sizes, window
-from .formula import matmul, partials, root_gradient, safe_inverse
-from .window import output_site, pixel, pooled_norm_gradient
+from .formula import partials, root_gradient
+from .window import output_site, pooled_norm_gradient
 
 
 @triton.jit

@@ -8,12 +8,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...gpu.functions import pixel
 from ...gpu.launch import cdiv, launch
 from ...gpu.rounding import cast
 from ..call import Call
 from .arguments import image, row_tile, sizes, window
 from .formula import root_norm
-from .window import pixel, pooled_norm_gradient
+from .window import pooled_norm_gradient
 
 
 @triton.jit

@@ -8,11 +8,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...gpu.functions import safe_inverse
 from ...gpu.launch import cdiv, launch
 from ...gpu.rounding import cast
 from ..call import Call
 from .arguments import formula, image, row_tile
-from .formula import exponent, partial_b, partials, root_gradient, safe_inverse, transform
+from .formula import exponent, partial_b, partials, root_gradient, transform
 
 
 @triton.jit

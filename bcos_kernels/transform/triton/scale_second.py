@@ -9,11 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...gpu.functions import safe_inverse
 from ...gpu.launch import cdiv, launch
 from ...gpu.rounding import cast
 from ..call import Call
 from .arguments import image, row_tile
-from .formula import curvature, partials, root_gradient, safe_inverse, signed_cosine
+from .formula import curvature, partials, root_gradient, signed_cosine
 
 VALUES = 1024  # of a tile, beside which the registers hold five sums and factors of each of its rows
 

@@ -7,10 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...gpu.functions import safe_inverse
 from ...gpu.launch import channels_last, launch
 from ...gpu.rounding import cast
 from ..call import Call, power_of_two
-from .formula import safe_inverse
 
 
 @triton.jit

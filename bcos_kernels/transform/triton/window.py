@@ -5,13 +5,6 @@ import triton.language as tl
 
 
 @triton.jit
-def pixel(index, height, width):
-    """The (image, row, column) of the pixel with this index."""
-    rows = index // width
-    return (rows // height).to(tl.int64), rows % height, index % width
-
-
-@triton.jit
 def output_site(image, h, w, i, j, OH, OW, SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
                 DH: tl.constexpr, DW: tl.constexpr):  # fmt: skip
     """The output pixel that reads input pixel (h, w) through tap (i, j), and whether there is one."""

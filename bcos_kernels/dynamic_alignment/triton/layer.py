@@ -1,0 +1,70 @@
+"""Starts the kernels of one call, forward or backward."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...gpu.launch import on_device_of
+from ..call import Call, memory_format
+from ..spec import Inputs, Outputs
+from . import forward as outputs
+from . import gradients
+from .arguments import by_pixel
+
+__all__ = ["backward", "forward"]
+
+
+def forward(inputs: Inputs, call: Call) -> tuple[Tensor, ...]:
+    """The outputs; y is in x's memory format."""
+    x = inputs.x
+    y = x.new_empty((call.x_shape[0], call.outputs, *call.size))
+    norm = torch.empty((call.outputs, call.pixels), dtype=torch.float32, device=x.device)
+    l = None if call.spec.detach else torch.empty_like(norm)  # noqa: E741
+    if call.pixels:
+        with on_device_of(x):
+            outputs.forward(call, *_dense(inputs), y, norm, l)
+    return y.contiguous(memory_format=memory_format(x)), norm, norm.new_empty(0) if l is None else l
+
+
+def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: bool, needs) -> tuple:
+    """The gradients of the inputs; one not needed is None. Those of frozen dynamic weights are zeros.
+
+    Several gradients of every image, ``[T·N, ...]``, are rows of the dynamic linear map: see ``Candidate.takes_rows``.
+    """
+    if not call.pixels or not len(grad):
+        rows = len(grad) // len(inputs.x) if len(inputs.x) else 1
+        zeros = (torch.zeros_like(t) if n and t is not None else None for t, n in zip(inputs, needs, strict=True))
+        dx, *others = zeros
+        return dx if dx is None else dx.repeat(rows, 1, 1, 1), *others
+    training = any(needs[1:]) and not frozen
+    spec = call.spec
+    dx = dh = dweight = dbias = None
+    with on_device_of(grad):
+        x, h, weight, bias = _dense(inputs)
+        grad = grad.contiguous()
+        first = gradients.upstream(call, grad, saved) if training else None
+        if needs[0]:
+            source, norm = (grad, saved.norm) if first is None else (first[0], None)
+            du = gradients.du(call, source, norm, h, weight, bias)
+            dx = F.fold(du, inputs.x.shape[2:], spec.kernel, padding=spec.padding, stride=spec.stride)
+            dx = dx.to(call.dtype).contiguous(memory_format=memory_format(inputs.x))
+        if first is not None:
+            u, made = gradients.patches(call, x), gradients.wide_weight(call, weight, bias)
+            if needs[1]:
+                dh = gradients.dh(call, *first, u, h, weight, made)
+                dh = dh.view(len(x), *call.size, call.rank).permute(0, 3, 1, 2).to(call.dtype)
+            if needs[2] or needs[3]:
+                dweight, dbias = gradients.dweight(call, *first, u, h, made, needs[3])
+    found = (dx, dh, dweight, dbias)
+    return tuple(
+        None if not need or t is None else torch.zeros_like(t) if g is None else g.to(t.dtype)
+        for g, t, need in zip(found, inputs, needs, strict=True)
+    )
+
+
+def _dense(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """x without gaps, h with the values of a pixel side by side, weight and bias."""
+    x, h, weight, bias = inputs
+    return x.contiguous(), by_pixel(h), weight.contiguous(), None if bias is None else bias.contiguous()
