@@ -11,26 +11,28 @@ namespace bcos::transform::glue::cuda {
 namespace {
 
 at::Tensor product(const DeviceCall& call, const at::Tensor& x, const at::Tensor& operand) {
-  const auto& w = call.window;
-  if (call.spec.linear) return at::matmul(x.flatten(1), operand.flatten(1).t());
-  return call.dense(at::convolution(x, operand, std::nullopt, w.stride, w.padding, w.dilation, false, {0, 0},
-                                    call.spec.groups));
+  const auto& s = call.spec;
+  if (s.linear) return at::matmul(x.flatten(1), operand.flatten(1).t());
+  return call.dense(at::convolution(x, operand, std::nullopt, s.stride, s.padding, s.dilation, false,
+                                    at::DimVector(s.stride.size(), 0), s.groups));
 }
 
 // dx and the gradient of the operand, undefined where not needed, from u = dL/dz. Of several rows only dx is
 // needed, and then a product reads nothing of x but its sizes.
 std::tuple<at::Tensor, at::Tensor> gradients(const DeviceCall& call, const at::Tensor& u, const at::Tensor& x,
                                              const at::Tensor& operand, bool needs_x, bool needs_weight) {
-  const auto& w = call.window;
+  const auto& s = call.spec;
   at::Tensor dx, dw;
-  if (call.spec.linear) {
+  if (s.linear) {
     if (needs_x) dx = at::matmul(u.flatten(1), operand.flatten(1)).view({-1, call.channels, 1, 1});
     if (needs_weight) dw = at::matmul(u.flatten(1).t(), x.flatten(1)).contiguous();
   } else if (needs_x || needs_weight) {
-    const auto images = call.rows == 1 ? x : x.narrow(0, 0, 1).expand({u.size(0), -1, -1, -1});
+    auto shape = x.sizes().vec();
+    shape[0] = u.size(0);
+    const auto images = call.rows == 1 ? x : x.narrow(0, 0, 1).expand(shape);
     std::tie(dx, dw, std::ignore) =
-        at::convolution_backward(u, images, operand, std::nullopt, w.stride, w.padding, w.dilation, false,
-                                 {0, 0}, call.spec.groups, {needs_x, needs_weight, false});
+        at::convolution_backward(u, images, operand, std::nullopt, s.stride, s.padding, s.dilation, false,
+                                 at::DimVector(s.stride.size(), 0), s.groups, {needs_x, needs_weight, false});
     dx = call.dense(dx);
     dw = call.dense(dw);
   }
@@ -45,7 +47,7 @@ void forward(const ForwardCall& c) {
 Parts backward(const BackwardCall& c) {
   const auto [u, t, db] = scale_backward(c);
   Parts out{{}, {}, {}, db};
-  if (c.needs.bias) out.dbias = u.sum({0, 2, 3}, false, at::kFloat);
+  if (c.needs.bias) out.dbias = u.flatten(2).sum({0, 2}, false, at::kFloat);
   std::tie(out.dx, out.partial) =
       gradients(c.call, u, c.saved.x, c.weights.operand, c.needs.x, c.needs.weight);
   if (c.needs.x && c.saved.norm_gradient(c.call)) add_norm_gradient(c.call, c.saved.x, t, out.dx);
@@ -64,7 +66,7 @@ SecondParts second(const SecondCall& c) {
   return out;
 }
 
-const Registered registered({"vendor", true, forward, backward, second, true, true});
+const Registered registered({"vendor", true, forward, backward, second, true, true, true});
 
 }  // namespace
 }  // namespace bcos::transform::glue::cuda
