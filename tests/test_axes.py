@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import IDS, error
+from cases import IDS, bcos, error
 from torch import nn
 
 import bcos_kernels as bk
@@ -124,6 +124,26 @@ def test_gradients_and_batches_of_them(name):
     for row, found in zip(rows, many, strict=True):
         assert error(found, torch.autograd.grad(y, x, row, retain_graph=True)[0]) < 1e-13
     assert torch.autograd.gradcheck(lambda *t: case(*t), (x, weight))
+
+
+@pytest.mark.parametrize("axes", MODULES)
+def test_a_report_says_who_serves_a_layer(axes):
+    model = nn.Sequential(MODULES[axes](4, 4, 3, padding=2, padding_mode="reflect"), MODULES[axes](4, 4, 3, b=1.5))
+    assert [row.backend for row in bk.report(bk.accelerate(model)).layers] == ["cpu", "cpu"]
+    assert bk.report(model, image(axes, 4, torch.float32)).layers
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
+def test_a_layer_of_the_reference_is_served_in_every_padding_mode(mode):
+    theirs = bcos.modules.BcosConv2d(4, 6, 3, padding=1, padding_mode=mode, b=1.5, dtype=torch.float64)
+    ours = bk.accelerate(copy.deepcopy(theirs), backend="cpu")
+    x = image(2, 4).requires_grad_()
+    results = []
+    for layer in (theirs, ours):
+        y = layer(x)
+        results.append((y, *torch.autograd.grad(y.square().sum(), (x, layer.linear.weight))))
+    assert bk.report(ours).layers[0].backend == "cpu"
+    assert all(error(mine, truth) < 1e-13 for truth, mine in zip(*results, strict=True))
 
 
 BAD = [

@@ -268,7 +268,7 @@ def _overridden(kind: type) -> str | None:
 
 def _call(module: Theirs, variant: Variant) -> Call:
     """The call of a small input that the layer takes, of its weight's dtype and on its device."""
-    layer = weighted(module)
+    layer: Any = module.linear if isinstance(module, BcosLayer) else weighted(module)
     b, exact_two = exponent(module, variant.attributes)
     weight = layer.weight
     spec = Spec(
@@ -280,16 +280,15 @@ def _call(module: Theirs, variant: Variant) -> Call:
         exact_two=exact_two,
         out_dtype=weight.dtype,
     )
-    shape: tuple[int, ...] = (1, weight.shape[1])
-    if isinstance(layer, nn.Conv2d):
-        pads = (0, 0) if isinstance(layer.padding, str) else layer.padding
+    shape, weight_shape = (1, weight.shape[1]), tuple(weight.shape)
+    if axes := weight.dim() - 2:
+        pads = (0,) * axes if isinstance(layer.padding, str) else layer.padding
         size = (d * (k - 1) + 1 + p for d, k, p in zip(layer.dilation, layer.kernel_size, pads, strict=True))
         x = weight.new_empty(1, layer.in_channels, *size, device="meta")
-        shape, _, options = functional.convolution(x, weight, (2, *_CONVOLUTION(layer)), spec.power != 1)
+        geometry = (axes, *_CONVOLUTION(layer))
+        shape, weight_shape, _, options = functional.convolution(x, weight, geometry, spec.power != 1)
         spec = Spec(**{**vars(spec), **options})
-    return Call(
-        spec, weight.device.type, shape, tuple(weight.shape), weight.dtype, weight.dtype, layer.bias is not None
-    )
+    return Call(spec, weight.device.type, shape, weight_shape, weight.dtype, weight.dtype, layer.bias is not None)
 
 
 KIND = Kind(

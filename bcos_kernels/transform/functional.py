@@ -113,14 +113,14 @@ def _make_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> P
     exponent, _ = checks.exponent(b, x)
     if geometry:
         checks.tensors(x, weight, bias, 2 + geometry[0])
-        shape, padding, options_of_axes = convolution(x, weight, geometry, exponent != 1)
+        shape, weight_shape, padding, options_of_axes = convolution(x, weight, geometry, exponent != 1)
         checks.filters(weight, bias, max_out, options_of_axes["groups"])
     else:
         checks.tensors(x, weight, bias, 2)
         checks.filters(weight, bias, max_out)
         if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
             raise ValueError(f"x has shape {tuple(x.shape)}: (..., {weight.shape[1]}) is needed for this weight")
-        shape = (prod(x.shape[:-1]), x.shape[-1])
+        shape, weight_shape = (prod(x.shape[:-1]), x.shape[-1]), tuple(weight.shape)
         padding, options_of_axes = None, {}
     late = checks.late_mode(detach)
     checks.flag("normalize_weights", normalize_weights)
@@ -138,19 +138,17 @@ def _make_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> P
         detach=late is None and detach,
         out_dtype=checks.out_dtype(out_dtype, dtype) or y_dtype,
     )
-    lifted = weight.dim() == 3
-    weight_shape = (*weight.shape[:2], *(1,) * lifted, *weight.shape[2:])
     call = Call(
         spec, x.device.type, shape, weight_shape, dtype, weight_dtype, bias is not None,
         arch=device.architecture_of(x.device),
     )  # fmt: skip
     backend = TRANSFORM.choose(call, backend)
-    unbatched = geometry != () and x.dim() == 1 + geometry[0]
+    unbatched, lifted = geometry != () and x.dim() == 1 + geometry[0], geometry[:1] == (1,)
     return Plan(call, backend, padding, (dtype, weight_dtype) if casts else None, unbatched, lifted, weight_in_norm)
 
 
 def convolution(x: Tensor, weight: Tensor, geometry: tuple, has_norm: bool):
-    """The shape of the op's x, the arguments of ``F.pad`` that make it or None, and the options of the convolution.
+    """The shapes of the op's x and weight, what ``F.pad`` makes that x with or None, and the convolution's options.
 
     ``geometry`` is as in :func:`transform`, and is checked. Where the padding is not zeros the op gets x padded,
     and its norm, if it has one, takes what was added as 0.
@@ -158,9 +156,9 @@ def convolution(x: Tensor, weight: Tensor, geometry: tuple, has_norm: bool):
     axes, *_, padding_mode = geometry
     stride, pads, dilation, groups = checks.convolution_geometry(x, weight, *geometry)
     *batch, channels = x.shape[:-axes]
-    size = tuple(x.shape[-axes:])
+    size, kernel = tuple(x.shape[-axes:]), tuple(weight.shape[2:])
     if axes == 1:
-        size, stride, pads, dilation = (1, *size), (1, *stride), (0, 0, *pads), (1, *dilation)
+        size, kernel, stride, pads, dilation = (1, *size), (1, *kernel), (1, *stride), (0, 0, *pads), (1, *dilation)
     border: tuple[int, ...] = ()
     if padding_mode == "zeros" or not any(pads):
         mode, padding, more = "constant", pads[::2], [(0, high - low) for low, high in _ends(pads)]
@@ -170,7 +168,7 @@ def convolution(x: Tensor, weight: Tensor, geometry: tuple, has_norm: bool):
     shape = (*(batch or (1,)), channels, *(n + low + high for n, (low, high) in zip(size, more, strict=True)))
     amounts = [amount for ends in reversed(more) for amount in ends]
     options = {"stride": stride, "padding": padding, "dilation": dilation, "border": border, "groups": groups}
-    return shape, (amounts, mode) if any(amounts) else None, options
+    return shape, (*weight.shape[:2], *kernel), (amounts, mode) if any(amounts) else None, options
 
 
 def _ends(pads: tuple[int, ...]) -> list[tuple[int, int]]:
