@@ -47,8 +47,8 @@ void check_not_empty(const char* name, const at::Tensor& t) {
 }
 
 void check_sizes(const char* name, at::IntArrayRef values, int64_t count, int64_t least) {
-  TORCH_CHECK_VALUE(int64_t(values.size()) == count, name, " has ", values.size(), " values, allowed: ",
-                    count);
+  TORCH_CHECK_VALUE(int64_t(values.size()) == count, name, " has ", values.size(),
+                    " values, allowed: ", count);
   for (int64_t v : values)
     TORCH_CHECK_VALUE(v >= least && v <= std::numeric_limits<int32_t>::max(), name, " is ", v,
                       ", allowed: ", least, " to 2^31-1");

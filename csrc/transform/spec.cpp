@@ -45,8 +45,8 @@ void check_axes(const Spec& spec) {
 }  // namespace
 
 Spec::Spec(const Ints& stride, const Ints& padding, const Ints& dilation, const Ints& border, int64_t groups,
-           int64_t max_out, std::optional<double> b, bool unit, std::pair<double, double> norm_eps, double cos_eps,
-           bool exact_two, at::ScalarType out_dtype)
+           int64_t max_out, std::optional<double> b, bool unit, std::pair<double, double> norm_eps,
+           double cos_eps, bool exact_two, at::ScalarType out_dtype)
     : linear(stride.empty() && padding.empty() && dilation.empty()),
       stride(stride.begin(), stride.end()),
       padding(padding.begin(), padding.end()),

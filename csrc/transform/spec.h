@@ -12,22 +12,22 @@ namespace bcos::transform {
 
 // The static options of a transform. In Python it is TransformSpec, one object for each layer.
 struct Spec {
-  bool linear;                             // a linear layer; else a convolution
+  bool linear;                              // a linear layer; else a convolution
   at::DimVector stride, padding, dilation;  // of each axis, 2 or 3 of them; empty for a linear layer
   // How many positions at the low and at the high end of each axis of x count as 0 in the patch norm; empty
   // where none does. They are padding that is not zeros.
   at::DimVector border;
   int64_t groups, max_out;
-  std::optional<double> b;  // none: b is a tensor that comes with each call
-  bool unit;                // each filter is divided by its norm
+  std::optional<double> b;         // none: b is a tensor that comes with each call
+  bool unit;                       // each filter is divided by its norm
   double eps_inside, eps_outside;  // of the patch norm: inside its root, and beside it
   double cos_eps;
   bool exact_two;  // at b = 2 cos_eps counts as 0
   at::ScalarType out_dtype;
 
-  Spec(const Ints& stride, const Ints& padding, const Ints& dilation, const Ints& border, int64_t groups, int64_t max_out,
-       std::optional<double> b, bool unit, std::pair<double, double> norm_eps, double cos_eps, bool exact_two,
-       at::ScalarType out_dtype);
+  Spec(const Ints& stride, const Ints& padding, const Ints& dilation, const Ints& border, int64_t groups,
+       int64_t max_out, std::optional<double> b, bool unit, std::pair<double, double> norm_eps,
+       double cos_eps, bool exact_two, at::ScalarType out_dtype);
 };
 
 // A convolution along one axis of an image.

@@ -74,7 +74,8 @@ Outputs of_products(const Call& call, const Inputs& given) {
   auto z = products(call, inputs.x, inputs.weight, take_bias(call, inputs));
   const bool channels_last = walks_channels_last(z);
   if (!channels_last) z = z.contiguous();
-  if (call.has_norm()) out.n = patch_norm(call, given.x.contiguous(image_format(channels_last, z.dim())), channels_last);
+  if (call.has_norm())
+    out.n = patch_norm(call, given.x.contiguous(image_format(channels_last, z.dim())), channels_last);
   finish_forward(call, inputs, z, output_tiling(call, channels_last), out);
   if (!call.saves_n()) out.n = at::Tensor();
   return out;
@@ -140,7 +141,7 @@ Gradients convolution_backward(const Call& call, const Saved& given, const Needs
 }
 
 Second convolution_second(const Call& call, const Saved& given, const at::Tensor& given_v,
-                     const SecondNeeds& needs) {
+                          const SecondNeeds& needs) {
   if (given.x.numel() == 0) return Second::zeros(given, needs);
   Saved saved = given;
   const bool channels_last =
@@ -177,9 +178,9 @@ Second convolution_second(const Call& call, const Saved& given, const at::Tensor
   }
   if (needs.weight) {
     const auto& s = call.spec;
-    const auto dw = std::get<1>(at::convolution_backward(
-        pass.u, v, saved.weight.to(call.dtype), std::nullopt, s.stride, s.padding, s.dilation, false,
-        no_output_padding(call), s.groups, {false, true, false}));
+    const auto dw = std::get<1>(
+        at::convolution_backward(pass.u, v, saved.weight.to(call.dtype), std::nullopt, s.stride, s.padding,
+                                 s.dilation, false, no_output_padding(call), s.groups, {false, true, false}));
     out.weight = finish_weight_gradient(call, saved.weight, dw);
   }
   return out;

@@ -12,6 +12,7 @@ Outputs convolution(const Call& call, const Inputs& inputs);
 Gradients convolution_backward(const Call& call, const Saved& saved, const Needs& needs);
 
 // v: the gradient of the gradient of x.
-Second convolution_second(const Call& call, const Saved& saved, const at::Tensor& v, const SecondNeeds& needs);
+Second convolution_second(const Call& call, const Saved& saved, const at::Tensor& v,
+                          const SecondNeeds& needs);
 
 }  // namespace bcos::transform::cpu

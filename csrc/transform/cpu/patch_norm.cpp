@@ -247,7 +247,8 @@ at::Tensor window_sums(const Call& call, const at::Tensor& q, bool channels_last
     sum_planes(call, w.plane, planes.count * w.depth.in, planes.inner, q, out, squares);
     return out;
   }
-  const auto half = at::empty({planes.count * w.depth.in, w.across().columns.out * planes.inner}, q.options());
+  const auto half =
+      at::empty({planes.count * w.depth.in, w.across().columns.out * planes.inner}, q.options());
   sum_planes(call, w.plane, planes.count * w.depth.in, planes.inner, q, half, false);
   sum_planes(call, w.across(), planes.count, planes.inner, half, out, squares);
   return out;

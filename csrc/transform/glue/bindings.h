@@ -18,10 +18,10 @@ inline void bind(pybind11::module_ m) {
     };
   };
   py::class_<Spec>(m, "TransformSpec", "The static options of a B-cos transform, checked when it is made.")
-      .def(py::init<const Ints&, const Ints&, const Ints&, const Ints&, int64_t, int64_t, std::optional<double>, bool,
-                    std::pair<double, double>, double, bool, at::ScalarType>(),
-           py::kw_only(), "stride"_a, "padding"_a, "dilation"_a, "border"_a = Ints(), "groups"_a, "max_out"_a, "b"_a, "unit"_a,
-           "norm_eps"_a, "cos_eps"_a, "exact_two"_a, "out_dtype"_a)
+      .def(py::init<const Ints&, const Ints&, const Ints&, const Ints&, int64_t, int64_t,
+                    std::optional<double>, bool, std::pair<double, double>, double, bool, at::ScalarType>(),
+           py::kw_only(), "stride"_a, "padding"_a, "dilation"_a, "border"_a = Ints(), "groups"_a, "max_out"_a,
+           "b"_a, "unit"_a, "norm_eps"_a, "cos_eps"_a, "exact_two"_a, "out_dtype"_a)
       .def_property_readonly("stride", values(&Spec::stride))
       .def_property_readonly("padding", values(&Spec::padding))
       .def_property_readonly("dilation", values(&Spec::dilation))

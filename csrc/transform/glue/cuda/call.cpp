@@ -18,9 +18,9 @@ kernels::Window DeviceCall::device_window() const {
 kernels::Window DeviceCall::device_window(const Plane& plane) const {
   const auto size = [](int64_t v) { return narrow("a size", v); };
   const auto& [rows, columns] = plane;
-  return {size(rows.in),       size(columns.in),      size(rows.out),      size(columns.out),
-          size(rows.kernel),   size(columns.kernel),  size(rows.stride),   size(columns.stride),
-          size(rows.padding),  size(columns.padding), size(rows.dilation), size(columns.dilation)};
+  return {size(rows.in),      size(columns.in),      size(rows.out),      size(columns.out),
+          size(rows.kernel),  size(columns.kernel),  size(rows.stride),   size(columns.stride),
+          size(rows.padding), size(columns.padding), size(rows.dilation), size(columns.dilation)};
 }
 
 kernels::Shape DeviceCall::device_shape() const {
