@@ -16,12 +16,11 @@ __all__ = ["through_fp32"]
 _HALF = torch.float16
 
 
-def through_fp32(candidate: Candidate, rounded: tuple[int, ...] = (0,)) -> Candidate:
-    """The candidate, which then serves calls in fp16 as well.
+def through_fp32(own: Candidate, rounded: tuple[int, ...] = (0,)) -> Candidate:
+    """The candidate ``own``, which then serves calls in fp16 as well.
 
     ``rounded`` holds the places of the outputs that have the result's dtype; the others have dtypes of their own.
     """
-    own = candidate
 
     def forward(inputs, call, tile) -> tuple[Tensor, ...]:
         assert own.forward is not None
