@@ -4,12 +4,12 @@ import importlib
 
 from . import functional
 from .coda import DAUConv2d
-from .modules import BcosConv2d, BcosConv2dWithScale, BcosLinear
+from .modules import BcosConv1d, BcosConv2d, BcosConv2dWithScale, BcosConv3d, BcosLinear
 
 __version__ = "0.1.0"
 __all__ = [
-    "AddInverse", "BcosConv2d", "BcosConv2dWithScale", "BcosLinear", "DAUConv2d", "accelerate", "convert", "explain",
-    "fold", "functional", "metrics", "report", "restore", "tune",
+    "AddInverse", "BcosConv1d", "BcosConv2d", "BcosConv2dWithScale", "BcosConv3d", "BcosLinear", "DAUConv2d",
+    "accelerate", "convert", "explain", "fold", "functional", "metrics", "report", "restore", "tune",
 ]  # fmt: skip
 
 _ROOMS = {

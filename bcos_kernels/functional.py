@@ -1,6 +1,6 @@
 """The B-cos layers, the norms between them and dynamic alignment units as functions.
 
-``bcos_linear``, ``bcos_conv2d``, ``norm`` and ``dynamic_alignment``.
+``bcos_linear``, ``bcos_conv1d``, ``bcos_conv2d``, ``bcos_conv3d``, ``norm`` and ``dynamic_alignment``.
 
 The layers compute ``y = |cos(x, w)|^(b-1) · ŵᵀx`` (Böhle et al., B-cos Networks, CVPR 2022, eq. 3; TPAMI 2024). Each is
 one fused call per direction, on the fastest backend that serves the call.
@@ -17,7 +17,7 @@ from .dynamic_alignment.functional import dynamic_alignment as _dynamic_alignmen
 from .norm.functional import norm as _norm
 from .transform.functional import transform
 
-__all__ = ["bcos_conv2d", "bcos_linear", "dynamic_alignment", "norm"]
+__all__ = ["bcos_conv1d", "bcos_conv2d", "bcos_conv3d", "bcos_linear", "dynamic_alignment", "norm"]
 
 
 def __dir__() -> list[str]:
@@ -47,6 +47,38 @@ def bcos_linear(
     """
     options = max_out, normalize_weights, weight_in_norm, norm_eps, cos_eps, exact_two, out_dtype, backend
     return transform(x, weight, bias, b, detach, (), options)
+
+
+def bcos_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] | str = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    b: float | Tensor = 2.0,
+    max_out: int = 1,
+    normalize_weights: bool = True,
+    weight_in_norm: bool = False,
+    norm_eps: tuple[float, float] = (1e-6, 0.0),
+    cos_eps: float = 1e-6,
+    exact_two: bool = True,
+    detach: bool | MutableMapping = False,
+    out_dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """The B-cos 1-D convolution: x ``[N, in_channels, L]`` -> ``[N, out_channels, OL]``.
+
+    ``weight`` is ``[out_channels·max_out, in_channels/groups, kL]``, and x may lack N. ``stride``, ``padding`` and
+    ``dilation`` are as in ``torch.nn.Conv1d``. The formula, the other arguments and the errors are those of
+    :func:`bcos_conv2d`.
+    """
+    geometry = 1, stride, padding, dilation, groups, padding_mode
+    options = max_out, normalize_weights, weight_in_norm, norm_eps, cos_eps, exact_two, out_dtype, backend
+    return transform(x, weight, bias, b, detach, geometry, options)
 
 
 def bcos_conv2d(
@@ -103,7 +135,39 @@ def bcos_conv2d(
         TypeError, ValueError: an argument is not as described above; the error names it, its value and what is
             allowed. Or ``backend`` cannot serve the call; the error lists the reasons.
     """
-    geometry = stride, padding, dilation, groups, padding_mode
+    geometry = 2, stride, padding, dilation, groups, padding_mode
+    options = max_out, normalize_weights, weight_in_norm, norm_eps, cos_eps, exact_two, out_dtype, backend
+    return transform(x, weight, bias, b, detach, geometry, options)
+
+
+def bcos_conv3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] | str = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    b: float | Tensor = 2.0,
+    max_out: int = 1,
+    normalize_weights: bool = True,
+    weight_in_norm: bool = False,
+    norm_eps: tuple[float, float] = (1e-6, 0.0),
+    cos_eps: float = 1e-6,
+    exact_two: bool = True,
+    detach: bool | MutableMapping = False,
+    out_dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """The B-cos 3-D convolution: x ``[N, in_channels, D, H, W]`` -> ``[N, out_channels, OD, OH, OW]``.
+
+    ``weight`` is ``[out_channels·max_out, in_channels/groups, kD, kH, kW]``, and x may lack N. ``stride``, ``padding``
+    and ``dilation`` are as in ``torch.nn.Conv3d``. The formula, the other arguments and the errors are those of
+    :func:`bcos_conv2d`.
+    """
+    geometry = 3, stride, padding, dilation, groups, padding_mode
     options = max_out, normalize_weights, weight_in_norm, norm_eps, cos_eps, exact_two, out_dtype, backend
     return transform(x, weight, bias, b, detach, geometry, options)
 

@@ -15,16 +15,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core.checks import flag
-from .functional import bcos_conv2d, bcos_linear
+from .functional import bcos_conv1d, bcos_conv2d, bcos_conv3d, bcos_linear
 from .transform import Spec, checks, reference
 
 __all__ = [
-    "BcosConv2d", "BcosConv2dWithScale", "BcosLayer", "BcosLinear", "Detachable", "NormedConv2d", "NormedLinear",
-    "clamped",
+    "BcosConv1d", "BcosConv2d", "BcosConv2dWithScale", "BcosConv3d", "BcosConvolution", "BcosLayer", "BcosLinear",
+    "Detachable", "NormedConv1d", "NormedConv2d", "NormedConv3d", "NormedLinear", "clamped",
 ]  # fmt: skip
 
 B_RULES = (None, "clamp", "offset")
 """How a layer's exponent follows from its ``b``: it is b, b clamped above 1, or b + 2."""
+
+
+_CONVOLUTIONS = {1: bcos_conv1d, 2: bcos_conv2d, 3: bcos_conv3d}
+
+
+def _convolved(conv: Any, x: Tensor, **options) -> Tensor:
+    """The B-cos convolution with the weight and the geometry of ``conv``, a convolution of torch."""
+    return _CONVOLUTIONS[len(conv.kernel_size)](
+        x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups,
+        padding_mode=conv.padding_mode, **options,
+    )  # fmt: skip
+
+
+class NormedConv1d(nn.Conv1d):
+    """:class:`NormedConv2d` with one axis; its arguments are those of ``nn.Conv1d``."""
+
+    def forward(self, in_tensor: Tensor) -> Tensor:
+        """``[N, in_channels, L]`` or ``[in_channels, L]`` -> the same rank with ``out_channels``."""
+        return _convolved(self, in_tensor, b=1)
 
 
 class NormedConv2d(nn.Conv2d):
@@ -35,10 +54,15 @@ class NormedConv2d(nn.Conv2d):
 
     def forward(self, in_tensor: Tensor) -> Tensor:
         """``[N, in_channels, H, W]`` or ``[in_channels, H, W]`` -> the same rank with ``out_channels``."""
-        return bcos_conv2d(
-            in_tensor, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
-            padding_mode=self.padding_mode, b=1,
-        )  # fmt: skip
+        return _convolved(self, in_tensor, b=1)
+
+
+class NormedConv3d(nn.Conv3d):
+    """:class:`NormedConv2d` with three axes; its arguments are those of ``nn.Conv3d``."""
+
+    def forward(self, in_tensor: Tensor) -> Tensor:
+        """``[N, in_channels, D, H, W]`` or ``[in_channels, D, H, W]`` -> the same rank with ``out_channels``."""
+        return _convolved(self, in_tensor, b=1)
 
 
 class NormedLinear(nn.Linear):
@@ -136,7 +160,88 @@ class BcosLayer(Detachable):
         return f"B={b}" + (f", max_out={self.max_out}" if self.max_out > 1 else "") + ","
 
 
-class BcosConv2d(BcosLayer):
+class BcosConvolution(BcosLayer):
+    """The base class of the B-cos convolutions. Its arguments are those of :class:`BcosConv2d`."""
+
+    axes: int
+    linear_kinds: tuple[type[nn.Module], type[nn.Module]]
+    """The class of the linear part as it is, and with unit filters."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...] = 1,
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] | str = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        padding_mode: str = "zeros",
+        device=None,
+        dtype=None,
+        b: float | Tensor = 2,
+        max_out: int = 1,
+        *,
+        normalize_weights: bool = True,
+        out_dtype: torch.dtype | None = None,
+        backend: str | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(b, max_out, out_dtype, backend)
+        self.normalize_weights = flag("normalize_weights", normalize_weights)
+        _warn_of_unknown(type(self).__name__, kwargs)
+        checks.channels(in_channels, out_channels, groups)
+        sizes = checks.convolution_sizes(self.axes, kernel_size, stride, padding, dilation, padding_mode)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.padding = padding
+        self.dilation = dilation
+        self.groups = groups
+        self.padding_mode = padding_mode
+        self.device = device
+        self.dtype = dtype
+        self.bias = False
+        kind: Any = self.linear_kinds[normalize_weights]
+        self.linear = kind(
+            in_channels, out_channels * max_out, *sizes, groups,
+            bias=False, padding_mode=padding_mode, device=device, dtype=dtype,
+        )  # fmt: skip
+        self.patch_size = math.prod(self.linear.kernel_size)
+
+    def forward(self, in_tensor: Tensor) -> Tensor:
+        """``[N, in_channels, ...]`` or ``[in_channels, ...]`` -> the same rank with ``out_channels``."""
+        return self.forward_impl(in_tensor)
+
+    def forward_impl(self, in_tensor: Tensor) -> Tensor:
+        """The transform without the division of :class:`BcosConv2dWithScale`."""
+        return _convolved(self.linear, in_tensor, **self._transform_options(in_tensor))
+
+    def calc_patch_norms(self, in_tensor: Tensor) -> Tensor:
+        """n = √(Σ_patch x² + 1e-6): ``[N, 1, ...]``; with groups ``[N, out_channels, ...]``."""
+        conv, axes = self.linear, self.axes
+        stride, pads, dilation, groups = checks.convolution_geometry(
+            in_tensor, conv.weight, axes, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
+        )
+        batched = in_tensor.dim() == axes + 2
+        x = in_tensor if batched else in_tensor.unsqueeze(0)
+        x = F.pad(x, [pads[i + end] for i in range(2 * axes - 2, -1, -2) for end in (0, 1)])
+        spec = Spec(stride=stride, padding=(0,) * axes, dilation=dilation, groups=groups)
+        norms = reference.patch_norm(x, conv.kernel_size, spec).to(in_tensor.dtype)
+        if groups > 1:
+            norms = norms.repeat_interleave(self.out_channels // groups, 1)
+        return norms if batched else norms.squeeze(0)
+
+
+class BcosConv1d(BcosConvolution):
+    """The B-cos 1-D convolution, of ``[N, in_channels, L]``. Its arguments are those of :class:`BcosConv2d`."""
+
+    axes = 1
+    linear_kinds = (nn.Conv1d, NormedConv1d)
+
+
+class BcosConv2d(BcosConvolution):
     """The B-cos 2-D convolution, a drop-in for ``bcos.modules.BcosConv2d``.
 
     ``y = |cos(x, w)|^(b-1) · ŵᵀx`` for every patch x and filter w, with ŵ = w/‖w‖ (Böhle et al., CVPR 2022, eq. 3).
@@ -159,82 +264,15 @@ class BcosConv2d(BcosLayer):
         UserWarning: a keyword is unknown.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int] = 1,
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        padding_mode: str = "zeros",
-        device=None,
-        dtype=None,
-        b: float | Tensor = 2,
-        max_out: int = 1,
-        *,
-        normalize_weights: bool = True,
-        out_dtype: torch.dtype | None = None,
-        backend: str | None = None,
-        **kwargs,
-    ) -> None:
-        super().__init__(b, max_out, out_dtype, backend)
-        self.normalize_weights = flag("normalize_weights", normalize_weights)
-        _warn_of_unknown(type(self).__name__, kwargs)
-        _check_conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.kernel_size = kernel_size
-        self.stride = stride
-        self.padding = padding
-        self.dilation = dilation
-        self.groups = groups
-        self.padding_mode = padding_mode
-        self.device = device
-        self.dtype = dtype
-        self.bias = False
-        kind = NormedConv2d if normalize_weights else nn.Conv2d
-        self.linear = kind(
-            in_channels,
-            out_channels * max_out,
-            checks.pair("kernel_size", kernel_size, 1),
-            checks.pair("stride", stride, 1),
-            padding if isinstance(padding, str) else checks.pair("padding", padding, 0),
-            checks.pair("dilation", dilation, 1),
-            groups,
-            bias=False,
-            padding_mode=cast(Any, padding_mode),
-            device=device,
-            dtype=dtype,
-        )
-        self.patch_size = math.prod(self.linear.kernel_size)
+    axes = 2
+    linear_kinds = (nn.Conv2d, NormedConv2d)
 
-    def forward(self, in_tensor: Tensor) -> Tensor:
-        """``[N, in_channels, H, W]`` or ``[in_channels, H, W]`` -> the same rank with ``out_channels``."""
-        return self.forward_impl(in_tensor)
 
-    def forward_impl(self, in_tensor: Tensor) -> Tensor:
-        """The transform without the division of :class:`BcosConv2dWithScale`."""
-        conv = self.linear
-        return bcos_conv2d(
-            in_tensor, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups,
-            padding_mode=conv.padding_mode, **self._transform_options(in_tensor),
-        )  # fmt: skip
+class BcosConv3d(BcosConvolution):
+    """The B-cos 3-D convolution, of ``[N, in_channels, D, H, W]``. Its arguments are those of :class:`BcosConv2d`."""
 
-    def calc_patch_norms(self, in_tensor: Tensor) -> Tensor:
-        """n = √(Σ_patch x² + 1e-6): ``[N, 1, OH, OW]``; with groups ``[N, out_channels, OH, OW]``."""
-        conv = self.linear
-        stride, (top, bottom, left, right), dilation, groups = checks.conv2d_geometry(
-            in_tensor, conv.weight, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
-        )
-        spec = Spec(stride=stride, padding=(0, 0), dilation=dilation, groups=groups)
-        padded = F.pad(in_tensor, (left, right, top, bottom))
-        batch = padded if padded.dim() == 4 else padded.unsqueeze(0)
-        norms = reference.patch_norm(batch, conv.kernel_size, spec).to(in_tensor.dtype)
-        if groups > 1:
-            norms = norms.repeat_interleave(self.out_channels // groups, 1)
-        return norms if padded.dim() == 4 else norms.squeeze(0)
+    axes = 3
+    linear_kinds = (nn.Conv3d, NormedConv3d)
 
 
 class BcosConv2dWithScale(BcosConv2d):
@@ -355,23 +393,3 @@ def _positive(name: str, value) -> float:
     if not 0 < number < math.inf:
         raise ValueError(f"{name}={value!r}: must be finite and above 0")
     return number
-
-
-def _check_conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode) -> None:
-    """Raises the errors that ``nn.Conv2d`` would raise only later, or without naming the value."""
-    for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
-        checks.integer(name, value, 1)
-    for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
-        if value % groups:
-            raise ValueError(f"groups={groups} does not divide {name}={value}")
-    for name, value in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation)):
-        checks.pair(name, value, 1)
-    if padding_mode not in checks.PADDING_MODES:
-        allowed = ", ".join(map(repr, checks.PADDING_MODES))
-        raise ValueError(f"padding_mode={padding_mode!r}: allowed are {allowed}")
-    if not isinstance(padding, str):
-        checks.pair("padding", padding, 0)
-    elif padding not in ("same", "valid"):
-        raise ValueError(f"padding={padding!r}: an int, a tuple of two ints, 'same' or 'valid' is needed")
-    elif padding == "same" and checks.pair("stride", stride, 1) != (1, 1):
-        raise ValueError(f"padding='same' needs stride 1, not {stride!r}")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import bcos_kernels as bk
 from bcos_kernels.compat import import_reference
+from bcos_kernels.core import formats
 from bcos_kernels.transform import TRANSFORM
 
 bcos = import_reference()
@@ -37,16 +38,22 @@ class Case:
         x = torch.randn(self.x, generator=gen, dtype=torch.float64).to(dtype)
         weight = torch.randn(self.weight, generator=gen, dtype=torch.float64).to(dtype)
         bias = torch.randn(self.weight[0], generator=gen, dtype=torch.float64).to(dtype) if self.bias else None
-        if channels_last and x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+        if channels_last:
+            x = formats.channels_last(x)
         return tuple(None if t is None else t.requires_grad_() for t in (x, weight, bias))
 
     def __call__(self, x, weight, bias=None, **more) -> Tensor:
-        layer = bk.functional.bcos_linear if self.is_linear else bk.functional.bcos_conv2d
-        return layer(x, weight, bias, **{**self.options, **more})
+        return LAYERS[len(self.weight)](x, weight, bias, **{**self.options, **more})
 
     def naive(self, x, weight, bias=None, **more) -> Tensor:
         return naive(x, weight, bias, **{**self.options, **more})
+
+
+LAYERS = {
+    2: bk.functional.bcos_linear, 3: bk.functional.bcos_conv1d, 4: bk.functional.bcos_conv2d,
+    5: bk.functional.bcos_conv3d,
+}  # fmt: skip
+"""The dimensions of a weight -> the function that takes it."""
 
 
 def naive(
@@ -64,12 +71,14 @@ def naive(
         out = F.linear(x, w, bias)
         squares = (x**2).sum(-1, keepdim=True)
     else:
+        axes = weight.dim() - 2
+        convolution = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
         padded, amount = x, padding
         if padding_mode != "zeros":
-            padded, amount = F.pad(x, (padding,) * 4, mode=padding_mode), 0
-        out = F.conv2d(padded, w, bias, stride, amount, dilation, groups)
+            padded, amount = F.pad(x, (padding,) * (2 * axes), mode=padding_mode), 0
+        out = convolution(padded, w, bias, stride, amount, dilation, groups)
         ones = torch.ones_like(weight[: weight.shape[0] // max_out])
-        squares = F.conv2d(x**2, ones, None, stride, padding, dilation, groups)
+        squares = convolution(x**2, ones, None, stride, padding, dilation, groups)
     if max_out > 1:
         out = out.unflatten(channel, (-1, max_out)).max(channel if linear_layer else 2).values
     if not isinstance(b, Tensor) and b == 1:
@@ -86,7 +95,7 @@ def upstream(case: Case, dtype: torch.dtype):
     """The ``bcos`` module of the case in ``dtype``, or None where ``bcos`` has no such layer."""
     options = dict(case.options)
     known = {"stride", "padding", "groups", "b", "max_out", "padding_mode", "detach"}
-    if case.bias or len(case.x) != (2 if case.is_linear else 4) or not set(options) <= known:
+    if case.bias or len(case.weight) not in (2, 4) or len(case.x) != len(case.weight) or not set(options) <= known:
         return None
     detach = options.pop("detach", False)
     if isinstance(options.get("padding", 0), str) or isinstance(options.get("b"), Tensor):
@@ -186,6 +195,24 @@ CASES = [
     _conv("reflect", (2, 4, 7, 7), (6, 4, 3, 3), padding=1, padding_mode="reflect"),
     _conv("replicate_b1.5", (2, 4, 7, 7), (6, 4, 3, 3), padding=1, padding_mode="replicate", b=1.5),
     _conv("circular", (2, 4, 7, 7), (6, 4, 5, 5), padding=2, padding_mode="circular"),
+    _conv("reflect_max_out", (2, 4, 6, 6), (6, 4, 3, 3), padding=1, padding_mode="reflect", max_out=2),
+    _conv("circular_depthwise", (2, 8, 7, 7), (8, 1, 3, 3), padding=1, padding_mode="circular", groups=8),
+    _conv("circular_1x1", (2, 6, 5, 4), (5, 6, 1, 1), padding=1, padding_mode="circular"),
+    _conv("explain_replicate", (2, 6, 6, 5), (5, 6, 3, 3), padding=1, padding_mode="replicate", detach=True),
+    _conv("conv1d", (2, 6, 19), (5, 6, 3), padding=1),
+    _conv("conv1d_b1.5", (2, 6, 19), (8, 3, 5), padding=2, stride=2, groups=2, b=1.5),
+    _conv("conv1d_dilated", (2, 6, 19), (6, 6, 3), True, dilation=3, max_out=2),
+    _conv("conv1d_reflect", (2, 4, 11), (6, 4, 3), padding=2, padding_mode="reflect"),
+    _conv("conv1d_depthwise", (2, 12, 17), (12, 1, 3), padding=1, groups=12),
+    _conv("conv3d", (2, 6, 4, 5, 6), (5, 6, 3, 3, 3), padding=1),
+    _conv("conv3d_1x1", (2, 16, 3, 4, 5), (9, 16, 1, 1, 1)),
+    _conv("conv3d_b1.5", (2, 4, 7, 6, 5), (6, 4, 3, 2, 1), stride=(2, 1, 2), padding=(1, 0, 1), b=1.5),
+    _conv("conv3d_dilated", (1, 4, 9, 7, 7), (6, 4, 2, 3, 3), dilation=(3, 2, 1), max_out=2),
+    _conv("conv3d_grouped", (2, 8, 4, 5, 5), (12, 2, 3, 3, 3), True, padding=1, groups=4),
+    _conv("conv3d_depthwise", (2, 10, 4, 5, 5), (10, 1, 3, 3, 3), padding=1, groups=10),
+    _conv("conv3d_circular", (2, 4, 4, 5, 5), (6, 4, 3, 3, 3), padding=1, padding_mode="circular"),
+    _conv("conv3d_raw", (2, 4, 4, 5, 5), (6, 4, 3, 3, 3), normalize_weights=False, weight_in_norm=True),
+    _conv("explain_conv3d", (2, 6, 4, 5, 5), (6, 6, 3, 3, 3), padding=1, detach=True),
     _conv("explain", (2, 6, 9, 8), (5, 6, 3, 3), padding=1, detach=True),
     _conv("explain_b1.5", (2, 6, 9, 8), (5, 6, 3, 3), padding=1, detach=True, b=1.5),
     _conv("explain_max_out", (2, 6, 9, 8), (6, 6, 3, 3), padding=1, detach=True, max_out=2),

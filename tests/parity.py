@@ -10,7 +10,7 @@ def check(
     case: Case, backend: str, dtype: torch.dtype, *, device: str = "cpu", seeds=range(5), formats=(False, True)
 ) -> None:
     """``case`` on ``backend`` against float64 on the CPU, per memory format; a format of the list is channels_last."""
-    for channels_last in formats if len(case.x) == 4 else (False,):
+    for channels_last in formats if len(case.x) in (4, 5) else (False,):
         budget = Budget()
         for seed in seeds:
             inputs = case.inputs(dtype, seed, channels_last)

@@ -17,7 +17,7 @@ import bcos_kernels as bk
 from bcos_kernels import tally
 from bcos_kernels.adopt import accelerate_as_built
 from bcos_kernels.compat import import_reference
-from bcos_kernels.norm import NORM
+from bcos_kernels.norm import NORM, cpu
 
 M = import_reference().modules
 
@@ -130,10 +130,11 @@ def test_plain_norms_are_nobodys():
     assert [type(m) for m in model][1:] == kinds[1:] and not bk.report(model).norms
 
 
-def test_where_no_kernel_serves_a_norm_its_own_forward_runs():
+def test_where_no_kernel_serves_a_norm_its_own_forward_runs(monkeypatch):
     """The formula in plain PyTorch would be no faster; where it was asked for by name it serves."""
+    monkeypatch.setattr(cpu, "_DTYPES", (torch.float32,))
     module = accelerated(norm(BATCH, torch.float16))
-    x = example(BATCH, dtype=torch.float16)
+    x = example(BATCH, dtype=torch.float16)[:, :, :3]  # of a size whose plan no other test has made
     told = counted(lambda: module(x))
     (key,) = told
     assert key[:2] == ("ran plain", BATCH) and key[2].startswith("no kernel serves it: cpu: dtype torch.float16")

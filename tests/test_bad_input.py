@@ -10,6 +10,7 @@ from bcos_kernels.core import dispatch
 from bcos_kernels.core.op import Op
 
 conv2d, linear = bk.functional.bcos_conv2d, bk.functional.bcos_linear
+F8 = torch.float8_e4m3fn
 X, W = torch.randn(2, 4, 8, 8), torch.randn(6, 4, 3, 3)
 ROWS, FILTERS = torch.randn(5, 8), torch.randn(6, 8)
 
@@ -59,7 +60,7 @@ ROWS, FILTERS = torch.randn(5, 8), torch.randn(6, 8)
         (lambda: conv2d(X, W, out_dtype=torch.int8), ValueError, "out_dtype=torch.int8"),
         (lambda: conv2d(X, W, backend="cudnn"), ValueError, "backend='cudnn': allowed are"),
         (lambda: conv2d(X, W, backend=1), ValueError, "backend=1: allowed are"),
-        (lambda: conv2d(X.half(), W.half(), backend="cpu"), ValueError, "backend='cpu' cannot serve this call: dtype"),
+        (lambda: conv2d(X.to(F8), W.to(F8), backend="cpu"), ValueError, "backend='cpu' cannot serve this call: dtype"),
         (lambda: conv2d(X, W, backend="triton"), ValueError, "backend='triton' cannot serve this call: device is"),
         (lambda: conv2d([1.0], W), TypeError, "x: a Tensor is needed, not list"),
         (lambda: conv2d(X.to_sparse(), W), TypeError, "x has layout torch.sparse_coo"),
@@ -84,7 +85,7 @@ def test_message(call, error, words, monkeypatch):
 def test_forced_backend_of_the_environment(monkeypatch):
     monkeypatch.setattr(dispatch, "FORCED", "cpu")
     with pytest.raises(ValueError, match="backend='cpu' cannot serve"):
-        conv2d(X.half(), W.half())
+        conv2d(X.to(F8), W.to(F8))
     monkeypatch.setattr(dispatch, "FORCED", "nonsense")
     with pytest.raises(ValueError, match="backend='nonsense'"):
         conv2d(X, W)

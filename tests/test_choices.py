@@ -70,7 +70,7 @@ def test_a_key_tells_calls_apart_and_reads_the_same_in_every_run():
         "x_shape": (2, 6, 8, 8), "weight_shape": (5, 6, 1, 1), "stride": (2, 2), "padding": (1, 1), "dilation": (2, 2),
         "groups": 2, "max_out": 5, "b": 1.5, "unit": False, "norm_eps": (0.0, 0.0), "cos_eps": 0.0, "exact_two": False,
         "bias": True, "dtype": torch.float16, "weight_dtype": torch.float32, "out_dtype": torch.float32,
-        "tf32": True, "zero_padded": False,
+        "tf32": True, "border": (1, 1, 1, 1),
     }  # fmt: skip
     same = {"device": "cpu", "arch": "sm_80", "detach": True}
     assert {*others, *same, "spec"} == {field.name for kind in (Call, Spec) for field in fields(kind)}

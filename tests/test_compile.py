@@ -19,6 +19,9 @@ NAMES = [
     "linear",
     "linear_max_out",
     "linear_3d",
+    "conv1d",
+    "conv3d_b1.5",
+    "conv3d_circular",
 ]
 
 
@@ -110,7 +113,7 @@ def test_compiled_late_mode_still_reads_its_state():
         state["fixed_weights"] = False
 
 
-@pytest.mark.parametrize("name", ["conv3x3", "max_out", "linear"])
+@pytest.mark.parametrize("name", ["conv3x3", "max_out", "linear", "conv1d", "conv3d_circular"])
 def test_export(name):
     case = IDS[name]
 

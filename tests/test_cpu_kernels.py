@@ -22,7 +22,7 @@ from cpu_oracle import (
     forward,
     oracle,
     tolerance,
-)
+)  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("several_threads")
 
@@ -317,8 +317,8 @@ BAD_FOR_THE_TENSORS = {
     "the linear layer's": {"stride": (), "padding": (), "dilation": ()},
 }
 GOOD = {
-    "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1, "max_out": 1, "b": 2.0, "unit": True,
-    "norm_eps": (1e-6, 0.0), "cos_eps": 1e-6, "exact_two": True, "out_dtype": F32,
+    "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "border": (), "groups": 1, "max_out": 1, "b": 2.0,
+    "unit": True, "norm_eps": (1e-6, 0.0), "cos_eps": 1e-6, "exact_two": True, "out_dtype": F32,
 }  # fmt: skip
 BAD_OPTIONS = [
     ("stride", (0, 1), "stride is 0, allowed: 1 to"),

@@ -6,6 +6,7 @@ from cases import BACKENDS, IDS, bcos, error
 from torch.autograd import grad
 
 import bcos_kernels as bk
+from bcos_kernels.core import formats
 from bcos_kernels.core.op import Op
 
 NAMES = [
@@ -19,6 +20,9 @@ NAMES = [
     "bias_raw",
     "linear",
     "linear_b1.5",
+    "conv1d",
+    "conv3d",
+    "conv3d_circular",
 ]
 
 
@@ -31,8 +35,8 @@ def odd_gradients(y):
     yield "transposed", torch.randn(y.shape[::-1], generator=gen, dtype=y.dtype).permute(*range(y.dim() - 1, -1, -1))
     yield "expanded", torch.ones((), dtype=y.dtype).expand(y.shape)
     yield "row expanded", torch.randn(y.shape[-1], generator=gen, dtype=y.dtype).expand(y.shape)
-    if y.dim() == 4:
-        yield "channels_last", full[..., : y.shape[-1]].contiguous(memory_format=torch.channels_last)
+    if y.dim() in (4, 5):
+        yield "channels_last", formats.channels_last(full[..., : y.shape[-1]])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -34,7 +34,6 @@ def hopper(monkeypatch):
         ({"device": "meta"}, "device is 'meta', the Triton kernels run on 'cuda'"),
         ({"dtype": torch.float64}, "dtype torch.float64 is not one of torch.float32, torch.float16, torch.bfloat16"),
         ({"weight_dtype": torch.float16}, "weight dtype torch.float16 does not go with input dtype torch.bfloat16"),
-        ({"zero_padded": False}, "the padding mode is not 'zeros'"),
         ({"spec": replace(CONV.spec, max_out=256)}, "max_out=256 is above 255"),
         ({"x_shape": (2**20, 8, 64, 64)}, "above 2147483647, the largest index"),
         ({"spec": Spec(), "x_shape": (2**31, 8), "weight_shape": (4, 8)}, "are above 2147483647"),
@@ -105,7 +104,6 @@ def built(monkeypatch):
     [
         ({"device": "cpu"}, "device is 'cpu', the CUDA kernels run on 'cuda'"),
         ({"dtype": torch.float64}, "dtype torch.float64 is not one of torch.float32, torch.float16, torch.bfloat16"),
-        ({"zero_padded": False}, "the padding mode is not 'zeros'"),
         ({"spec": replace(CONV.spec, max_out=256)}, "max_out=256 is above 255"),
         ({"x_shape": (2**20, 8, 64, 64)}, "above 2147483520, the largest index"),
     ],

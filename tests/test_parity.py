@@ -12,12 +12,6 @@ pytestmark = pytest.mark.usefixtures("several_threads")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def served(case, backend, dtype):
-    if backend == "cpu" and case.options.get("padding_mode", "zeros") != "zeros":
-        return False
-    return backend == "reference" or dtype != torch.float16
-
-
 COMBINATIONS = [
     pytest.param(
         case,
@@ -29,7 +23,6 @@ COMBINATIONS = [
     for case in CASES
     for backend in BACKENDS
     for dtype in DTYPES
-    if served(case, backend, dtype)
 ]
 
 

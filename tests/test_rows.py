@@ -33,19 +33,19 @@ def frozen(case, dtype, channels_last):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_of_a_transform(dtype, channels_last, taken):  # noqa: F811
     for case in CASES:
-        if case.options.get("padding_mode", "zeros") != "zeros":
-            continue
         x, y = frozen(case, DTYPES[dtype], channels_last)
         gradients = gradients_of(y)
         single = one_by_one(y, x, gradients)
         del taken[:]
         many = rows(y, x, gradients)
         assert taken == ["transform"], case.name
-        if dtype == "fp32" and hasattr(y.grad_fn, "op"):  # oneDNN sums in another order where there are more images
+        padded = "padding_mode" in case.options  # there torch's own backward of the padding comes last
+        if dtype == "fp32" and hasattr(y.grad_fn, "op") and not padded:
+            # oneDNN sums in another order where there are more images
             assert torch.equal(many, of_repeated_images(y, x, gradients).view(many.shape)), case.name
         else:
             assert_same(many, single)
-        if y.dim() == 4 and min(x.shape[2:]) > 1 and x.shape[1] > 1:
+        if y.dim() == 4 and min(x.shape[2:]) > 1 and x.shape[1] > 1 and not padded:
             assert many[0].is_contiguous(memory_format=torch.channels_last) == channels_last
 
 

@@ -39,7 +39,7 @@ def transform(module: Theirs, x: Tensor, variant: Variant, out_dtype=None, backe
     if isinstance(b, Tensor) and b.device != x.device:
         b = b.to(x.device)
     weight, bias, detach = held(layer, "weight"), held(layer, "bias"), explanation(module, has)
-    geometry = _CONVOLUTION(layer) if isinstance(layer, nn.Conv2d) else ()
+    geometry = (2, *_CONVOLUTION(layer)) if isinstance(layer, nn.Conv2d) else ()
     max_out = module.max_out if "max_out" in has else 1
     weight_in_norm = "normalized_weights" in has and not module.normalized_weights
     options = (
@@ -274,8 +274,8 @@ def _overridden(kind: type) -> str | None:
 
 
 def _call(module: Theirs, variant: Variant) -> Call:
-    """The call of the smallest input that the layer takes, of its weight's dtype and on its device."""
-    layer = weighted(module)
+    """The call of a small input that the layer takes, of its weight's dtype and on its device."""
+    layer: Any = module.linear if isinstance(module, BcosLayer) else weighted(module)
     b, exact_two = exponent(module, variant)
     weight = layer.weight
     spec = Spec(
@@ -287,27 +287,15 @@ def _call(module: Theirs, variant: Variant) -> Call:
         exact_two=exact_two,
         out_dtype=weight.dtype,
     )
-    shape: tuple[int, ...] = (1, weight.shape[1])
-    zero_padded = True
-    if isinstance(layer, nn.Conv2d):
-        padding = (0, 0) if isinstance(layer.padding, str) else layer.padding
-        geometry = {
-            "stride": layer.stride,
-            "padding": padding,
-            "dilation": layer.dilation,
-            "groups": layer.groups,
-        }
-        spec = Spec(**{**vars(spec), **geometry})
-        shape = (
-            1,
-            layer.in_channels,
-            *(d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)),
-        )
-        zero_padded = layer.padding_mode == "zeros" or layer.padding in ((0, 0), "valid")
-    return Call(
-        spec, weight.device.type, shape, tuple(weight.shape), weight.dtype, weight.dtype,
-        layer.bias is not None, zero_padded,
-    )  # fmt: skip
+    shape, weight_shape = (1, weight.shape[1]), tuple(weight.shape)
+    if axes := weight.dim() - 2:
+        pads = (0,) * axes if isinstance(layer.padding, str) else layer.padding
+        size = (d * (k - 1) + 1 + p for d, k, p in zip(layer.dilation, layer.kernel_size, pads, strict=True))
+        x = weight.new_empty(1, layer.in_channels, *size, device="meta")
+        geometry = (axes, *_CONVOLUTION(layer))
+        shape, weight_shape, _, options = functional.convolution(x, weight, geometry, spec.power != 1)
+        spec = Spec(**{**vars(spec), **options})
+    return Call(spec, weight.device.type, shape, weight_shape, weight.dtype, weight.dtype, layer.bias is not None)
 
 
 KIND = Kind(

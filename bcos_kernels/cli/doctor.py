@@ -41,7 +41,9 @@ CASES: dict[str, Call | norm.Call | dynamic_alignment.Call] = {
     "conv2d, max_out=2": replace(_CONV, spec=replace(_CONV.spec, max_out=2), weight_shape=(128, 64, 3, 3)),
     "conv2d, learned b": replace(_CONV, spec=replace(_CONV.spec, b=None)),
     "conv2d, no unit norm": replace(_CONV, spec=replace(_CONV.spec, unit=False)),
-    "conv2d, reflect": replace(_CONV, zero_padded=False),
+    "conv2d, reflect": of_shapes((8, 64, 16, 16), (64, 64, 3, 3), border=(1, 1, 1, 1)),
+    "conv1d": of_shapes((8, 64, 1, 100), (64, 64, 1, 3), padding=(0, 1)),
+    "conv3d": of_shapes((8, 64, 8, 14, 14), (64, 64, 3, 3, 3), padding=(1, 1, 1)),
     **{f"norm, over={over!r}": norm.Call(norm.Spec(over), "cpu", (8, 64, 14, 14), weight=True) for over in norm.OVER},
     "dynamic alignment": dynamic_alignment.Call(dynamic_alignment.Spec((3, 3)), "cpu", (8, 16, 14, 14), 32, 16),
 }

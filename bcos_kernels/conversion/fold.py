@@ -18,7 +18,7 @@ from ..adopt import layer as layers
 from ..adopt import norm as norms
 from ..adopt.accelerate import check_model, plan_of
 from ..adopt.kinds import kind_of
-from ..modules import BcosConv2d, BcosConv2dWithScale, BcosLayer, BcosLinear, Detachable
+from ..modules import BcosConv1d, BcosConv2d, BcosConv2dWithScale, BcosConv3d, BcosLayer, BcosLinear, Detachable
 from ..transform.reference import unit_weight
 from .report import Report, Row
 
@@ -274,6 +274,9 @@ def _factor(norm: Any, layer: _Formula) -> Tensor | str:
     return factor
 
 
+CONVOLUTIONS: dict[type, Any] = {nn.Conv1d: BcosConv1d, nn.Conv2d: BcosConv2d, nn.Conv3d: BcosConv3d}
+
+
 def _layer(module: Any, found: _Formula, factor: Tensor) -> BcosLayer:
     """The layer with weights that give ``factor`` times what ``module`` computes."""
     linear, plan = found.linear, plan_of(module)
@@ -290,10 +293,11 @@ def _layer(module: Any, found: _Formula, factor: Tensor) -> BcosLayer:
         "backend": plan.backend if plan else getattr(module, "backend", None),
         "device": "meta",
     }
-    if isinstance(linear, nn.Conv2d):
+    kind = next((made for plain, made in CONVOLUTIONS.items() if isinstance(linear, plain)), None)
+    if kind is not None:
         names = "in_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"
         geometry = {name: getattr(linear, name) for name in names}
-        made: Any = BcosConv2d(out_channels=linear.out_channels // found.max_out, **geometry, **options)
+        made: Any = kind(out_channels=linear.out_channels // found.max_out, **geometry, **options)
     else:
         made = BcosLinear(linear.in_features, linear.out_features // found.max_out, **options)
     made.linear.weight = _constant(weight * root.view(-1, *[1] * (weight.dim() - 1)), linear.weight)

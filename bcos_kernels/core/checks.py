@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 
-__all__ = ["autocast_dtype", "epsilon", "flag", "integer", "late_mode", "out_dtype", "pair"]
+__all__ = ["autocast_dtype", "epsilon", "flag", "integer", "late_mode", "out_dtype", "pair", "sizes"]
 
 
 def integer(name: str, value: Any, least: int) -> int:
@@ -24,15 +24,24 @@ def integer(name: str, value: Any, least: int) -> int:
     return number
 
 
+_COUNTS = {1: "one int", 2: "one or two ints", 3: "one or three ints"}
+
+
+def sizes(name: str, value, least: int, axes: int) -> tuple[int, ...]:
+    """An int of at least ``least`` for each axis, from one int or a tuple of one or of all."""
+    if isinstance(value, (tuple, list)):
+        if len(value) not in (1, axes):
+            raise ValueError(f"{name}={value!r}: an int, or a tuple of {_COUNTS[axes]} is needed")
+        value = tuple(value) * (axes if len(value) == 1 else 1)
+    else:
+        value = (value,) * axes
+    return tuple(integer(name, number, least) for number in value)
+
+
 def pair(name: str, value, least: int) -> tuple[int, int]:
     """Two ints of at least ``least``, from one int or a tuple of one or two."""
-    if isinstance(value, (tuple, list)):
-        if len(value) not in (1, 2):
-            raise ValueError(f"{name}={value!r}: an int, or a tuple of one or two ints is needed")
-        value = tuple(value) * (2 if len(value) == 1 else 1)
-    else:
-        value = (value, value)
-    return integer(name, value[0], least), integer(name, value[1], least)
+    first, second = sizes(name, value, least, 2)
+    return first, second
 
 
 def epsilon(name: str, value) -> float:

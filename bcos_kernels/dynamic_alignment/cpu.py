@@ -1,4 +1,4 @@
-"""The C++ kernels for CPU tensors (``csrc/dynamic_alignment/cpu``): fp32, fp64 and bf16, NCHW and channels_last."""
+"""The C++ kernels for CPU tensors (``csrc/dynamic_alignment/cpu``): fp32, fp64, bf16 and fp16, NCHW and channels_last."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import dispatch, extension
+from ..core import dispatch, extension, half
 from ..core.candidate import Backend, Candidate
 from .call import Call
 from .spec import Inputs, Outputs
@@ -16,7 +16,7 @@ __all__ = ["BACKEND", "CANDIDATES", "why_not"]
 
 _C: Any
 _C, _ = extension.load()
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def why_not(call: Call) -> list[str]:
@@ -44,4 +44,5 @@ def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: Non
 
 
 BACKEND = Backend("cpu", why_not)
-CANDIDATES = (Candidate("cpu", "kernels", forward, backward, takes_rows=lambda call, rows: True),)
+_KERNELS = Candidate("cpu", "kernels", forward, backward, takes_rows=lambda call, rows: True)
+CANDIDATES = (half.through_fp32(_KERNELS),)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import KernelInterface
 
-__all__ = ["Launch", "cdiv", "channels_last", "launch", "on_device_of", "recording"]
+__all__ = ["Launch", "cdiv", "launch", "on_device_of", "recording"]
 
 
 class Launch(NamedTuple):
@@ -53,8 +53,3 @@ def on_device_of(x: Tensor):
 
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)
-
-
-def channels_last(t: Tensor) -> Tensor:
-    """An image tensor in the kernels' memory order, NHWC; a tensor of another rank is returned as it is."""
-    return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t

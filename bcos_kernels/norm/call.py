@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..core import call, device
+from ..core import call, device, formats
 from .spec import Inputs, Spec
 
 __all__ = ["Call", "is_channels_last", "of"]
@@ -121,8 +121,4 @@ def of(inputs: Inputs, spec: Spec) -> Call:
 
 def is_channels_last(x: Tensor) -> bool:
     """Whether the kernels keep the channels of a position side by side, as they do in tokens."""
-    return x.dim() == 2 or (
-        x.dim() in (4, 5)
-        and x.is_contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
-        and not x.is_contiguous()
-    )
+    return x.dim() == 2 or formats.is_channels_last(x)

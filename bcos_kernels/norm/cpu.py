@@ -1,4 +1,4 @@
-"""The C++ kernels for CPU tensors (``csrc/norm/cpu``): fp32, fp64 and bf16, NCHW, channels_last and tokens."""
+"""The C++ kernels for CPU tensors (``csrc/norm/cpu``): fp32, fp64, bf16 and fp16, NCHW, channels_last and tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import dispatch, extension
+from ..core import dispatch, extension, half
 from ..core.candidate import Backend, Candidate
 from . import rows
 from .call import Call
@@ -17,7 +17,7 @@ __all__ = ["BACKEND", "CANDIDATES", "why_not"]
 
 _C: Any
 _C, _ = extension.load()
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def why_not(call: Call) -> list[str]:
@@ -74,8 +74,7 @@ def _like(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
 
 
 BACKEND = Backend("cpu", why_not)
-CANDIDATES = (
-    Candidate(
-        "cpu", "kernels", forward, backward, second=second, gradient_map=gradient_map, takes_rows=rows.taken(why_not)
-    ),
+_KERNELS = Candidate(
+    "cpu", "kernels", forward, backward, second=second, gradient_map=gradient_map, takes_rows=rows.taken(why_not)
 )
+CANDIDATES = (half.through_fp32(_KERNELS),)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core import call, device
+from ..core.formats import channels_last
 from .spec import Inputs, Spec
 
 __all__ = ["HALF", "Call", "of", "of_shapes", "power_of_two"]
@@ -31,14 +32,12 @@ class Call(call.Call):
     spec: Spec
     device: str
     x_shape: tuple[int, ...]
-    """The shape of the operator's x, ``[M, K]`` or ``[N, C, H, W]``."""
+    """The shape of the operator's x, ``[M, K]``, ``[N, C, H, W]`` or ``[N, C, D, H, W]``."""
     weight_shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
     weight_dtype: torch.dtype = torch.float32
     bias: bool = False
     """Whether there is a bias; in a backward, whether its gradient is formed."""
-    zero_padded: bool = True
-    """Whether the convolution pads with zeros, as the patch norm always does; else the two see different inputs."""
     tf32: bool = False
     """Whether torch's settings let fp32 products round their operands to tf32; see :meth:`now`."""
     arch: str = "none"
@@ -71,7 +70,7 @@ class Call(call.Call):
 
         def random(shape: tuple[int, ...], dtype: torch.dtype, scale: float = 1.0) -> Tensor:
             values = torch.randn(shape, generator=generator, device=device).mul_(scale).to(dtype)
-            return values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
+            return channels_last(values)
 
         x = random(self.x_shape, self.dtype)
         weight = random(self.weight_shape, self.weight_dtype, (self.group_channels * self.taps) ** -0.5)
@@ -120,6 +119,17 @@ class Call(call.Call):
         return tuple((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, p, d, k, s in walk)
 
     @cached_property
+    def planar(self) -> bool:
+        """Whether the window has two axes and sees the same input as the patch norm: all that our own products walk."""
+        return len(self.in_size) == 2 and not self.spec.border
+
+    @cached_property
+    def pixelwise(self) -> bool:
+        """Whether a patch is one pixel, and each pixel a patch."""
+        ones = (1,) * len(self.in_size)
+        return self.taps == 1 and self.stride == ones and not any(self.padding) and not self.spec.border
+
+    @cached_property
     def taps(self) -> int:
         return prod(self.kernel)
 
@@ -147,9 +157,8 @@ class Call(call.Call):
         """The pixels of the padded input times the groups: the most rows that a kernel indexes."""
         if self.spec.is_linear:
             return self.x_shape[0]
-        batch, _, height, width = self.x_shape
-        pads = self.spec.padding
-        return batch * (height + 2 * pads[0]) * (width + 2 * pads[1]) * self.spec.groups
+        padded = (size + 2 * pad for size, pad in zip(self.x_shape[2:], self.spec.padding, strict=True))
+        return self.x_shape[0] * prod(padded) * self.spec.groups
 
     @cached_property
     def groups(self) -> int:
@@ -320,8 +329,8 @@ def of_shapes(
     **options,
 ) -> Call:
     """A call without tensors; ``options`` are fields of :class:`Spec`. By default a convolution has stride 1."""
-    if len(weight_shape) == 4:
-        options = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), **options}
+    if axes := len(weight_shape) - 2:
+        options = {"stride": (1,) * axes, "padding": (0,) * axes, "dilation": (1,) * axes, **options}
     else:
         options = {"norm_eps": (0.0, 1e-12), **options}
     spec = Spec(**{"out_dtype": dtype, **options})

@@ -8,11 +8,12 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from ..core.checks import autocast_dtype, epsilon, flag, integer, late_mode, out_dtype, pair
+from ..core.checks import autocast_dtype, epsilon, flag, integer, late_mode, out_dtype, sizes
 
 __all__ = [
-    "PADDING_MODES", "autocast_dtype", "conv2d_geometry", "epsilon", "exponent", "filters", "flag", "integer",
-    "late_mode", "norm_epsilons", "out_dtype", "pair", "single_filters", "tensors",
+    "AXES", "PADDING_MODES", "autocast_dtype", "channels", "convolution_geometry", "convolution_sizes", "epsilon",
+    "exponent", "filters", "flag", "integer", "late_mode", "norm_epsilons", "out_dtype", "padding_amounts",
+    "single_filters", "sizes", "tensors",
 ]  # fmt: skip
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -82,34 +83,66 @@ def filters(weight: Tensor, bias: Tensor | None, max_out: int, groups: int = 1) 
         raise ValueError(f"bias has shape {tuple(bias.shape)}: ({count},), one entry per filter, is needed")
 
 
-def conv2d_geometry(x: Tensor, weight: Tensor, stride, padding, dilation, groups, padding_mode: str):
-    """Checks the geometry of a convolution; returns ``(stride, (top, bottom, left, right), dilation, groups)``."""
-    if x.dim() not in (3, 4):
-        raise ValueError(f"x has shape {tuple(x.shape)}: (N, C, H, W) or (C, H, W) is needed")
-    stride, dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
+AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
+"""The number of a convolution's axes -> their names."""
+
+_LETTERS = {"length": "L", "depth": "D", "height": "H", "width": "W"}
+
+
+def convolution_geometry(x: Tensor, weight: Tensor, axes: int, stride, padding, dilation, groups, padding_mode: str):
+    """Checks the geometry of a convolution with so many axes; returns ``(stride, pads, dilation, groups)``.
+
+    ``pads`` holds the padding at the low and at the high end of each axis.
+    """
+    names = AXES[axes]
+    if x.dim() not in (axes + 1, axes + 2):
+        image = ", ".join(("C", *(_LETTERS[name] for name in names)))
+        raise ValueError(f"x has shape {tuple(x.shape)}: (N, {image}) or ({image}) is needed")
+    stride, dilation = sizes("stride", stride, 1, axes), sizes("dilation", dilation, 1, axes)
     groups = integer("groups", groups, 1)
-    if padding_mode not in PADDING_MODES:
-        raise ValueError(f"padding_mode={padding_mode!r}: allowed are {', '.join(map(repr, PADDING_MODES))}")
-    channels, kernel = x.shape[-3], tuple(weight.shape[2:])
-    if channels != weight.shape[1] * groups:
+    count, kernel = x.shape[-axes - 1], tuple(weight.shape[2:])
+    if count != weight.shape[1] * groups:
         raise ValueError(
-            f"x has {channels} channels: weight {tuple(weight.shape)} with groups={groups} "
+            f"x has {count} channels: weight {tuple(weight.shape)} with groups={groups} "
             f"takes {weight.shape[1] * groups}"
         )
-    span = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    if isinstance(padding, str):
-        if padding not in ("same", "valid"):
-            raise ValueError(f"padding={padding!r}: an int, a tuple of two ints, 'same' or 'valid' is needed")
-        if padding == "same" and stride != (1, 1):
-            raise ValueError(f"padding='same' needs stride 1, not {stride}")
-        amounts = [(s // 2, s - s // 2) if padding == "same" else (0, 0) for s in span]
-    else:
-        amounts = [(p, p) for p in pair("padding", padding, 0)]
-    for name, size, reach, amount in zip(("height", "width"), x.shape[-2:], span, amounts, strict=True):
-        if reach + 1 > size + sum(amount):
-            raise ValueError(
-                f"the kernel spans {reach + 1} pixels of {name}, more than the padded {size + sum(amount)}"
-            )
+    amounts = padding_amounts(axes, kernel, stride, padding, dilation, padding_mode)
+    for name, size, d, k, amount in zip(names, x.shape[-axes:], dilation, kernel, amounts, strict=True):
+        extent = d * (k - 1) + 1
+        if extent > size + sum(amount):
+            raise ValueError(f"the kernel spans {extent} pixels of {name}, more than the padded {size + sum(amount)}")
         if (padding_mode == "reflect" and max(amount) >= size) or (padding_mode == "circular" and max(amount) > size):
             raise ValueError(f"padding={max(amount)} is too large for padding_mode={padding_mode!r} at {name} {size}")
-    return stride, (*amounts[0], *amounts[1]), dilation, groups
+    return stride, tuple(p for amount in amounts for p in amount), dilation, groups
+
+
+def padding_amounts(axes: int, kernel, stride, padding, dilation, padding_mode: str) -> list[tuple[int, int]]:
+    """Checks how a convolution pads; returns the padding ``(low, high)`` of each axis."""
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(f"padding_mode={padding_mode!r}: allowed are {', '.join(map(repr, PADDING_MODES))}")
+    if not isinstance(padding, str):
+        return [(p, p) for p in sizes("padding", padding, 0, axes)]
+    if padding not in ("same", "valid"):
+        tuples = ("", "a tuple of one int", "a tuple of two ints", "a tuple of three ints")
+        raise ValueError(f"padding={padding!r}: an int, {tuples[axes]}, 'same' or 'valid' is needed")
+    if padding == "same" and set(stride) != {1}:
+        raise ValueError(f"padding='same' needs stride 1, not {stride}")
+    spans = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+    return [(span // 2, span - span // 2) for span in spans]
+
+
+def channels(in_channels, out_channels, groups) -> None:
+    """Checks the channels and groups with which a convolution is made."""
+    for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
+        integer(name, value, 1)
+    for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
+        if value % groups:
+            raise ValueError(f"groups={groups} does not divide {name}={value}")
+
+
+def convolution_sizes(axes: int, kernel_size, stride, padding, dilation, padding_mode: str) -> tuple:
+    """The kernel size, stride, padding and dilation as torch's convolution with so many axes takes them."""
+    given = ("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation)
+    kernel, stride, dilation = (sizes(name, value, 1, axes) for name, value in given)
+    amounts = padding_amounts(axes, kernel, stride, padding, dilation, padding_mode)
+    return kernel, stride, padding if isinstance(padding, str) else tuple(low for low, _ in amounts), dilation

@@ -1,4 +1,4 @@
-"""The C++ kernels for CPU tensors (``csrc/transform/cpu``): fp32, fp64 and bf16, NCHW and channels_last."""
+"""The C++ kernels for CPU tensors (``csrc/transform/cpu``): fp32, fp64, bf16 and fp16, NCHW and channels_last."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import extension
+from ..core import extension, half
 from ..core.candidate import Backend, Candidate
 from .call import Call
 from .spec import Inputs, Outputs
@@ -17,7 +17,7 @@ __all__ = ["BACKEND", "CANDIDATES", "why_not"]
 
 _C: Any
 _C, _ = extension.load()
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def why_not(call: Call) -> list[str]:
@@ -66,8 +66,7 @@ def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, 
 
 
 BACKEND = Backend("cpu", why_not)
-CANDIDATES = (
-    Candidate(
-        "cpu", "kernels", forward, backward, second=second, takes_gradient_map=True, takes_rows=lambda call, rows: True
-    ),
+_KERNELS = Candidate(
+    "cpu", "kernels", forward, backward, second=second, takes_gradient_map=True, takes_rows=lambda call, rows: True
 )
+CANDIDATES = (half.through_fp32(_KERNELS, rounded=(0, 2)),)

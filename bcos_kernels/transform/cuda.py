@@ -86,6 +86,8 @@ def graph_why_not(call: Call, direction: str, compiles: bool = False) -> str:
 
 def serves_products(call: Call) -> bool:
     """Whether our own products can serve the call."""
+    if not call.planar:
+        return False
     fits = call.taps <= MOST_TAPS if call.depthwise else call.groups * call.taps <= MOST_GROUPS
     return fits and call.max_out <= MOST_MAX_OUT
 

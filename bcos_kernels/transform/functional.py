@@ -18,7 +18,7 @@ from .call import Call
 from .op import REFERENCE, TRANSFORM
 from .spec import Inputs, Spec
 
-__all__ = ["transform"]
+__all__ = ["convolution", "transform"]
 
 
 class Plan(NamedTuple):
@@ -27,12 +27,14 @@ class Plan(NamedTuple):
     call: Call
     backend: str
     """The backends, as :meth:`bcos_kernels.core.op.Op.choose` names them."""
-    padding: tuple[tuple[int, int, int, int], str] | None
-    """``((top, bottom, left, right), padding_mode)`` where x must be padded before the kernels run; they themselves pad
-    only with zeros, and alike on both sides."""
+    padding: tuple[list[int], str] | None
+    """The arguments of ``F.pad`` where x must be padded before the kernels run; they themselves pad only with zeros,
+    and alike at both ends."""
     casts: tuple[torch.dtype, torch.dtype] | None
     """The dtypes to which autocast casts x and weight; None outside of autocast."""
     unbatched: bool
+    lifted: bool
+    """Whether a convolution with one axis is served as one with two."""
     weight_in_norm: bool
 
 
@@ -41,19 +43,25 @@ _MOST_PLANS = 4096
 
 
 def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Tensor:
-    """Computes both public layers; ``geometry`` is empty for the linear one."""
+    """Computes all public layers.
+
+    ``geometry`` is the number of axes, stride, padding, dilation, groups and padding mode; it is empty for the linear
+    layer.
+    """
     arguments = (x, weight, bias, b)
     if has_torch_function_variadic(*arguments) and _torch.overloads(arguments):  # subclasses of Tensor keep their type
         return handle_torch_function(transform, arguments, *arguments, detach, geometry, options)
     plan = _plan(x, weight, bias, b, detach, geometry, options)
-    call, late, normed, gain = plan.call, checks.late_mode(detach), None, None
+    call, late, gain = plan.call, checks.late_mode(detach), None
     spec = call.spec
     if plan.unbatched:
         x = x.unsqueeze(0)
+    if plan.lifted:
+        x, weight = x.unsqueeze(2), weight.unsqueeze(2)
     if plan.padding is not None:
-        x, normed = _pad(x, *plan.padding)
+        x = F.pad(x, *plan.padding)
     if plan.casts is not None:
-        x, weight, bias, normed = _cast(x, weight, bias, normed, *plan.casts)
+        x, weight, bias = _cast(x, weight, bias, *plan.casts)
     if plan.weight_in_norm:
         weight, bias, gain = _weight_in_norm(weight, bias, not spec.unit)
     rows = spec.is_linear and x.dim() != 2
@@ -61,13 +69,14 @@ def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Te
     with nullcontext() if plan.casts is None else torch.autocast(x.device.type, enabled=False):
         if plan.backend == REFERENCE.name:
             if options[-1] is None and not torch.compiler.is_compiling():  # counted unless the caller asked for it
-                noun = "bcos_linear" if spec.is_linear else "bcos_conv2d"
+                noun = f"bcos_conv{geometry[0]}d" if geometry else "bcos_linear"
                 tally.plain(noun, "the backend 'reference' serves it")
-            y = reference.transform(inputs, spec, late, normed)
+            y = reference.transform(inputs, spec, late)
         else:
             (y,) = autograd.apply(TRANSFORM, inputs, call, late, plan.backend)
         y = y.view(*x.shape[:-1], y.shape[-1]) if rows else y
         y = y if gain is None else y * gain.to(y.dtype)
+    y = y.squeeze(2) if plan.lifted else y
     return y.squeeze(0) if plan.unbatched else y
 
 
@@ -101,29 +110,25 @@ def _plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Plan:
 def _make_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Plan:
     """Checks every argument and chooses the backend."""
     max_out, normalize_weights, weight_in_norm, norm_eps, cos_eps, exact_two, out_dtype, backend = options
+    exponent, _ = checks.exponent(b, x)
     if geometry:
-        checks.tensors(x, weight, bias, 4)
-        stride, pads, dilation, groups = checks.conv2d_geometry(x, weight, *geometry)
-        checks.filters(weight, bias, max_out, groups)
-        zero_padded = geometry[-1] == "zeros" or not any(pads)
-        padding = None if zero_padded and pads[::2] == pads[1::2] else (pads, geometry[-1])
-        shape = _padded_shape(x, pads, zero_padded)
-        convolution = {"stride": stride, "padding": (pads[0], pads[2]), "dilation": dilation, "groups": groups}
+        checks.tensors(x, weight, bias, 2 + geometry[0])
+        shape, weight_shape, padding, options_of_axes = convolution(x, weight, geometry, exponent != 1)
+        checks.filters(weight, bias, max_out, options_of_axes["groups"])
     else:
         checks.tensors(x, weight, bias, 2)
         checks.filters(weight, bias, max_out)
         if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
             raise ValueError(f"x has shape {tuple(x.shape)}: (..., {weight.shape[1]}) is needed for this weight")
-        shape = (prod(x.shape[:-1]), x.shape[-1])
-        zero_padded, padding, convolution = True, None, {}
-    exponent, _ = checks.exponent(b, x)
+        shape, weight_shape = (prod(x.shape[:-1]), x.shape[-1]), tuple(weight.shape)
+        padding, options_of_axes = None, {}
     late = checks.late_mode(detach)
     checks.flag("normalize_weights", normalize_weights)
     if checks.flag("weight_in_norm", weight_in_norm):
         checks.single_filters(max_out)
     casts, dtype, weight_dtype, y_dtype = _dtypes(x, weight, exponent)
     spec = Spec(
-        **convolution,
+        **options_of_axes,
         max_out=max_out,
         b=exponent,
         unit=normalize_weights != weight_in_norm,
@@ -134,32 +139,40 @@ def _make_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> P
         out_dtype=checks.out_dtype(out_dtype, dtype) or y_dtype,
     )
     call = Call(
-        spec, x.device.type, shape, tuple(weight.shape), dtype, weight_dtype, bias is not None, zero_padded,
+        spec, x.device.type, shape, weight_shape, dtype, weight_dtype, bias is not None,
         arch=device.architecture_of(x.device),
     )  # fmt: skip
     backend = TRANSFORM.choose(call, backend)
-    unbatched = geometry != () and x.dim() == 3
-    return Plan(call, backend, padding, (dtype, weight_dtype) if casts else None, unbatched, weight_in_norm)
+    unbatched, lifted = geometry != () and x.dim() == 1 + geometry[0], geometry[:1] == (1,)
+    return Plan(call, backend, padding, (dtype, weight_dtype) if casts else None, unbatched, lifted, weight_in_norm)
 
 
-def _padded_shape(x: Tensor, pads: tuple[int, int, int, int], zero_padded: bool) -> tuple[int, ...]:
-    """The shape of the op's x after :func:`_pad`."""
-    top, bottom, left, right = pads
-    *batch, channels, height, width = x.shape
-    more = (bottom - top, right - left) if zero_padded else (top + bottom, left + right)
-    return *(batch or (1,)), channels, height + more[0], width + more[1]
+def convolution(x: Tensor, weight: Tensor, geometry: tuple, has_norm: bool):
+    """The shapes of the op's x and weight, what ``F.pad`` makes that x with or None, and the convolution's options.
 
-
-def _pad(x: Tensor, pads: tuple[int, int, int, int], padding_mode: str) -> tuple[Tensor, Tensor | None]:
-    """Pads where symmetric zero padding is not enough.
-
-    Returns the input of the convolution and, where it differs, the input of the norm; else None.
+    ``geometry`` is as in :func:`transform`, and is checked. Where the padding is not zeros the op gets x padded,
+    and its norm, if it has one, takes what was added as 0.
     """
-    top, bottom, left, right = pads
-    zero_padded = F.pad(x, (0, right - left, 0, bottom - top)) if (bottom, right) != (top, left) else x
+    axes, *_, padding_mode = geometry
+    stride, pads, dilation, groups = checks.convolution_geometry(x, weight, *geometry)
+    *batch, channels = x.shape[:-axes]
+    size, kernel = tuple(x.shape[-axes:]), tuple(weight.shape[2:])
+    if axes == 1:
+        size, kernel, stride, pads, dilation = (1, *size), (1, *kernel), (1, *stride), (0, 0, *pads), (1, *dilation)
+    border: tuple[int, ...] = ()
     if padding_mode == "zeros" or not any(pads):
-        return zero_padded, None
-    return F.pad(x, (left, right, top, bottom), mode=padding_mode), zero_padded
+        mode, padding, more = "constant", pads[::2], [(0, high - low) for low, high in _ends(pads)]
+    else:
+        mode, padding, more = padding_mode, (0,) * len(size), _ends(pads)
+        border = pads if has_norm else ()
+    shape = (*(batch or (1,)), channels, *(n + low + high for n, (low, high) in zip(size, more, strict=True)))
+    amounts = [amount for ends in reversed(more) for amount in ends]
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "border": border, "groups": groups}
+    return shape, (*weight.shape[:2], *kernel), (amounts, mode) if any(amounts) else None, options
+
+
+def _ends(pads: tuple[int, ...]) -> list[tuple[int, int]]:
+    return list(zip(pads[::2], pads[1::2], strict=True))
 
 
 def _dtypes(x: Tensor, weight: Tensor, exponent: float | None):
@@ -174,9 +187,8 @@ def _dtypes(x: Tensor, weight: Tensor, exponent: float | None):
     return True, dtype, weight_dtype, dtype if exponent == 1 else torch.float32
 
 
-def _cast(x: Tensor, weight: Tensor, bias: Tensor | None, normed: Tensor | None, dtype, weight_dtype):
-    bias, normed = None if bias is None else bias.to(weight_dtype), None if normed is None else normed.to(dtype)
-    return x.to(dtype), weight.to(weight_dtype), bias, normed
+def _cast(x: Tensor, weight: Tensor, bias: Tensor | None, dtype, weight_dtype):
+    return x.to(dtype), weight.to(weight_dtype), None if bias is None else bias.to(weight_dtype)
 
 
 def _weight_in_norm(weight: Tensor, bias: Tensor | None, normalize_weights: bool):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core import autograd, op
 from ..core.candidate import Backend
+from ..core.formats import memory_format
 from . import call, reference
 from .spec import Inputs, Outputs, Spec
 
@@ -22,14 +23,14 @@ def _fake(inputs: Inputs, spec: Spec) -> Outputs:
     if spec.is_linear:
         z = x.new_empty(x.shape[0], weight.shape[0])
     else:
-        geometry = (spec.stride, spec.padding, spec.dilation, False, [0, 0], spec.groups)
+        geometry = (spec.stride, spec.padding, spec.dilation, False, [0] * len(spec.stride), spec.groups)
         z = torch.ops.aten.convolution(x, weight.to(x.dtype), None, *geometry)
 
     def fresh(channels: int, dtype: torch.dtype, exists: bool = True) -> Tensor:
         if not exists:
             return x.new_empty(0, dtype=dtype)
         shape = (z.shape[0], channels, *z.shape[2:])
-        return x.new_empty(shape, dtype=dtype).contiguous(memory_format=_memory_format(z))
+        return x.new_empty(shape, dtype=dtype).contiguous(memory_format=memory_format(z))
 
     norm_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     return Outputs(
@@ -38,12 +39,6 @@ def _fake(inputs: Inputs, spec: Spec) -> Outputs:
         fresh(described.outputs, spec.out_dtype, described.saves_linear),
         fresh(described.outputs, torch.uint8, spec.max_out > 1),
     )
-
-
-def _memory_format(t: Tensor) -> torch.memory_format:
-    if t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous():
-        return torch.channels_last
-    return torch.contiguous_format
 
 
 TRANSFORM = op.Op(

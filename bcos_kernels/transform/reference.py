@@ -38,16 +38,35 @@ def unit_weight(weight: Tensor) -> Tensor:
 
 
 def patch_norm(x: Tensor, kernel_size: tuple[int, ...], spec: Spec) -> Tensor:
-    """n of every patch: linear ``[..., K] -> [..., 1]``, convolution ``[N, C, H, W] -> [N, G, OH, OW]``."""
+    """n of every patch: linear ``[..., K] -> [..., 1]``, convolution ``[N, C, H, W] -> [N, G, OH, OW]``.
+
+    A convolution may have one axis or three, too.
+    """
     squares = accumulated(x).square()
     if spec.is_linear:
         squares = squares.sum(-1, keepdim=True)
     else:
-        squares = squares.unflatten(1, (spec.groups, -1)).sum(2)
+        squares = _without_border(squares.unflatten(1, (spec.groups, -1)).sum(2), spec.border)
         window = squares.new_ones(spec.groups, 1, *kernel_size)
-        squares = F.conv2d(squares, window, None, spec.stride, spec.padding, spec.dilation, spec.groups)
+        squares = _convolution(squares, window, None, spec)
     inside, outside = spec.norm_eps
     return (_root(squares) if inside == 0 else (squares + inside).sqrt()) + outside
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, spec: Spec) -> Tensor:
+    convolution = (F.conv1d, F.conv2d, F.conv3d)[x.dim() - 3]
+    return convolution(x, weight, bias, spec.stride, spec.padding, spec.dilation, spec.groups)
+
+
+def _without_border(values: Tensor, border: tuple[int, ...]) -> Tensor:
+    """The values with 0 in place of those at the border; its widths are as in :attr:`Spec.border`."""
+    if not border:
+        return values
+    ends = list(zip(border[::2], border[1::2], strict=True))
+    inner = values
+    for axis, (low, high) in enumerate(ends, 2):
+        inner = inner.narrow(axis, low, inner.shape[axis] - low - high)
+    return F.pad(inner, [width for end in reversed(ends) for width in end])
 
 
 def scale(linear: Tensor, norm: Tensor, b: Tensor | None, spec: Spec) -> Tensor:
@@ -71,27 +90,22 @@ def _power(base: Tensor, exponent: Tensor | float, at_zero: Tensor | float) -> T
     return torch.where(zero, at_zero, torch.where(zero, 1, base).pow(exponent))
 
 
-def transform(inputs: Inputs, spec: Spec, late: MutableMapping | None = None, normed: Tensor | None = None) -> Tensor:
+def transform(inputs: Inputs, spec: Spec, late: MutableMapping | None = None) -> Tensor:
     """y of the transform: linear ``[..., K] -> [..., O]``, convolution ``[N, C, H, W] -> [N, O, OH, OW]``.
 
-    ``late["fixed_weights"]`` is the late explanation mode, read in the backward. ``normed`` is the input of the patch
-    norm where it differs from ``x``: in padding modes other than zeros, because the norm always pads with zeros.
+    ``late["fixed_weights"]`` is the late explanation mode, read in the backward.
     """
     x, weight, bias, tensor_b = inputs
     w = (unit_weight(weight) if spec.unit else weight).to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
-    if spec.is_linear:
-        linear = F.linear(x, w, bias)
-    else:
-        padding = spec.padding if normed is None else (0, 0)
-        linear = F.conv2d(x, w, bias, spec.stride, padding, spec.dilation, spec.groups)
+    linear = F.linear(x, w, bias) if spec.is_linear else _convolution(x, w, bias, spec)
     if spec.max_out > 1:
         linear = linear.unflatten(spec.channel_dim, (-1, spec.max_out))
         linear = linear.max(-1 if spec.is_linear else 2).values
     if spec.b == 1:
         return linear.to(spec.out_dtype)
     linear = accumulated(linear)
-    norm = patch_norm(x if normed is None else normed, tuple(weight.shape[2:]), spec)
+    norm = patch_norm(x, tuple(weight.shape[2:]), spec)
     seen, size = (linear.detach(), norm.detach()) if spec.detach else (linear, norm)
     s = scale(seen, size, tensor_b, spec)
     y = s * linear if late is None else FrozenScale.apply(linear, s, partial(getitem, late, "fixed_weights"))

@@ -18,9 +18,10 @@ class Inputs(NamedTuple):
     """What a transform takes."""
 
     x: Tensor
-    """``[M, K]``, or ``[N, C, H, W]``."""
+    """``[M, K]``, ``[N, C, H, W]`` or ``[N, C, D, H, W]``."""
     weight: Tensor
-    """``[O·M, K]``, or ``[O·M, C/groups, kH, kW]``: M = ``max_out`` filters for each of O output channels."""
+    """``[O·M, K]``, ``[O·M, C/groups, kH, kW]`` or ``[O·M, C/groups, kD, kH, kW]``: M = ``max_out`` filters for each of
+    O output channels."""
     bias: Tensor | None
     """``[O·M]``"""
     tensor_b: Tensor | None
@@ -31,9 +32,10 @@ class Outputs(NamedTuple):
     """What a transform returns; an output that a call does not have is an empty tensor."""
 
     y: Tensor
-    """``[M, O]``, or ``[N, O, OH, OW]``."""
+    """``[M, O]``, ``[N, O, OH, OW]`` or ``[N, O, OD, OH, OW]``."""
     n: Tensor
-    """The patch norm, ``[M, 1]`` or ``[N, groups, OH, OW]``; empty for a depthwise layer, where it is as large as x."""
+    """The patch norm, ``[M, 1]`` or, for ``groups`` in place of O, of y's shape; empty for a depthwise layer, where it
+    is as large as x."""
     l: Tensor  # noqa: E741
     """The linear output, of y's shape, where y cannot stand for it: for b other than 1 and 2."""
     winner: Tensor
@@ -43,7 +45,10 @@ class Outputs(NamedTuple):
 @call.hash_kept
 @dataclass(frozen=True)
 class Spec(call.Spec):
-    """The static options of a B-cos transform; ``stride`` is ``()`` for a linear layer.
+    """The static options of a B-cos transform.
+
+    ``stride``, ``padding`` and ``dilation`` have a value for each of two or three axes, and are ``()`` for a linear
+    layer. A convolution with one axis is one with two, of which the first has one position.
 
     The formula, with ŵ = w/‖w‖ if ``unit`` else w (Böhle et al., CVPR 2022, eq. 3; B-cosification takes w itself)::
 
@@ -55,6 +60,9 @@ class Spec(call.Spec):
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
+    border: tuple[int, ...] = ()
+    """How many positions at the low and at the high end of each axis of x the patch norm takes as 0: padding that is
+    not zeros. Empty where there are none; beside a border ``padding`` is 0."""
     groups: int = 1
     max_out: int = 1
     b: float | None = 2.0

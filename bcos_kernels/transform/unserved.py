@@ -17,8 +17,6 @@ def unserved(call: Call, dtypes: tuple[torch.dtype, ...], most_rows: int | None 
         found.append(f"weight dtype {call.weight_dtype} does not go with input dtype {call.dtype}")
     if call.spec.max_out > 255:
         found.append(f"max_out={call.spec.max_out} is above 255, the largest number of filters that winner holds")
-    if not call.zero_padded:
-        found.append("the padding mode is not 'zeros', so the patch norm sees another input than the convolution")
     if most_rows is not None and call.padded_rows > most_rows:
         found.append(f"{call.padded_rows} pixels × groups of the padded input are above {most_rows}, the largest index")
     return found

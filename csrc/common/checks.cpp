@@ -46,11 +46,16 @@ void check_not_empty(const char* name, const at::Tensor& t) {
   TORCH_CHECK_VALUE(t.numel() > 0, name, " has shape ", t.sizes(), ", allowed: sizes of 1 or more");
 }
 
-Pair checked_pair(const char* name, at::IntArrayRef values, int64_t least) {
-  TORCH_CHECK_VALUE(values.size() == 2, name, " has ", values.size(), " values, allowed: 2");
+void check_sizes(const char* name, at::IntArrayRef values, int64_t count, int64_t least) {
+  TORCH_CHECK_VALUE(int64_t(values.size()) == count, name, " has ", values.size(),
+                    " values, allowed: ", count);
   for (int64_t v : values)
     TORCH_CHECK_VALUE(v >= least && v <= std::numeric_limits<int32_t>::max(), name, " is ", v,
                       ", allowed: ", least, " to 2^31-1");
+}
+
+Pair checked_pair(const char* name, at::IntArrayRef values, int64_t least) {
+  check_sizes(name, values, 2, least);
   return {values[0], values[1]};
 }
 

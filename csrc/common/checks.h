@@ -35,6 +35,9 @@ void check_exactly(const at::Tensor& x, const char* name, const at::Tensor& t, a
 
 void check_not_empty(const char* name, const at::Tensor& t);
 
+// As many values as are allowed, each from `least` to 2^31-1.
+void check_sizes(const char* name, at::IntArrayRef values, int64_t count, int64_t least);
+
 // Two values from `least` to 2^31-1.
 Pair checked_pair(const char* name, at::IntArrayRef values, int64_t least);
 

@@ -1,35 +1,57 @@
 #include "transform/spec.h"
 
-#include <limits>
+#include <array>
 
 namespace bcos::transform {
 namespace {
 
+Axis make_axis(const Spec& spec, int64_t axis, int64_t kernel, int64_t in) {
+  Axis a{kernel, spec.stride[axis], spec.padding[axis], spec.dilation[axis], in};
+  const int64_t padded = in + 2 * a.padding, extent = (kernel - 1) * a.dilation + 1;
+  TORCH_CHECK_VALUE(extent <= padded, "the kernel spans ", extent,
+                    " pixels, allowed: at most the padded input's ", padded);
+  a.out = (padded - extent) / a.stride + 1;
+  return a;
+}
+
 Window make_window(const Spec& spec, const at::Tensor& x, at::IntArrayRef weight_sizes) {
-  Window w{spec.stride, spec.padding, spec.dilation, 1, 1, 1, 1, 1, 1};
+  Window w;
   if (spec.linear) return w;
-  const auto kernel = checked_pair("the size of the kernel", weight_sizes.slice(2), 1);
-  int64_t out[2];
-  for (int i = 0; i < 2; i++) {
-    const int64_t padded = x.size(2 + i) + 2 * spec.padding[i];
-    const int64_t extent = (kernel[i] - 1) * spec.dilation[i] + 1;
-    TORCH_CHECK_VALUE(extent <= padded, "the kernel spans ", extent,
-                      " pixels, allowed: at most the padded input's ", padded);
-    out[i] = (padded - extent) / spec.stride[i] + 1;
-  }
-  return {spec.stride, spec.padding, spec.dilation, kernel[0], kernel[1],
-          x.size(2),   x.size(3),    out[0],        out[1]};
+  const auto axes = int64_t(spec.stride.size());
+  const auto kernel = weight_sizes.slice(2);
+  check_sizes("the size of the kernel", kernel, axes, 1);
+  const std::array<Axis*, 3> found{&w.depth, &w.plane.rows, &w.plane.columns};
+  for (int64_t i = 0; i < axes; i++) *found[3 - axes + i] = make_axis(spec, i, kernel[i], x.size(2 + i));
+  w.bordered = !spec.border.empty();
+  for (size_t i = 0; i < spec.border.size(); i += 2)
+    TORCH_CHECK_VALUE(spec.border[i] + spec.border[i + 1] < x.size(2 + i / 2), "border is ", spec.border[i],
+                      " and ", spec.border[i + 1], ", allowed: less than x's ", x.size(2 + i / 2),
+                      " positions of that axis");
+  return w;
+}
+
+void check_axes(const Spec& spec) {
+  const auto axes = int64_t(spec.stride.size());
+  TORCH_CHECK_VALUE(axes == 2 || axes == 3, "stride has ", axes, " values, allowed: 2 or 3");
+  check_sizes("stride", spec.stride, axes, 1);
+  check_sizes("padding", spec.padding, axes, 0);
+  check_sizes("dilation", spec.dilation, axes, 1);
+  if (spec.border.empty()) return;
+  check_sizes("border", spec.border, 2 * axes, 0);
+  for (int64_t padding : spec.padding)
+    TORCH_CHECK_VALUE(padding == 0, "padding is ", padding, ", allowed: 0 beside a border");
 }
 
 }  // namespace
 
-Spec::Spec(const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups, int64_t max_out,
-           std::optional<double> b, bool unit, std::pair<double, double> norm_eps, double cos_eps,
-           bool exact_two, at::ScalarType out_dtype)
+Spec::Spec(const Ints& stride, const Ints& padding, const Ints& dilation, const Ints& border, int64_t groups,
+           int64_t max_out, std::optional<double> b, bool unit, std::pair<double, double> norm_eps,
+           double cos_eps, bool exact_two, at::ScalarType out_dtype)
     : linear(stride.empty() && padding.empty() && dilation.empty()),
-      stride{1, 1},
-      padding{0, 0},
-      dilation{1, 1},
+      stride(stride.begin(), stride.end()),
+      padding(padding.begin(), padding.end()),
+      dilation(dilation.begin(), dilation.end()),
+      border(border.begin(), border.end()),
       groups(groups),
       max_out(max_out),
       b(b),
@@ -39,11 +61,9 @@ Spec::Spec(const Ints& stride, const Ints& padding, const Ints& dilation, int64_
       cos_eps(cos_eps),
       exact_two(exact_two),
       out_dtype(out_dtype) {
-  if (!linear) {
-    this->stride = checked_pair("stride", stride, 1);
-    this->padding = checked_pair("padding", padding, 0);
-    this->dilation = checked_pair("dilation", dilation, 1);
-  }
+  if (!linear) check_axes(*this);
+  TORCH_CHECK_VALUE(!linear || border.empty(), "border has ", border.size(),
+                    " values, allowed: none for a linear layer");
   TORCH_CHECK_VALUE(groups >= 1, "groups is ", groups, ", allowed: 1 or more");
   TORCH_CHECK_VALUE(!linear || groups == 1, "groups is ", groups, ", allowed: 1 for a linear layer");
   TORCH_CHECK_VALUE(max_out >= 1 && max_out <= 255, "max_out is ", max_out, ", allowed: 1 to 255");
@@ -79,6 +99,20 @@ Call::Call(const Spec& spec, const at::Tensor& x, at::IntArrayRef weight_sizes)
 void Call::set_b(double value) {
   b = value;
   cos_eps = b == 2 && spec.exact_two ? 0 : spec.cos_eps;
+}
+
+Ints Call::in_shape(int64_t values) const {
+  const auto& [depth, plane, bordered] = window;
+  if (spec.linear) return {images, values};
+  if (spec.stride.size() == 2) return {images, values, plane.rows.in, plane.columns.in};
+  return {images, values, depth.in, plane.rows.in, plane.columns.in};
+}
+
+Ints Call::shape_of(int64_t values) const {
+  const auto& [depth, plane, bordered] = window;
+  if (spec.linear) return {images, values};
+  if (spec.stride.size() == 2) return {images, values, plane.rows.out, plane.columns.out};
+  return {images, values, depth.out, plane.rows.out, plane.columns.out};
 }
 
 }  // namespace bcos::transform

@@ -3,6 +3,8 @@
 // or writes out of bounds.
 #pragma once
 
+#include <ATen/core/DimVector.h>
+
 #include "common/checks.h"
 #include "transform/formula.h"
 
@@ -10,8 +12,11 @@ namespace bcos::transform {
 
 // The static options of a transform. In Python it is TransformSpec, one object for each layer.
 struct Spec {
-  bool linear;                     // a linear layer; else a convolution
-  Pair stride, padding, dilation;  // 1, 0 and 1 for a linear layer
+  bool linear;                              // a linear layer; else a convolution
+  at::DimVector stride, padding, dilation;  // of each axis, 2 or 3 of them; empty for a linear layer
+  // How many positions at the low and at the high end of each axis of x count as 0 in the patch norm; empty
+  // where none does. They are padding that is not zeros.
+  at::DimVector border;
   int64_t groups, max_out;
   std::optional<double> b;         // none: b is a tensor that comes with each call
   bool unit;                       // each filter is divided by its norm
@@ -20,21 +25,45 @@ struct Spec {
   bool exact_two;  // at b = 2 cos_eps counts as 0
   at::ScalarType out_dtype;
 
-  // `stride`, `padding` and `dilation` are empty for a linear layer.
-  Spec(const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups, int64_t max_out,
-       std::optional<double> b, bool unit, std::pair<double, double> norm_eps, double cos_eps, bool exact_two,
-       at::ScalarType out_dtype);
+  Spec(const Ints& stride, const Ints& padding, const Ints& dilation, const Ints& border, int64_t groups,
+       int64_t max_out, std::optional<double> b, bool unit, std::pair<double, double> norm_eps,
+       double cos_eps, bool exact_two, at::ScalarType out_dtype);
 };
 
-// Where the taps of a convolution lie in one image. A linear layer is the pointwise convolution of images of
-// one pixel.
-struct Window {
-  Pair stride, padding, dilation;
-  int64_t kh, kw, in_h, in_w, out_h, out_w;
+// A convolution along one axis of an image.
+struct Axis {
+  int64_t kernel = 1, stride = 1, padding = 0, dilation = 1, in = 1, out = 1;
 
-  int64_t taps() const { return kh * kw; }
-  bool pointwise() const {  // every patch is one pixel, and the patches are in the order of the pixels
-    return taps() == 1 && stride == Pair{1, 1} && padding == Pair{0, 0};
+  bool pointwise() const { return kernel == 1 && stride == 1 && padding == 0; }
+  bool is_same() const { return stride == 1 && dilation == 1 && padding == kernel / 2; }
+};
+
+struct Plane {
+  Axis rows, columns;
+
+  bool pointwise() const { return rows.pointwise() && columns.pointwise(); }
+};
+
+// Where the taps of a convolution lie in one image. One with two axes has a depth of 1. A linear layer is the
+// pointwise convolution of images of one pixel.
+struct Window {
+  Axis depth;
+  Plane plane;
+  bool bordered = false;  // Spec::border is not empty
+
+  int64_t taps() const { return depth.kernel * plane.rows.kernel * plane.columns.kernel; }
+  int64_t in_pixels() const { return depth.in * plane.rows.in * plane.columns.in; }
+  int64_t out_pixels() const { return depth.out * plane.rows.out * plane.columns.out; }
+  bool is_plane() const { return depth.pointwise() && depth.in == 1; }
+  bool pointwise() const {  // every patch is one pixel that counts, and they are in the order of the pixels
+    return depth.pointwise() && plane.pointwise() && !bordered;
+  }
+
+  // The sum over a window is the sum over its plane, and then over the depth. These are the planes of the
+  // second: their rows are the depth, and their columns the pixels that the first has left.
+  Plane across() const {
+    const int64_t pixels = plane.rows.out * plane.columns.out;
+    return {depth, {1, 1, 0, 1, pixels, pixels}};
   }
 };
 
@@ -50,7 +79,8 @@ struct Call {
   bool frozen = false;  // the scale is a constant of this derivative
   int64_t rows = 1;     // gradients of each image: rows of the dynamic linear map that are formed at once
 
-  // x is [M, K] or [N, C, H, W], a weight of these sizes [O*M, C/G] or [O*M, C/G, kh, kw].
+  // x is [M, K], [N, C, H, W] or [N, C, D, H, W], a weight of these sizes [O*M, C/G], with kh and kw or with
+  // kd, kh and kw after it.
   Call(const Spec& spec, const at::Tensor& x, at::IntArrayRef weight_sizes);
 
   // The value of b as a tensor. The formula stays General, which saves l.
@@ -60,8 +90,8 @@ struct Call {
   int64_t group_filters() const { return filters / spec.groups; }
   int64_t outputs() const { return filters / spec.max_out; }
   int64_t group_outputs() const { return outputs() / spec.groups; }
-  int64_t in_plane() const { return window.in_h * window.in_w; }
-  int64_t out_plane() const { return window.out_h * window.out_w; }
+  int64_t in_plane() const { return window.in_pixels(); }
+  int64_t out_plane() const { return window.out_pixels(); }
 
   bool has_norm() const { return power != Power::One; }
   bool norm_gradient() const { return has_norm() && !frozen; }  // whether that of y has a part through n
@@ -77,6 +107,7 @@ struct Call {
   Ints y_shape() const { return shape_of(outputs()); }
   Ints n_shape() const { return shape_of(spec.groups); }
   Ints z_shape() const { return shape_of(filters); }
+  Ints in_shape(int64_t values) const;  // of a tensor with as many values at each pixel of x
 
   // The shape of all rows' gradients: `rows` times as many images.
   Ints of_rows(Ints shape) const {
@@ -90,9 +121,7 @@ struct Call {
   }
 
  private:
-  Ints shape_of(int64_t values) const {
-    return spec.linear ? Ints{images, values} : Ints{images, values, window.out_h, window.out_w};
-  }
+  Ints shape_of(int64_t values) const;  // as y, with as many values at each pixel
 };
 
 }  // namespace bcos::transform

@@ -11,7 +11,6 @@ from where import CANDIDATES, DEVICE, STANDS_IN
 from bcos_kernels.core import choice
 from bcos_kernels.transform import TRANSFORM
 
-SERVED = [case for case in CASES if case.options.get("padding_mode", "zeros") == "zeros"]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SEEDS = range(3) if STANDS_IN else range(5)
 
@@ -42,6 +41,11 @@ SMALLER = {
     "wide_1x1": {"x": (1, 140, 4, 5), "weight": (130, 140, 1, 1)},
     "linear_wide": {"x": (70, 140), "weight": (130, 140)},
     "linear_max_out": {"x": (35, 24)},
+    "replicate_b1.5": {"x": (1, 4, 5, 5)},
+    "circular_depthwise": {"x": (1, 8, 5, 5)},
+    "conv3d_grouped": {"x": (1, 8, 3, 4, 4)},
+    "conv3d_depthwise": {"x": (1, 10, 3, 3, 4)},
+    "conv3d_circular": {"x": (1, 4, 3, 4, 4)},
 }
 """What takes a stand-in longest, in shapes that still have several tiles where the usual ones have them."""
 
@@ -55,15 +59,31 @@ OF_ALL_KINDS = (
 """The cases of the candidates that share the forward or the products with the one-pass candidate, in a stand-in."""
 
 
+OF_MORE_AXES = (
+    "replicate_b1.5", "circular_depthwise", "circular_1x1", "conv1d_reflect", "conv3d_1x1", "conv3d_b1.5",
+    "conv3d_dilated", "conv3d_grouped", "conv3d_depthwise", "conv3d_circular", "conv3d_raw",
+)  # fmt: skip
+"""The cases with three axes or with a padding mode that the vendor's candidate serves alone, in a stand-in."""
+
+
+def planar(case: Case) -> bool:
+    """Whether every candidate serves the case: those with products of our own see two axes, and pad with zeros."""
+    return len(case.weight) < 5 and case.options.get("padding_mode", "zeros") == "zeros"
+
+
 def here(case: Case) -> Case:
     return replace(case, **SMALLER.get(case.name, {})) if STANDS_IN else case
 
 
 def combinations():
     """All of them on a GPU; a stand-in has fewer cases, and sees each with another dtype."""
-    cases = {case.name: here(case) for case in (*SERVED, *MORE)}
+    cases = {case.name: here(case) for case in (*CASES, *MORE)}
     for candidate in CANDIDATES:
         names = OF_ALL_KINDS if STANDS_IN and candidate != "one-pass" else tuple(cases)
+        if candidate != "vendor":
+            names = tuple(name for name in names if planar(cases[name]))
+        elif STANDS_IN:
+            names += OF_MORE_AXES
         for index, name in enumerate(names):
             for dtype in (DTYPES[(index + CANDIDATES.index(candidate)) % 3],) if STANDS_IN else DTYPES:
                 yield pytest.param(cases[name], candidate, dtype, id=f"{name}-{candidate}-{str(dtype)[6:]}")

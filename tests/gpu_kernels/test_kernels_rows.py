@@ -11,7 +11,7 @@ from bcos_kernels.transform.call import of_shapes
 
 LAYERS = (
     "conv3x3", "conv1x1", "conv1x1_stride2", "b1", "grouped_b1.5", "depthwise", "max_out", "bias_unit_max_out",
-    "linear", "linear_b1.5",
+    "linear", "linear_b1.5", "conv1d", "conv3d",
 )  # fmt: skip
 KINDS = [(torch.float32, False), (torch.bfloat16, True)]
 """Dtypes, and whether images are channels_last; in a stand-in, which is slow, one layout for each dtype."""

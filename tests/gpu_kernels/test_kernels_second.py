@@ -17,14 +17,14 @@ LAYERS = (
     "conv3x3", "conv1x1", "conv1x1_stride2", "b1", "b1.25", "b2.5", "asymmetric", "dilated", "grouped", "grouped_b1.5",
     "depthwise", "depthwise_multiplier", "max_out", "max_out_b1.5_groups", "bias_raw", "bias_raw_b1.25",
     "bias_unit_max_out", "linear", "linear_b1", "linear_b1.5", "linear_max_out", "linear_bias_raw", "linear_late_norm",
-    "linear_wide",
+    "linear_wide", "circular_depthwise", "conv1d", "conv3d", "conv3d_b1.5", "conv3d_circular",
 )  # fmt: skip
 NORMS = (
     "batch", "batch_last", "batch_given_last", "all_last", "group", "group_last", "position", "position_last", "token",
 )  # fmt: skip
 FEW = (
     "conv3x3", "conv1x1_stride2", "b1", "grouped_b1.5", "depthwise_multiplier", "bias_unit_max_out", "linear_b1.5",
-    "linear_wide",
+    "linear_wide", "circular_depthwise", "conv3d_b1.5", "conv3d_circular",
 )  # fmt: skip
 """The layers that Triton's interpreter sees, of all kinds."""
 

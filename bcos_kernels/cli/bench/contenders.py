@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...adopt import Row, accelerate, report
 from ...core.candidate import DIRECTIONS
 from ...core.choice import Choice, forced
+from ...modules import BcosLayer
 from ...transform import TRANSFORM
 from ...transform.call import of_shapes
 
@@ -179,7 +180,7 @@ def build(
     """
     found = {} if plain is None or "plain" not in wanted else {"plain": Contender(plain)}
     found["reference"] = Contender(reference)
-    ours = accelerate(copy.deepcopy(reference))
+    ours = _by(reference, None)
     originals = {"plain": plain, "reference": reference, "ours": ours}
     for name, of in COMPILED.items():
         if name in wanted and (original := originals[of]) is not None:
@@ -201,8 +202,13 @@ def build(
     return found
 
 
-def _by(ours: nn.Module, backend: str) -> nn.Module:
-    return accelerate(copy.deepcopy(ours), backend=backend)
+def _by(module: nn.Module, backend: str | None) -> nn.Module:
+    """A copy that is served by this backend; by the usual one for None. It may hold layers of this package."""
+    made = accelerate(copy.deepcopy(module), backend=backend)
+    for layer in made.modules():
+        if isinstance(layer, BcosLayer):
+            layer.backend = backend
+    return made
 
 
 def _serving(ours: nn.Module) -> list[str]:
@@ -210,10 +216,9 @@ def _serving(ours: nn.Module) -> list[str]:
     usual = _rows(ours)
     found = []
     for backend in BACKENDS:
-        rows = _rows(accelerate(ours, backend=backend))
+        rows = _rows(_by(ours, backend))
         if usual and all(mine.backend or not row.backend for row, mine in zip(usual, rows, strict=True)):
             found.append(backend)
-    accelerate(ours)
     return found
 
 

@@ -18,7 +18,7 @@ from .contenders import Contender, Contest, build, in_a_line
 from .devices import DeviceLost
 from .rows import failed, measured
 from .settings import QUICK_IMAGE, QUICK_MEASURE, QUICK_MODEL, Settings
-from .workloads import IMAGE, MODELS, TRANSFORMERS, Workload, network
+from .workloads import IMAGE, MODELS, OF_AXES, TRANSFORMERS, Workload, network
 from .workloads import workloads as read
 
 __all__ = ["Bench", "Task", "task_of"]
@@ -74,6 +74,7 @@ class Bench:
             if s.whole_models and (not s.quick or model == QUICK_MODEL):
                 measures = self._measures_of_model(model) if not s.quick else (QUICK_MEASURE,)
                 found += [self._model_task(model, measure) for measure in measures]
+        found += [self._layer_task(layer) for layer in chosen if layer in OF_AXES]
         if s.scaling:
             found += [self._curve_task(*curve, over) for curve in CURVES.items() for over in ("batch", "image")]
         if not found:

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ...compat import import_reference
+from ...core.formats import channels_last
+from ...modules import BcosConv1d, BcosConv3d, BcosLayer
 from ...transform import Spec
 
-__all__ = ["IMAGE", "MODELS", "TRANSFORMERS", "Layer", "Norm", "Workload", "network", "workloads"]
+__all__ = ["IMAGE", "MODELS", "OF_AXES", "TRANSFORMERS", "Layer", "Norm", "Workload", "network", "workloads"]
 
 IMAGE = 224
 """Height and width of the images."""
@@ -81,11 +83,11 @@ class Workload(ABC):
     def input(self, like: Tensor | None = None) -> Tensor:
         """A normally distributed x with the dtype and the device of ``like``, by default fp32 on the CPU.
 
-        That of images is channels_last.
+        That of images with two and three axes is channels_last.
         """
         like = torch.empty(0) if like is None else like
         x = torch.randn(self.x_shape, dtype=like.dtype, device=like.device)
-        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        return channels_last(x)
 
     def resized(self, batch: int, image: int) -> Workload:
         """The same module in a model whose input is ``[batch, 6, image, image]``."""
@@ -138,22 +140,43 @@ class Layer(Workload):
     def products(self) -> int:
         return self.outputs * self.spec.max_out * math.prod(self.weight_shape[1:])
 
-    def _built(self, linear: type[nn.Module], conv2d: type[nn.Module], **options) -> nn.Module:
-        s = self.spec
+    def _built(self, *kinds: type[nn.Module], **options) -> nn.Module:
+        """The layer; ``kinds`` are the classes of linear layers and of convolutions with one, two and three axes."""
+        s, kind = self.spec, kinds[len(self.weight_shape) - 2]
         if s.is_linear:
-            return linear(self.x_shape[1], self.out_features, **options)
+            return kind(self.x_shape[1], self.out_features, **options)
         geometry = self.weight_shape[2:], s.stride, s.padding, s.dilation[0], s.groups
-        layer = conv2d(self.x_shape[1], self.out_features, *geometry, **options)
-        return layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares no memory_format
+        layer = kind(self.x_shape[1], self.out_features, *geometry, **options)
+        for parameter in layer.parameters():
+            parameter.data = channels_last(parameter.data)
+        return layer
 
     def reference(self) -> nn.Module:
         import_reference()
         from bcos.modules import BcosConv2d, BcosLinear
 
-        return self._built(BcosLinear, BcosConv2d, b=self.spec.b, max_out=self.spec.max_out)
+        made = self._built(BcosLinear, BcosConv1d, BcosConv2d, BcosConv3d, b=self.spec.b, max_out=self.spec.max_out)
+        if isinstance(made, BcosLayer):  # the package has no such layer: the formula in PyTorch's operators
+            made.backend = "reference"
+        return made
 
     def plain(self) -> nn.Module:
-        return self._built(nn.Linear, nn.Conv2d, bias=False)
+        return self._built(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, bias=False)
+
+
+def _of_axes(model: str, channels: int, filters: int, size: tuple[int, ...], kernel: int, groups: int = 1) -> Layer:
+    axes = len(size)
+    spec = Spec((1,) * axes, (kernel // 2,) * axes, (1,) * axes, groups=groups)
+    return Layer(model, (8, channels, *size), spec, (filters, channels // groups, *(kernel,) * axes), batch=8)
+
+
+OF_AXES = (
+    _of_axes("conv1d", 64, 64, (4000,), 3), _of_axes("conv1d", 128, 128, (1000,), 9),
+    _of_axes("conv1d", 256, 256, (500,), 1), _of_axes("conv1d", 128, 128, (1000,), 7, groups=128),
+    _of_axes("conv3d", 6, 32, (8, 56, 56), 3), _of_axes("conv3d", 64, 64, (8, 28, 28), 3),
+    _of_axes("conv3d", 128, 128, (4, 14, 14), 3), _of_axes("conv3d", 256, 64, (8, 14, 14), 1),
+)  # fmt: skip
+"""Layers with one axis, of the sizes of networks for sound, and with three, of those for video: no model has them."""
 
 
 class PlainPositionNorm(nn.LayerNorm):
@@ -265,7 +288,8 @@ def workloads(
 ) -> list[Workload]:
     """The distinct layers and norms of ``models`` whose name matches; each is named after the first model that has it.
 
-    ``transformer_batch`` is the batch of ``TRANSFORMERS``, by default the same.
+    ``transformer_batch`` is the batch of ``TRANSFORMERS``, by default the same. The layers of ``OF_AXES`` come last,
+    with a batch of their own, and only if there is a pattern.
     """
     found: dict[Workload, Workload] = {}
     for model in models:
@@ -273,4 +297,5 @@ def workloads(
             kind = replace(layer, model="")
             first = found.get(kind, layer)
             found[kind] = replace(first, models=(*first.models, model))
-    return [layer for layer in found.values() if re.search(pattern, layer.name)]
+    every = [*found.values(), *(OF_AXES if pattern else ())]
+    return [layer for layer in every if re.search(pattern, layer.name)]

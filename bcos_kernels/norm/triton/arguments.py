@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...core.formats import channels_last
 from ..call import Call
 
 __all__ = ["as_given", "counted", "dense", "owner", "vector"]
@@ -14,7 +15,7 @@ def dense(t: Tensor, call: Call) -> Tensor:
     """x or a gradient at y in the memory format of the call, copied only if it is in another."""
     if not call.channels_last or t.dim() == 2:
         return t.contiguous()
-    return t.contiguous(memory_format=torch.channels_last if t.dim() == 4 else torch.channels_last_3d)
+    return channels_last(t)
 
 
 def as_given(t: Tensor, x: Tensor) -> Tensor:

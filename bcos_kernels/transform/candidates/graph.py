@@ -44,14 +44,19 @@ def _cost(call: Call, direction: str) -> float:
 
 def _serves(call: Call, direction: str) -> bool:
     """Whether a graph of the call exists that leaves a pass out; whether cuDNN takes it is its refusal to say."""
-    if call.groups > 1 or call.max_out > 1 or call.tensor_b or (call.dtype == torch.float32 and not call.tf32):
+    if (
+        not call.planar
+        or call.groups > 1
+        or call.max_out > 1
+        or call.tensor_b
+        or (call.dtype == torch.float32 and not call.tf32)
+    ):
         return False
     if direction == "forward":
         return call.unit or call.bias or call.power != 1
     if direction == "training" and call.spec.detach:  # the scale is frozen: there is no norm's part of dx
         return False
-    pointwise = call.taps == 1 and call.stride == (1, 1) and call.padding == (0, 0)
-    return call.power != 1 and (pointwise or (direction == "training" and call.stride == (1, 1)))
+    return call.power != 1 and (call.pixelwise or (direction == "training" and call.stride == (1, 1)))
 
 
 CANDIDATES = (

@@ -31,7 +31,7 @@ def why_not(call: Call) -> list[str]:
 
 def serves_products(call: Call) -> bool:
     """Whether our own products can serve the call."""
-    return call.max_out <= tiles.MOST_MAX_OUT
+    return call.planar and call.max_out <= tiles.MOST_MAX_OUT
 
 
 @cache

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...core.candidate import Candidate, Tile
+from ...core.formats import CHANNELS_LAST
 from ...gpu.launch import Launch, recording
 from .. import TRANSFORM
 from ..call import Call
@@ -24,8 +25,8 @@ def launches(
     """
 
     def empty(shape, dtype: torch.dtype) -> Tensor:
-        form = torch.channels_last if channels_last and len(shape) == 4 else torch.contiguous_format
-        return torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=form)
+        form = CHANNELS_LAST.get(len(shape)) if channels_last else None
+        return torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=form or torch.contiguous_format)
 
     named = {c.name: c for c in TRANSFORM.candidates_of("triton")}
     x, weight = empty(call.x_shape, call.dtype), empty(call.weight_shape, call.weight_dtype)

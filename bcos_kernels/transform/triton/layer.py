@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ...core.candidate import Tile
-from ...gpu.launch import channels_last, on_device_of
+from ...core.formats import channels_last
+from ...gpu.launch import on_device_of
 from ..call import Call
 from ..spec import Inputs, Outputs
 from . import depthwise, implicit_gemm, patch_norm, scale, scale_second, tiles, vendor, weight_norm

@@ -3,6 +3,8 @@
 A row is one group of one pixel: x [N, H, W, G·CG] is a matrix [N·H·W·G, CG].
 """
 
+from math import prod
+
 import torch
 import triton
 import triton.language as tl
@@ -12,7 +14,7 @@ from ...gpu.functions import pixel
 from ...gpu.launch import cdiv, launch
 from ...gpu.rounding import cast
 from ..call import Call
-from .arguments import image, row_tile, sizes, window
+from .arguments import PIXEL, Plane, across, image, plane, row_tile
 from .formula import root_norm
 from .window import pooled_norm_gradient
 
@@ -104,13 +106,34 @@ def _pixel_sums(call: Call, x: Tensor, v: Tensor | None, out: Tensor | None = No
     return out
 
 
-def _window_sums(call: Call, sums: Tensor, out: Tensor, root: bool) -> Tensor:
-    rows = call.pixels * call.groups
+def _plane_sums(call: Call, plane: Plane, sums: Tensor, out: Tensor, root: bool) -> None:
+    """out = the sums over the windows of a plane, one for each of its pixels and groups; with ``root`` the norms."""
+    rows = out.numel()
     launch(
-        patch_norm_fwd_kernel, (cdiv(rows, 256),), sums, out, rows, *sizes(call), *call.norm_eps,
-        G=call.groups, ROOT=root, **window(call), BM=256,
+        patch_norm_fwd_kernel, (cdiv(rows, 256),), sums, out, rows, *plane.sizes, *call.norm_eps,
+        G=call.groups, ROOT=root, **plane.window, BM=256,
     )  # fmt: skip
+
+
+def _window_sums(call: Call, sums: Tensor, out: Tensor, root: bool) -> Tensor:
+    """out = the window sums of ``sums`` [pixels, groups], without those at the border; with ``root`` the norms."""
+    _clear_border(call, sums)
+    if len(call.in_size) == 3:
+        columns = across(call)
+        half = sums.new_empty(call.batch * columns.in_size[0] * columns.in_size[1], call.groups)
+        _plane_sums(call, plane(call), sums, half, root=False)
+        _plane_sums(call, columns, half, out, root)
+    else:
+        _plane_sums(call, plane(call), sums, out, root)
     return out
+
+
+def _clear_border(call: Call, values: Tensor) -> None:
+    """Sets to 0 what the patch norm takes as 0 of ``values`` [pixels, groups] of the input."""
+    image = values.view(call.batch, *call.in_size, call.groups)
+    for index, width in enumerate(call.spec.border):
+        axis, high = 1 + index // 2, index % 2
+        image.narrow(axis, image.shape[axis] - width if high else 0, width).zero_()
 
 
 def norm(call: Call, x: Tensor, n: Tensor) -> Tensor | None:
@@ -119,7 +142,7 @@ def norm(call: Call, x: Tensor, n: Tensor) -> Tensor | None:
         return None
     if n.numel() == 0:
         n = image(call, call.groups, torch.float32, x)
-    if _is_pixel(call):
+    if call.pixelwise:
         return squares(call, x, n)
     return _window_sums(call, squares(call, x), n, root=True)
 
@@ -127,12 +150,9 @@ def norm(call: Call, x: Tensor, n: Tensor) -> Tensor | None:
 def products(call: Call, x: Tensor, v: Tensor) -> Tensor:
     """Σ x·v over each patch and group, in fp32 and the order of n."""
     sums = _pixel_sums(call, x, v)
-    return sums if _is_pixel(call) else _window_sums(call, sums, image(call, call.groups, torch.float32, x), root=False)
-
-
-def _is_pixel(call: Call) -> bool:
-    """Whether a patch is one pixel, and each pixel a patch."""
-    return call.taps == 1 and call.stride == (1, 1) and call.padding == (0, 0)
+    if call.pixelwise:
+        return sums
+    return _window_sums(call, sums, image(call, call.groups, torch.float32, x), root=False)
 
 
 def add_gradient(call: Call, dx: Tensor, x: Tensor, t: Tensor) -> None:
@@ -148,9 +168,34 @@ def gradient(call: Call, x: Tensor, t: Tensor) -> Tensor:
 
 
 def _gradient(call: Call, dx: Tensor, x: Tensor, t: Tensor, add: bool) -> None:
-    rows = call.in_pixels * call.groups
-    m, n = row_tile(call.group_channels)
+    seen = plane(call)
+    if not call.planar:
+        t, seen = _spread(call, t), PIXEL
+    _multiply(call, seen, dx, x, t, call.group_channels, add)
+
+
+def _spread(call: Call, t: Tensor) -> Tensor:
+    """poolᵀ(t) [pixels, groups] of the input, 0 at the border: what multiplies x in dx."""
+    if len(call.in_size) == 3:
+        t = _pooled(call, across(call), t)
+    pooled = _pooled(call, plane(call), t)
+    _clear_border(call, pooled)
+    return pooled
+
+
+def _pooled(call: Call, seen: Plane, t: Tensor) -> Tensor:
+    """poolᵀ of a plane's window, from t of its output's pixels and groups."""
+    images = t.numel() // (prod(seen.out_size) * call.groups)
+    ones = t.new_ones(images * prod(seen.in_size), call.groups)
+    out = torch.empty_like(ones)
+    _multiply(call, seen, out, ones, t, 1, add=False)
+    return out
+
+
+def _multiply(call: Call, seen: Plane, dx: Tensor, x: Tensor, t: Tensor, channels: int, add: bool) -> None:
+    rows = x.numel() // channels
+    m, n = row_tile(channels)
     launch(
-        patch_norm_bwd_kernel, (cdiv(rows, m),), dx, x, t, rows, *sizes(call), call.group_channels,
-        G=call.groups, **window(call), ADD=add, BM=m, BN=n,
+        patch_norm_bwd_kernel, (cdiv(rows, m),), dx, x, t, rows, *seen.sizes, channels,
+        G=call.groups, **seen.window, ADD=add, BM=m, BN=n,
     )  # fmt: skip

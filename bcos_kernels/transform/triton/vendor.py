@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...gpu.launch import channels_last
+from ...core.formats import channels_last
 from ..call import Call
 
 __all__ = ["gradients", "product"]
 
 
 def product(call: Call, x: Tensor, operand: Tensor) -> Tensor:
-    """z = x ⋆ operand, ``[N, F, OH, OW]``, channels_last."""
+    """z = x ⋆ operand, ``[N, F, OH, OW]``, or with a third axis, channels_last."""
     if call.is_linear:
         return (x.flatten(1) @ operand.flatten(1).t())[:, :, None, None]
     return channels_last(torch.ops.aten.convolution(x, operand, None, *_geometry(call)))
@@ -26,7 +26,7 @@ def gradients(call: Call, u: Tensor, x: Tensor, operand: Tensor, needs):
     dx = partial = None
     if len(u) != len(x):
         x = x[:1].expand(len(u), *x.shape[1:])  # a product that forms dx alone reads nothing but its shape
-    dbias = u.sum((0, 2, 3), dtype=torch.float32) if needs[2] else None
+    dbias = u.sum((0, *range(2, u.dim())), dtype=torch.float32) if needs[2] else None
     if call.is_linear:
         if needs[0]:
             dx = (u.flatten(1) @ operand.flatten(1))[:, :, None, None]
@@ -41,4 +41,4 @@ def gradients(call: Call, u: Tensor, x: Tensor, operand: Tensor, needs):
 
 
 def _geometry(call: Call) -> tuple:
-    return call.stride, call.padding, call.dilation, False, [0, 0], call.groups
+    return call.stride, call.padding, call.dilation, False, [0] * len(call.stride), call.groups

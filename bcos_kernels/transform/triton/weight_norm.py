@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...core.formats import CHANNELS_LAST, channels_last
 from ...gpu.functions import safe_inverse
-from ...gpu.launch import channels_last, launch
+from ...gpu.launch import launch
 from ...gpu.rounding import cast
 from ..call import Call, power_of_two
 
@@ -95,12 +96,12 @@ class Weights(NamedTuple):
 
 def dense(weight: Tensor) -> Tensor:
     """The weight in OIHW or OHWI order without gaps in memory, copied only if it is not."""
-    return weight if weight.is_contiguous(memory_format=torch.channels_last) else weight.contiguous()
+    return weight if weight.is_contiguous(memory_format=CHANNELS_LAST[weight.dim()]) else weight.contiguous()
 
 
 def _ohwi(call: Call, weight: Tensor) -> bool:
     """Whether the weight's memory order is [F, KH, KW, CG]."""
-    return call.taps == 1 or call.group_channels == 1 or weight.is_contiguous(memory_format=torch.channels_last)
+    return call.taps == 1 or call.group_channels == 1 or weight.is_contiguous(memory_format=CHANNELS_LAST[weight.dim()])
 
 
 def prepare(call: Call, weight: Tensor) -> Weights:
@@ -113,7 +114,7 @@ def prepare(call: Call, weight: Tensor) -> Weights:
     inverse = torch.empty(call.filters, dtype=torch.float32, device=weight.device)
     operand = weight
     if not (raw and ohwi):
-        operand = torch.empty(weight.shape, dtype=call.dtype, device=weight.device, memory_format=torch.channels_last)
+        operand = torch.empty_like(weight, dtype=call.dtype, memory_format=CHANNELS_LAST[weight.dim()])
     depth = call.group_channels * call.taps
     launch(
         weight_norm_fwd_kernel, (call.filters,), weight, inverse, operand, depth, call.group_channels,

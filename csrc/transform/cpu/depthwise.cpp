@@ -16,8 +16,8 @@ namespace {
 constexpr int64_t kTileBytes = 256 << 10;  // a few tiles stay in the L2 of one core
 
 DepthwiseShape make_shape(const Call& call) {
-  const auto& w = call.window;
-  DepthwiseShape s{call.images, w.in_h, w.in_w, call.channels, w.kh, 0, call.power};
+  const auto& [rows, columns] = call.window.plane;
+  DepthwiseShape s{call.images, rows.in, columns.in, call.channels, rows.kernel, 0, call.power};
   const int64_t row_bytes = (s.width + s.kernel) * kLanes * int64_t(sizeof(float));
   const int64_t most = std::max(s.kernel, kTileBytes / row_bytes - s.kernel),
                 bands = (s.height + most - 1) / most;
@@ -59,12 +59,12 @@ int64_t unit_size(const DepthwiseShape& s) {
 
 bool depthwise_serves(const Call& call) {
 #if defined(__GNUC__)
-  const auto& w = call.window;
-  const Pair one{1, 1}, same{w.kh / 2, w.kw / 2};
+  const auto& [rows, columns] = call.window.plane;
+  const int64_t size = rows.kernel;
   return call.images > 0 && call.dtype != at::kDouble && call.spec.groups == call.channels &&
          call.channels >= kLanes / 2 && call.filters == call.channels && call.spec.max_out == 1 &&
-         w.kh == w.kw && (w.kh == 3 || w.kh == 5 || w.kh == 7) && w.stride == one && w.dilation == one &&
-         w.padding == same;
+         call.window.is_plane() && columns.kernel == size && (size == 3 || size == 5 || size == 7) &&
+         rows.is_same() && columns.is_same();
 #else
   return false;
 #endif

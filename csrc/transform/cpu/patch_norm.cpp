@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "common/cpu/sums.h"
+#include "common/layout.h"
 
 namespace bcos::transform::cpu {
 namespace {
@@ -82,9 +83,9 @@ struct Inside {
 
 // out[ow] += in[ow * stride + offset] where inside; each position holds `inner` values.
 template <typename A>
-BCOS_INLINE void gather_tap(A* out, const A* in, int64_t offset, int64_t stride, const Window& w,
-                            int64_t inner) {
-  const Inside r(offset, stride, w.in_w, w.out_w);
+BCOS_INLINE void gather_tap(A* out, const A* in, int64_t offset, const Axis& axis, int64_t inner) {
+  const int64_t stride = axis.stride;
+  const Inside r(offset, stride, axis.in, axis.out);
   if (stride == 1) {
     if (r.first < r.last)
       add_row(out + r.first * inner, in + (r.first + offset) * inner, (r.last - r.first) * inner);
@@ -98,9 +99,9 @@ BCOS_INLINE void gather_tap(A* out, const A* in, int64_t offset, int64_t stride,
 
 // out[ow * stride + offset] += in[ow] where inside
 template <typename A>
-BCOS_INLINE void scatter_tap(A* out, const A* in, int64_t offset, int64_t stride, const Window& w,
-                             int64_t inner) {
-  const Inside r(offset, stride, w.in_w, w.out_w);
+BCOS_INLINE void scatter_tap(A* out, const A* in, int64_t offset, const Axis& axis, int64_t inner) {
+  const int64_t stride = axis.stride;
+  const Inside r(offset, stride, axis.in, axis.out);
   if (stride == 1) {
     if (r.first < r.last)
       add_row(out + (r.first + offset) * inner, in + r.first * inner, (r.last - r.first) * inner);
@@ -118,45 +119,47 @@ BCOS_INLINE void roots(A* q, const Constants<A>& k, int64_t begin, int64_t end) 
   for (int64_t i = begin; i < end; i++) q[i] = root_norm(q[i], k);
 }
 
-// Output rows [begin, end) of planes [in_h, in_w, inner]: rows are summed first, columns of the sum after.
+// Output rows [begin, end) of planes [rows, columns, inner]: rows are summed first, columns of the sum after.
 // They are sums, or norms where k is given.
 template <typename A>
-BCOS_INLINE void window_rows(const A* q, A* out, const Window& w, int64_t inner, const Constants<A>* k,
+BCOS_INLINE void window_rows(const A* q, A* out, const Plane& w, int64_t inner, const Constants<A>* k,
                              int64_t begin, int64_t end) {
-  const int64_t in_row = w.in_w * inner, out_row = w.out_w * inner;
+  const auto& [rows, columns] = w;
+  const int64_t in_row = columns.in * inner, out_row = columns.out * inner;
   const auto column = std::make_unique<A[]>(in_row);
   for (int64_t row = begin; row < end; row++) {
-    const int64_t plane = row / w.out_h, oh = row % w.out_h;
+    const int64_t plane = row / rows.out, oh = row % rows.out;
     A* dst = out + row * out_row;
     std::fill_n(column.get(), in_row, A(0));
     std::fill_n(dst, out_row, A(0));
-    for (int64_t i = 0; i < w.kh; i++) {
-      const int64_t h = oh * w.stride[0] - w.padding[0] + i * w.dilation[0];
-      if (h >= 0 && h < w.in_h) add_row(column.get(), q + (plane * w.in_h + h) * in_row, in_row);
+    for (int64_t i = 0; i < rows.kernel; i++) {
+      const int64_t h = oh * rows.stride - rows.padding + i * rows.dilation;
+      if (h >= 0 && h < rows.in) add_row(column.get(), q + (plane * rows.in + h) * in_row, in_row);
     }
-    for (int64_t j = 0; j < w.kw; j++)
-      gather_tap(dst, column.get(), j * w.dilation[1] - w.padding[1], w.stride[1], w, inner);
+    for (int64_t j = 0; j < columns.kernel; j++)
+      gather_tap(dst, column.get(), j * columns.dilation - columns.padding, columns, inner);
     if (k) roots(dst, *k, 0, out_row);
   }
 }
 
 // Input rows [begin, end): the transpose of window_rows.
 template <typename A>
-BCOS_INLINE void spread_rows(const A* t, A* out, const Window& w, int64_t inner, int64_t begin, int64_t end) {
-  const int64_t in_row = w.in_w * inner, out_row = w.out_w * inner;
+BCOS_INLINE void spread_rows(const A* t, A* out, const Plane& w, int64_t inner, int64_t begin, int64_t end) {
+  const auto& [rows, columns] = w;
+  const int64_t in_row = columns.in * inner, out_row = columns.out * inner;
   const auto column = std::make_unique<A[]>(out_row);
   for (int64_t row = begin; row < end; row++) {
-    const int64_t plane = row / w.in_h, h = row % w.in_h;
+    const int64_t plane = row / rows.in, h = row % rows.in;
     A* dst = out + row * in_row;
     std::fill_n(column.get(), out_row, A(0));
     std::fill_n(dst, in_row, A(0));
-    for (int64_t i = 0; i < w.kh; i++) {
-      const int64_t reach = h + w.padding[0] - i * w.dilation[0], oh = reach / w.stride[0];
-      if (reach >= 0 && reach % w.stride[0] == 0 && oh < w.out_h)
-        add_row(column.get(), t + (plane * w.out_h + oh) * out_row, out_row);
+    for (int64_t i = 0; i < rows.kernel; i++) {
+      const int64_t reach = h + rows.padding - i * rows.dilation, oh = reach / rows.stride;
+      if (reach >= 0 && reach % rows.stride == 0 && oh < rows.out)
+        add_row(column.get(), t + (plane * rows.out + oh) * out_row, out_row);
     }
-    for (int64_t j = 0; j < w.kw; j++)
-      scatter_tap(dst, column.get(), j * w.dilation[1] - w.padding[1], w.stride[1], w, inner);
+    for (int64_t j = 0; j < columns.kernel; j++)
+      scatter_tap(dst, column.get(), j * columns.dilation - columns.padding, columns, inner);
   }
 }
 
@@ -171,19 +174,19 @@ BCOS_CLONES void run_squares(const double* x, double* q, const Tiling& t, int64_
 BCOS_CLONES void run_squares(const c10::BFloat16* x, float* q, const Tiling& t, int64_t begin, int64_t end) {
   sum_squares(x, q, t, begin, end);
 }
-BCOS_CLONES void run_window(const float* q, float* out, const Window& w, int64_t inner,
+BCOS_CLONES void run_window(const float* q, float* out, const Plane& w, int64_t inner,
                             const Constants<float>* k, int64_t begin, int64_t end) {
   window_rows(q, out, w, inner, k, begin, end);
 }
-BCOS_CLONES void run_window(const double* q, double* out, const Window& w, int64_t inner,
+BCOS_CLONES void run_window(const double* q, double* out, const Plane& w, int64_t inner,
                             const Constants<double>* k, int64_t begin, int64_t end) {
   window_rows(q, out, w, inner, k, begin, end);
 }
-BCOS_CLONES void run_spread(const float* t, float* out, const Window& w, int64_t inner, int64_t begin,
+BCOS_CLONES void run_spread(const float* t, float* out, const Plane& w, int64_t inner, int64_t begin,
                             int64_t end) {
   spread_rows(t, out, w, inner, begin, end);
 }
-BCOS_CLONES void run_spread(const double* t, double* out, const Window& w, int64_t inner, int64_t begin,
+BCOS_CLONES void run_spread(const double* t, double* out, const Plane& w, int64_t inner, int64_t begin,
                             int64_t end) {
   spread_rows(t, out, w, inner, begin, end);
 }
@@ -194,27 +197,70 @@ BCOS_CLONES void run_roots(double* q, const Constants<double>& k, int64_t begin,
   roots(q, k, begin, end);
 }
 
-at::Tensor empty_planes(const at::Tensor& like, std::array<int64_t, 4> shape, bool channels_last) {
-  const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+at::Tensor empty_image(const at::Tensor& like, const Ints& shape, bool channels_last) {
+  const auto format = image_format(channels_last, int64_t(shape.size()));
   return at::empty(shape, like.options().dtype(accumulate_type(like.scalar_type())).memory_format(format));
 }
 
-// The sums of q [N, G, H, W] over every patch, or the norms where q holds squares
-at::Tensor window_sums(const Call& call, const at::Tensor& q, bool channels_last, bool squares) {
-  const auto& w = call.window;
-  const int64_t groups = call.spec.groups, batch = call.images;
-  auto out = empty_planes(q, {batch, groups, w.out_h, w.out_w}, channels_last);
+// The values of a group lie `inner` apart in planes, of which an image and a depth has `count`.
+struct Planes {
+  int64_t inner, count;
+
+  Planes(const Call& call, bool channels_last)
+      : inner(channels_last ? call.spec.groups : 1),
+        count(channels_last ? call.images : call.images * call.spec.groups) {}
+};
+
+// `out` = the sums over the windows of w in `count` planes, or the norms where q holds squares
+void sum_planes(const Call& call, const Plane& w, int64_t count, int64_t inner, const at::Tensor& q,
+                const at::Tensor& out, bool squares) {
   with_type(q.scalar_type(), [&](auto zero) {
     using A = Accumulate<decltype(zero)>;
     const A* from = q.const_data_ptr<A>();
     A* to = out.mutable_data_ptr<A>();
     const auto k = call.constants<A>();
-    const int64_t inner = channels_last ? groups : 1, planes = channels_last ? batch : batch * groups;
-    parallel(planes * w.out_h, (w.kh * w.in_w + w.kw * w.out_w) * inner, [&](int64_t begin, int64_t end) {
+    const int64_t work = (w.rows.kernel * w.columns.in + w.columns.kernel * w.columns.out) * inner;
+    parallel(count * w.rows.out, work, [&](int64_t begin, int64_t end) {
       run_window(from, to, w, inner, squares ? &k : nullptr, begin, end);
     });
   });
+}
+
+// The transpose of sum_planes.
+void spread_planes(const Plane& w, int64_t count, int64_t inner, const at::Tensor& t, const at::Tensor& out) {
+  with_type(t.scalar_type(), [&](auto zero) {
+    using A = Accumulate<decltype(zero)>;
+    const A* in = t.const_data_ptr<A>();
+    A* to = out.mutable_data_ptr<A>();
+    const int64_t work = (w.rows.kernel * w.columns.out + w.columns.kernel * w.columns.in) * inner;
+    parallel(count * w.rows.in, work,
+             [&](int64_t begin, int64_t end) { run_spread(in, to, w, inner, begin, end); });
+  });
+}
+
+// The sums of q, as x with a channel for each group, over every patch, or the norms where q holds squares
+at::Tensor window_sums(const Call& call, const at::Tensor& q, bool channels_last, bool squares) {
+  const auto& w = call.window;
+  const Planes planes(call, channels_last);
+  const auto out = empty_image(q, call.n_shape(), channels_last);
+  if (w.depth.pointwise()) {
+    sum_planes(call, w.plane, planes.count * w.depth.in, planes.inner, q, out, squares);
+    return out;
+  }
+  const auto half =
+      at::empty({planes.count * w.depth.in, w.across().columns.out * planes.inner}, q.options());
+  sum_planes(call, w.plane, planes.count * w.depth.in, planes.inner, q, half, false);
+  sum_planes(call, w.across(), planes.count, planes.inner, half, out, squares);
   return out;
+}
+
+// Sets what the patch norm takes as 0, in q of the shape of x with a channel for each group.
+void clear_border(const Call& call, const at::Tensor& q) {
+  const auto& border = call.spec.border;
+  for (size_t i = 0; i < border.size(); i++) {
+    const int64_t axis = 2 + int64_t(i) / 2, begin = i % 2 ? q.size(axis) - border[i] : 0;
+    q.narrow(axis, begin, border[i]).zero_();
+  }
 }
 
 }  // namespace
@@ -245,39 +291,41 @@ void finish_norm(const Call& call, at::Tensor& q) {
 }
 
 at::Tensor patch_norm(const Call& call, const at::Tensor& x, bool channels_last) {
-  const auto& w = call.window;
-  const int64_t groups = call.spec.groups, batch = call.images;
-  const Tiling tiling{channels_last, batch, groups, call.group_channels(), call.in_plane()};
-  auto q = empty_planes(x, {batch, groups, w.in_h, w.in_w}, channels_last);
+  const int64_t groups = call.spec.groups;
+  const Tiling tiling{channels_last, call.images, groups, call.group_channels(), call.in_plane()};
+  auto q = empty_image(x, call.in_shape(groups), channels_last);
   square_sums(x, tiling, q);
-  if (w.pointwise()) {
+  if (call.window.pointwise()) {
     finish_norm(call, q);
     return q;
   }
+  clear_border(call, q);
   return window_sums(call, q, channels_last, true);
 }
 
 at::Tensor patch_products(const Call& call, const at::Tensor& x, const at::Tensor& v, bool channels_last) {
   const auto dtype = accumulate_type(x.scalar_type());
-  const auto q = at::mul(x.to(dtype), v.to(dtype)).unflatten(1, {call.spec.groups, -1}).sum(2);
+  auto q = at::mul(x.to(dtype), v.to(dtype)).unflatten(1, {call.spec.groups, -1}).sum(2);
   if (call.window.pointwise()) return q;
-  const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-  return window_sums(call, q.contiguous(format), channels_last, false);
+  q = q.contiguous(image_format(channels_last, q.dim()));
+  clear_border(call, q);
+  return window_sums(call, q, channels_last, false);
 }
 
 at::Tensor spread(const Call& call, const at::Tensor& t, bool channels_last) {
   const auto& w = call.window;
   if (w.pointwise()) return t;
-  const int64_t groups = call.spec.groups, batch = call.images;
-  auto r = empty_planes(t, {batch, groups, w.in_h, w.in_w}, channels_last);
-  with_type(t.scalar_type(), [&](auto zero) {
-    using A = Accumulate<decltype(zero)>;
-    const A* in = t.const_data_ptr<A>();
-    A* out = r.mutable_data_ptr<A>();
-    const int64_t inner = channels_last ? groups : 1, planes = channels_last ? batch : batch * groups;
-    parallel(planes * w.in_h, (w.kh * w.out_w + w.kw * w.in_w) * inner,
-             [&](int64_t begin, int64_t end) { run_spread(in, out, w, inner, begin, end); });
-  });
+  const Planes planes(call, channels_last);
+  const auto r = empty_image(t, call.in_shape(call.spec.groups), channels_last);
+  if (w.depth.pointwise()) {
+    spread_planes(w.plane, planes.count * w.depth.in, planes.inner, t, r);
+  } else {
+    const auto half =
+        at::empty({planes.count * w.depth.in, w.across().columns.out * planes.inner}, t.options());
+    spread_planes(w.across(), planes.count, planes.inner, t, half);
+    spread_planes(w.plane, planes.count * w.depth.in, planes.inner, half, r);
+  }
+  clear_border(call, r);
   return r;
 }
 

@@ -9,14 +9,15 @@ namespace bcos::transform::cpu {
 
 using namespace bcos::cpu;
 
-// x [N, C, H, W] contiguous or channels_last -> n [N, G, OH, OW] of the same memory format, fp32 (fp64 for
-// double)
+// x [N, C, H, W] or [N, C, D, H, W], contiguous or channels_last -> n [N, G, OH, OW] or [N, G, OD, OH, OW] of
+// the same memory format, fp32 (fp64 for double)
 at::Tensor patch_norm(const Call& call, const at::Tensor& x, bool channels_last);
 
-// The same for v of x's shape -> m [N, G, OH, OW]: the sum of x v over every patch
+// The same for v of x's shape -> m, shaped as n: the sum of x v over every patch
 at::Tensor patch_products(const Call& call, const at::Tensor& x, const at::Tensor& v, bool channels_last);
 
-// t [N, G, OH, OW] -> r [N, G, H, W]: the sum of t over the patches that hold each pixel
+// t, shaped as n -> r, as x with a channel for each group: the sum of t over the patches whose norm each
+// pixel is part of
 at::Tensor spread(const Call& call, const at::Tensor& t, bool channels_last);
 
 // Sum of squares of each group of each pixel, into q; Tiling of x.

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "common/cpu/row_gemm.h"
+#include "common/layout.h"
 #include "transform/cpu/scale_second.h"
 #include "transform/cpu/weight_norm.h"
 
@@ -67,8 +68,7 @@ void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& z,
   } else {
     auto shape = z.sizes().vec();
     shape[1] /= spec.max_out;
-    const auto format =
-        z.dim() == 4 && outputs.channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+    const auto format = image_format(outputs.channels_last, z.dim());
     out.y = at::empty(shape, z.options().dtype(spec.out_dtype).memory_format(format));
   }
   if (call.saves_l()) out.l = at::empty_like(out.y);

@@ -1,4 +1,4 @@
-// What linear and conv2d share once their vendor product is there. A linear layer is a channels_last 1x1
+// What linear and convolution share once their vendor product is there. A linear layer is a channels_last 1x1
 // convolution.
 #pragma once
 

@@ -42,7 +42,7 @@ void check_b(const at::Tensor& x, const Spec& spec, const OptionalTensor& b) {
 
 Call make_call(const Takes& takes, const Spec& spec, const Inputs& inputs) {
   const auto& [x, weight, bias, b] = inputs;
-  check_input(takes, "x", x, spec.linear ? 2 : 4);
+  check_input(takes, "x", x, 2 + int64_t(spec.stride.size()));
   check_weight(x, weight);
   if (bias) check_bias(x, weight, *bias);
   check_b(x, spec, b);

@@ -12,20 +12,20 @@ inline void bind(pybind11::module_ m) {
   using namespace py::literals;
   using unlocked = py::call_guard<py::gil_scoped_release>;
 
-  // An attribute of the spec: the pair that it was made with, () for a linear layer.
-  const auto pair = [](Pair Spec::* member) {
-    return [member](const Spec& spec) -> py::tuple {
-      return spec.linear ? py::tuple() : py::make_tuple((spec.*member)[0], (spec.*member)[1]);
+  const auto values = [](at::DimVector Spec::* member) {
+    return [member](const Spec& spec) {
+      return py::tuple(py::cast(Ints((spec.*member).begin(), (spec.*member).end())));
     };
   };
   py::class_<Spec>(m, "TransformSpec", "The static options of a B-cos transform, checked when it is made.")
-      .def(py::init<const Ints&, const Ints&, const Ints&, int64_t, int64_t, std::optional<double>, bool,
-                    std::pair<double, double>, double, bool, at::ScalarType>(),
-           py::kw_only(), "stride"_a, "padding"_a, "dilation"_a, "groups"_a, "max_out"_a, "b"_a, "unit"_a,
-           "norm_eps"_a, "cos_eps"_a, "exact_two"_a, "out_dtype"_a)
-      .def_property_readonly("stride", pair(&Spec::stride))
-      .def_property_readonly("padding", pair(&Spec::padding))
-      .def_property_readonly("dilation", pair(&Spec::dilation))
+      .def(py::init<const Ints&, const Ints&, const Ints&, const Ints&, int64_t, int64_t,
+                    std::optional<double>, bool, std::pair<double, double>, double, bool, at::ScalarType>(),
+           py::kw_only(), "stride"_a, "padding"_a, "dilation"_a, "border"_a = Ints(), "groups"_a, "max_out"_a,
+           "b"_a, "unit"_a, "norm_eps"_a, "cos_eps"_a, "exact_two"_a, "out_dtype"_a)
+      .def_property_readonly("stride", values(&Spec::stride))
+      .def_property_readonly("padding", values(&Spec::padding))
+      .def_property_readonly("dilation", values(&Spec::dilation))
+      .def_property_readonly("border", values(&Spec::border))
       .def_readonly("groups", &Spec::groups)
       .def_readonly("max_out", &Spec::max_out)
       .def_readonly("b", &Spec::b)
@@ -37,7 +37,7 @@ inline void bind(pybind11::module_ m) {
       .def_readonly("out_dtype", &Spec::out_dtype)
       .def("__repr__", [](py::handle self) {
         std::string text = "TransformSpec(";
-        for (const char* name : {"stride", "padding", "dilation", "groups", "max_out", "b", "unit",
+        for (const char* name : {"stride", "padding", "dilation", "border", "groups", "max_out", "b", "unit",
                                  "norm_eps", "cos_eps", "exact_two", "out_dtype"})
           text += std::string(name) + "=" + py::repr(self.attr(name)).cast<std::string>() + ", ";
         return text.substr(0, text.size() - 2) + ")";

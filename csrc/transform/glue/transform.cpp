@@ -1,6 +1,7 @@
 #include "transform/glue/transform.h"
 
-#include "transform/cpu/conv2d.h"
+#include "common/layout.h"
+#include "transform/cpu/convolution.h"
 #include "transform/cpu/linear.h"
 #include "transform/cpu/patch_norm.h"
 #include "transform/cpu/weight_norm.h"
@@ -17,7 +18,7 @@ Forward forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTen
   const PlainAten guard;
   const Inputs inputs{x, weight, bias, b};
   const auto call = make_call(kCpu, spec, inputs);
-  return pack(spec.linear ? cpu::linear(call, inputs) : cpu::conv2d(call, inputs), x);
+  return pack(spec.linear ? cpu::linear(call, inputs) : cpu::convolution(call, inputs), x);
 }
 
 Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
@@ -34,7 +35,7 @@ Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor&
   set_joined(call, dn, dl, saved);
   set_map(call, map, saved);
   return pack(spec.linear ? cpu::linear_backward(call, saved, wanted)
-                          : cpu::conv2d_backward(call, saved, wanted));
+                          : cpu::convolution_backward(call, saved, wanted));
 }
 
 SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
@@ -51,17 +52,19 @@ SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor
   const auto saved = make_saved(call, inputs, grad, y, n, l, winner);
   const SecondNeeds wanted{needs[0], needs[1], detached};
   return pack(spec.linear ? cpu::linear_second(call, saved, v, wanted)
-                          : cpu::conv2d_second(call, saved, v, wanted));
+                          : cpu::convolution_second(call, saved, v, wanted));
 }
 
 at::Tensor patch_norm(const at::Tensor& x, const Ints& kernel, const Spec& spec) {
   const PlainAten guard;
   TORCH_CHECK_VALUE(!spec.linear, "spec is that of a linear layer, allowed: that of a convolution");
-  check_input(kCpu, "x", x, 4);
-  const auto [kh, kw] = checked_pair("kernel", kernel, 1);
-  const Call call(spec, x, {spec.max_out * spec.groups, x.size(1) / spec.groups, kh, kw});
+  const auto axes = int64_t(spec.stride.size());
+  check_input(kCpu, "x", x, 2 + axes);
+  check_sizes("kernel", kernel, axes, 1);
+  Ints weight_sizes{spec.max_out * spec.groups, x.size(1) / spec.groups};
+  weight_sizes.insert(weight_sizes.end(), kernel.begin(), kernel.end());
   const auto format = x.suggest_memory_format();
-  return cpu::patch_norm(call, x.contiguous(format), format == at::MemoryFormat::ChannelsLast);
+  return cpu::patch_norm(Call(spec, x, weight_sizes), x.contiguous(format), is_channels_last(format));
 }
 
 at::Tensor weight_norm(const at::Tensor& weight) {

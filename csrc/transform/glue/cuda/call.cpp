@@ -12,11 +12,15 @@ DeviceCall::DeviceCall(const Call& call, bool planes, bool large, bool tf32)
 }
 
 kernels::Window DeviceCall::device_window() const {
+  return device_window(window.plane);
+}
+
+kernels::Window DeviceCall::device_window(const Plane& plane) const {
   const auto size = [](int64_t v) { return narrow("a size", v); };
-  const auto& w = window;
-  return {size(w.in_h),       size(w.in_w),       size(w.out_h),       size(w.out_w),
-          size(w.kh),         size(w.kw),         size(w.stride[0]),   size(w.stride[1]),
-          size(w.padding[0]), size(w.padding[1]), size(w.dilation[0]), size(w.dilation[1])};
+  const auto& [rows, columns] = plane;
+  return {size(rows.in),      size(columns.in),      size(rows.out),      size(columns.out),
+          size(rows.kernel),  size(columns.kernel),  size(rows.stride),   size(columns.stride),
+          size(rows.padding), size(columns.padding), size(rows.dilation), size(columns.dilation)};
 }
 
 kernels::Shape DeviceCall::device_shape() const {
@@ -35,13 +39,18 @@ at::Tensor DeviceCall::dense(const at::Tensor& t) const {
 
 at::Tensor DeviceCall::image(int64_t values, at::ScalarType dtype, const at::Tensor& like,
                              int64_t gradients) const {
-  return at::empty({gradients * images, values, window.out_h, window.out_w},
-                   like.options().dtype(dtype).memory_format(format()));
+  auto shape = y_shape();
+  if (spec.linear) shape.insert(shape.end(), {1, 1});
+  shape[0] *= gradients;
+  shape[1] = values;
+  return at::empty(shape, like.options().dtype(dtype).memory_format(format()));
 }
 
 std::string DeviceCall::sizes() const {
-  return c10::str("x is [", images, ", ", channels, ", ", window.in_h, ", ", window.in_w, "], weight [",
-                  filters, ", ", group_channels(), ", ", window.kh, ", ", window.kw, "]");
+  const auto& [depth, plane, bordered] = window;
+  const Ints x = in_shape(channels),
+             weight{filters, group_channels(), depth.kernel, plane.rows.kernel, plane.columns.kernel};
+  return c10::str("x is [", c10::Join(", ", x), "], weight [", c10::Join(", ", weight), "]");
 }
 
 }  // namespace bcos::transform::glue::cuda

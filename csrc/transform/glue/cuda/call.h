@@ -5,6 +5,7 @@
 #include <string>
 
 #include "common/cuda/tensors.h"
+#include "common/layout.h"
 #include "transform/cuda/launch.h"
 #include "transform/tensors.h"
 
@@ -25,20 +26,21 @@ struct DeviceCall : Call {
   int64_t in_pixels() const { return images * in_plane(); }
   bool depthwise() const { return spec.groups > 1 && group_channels() == 1 && group_filters() == 1; }
 
-  kernels::Window device_window() const;
+  kernels::Window device_window() const;                    // of the plane
+  kernels::Window device_window(const Plane& plane) const;  // of this one
   kernels::Shape device_shape() const;
   kernels::Formula device_formula(const at::Tensor& b = {}) const;  // b: fp32, or undefined
   int device_plane() const { return planes ? int(out_plane()) : 0; }
   int device_in_plane() const { return planes ? int(in_plane()) : 0; }
 
   at::MemoryFormat format() const {
-    return planes ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast;
+    return image_format(!planes, spec.linear ? 4 : 2 + int64_t(spec.stride.size()));
   }
 
   // An image tensor as the kernels take it: in `format`, without gaps, aligned. Undefined stays undefined.
   at::Tensor dense(const at::Tensor& t) const;
 
-  // A new tensor [gradients * N, values, OH, OW] on the device of `like`.
+  // A new tensor [gradients * N, values, OH, OW], or with a third axis, on the device of `like`.
   at::Tensor image(int64_t values, at::ScalarType dtype, const at::Tensor& like, int64_t gradients = 1) const;
 
   std::string sizes() const;  // for the error of a kernel

@@ -52,6 +52,7 @@ struct Candidate {
   SecondParts (*second)(const SecondCall& c) = nullptr;  // its backward then adds dn and dl of c.saved
   bool takes_rows = false;                               // its backward serves calls of several rows
   bool takes_map = false;                                // its backward serves calls with the map of Saved
+  bool takes_axes = false;                               // it serves calls with three axes or a border
 };
 
 // Defined at namespace scope, it enters a candidate in the list while the module is loaded.

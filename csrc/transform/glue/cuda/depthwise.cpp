@@ -55,7 +55,7 @@ Parts depthwise_backward(const BackwardCall& c) {
   if (c.needs.weight || c.needs.bias) {
     kernels::DepthwiseWgrad w{};
     fill_sizes(w, call);
-    w.splits = shares(call.pixels(), ceil_div(call.channels, 32) * call.window.kh);
+    w.splits = shares(call.pixels(), ceil_div(call.channels, 32) * call.window.plane.rows.kernel);
     out.partial = floats({w.splits, call.filters, call.window.taps()}, x);
     if (c.needs.bias) out.dbias = floats({w.splits, call.filters}, x);
     w.u = data(u);

@@ -1,6 +1,9 @@
 #include "transform/glue/cuda/norm.h"
 
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/ones.h>
+
+#include <algorithm>
 
 namespace bcos::transform::glue::cuda {
 namespace {
@@ -21,34 +24,85 @@ void sum_products(const DeviceCall& call, const at::Tensor& x, const at::Tensor&
   launch("patch_norm_squares", kernels::patch_norm_squares, k, call);
 }
 
-// Into `out` go the sums of q over every patch, or with `root` the norms; of the patches of another window
-// where one is given.
-void sum_windows(const DeviceCall& call, const at::Tensor& q, const at::Tensor& out, bool root,
-                 const kernels::Window& window) {
+// Into `out` go the sums of q over the windows of a plane, or with `root` the norms.
+void sum_planes(const DeviceCall& call, const Plane& plane, const at::Tensor& q, const at::Tensor& out,
+                bool root) {
   kernels::PatchNormFwd k{};
   k.squares = data<float>(q);
   k.n = mutable_data<float>(out);
-  k.rows = int(call.images * window.OH * window.OW * call.spec.groups);
+  k.rows = int(out.numel());
   k.G = call.planes ? 1 : int(call.spec.groups);  // with planes each group is an image of its own
-  k.window = window;
+  k.window = call.device_window(plane);
   k.formula = call.device_formula();
   k.root = root;
   launch("patch_norm_fwd", kernels::patch_norm_fwd, k, call);
 }
 
-void pool(const DeviceCall& call, const at::Tensor& x, const at::Tensor& t, const at::Tensor& dx, bool add) {
+// Sets what the patch norm takes as 0 in q, which has a value for each input pixel and group.
+void clear_border(const DeviceCall& call, const at::Tensor& q) {
+  const auto& border = call.spec.border;
+  if (border.empty()) return;
+  auto shape = call.in_shape(call.spec.groups);
+  if (!call.planes) std::rotate(shape.begin() + 1, shape.begin() + 2, shape.end());
+  const auto image = q.view(shape);
+  for (size_t i = 0; i < border.size(); i++) {
+    const int64_t axis = (call.planes ? 2 : 1) + int64_t(i) / 2;
+    image.narrow(axis, i % 2 ? image.size(axis) - border[i] : 0, border[i]).zero_();
+  }
+}
+
+// Into `out` go the sums of q over every patch, or with `root` the norms.
+void sum_windows(const DeviceCall& call, const at::Tensor& q, const at::Tensor& out, bool root) {
+  const auto& w = call.window;
+  clear_border(call, q);
+  if (w.is_plane()) return sum_planes(call, w.plane, q, out, root);
+  const auto across = w.across();
+  const auto half = floats({call.images * call.spec.groups * w.depth.in * across.columns.in}, q);
+  sum_planes(call, w.plane, q, half, false);
+  sum_planes(call, across, half, out, root);
+}
+
+// The rows of images of which the kernels make dx, and where their outputs lie.
+struct Images {
+  Plane plane;
+  int64_t groups, channels;  // of an image, and of a group
+};
+
+void multiply(const DeviceCall& call, const Images& images, const at::Tensor& x, const at::Tensor& t,
+              const at::Tensor& dx, bool add) {
   kernels::PatchNormBwd k{};
   k.dx = mutable_data(dx);
   k.x = data(x);
   k.t = data<float>(t);
-  k.rows = int(call.in_pixels() * call.spec.groups);
-  k.G = int(call.spec.groups);
-  k.CG = int(call.group_channels());
-  k.window = call.device_window();
+  k.rows = int(x.numel() / images.channels);
+  k.G = int(images.groups);
+  k.CG = int(images.channels);
+  k.window = call.device_window(images.plane);
   k.dtype = dtype_of(x);
-  k.plane = call.device_in_plane();
+  k.plane = call.planes ? int(images.plane.rows.in * images.plane.columns.in) : 0;
   k.add = add;
   launch("patch_norm_bwd", kernels::patch_norm_bwd, k, call);
+}
+
+// For each pixel of a plane and group, the sum of t over the outputs that read it.
+at::Tensor spread_planes(const DeviceCall& call, const Plane& plane, const at::Tensor& t) {
+  const int64_t out = plane.rows.out * plane.columns.out;
+  const auto ones = at::ones({t.numel() / out * plane.rows.in * plane.columns.in}, t.options());
+  const auto sums = at::empty_like(ones);
+  multiply(call, {plane, call.planes ? 1 : call.spec.groups, 1}, ones, t, sums, false);
+  return sums;
+}
+
+// Into dx goes x * (sum of t over the outputs that read the pixel), or with `add` it is added.
+void pool(const DeviceCall& call, const at::Tensor& x, const at::Tensor& t, const at::Tensor& dx, bool add) {
+  const auto& w = call.window;
+  Images images{w.plane, call.spec.groups, call.group_channels()};
+  if (w.is_plane() && !w.bordered) return multiply(call, images, x, t, dx, add);
+  const auto sums = spread_planes(call, w.plane, w.is_plane() ? t : spread_planes(call, w.across(), t));
+  clear_border(call, sums);
+  const int64_t pixels = call.in_plane();
+  images.plane = {{}, {1, 1, 0, 1, pixels, pixels}};
+  multiply(call, images, x, sums, dx, add);
 }
 
 }  // namespace
@@ -65,7 +119,7 @@ at::Tensor norm(const DeviceCall& call, const at::Tensor& x, const at::Tensor& s
   if (call.window.pointwise())
     sum_products(call, x, {}, n, true);
   else
-    sum_windows(call, squares(call, x), n, true, call.device_window());
+    sum_windows(call, squares(call, x), n, true);
   return n;
 }
 
@@ -74,18 +128,19 @@ at::Tensor patch_products(const DeviceCall& call, const at::Tensor& x, const at:
   sum_products(call, x, v, sums, false);
   if (call.window.pointwise()) return sums;
   const auto out = call.image(call.spec.groups, at::kFloat, x);
-  sum_windows(call, sums, out, false, call.device_window());
+  sum_windows(call, sums, out, false);
   return out;
 }
 
 at::Tensor pooled(const DeviceCall& call, const at::Tensor& t) {
   if (call.window.pointwise()) return t;
   // Of stride 1, the outputs that read a pixel are themselves a window of as many taps.
-  const auto w = call.device_window();
-  const kernels::Window outputs{
-      w.OH, w.OW, w.H, w.W, w.KH, w.KW, 1, 1, w.DH * (w.KH - 1) - w.PH, w.DW * (w.KW - 1) - w.PW, w.DH, w.DW};
-  const auto out = floats({call.images, w.H, w.W}, t);
-  sum_windows(call, t, out, false, outputs);
+  const auto reversed = [](const Axis& a) {
+    return Axis{a.kernel, 1, a.dilation * (a.kernel - 1) - a.padding, a.dilation, a.out, a.in};
+  };
+  const auto& [rows, columns] = call.window.plane;
+  const auto out = floats({call.images, rows.in, columns.in}, t);
+  sum_planes(call, {reversed(rows), reversed(columns)}, t, out, false);
   return out;
 }
 

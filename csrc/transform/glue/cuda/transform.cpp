@@ -22,6 +22,8 @@ OptionalTensor rows_of(const OptionalTensor& t) {
 
 DeviceCall make_device_call(const Call& call, const Inputs& inputs, const Candidate& candidate, bool large,
                             bool tf32) {
+  TORCH_CHECK_VALUE(candidate.takes_axes || (call.window.is_plane() && !call.window.bordered),
+                    "candidate is '", candidate.name, "', allowed: 'vendor' for three axes or a border");
   const bool planes = candidate.takes_planes && !call.spec.linear && inputs.x.is_contiguous() &&
                       inputs.weight.is_contiguous();
   return {call, planes, large, tf32};

@@ -10,7 +10,7 @@ namespace {
 // [F, KH, KW, CG].
 bool in_order(const DeviceCall& call, const at::Tensor& weight) {
   return call.planes || call.window.taps() == 1 || call.group_channels() == 1 ||
-         weight.is_contiguous(at::MemoryFormat::ChannelsLast);
+         weight.is_contiguous(image_format(true, weight.dim()));
 }
 
 template <typename Params>
@@ -30,7 +30,7 @@ bool takes_raw(const DeviceCall& call, at::ScalarType weight, bool biased) {
 }
 
 Weights prepare(const DeviceCall& call, const at::Tensor& weight, bool biased) {
-  const bool has_gaps = !weight.is_contiguous() && !weight.is_contiguous(at::MemoryFormat::ChannelsLast);
+  const bool has_gaps = !weight.is_contiguous() && !weight.is_contiguous(image_format(true, weight.dim()));
   Weights out;
   out.source = aligned(has_gaps ? weight.contiguous() : weight);
   if (!call.spec.unit) {

@@ -17,7 +17,7 @@ void forward(const ForwardCall& c) {
 Parts backward(const BackwardCall& c) {
   const auto [u, t, db] = scale_backward(c);
   Parts out{{}, {}, {}, db};
-  if (c.needs.bias) out.dbias = u.sum({0, 2, 3}, false, at::kFloat);
+  if (c.needs.bias) out.dbias = u.flatten(2).sum({0, 2}, false, at::kFloat);
   std::tie(out.dx, out.partial) =
       vendor_gradients(c.call, u, c.saved.x, c.weights.operand, c.needs.x, c.needs.weight);
   if (c.needs.x && c.saved.norm_gradient(c.call)) add_norm_gradient(c.call, c.saved.x, t, out.dx);
@@ -36,7 +36,7 @@ SecondParts second(const SecondCall& c) {
   return out;
 }
 
-const Registered registered({"vendor", true, forward, backward, second, true, true});
+const Registered registered({"vendor", true, forward, backward, second, true, true, true});
 
 }  // namespace
 }  // namespace bcos::transform::glue::cuda

@@ -1,4 +1,4 @@
-#include "transform/cpu/conv2d.h"
+#include "transform/cpu/convolution.h"
 
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
@@ -6,6 +6,7 @@
 #include <ATen/ops/zeros_like.h>
 
 #include "common/cpu/row_gemm.h"
+#include "common/layout.h"
 #include "transform/cpu/depthwise.h"
 #include "transform/cpu/linear.h"
 #include "transform/cpu/patch_norm.h"
@@ -17,17 +18,13 @@ namespace bcos::transform::cpu {
 namespace {
 
 bool is_channels_last(const at::Tensor& t) {
-  return t.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+  return bcos::is_channels_last(t.suggest_memory_format());
 }
 
 // Memory order of a result: where both formats describe it, the one with the longer rows.
 bool walks_channels_last(const at::Tensor& t) {
-  return t.is_contiguous(at::MemoryFormat::ChannelsLast) &&
-         (!t.is_contiguous() || t.size(2) * t.size(3) == 1);
-}
-
-at::MemoryFormat format_of(bool channels_last) {
-  return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  return t.is_contiguous(image_format(true, t.dim())) &&
+         (!t.is_contiguous() || c10::multiply_integers(t.sizes().slice(2)) == 1);
 }
 
 Tiling output_tiling(const Call& call, bool channels_last) {
@@ -42,15 +39,20 @@ bool is_linear(const Call& call, const at::Tensor& x, const at::Tensor& weight, 
          RowGemm::serves(x, weight, call.spec.out_dtype);
 }
 
+at::DimVector no_output_padding(const Call& call) {
+  return at::DimVector(call.spec.stride.size(), 0);
+}
+
 at::Tensor products(const Call& call, const at::Tensor& x, const at::Tensor& weight,
                     const OptionalTensor& bias = {}) {
-  const auto& w = call.window;
-  return at::convolution(x, weight.to(call.dtype), bias, w.stride, w.padding, w.dilation, false, {0, 0},
-                         call.spec.groups);
+  const auto& s = call.spec;
+  return at::convolution(x, weight.to(call.dtype), bias, s.stride, s.padding, s.dilation, false,
+                         no_output_padding(call), s.groups);
 }
 
 Outputs of_products(const Call& call, const Inputs& given) {
-  const auto format = format_of(is_channels_last(given.x) || is_channels_last(given.weight));
+  const bool wants_channels_last = is_channels_last(given.x) || is_channels_last(given.weight);
+  const auto format = image_format(wants_channels_last, given.x.dim());
   Inputs inputs = given;
   inputs.weight = given.weight.contiguous(format);
   if (depthwise_serves(call)) {
@@ -63,7 +65,7 @@ Outputs of_products(const Call& call, const Inputs& given) {
   inputs.x = given.x.contiguous(format);
   Outputs out;
   if (call.images * call.out_plane() >= kPacksFrom &&
-      is_linear(call, inputs.x, inputs.weight, format == at::MemoryFormat::ChannelsLast)) {
+      is_linear(call, inputs.x, inputs.weight, wants_channels_last)) {
     const auto options = inputs.x.options().memory_format(format);
     if (call.has_norm()) out.n = at::empty(call.n_shape(), options);
     tiled_forward(call, inputs, at::empty(call.z_shape(), options), output_tiling(call, true), out);
@@ -72,7 +74,8 @@ Outputs of_products(const Call& call, const Inputs& given) {
   auto z = products(call, inputs.x, inputs.weight, take_bias(call, inputs));
   const bool channels_last = walks_channels_last(z);
   if (!channels_last) z = z.contiguous();
-  if (call.has_norm()) out.n = patch_norm(call, given.x.contiguous(format_of(channels_last)), channels_last);
+  if (call.has_norm())
+    out.n = patch_norm(call, given.x.contiguous(image_format(channels_last, z.dim())), channels_last);
   finish_forward(call, inputs, z, output_tiling(call, channels_last), out);
   if (!call.saves_n()) out.n = at::Tensor();
   return out;
@@ -80,19 +83,19 @@ Outputs of_products(const Call& call, const Inputs& given) {
 
 }  // namespace
 
-Outputs conv2d(const Call& call, const Inputs& inputs) {
+Outputs convolution(const Call& call, const Inputs& inputs) {
   auto out = of_products(call, inputs);
   if (out.finite || !call.spec.unit) return out;
   return of_products(without_unit(call), {inputs.x, unit_weight(inputs.weight), inputs.bias, inputs.b});
 }
 
-Gradients conv2d_backward(const Call& call, const Saved& given, const Needs& needs) {
+Gradients convolution_backward(const Call& call, const Saved& given, const Needs& needs) {
   if (given.x.numel() == 0) return Gradients::zeros(given, needs);
   Saved saved = given;
   const bool by_depthwise = !needs.b && !given.dl.defined() && depthwise_serves(call);
   const bool channels_last =
       by_depthwise || is_channels_last(given.x) || is_channels_last(given.weight) || call.out_plane() == 1;
-  const auto format = format_of(channels_last);
+  const auto format = image_format(channels_last, given.x.dim());
   for (auto* t : {&saved.grad, &saved.y, &saved.n, &saved.l, &saved.winner, &saved.x, &saved.dn, &saved.dl})
     if (t->defined()) *t = t->contiguous(format);
   saved.weight = given.weight.contiguous(given.weight.suggest_memory_format());
@@ -109,7 +112,7 @@ Gradients conv2d_backward(const Call& call, const Saved& given, const Needs& nee
   }
   if (call.has_norm() && !saved.n.defined()) saved.n = patch_norm(call, saved.x, channels_last);
   if (replaces_y(call, saved, [&](const at::Tensor& weight) { return products(call, saved.x, weight); }))
-    return as_given(conv2d_backward(with_l(call), saved, needs));
+    return as_given(convolution_backward(with_l(call), saved, needs));
   Gradients out;
   const bool tiled = needs.x && is_linear(call, saved.x, saved.weight, channels_last);
   const auto tiling = output_tiling(call, channels_last);
@@ -119,11 +122,11 @@ Gradients conv2d_backward(const Call& call, const Saved& given, const Needs& nee
   const bool vendor_x = needs.x && !tiled;
   if (!vendor_x && !needs.weight) return as_given(std::move(out));
 
-  const auto& w = call.window;
+  const auto& s = call.spec;
   const auto x = call.rows == 1 ? saved.x : empty_gradient(call, saved.x);
-  auto [dx, dw, unused] =
-      at::convolution_backward(pass.u, x, saved.weight.to(call.dtype), std::nullopt, w.stride, w.padding,
-                               w.dilation, false, {0, 0}, call.spec.groups, {vendor_x, needs.weight, false});
+  auto [dx, dw, unused] = at::convolution_backward(
+      pass.u, x, saved.weight.to(call.dtype), std::nullopt, s.stride, s.padding, s.dilation, false,
+      no_output_padding(call), s.groups, {vendor_x, needs.weight, false});
   if (vendor_x) {
     dx = dx.contiguous(format);
     if (saved.norm_gradient(call)) {
@@ -137,20 +140,20 @@ Gradients conv2d_backward(const Call& call, const Saved& given, const Needs& nee
   return as_given(std::move(out));
 }
 
-Second conv2d_second(const Call& call, const Saved& given, const at::Tensor& given_v,
-                     const SecondNeeds& needs) {
+Second convolution_second(const Call& call, const Saved& given, const at::Tensor& given_v,
+                          const SecondNeeds& needs) {
   if (given.x.numel() == 0) return Second::zeros(given, needs);
   Saved saved = given;
   const bool channels_last =
       is_channels_last(given.x) || is_channels_last(given.weight) || call.out_plane() == 1;
-  const auto format = format_of(channels_last);
+  const auto format = image_format(channels_last, given.x.dim());
   for (auto* t : {&saved.grad, &saved.y, &saved.n, &saved.l, &saved.winner, &saved.x})
     if (t->defined()) *t = t->contiguous(format);
   saved.weight = given.weight.contiguous(given.weight.suggest_memory_format());
   const auto v = given_v.contiguous(format);
   if (call.has_norm() && !saved.n.defined()) saved.n = patch_norm(call, saved.x, channels_last);
   if (replaces_y(call, saved, [&](const at::Tensor& weight) { return products(call, saved.x, weight); }))
-    return conv2d_second(with_l(call), saved, v, needs);
+    return convolution_second(with_l(call), saved, v, needs);
   Second out;
   at::Tensor m;
   const bool with_m = call.norm_gradient() && !needs.detached;
@@ -174,10 +177,10 @@ Second conv2d_second(const Call& call, const Saved& given, const at::Tensor& giv
     out.x = dx;
   }
   if (needs.weight) {
-    const auto& w = call.window;
-    const auto dw = std::get<1>(at::convolution_backward(pass.u, v, saved.weight.to(call.dtype), std::nullopt,
-                                                         w.stride, w.padding, w.dilation, false, {0, 0},
-                                                         call.spec.groups, {false, true, false}));
+    const auto& s = call.spec;
+    const auto dw = std::get<1>(
+        at::convolution_backward(pass.u, v, saved.weight.to(call.dtype), std::nullopt, s.stride, s.padding,
+                                 s.dilation, false, no_output_padding(call), s.groups, {false, true, false}));
     out.weight = finish_weight_gradient(call, saved.weight, dw);
   }
   return out;

@@ -1,0 +1,88 @@
+"""fp16 on the CPU: the kernels of fp32 serve it, on copies of the tensors, and each result is rounded once."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .candidate import Candidate
+
+__all__ = ["through_fp32"]
+
+_HALF = torch.float16
+
+
+def through_fp32(own: Candidate, rounded: tuple[int, ...] = (0,)) -> Candidate:
+    """The candidate ``own``, which then serves calls in fp16 as well.
+
+    ``rounded`` holds the places of the outputs that have the result's dtype; the others have dtypes of their own.
+    """
+
+    def forward(inputs, call, tile) -> tuple[Tensor, ...]:
+        assert own.forward is not None
+        if call.dtype != _HALF:
+            return own.forward(inputs, call, tile)
+        outputs = own.forward(_wide(inputs), _wide_call(call), tile)
+        dtype = getattr(call.spec, "out_dtype", call.dtype)
+        return tuple(t.to(dtype) if i in rounded else t for i, t in enumerate(outputs))
+
+    def backward(grad, inputs, saved, call, *rest, **options) -> tuple:
+        if call.dtype != _HALF:
+            return own.backward(grad, inputs, saved, call, *rest, **options)
+        found = own.backward(_wide(grad), _wide(inputs), _wide(saved), _wide_call(call), *_wide(rest), **_wide(options))
+        return _as(found, inputs)
+
+    def second(v, grad, inputs, saved, call, *rest) -> tuple:
+        assert own.forward is not None and own.second is not None
+        if call.dtype != _HALF:
+            return own.second(v, grad, inputs, saved, call, *rest)
+        wide = _wide(inputs)
+        if call.spec.saves_output:  # what an output below 6e-5 has lost in fp16 would be most of a second derivative
+            saved = own.forward(wide, _wide_call(call), None)
+        found = own.second(_wide(v), _wide(grad), wide, _wide(saved), _wide_call(call), *rest)
+        others = (t.to(dtype) for t, (_, dtype) in zip(found[1 + len(inputs) :], call.intermediates, strict=False))
+        return *_as(found, (grad, *inputs)), *others
+
+    def gradient_map(grad, inputs, saved, call, *rest) -> tuple:
+        assert own.gradient_map is not None
+        if call.dtype != _HALF:
+            return own.gradient_map(grad, inputs, saved, call, *rest)
+        found = own.gradient_map(_wide(grad), _wide(inputs), _wide(saved), _wide_call(call), *_wide(rest))
+        return found[0], *_as(found[1:], inputs[1:])
+
+    return replace(
+        own,
+        forward=forward,
+        backward=backward,
+        second=own.second and second,
+        gradient_map=own.gradient_map and gradient_map,
+    )
+
+
+def _wide(value: Any) -> Any:
+    """The value, with fp32 copies in place of the fp16 tensors that it is or holds."""
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype == _HALF else value
+    if isinstance(value, dict):
+        return {key: _wide(held) for key, held in value.items()}
+    if isinstance(value, tuple):
+        made = getattr(type(value), "_make", tuple)  # a NamedTuple stays one
+        return made(map(_wide, value))
+    return value
+
+
+@lru_cache(maxsize=4096)
+def _wide_call(call):
+    """The same call in fp32."""
+    dtypes = {f.name: torch.float32 for f in fields(call) if f.name in ("dtype", "weight_dtype")}
+    wide = {f.name: torch.float32 for f in fields(call.spec) if f.name == "out_dtype"}
+    return replace(call, spec=replace(call.spec, **wide), **dtypes)
+
+
+def _as(found, likes) -> tuple:
+    """The tensors in the dtypes of ``likes``."""
+    return tuple(t if t is None or like is None else t.to(like.dtype) for t, like in zip(found, likes, strict=False))
