@@ -1,4 +1,4 @@
-"""The C++ kernels for CPU tensors (``csrc/dynamic_alignment/cpu``): fp32, fp64, bf16 and fp16, NCHW and channels_last."""
+"""The C++ kernels for CPU tensors (``csrc/dynamic_alignment/cpu``): fp32, fp64, bf16, fp16; NCHW, channels_last."""
 
 from __future__ import annotations
 
