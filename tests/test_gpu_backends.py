@@ -242,7 +242,6 @@ def test_what_tma_does_not_take_is_named(changed, reason):
         ({"b": 1.5}, "b is neither 1 nor 2"),
         ({"b": None}, "b is neither 1 nor 2"),
         ({"weight_shape": (264, 64, 1, 1)}, "264 filters, allowed: at most 256"),
-        ({"out_dtype": torch.float32}, "256 filters, allowed: at most 128"),
         ({"arch": "sm_100"}, "256 filters, allowed: at most 128"),
     ],
 )

@@ -5,14 +5,17 @@ In the interpreter two or four programs take all tiles, so that each has several
 
 from dataclasses import replace
 
+import pairs_checks
 import pytest
 import torch
 from cases import Case, error
+from pairs_checks import check_pair, formed  # noqa: F401
 from parity import check
 from where import BACKENDS, DEVICE, STANDS_IN
 
 from bcos_kernels.core import choice, dispatch
-from bcos_kernels.transform import TRANSFORM
+from bcos_kernels.transform import TRANSFORM, Inputs, Outputs
+from bcos_kernels.transform.call import of_shapes
 
 HALVES = (torch.bfloat16, torch.float16)
 CASES = {
@@ -87,6 +90,28 @@ if "triton" in BACKENDS:
         for mine, truth, reference in zip(ours, exact, theirs, strict=True):
             assert error(mine, truth) <= 1.1 * error(reference, truth) + torch.finfo(dtype).eps
 
+    @pytest.mark.parametrize("mode", ["training", "explanation"])
+    def test_pairs(mode, tma, formed, monkeypatch):
+        """The map of the norm behind a layer is applied where the gradient is read."""
+        monkeypatch.setitem(pairs_checks.LAYERS, "aligned", lambda: pairs_checks.L.BcosConv2d(16, 8, 1))
+        check_pair("aligned", "batch", torch.bfloat16, torch.channels_last, mode, DEVICE, formed)
+        assert tma("training") == "triton tma"
+
+    def test_an_explanation_through_a_map(tma):
+        case = EXPLAINED["b2"]
+        x, weight, _ = (None if t is None else t.detach().to(DEVICE) for t in case.inputs(torch.bfloat16, 0, True))
+        call = of_shapes(case.x, case.weight, device=DEVICE)
+        candidate = next(c for c in TRANSFORM.candidates_of("triton") if c.name == "tma")
+        inputs = Inputs(x, weight, None, None)
+        saved = Outputs(*candidate.forward(inputs, call, None))
+        grad, given = torch.randn_like(saved.y), torch.randn(4, case.weight[0], device=DEVICE)
+        of_grad, of_y, mean, constant = given[:, None, :, None, None]
+        passed = (grad.float() * of_grad + (saved.y.float() - mean) * of_y + constant).to(grad.dtype)
+        needs = (True, False, False, False)
+        mapped, *_ = candidate.backward(grad, inputs, saved, call, None, True, needs, gradient_map=given)
+        plain, *_ = candidate.backward(passed, inputs, saved, call, None, True, needs)
+        assert error(mapped, plain) < 2 * torch.finfo(torch.bfloat16).eps  # `passed` is rounded
+
     def integers(*shape: int) -> torch.Tensor:
         return torch.randint(-2, 3, shape).to(torch.bfloat16)
 
@@ -111,7 +136,7 @@ if "triton" in BACKENDS:
 
     def test_fp32_outputs_under_autocast(tma):
         """The reference's dtypes: bf16 products, an output in fp32."""
-        case = CASES["linear"]
+        case = CASES["conv"]
         x, weight, _ = (None if t is None else t.detach().to(DEVICE) for t in case.inputs(torch.float32, 0, True))
         x, weight = x.requires_grad_(), weight.requires_grad_()
         with torch.autocast(DEVICE, torch.bfloat16):

@@ -21,7 +21,7 @@ NAME = "tma"
 SHARE = {"sm_90": 0.75, "sm_100": 0.6}
 """Architecture -> the rate of these kernels' products as a share of the vendor's; assumed, until ``tune`` measures."""
 
-READ, FORMED, BOTH = 4, 14, 17
+READ, FORMED, BOTH = 4, 14, 19
 """The instructions of a thread for each value of x that the forward reads for its norm, of u that the explanation
 forms, and of u that the kernel of both gradients forms and uses; counted in binaries for sm_90
 (``python -m benchmarks.triton_aot``)."""
@@ -59,9 +59,11 @@ def _forward(inputs, call: Call, tile):
     return kernels.forward(kernels.tma.forward, inputs, call, tile)
 
 
-def _backward(grad, inputs, saved, call: Call, tile, frozen: bool, needs):
+def _backward(grad, inputs, saved, call: Call, tile, frozen: bool, needs, gradient_map=None):
     kernels = triton.kernels()
-    return kernels.backward(kernels.tma.backward, grad, inputs, saved, call, tile, frozen, needs)
+    return kernels.backward(
+        kernels.tma.backward, grad, inputs, saved, call, tile, frozen, needs, gradient_map=gradient_map
+    )
 
 
-CANDIDATES = (candidate("triton", NAME, _forward, _backward, _serves, tma_tiles.tiles, _cost),)
+CANDIDATES = (candidate("triton", NAME, _forward, _backward, _serves, tma_tiles.tiles, _cost, takes_gradient_map=True),)

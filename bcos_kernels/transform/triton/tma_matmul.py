@@ -66,12 +66,26 @@ def matmul_fwd_kernel(
 
 
 @triton.jit
+def mapped(grad, y, map_ptr, f, F):
+    """The gradient that has passed map [4, F] fp32: grad · map[0] + (y − map[2]) · map[1] + map[3]."""
+    known = f < F
+    of_grad = tl.load(map_ptr + f, mask=known, other=0.0)
+    of_y = tl.load(map_ptr + F + f, mask=known, other=0.0)
+    mean = tl.load(map_ptr + 2 * F + f, mask=known, other=0.0)
+    constant = tl.load(map_ptr + 3 * F + f, mask=known, other=0.0) - mean * of_y  # takes fewer registers than y − mean
+    return grad * of_grad[None, :] + y * of_y[None, :] + constant[None, :]
+
+
+@triton.jit
 def matmul_dgrad_kernel(
-    grad_desc, v_desc, w_desc, dx_desc, n_ptr, alpha_ptr, b_ptr, pixels, F, tiles, tiles_n, b_minus_1, cos_eps,
+    grad_desc, v_desc, w_desc, dx_desc, n_ptr, alpha_ptr, b_ptr, map_ptr, pixels, F, tiles, tiles_n, b_minus_1, cos_eps,
     POWER: tl.constexpr, TENSOR_B: tl.constexpr, EXACT_TWO: tl.constexpr, ALPHA: tl.constexpr,
     EXACT: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """dx = u w with u = ∂L/∂z where the scale is a constant; grad, v [pixels, F], v is y where b = 2, else l."""
+    """dx = u w with u = ∂L/∂z where the scale is a constant; grad, v [pixels, F], v is y where b = 2, else l.
+
+    map_ptr, which may be None where v is y, is what grad still has to pass.
+    """
     exponent_minus_1, epsilon = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
         first = tile // tiles_n * BM
@@ -85,6 +99,8 @@ def matmul_dgrad_kernel(
             b = w_desc.load([k, column])
             if POWER != 1:
                 v = v_desc.load([first, k]).to(tl.float32)
+                if map_ptr is not None:
+                    u = mapped(u, v, map_ptr, k + tl.arange(0, BK), F)
                 u *= partials(v, inv_n, exponent_minus_1, epsilon, POWER, True, EXACT)[0]
             if ALPHA:
                 filters = k + tl.arange(0, BK)
@@ -121,7 +137,7 @@ def forward(call: Call, x: Tensor, weights, bias, b, out, tile: Tile) -> None:
     )  # fmt: skip
 
 
-def dgrad(call: Call, grad: Tensor, v, n, weights, b, x: Tensor, tile: Tile) -> Tensor:
+def dgrad(call: Call, grad: Tensor, v, n, weights, b, gradient_map, x: Tensor, tile: Tile) -> Tensor:
     """dx ``[N, C, H, W]`` where the scale is a constant; v is y where b = 2, else l, and None where b = 1."""
     dx = torch.empty_like(x, memory_format=torch.channels_last)
     rows, columns, k = tile.m, tile.n, tile.k
@@ -130,6 +146,7 @@ def dgrad(call: Call, grad: Tensor, v, n, weights, b, x: Tensor, tile: Tile) -> 
         matmul_dgrad_kernel, (min(programs(x, tile), tiles),),
         described(grad, rows, k), None if call.power == 1 else described(v, rows, k),
         described(weights.operand, k, columns), described(dx, rows, columns), n, weights.alpha, b,
+        gradient_map,
         call.pixels, call.filters, tiles, tiles_n, call.b_minus_1, call.cos_eps,
         **formula(call), ALPHA=weights.alpha is not None, PRECISION=call.precision,
         BM=rows, BN=columns, BK=k, warps=tile.warps, stages=tile.stages,

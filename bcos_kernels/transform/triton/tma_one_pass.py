@@ -14,7 +14,7 @@ from ...gpu.rounding import cast
 from ..call import Call
 from .arguments import shares
 from .formula import matmul, partials, root_gradient, safe_inverse
-from .tma_matmul import described, programs
+from .tma_matmul import described, mapped, programs
 
 
 @triton.jit
@@ -31,7 +31,7 @@ def replaced(tiles, new, at: tl.constexpr, COUNT: tl.constexpr):
 
 @triton.jit
 def matmul_training_kernel(
-    grad_desc, y_desc, x_desc, w_desc, dx_desc, n_ptr, alpha_ptr, dw_ptr, dbias_ptr,
+    grad_desc, y_desc, x_desc, w_desc, dx_desc, n_ptr, alpha_ptr, map_ptr, dw_ptr, dbias_ptr,
     pixels, C, F, splits, eps_outside,
     POWER: tl.constexpr, ALPHA: tl.constexpr, BIAS: tl.constexpr, FROZEN: tl.constexpr,
     WITH_DX: tl.constexpr, WITH_DW: tl.constexpr, BLOCKS: tl.constexpr,
@@ -40,7 +40,8 @@ def matmul_training_kernel(
     """dx = u w + x · t and dw[split] = Σ_pixels uᵀ x over every ``splits``-th block of pixels, from one u and one x.
 
     u = ∂L/∂z and t = ∂L/∂n · dn/dx ÷ x. A program has BN channels and all filters, in ``BLOCKS`` blocks of BK.
-    dw [splits, F, C] fp32; dbias [splits, F] fp32, the column sums of u.
+    dw [splits, F, C] fp32; dbias [splits, F] fp32, the column sums of u. map_ptr, which may be None, is what grad
+    still has to pass, for b = 2.
     """
     WITH_T: tl.constexpr = WITH_DX and not FROZEN and POWER != 1
     split = tl.program_id(0) % splits
@@ -64,6 +65,8 @@ def matmul_training_kernel(
             u = grad_desc.load([first, block * BK]).to(tl.float32)
             if POWER != 1:
                 y = y_desc.load([first, block * BK]).to(tl.float32)
+                if map_ptr is not None:
+                    u = mapped(u, y, map_ptr, block * BK + tl.arange(0, BK), F)
                 if WITH_T:
                     t += tl.sum(u * y, axis=1)
                 u *= partials(y, inv_n, 1.0, 0.0, POWER, FROZEN, EXACT)[0]
@@ -92,7 +95,9 @@ def matmul_training_kernel(
             tl.store(dbias_ptr + split * F + f, total[block], mask=(f < F) & (column == 0))
 
 
-def gradients(call: Call, grad, v, n, weights, x, frozen: bool, needs, tile: Tile) -> tuple[Tensor | None, ...]:
+def gradients(
+    call: Call, grad, v, n, weights, gradient_map, x, frozen: bool, needs, tile: Tile
+) -> tuple[Tensor | None, ...]:
     """dx ``[N, C, H, W]``, partial sums ``[1, F, 1, 1, C]`` of the gradient of the products' weights, and dbias."""
     dx = torch.empty_like(x, memory_format=torch.channels_last) if needs[0] else None
     rows, columns, k = tile.m, tile.n, tile.k
@@ -105,7 +110,7 @@ def gradients(call: Call, grad, v, n, weights, x, frozen: bool, needs, tile: Til
         matmul_training_kernel, (splits * tiles_n,),
         described(grad, rows, k), None if call.power == 1 else described(v, rows, k), described(x, rows, columns),
         described(weights.operand, k, columns), None if dx is None else described(dx, rows, columns),
-        n, weights.alpha, partial, total,
+        n, weights.alpha, gradient_map, partial, total,
         call.pixels, call.channels, call.filters, splits, call.norm_eps[1],
         POWER=call.power, ALPHA=weights.alpha is not None, BIAS=needs[2], FROZEN=frozen,
         WITH_DX=needs[0], WITH_DW=needs[1], BLOCKS=cdiv(call.filters, k), EXACT=call.exact, PRECISION=call.precision,

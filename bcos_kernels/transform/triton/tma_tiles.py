@@ -5,11 +5,11 @@ from __future__ import annotations
 from ...core.candidate import Tile
 from ..call import HALF, Call, power_of_two
 
-__all__ = ["ALIGNED", "BLOCK", "in_registers", "residents", "tiles", "training_tile", "why_not"]
+__all__ = ["ALIGNED", "in_registers", "residents", "tiles", "training_tile", "why_not"]
 
 ALIGNED = 16  # bytes of which TMA takes addresses and the lengths of rows as multiples
-BLOCK = 64  # the most filters in a block of the kernel that forms both gradients
-ARCHITECTURES = ("sm_90", "sm_100", "sm_103")
+BLACKWELL = ("sm_100", "sm_103")
+ARCHITECTURES = ("sm_90", *BLACKWELL)
 """Those with TMA and 227 KiB of shared memory."""
 _MOST_ROWS = 2**31 - 2**17  # leaves the last step of a program an index of 32 bits
 _SHARED = 227 << 10
@@ -87,23 +87,23 @@ def _bytes(call: Call, forward: bool, tile: Tile) -> int:
 
 def in_registers(call: Call) -> bool:
     """Whether the forward moves the tiles of x to registers, so that the norm and the product may both read them."""
-    return call.power != 1 and call.arch not in ("sm_100", "sm_103")
+    return call.power != 1 and call.arch not in BLACKWELL
 
 
 def _most_filters(call: Call) -> int:
     """The most filters whose rows of dw, 64 channels wide, leave the kernel of both gradients registers for u."""
-    return 256 if call.arch not in ("sm_100", "sm_103") and call.out_dtype in HALF else 128
+    return 128 if call.arch in BLACKWELL else 256
 
 
 def training_tile(call: Call) -> Tile:
     """The tile of the kernel that forms both gradients: pixels × channels × filters of a block."""
-    k = min(BLOCK, power_of_two(call.filters, 16))
+    k = min(64 if call.filters <= 128 else 32, power_of_two(call.filters, 16))
     filters = -(-call.filters // k) * k
     n = 128 if filters <= 128 and call.channels > 64 else 64
     warps = 8 if filters * n > 64 * 64 else 4
     element, out, m = call.dtype.itemsize, call.out_dtype.itemsize, 64
     source = m * filters * out * (1 if call.power == 1 else 2)
-    kept = filters * n * element + m * (k + n) * element + (13 << 10 if in_registers(call) else 40 << 10)
+    kept = filters * n * element + m * (k + n) * element + (40 << 10 if call.arch in BLACKWELL else 13 << 10)
     copied = source + m * n * element
     return Tile(m, n, k, warps, 3 if kept + 2 * copied <= _SHARED // residents(warps) else 2)
 
