@@ -99,10 +99,11 @@ def predicted(found: list[Layer], arch: str) -> list[dict]:
 
 def prediction_table(rows: list[dict], arch: str) -> Iterator[str]:
     yield f"\n## {arch}: predicted, not measured (cost model, bf16, batch {IMAGES}), µs"
-    yield "\n| layer | direction | plain | one-pass | semi | vendor | chosen | chosen ÷ plain |"
-    yield "|---|---|---:|---:|---:|---:|---|---:|"
+    names = ("plain", *dict.fromkeys(c.name for c in TRANSFORM.candidates_of("triton")))
+    yield f"\n| layer | direction | {' | '.join(names)} | chosen | chosen ÷ plain |"
+    yield f"|---|---|{'---:|' * len(names)}---|---:|"
     for row in rows:
-        times = (f"{row[name]:.0f}" if name in row else "–" for name in ("plain", "one-pass", "semi", "vendor"))
+        times = (f"{row[name]:.0f}" if name in row else "–" for name in names)
         cells = row["layer"], row["direction"], *times, row["chosen"], f"{row['chosen/plain']:.2f}"
         yield f"| {' | '.join(cells)} |"
     directions = (*DIRECTIONS, SECOND)
