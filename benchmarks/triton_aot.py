@@ -193,9 +193,10 @@ def started(chosen: list[Layer], arch: str) -> dict[aot.Specialisation, tuple[st
 def loop_time(row: dict, call: Call, grid: tuple[int, ...]) -> dict:
     """Cycles of a step of the loop and predicted µs of all steps, of products on a GPU in ``CLOCK``.
 
-    A multiprocessor issues one instruction to each of four warps a cycle.
+    A multiprocessor issues one instruction to each of four warps a cycle. None where TMA copies: a program of these
+    kernels takes many tiles, whose ends are branches of the loop.
     """
-    if row["arch"] not in CLOCK or not row.get("loop") or len(row["tile"]) != 3:
+    if row["arch"] not in CLOCK or not row.get("loop") or len(row["tile"]) != 3 or row["copies"] == "TMA":
         return {}
     processors, rate, flops = CLOCK[row["arch"]]
     m, n, k = row["tile"]

@@ -21,11 +21,12 @@ NAME = "tma"
 SHARE = {"sm_90": 0.75, "sm_100": 0.6}
 """Architecture -> the rate of these kernels' products as a share of the vendor's; assumed, until ``tune`` measures."""
 
-READ, FORMED, BOTH = 4, 14, 19
+READ, FORMED, BOTH = 7, 14, 19
 """The instructions of a thread for each value of x that the forward reads for its norm, of u that the explanation
-forms, and of u that the kernel of both gradients forms and uses; counted in binaries for sm_90
-(``python -m benchmarks.triton_aot``)."""
-
+forms, and of u that the kernel of both gradients forms and uses."""
+WRITTEN = {"forward": 8, "explanation": 3}
+"""Those for each value of y and of dx at the end of a tile. All are counted in binaries for sm_90, where
+``python -m benchmarks.triton_aot`` shows the instructions of a loop."""
 PROGRAMS = 132
 """The programs that are assumed to form parts of dw."""
 
@@ -38,12 +39,12 @@ def _kernels(call: Call, direction: str) -> Iterator[Kernel]:
         yield Kernel(s.grad + 2 * s.x + s.w, 2 * s.flops, True, formed)
         yield Kernel(2 * 4.0 * call.filters * call.channels * max(1, PROGRAMS // parts))
         yield Kernel(2 * s.w)
-    elif direction == "forward":
-        read = float(READ) * call.pixels * call.channels * -(-call.filters // tile.n)
-        yield Kernel(s.x + s.w + s.y + s.saved + s.n, s.flops, True, read * (call.power != 1))
-    else:
-        formed = float(FORMED) * call.pixels * call.filters * -(-call.channels // tile.n)
-        yield Kernel(s.grad + s.w + s.x, s.flops, True, formed)
+        return
+    forward = direction == "forward"
+    columns, depth = (call.filters, call.channels) if forward else (call.channels, call.filters)
+    walked = (READ if forward else FORMED) * depth * -(-columns // tile.n)
+    moved = s.x + s.w + (s.y + s.saved + s.n if forward else s.grad)
+    yield Kernel(moved, s.flops, True, float(call.pixels) * (walked + WRITTEN[direction] * columns))
 
 
 def _cost(call: Call, direction: str) -> float:
