@@ -112,6 +112,20 @@ if "triton" in BACKENDS:
         plain, *_ = candidate.backward(passed, inputs, saved, call, None, True, needs)
         assert error(mapped, plain) < 2 * torch.finfo(torch.bfloat16).eps  # `passed` is rounded
 
+    @pytest.mark.parametrize("name", ["quirk", "bias"])
+    def test_partial_gradients(name, tma):
+        """Only what is asked for is computed, whatever is asked for, with the same bits."""
+        case = CASES[name]
+        inputs = [t.detach().to(DEVICE) for t in case.inputs(torch.bfloat16, 0, True) if t is not None]
+        together = [t.clone().requires_grad_() for t in inputs]
+        y = case(*together)
+        upward = torch.randn_like(y)
+        expected = torch.autograd.grad(y, together, upward)
+        for i, whole in enumerate(expected):
+            alone = [t.clone().requires_grad_(i == j) for j, t in enumerate(inputs)]
+            (found,) = torch.autograd.grad(case(*alone), alone[i], upward)
+            assert torch.equal(found, whole) and tma("training") == "triton tma"
+
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_nan_and_inf_reach_what_they_reach_in_the_reference(value, tma):
         """Their own row of y and dx, and dw, but no row that only shares a tile with them."""
