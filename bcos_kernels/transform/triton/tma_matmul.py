@@ -111,10 +111,10 @@ def matmul_dgrad_kernel(
 
 def described(t: Tensor, rows: int, columns: int) -> TensorDescriptor:
     """The descriptor of ``[N, C, H, W]`` in NHWC as a matrix ``[N·H·W, C]`` of such tiles."""
-    matrix = t.permute(0, 2, 3, 1).flatten(0, 2)
-    if matrix.data_ptr() % tma_tiles.ALIGNED:  # a view that begins within a tensor
-        matrix = matrix.clone()
-    return TensorDescriptor(matrix, list(matrix.shape), [matrix.shape[1], 1], [rows, columns])
+    if t.data_ptr() % tma_tiles.ALIGNED:  # a view that begins within a tensor
+        t = t.clone()
+    length = t.shape[1]
+    return TensorDescriptor(t, [t.numel() // length, length], [length, 1], [rows, columns])
 
 
 def programs(x: Tensor, tile: Tile) -> int:
