@@ -45,7 +45,7 @@ QUICK = (
     r"resnet50/(56x56-(64-k3|256-k1s1-64)|14x14-1024-k1s1-256)|resnext50/56x56-128-|vit_s/\d+-384-1536|"
     r"convnext_t/56x56-96-dw"
 )
-WAYS = ("one-pass", "semi", "graph", "vendor")
+WAYS = tuple(dict.fromkeys(c.name for c in TRANSFORM.candidates if c.backend == "triton" or c.compiles))
 CLOCK = {"sm_90": (132, 1.755e9, 4096)}
 """Multiprocessors, cycles/s and FLOP/cycle of one in half precision (H200), for the times of loops."""
 PRODUCTS = {
@@ -105,8 +105,8 @@ def predicted(found: list[Layer], arch: str) -> list[dict]:
 
 def prediction_table(rows: list[dict], arch: str) -> Iterator[str]:
     yield f"\n## {arch}: predicted, not measured (cost model, bf16, batch {IMAGES}), µs"
-    yield "\n| layer | direction | plain | one-pass | semi | graph | vendor | chosen | chosen ÷ plain |"
-    yield "|---|---|---:|---:|---:|---:|---:|---|---:|"
+    yield f"\n| layer | direction | plain | {' | '.join(WAYS)} | chosen | chosen ÷ plain |"
+    yield f"|---|---|{'---:|' * (1 + len(WAYS))}---|---:|"
     for row in rows:
         times = (f"{row[name]:.0f}" if name in row else "–" for name in ("plain", *WAYS))
         cells = row["layer"], row["direction"], *times, row["chosen"], f"{row['chosen/plain']:.2f}"
@@ -198,9 +198,10 @@ def started(chosen: list[Layer], arch: str) -> dict[aot.Specialisation, tuple[st
 def loop_time(row: dict, call: Call, grid: tuple[int, ...]) -> dict:
     """Cycles of a step of the loop and predicted µs of all steps, of products on a GPU in ``CLOCK``.
 
-    A multiprocessor issues one instruction to each of four warps a cycle.
+    A multiprocessor issues one instruction to each of four warps a cycle. None where TMA copies: a program of these
+    kernels takes many tiles, whose ends are branches of the loop.
     """
-    if row["arch"] not in CLOCK or not row.get("loop") or len(row["tile"]) != 3:
+    if row["arch"] not in CLOCK or not row.get("loop") or len(row["tile"]) != 3 or row["copies"] == "TMA":
         return {}
     processors, rate, flops = CLOCK[row["arch"]]
     m, n, k = row["tile"]

@@ -15,6 +15,7 @@ from bcos_kernels.gpu import cuda as loaded
 from bcos_kernels.gpu import triton as installed
 from bcos_kernels.transform import TRANSFORM, Spec, cuda, traffic, triton
 from bcos_kernels.transform.call import of_shapes
+from bcos_kernels.transform.triton import tma_tiles
 
 OF_TRITON, OF_CUDA = ({c.name for c in TRANSFORM.candidates_of(backend)} for backend in ("triton", "cuda"))
 CONV = of_shapes((2, 8, 5, 5), (4, 8, 3, 3), padding=(1, 1))
@@ -178,7 +179,7 @@ def test_without_the_extension(monkeypatch):
 )
 def test_candidates_of_triton(changed, missing):
     call = of_shapes(**{**LAYER, **changed})
-    assert serving("triton", call, "training") == OF_TRITON - set(missing)
+    assert serving("triton", call, "training") == OF_TRITON - {"tma", *missing}
     assert serving("triton", call, "forward") == ({"vendor"} if call.max_out > 16 else {"one-pass", "vendor"})
 
 
@@ -276,6 +277,48 @@ def test_a_measured_choice_that_refuses(monkeypatch):
     assert "; cuda graph refuses: no plan" in choice._choose(TRANSFORM, BOTH, call, "forward").reason
 
 
+MATRIX = {"x_shape": (256, 64, 56, 56), "weight_shape": (256, 64, 1, 1)}
+
+
+@pytest.mark.parametrize(
+    "changed, reason",
+    [
+        ({"arch": "sm_80"}, "the GPU's architecture is sm_80, allowed: sm_90, sm_100, sm_103"),
+        ({"arch": "gfx942"}, "the GPU's architecture is gfx942, allowed: "),
+        ({"dtype": torch.float32}, "dtype is torch.float32, allowed: torch.float16, torch.bfloat16"),
+        ({"weight_shape": (256, 64, 3, 3)}, "kernel (3, 3), stride (1, 1), padding (0, 0), allowed: 1×1, stride 1"),
+        ({"stride": (2, 2)}, "stride (2, 2)"),
+        ({"padding": (1, 1)}, "padding (1, 1)"),
+        ({"max_out": 2}, "groups=1 and max_out=2, allowed: 1"),
+        ({"weight_shape": (256, 32, 1, 1), "groups": 2}, "groups=2 and max_out=1, allowed: 1"),
+        ({"x_shape": (256, 60, 56, 56), "weight_shape": (256, 60, 1, 1)}, "60 channels of 2 bytes, allowed: multiples"),
+        ({"weight_shape": (1001, 64, 1, 1)}, "1001 filters of 2 bytes, allowed: multiples of 16 bytes"),
+        ({"x_shape": (2**31 - 1, 64), "weight_shape": (256, 64)}, "2147483647 pixels, allowed: at most 2147352576"),
+    ],
+)
+def test_what_tma_does_not_take_is_named(changed, reason):
+    taken, call = of_shapes(**MATRIX), of_shapes(**{**MATRIX, **changed})
+    for direction in DIRECTIONS:
+        assert tma_tiles.why_not(taken, direction) == [] and "tma" in serving("triton", taken, direction)
+        assert reason in tma_tiles.why_not(call, direction)[0]
+        assert "tma" not in serving("triton", call, direction) | serving("cuda", taken, direction)
+
+
+@pytest.mark.parametrize(
+    "changed, reason",
+    [
+        ({"b": 1.5}, "b is neither 1 nor 2"),
+        ({"b": None}, "b is neither 1 nor 2"),
+        ({"weight_shape": (264, 64, 1, 1)}, "264 filters, allowed: at most 256"),
+        ({"arch": "sm_100"}, "256 filters, allowed: at most 128"),
+    ],
+)
+def test_what_tma_does_not_train_is_named(changed, reason):
+    call = of_shapes(**{**MATRIX, **changed})
+    assert reason in tma_tiles.why_not(call, "training")[0]
+    assert {"tma"} <= serving("triton", call, "forward") & serving("triton", call, "explanation")
+
+
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_the_choice_is_the_shortest_prediction(direction, monkeypatch):
     monkeypatch.setattr(choice.tuned, "find", lambda call, direction: None)
@@ -294,6 +337,6 @@ def test_memory_and_arithmetic_decide():
     """Large images of few channels are bound by memory; small ones of many by arithmetic, the vendor's strength."""
     wide = of_shapes((256, 256, 56, 56), (64, 256, 1, 1))
     deep = of_shapes((256, 512, 7, 7), (512, 512, 3, 3), padding=(1, 1))
-    for backend, strong in (("cuda", "graph"), ("triton", "vendor")):
-        assert choice.predicted(TRANSFORM, backend, wide, "forward").candidate.name == "one-pass"
+    for backend, name, strong in (("cuda", "one-pass", "graph"), ("triton", "tma", "vendor")):
+        assert choice.predicted(TRANSFORM, backend, wide, "forward").candidate.name == name
         assert choice.predicted(TRANSFORM, backend, deep, "forward").candidate.name == strong

@@ -68,14 +68,17 @@ def cases() -> Iterator[tuple[str, Call, bool]]:
 
 
 def selection() -> dict[aot.Specialisation, str]:
-    """Every distinct kernel that the cases start, in every candidate, with the case that starts it first."""
+    """Every distinct kernel that the cases start, with the case that starts it first, in every candidate but tma.
+
+    The kernels of tma have a file of their own.
+    """
     found = {}
     for what, p, every_tile in cases():
         channels_last = what != "fp32 weights bf16 sm_90"  # one of them as PyTorch makes a weight
         for direction in DIRECTIONS:
             tried = set()
             for candidate, tile in choice.ways(TRANSFORM, "triton", p, direction):
-                if candidate in tried and not every_tile:
+                if candidate.name == "tma" or (candidate in tried and not every_tile):
                     continue
                 tried.add(candidate)
                 for started in launches(p, direction, candidate.name, tile, channels_last):

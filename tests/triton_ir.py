@@ -104,7 +104,7 @@ VIEWS = (
     "ttng.tmem_subslice",
 )
 UNCONCERNED = (
-    "ttg.local_load", "ttng.init_barrier", "ttng.inval_barrier", "ttng.fence_async_shared", "ttng.fence",
+    "ttng.init_barrier", "ttng.inval_barrier", "ttng.fence_async_shared", "ttng.fence", "ttng.barrier_expect",
 )  # fmt: skip
 WRITES = {"ttg.async_copy_global_to_local": 1, "ttg.local_store": 1, "ttng.tmem_store": 1}
 """Operation -> which operand it writes to."""
@@ -117,6 +117,8 @@ SCALARS = {
     "arith.xori": lambda a, b: a ^ b,
     "arith.remsi": lambda a, b: a % b,
     "arith.divsi": lambda a, b: a // b,
+    "arith.ceildivsi": lambda a, b: -(-a // b),
+    "arith.maxsi": max,
     "arith.extui": lambda a: a,
     "arith.extsi": lambda a: a,
     "arith.trunci": lambda a: a,
@@ -132,12 +134,20 @@ COMPARISONS = {
 
 
 class Pipeline:
-    """Runs a kernel's TTGIR on buffers; ``races`` names every buffer that is written while a product reads it."""
+    """Runs a kernel's TTGIR on buffers.
 
-    def __init__(self, ttgir: str) -> None:
-        self.values: dict[str, object] = {}
+    ``races`` names every buffer that is written while a product, or a copy to global memory, reads it, or that is read
+    before TMA has filled it. ``arguments`` are integers of the kernel whose values decide what it does next.
+    """
+
+    def __init__(self, ttgir: str, **arguments: int) -> None:
+        self.values: dict[str, object] = {f"%{name}": value for name, value in arguments.items()}
         self.pending: list[Product] = []
-        self.products = 0
+        self.landing: dict[Buffer, Buffer] = {}
+        """Buffers that TMA fills, and the barriers at which it says that it has."""
+        self.leaving: list[Buffer] = []
+        """Buffers that TMA copies to global memory."""
+        self.products = self.copies = 0
         self.races: list[str] = []
         self.run(operations(ttgir))
 
@@ -172,6 +182,8 @@ class Pipeline:
             return [int(COMPARISONS[operation.text.split(",")[0].strip()](*given)) if known else None]
         if name == "arith.select":
             return [None if given[0] is None else given[1] if given[0] else given[2]]
+        if name in ("tt.get_program_id", "tt.get_num_programs"):
+            return [self.values.get(f"%{name[7:]}")]
         if name in SCALARS:
             return [None if None in given else SCALARS[name](*given)]
         if name in ("ttg.local_alloc", "ttng.tmem_alloc"):
@@ -186,13 +198,26 @@ class Pipeline:
             return [given[0]]
         if name in WRITES:
             self.write(given[WRITES[name]])
+        elif name == "ttng.async_tma_copy_global_to_local":
+            self.copies += 1
+            self.write(buffers[0])
+            self.landing[buffers[0]] = buffers[1]
+        elif name == "ttng.async_tma_copy_local_to_global":
+            self.read(buffers[0])
+            self.leaving.append(buffers[0])
+        elif name == "ttng.async_tma_store_wait":
+            kept = int(re.search(r"pendings = (\d+)", operation.text)[1])
+            self.leaving = self.leaving[max(0, len(self.leaving) - kept) :]
+        elif name == "ttg.local_load":
+            self.read(given[0])
         elif name in ("ttng.warp_group_dot", "ttng.tc_gen5_mma"):
             self.multiply(operation, given)
         elif name == "ttng.warp_group_dot_wait":
             kept = int(re.search(r"pendings = (\d+)", operation.text)[1])
-            self.pending = self.pending[len(self.pending) - kept :] if kept else []
+            self.pending = self.pending[max(0, len(self.pending) - kept) :]
             return given
         elif name == "ttng.wait_barrier":
+            self.landing = {buffer: barrier for buffer, barrier in self.landing.items() if barrier != given[0]}
             reached = [i for i, product in enumerate(self.pending) if product.barrier == given[0]]
             self.pending = self.pending[reached[-1] + 1 :] if reached else self.pending
         elif name == "ttng.tc_gen5_commit":
@@ -209,20 +234,28 @@ class Pipeline:
         return [None] * len(operation.results)
 
     def write(self, buffer: Buffer) -> None:
-        if any(buffer in product.buffers for product in self.pending):
+        if buffer in self.leaving or any(buffer in product.buffers for product in self.pending):
             self.races.append(f"{buffer[0]}[{buffer[1]}]")
+
+    def read(self, buffer: Buffer) -> None:
+        if buffer in self.landing:
+            self.races.append(f"{buffer[0]}[{buffer[1]}] before it is filled")
 
     def multiply(self, operation: Operation, given: list) -> None:
         self.products += 1
+        for value in given[:2]:
+            if isinstance(value, tuple):
+                self.read(value)
         if "isAsync = true" in operation.text or "is_async" in operation.text:
             barrier = given[5] if operation.name == "ttng.tc_gen5_mma" and len(given) > 5 else None
             self.pending.append(Product({value for value in given[:3] if isinstance(value, tuple)}, barrier))
 
     def loop(self, operation: Operation) -> list:
         variable, bounds, first = _loop(operation)
-        start, _, stride = (self.values.get(bound) for bound in bounds)
+        start, end, stride = (self.values.get(bound) for bound in bounds)
+        turns = ROUNDS if None in (start, end, stride) else min(ROUNDS, -(-(end - start) // stride))
         carried = [self.values.get(value) for value in first.values()]
-        for turn in range(ROUNDS):
+        for turn in range(turns):
             self.values[variable] = None if None in (start, stride) else start + turn * stride
             self.values.update(zip(first, carried, strict=True))
             carried = self.run(operation.regions[0])
@@ -233,12 +266,12 @@ class Pipeline:
         if condition is not None:
             taken = operation.regions[0 if condition else 1 : 1 if condition else 2]
             return self.run(taken[0]) if taken else []
-        before = self.pending
+        before = self.pending, self.landing, self.leaving
         ends = []
         for region in operation.regions:
-            self.pending = list(before)
-            ends.append((self.run(region), self.pending))
-        yielded, self.pending = ends[0]
+            self.pending, self.landing, self.leaving = list(before[0]), dict(before[1]), list(before[2])
+            ends.append((self.run(region), self.pending, self.landing, self.leaving))
+        yielded, self.pending, self.landing, self.leaving = ends[0]
         return yielded
 
 

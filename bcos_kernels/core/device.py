@@ -8,7 +8,7 @@ import torch
 
 from . import _torch, env
 
-__all__ = ["architecture", "architecture_of", "tf32"]
+__all__ = ["architecture", "architecture_of", "multiprocessors", "tf32"]
 
 
 @cache
@@ -26,6 +26,14 @@ def architecture(index: int | None = None) -> str:
 def architecture_of(where: torch.device) -> str:
     """The architecture of a tensor's device; ``"none"`` where it is not a GPU."""
     return architecture(where.index) if where.type == "cuda" else "none"
+
+
+@cache
+def multiprocessors(where: torch.device) -> int:
+    """The multiprocessors of a GPU. The meta device stands for an H200, and a CPU, in Triton's interpreter, has two."""
+    if where.type == "cuda":
+        return torch.cuda.get_device_properties(where).multi_processor_count
+    return 132 if where.type == "meta" else 2
 
 
 def tf32(dtype: torch.dtype, device: str, is_linear: bool) -> bool:

@@ -18,10 +18,20 @@ from torch import Tensor
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .launch import Launch
 
-__all__ = ["ARCHITECTURES", "Compiled", "Pointer", "Resources", "Specialisation", "compiled", "specialise"]
+__all__ = [
+    "ARCHITECTURES",
+    "Compiled",
+    "Descriptor",
+    "Pointer",
+    "Resources",
+    "Specialisation",
+    "compiled",
+    "specialise",
+]
 
 
 class Architecture(NamedTuple):
@@ -53,13 +63,21 @@ class Pointer(NamedTuple):
     """Whether it has 2 GiB or more, beyond the reach of AMD's buffer instructions."""
 
 
+class Descriptor(NamedTuple):
+    """The properties of a tensor descriptor for which Triton specialises."""
+
+    dtype: torch.dtype
+    block: tuple[int, int]
+    """The rows and columns of a tile."""
+
+
 class Specialisation(NamedTuple):
     """All that a compiled kernel depends on; equal ones are compiled once."""
 
     arch: str
     module: str
     kernel: str
-    arguments: tuple[Pointer | int | float | None, ...]
+    arguments: tuple[Pointer | Descriptor | int | float | None, ...]
     constants: tuple[tuple[str, object], ...]
     warps: int
     stages: int
@@ -114,6 +132,8 @@ def specialise(started: Launch, arch: str) -> Specialisation:
 def _argument(value):
     if isinstance(value, Tensor):
         return Pointer(value.dtype, value.numel() * value.dtype.itemsize >= 1 << 31)
+    if isinstance(value, TensorDescriptor):
+        return Descriptor(value.base.dtype, tuple(value.block_shape))
     if isinstance(value, float):
         return 0.5
     if isinstance(value, int):  # one value for each kind that Triton specialises for: 1, multiples of 16, and the width
@@ -125,6 +145,10 @@ def _value(argument):
     if isinstance(argument, Pointer):
         count = (1 << 31) // argument.dtype.itemsize if argument.large else 1
         return torch.empty(count, dtype=argument.dtype, device="meta")
+    if isinstance(argument, Descriptor):
+        return TensorDescriptor.from_tensor(
+            torch.empty(argument.block, dtype=argument.dtype, device="meta"), list(argument.block)
+        )
     return argument
 
 

@@ -157,7 +157,7 @@ class Call(call.Call):
         """The pixels of the padded input times the groups: the most rows that a kernel indexes."""
         if self.spec.is_linear:
             return self.x_shape[0]
-        padded = (size + 2 * pad for size, pad in zip(self.x_shape[2:], self.spec.padding, strict=True))
+        padded = [size + 2 * pad for size, pad in zip(self.x_shape[2:], self.spec.padding, strict=True)]
         return self.x_shape[0] * prod(padded) * self.spec.groups
 
     @cached_property

@@ -24,6 +24,8 @@ CALLS = [
     (bcos_conv2d, (1, 40, 9, 9), (48, 40, 3, 3), {"padding": 1, "max_out": 2, "stride": 2}),
     (bcos_linear, (70, 200), (72, 200), {}),
 ]
+OWN = {"one-pass": CALLS, "semi": CALLS, "tma": [CALLS[1], CALLS[-1]]}
+"""The candidates with products of their own, and the calls that each of them takes."""
 
 
 def results(layer, x: torch.Tensor, weight: torch.Tensor, options: dict) -> list[torch.Tensor]:
@@ -35,9 +37,9 @@ def results(layer, x: torch.Tensor, weight: torch.Tensor, options: dict) -> list
 
 def main() -> None:
     count = 0
-    for candidate in ("one-pass", "semi"):
+    for candidate, calls in OWN.items():
         for dtype in (torch.bfloat16, torch.float32):
-            for layer, shape, filters, options in CALLS:
+            for layer, shape, filters, options in calls:
                 print(f"{layer.__name__} {shape} {filters} {options} {dtype} {candidate}", flush=True)
                 x, weight = torch.randn(shape).to(dtype), torch.randn(filters).to(dtype)
                 true = results(layer, *(t.double().requires_grad_() for t in (x, weight)), options | REFERENCE)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...adopt import report
 from ..terminal import factory
 from . import coda, layers, models
-from .contenders import Contender, Contest, build, in_a_line
+from .contenders import FOLDED, Contender, Contest, build, in_a_line
 from .devices import DeviceLost
 from .rows import failed, measured
 from .settings import QUICK_IMAGE, QUICK_MEASURE, QUICK_MODEL, Settings
@@ -180,8 +180,8 @@ class Bench:
                 raise DeviceLost(str(failure)) from failure
             return failed(failure)
         if self.settings.contenders is not None:
-            told = set(built) if "every contender" in found["refused"] else {*found["contenders"], *found["refused"]}
-            absent = dict.fromkeys(wanted - told - {"plain"}, "cannot serve this workload here")
+            there = set(built) - ({FOLDED} - found["contenders"].keys())
+            absent = dict.fromkeys(wanted - there - {"plain"}, "cannot serve this workload here")
             found["refused"] = {**found["refused"], **absent}
         return found
 

@@ -13,14 +13,14 @@ from ...core.formats import channels_last
 from ...gpu.launch import on_device_of
 from ..call import Call
 from ..spec import Inputs, Outputs
-from . import depthwise, implicit_gemm, patch_norm, scale, scale_second, tiles, vendor, weight_norm
+from . import depthwise, implicit_gemm, patch_norm, scale, scale_second, tiles, tma, vendor, weight_norm
 from . import implicit_gemm_gradients as gradients
 from .arguments import image
 from .weight_norm import Weights
 
 __all__ = [
     "backward", "depthwise_backward", "depthwise_forward", "forward", "one_pass_backward", "one_pass_forward",
-    "second", "semi_backward", "vendor_backward", "vendor_forward",
+    "second", "semi_backward", "tma", "vendor_backward", "vendor_forward",
 ]  # fmt: skip
 
 

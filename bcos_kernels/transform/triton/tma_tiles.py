@@ -1,0 +1,113 @@
+"""Which calls the kernels with TMA serve, and their tiles; every function depends on its arguments alone."""
+
+from __future__ import annotations
+
+from ...core.candidate import Tile
+from ..call import HALF, Call, power_of_two
+
+__all__ = ["ALIGNED", "in_registers", "residents", "tiles", "training_tile", "why_not"]
+
+ALIGNED = 16  # bytes of which TMA takes addresses and the lengths of rows as multiples
+BLACKWELL = ("sm_100", "sm_103")
+ARCHITECTURES = ("sm_90", *BLACKWELL)
+"""Those with TMA and 227 KiB of shared memory."""
+_MOST_ROWS = 2**31 - 2**17  # leaves the last step of a program an index of 32 bits
+_SHARED = 227 << 10
+_REGISTER_FILE, _REGISTERS = 65536, 255
+
+
+def why_not(call: Call, direction: str) -> list[str]:
+    """The reasons why the kernels with TMA do not serve one direction of a call; empty where they do."""
+    found = []
+    if call.device != "cpu" and call.arch not in ARCHITECTURES:
+        found.append(f"the GPU's architecture is {call.arch}, allowed: {', '.join(ARCHITECTURES)}")
+    if call.dtype not in HALF:
+        found.append(f"dtype is {call.dtype}, allowed: {', '.join(map(str, HALF))}")
+    if call.taps != 1 or call.stride != (1, 1) or call.padding != (0, 0):
+        window = f"kernel {call.kernel}, stride {call.stride}, padding {call.padding}"
+        found.append(f"the convolution has {window}, allowed: 1×1, stride 1, no padding")
+    if call.groups != 1 or call.max_out != 1:
+        found.append(f"groups={call.groups} and max_out={call.max_out}, allowed: 1")
+    for what, count, size in (
+        ("channels", call.channels, call.dtype.itemsize),
+        ("filters", call.filters, min(call.dtype.itemsize, call.out_dtype.itemsize)),
+    ):
+        if count * size % ALIGNED:
+            found.append(f"{count} {what} of {size} bytes, allowed: multiples of {ALIGNED} bytes")
+    if call.pixels > _MOST_ROWS:
+        found.append(f"{call.pixels} pixels, allowed: at most {_MOST_ROWS}")
+    if not found and direction == "training":
+        found += _no_training(call)
+    return found
+
+
+def _no_training(call: Call) -> list[str]:
+    if call.power == 0:
+        return ["b is neither 1 nor 2, for which the gradient of the norm needs more registers than there are"]
+    if call.filters > (most := _most_filters(call)):
+        return [f"{call.filters} filters, allowed: at most {most}, whose gradients fit the registers"]
+    return []
+
+
+def tiles(call: Call, direction: str) -> list[Tile]:
+    """The tiles of the product that forms y or dx, the best guess first."""
+    if direction == "training":
+        return [training_tile(call)]
+    forward = direction == "forward"
+    columns, depth = (call.filters, call.channels) if forward else (call.channels, call.filters)
+    k = min(64, power_of_two(depth, 16))
+    # A wide tile forms u for fewer tiles of columns. The norm beside the widest spills where A is not in registers.
+    wide = [(128, 128, 8), (128, 256, 8)] if forward else [(128, 256, 8), (128, 128, 8)]
+    found: dict[Tile, None] = {}
+    for m, n, warps in [*wide, (128, 64, 4), (64, 128, 4), (64, 64, 4)]:
+        if n > power_of_two(columns, 64) or m > power_of_two(call.pixels, 64):
+            continue
+        if forward and n == 256 and not in_registers(call):
+            continue
+        stages = (4, 3, 2) if warps == 4 else (3, 2)
+        room = _SHARED // residents(warps)
+        fitting = (s for s in stages if _bytes(call, forward, Tile(m, n, k, warps, s)) <= room)
+        if stage := next(fitting, None):
+            found[Tile(m, n, k, warps, stage)] = None
+    return list(found)
+
+
+def _bytes(call: Call, forward: bool, tile: Tile) -> int:
+    """Bytes of shared memory: what is copied, in a buffer less where it is read to registers, and stored."""
+    m, n, k, stages, out = tile.m, tile.n, tile.k, tile.stages, call.out_dtype.itemsize
+    element = call.dtype.itemsize
+    if forward:
+        left = m * k * element * (stages - in_registers(call))
+        stored = m * n * out * (1 + call.saves_linear)
+    else:
+        left = m * k * out * (stages - 1) * (1 if call.power == 1 else 2)
+        stored = m * n * element
+    return left + n * k * element * stages + stored + 1024
+
+
+def in_registers(call: Call) -> bool:
+    """Whether the forward moves the tiles of x to registers, so that the norm and the product may both read them."""
+    return call.power != 1 and call.arch not in BLACKWELL
+
+
+def _most_filters(call: Call) -> int:
+    """The most filters whose rows of dw, 64 channels wide, leave the kernel of both gradients registers for u."""
+    return 128 if call.arch in BLACKWELL else 256
+
+
+def training_tile(call: Call) -> Tile:
+    """The tile of the kernel that forms both gradients: pixels × channels × filters of a block."""
+    k = min(64 if call.filters <= 128 else 32, power_of_two(call.filters, 16))
+    filters = -(-call.filters // k) * k
+    n = 128 if filters <= 128 and call.channels > 64 else 64
+    warps = 8 if filters * n > 64 * 64 else 4
+    element, out, m = call.dtype.itemsize, call.out_dtype.itemsize, 64
+    source = m * filters * out * (1 if call.power == 1 else 2)
+    kept = filters * n * element + m * (k + n) * element + (40 << 10 if call.arch in BLACKWELL else 13 << 10)
+    copied = source + m * n * element
+    return Tile(m, n, k, warps, 3 if kept + 2 * copied <= _SHARED // residents(warps) else 2)
+
+
+def residents(warps: int) -> int:
+    """The programs that share a multiprocessor, as many as its registers hold."""
+    return _REGISTER_FILE // (32 * warps * _REGISTERS)

@@ -1,0 +1,231 @@
+"""The candidate tma: 1×1 convolutions and linear layers by Triton's kernels with tensor descriptors.
+
+In the interpreter two or four programs take all tiles, so that each has several.
+"""
+
+from dataclasses import replace
+
+import pairs_checks
+import pytest
+import torch
+from cases import Case, error
+from pairs_checks import check_pair, formed  # noqa: F401
+from parity import check
+from where import BACKENDS, DEVICE, STANDS_IN
+
+from bcos_kernels.core import choice, dispatch
+from bcos_kernels.transform import TRANSFORM, Inputs, Outputs
+from bcos_kernels.transform.call import of_shapes
+
+HALVES = (torch.bfloat16, torch.float16)
+CASES = {
+    "conv": Case("conv", (3, 72, 9, 11), (136, 72, 1, 1)),
+    "linear": Case("linear", (200, 136), (24, 136)),
+    "one row": Case("one row", (1, 8), (8, 8)),
+    "seven blocks": Case("seven blocks", (70, 40), (200, 40)),
+    "bias": Case("bias", (2, 24, 9, 9), (72, 24, 1, 1), {"normalize_weights": False}, True),
+    "bias, unit": Case("bias, unit", (70, 24), (72, 24), {}, True),
+    "b1": Case("b1", (70, 24), (72, 24), {"b": 1}),
+    "explain": Case("explain", (2, 72, 6, 6), (72, 72, 1, 1), {"detach": True}),
+    "quirk": Case("quirk", (70, 24), (72, 24), {"norm_eps": (1e-6, 1e-3)}),
+}
+EXPLAINED = {
+    "b2": Case("b2", (3, 72, 9, 11), (136, 72, 1, 1)),
+    "linear": Case("linear", (200, 136), (24, 136)),
+    "one row": Case("one row", (1, 8), (8, 8)),
+    "b1": Case("b1", (70, 72), (136, 72), {"b": 1}),
+    "b1.5": Case("b1.5", (130, 72), (136, 72), {"b": 1.5}),
+    "b2.5, bias": Case("b2.5, bias", (70, 136), (72, 136), {"b": 2.5}, True),
+}
+
+SEEDS = range(2) if STANDS_IN else range(5)
+
+
+def typed(cases: dict[str, Case]) -> list[tuple[str, torch.dtype]]:
+    """Names and dtypes: all of them on a GPU; a stand-in sees each case with another dtype."""
+    if not STANDS_IN:
+        return [(name, dtype) for name in cases for dtype in HALVES]
+    return [(name, HALVES[index % 2]) for index, name in enumerate(cases)]
+
+
+if "triton" in BACKENDS:
+
+    @pytest.fixture(autouse=True)
+    def backend(monkeypatch):
+        """Triton alone has the candidate."""
+        monkeypatch.setattr(dispatch, "FORCED", "triton")
+
+    @pytest.fixture
+    def tma():
+        """The candidate serves every direction that it can; ``tma(direction)`` tells who served it last."""
+        with choice.forced("tma") as chosen:
+            yield lambda direction: str(chosen[direction][1].candidate)
+
+    @pytest.mark.parametrize("name, dtype", typed(CASES))
+    def test_against_float64(name, dtype, tma):
+        case = CASES[name]
+        check(case, None, dtype, device=DEVICE, seeds=SEEDS, formats=(True,))
+        assert tma("forward") == tma("training") == "triton tma"
+
+    def explanation(case: Case, dtype: torch.dtype):
+        """(y, dx) with the scale frozen, without a gradient of the weight, and the same in float64."""
+        case = replace(case, options={**case.options, "detach": True})
+        x, weight, bias = (None if t is None else t.detach() for t in case.inputs(dtype, channels_last=True))
+        grad = torch.randn(case.naive(x, weight, bias).shape).to(dtype)
+        found = []
+        for call, kind, where in (
+            (case, dtype, DEVICE),
+            (case.naive, torch.float64, "cpu"),
+            (case.naive, dtype, "cpu"),
+        ):
+            mine, w, b = (None if t is None else t.to(where, kind) for t in (x, weight, bias))
+            y = call(mine.requires_grad_(), w, b)
+            found.append((y.detach().cpu(), torch.autograd.grad(y, mine, grad.to(where, kind))[0].cpu()))
+        return found
+
+    @pytest.mark.parametrize("name, dtype", typed(EXPLAINED))
+    def test_explanation_against_float64(name, dtype, tma):
+        ours, exact, theirs = explanation(EXPLAINED[name], dtype)
+        assert tma("explanation") == "triton tma"
+        for mine, truth, reference in zip(ours, exact, theirs, strict=True):
+            assert error(mine, truth) <= 1.1 * error(reference, truth) + torch.finfo(dtype).eps
+
+    @pytest.mark.parametrize("mode", ["training", "explanation"])
+    def test_pairs(mode, tma, formed, monkeypatch):
+        """The map of the norm behind a layer is applied where the gradient is read."""
+        monkeypatch.setitem(pairs_checks.LAYERS, "aligned", lambda: pairs_checks.L.BcosConv2d(16, 8, 1))
+        check_pair("aligned", "batch", torch.bfloat16, torch.channels_last, mode, DEVICE, formed)
+        assert tma("training") == "triton tma"
+
+    def test_an_explanation_through_a_map(tma):
+        case = EXPLAINED["b2"]
+        x, weight, _ = (None if t is None else t.detach().to(DEVICE) for t in case.inputs(torch.bfloat16, 0, True))
+        call = of_shapes(case.x, case.weight, device=DEVICE)
+        candidate = next(c for c in TRANSFORM.candidates_of("triton") if c.name == "tma")
+        inputs = Inputs(x, weight, None, None)
+        saved = Outputs(*candidate.forward(inputs, call, None))
+        grad, given = torch.randn_like(saved.y), torch.randn(4, case.weight[0], device=DEVICE)
+        of_grad, of_y, mean, constant = given[:, None, :, None, None]
+        passed = (grad.float() * of_grad + (saved.y.float() - mean) * of_y + constant).to(grad.dtype)
+        needs = (True, False, False, False)
+        mapped, *_ = candidate.backward(grad, inputs, saved, call, None, True, needs, gradient_map=given)
+        plain, *_ = candidate.backward(passed, inputs, saved, call, None, True, needs)
+        assert error(mapped, plain) < 2 * torch.finfo(torch.bfloat16).eps  # `passed` is rounded
+
+    @pytest.mark.parametrize("name", ["quirk", "bias"])
+    def test_partial_gradients(name, tma):
+        """Only what is asked for is computed, whatever is asked for, with the same bits."""
+        case = CASES[name]
+        inputs = [t.detach().to(DEVICE) for t in case.inputs(torch.bfloat16, 0, True) if t is not None]
+        together = [t.clone().requires_grad_() for t in inputs]
+        y = case(*together)
+        upward = torch.randn_like(y)
+        expected = torch.autograd.grad(y, together, upward)
+        for i, whole in enumerate(expected):
+            alone = [t.clone().requires_grad_(i == j) for j, t in enumerate(inputs)]
+            (found,) = torch.autograd.grad(case(*alone), alone[i], upward)
+            assert torch.equal(found, whole) and tma("training") == "triton tma"
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_nan_and_inf_reach_what_they_reach_in_the_reference(value, tma):
+        """Their own row of y and dx, and dw, but no row that only shares a tile with them."""
+        case = CASES["quirk"]
+        x, weight, _ = (t if t is None else t.detach() for t in case.inputs(torch.bfloat16))
+        x[3, 2] = value
+        ours = [t.to(DEVICE).requires_grad_() for t in (x.clone(), weight.clone())]
+        exact = [t.double().requires_grad_() for t in (x, weight)]
+        y, truth = case(*ours), case.naive(*exact)
+        found = (y, *torch.autograd.grad(y, ours, torch.ones_like(y)))
+        expected = (truth, *torch.autograd.grad(truth, exact, torch.ones_like(truth)))
+        assert tma("training") == "triton tma"
+        for mine, true in zip(found, expected, strict=True):
+            assert torch.equal(mine.isfinite().cpu(), true.isfinite()) and not mine.isfinite().all()
+
+    def integers(*shape: int) -> torch.Tensor:
+        return torch.randint(-2, 3, shape).to(torch.bfloat16)
+
+    @pytest.mark.parametrize("shape", [(130, 136, 72), (70, 24, 200), (1, 8, 8)])
+    def test_small_integers_are_exact(shape, tma):
+        """y in fp32, dx and dw of b = 1 are sums of small integers, which bf16's products hold exactly."""
+        rows, channels, filters = shape
+        torch.manual_seed(0)
+        case = Case("integers", (rows, channels), (filters, channels), {"b": 1, "normalize_weights": False})
+        inputs, grad = (integers(rows, channels), integers(filters, channels)), integers(rows, filters)
+        for frozen in (False, True):
+            ours = [t.to(DEVICE).requires_grad_(t is inputs[0] or not frozen) for t in (t.clone() for t in inputs)]
+            ours[0].requires_grad_()
+            exact = [t.double().requires_grad_() for t in inputs]
+            y, truth = case(*ours, out_dtype=torch.float32, detach=frozen), case.naive(*exact)
+            wanted = 1 if frozen else 2
+            found = torch.autograd.grad(y, ours[:wanted], grad.to(DEVICE, torch.float32))
+            expected = torch.autograd.grad(truth, exact[:wanted], grad.double())
+            assert torch.equal(y.cpu().double(), truth)
+            for mine, true in zip(found, expected, strict=True):
+                assert torch.equal(mine.cpu(), true.to(mine.dtype))
+
+    def test_fp32_outputs_under_autocast(tma):
+        """The reference's dtypes: bf16 products, an output in fp32."""
+        case = CASES["conv"]
+        x, weight, _ = (None if t is None else t.detach().to(DEVICE) for t in case.inputs(torch.float32, 0, True))
+        x, weight = x.requires_grad_(), weight.requires_grad_()
+        with torch.autocast(DEVICE, torch.bfloat16):
+            y = case(x, weight)
+        grad = torch.randn_like(y)
+        found = (y, *torch.autograd.grad(y, (x, weight), grad))
+        assert tma("forward") == tma("training") == "triton tma" and y.dtype == torch.float32
+        exact = [t.detach().cpu().double().requires_grad_() for t in (x, weight)]
+        truth = case.naive(*exact)
+        truths = (truth, *torch.autograd.grad(truth, exact, grad.cpu().double()))
+        for mine, true in zip(found, truths, strict=True):
+            assert error(mine.cpu(), true) < 2 * torch.finfo(torch.bfloat16).eps
+
+    @pytest.mark.parametrize("direction", ["forward", "explanation"])
+    def test_every_tile(direction, tma):
+        """A tile changes the order of sums, never more."""
+        case = Case("tiles", (130, 72) if direction == "forward" else (130, 256), None, {"detach": True})
+        case = replace(case, weight=(256, 72) if direction == "forward" else (72, 256))
+        x, weight, _ = (None if t is None else t.detach().to(DEVICE) for t in case.inputs(torch.bfloat16))
+        first, dx = y_and_dx(case, x, weight)
+        with choice.forced(None) as chosen:
+            y_and_dx(case, x, weight)
+        ways = choice.ways(TRANSFORM, "triton", chosen[direction][0], direction)
+        tiles = [tile for candidate, tile in ways if candidate.name == "tma"]
+        assert len(set(tiles)) == len(tiles) == 5
+        for tile in tiles[1:]:
+            with choice.forced("tma", tile if direction == "forward" else None):
+                y = case(x.requires_grad_(), weight)
+            if direction == "forward":
+                assert error(y, first) < 4 * torch.finfo(torch.bfloat16).eps
+                continue
+            with choice.forced("tma", tile):
+                found = torch.autograd.grad(y, x, torch.ones_like(y))[0]
+            assert error(found, dx) < 4 * torch.finfo(torch.bfloat16).eps
+
+    def y_and_dx(case: Case, x, weight):
+        y = case(x.requires_grad_(), weight)
+        return y.detach(), torch.autograd.grad(y, x, torch.ones_like(y))[0]
+
+    def test_every_value_is_written(tma, monkeypatch):
+        """New tensors hold NaN, so that a value that no program stores is found."""
+        empty = torch.empty
+
+        def poisoned(*arguments, **options):
+            made = empty(*arguments, **options)
+            return made.fill_(float("nan")) if made.is_floating_point() and made.device.type != "meta" else made
+
+        case = CASES["conv"]
+        inputs = [t.detach().to(DEVICE).requires_grad_() for t in case.inputs(torch.bfloat16, 0, True)[:2]]
+        monkeypatch.setattr(torch, "empty", poisoned)
+        monkeypatch.setattr(torch, "empty_like", lambda t, **options: poisoned(t.shape, dtype=t.dtype, **options))
+        y = case(*inputs)
+        found = (y, *torch.autograd.grad(y, inputs, torch.ones_like(y)))
+        assert tma("training") == "triton tma" and all(t.isfinite().all() for t in found)
+
+    def test_a_view_that_begins_within_a_tensor(tma):
+        """TMA takes addresses that are multiples of 16 bytes."""
+        case = CASES["quirk"]
+        x, weight, _ = (None if t is None else t.detach().to(DEVICE) for t in case.inputs(torch.bfloat16))
+        moved = torch.empty(x.numel() + 1, dtype=x.dtype, device=DEVICE)[1:].view(x.shape).copy_(x)
+        assert moved.data_ptr() % 16 and torch.equal(case(moved, weight), case(x, weight))
+        wide = torch.cat([x, x[:, :1]], 1)[:1, :-1]  # one row, whose stride is no multiple of 16 bytes
+        assert torch.equal(case(wide, weight), case(x[:1].clone(), weight)) and tma("forward") == "triton tma"

@@ -1,0 +1,173 @@
+"""The Triton kernels with TMA compiled for GPUs that need not be there: resources, copies, tensor cores and races."""
+
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from typing import NamedTuple
+
+import pytest
+import torch
+from triton_ir import Pipeline, wrapping_products
+
+from bcos_kernels.core import choice
+from bcos_kernels.core.candidate import DIRECTIONS
+from bcos_kernels.gpu import aot
+from bcos_kernels.transform import TRANSFORM, Call
+from bcos_kernels.transform.call import of_shapes
+from bcos_kernels.transform.triton.launches import launches
+
+pytestmark = pytest.mark.slow
+
+WORKERS = 2
+SIZES = {
+    "pixels": 2000, "C": 192, "F": 192, "tiles": 30, "tiles_n": 2, "splits": 1, "get_program_id": 0,
+    "get_num_programs": 4,
+}  # fmt: skip
+"""Of a launch whose programs take several tiles of several steps: what a kernel's loops do depends on them."""
+UNITS = {"sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}
+
+
+def square(channels: int, *, arch: str = "sm_90", **options) -> Call:
+    return of_shapes((256, channels, 56, 56), (channels, channels, 1, 1), arch=arch, **options)
+
+
+def calls() -> Iterator[tuple[str, Call, tuple[str, ...], bool]]:
+    """(what, call, its directions, whether every tile)."""
+    yield "256 filters", square(256), DIRECTIONS, True
+    yield "64 filters", square(64), ("training",), False
+    yield "fp16, bias", square(128, dtype=torch.float16, bias=True), ("forward", "training"), False
+    yield "fp32 outputs", square(128, out_dtype=torch.float32), DIRECTIONS, False
+    yield "256 filters, fp32 outputs", square(256, out_dtype=torch.float32), ("map",), False
+    yield "b = 1", square(128, b=1.0), DIRECTIONS, False
+    yield "b = 1.5", square(128, b=1.5), ("forward", "explanation"), False
+    yield "detached", square(128, detach=True), ("training",), False
+    yield "256 filters in a pair", square(256), ("map",), False
+    yield "64 filters in a pair", square(64), ("map",), False
+    yield "few", of_shapes((50176, 24), (40, 24)), DIRECTIONS, False
+    yield "sm_100", square(128, arch="sm_100"), DIRECTIONS, False
+    yield "64 filters, sm_100", square(64, arch="sm_100"), DIRECTIONS, False
+    yield "256 filters, sm_100", square(256, arch="sm_100"), ("explanation",), False
+
+
+def selection() -> dict[aot.Specialisation, str]:
+    """Every distinct kernel with TMA that the calls start, and the call that starts it first."""
+    found = {}
+    for what, call, directions, every_tile in calls():
+        for direction in directions:
+            served = "training" if direction == "map" else direction
+            tiles = [t for c, t in choice.ways(TRANSFORM, "triton", call, served) if c.name == "tma"]
+            assert tiles, (what, direction)
+            for tile in tiles if every_tile else tiles[:1]:
+                for started in launches(call, direction, "tma", tile):
+                    specialised = aot.specialise(started, call.arch)
+                    if any(isinstance(argument, aot.Descriptor) for argument in specialised.arguments):
+                        found.setdefault(specialised, f"{what}, {direction}, {tile}")
+    for part in ("WITH_DX", "WITH_DW"):
+        (whole,) = (w for w, what in found.items() if what.startswith("64 filters, training"))
+        found[changed(whole, **{part: False})] = f"64 filters, not {part}"
+    return found
+
+
+def changed(what: aot.Specialisation, **constants) -> aot.Specialisation:
+    return what._replace(constants=tuple(sorted((dict(what.constants) | constants).items())))
+
+
+class Examined(NamedTuple):
+    """What is asserted on, of one compiled kernel."""
+
+    excesses: list[str]
+    products: int
+    """Asynchronous ones that were followed."""
+    copies: int
+    """Copies to shared memory by TMA that were followed."""
+    stores: bool
+    """Whether TMA copies results to memory."""
+    by_pointer: list[str]
+    """Loads and stores of whole tiles that TMA does not serve."""
+    races: list[str]
+    wrapping: list[str]
+    on_tensor_cores: bool
+
+
+def examine(what: aot.Specialisation) -> Examined:
+    """Compiles a kernel in a worker."""
+    kernel = aot.compiled(what)
+    pipeline = Pipeline(kernel.ttgir, **SIZES)
+    by_pointer = re.findall(
+        r"(?:tt\.load|tt\.store|async_copy_global_to_local) .*tensor<\d+x\d+x!tt\.ptr", kernel.ttgir
+    )
+    stores = "ttng.async_tma_copy_local_to_global" in kernel.ttgir
+    return Examined(
+        kernel.excesses(), pipeline.products, pipeline.copies, stores, by_pointer, pipeline.races,
+        wrapping_products(kernel.ttir), UNITS[what.arch] in kernel.assembly,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def kernels() -> dict[str, tuple[aot.Specialisation, Examined]]:
+    chosen = selection()
+    with ProcessPoolExecutor(min(WORKERS, os.cpu_count()), mp_context=get_context("spawn")) as pool:
+        results = list(pool.map(examine, chosen, chunksize=2))
+    return {origin: (what, result) for (what, origin), result in zip(chosen.items(), results, strict=True)}
+
+
+def test_no_kernel_spills_or_takes_more_than_there_is(kernels):
+    assert {what.kernel for what, _ in kernels.values()} == {
+        "matmul_fwd_kernel", "matmul_dgrad_kernel", "matmul_training_kernel",
+    }  # fmt: skip
+    excessive = {origin: found.excesses for origin, (_, found) in kernels.items() if found.excesses}
+    assert not excessive
+
+
+def test_tma_copies_every_tile(kernels):
+    """Where Triton falls back to loads by pointer, a kernel is right and slow, which nothing else would show."""
+    for origin, (what, found) in kernels.items():
+        constants = dict(what.constants)
+        with_dw = constants.get("WITH_DW", False)
+        assert found.copies > 9, origin
+        assert found.stores == constants.get("WITH_DX", True), origin
+        assert len(found.by_pointer) == with_dw * constants.get("BLOCKS", 0), origin  # the sums of dw, once
+
+
+def test_products_run_on_the_newest_tensor_cores(kernels):
+    assert all(found.on_tensor_cores for _, found in kernels.values())
+
+
+def test_no_buffer_is_refilled_while_it_is_read_or_read_before_it_is_filled(kernels):
+    assert all(found.products >= 9 for _, found in kernels.values())
+    racing = {origin: found.races for origin, (_, found) in kernels.items() if found.races}
+    assert not racing
+
+
+def test_no_offset_of_a_row_is_formed_in_32_bits(kernels):
+    wrapping = {origin: found.wrapping for origin, (_, found) in kernels.items() if found.wrapping}
+    assert not wrapping
+
+
+def test_the_checks_find_planted_faults():
+    """Tiles that a product and the norm read from shared memory; a barrier that is not waited for; a buffer too few."""
+    what = aot.specialise(launches(square(256), "forward", "tma")[-1], "sm_90")
+    ttgir = aot.compiled(what).ttgir
+    assert not Pipeline(ttgir, **SIZES).races
+    assert Pipeline(aot.compiled(changed(what, REGISTERS=False)).ttgir, **SIZES).races
+    for pattern, instead in (
+        (r"ttng\.wait_barrier[^\n]*", ""),
+        (r"(async_tma_store_wait \{pendings = )0", r"\g<1>1"),
+        (r"(warp_group_dot_wait [^{]*\{pendings = )[13]", r"\g<1>7"),
+    ):
+        faulty = re.sub(pattern, instead, ttgir)
+        assert faulty != ttgir and Pipeline(faulty, **SIZES).races, pattern
+
+
+def test_specialisations_are_what_triton_would_compile(monkeypatch):
+    """The arguments of a specialisation stand for those of the launch: Triton keys both alike."""
+    monkeypatch.setattr(aot.driver, "_active", aot._Driver("sm_90"))
+    for direction in DIRECTIONS:
+        for started in launches(replace(square(64), arch="sm_90"), direction, "tma"):
+            binder = started.kernel.create_binder()[-1]
+            what = aot.specialise(started, "sm_90")
+            keys = [binder(*a, **started.constants)[1] for a in (started.arguments, map(aot._value, what.arguments))]
+            assert keys[0] == keys[1], what
