@@ -203,7 +203,7 @@ class Untraceable(nn.Module):
         return self.norm(y) if x.sum() > -1 else y
 
 
-UNKNOWN = "it is not known to be all that reads"
+UNKNOWN = "no B-cos layer is known whose output it reads alone"
 
 
 @pytest.mark.parametrize(
@@ -226,6 +226,8 @@ def test_a_forward_that_depends_on_values():
     folded = bk.fold(model := ready(Untraceable()))
     assert max(differences(folded, model, torch.rand(2, 6, 24, 24).double())) < 1e-11
     assert isinstance(folded.block[1], FoldedNorm) and folded.norm.__class__ is model.norm.__class__
+    (reason,) = (row.reason for row in folded.folding.rows if row.name == "norm")
+    assert reason.startswith("torch.fx cannot trace the forward that calls it: TraceError: ")
 
 
 def test_modules_at_several_places():
@@ -238,6 +240,15 @@ def test_a_forward_of_the_instance():
     model.forward = lambda x: model[0](x)
     folded = bk.fold(model)
     assert not isinstance(folded[1], FoldedNorm)
+    assert folded.folding.rows[1].reason.endswith("it was assigned on the instance")
+
+
+def test_a_class_derived_from_our_layers():
+    class Mine(bk.BcosConv2d):
+        pass
+
+    model = nn.Sequential(Mine(6, 8, 3), NORM(8), bk.BcosConv2d(8, 5, 3))
+    assert "class Mine is derived" in check(ready(model), "stays as it is").folding.rows[0].reason
 
 
 @pytest.mark.parametrize("place", [0, 1])

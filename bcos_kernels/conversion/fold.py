@@ -18,7 +18,7 @@ from ..adopt import layer as layers
 from ..adopt import norm as norms
 from ..adopt.accelerate import check_model, plan_of
 from ..adopt.kinds import kind_of
-from ..modules import BcosConv1d, BcosConv2d, BcosConv2dWithScale, BcosConv3d, BcosLayer, BcosLinear, Detachable
+from ..modules import BcosConv1d, BcosConv2d, BcosConv3d, BcosLayer, BcosLinear, Detachable
 from ..transform.reference import unit_weight
 from .report import Report, Row
 
@@ -30,8 +30,8 @@ def fold(model: nn.Module) -> nn.Module:
 
     Every filter is divided by its norm once. Where b is 1 or 2, an uncentered batch norm that alone reads the output of
     a layer becomes a factor of the layer's weights (with b = 2 its root) and does nothing any more: the output of that
-    layer is then the norm's. Which norm reads which layer, :mod:`torch.fx` finds in the code; where it cannot
-    trace a module's forward, the norms of that forward stay. So does everything else that is in doubt. The attribute
+    layer is then the norm's. :mod:`torch.fx` finds which norm reads which layer; where it cannot trace a forward, the
+    norms that this forward calls stay. So does everything else that is in doubt. The attribute
     ``folding`` of the copy is a :class:`bcos_kernels.conversion.Report` of every layer and every norm.
 
     Args:
@@ -64,12 +64,13 @@ class _Formula(NamedTuple):
     """What a layer computes: ``|cos|^(b-1) · (ŵᵀx + bias) / scale``, with w itself where it is not ``unit``."""
 
     linear: Any
-    b: Any
+    b: float
     max_out: int
     unit: bool
     scale: float
 
 
+_ONE = torch.ones((), dtype=torch.float64)
 SHARED = "it or the layer before it stands at several places"
 
 
@@ -91,7 +92,9 @@ class _Folding:
         self.rows: list[Row] = []
         self.modules: dict[str, Any] = dict(model.named_modules())
         self.places = Counter(map(id, (module for _, module in model.named_modules(remove_duplicate=False))))
-        self.behind = dict(_followed(model))
+        self.untraced: dict[str, str] = {}
+        """Name of a module -> why its forward cannot be traced."""
+        self.behind = dict(_followed(model, "", self.untraced))
         """Name of a layer -> name of the norm that alone reads its output."""
 
     def run(self) -> list[Row]:
@@ -101,8 +104,15 @@ class _Folding:
             if _is_layer(module):
                 self._fold(name, module)
             elif name not in read and _is_norm(module):
-                self._row(name, type(module), None, "it is not known to be all that reads a B-cos layer's output")
+                self._row(name, type(module), None, self._unread(name))
         return self.rows
+
+    def _unread(self, name: str) -> str:
+        """Why a norm is not known to be the one reader of a layer's output."""
+        above = name.rpartition(".")[0]
+        if above in self.untraced:
+            return f"torch.fx cannot trace the forward that calls it: {self.untraced[above]}"
+        return "no B-cos layer is known whose output it reads alone"
 
     def _fold(self, name: str, layer: Any) -> None:
         """Folds a layer, and the norm behind it."""
@@ -114,19 +124,18 @@ class _Folding:
             if norm is not None:
                 self._row(behind, type(norm), None, "the layer before it stays as it is")
             return
-        factor: Tensor | str | None = None
+        factor: Tensor | str = _ONE
         if norm is not None:
             factor = _factor(norm, found) if self.places[id(norm)] == self.places[id(layer)] == 1 else SHARED
-        folds = isinstance(factor, Tensor)
-        made = _layer(layer, found, factor if isinstance(factor, Tensor) else torch.ones((), dtype=torch.float64))
+        folds = norm is not None and isinstance(factor, Tensor)
+        made = _layer(layer, found, factor if isinstance(factor, Tensor) else _ONE)
         _become(layer, made)
         self._row(name, kind, type(made), "with the norm behind it" if folds else "")
-        if norm is not None:
-            self._row(
-                behind, type(norm), FoldedNorm if folds else None, "in the layer before it" if folds else str(factor)
-            )
-            if folds:
-                _become(norm, FoldedNorm().eval())
+        if isinstance(factor, str):
+            self._row(behind, type(norm), None, factor)
+        elif folds:
+            self._row(behind, type(norm), FoldedNorm, "in the layer before it")
+            _become(norm, FoldedNorm().eval())
 
     def _row(self, name: str | None, kind: type, became: type | None, reason: str) -> None:
         title = None if became is None else became.__name__
@@ -159,21 +168,25 @@ class _Tracer(fx.Tracer):
         return known or super().is_leaf_module(m, module_qualified_name)
 
 
-def _followed(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, str]]:
+def _followed(model: nn.Module, name: str, untraced: dict[str, str]) -> Iterator[tuple[str, str]]:
     """The names of each layer whose output is read once, by a norm, and of that norm.
 
-    A forward that cannot be traced says nothing, and each of the modules that it calls is traced by itself.
+    A forward that cannot be traced is added to ``untraced``, and each of the modules that it calls is traced by itself.
     """
+    prefix = f"{name}." if name else ""
     if _is_layer(model) or _is_norm(model) or not any(map(_is_layer, model.modules())):
         return
     if "forward" in vars(model):  # it may call any module below, and fx would trace the one of the class
+        for below, _ in model.named_modules(prefix=name):
+            untraced[below] = "it was assigned on the instance"
         return
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
     try:
         graph = _Tracer().trace(copy.deepcopy(model, tensors))  # a forward may store what it is given
-    except Exception:  # whatever such a forward raises of symbolic values
-        for name, child in model.named_children():
-            yield from _followed(child, f"{prefix}{name}.")
+    except Exception as error:  # whatever such a forward raises of symbolic values
+        untraced[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
+        for below, child in model.named_children():
+            yield from _followed(child, f"{prefix}{below}", untraced)
         return
     calls = [node for node in graph.nodes if node.op == "call_module"]
     times = Counter(node.target for node in calls)
@@ -192,43 +205,45 @@ def _followed(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def _formula(module: Any) -> _Formula | str:
     """The formula of a layer; or the reason why it stays as it is."""
-    if isinstance(module, BcosLayer):
-        if (reason := layers.KIND.ours(module)).__class__ is str or (reason := _hooked(module)) is not None:
-            return reason
-        b, exact_two = module.exponent()
-        scale = module.scale if isinstance(module, BcosConv2dWithScale) else 1.0
-        return _checked(_Formula(module.linear, b, module.max_out, module.normalize_weights, scale), exact_two)
-    variant = layers.objection(module)
+    own = isinstance(module, BcosLayer)
+    if own and type(module).__module__ != BcosLayer.__module__:
+        return f"class {type(module).__name__} is derived from a layer of this package and may hold more"
+    variant = layers.KIND.ours(module) if own else layers.objection(module)
     if isinstance(variant, str):
         return variant
     if (reason := _hooked(module)) is not None:
         return reason
-    has = variant.attributes
+    if own:
+        (b, exact_two), max_out, unit = module.exponent(), module.max_out, module.normalize_weights
+        linear, scale = module.linear, getattr(module, "scale", 1.0)
+    elif (reason := _unlike_ours(module, variant.attributes)) is not None:
+        return reason
+    else:
+        (b, exact_two), unit = layers.exponent(module, variant), variant.normalize_weights
+        max_out = module.max_out if "max_out" in variant.attributes else 1
+        linear, scale = layers.weighted(module), layers.scale(module, variant) or 1.0
+    b = float(b.detach() if isinstance(b, Tensor) else b)
+    if b == 2 and not exact_two:
+        return "it adds an ε to the cosine at b = 2, which the layers of this package do not"
+    if variant.norm_eps != _OWN.norm_eps or (b != 2 and variant.cos_eps != _OWN.cos_eps):
+        return "its ε are not those of the layers of this package"
+    if scale != 1 and b not in DEGREES:
+        return f"its output is divided by {scale}, and b is neither 1 nor 2"
+    return _Formula(linear, b, max_out, unit, scale)
+
+
+_OWN = layers.KIND.ours(BcosLinear(1, 1))
+
+
+def _unlike_ours(module: Any, has: frozenset[str]) -> str | None:
+    """What a published layer has that the layers of this package have not."""
     if "dynamic_multiplication" in has:
         return "its explanation mode is the late one, which the backward reads"
     if not hasattr(module, "set_explanation_mode"):
         return "its explanation mode is not switched by set_explanation_mode, as that of a folded layer is"
     if "normalized_weights" in has and not module.normalized_weights:
         return "‖w‖ is part of its norm"
-    b, exact_two = layers.exponent(module, variant)
-    max_out = module.max_out if "max_out" in has else 1
-    scale = layers.scale(module, variant) or 1.0
-    found = _Formula(layers.weighted(module), b, max_out, variant.normalize_weights, scale)
-    if (variant.norm_eps, b == 2 or variant.cos_eps) != (_OWN.norm_eps, b == 2 or _OWN.cos_eps):
-        return "its ε are not those of the layers of this package"
-    return _checked(found, exact_two)
-
-
-_OWN = layers.KIND.ours(BcosLinear(1, 1))
-
-
-def _checked(found: _Formula, exact_two: bool) -> _Formula | str:
-    b = float(found.b.detach() if isinstance(found.b, Tensor) else found.b)
-    if b == 2 and not exact_two:
-        return "it adds an ε to the cosine at b = 2, which the layers of this package do not"
-    if found.scale != 1 and b not in DEGREES:
-        return f"its output is divided by {found.scale}, and b is neither 1 nor 2"
-    return found._replace(b=b)
+    return None
 
 
 DEGREES = (1, 2)
@@ -280,7 +295,7 @@ CONVOLUTIONS: dict[type, Any] = {nn.Conv1d: BcosConv1d, nn.Conv2d: BcosConv2d, n
 def _layer(module: Any, found: _Formula, factor: Tensor) -> BcosLayer:
     """The layer with weights that give ``factor`` times what ``module`` computes."""
     linear, plan = found.linear, plan_of(module)
-    root = factor / found.scale
+    root = factor.to(linear.weight.device) / found.scale
     root = root.sign() * root.abs() ** (1 / found.b) if found.b in DEGREES else root
     root = root.expand(len(linear.weight) // found.max_out).repeat_interleave(found.max_out)
     weight = linear.weight.detach().double()

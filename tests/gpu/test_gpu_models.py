@@ -78,6 +78,16 @@ def test_accelerated_network(name, backend):
     budget.check()
 
 
+def test_a_folded_network():
+    """The norms are in the weights, and the logits and explanations stay within the error of the network."""
+    model = bk.accelerate(network("resnet50")).float().to("cuda")
+    folded, x = bk.fold(model), images(9).float().to("cuda")
+    exact, top = results(model.double(), x.double())
+    for key, found in results(folded.requires_grad_(), x, top)[0].items():
+        if key != "training":  # its parameters are others
+            assert (found.double() - exact[key]).norm() <= 1e-4 * exact[key].norm()
+
+
 @pytest.mark.parametrize("pairs", [False, True])
 def test_a_graph_replays_whole_training_steps(pairs):
     """Every loss is that of the same steps without a graph; bf16 weights differ by a rounding where the vendor does."""
