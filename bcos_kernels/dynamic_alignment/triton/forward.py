@@ -14,14 +14,30 @@ from .formula import norm_of, norm_term, scale
 
 
 @triton.jit
-def dynamic_weights(h_rows, w_rows, inside, known, rank, acc, PRECISION: tl.constexpr, BK: tl.constexpr):
-    """acc + h wᵀ ``[BM, BN]`` for rows of h ``[.., rank]`` and of the weight ``[.., rank]``, which are pointers."""
-    for start in range(0, rank, BK):
+def rows_of_h(h_rows, inside, start, rank, BK: tl.constexpr):
+    """BK values of h [BM, BK] from ``start``, of the pixels whose rows begin at the pointers ``h_rows``."""
+    r = start + tl.arange(0, BK)
+    return tl.load(h_rows[:, None] + r[None, :], mask=inside[:, None] & (r < rank)[None, :], other=0.0)
+
+
+@triton.jit
+def dynamic_weights(
+    h, h_rows, w_ptr, bias_ptr, row, inside, known, rank,
+    WHOLE: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """w [BM, BN] of these rows of the weight and of the bias, which may be None.
+
+    ``h`` [BM, BK] holds all values of h if they are ``WHOLE``; else they come from ``h_rows``.
+    """
+    w_rows = w_ptr + row * rank
+    w = tl.zeros((BM, BN), tl.float32)
+    for start in range(0, BK if WHOLE else rank, BK):
         r = start + tl.arange(0, BK)
-        h = tl.load(h_rows[:, None] + r[None, :], mask=inside[:, None] & (r < rank)[None, :], other=0.0)
-        w = tl.load(w_rows[None, :] + r[:, None], mask=(r < rank)[:, None] & known[None, :], other=0.0)
-        acc = matmul(h, w, acc, PRECISION)
-    return acc
+        made = tl.load(w_rows[None, :] + r[:, None], mask=(r < rank)[:, None] & known[None, :], other=0.0)
+        w = matmul(h if WHOLE else rows_of_h(h_rows, inside, start, rank, BK), made, w, PRECISION)
+    if bias_ptr is not None:
+        w += tl.load(bias_ptr + row, mask=known, other=0.0).to(tl.float32)[None, :]
+    return w
 
 
 @triton.jit
@@ -45,9 +61,7 @@ def alignment_fwd_kernel(
     top = oh * SH - PH
     left = ow * SW - PW
     h_rows = h_ptr + site.to(tl.int64) * rank
-    r = tl.arange(0, BK)
-    if WHOLE:
-        h = tl.load(h_rows[:, None] + r[None, :], mask=inside[:, None] & (r < rank)[None, :], other=0.0)
+    h = rows_of_h(h_rows, inside, 0, rank, BK)
     l = tl.zeros((BM, BN), tl.float32)  # noqa: E741
     total = tl.zeros((BM, BN), tl.float32)
     for channel in range(C):
@@ -55,15 +69,7 @@ def alignment_fwd_kernel(
         more = tl.zeros((BM, BN), tl.float32)
         for tap in range(TAPS):
             row = (channel * TAPS + tap) * outputs + o.to(tl.int64)
-            w_rows = w_ptr + row * rank
-            w = tl.zeros((BM, BN), tl.float32)
-            if WHOLE:
-                made = tl.load(w_rows[None, :] + r[:, None], mask=(r < rank)[:, None] & known[None, :], other=0.0)
-                w = matmul(h, made, w, PRECISION)
-            else:
-                w = dynamic_weights(h_rows, w_rows, inside, known, rank, w, PRECISION, BK)
-            if bias_ptr is not None:
-                w += tl.load(bias_ptr + row, mask=known, other=0.0).to(tl.float32)[None, :]
+            w = dynamic_weights(h, h_rows, w_ptr, bias_ptr, row, inside, known, rank, WHOLE, PRECISION, BM, BN, BK)
             at_h = top + tap // KW
             at_w = left + tap % KW
             sees = inside & (at_h >= 0) & (at_h < H) & (at_w >= 0) & (at_w < W)

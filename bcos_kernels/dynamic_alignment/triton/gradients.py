@@ -21,7 +21,7 @@ from ..spec import Outputs
 from . import tiles
 from .arguments import precision, wide_precision, window
 from .formula import scale, slope
-from .forward import dynamic_weights
+from .forward import dynamic_weights, rows_of_h
 
 __all__ = ["dh", "du", "dweight", "patches", "upstream", "wide_weight"]
 
@@ -60,22 +60,12 @@ def alignment_du_kernel(
     known = p < patch
     image = (site // plane).to(tl.int64)
     h_rows = h_ptr + (site % pixels).to(tl.int64) * rank
-    r = tl.arange(0, BK)
-    if WHOLE:
-        h = tl.load(h_rows[:, None] + r[None, :], mask=inside[:, None] & (r < rank)[None, :], other=0.0)
+    h = rows_of_h(h_rows, inside, 0, rank, BK)
     zeros = tl.zeros((BM,), tl.int64)  # make products of 64 bits
     du = tl.zeros((BM, BN), tl.float32)
     for o in range(outputs):
         row = p.to(tl.int64) * outputs + o
-        w_rows = w_ptr + row * rank
-        w = tl.zeros((BM, BN), tl.float32)
-        if WHOLE:
-            made = tl.load(w_rows[None, :] + r[:, None], mask=(r < rank)[:, None] & known[None, :], other=0.0)
-            w = matmul(h, made, w, PRECISION)
-        else:
-            w = dynamic_weights(h_rows, w_rows, inside, known, rank, w, PRECISION, BK)
-        if bias_ptr is not None:
-            w += tl.load(bias_ptr + row, mask=known, other=0.0).to(tl.float32)[None, :]
+        w = dynamic_weights(h, h_rows, w_ptr, bias_ptr, row, inside, known, rank, WHOLE, PRECISION, BM, BN, BK)
         if norm_ptr is None:
             of_u = tl.load(of_u_ptr + o * (zeros + sites) + site, mask=inside, other=0.0)
         else:
