@@ -5,9 +5,8 @@ import torch
 
 import bcos_kernels as bk
 from bcos_kernels.cli.bench import host
-from bcos_kernels.core import dispatch
+from bcos_kernels.core import dispatch, kernels
 from bcos_kernels.core.candidate import Backend
-from bcos_kernels.core.op import Op
 from bcos_kernels.functional import bcos_conv2d as conv2d
 from bcos_kernels.functional import bcos_linear as linear
 from bcos_kernels.transform import TRANSFORM, checks, functional
@@ -132,10 +131,10 @@ def test_dtype_device_and_autocast_have_their_own_answers():
 
 
 def test_the_backend_is_chosen_anew_when_the_choice_changes(monkeypatch):
-    chosen = []
-    for name in ("forward", "backward"):
-        original = getattr(Op, name)
-        monkeypatch.setattr(Op, name, lambda *args, f=original: chosen.append(args[-1]) or f(*args))
+    chosen, of = [], kernels.of
+    monkeypatch.setattr(
+        kernels, "of", lambda op, call, backend, *rest: chosen.append(backend) or of(op, call, backend, *rest)
+    )
     conv2d(X, W)
     monkeypatch.setattr(dispatch, "FORCED", "reference")
     conv2d(X, W)

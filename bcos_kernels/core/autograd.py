@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import tally
-from . import _torch, pairs
+from . import _torch, kernels, pairs
 from .op import Op, library
 
 __all__ = ["EagerFunction", "apply", "register"]
@@ -44,7 +44,7 @@ def _backward(ctx, grad, joined: tuple, needs: tuple[bool, ...]) -> tuple:
         return found
     if joins:
         return op.joined(grad, joined, inputs, saved, call, frozen, used, backend, gradient_map)
-    if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or _torch.is_seen((grad, *inputs))):
+    if _is_recorded_in_eager_mode((grad, *inputs)):
         pairs.record(ctx)
         tensors = (grad, *inputs, *saved, *intermediates)
         return EagerBackward.apply(op, call, backend, ctx.late, frozen, used, *tensors)
@@ -53,6 +53,11 @@ def _backward(ctx, grad, joined: tuple, needs: tuple[bool, ...]) -> tuple:
         return op.backward(grad, inputs, saved, call, frozen, used, backend, gradient_map)
     finally:
         _running.late = None
+
+
+def _is_recorded_in_eager_mode(tensors: tuple) -> bool:
+    """Whether a backward of these tensors is differentiated, and nothing beside autograd must see it."""
+    return torch.is_grad_enabled() and not (torch.compiler.is_compiling() or _torch.is_seen(tensors))
 
 
 class _Running(threading.local):
@@ -285,9 +290,25 @@ def apply(op: Op, inputs, call, late: Late, backend: str) -> tuple[Tensor, ...]:
 
 
 def _eager(op: Op, inputs, call, late: Late, backend: str) -> tuple[Tensor, ...]:
+    if late is None and (served := kernels.of(op, call, backend, _by_operators)) is not None:
+        outputs = served(inputs)
+        if outputs is not None:  # else something must see the operators
+            return outputs
     if torch.is_grad_enabled():
         return EagerFunction.apply(op, call, late, backend, *inputs)[: op.returned]
     return op.forward(inputs, call, backend)[: op.returned]
+
+
+def _by_operators(
+    op: Op, spec, backend: str, grad: Tensor, inputs: list, saved: list, needs: list[bool], gradient_map: Tensor | None
+) -> tuple:
+    """The backward of a call of :mod:`.kernels` where it is differentiated, or where operators must be seen."""
+    made, used = op.inputs(*inputs), tuple(needs)
+    outputs = op.outputs(saved[0], *(inputs[0].new_empty(0) if t is None else t for t in saved[1:]))
+    call = op.call(made, spec)
+    if _is_recorded_in_eager_mode((grad, *inputs)):
+        return EagerBackward.apply(op, call, backend, None, False, used, grad, *inputs, *outputs)
+    return op.backward(grad, made, outputs, call, False, used, backend, gradient_map)
 
 
 def _transformed(op: Op, inputs, call, late: Late, backend: str) -> tuple[Tensor, ...]:

@@ -80,6 +80,11 @@ class Candidate:
     the map ``[4, C]`` of dx in its place; for calls with :attr:`bcos_kernels.core.call.Call.has_gradient_map`."""
     takes_gradient_map: bool = False
     """Whether ``backward`` has an argument ``gradient_map``: what ``grad`` still has to pass, or None."""
+    kernels: Callable[[Any, Callable[..., tuple]], Any] | None = None
+    """``kernels(call, by_operators)``: an object whose call with the inputs returns the outputs and records a backward
+    by ``backward``'s kernels, both without a step through Python, for all calls with the same spec and dtype; None for
+    those that have none. ``by_operators(grad, inputs, saved, needs)`` is the backward that operators can see; see
+    ``csrc/common/autograd/recorded.h``."""
     takes_rows: Callable[[Any, int], bool] = _never
     """``takes_rows(call, rows)``: whether ``backward``, asked for the gradient of x alone with the scale frozen, takes
     so many gradients of every image at once, ``[T·N, ...]`` beside inputs and saved outputs of N images, and returns as
