@@ -20,7 +20,7 @@ OPS = ("transform", "norm", "dynamic_alignment")
 """The folders on the floor ``op``; none knows another."""
 
 CORE = [
-    "autograd", "pairs", "kernels", "op", "choice", "tuned", "dispatch", "half", "candidate", "device", "call",
+    "autograd", "pairs", "kernels", "plans", "op", "choice", "tuned", "dispatch", "half", "candidate", "device", "call",
     "checks", "extension",
 ]  # fmt: skip
 """Within ``core``, as above; below them ``_torch``, ``env`` and ``formats``."""

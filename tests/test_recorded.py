@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 from cases import IDS, error
+from recorded_calls import by_python, is_recorded
 from torch import nn
 from torch.autograd import grad
 from torch.autograd.graph import saved_tensors_hooks
@@ -12,20 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import bcos_kernels as bk
-from bcos_kernels.core import kernels
 
 LAYER = IDS["conv3x3"]
 NAMES = ["conv3x3", "grouped", "depthwise", "max_out", "explain", "b1", "b1.5", "bias", "linear", "linear_3d"]
-
-
-def is_recorded(y) -> bool:
-    return kernels.maker_of(y) is not None
-
-
-@pytest.fixture
-def by_python(monkeypatch):
-    """Turns the extension's calls off: those after ``by_python()`` are recorded by Python's Function."""
-    return lambda: monkeypatch.setattr(kernels, "of", lambda *args: None)
 
 
 def layer_results(name, dtype):
@@ -47,19 +37,19 @@ def norm_results(dtype, **options):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", [name for name in NAMES if name in IDS])
-def test_both_paths_give_the_same_bits(name, dtype, by_python):
+def test_both_paths_give_the_same_bits(name, dtype, monkeypatch):
     torch.manual_seed(0)
     mine = layer_results(name, dtype)
-    by_python()
+    by_python(monkeypatch)
     for a, b in zip(mine, layer_results(name, dtype), strict=True):
         assert torch.equal(a, b) and a.stride() == b.stride()
 
 
 @pytest.mark.parametrize("options", [{}, {"over": "group", "centered": True}, {"detach": True}])
-def test_both_paths_give_the_same_norms(options, by_python, monkeypatch):
+def test_both_paths_give_the_same_norms(options, monkeypatch):
     torch.manual_seed(0)
     mine = norm_results(torch.bfloat16, **options)
-    by_python()
+    by_python(monkeypatch)
     monkeypatch.setitem(globals(), "is_recorded", lambda y: True)
     torch.manual_seed(0)
     for a, b in zip(mine, norm_results(torch.bfloat16, **options), strict=True):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from .. import tally
 from . import _torch, kernels, pairs
 from .op import Op, library
 
-__all__ = ["EagerFunction", "apply", "register"]
+__all__ = ["EagerFunction", "apply", "kernels_of", "register"]
 
 Late = MutableMapping | None
 """The late explanation mode: ``late["fixed_weights"]`` is read when the backward runs."""
@@ -281,19 +282,30 @@ def _of_some(values: tuple, chosen, function):
     return partial
 
 
-def apply(op: Op, inputs, call, late: Late, backend: str) -> tuple[Tensor, ...]:
-    """The returned outputs of a call: of the kernels, or of the reference where these lack a derivative."""
-    if torch.compiler.is_compiling() or _torch.transformed() or _torch.forward_derivatives():
+def apply(op: Op, inputs, call, late: Late, backend: str, served: Any = None) -> Sequence[Tensor]:
+    """The returned outputs of a call: of the kernels, or of the reference where these lack a derivative.
+
+    ``served`` is what :func:`kernels_of` returned for the call.
+    """
+    if torch.compiler.is_compiling() or _torch.forward_derivatives():
+        return _transformed(op, inputs, call, late, backend)
+    if served is not None and late is None:
+        outputs = served(inputs)
+        if outputs is not None:  # else something must see the operators
+            tally.fused()
+            return outputs
+    if _torch.transformed():
         return _transformed(op, inputs, call, late, backend)
     tally.fused()
     return _eager(op, inputs, call, late, backend)
 
 
+def kernels_of(op: Op, call, backend: str) -> Any:
+    """What serves the call without a step through Python; None where Python takes part, or a compiler traces."""
+    return None if torch.compiler.is_compiling() else kernels.of(op, call, backend, _by_operators)
+
+
 def _eager(op: Op, inputs, call, late: Late, backend: str) -> tuple[Tensor, ...]:
-    if late is None and (served := kernels.of(op, call, backend, _by_operators)) is not None:
-        outputs = served(inputs)
-        if outputs is not None:  # else something must see the operators
-            return outputs
     if torch.is_grad_enabled():
         return EagerFunction.apply(op, call, late, backend, *inputs)[: op.returned]
     return op.forward(inputs, call, backend)[: op.returned]

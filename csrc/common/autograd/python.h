@@ -4,6 +4,7 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "common/autograd/key.h"
 #include "common/autograd/recorded.h"
 
 namespace bcos {
@@ -44,6 +45,7 @@ inline void bind_calls(pybind11::module_ m) {
            torch::wrap_pybind_function_no_gil([](const Kernels& kernels, const OptionalTensors& inputs) {
              return call(kernels, from_optional(inputs));
            }));
+  m.def("key_of", &key_of);
   m.def("maker_of", &maker_of, py::return_value_policy::reference, "y"_a);
   m.def("leave", &leave, "y"_a, "grad"_a, "map"_a, "message"_a);
 }

@@ -41,7 +41,7 @@ bool is_seen(at::TensorList tensors) {
          std::any_of(tensors.begin(), tensors.end(), [](const at::Tensor& t) { return is_seen(t); });
 }
 
-constexpr auto kKernels = "kernels", kInputs = "inputs", kVersion = "version", kWitness = "witness";
+constexpr auto kKernels = "kernels", kWitness = "witness";
 constexpr auto kDifferentiated = "differentiated", kMap = "map", kLeft = "left",
                kVersionLeft = "version left", kMessage = "message";
 
@@ -75,16 +75,15 @@ struct Recorded : autograd::Function<Recorded> {
     saved.insert(saved.end(), outputs.begin(), outputs.end());
     auto& first = saved[inputs->size()];
     if (kernels->saves_output) {
+      TORCH_INTERNAL_ASSERT(first._version() == 0, "a kernel counted a change of its own output");
       auto witness = at::empty({0}, first.options());
       autograd::impl::set_version_counter(witness, autograd::impl::version_counter(first));
-      ctx->saved_data[kVersion] = int64_t(first._version());
       ctx->saved_data[kWitness] = witness;
       first = first.variable_data();
     } else {
       first = at::Tensor();
     }
     ctx->saved_data[kKernels] = int64_t(reinterpret_cast<intptr_t>(kernels));
-    ctx->saved_data[kInputs] = int64_t(inputs->size());
     ctx->save_for_backward(std::move(saved));
     ctx->set_materialize_grads(false);
     outputs.resize(kernels->returned);
@@ -95,7 +94,7 @@ struct Recorded : autograd::Function<Recorded> {
   static Tensors backward(AutogradContext* ctx, const Tensors& grads) {
     const auto& kernels = *kernels_of(ctx);
     const auto kept = ctx->get_saved_variables();
-    const auto middle = kept.begin() + ctx->saved_data[kInputs].toInt();
+    const auto middle = kept.begin() + int64_t(kernels.inputs);
     const Tensors inputs(kept.begin(), middle);
     Tensors saved(middle, kept.end());
 
@@ -124,7 +123,7 @@ struct Recorded : autograd::Function<Recorded> {
                                  Tensors saved) {
     if (!kernels.saves_output) return saved;
     const auto witness = ctx->saved_data[kWitness].toTensor();
-    if (witness._version() != ctx->saved_data[kVersion].toInt()) {
+    if (witness._version() != 0) {
       const c10::AutoGradMode unrecorded(false);
       saved[0] = kernels.forward(inputs)[0];
     } else if (c10::GradMode::is_enabled()) {  // a second derivative saves it again, and may meet a change
