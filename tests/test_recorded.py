@@ -172,6 +172,27 @@ def test_graphs_that_were_freed_and_inputs_that_changed():
         y.backward()
 
 
+def fused_step(weight):
+    weight.grad = torch.ones_like(weight)
+    torch.optim.Adam([weight], lr=0.5, fused=True).step()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [fused_step, lambda w: w.data.mul_(-3), lambda w: w.detach().numpy().__imul__(-3)],
+    ids=["fused optimiser", "data", "numpy"],
+)
+def test_a_weight_that_changes_without_its_version(change):
+    """Nothing of a weight is kept from one call to the next: torch does not tell of all its changes."""
+    x, weight, _ = LAYER.inputs(torch.float32)
+    version, before = weight._version, LAYER(x, weight)
+    change(weight)
+    fresh = weight.detach().clone().requires_grad_()
+    assert weight._version == version and not torch.equal(LAYER(x, weight), before)
+    assert torch.equal(LAYER(x, weight), LAYER(x, fresh))
+    assert torch.equal(grad(LAYER(x, weight).sum(), weight)[0], grad(LAYER(x, fresh).sum(), fresh)[0])
+
+
 def test_compiled_autograd_runs_the_calls():
     from torch._dynamo import compiled_autograd
 

@@ -81,10 +81,10 @@ class Candidate:
     takes_gradient_map: bool = False
     """Whether ``backward`` has an argument ``gradient_map``: what ``grad`` still has to pass, or None."""
     kernels: Callable[[Any, Callable[..., tuple]], Any] | None = None
-    """``kernels(call, by_operators)``: an object whose call with the inputs returns the outputs and records a backward
-    by ``backward``'s kernels, both without a step through Python, for all calls with the same spec and dtype; None for
-    those that have none. ``by_operators(grad, inputs, saved, needs)`` is the backward that operators can see; see
-    ``csrc/common/autograd/recorded.h``."""
+    """``kernels(call, by_operators)``: what serves all calls of this spec and dtype without a step through Python, an
+    object of the extension, or None for calls that take such a step. Called with the inputs it returns the outputs of
+    ``forward``, and records a backward by ``backward``. That backward is ``by_operators(grad, inputs, saved, needs,
+    gradient_map)`` where it is differentiated, or where something must see operators."""
     takes_rows: Callable[[Any, int], bool] = _never
     """``takes_rows(call, rows)``: whether ``backward``, asked for the gradient of x alone with the scale frozen, takes
     so many gradients of every image at once, ``[T·N, ...]`` beside inputs and saved outputs of N images, and returns as
