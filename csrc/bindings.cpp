@@ -4,6 +4,7 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
+#include "common/autograd/python.h"
 #include "common/macros.h"
 #include "norm/glue/bindings.h"
 #include "transform/glue/bindings.h"
@@ -44,6 +45,7 @@ py::dict build_info() {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Compiled kernels of bcos_kernels (B-cos Networks, Böhle et al., CVPR 2022, eq. 3; TPAMI 2024)";
   m.def("build_info", &build_info);
+  bcos::bind_calls(m);
   bcos::transform::glue::bind(m);
   bcos::norm::glue::bind(m);
   bcos::dynamic_alignment::glue::bind(m);

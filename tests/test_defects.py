@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import BACKENDS, IDS, bcos, error
+from recorded_calls import by_python
 from torch.autograd import grad
 
 import bcos_kernels as bk
@@ -129,6 +130,7 @@ def test_partial_gradients(name):
 def test_an_explanation_computes_no_weight_gradient(is_leaf, monkeypatch):
     """autograd.grad(y, x) and backward(inputs=[x]) use no dw: a kernel that forms it doubles an explanation's price."""
     asked = []
+    by_python(monkeypatch)
     backward = Op.backward
     monkeypatch.setattr(Op, "backward", lambda *args: asked.append(tuple(args[6])) or backward(*args))
     x, weight, _ = IDS["conv3x3"].inputs(torch.float64)
@@ -140,6 +142,21 @@ def test_an_explanation_computes_no_weight_gradient(is_leaf, monkeypatch):
     y.backward(inputs=[weight], retain_graph=True)
     y.backward()
     assert [a[:2] for a in asked] == [(True, False), (False, True), (True, True), (False, True), (True, True)]
+
+
+@pytest.mark.parametrize("is_leaf", [True, False])
+def test_an_explanation_computes_no_weight_gradient_in_the_extension(is_leaf):
+    """The same where no step of the backward is Python's: each gradient of a linear layer is one product."""
+
+    def products(y, *wanted):
+        with torch.profiler.profile() as recorded:
+            grad(y, wanted, retain_graph=True)
+        return sum(event.name == "aten::mm" for event in recorded.events())
+
+    x, weight, _ = IDS["linear"].inputs(torch.float64)
+    x = x if is_leaf else x * 1
+    y = IDS["linear"](x, weight).sum()
+    assert [products(y, x), products(y, weight), products(y, x, weight)] == [1, 1, 2]
 
 
 def test_saved_memory_is_that_of_a_plain_layer():

@@ -19,7 +19,10 @@ FLOORS = [
 OPS = ("transform", "norm", "dynamic_alignment")
 """The folders on the floor ``op``; none knows another."""
 
-CORE = ["autograd", "op", "choice", "tuned", "dispatch", "half", "candidate", "device", "call", "checks", "extension"]
+CORE = [
+    "autograd", "pairs", "kernels", "plans", "op", "choice", "tuned", "dispatch", "half", "candidate", "device", "call",
+    "checks", "extension",
+]  # fmt: skip
 """Within ``core``, as above; below them ``_torch``, ``env`` and ``formats``."""
 
 

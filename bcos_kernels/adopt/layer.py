@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modules import BcosLayer, clamped
+from ..modules import BcosLayer, clamped, held
 from ..transform import TRANSFORM, Call, Spec, functional
 from . import published
 from .kind import Kind
@@ -61,12 +61,6 @@ def _read_together(*names: str):
 
 _CONVOLUTION = _read_together("stride", "padding", "dilation", "groups", "padding_mode")
 """Reads the window, the groups and the padding mode of a convolution, in the order of the functional layer."""
-
-
-def held(layer: Theirs, name: str) -> Any:
-    """``layer.weight`` or ``layer.bias``; a parameter is found ten times as fast as by ``getattr``."""
-    parameters = layer._parameters
-    return parameters[name] if name in parameters else getattr(layer, name)
 
 
 def exponent(module: Theirs, variant: Variant) -> tuple[float | Tensor, bool]:

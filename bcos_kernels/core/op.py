@@ -152,8 +152,11 @@ class Op:
         names = dispatch.named(backend)
         return tuple(sorted((c for c in self.candidates if c.backend in names), key=lambda c: names.index(c.backend)))
 
-    def _find_without_choice(self, backend: str) -> Candidate | None:
+    def without_choice(self, backend: str) -> Candidate | None:
         """The candidate of a backend that leaves nothing to choose; None where there is a choice."""
+        return self._without_choice(backend)
+
+    def _find_without_choice(self, backend: str) -> Candidate | None:
         found = self.candidates_of(backend)
         return found[0] if len(found) == 1 and not found[0].has_tiles else None
 
