@@ -63,7 +63,7 @@ def cases() -> Iterator[tuple[str, Call, bool]]:
     for name, p in CALLS.items():
         yield f"{name} bf16 sm_90", typed(p, "bf16", "sm_90"), False
     for arch in ("sm_80", "sm_100", "gfx942"):
-        for name in ("7x7 of 6 channels, stride 2", "depthwise 7x7"):
+        for name in ("7x7 of 6 channels, stride 2", "depthwise 7x7", *["32 groups"] * (arch == "sm_100")):
             yield f"{name} bf16 {arch}", typed(CALLS[name], "bf16", arch), False
 
 
