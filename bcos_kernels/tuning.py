@@ -91,10 +91,11 @@ def tune(
 
     The model runs once on the example, in its present mode and under the present autocast, without gradients. Then
     every way to serve each direction of each distinct call is timed on random tensors, with torch's present settings
-    (tf32, ``cudnn.benchmark``). The graphs that cuDNN compiles, in a second or more each, are compiled first; their
-    plans are stored, as are the winners for this device and these versions of torch and Triton. Both serve all later
-    calls of the same kind, in this process and in later ones. Parameters, gradients, buffers and the random number
-    generators stay as they are. An interrupt (Ctrl-C) keeps what was measured so far.
+    (tf32, ``cudnn.benchmark``). The graphs that cuDNN compiles, in a second or more each, and the kernels that Triton
+    does are compiled first, in a thread for each processor. The plans of the graphs are stored, as are the winners for
+    this device and these versions of torch and Triton. Both serve all later calls of the same kind, in this process
+    and in later ones. Parameters, gradients, buffers and the random number generators stay as they are. An interrupt
+    (Ctrl-C) keeps what was measured so far.
 
     Args:
         model: an accelerated model, on a GPU.
@@ -124,12 +125,13 @@ def tune(
     tuned.store({})  # fails now rather than after measuring if the file cannot be written
     calls = _calls(model, args, directions)
     device = _device(model, args)
-    compiled = timing.compiled(calls)
-    steps = sum(len(timing.listed(what)) for what in calls) + len(compiled)
+    graphs, kernels = timing.compiled(calls), timing.kernels(calls, device)
+    steps = sum(len(timing.listed(what)) for what in calls) + len(graphs) + len(kernels)
     rows = []
     with _progress(steps, progress) as advance:
         try:
-            timing.compile_all(compiled, device, partial(advance, "graphs by cuDNN"))
+            timing.compile_all(graphs, device, partial(advance, "graphs by cuDNN"))
+            timing.compile_kernels(kernels, device, partial(advance, "kernels by Triton"))
             for what in calls:
                 call = _described(what.call)
                 measured = timing.measure(what, device, partial(advance, f"{what.direction} of {call}"))

@@ -17,7 +17,8 @@ from triton_ir import Pipeline, wrapping_products
 
 from bcos_kernels.core import choice
 from bcos_kernels.core.candidate import DIRECTIONS, Tile
-from bcos_kernels.gpu import aot
+from bcos_kernels.gpu import aot, timing
+from bcos_kernels.gpu.launch import recording
 from bcos_kernels.transform import TRANSFORM, Call
 from bcos_kernels.transform.call import of_shapes
 from bcos_kernels.transform.triton.launches import launches
@@ -63,7 +64,7 @@ def cases() -> Iterator[tuple[str, Call, bool]]:
     for name, p in CALLS.items():
         yield f"{name} bf16 sm_90", typed(p, "bf16", "sm_90"), False
     for arch in ("sm_80", "sm_100", "gfx942"):
-        for name in ("7x7 of 6 channels, stride 2", "depthwise 7x7"):
+        for name in ("7x7 of 6 channels, stride 2", "depthwise 7x7", *["32 groups"] * (arch == "sm_100")):
             yield f"{name} bf16 {arch}", typed(CALLS[name], "bf16", arch), False
 
 
@@ -292,3 +293,37 @@ def test_specialisations_are_what_triton_would_compile(arch, monkeypatch):
             what = aot.specialise(started, arch)
             keys = [binder(*a, **started.constants)[1] for a in (started.arguments, map(aot._value, what.arguments))]
             assert keys[0] == keys[1], what
+
+
+def test_tune_compiles_in_threads_what_it_measures(monkeypatch):
+    """All that its launches need, under their keys, each once; one that fails stops no other."""
+    gpu, misses, done = aot._Driver("sm_90"), [], []
+    gpu.get_current_device = lambda: "a GPU of its own"
+    monkeypatch.setattr(triton.runtime.driver, "_active", gpu)
+    monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", lambda **told: misses.append(told["fn"].name))
+    forward = timing.Noted(TRANSFORM, "triton", of_shapes((2, 16, 4, 4), (16, 16, 3, 3), padding=(1, 1)), "forward")
+    noted, cpu = [forward, forward.of("explanation"), forward], torch.device("cpu")
+    found = timing.kernels(noted, cpu)
+    names = [what.kernel for what in found]
+    assert {"conv2d_fwd_kernel", "conv2d_dgrad_kernel", "scale_bwd_kernel", "patch_norm_fwd_kernel"} <= {*names}
+    assert len({*found}) == len(found) and not misses
+
+    def compile_here(what, usual=aot.compile_here):
+        if "scale_bwd" in what.kernel:
+            raise RuntimeError("planted")
+        return usual(what)
+
+    monkeypatch.setattr(aot, "compile_here", compile_here)
+    timing.compile_kernels(found, cpu, lambda: done.append(None))
+    sound = [name for name in names if "scale_bwd" not in name]
+    assert len(done) == len(found) and sorted(name.split(".")[-1] for name in misses) == sorted(sound)
+    misses.clear()
+    for what in noted[:2]:
+        with recording() as started:
+            run = timing._runner(what, timing._first(what), cpu)
+            for trial in timing.listed(what):
+                run(trial.candidate, trial.tile)
+        for launch in started:
+            options = {"num_warps": launch.warps, "num_stages": launch.stages, "enable_fp_fusion": True}
+            launch.kernel.warmup(*launch.arguments, grid=launch.grid, **launch.constants, **options)
+    assert misses and all("scale_bwd" in name for name in misses)

@@ -29,6 +29,7 @@ __all__ = [
     "Pointer",
     "Resources",
     "Specialisation",
+    "compile_here",
     "compiled",
     "specialise",
 ]
@@ -168,16 +169,21 @@ class _Driver:
         return 0
 
 
+def compile_here(what: Specialisation):
+    """Compiles one kernel for the current device, where its launches find it. Raises Triton's own error."""
+    kernel = getattr(import_module(what.module), what.kernel)
+    return kernel.warmup(
+        *map(_value, what.arguments), grid=(1,), **dict(what.constants),
+        num_warps=what.warps, num_stages=what.stages, enable_fp_fusion=True,
+    )  # fmt: skip
+
+
 def compiled(what: Specialisation) -> Compiled:
     """Compiles one kernel. Raises Triton's own error if that fails."""
-    kernel = getattr(import_module(what.module), what.kernel)
     usual = driver._active
     driver.set_active(_Driver(what.arch))
     try:
-        binary = kernel.warmup(
-            *map(_value, what.arguments), grid=(1,), **dict(what.constants),
-            num_warps=what.warps, num_stages=what.stages, enable_fp_fusion=True,
-        )  # fmt: skip
+        binary = compile_here(what)
     finally:
         driver._active = usual
     asm, nvidia = binary.asm, ARCHITECTURES[what.arch].target.backend == "cuda"

@@ -23,6 +23,12 @@ def safe_inverse(v):
 
 
 @triton.jit
+def all_finite(v):
+    """Whether no value of a tile is infinite or NaN."""
+    return tl.min((tl.abs(v) < float("inf")).to(tl.int32)) == 1
+
+
+@triton.jit
 def pixel(index, height, width):
     """The (image, row, column) of the pixel with this index."""
     rows = index // width

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import astuple
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import choice, tuned
+from ..core import choice, env, tuned
 from ..core.candidate import DIRECTIONS, Candidate, Tile
 from ..core.choice import Choice
 from ..core.op import Op
+from .triton import INSTALLED
 
 __all__ = [
-    "Noted", "Trial", "compile_all", "compiled", "keep", "listed", "measure", "measure_beside", "noting", "served",
+    "Noted", "Trial", "compile_all", "compile_kernels", "compiled", "keep", "kernels", "listed", "measure",
+    "measure_beside", "noting", "served",
 ]  # fmt: skip
 
 ROUNDS = 12
@@ -74,15 +76,60 @@ def compiled(calls: Iterable[Noted]) -> list[tuple[Noted, Candidate]]:
 
 def compile_all(wanted: list[tuple[Noted, Candidate]], device: torch.device, done: Callable[[], None]) -> None:
     """Lets the candidates compile, in a thread for each processor; ``done`` is called after each."""
+    _in_threads([partial(c.refusal, what.call, what.direction, True) for what, c in wanted], device, done)
 
-    def ask(pair: tuple[Noted, Candidate]) -> None:
-        what, candidate = pair
+
+@torch.no_grad()
+def kernels(calls: Iterable[Noted], device: torch.device) -> list:
+    """Every distinct kernel of Triton that the ways to serve these calls start, to be compiled; none is started.
+
+    A way that fails is left out: its reason is told when it is measured.
+    """
+    if env.INTERPRETED or not INSTALLED:
+        return []
+    from . import aot, launch  # imported here because they import Triton
+
+    found: dict = {}
+    for what in calls:
+        trials = [t for t in listed(what) if t.candidate.backend == "triton"]
+        with (
+            _on(device),
+            torch.autocast(device.type, enabled=False),
+            suppress(Exception),
+            launch.recording() as started,
+        ):
+            run = _runner(what, _first(what), device) if trials else None
+            for trial in trials:
+                with suppress(Exception):
+                    run(trial.candidate, trial.tile)
+        found |= dict.fromkeys(aot.specialise(each, what.call.arch) for each in started)
+    return list(found)
+
+
+def compile_kernels(found: list, device: torch.device, done: Callable[[], None]) -> None:
+    """Compiles what :func:`kernels` found, in a thread for each processor; ``done`` is called after each.
+
+    Triton keeps them for the launches that come, in this process and on disk. One that fails to compile fails again,
+    and is refused, when it is measured.
+    """
+
+    def attempt(kernel) -> None:
+        from .aot import compile_here
+
+        with suppress(Exception):
+            compile_here(kernel)
+
+    _in_threads([partial(attempt, kernel) for kernel in found], device, done)
+
+
+def _in_threads(tasks: list[Callable[[], object]], device: torch.device, done: Callable[[], None]) -> None:
+    def carry_out(task: Callable[[], object]) -> None:
         with _on(device):
-            candidate.refusal(what.call, what.direction, True)
+            task()
 
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        for _ in pool.map(ask, wanted):
+        for _ in pool.map(carry_out, tasks):
             done()
     finally:
         pool.shutdown(cancel_futures=True)
@@ -141,8 +188,7 @@ def measure_beside(
     with _on(device), torch.autocast(device.type, enabled=False):
         trials = listed(what)
         try:
-            candidates = what.op.candidates_of(what.backend)
-            first = next((c for c in candidates if c.name == MEASURE), candidates[0])
+            first = _first(what)
             run = _runner(what, first, device)
             truth = run(first, None)
         except Exception as error:  # the vendor's libraries can raise anything, usually that memory is exhausted
@@ -158,6 +204,11 @@ def measure_beside(
     for i, seconds in zip(right, times[len(others) :], strict=True):
         trials[i] = trials[i]._replace(seconds=seconds)
     return trials, times[: len(others)]
+
+
+def _first(what: Noted) -> Candidate:
+    candidates = what.op.candidates_of(what.backend)
+    return next((c for c in candidates if c.name == MEASURE), candidates[0])
 
 
 Run = Callable[[Candidate, Tile | None], dict[str, Tensor]]

@@ -17,6 +17,7 @@ DEPTHWISE = Case("depthwise", (2, 5, 4, 5), (5, 1, 3, 3), {"padding": 1, "groups
 GROUPED = Case("grouped", (2, 4, 4, 4), (4, 2, 3, 3), {"padding": 1, "groups": 2, "b": 1.5})
 MAX_OUT = Case("max_out", (2, 4, 4, 4), (6, 4, 3, 3), {"padding": 1, "max_out": 2})
 LINEAR = Case("linear", (11, 24), (17, 24))
+NARROW = Case("narrow", (2, 16, 4, 5), (16, 4, 3, 3), {"padding": 1, "groups": 4})
 BY_NAME = {case.name: case for case in (CONV, DEPTHWISE, GROUPED, MAX_OUT, LINEAR)}
 
 
@@ -157,6 +158,31 @@ def test_nan_and_inf_reach_what_they_reach_in_the_reference(name, candidate, val
     their_y, their_dx, _ = naive_run(case, x.cpu(), weight.cpu(), torch.float32)
     assert torch.equal(y.isnan().cpu(), their_y.isnan()) and y.isnan().any()
     assert torch.equal(dx.isfinite().cpu(), their_dx.isfinite()) and not dx.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("value, dtype", [(float("nan"), torch.float32), (float("inf"), torch.bfloat16)])
+@pytest.mark.parametrize("options", [{}, {"max_out": 2, "b": 1.5}], ids=["b2", "max_out"])
+def test_what_is_not_finite_stays_in_its_group(options, value, dtype, force):
+    """Of groups that share a tile: 0 times NaN or infinity is not 0. Each group is as it is alone."""
+    force("semi")
+    narrow, alone, bad = NARROW.options | options, {"padding": 1} | options, 2
+    assert of_shapes(NARROW.x, NARROW.weight, padding=(1, 1), groups=4).pack == 4
+    x, weight = tensors(NARROW, dtype)
+    upward = torch.randn_like(NARROW(x, weight, **narrow))
+    usual = run(Case("usual", NARROW.x, NARROW.weight, narrow), x, weight, upward)
+    for where in range(3):
+        given = [x.clone(), weight.clone(), upward.clone()]
+        given[where].movedim(int(where != 1), 0)[given[where].shape[int(where != 1)] * bad // 4, 1, 1, 1] = value
+        found = run(Case("narrow", NARROW.x, NARROW.weight, narrow), *given)
+        mine = given[0].chunk(4, 1)[bad], given[1].chunk(4)[bad], given[2].chunk(4, 1)[bad]
+        own = run(Case("alone", mine[0].shape, mine[1].shape, alone), *mine)
+        for axis, together, before, single in zip((1, 1, 0), found, usual, own, strict=True):
+            parts, others = list(together.chunk(4, axis)), list(before.chunk(4, axis))
+            assert torch.equal(parts.pop(bad).isfinite(), single.isfinite())
+            del others[bad]
+            assert error(torch.cat(parts), torch.cat(others)) < max(1e-6, torch.finfo(dtype).eps)
+        assert not all(part.isfinite().all() for part in own)
 
 
 @pytest.mark.parametrize("candidate", ["one-pass", "vendor"])

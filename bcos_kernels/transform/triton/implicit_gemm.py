@@ -1,14 +1,15 @@
 """The convolution as an implicit matrix product that also computes the patch norm and the scale.
 
 Tensors are NHWC, weights OHWI; a linear layer is the 1×1 convolution of images of one pixel. ``PACK`` neighbouring
-groups, called a pack, share a tile, so that narrow groups fill a tensor core; weights between two of them are 0.
+groups, called a pack, share a tile, so that narrow groups fill a tensor core; weights between two of them are 0. A tile
+with a sum that is not finite is formed again, each group on its own: 0 times an infinite value of a neighbour is NaN.
 """
 
 import triton
 import triton.language as tl
 
 from ...core.candidate import Tile
-from ...gpu.functions import matmul, pixel, safe_inverse
+from ...gpu.functions import all_finite, matmul, pixel, safe_inverse
 from ...gpu.launch import cdiv, launch
 from ...gpu.rounding import INTERPRETED, cast
 from ..call import Call
@@ -23,6 +24,24 @@ def in_registers(a, REGISTERS: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr)
     if REGISTERS and not INTERPRETED:
         a = tl.reshape(tl.trans(tl.reshape(tl.trans(a), (BK, BM // 8, 8)), (1, 2, 0)), (BM, BK))
     return a
+
+
+@triton.jit
+def own_products(
+    x_ptr, w_columns, corner, top, left, inside, first, live, H, W, C, CG,
+    TAPS: tl.constexpr, KW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """x ⋆ w of a tile of pixels × filters, over the channels of each filter's own group, which begin at ``first``."""
+    total = tl.zeros((BM, BN), tl.float32)
+    for k in range(TAPS * CG):
+        tap = k // CG
+        h = top + tap // KW * DH
+        w = left + tap % KW * DW
+        sees = (inside & (h >= 0) & (h < H) & (w >= 0) & (w < W))[:, None] & live[None, :]
+        at = (corner + (tap // KW * DH * W + tap % KW * DW))[:, None] * C + (first + k % CG)[None, :]
+        a = tl.load(x_ptr + at, mask=sees, other=0.0).to(tl.float32)
+        total += a * tl.load(w_columns + k, mask=live, other=0.0).to(tl.float32)[None, :]
+    return total
 
 
 @triton.jit
@@ -101,6 +120,11 @@ def conv2d_fwd_kernel(
             squares += tl.sum(wide * wide, axis=1)
         acc = matmul(a, b, acc, PRECISION)
 
+    if PACK > 1 and not all_finite(acc):
+        first = (group0 + output // OG) * CG
+        acc = own_products(
+            x_ptr, w_columns, corner, top, left, inside, first, live, H, W, C, CG, TAPS, KW, DH, DW, BM, BN
+        )  # fmt: skip
     if ALPHA:
         acc *= tl.load(alpha_ptr + filters, mask=live, other=0.0)[None, :]
     if BIAS:

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...core.candidate import Tile
-from ...gpu.functions import matmul, pixel, safe_inverse
+from ...gpu.functions import all_finite, matmul, pixel, safe_inverse
 from ...gpu.launch import cdiv, launch
 from ...gpu.rounding import cast
 from ..call import Call
@@ -30,6 +30,25 @@ def form_u(
         y = tl.load(y_ptr + at, mask=inside, other=0.0).to(tl.float32)
         dl, dn = partials(y, inv_n, 1.0, 0.0, POWER, FROZEN, EXACT)
         return grad * dl, grad * dn
+
+
+@triton.jit
+def own_gradients(
+    u_ptr, w_columns, image, h, w, inside, first, live, OH, OW, F, CG, FG,
+    KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+    PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """u ⋆ᵀ w of a tile of pixels × channels, over the filters of each channel's own group, which begin at ``first``."""
+    total = tl.zeros((BM, BN), tl.float32)
+    for k in range(KH * KW * FG):
+        tap = k // FG
+        f = first + k % FG
+        site, reads = output_site(image, h, w, tap // KW, tap % KW, OH, OW, SH, SW, PH, PW, DH, DW)
+        at = site[:, None] * F + f[None, :]
+        u = tl.load(u_ptr + at, mask=(reads & inside)[:, None] & live[None, :], other=0.0).to(tl.float32)
+        b = tl.load(w_columns + f.to(tl.int64) * (KH * KW * CG) + tap * CG, mask=live, other=0.0).to(tl.float32)
+        total += u * b[None, :]
+    return total
 
 
 @triton.jit
@@ -92,6 +111,12 @@ def conv2d_dgrad_kernel(
         b = tl.load(w_columns[None, :] + b_rows[:, None], mask=b_mask, other=0.0)  # [BK, BN]
         acc = matmul(a, b, acc, PRECISION)
 
+    if PACK > 1 and not all_finite(acc):
+        first = (group0 + channel // CG) * FG
+        acc = own_gradients(
+            u_ptr, w_columns, image, h, w, inside, first, live, OH, OW, G * FG, CG, FG,
+            KH, KW, SH, SW, PH, PW, DH, DW, BM, BN,
+        )  # fmt: skip
     offsets = row.to(tl.int64)[:, None] * C + (group0 * CG + channel)[None, :]
     stored = inside[:, None] & live[None, :]
     if WITH_T:

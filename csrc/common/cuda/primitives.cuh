@@ -37,6 +37,10 @@ __device__ __forceinline__ T rounded(float v) {
     return __float2bfloat16_rn(v);
 }
 
+__device__ __forceinline__ bool is_finite(float v) {
+  return v * 0 == 0;
+}
+
 // The half-type value in the lower 16 bits.
 template <typename T>
 __device__ __forceinline__ T low_half(uint32_t word) {

@@ -296,8 +296,28 @@ struct Tile {
     barrier();
   }
 
-  // Leaves C at 0, kRow values to a row; a barrier follows.
-  __device__ __forceinline__ void share_product() {
+  // Leaves C at 0, kRow values to a row; a barrier follows. Of a pack, own(row, column) gives anew what is
+  // not finite, over its own group alone: 0 times an infinite value of a neighbour is NaN.
+  template <typename F>
+  __device__ __forceinline__ void share_product(F&& own) {
+    store_product();
+    if constexpr (kPacked) {
+      float zero = 0;
+#pragma unroll
+      for (int i = 0; i < MI; ++i)
+#pragma unroll
+        for (int j = 0; j < NI; ++j)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) zero = fmaf(c[i][j][e], 0.f, zero);
+#pragma unroll 1
+      for (int e = 0; zero != 0 && e < MI * NI * 4; ++e) {
+        const int row = row_of(e / (NI * 4), e / 2 % 2), column = column_of(e / 4 % NI) + e % 2;
+        if (!is_finite(product(row, column))) shared_store((row * kRow + column) * 4, own(row, column));
+      }
+    }
+    barrier();
+  }
+  __device__ __forceinline__ void store_product() {
 #pragma unroll
     for (int i = 0; i < MI; ++i)
 #pragma unroll
@@ -305,7 +325,6 @@ struct Tile {
 #pragma unroll
         for (int h = 0; h < 2; ++h)
           shared_store((row_of(i, h) * kRow + column_of(j)) * 4, float2{c[i][j][h * 2], c[i][j][h * 2 + 1]});
-    barrier();
   }
   __device__ static float product(int row, int column) {
     return shared_load<float>((row * kRow + column) * 4);

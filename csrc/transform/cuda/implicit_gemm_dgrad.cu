@@ -122,6 +122,29 @@ struct Loader {
   }
 };
 
+// u *^T w of an input pixel and a channel of a pack, over the channel's own group alone.
+template <typename T>
+__device__ float own_gradient(const Packed<ImplicitGemmDgrad>& params, int group, int site, int channel) {
+  const ImplicitGemmDgrad& p = params.p;
+  const Shape& s = p.shape;
+  const Window& window = s.window;
+  if (!within(site, s.N * window.H * window.W) || !within(channel, s.CG)) return 0;
+  const int width = s.CG / params.pack, height = s.FG / params.pack, taps = window.KH * window.KW;
+  const int first = channel / width * height;  // filter
+  const Pixel at = pixel(site, window.H, window.W);
+  const T* u = static_cast<const T*>(p.u) + group * s.FG + first;
+  const T* w = static_cast<const T*>(p.w) + (int64_t(group) * s.FG + first) * taps * width + channel % width;
+  float sum = 0;
+  for (int tap = 0; tap < taps; ++tap) {
+    const int64_t from = output_site(window, at, tap);
+#pragma unroll 1
+    for (int f = 0; f < height; ++f)
+      sum += (from < 0 ? 0.f : to_float(u[from * (s.G * s.FG) + f])) *
+             to_float(w[(int64_t(f) * taps + tap) * width]);
+  }
+  return sum;
+}
+
 template <typename Tile, bool COPIED>
 __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, COPIED>)
     implicit_gemm_dgrad_kernel(const Packed<ImplicitGemmDgrad> params) {
@@ -159,7 +182,8 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, COPIED>)
         shared_store(Tile::kSums + row * 4, pooled_sum(p.t, window, at, group, s.G));
       }
   }
-  tile.share_product();
+  tile.share_product(
+      [&](int row, int column) { return own_gradient<T>(params, group, row0 + row, channel0 + column); });
   const bool vector = s.CG % V == 0;
   for (int at = threadIdx.x; at < Tile::BM * (Tile::BN / V); at += Tile::kThreads) {
     const int row = at / (Tile::BN / V), column = at % (Tile::BN / V) * V, channel = channel0 + column;

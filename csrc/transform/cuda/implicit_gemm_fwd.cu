@@ -181,6 +181,29 @@ __device__ __forceinline__ void form_norms_of_pack(const Packed<ImplicitGemmFwd>
   }
 }
 
+// x * w of an output pixel and a filter of a pack, over the filter's own group alone.
+template <typename T>
+__device__ float own_product(const Packed<ImplicitGemmFwd>& params, int group, int site, int filter) {
+  const ImplicitGemmFwd& p = params.p;
+  const Shape& s = p.shape;
+  const Window& window = s.window;
+  if (!within(site, s.N * window.OH * window.OW) || !within(filter, s.FG)) return 0;
+  const int width = s.CG / params.pack, own = filter / (s.FG / params.pack);
+  const Pixel at = pixel(site, window.OH, window.OW);
+  const T* x = static_cast<const T*>(p.x) + group * s.CG + own * width;
+  const T* w =
+      static_cast<const T*>(p.w) + (int64_t(group) * s.FG + filter) * (window.KH * window.KW) * width;
+  float sum = 0;
+  for (int i = 0; i < window.KH; ++i)
+    for (int j = 0; j < window.KW; ++j) {
+      const int64_t from = input_site(window, at, i, j);
+#pragma unroll 1
+      for (int c = 0; c < width; ++c)
+        sum += (from < 0 ? 0.f : to_float(x[from * (s.G * s.CG) + c])) * to_float(*w++);
+    }
+  return sum;
+}
+
 // V neighbouring outputs of a row to a thread; `width` filters and `words` of A to a group of a pack. b = 1
 // and b = 2 without a maximum.
 template <int V, typename Tile>
@@ -267,7 +290,9 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, ALIGNED>)
   } else if (has_norm) {
     form_norms(p, place, tile);
   }
-  tile.share_product();
+  tile.share_product([&](int row, int column) {
+    return own_product<typename Tile::T>(params, place.group, place.row0 + row, place.filter0 + column);
+  });
   constexpr int V = kVector<typename Tile::T>;
   if (p.shape.max_out == 1 && p.shape.FG % V == 0 && p.formula.power != Power::General && p.l == nullptr)
     store_vectors<V>(p, place, words, width);

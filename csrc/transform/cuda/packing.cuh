@@ -1,5 +1,6 @@
 // Narrow groups that share a tile. Neighbouring groups are taken as one whose weights are zero outside of the
 // group that a filter belongs to; what a group has of its own, its norm above all, is told apart at the end.
+// A sum that is not finite is then formed again, over its own group alone.
 #pragma once
 
 #include "common/cuda/primitives.cuh"

@@ -167,8 +167,7 @@ struct ScaleSecond {
 
 // Sizes of a convolution. Narrow groups share a tile with their neighbours, in the gradients where u is
 // given: as many as divide G, have at most 64 channels and filters together (32 in fp32) and make whole
-// chunks of 16 bytes; in half types CG is even. A value that is not finite then reaches the other groups of
-// its tile.
+// chunks of 16 bytes; in half types CG is even.
 struct Shape {
   int N, G, CG, FG;  // images, groups, channels and filters of a group
   int max_out;       // filters of an output; divides FG
