@@ -1,4 +1,4 @@
-"""Dynamic alignment units on Triton's kernels: against float64 within the authors' own error, and exactly."""
+"""Dynamic alignment units on the GPU kernels: against float64 within the authors' own error, and exactly."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from test_dynamic_alignment import CASES, NORMS, outcome, tensors
 from torch.autograd import grad
 from where import BACKENDS, DEVICE, STANDS_IN
 
-from bcos_kernels.dynamic_alignment import DYNAMIC_ALIGNMENT, Inputs, Outputs, Spec, tiled
+from bcos_kernels.dynamic_alignment import DYNAMIC_ALIGNMENT, Inputs, Outputs, Spec, cuda, tiled
 from bcos_kernels.dynamic_alignment.call import of
 from bcos_kernels.functional import dynamic_alignment
 
@@ -89,6 +89,23 @@ def test_a_zero_dynamic_weight_gives_zeros_in_every_order(norm, dtype, backend):
         for t in (y, *first, *(t for t in second if t is not None)):
             assert t.isfinite().all()
         assert not y[0].any() and (not zero_weight or not y.any())
+
+
+if "cuda" in BACKENDS:
+
+    @pytest.mark.parametrize("norm", NORMS)
+    def test_pixels_in_several_parts(norm, backend, monkeypatch):
+        """Whose gradients of dynamic weights are formed one after the other."""
+        monkeypatch.setattr(cuda, "TILE", 1)
+        if backend != "cuda":
+            pytest.skip("parts of another backend")
+        generator = torch.Generator().manual_seed(0)
+        shapes = (2, 2, 8, 9), (5, 2, 3, 3), (18 * 7, 5, 1, 1), (18 * 7,)
+        wide = [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]
+        options = {"padding": 1, "norm": norm}
+        found = outcome(dynamic_alignment, moved([t.float() for t in wide]), options | {"backend": backend})
+        for key, exact in outcome(theirs, wide, options).items():
+            assert (found[key].cpu() - exact).abs().max() <= 2e-6 * exact.abs().max(), key
 
 
 if "triton" in BACKENDS:
