@@ -23,8 +23,6 @@ CUDA_SHARE = {"sm_80": 0.7, "sm_90": 0.35, "sm_100": 0.25}
 FORWARD, FORMED, LOADED, GATHERED = 3, 4, 3, 25
 """The instructions of a thread for each dynamic weight, each operand that a loop forms, each that it only loads, and
 each value of a patch that it looks up in x."""
-TILED = 64
-"""The bytes that PyTorch's operators move for each dynamic weight in training."""
 CUDA_SIDE = 64
 """The side of the tiles of the CUDA kernels."""
 
@@ -67,13 +65,16 @@ def kernels(call: Call, direction: str) -> Iterator[Kernel]:
     yield Kernel(s.du + s.x)  # the fold
     if not training:
         return
-    if call.spec.norm == "l1":  # PyTorch's operators, in tiles
-        yield Kernel(TILED * s.weights, 3 * s.flops, own=False)
-        return
     wide = 1 + (call.dtype == torch.float16)  # products with operands that fp16 may not hold are formed in tf32
     loaded = LOADED * s.flops / 2 / min(64, call.rank)  # an operand is loaded once for so many columns
     formed = FORMED * s.flops / 2 / 64
     yield Kernel(s.x + s.u)
+    if call.spec.norm == "l1":
+        columns = ceil(call.rank / 64)  # w is formed for each 64 values of h
+        for _ in range(2):  # dh and dweight
+            moved = 2 * s.of_output + s.u + s.w + 2 * s.h
+            yield Kernel(moved, (wide + columns) * s.flops, True, (FORMED + LOADED) * columns * s.weights)
+        return
     yield Kernel(s.w + s.wide_w)
     yield Kernel(s.wide_w + s.gram_w, s.of_weight, own=False)
     yield Kernel(2 * s.of_output + s.u + s.w + s.gram_w + 3 * s.h, s.flops + wide * s.gram, True, loaded)

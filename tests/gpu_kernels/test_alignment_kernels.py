@@ -8,9 +8,11 @@ from test_dynamic_alignment import CASES, NORMS, outcome, tensors
 from torch.autograd import grad
 from where import BACKENDS, DEVICE, STANDS_IN
 
-from bcos_kernels.dynamic_alignment import DYNAMIC_ALIGNMENT, Inputs, Outputs, Spec, cuda, tiled
+from bcos_kernels.core.candidate import DIRECTIONS
+from bcos_kernels.dynamic_alignment import DYNAMIC_ALIGNMENT, Call, Inputs, Outputs, Spec, cuda, tiled
 from bcos_kernels.dynamic_alignment.call import of
 from bcos_kernels.functional import dynamic_alignment
+from bcos_kernels.gpu.timing import Noted, measure
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGE = ("many_outputs", "many_pixels", "many_values")
@@ -110,8 +112,8 @@ if "cuda" in BACKENDS:
 
 if "triton" in BACKENDS:
 
-    @pytest.mark.parametrize("detach", [False, True], ids=["train", "explain"])
-    def test_several_tiles_and_parts(detach, backend, monkeypatch):
+    @pytest.mark.parametrize("detach, norm", [(False, "squash"), (False, "l1"), (True, "squash")])
+    def test_several_tiles_and_parts(detach, norm, backend, monkeypatch):
         if backend != "triton":
             pytest.skip("tiles of another backend")
         from bcos_kernels.dynamic_alignment.triton import tiles
@@ -121,7 +123,7 @@ if "triton" in BACKENDS:
         generator = torch.Generator().manual_seed(0)
         shapes = (2, 2, 3, 5), (18, 2, 3, 3), (18 * 17, 18, 1, 1), (18 * 17,)
         wide = [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]
-        options = {"padding": 1, "detach": detach}
+        options = {"padding": 1, "detach": detach, "norm": norm}
         found = outcome(dynamic_alignment, moved([t.float() for t in wide]), options | {"backend": backend})
         for key, exact in outcome(theirs, wide, options).items():
             assert (found[key].cpu() - exact).abs().max() <= 2e-6 * exact.abs().max(), key
@@ -153,6 +155,13 @@ def test_rows_of_the_dynamic_linear_map_come_in_one_backward(backend, monkeypatc
     monkeypatch.setitem(vars(candidate), "backward", lambda *a: calls.append(len(a[0])) or backward(*a))
     found = torch.func.vmap(lambda row: grad(y, x, row, retain_graph=True)[0])(rows)
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6) and calls == [3 * len(x)]
+
+
+def test_every_candidate_is_measured(backend):
+    call = Call(Spec((2, 2)), DEVICE, (1, 3, 3, 3), 4, 3)
+    for direction in DIRECTIONS:
+        trials = measure(Noted(DYNAMIC_ALIGNMENT, backend, call, direction), torch.device(DEVICE), lambda: None)
+        assert trials and all(t.refusal is None and t.seconds > 0 for t in trials)
 
 
 def test_empty_batches(backend):

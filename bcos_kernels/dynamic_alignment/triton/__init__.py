@@ -2,8 +2,6 @@
 
 ``why_not`` answers without importing Triton. With ``TRITON_INTERPRET=1`` in the environment, Triton's interpreter runs
 the same kernels slowly on CPU tensors, which checks them without a GPU.
-
-The training backward of the norm ``"l1"`` is that of ``tiled``, because the factored form has no signs of weights.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from types import ModuleType
 
 from ...core.candidate import Backend, Candidate
 from ...gpu.triton import unavailable
-from .. import tiled, traffic
+from .. import traffic
 from ..call import Call
 from ..unserved import takes_rows, unserved
 
@@ -38,8 +36,6 @@ def _forward(inputs, call: Call, tile: None):
 
 
 def _backward(grad, inputs, saved, call: Call, tile: None, frozen: bool, needs):
-    if call.spec.norm == "l1" and any(needs[1:]) and not frozen:  # it needs the signs of all dynamic weights
-        return tiled.backward(grad, inputs, saved, call, tile, frozen, needs)
     return _kernels().backward(grad, inputs, saved, call.now(), frozen, needs)
 
 
