@@ -10,6 +10,7 @@
 #include "transform/glue/bindings.h"
 #if defined(BCOS_WITH_CUDA)
 #include "common/cuda/bindings.h"
+#include "dynamic_alignment/glue/cuda/bindings.h"
 #include "norm/glue/cuda/bindings.h"
 #include "transform/glue/cuda/bindings.h"
 #endif
@@ -54,5 +55,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   bcos::cuda::bind(cuda);
   bcos::norm::glue::cuda::bind(cuda);
   bcos::transform::glue::cuda::bind(cuda);
+  bcos::dynamic_alignment::glue::cuda::bind(cuda);
 #endif
 }

@@ -39,6 +39,24 @@ class Call(call.Call):
         tf32 = device.tf32(self.dtype, self.device, is_linear=False)
         return self if self.tf32 == tf32 else _changed(self, tf32)
 
+    def needs(self, direction: str) -> tuple[bool, bool, bool, bool]:
+        """For each input, whether a backward of this direction forms its gradient: all that exist, or x's alone."""
+        training = direction == "training"
+        return True, training, training, training and self.bias
+
+    def example(self, device: torch.device) -> tuple[Inputs, Tensor]:
+        """Random inputs for such a call and a random gradient at y. The dynamic weights are around 1 in size."""
+        generator = torch.Generator(device).manual_seed(0)
+
+        def random(*shape: int, scale: float = 1.0) -> Tensor:
+            return (torch.randn(shape, generator=generator, device=device) * scale).to(self.dtype)
+
+        images, rows = self.x_shape[0], self.patch * self.outputs
+        weight = random(rows, self.rank, scale=(self.rank * self.patch) ** -0.5)
+        bias = random(rows, scale=self.patch**-0.5) if self.bias else None
+        inputs = Inputs(random(*self.x_shape), random(images, self.rank, *self.size), weight, bias)
+        return inputs, random(images, self.outputs, *self.size)
+
     @cached_property
     def size(self) -> tuple[int, int]:
         """Height and width of y."""
