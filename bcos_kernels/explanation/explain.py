@@ -45,7 +45,7 @@ def explain(
 
             - None: that of the predicted class; ``"top5"``: those of the five largest logits (or any other number).
             - an int: the same class for every image; ints ``[N]`` or ``[N, T]``: the classes of each image.
-            - a list of tuples ``[(sample, class), ...]``: another number of classes for each image.
+            - a list of tuples ``[(image, class), ...]``: another number of classes for each image.
             - floats ``[T, K]``: directions d, whose rows are those of ``d · logits``, such as embeddings of texts.
         output: what is explained in place of ``model(images)``: the name of a module, for its output; or a function
             ``output(model, images)``. A result ``[N, K, ...]`` is summed over its positions, one ``[N, L, K]`` over its
