@@ -23,10 +23,6 @@ __all__ = [
     "Detachable", "NormedConv1d", "NormedConv2d", "NormedConv3d", "NormedLinear", "clamped",
 ]  # fmt: skip
 
-B_RULES = (None, "clamp", "offset")
-"""How a layer's exponent follows from its ``b``: it is b, b clamped above 1, or b + 2."""
-
-
 _CONVOLUTIONS = {1: bcos_conv1d, 2: bcos_conv2d, 3: bcos_conv3d}
 
 
@@ -112,7 +108,8 @@ class BcosLayer(Detachable):
     normalize_weights = True
     """Whether the filters are divided by their norms."""
     b_rule: str | None = None
-    """How the exponent follows from ``b``, one of ``B_RULES``; others than None need a tensor."""
+    """How the exponent follows from ``b``: None takes b itself; of a tensor, ``"clamp"`` takes b clamped above 1, and
+    ``"offset"`` b + 2."""
 
     def __init__(self, b: float | Tensor, max_out: int, out_dtype: torch.dtype | None, backend: str | None) -> None:
         super().__init__()

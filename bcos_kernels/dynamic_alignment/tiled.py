@@ -1,4 +1,4 @@
-"""The units in PyTorch's own operators, in tiles of pixels, on every device: what serves GPUs, and fp16 on the CPU.
+"""The units in PyTorch's own operators, in tiles of pixels, on every device: they serve what no kernel does.
 
 A tile has at most ``TILE`` dynamic weights; the backward forms them again.
 """
