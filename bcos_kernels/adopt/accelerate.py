@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from .. import tally
-from ..core.checks import flag
+from ..core.checks import check_model, flag
 from ..modules import Detachable
 from ..transform import TRANSFORM
 from .kind import Kind
@@ -34,7 +34,6 @@ __all__ = [
     "Plan",
     "accelerate",
     "accelerate_as_built",
-    "check_model",
     "plan_of",
     "restore",
     "variant_of",
@@ -160,12 +159,6 @@ def restore(model: nn.Module) -> nn.Module:
 
 def _class_of(module: nn.Module) -> Any:
     return type(module)
-
-
-def check_model(model) -> None:
-    """Raises TypeError if ``model`` is not a module."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model={model!r}: a torch.nn.Module is needed, not {type(model).__name__}")
 
 
 def check_options(out_dtype, backend, unpublished, pairs=False) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ..core.candidate import DIRECTIONS
-from .accelerate import check_model, plan_of, variant_of
+from ..core.checks import check_model
+from .accelerate import plan_of, variant_of
 from .kinds import KINDS, kind_of
 from .published import Theirs
 from .rows import Report, Row

@@ -16,8 +16,9 @@ from torch import Tensor, fx, nn
 
 from ..adopt import layer as layers
 from ..adopt import norm as norms
-from ..adopt.accelerate import check_model, plan_of
+from ..adopt.accelerate import plan_of
 from ..adopt.kinds import kind_of
+from ..core.checks import check_model
 from ..modules import BcosConv1d, BcosConv2d, BcosConv3d, BcosLayer, BcosLinear, Detachable
 from ..transform.reference import unit_weight
 from .report import Report, Row

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.checks import check_model
 from . import passes
 from .modes import explanation_mode, has_explanation_mode
 from .result import Explanation
@@ -78,8 +79,7 @@ def explain(
 
 def _check(model: Any, images: Any, output: Any, chunk: Any, create_graph: bool) -> None:
     """Raises TypeError or ValueError for what can be wrong before the forward."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model={model!r}: a torch.nn.Module is needed, not {type(model).__name__}")
+    check_model(model)
     if not has_explanation_mode(model):
         raise ValueError(f"model: {type(model).__name__} has no B-cos layers, and only these have an explanation mode")
     if not create_graph:
