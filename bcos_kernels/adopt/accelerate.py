@@ -213,15 +213,15 @@ def plan_of(module: nn.Module) -> Plan | None:
 
 
 @functools.cache
-def _without_plan(kind: type) -> type:
+def _without_plan(cls: type) -> type:
     """The class without its acceleration; subclasses that were derived from the accelerated class are kept."""
-    if "_bcos_kernels_plan" in vars(kind):
-        return kind.__bases__[0]
-    if not hasattr(kind, "_bcos_kernels_plan"):
-        return kind
-    bases = tuple(_without_plan(base) for base in kind.__bases__)
-    names = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
-    return types.new_class(kind.__name__, bases, exec_body=lambda body: body.update(names))
+    if "_bcos_kernels_plan" in vars(cls):
+        return cls.__bases__[0]
+    if not hasattr(cls, "_bcos_kernels_plan"):
+        return cls
+    bases = tuple(_without_plan(base) for base in cls.__bases__)
+    names = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    return types.new_class(cls.__name__, bases, exec_body=lambda body: body.update(names))
 
 
 @functools.cache

@@ -115,7 +115,7 @@ def _row(name: str, module: Theirs) -> Row | None:
     if isinstance(found, str):
         return Row(name, title, None, found, of=kind.name)
     try:
-        served = kind.op.choose(kind.call(module, found), backend) if kind.op is not None else TORCH
+        served = kind.op.choose(kind.call(module, found), backend) if kind.op and kind.call else TORCH
     except ValueError as error:
         return Row(name, title, None, str(error), of=kind.name)
     return Row(
