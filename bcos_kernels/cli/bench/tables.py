@@ -87,20 +87,21 @@ def memory(row: dict) -> tuple[str, dict[str, int]]:
 
 
 def headline(result: dict) -> Table | None:
-    """The training step of each model; None where none was measured."""
+    """The training step of each model; None where none was measured. A contender that nobody timed has no column."""
     rows = main_rows(result, "model", "training")
-    head: tuple[str, ...] = ("training step", "plain", "reference", "compiled", "**ours**", "reference ÷ ours")
+    others = [name for name in ("plain", "reference", "compiled") if any(name in row["contenders"] for row in rows)]
+    head: tuple[str, ...] = ("training step", *others, "**ours**", "**ours ÷ plain**", "reference ÷ ours")
     lines = []
     for row in rows:
         what, amount = memory(row)
         relative = {k: amount[k] / amount["plain"] for k in amount if "plain" in amount}
-        times = [duration(seconds(row, name)) for name in ("plain", "reference", "compiled", "ours")]
         ours, reference = (shown(largest_error(row, name), ".1e") for name in ("ours", "reference"))
         lines.append(
             (
                 f"{row['group']}, batch {row['batch']}",
-                *times[:3],
-                f"**{times[3]}**",
+                *(duration(seconds(row, name)) for name in others),
+                f"**{duration(seconds(row, 'ours'))}**",
+                f"**{shown(ratio(row, 'ours', 'plain'))}**",
                 shown(ratio(row, "reference", "ours")),
                 f"**{shown(relative.get('ours'))}** ({shown(relative.get('reference'))})",
                 f"**{ours}** ({reference})",
