@@ -1,4 +1,4 @@
-"""Counts what happened to the B-cos layers and norms of a process and to their calls, and prints a job's summary.
+"""Counts what happened to the B-cos modules of a process and to their calls, and prints a job's summary.
 
 A tally counts by (what, class, reason). Each process of a job keeps its counts in a memory-mapped file in the job's
 folder. So they survive however the process ends, and nothing has to be written at its end. Run as a script, this module
