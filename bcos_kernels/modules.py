@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core.checks import flag
+from .core.checks import flag, integer
 from .functional import bcos_conv1d, bcos_conv2d, bcos_conv3d, bcos_linear
 from .transform import Spec, checks, reference
 
@@ -115,7 +115,7 @@ class BcosLayer(Detachable):
         super().__init__()
         self.detach = False
         self.b = _exponent(b)
-        self.max_out = checks.integer("max_out", max_out, 1)
+        self.max_out = integer("max_out", max_out, 1)
         self.out_dtype = out_dtype
         self.backend = backend
 
@@ -350,8 +350,8 @@ class BcosLinear(BcosLayer):
             raise ValueError(f"bias={bias!r}: a B-cos layer has no bias, False is needed")
         super().__init__(b, max_out, out_dtype, backend)
         self.normalize_weights = flag("normalize_weights", normalize_weights)
-        self.in_features = checks.integer("in_features", in_features, 1)
-        self.out_features = checks.integer("out_features", out_features, 1)
+        self.in_features = integer("in_features", in_features, 1)
+        self.out_features = integer("out_features", out_features, 1)
         self.bias = False
         kind = NormedLinear if normalize_weights else nn.Linear
         self.linear = kind(in_features, out_features * max_out, bias=False, device=device, dtype=dtype)
