@@ -99,7 +99,7 @@ def _plan(tensors: tuple, settings: tuple, detach, stride, padding, groups, norm
     rows, allowed = weight.shape[0] if weight.shape else 0, (rank // groups, 1, 1)
     if tuple(weight.shape[1:]) != allowed or rows == 0 or rows % patch or rows % groups:
         raise ValueError(
-            f"weight has shape {tuple(weight.shape)}: {('rows', *allowed)} is needed, rows a multiple of the "
+            f"weight has shape {tuple(weight.shape)}: (rows, {rank // groups}, 1, 1) is needed, rows a multiple of the "
             f"{patch} values of a patch and of groups={groups}"
         )
     if bias is not None and tuple(bias.shape) != (rows,):
