@@ -25,6 +25,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from .. import tally
 from ..core.checks import check_model, flag
 from ..modules import Detachable
+from ..text import many
 from ..transform import TRANSFORM
 from .kind import Kind
 from .kinds import KINDS, kind_of
@@ -112,8 +113,8 @@ def accelerate(
         ValueError: ``out_dtype`` is not a floating-point dtype, or ``backend`` or ``unpublished`` is unknown.
 
     Warns:
-        UserWarning: no B-cos or dynamic alignment layer of the model was accelerated, although it is more than one
-            other module.
+        UserWarning: no B-cos or dynamic alignment layer of the model was accelerated, unless the model is itself a
+            norm, an attention or a gate.
     """
     check_model(model)
     check_options(out_dtype, backend, unpublished, pairs)
@@ -121,19 +122,24 @@ def accelerate(
     own_norms: Iterator[Any] = filter(_has_pairs, model.modules())
     for norm in own_norms:
         norm.pairs = pairs
+    _warn_without_layers(model, done)
+    return model
+
+
+def _warn_without_layers(model: nn.Module, done: list[tuple[Kind | None, Any]]) -> None:
+    """Warns where no layer is accelerated; ``done`` is what :func:`accelerate_module` returned of each module."""
     layers = [what for kind, what in done if kind is not None and kind.name in LAYERS]
     others = Counter(kind.noun for kind, what in done if kind and kind.name not in LAYERS and not isinstance(what, str))
     own = any(isinstance(module, Detachable) and module.kind in LAYERS for module in model.modules())
     if all(isinstance(what, str) for what in layers) and not own and plan_of(model) is None:
         why = "; ".join(f"{count}: {reason}" for reason, count in Counter(layers).most_common(3))
-        rest = " and ".join(f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in others.items())
+        rest = " and ".join(many(count, noun) for noun, count in others.items())
         what = (
             f"{rest} {'is' if others.total() == 1 else 'are'} accelerated, but no B-cos layer"
             if others
             else "nothing is accelerated"
         )
-        warnings.warn(f"accelerate({type(model).__name__}): {what}: {why or 'it has no B-cos layers'}", stacklevel=2)
-    return model
+        warnings.warn(f"accelerate({type(model).__name__}): {what}: {why or 'it has no B-cos layers'}", stacklevel=3)
 
 
 def _has_pairs(module: Any) -> bool:
