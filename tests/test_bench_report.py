@@ -106,6 +106,14 @@ def test_headline_table():
     assert cells[8] == f"**{1.08**2:.2f}** ({1.9**2:.2f})" and cells[9] == "**6.0e-05** (6.0e-05)"
 
 
+def test_headings_tell_runs_apart():
+    assert results.covered(made()) == "layers and models, with compiled"
+    rows = [row for row in results.main_rows(made(), "model", "training") if row["group"] == "ViT-S"]
+    assert results.covered(made() | {"rows": rows}) == "training of ViT-S, with compiled"
+    paired = [row | {"contenders": row["contenders"] | {"ours pairs": row["contenders"]["ours"]}} for row in rows]
+    assert results.covered(made() | {"rows": paired}) == "training of ViT-S, with compiled, ours pairs"
+
+
 def test_the_headline_has_no_column_of_a_contender_that_nobody_timed():
     run = copy.deepcopy(made())
     for row in run["rows"]:
