@@ -106,6 +106,20 @@ def test_headline_table():
     assert cells[8] == f"**{1.08**2:.2f}** ({1.9**2:.2f})" and cells[9] == "**6.0e-05** (6.0e-05)"
 
 
+@pytest.mark.parametrize(
+    "value, bound, text",
+    [
+        (1.0002, "≤ 1.00", "1.0002"),
+        (0.9998, "≤ 1.00", "1.00"),
+        (1.699, "≥ 1.7", "1.699"),
+        (2.0, "", "2.00"),
+        (None, "", "–"),
+    ],
+)
+def test_a_figure_does_not_contradict_its_verdict(value, bound, text):
+    assert tables.beside(value, bound) == text
+
+
 def test_headings_tell_runs_apart():
     assert results.covered(made()) == "layers and models, with compiled"
     rows = [row for row in results.main_rows(made(), "model", "training") if row["group"] == "ViT-S"]

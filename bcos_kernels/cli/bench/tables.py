@@ -286,7 +286,7 @@ def goals(result: dict) -> Table:
     lines: list[tuple[str, ...]] = [
         (
             what,
-            shown(value),
+            beside(value, bound),
             bound,
             "no verdict" if noisy and bound and value is not None else verdict(value, bound),
             over,
@@ -294,7 +294,7 @@ def goals(result: dict) -> Table:
         for what, value, bound, over in times(result)
     ]
     lines += [
-        (what, shown(value), bound, verdict(value, bound), over)
+        (what, beside(value, bound), bound, verdict(value, bound), over)
         for what, value, bound, over in (*sizes(result), *peaks(result))
     ]
     lines += [(what, shown(value), bound, "", over) for what, value, bound, over in roof_shares(result)]
@@ -309,6 +309,13 @@ def is_norm(row: dict) -> bool:
 def title(contender: str) -> str:
     """A contender in the words of a report."""
     return f"torch.compile({COMPILED[contender]})" if contender in COMPILED else contender
+
+
+def beside(value: float | None, bound: str) -> str:
+    """A figure in two digits behind the point, and in more where two would read as another verdict."""
+    texts = (shown(value, f".{digits}f") for digits in range(2, 9))
+    same = (text for text in texts if value is None or verdict(float(text), bound) == verdict(value, bound))
+    return next(same, shown(value))
 
 
 def verdict(value: float | None, bound: str) -> str:
