@@ -213,7 +213,8 @@ def norm(
         return_statistics: True returns ``(y, mean, var)``; the statistics are constants, and empty where ``var`` is
             given. Their shape is ``[C]`` over the batch, ``[1]`` over all, ``[N, groups]`` over groups, and that of the
             positions or tokens otherwise.
-        backend: ``"cpu"``, ``"triton"`` or ``"reference"``; None chooses the fastest that serves the call.
+        backend: ``"cpu"``, ``"cuda"``, ``"triton"``, ``"cuda,triton"`` (the faster one serves each direction) or
+            ``"reference"``; None chooses the fastest that serves the call.
 
     Returns:
         y of x's shape and memory format.

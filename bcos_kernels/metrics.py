@@ -169,7 +169,7 @@ def energy_pointing(
     """EPG: the share of each map's positive contributions that lies in the bounding boxes of its class.
 
     Args:
-        contributions: maps ``[P, H, W]``, such as those of ``explain`` with pairs of samples and classes.
+        contributions: maps ``[P, H, W]``, such as those of ``explain`` with pairs of images and classes.
         boxes: for each map its boxes ``(xmin, ymin, xmax, ymax)`` in pixels, without the column xmax and the row ymax.
             Where they overlap, they count once.
         smooth: as in :func:`grid_pointing`; model guidance takes none.

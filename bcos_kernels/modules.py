@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core.checks import flag
+from .core.checks import flag, integer
 from .functional import bcos_conv1d, bcos_conv2d, bcos_conv3d, bcos_linear
 from .transform import Spec, checks, reference
 from .transform.functional import transform
@@ -23,10 +23,6 @@ __all__ = [
     "BcosConv1d", "BcosConv2d", "BcosConv2dWithScale", "BcosConv3d", "BcosConvolution", "BcosLayer", "BcosLinear",
     "Detachable", "NormedConv1d", "NormedConv2d", "NormedConv3d", "NormedLinear", "clamped", "held",
 ]  # fmt: skip
-
-B_RULES = (None, "clamp", "offset")
-"""How a layer's exponent follows from its ``b``: it is b, b clamped above 1, or b + 2."""
-
 
 _CONVOLUTIONS = {1: bcos_conv1d, 2: bcos_conv2d, 3: bcos_conv3d}
 
@@ -123,13 +119,14 @@ class BcosLayer(Detachable):
     norm_eps = (1e-6, 0.0)
     """As in :func:`bcos_kernels.functional.bcos_conv2d`."""
     b_rule: str | None = None
-    """How the exponent follows from ``b``, one of ``B_RULES``; others than None need a tensor."""
+    """How the exponent follows from ``b``: None takes b itself; of a tensor, ``"clamp"`` takes b clamped above 1, and
+    ``"offset"`` b + 2."""
 
     def __init__(self, b: float | Tensor, max_out: int, out_dtype: torch.dtype | None, backend: str | None) -> None:
         super().__init__()
         self.detach = False
         self.b = _exponent(b)
-        self.max_out = checks.integer("max_out", max_out, 1)
+        self.max_out = integer("max_out", max_out, 1)
         self.out_dtype = out_dtype
         self.backend = backend
 
@@ -363,8 +360,8 @@ class BcosLinear(BcosLayer):
             raise ValueError(f"bias={bias!r}: a B-cos layer has no bias, False is needed")
         super().__init__(b, max_out, out_dtype, backend)
         self.normalize_weights = flag("normalize_weights", normalize_weights)
-        self.in_features = checks.integer("in_features", in_features, 1)
-        self.out_features = checks.integer("out_features", out_features, 1)
+        self.in_features = integer("in_features", in_features, 1)
+        self.out_features = integer("out_features", out_features, 1)
         self.bias = False
         kind = NormedLinear if normalize_weights else nn.Linear
         self.linear = kind(in_features, out_features * max_out, bias=False, device=device, dtype=dtype)

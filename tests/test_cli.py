@@ -93,6 +93,7 @@ def test_doctor(no_gpu, capsys):
     assert line(text, "triton kernels").startswith(refused)
     assert line(text, "cuda kernels").startswith("not used here: ")
     assert line(text, "cuDNN graphs") == line(text, "cuda kernels")
+    assert line(text, "tuned choices").startswith("not needed here: ")
 
 
 def test_doctor_has_the_same_as_json(no_gpu, capsys):

@@ -328,7 +328,7 @@ def test_the_module_takes_the_authors_state_dict(groups, bias, norm, format):
         ({"x": torch.zeros(2, 3, 1, 5), "padding": 0}, ValueError, "the kernel spans 3 pixels of height, more than"),
         ({"projection": torch.zeros(5, 3, 3)}, ValueError, r"projection has shape \(5, 3, 3\)"),
         ({"weight": torch.zeros(107, 5, 1, 1)}, ValueError, "weight has shape .*107.* multiple of the 27"),
-        ({"weight": torch.zeros(108, 5)}, ValueError, r"weight has shape \(108, 5\): \('rows', 5, 1, 1\) is needed"),
+        ({"weight": torch.zeros(108, 5)}, ValueError, r"weight has shape \(108, 5\): \(rows, 5, 1, 1\) is needed"),
         ({"bias": torch.zeros(4)}, ValueError, r"bias has shape \(4,\): \(108,\), one entry per row of weight"),
         ({"groups": 2}, ValueError, "groups=2 does not divide the rank 5 of projection"),
         ({"groups": 0}, ValueError, "groups=0: must be at least 1"),

@@ -121,6 +121,13 @@ def test_the_public_face_shows_public_names_alone():
     assert dir(bcos_kernels.functional) == bcos_kernels.functional.__all__
 
 
+def test_type_checkers_see_what_is_imported_later():
+    source = ast.parse(Path(bcos_kernels.__file__).read_text(encoding="utf-8"))
+    (shown,) = (node for node in source.body if isinstance(node, ast.If))
+    found = {(alias.name, (line.module or alias.name).partition(".")[0]) for line in shown.body for alias in line.names}
+    assert found == set(bcos_kernels._ROOMS.items())
+
+
 def test_no_file_is_longer_than_four_hundred_lines_or_so():
     for folder in ("bcos_kernels", "csrc", "tests", "benchmarks"):
         for path in (ROOT.parent / folder).rglob("*"):

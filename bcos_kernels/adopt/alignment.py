@@ -56,8 +56,8 @@ def _code(module: Theirs) -> Code | str:
     convolutions = list(sequence)
     if not all(isinstance(conv, nn.Conv2d) for conv in convolutions):
         return f"its .{WEIGHTS}.weighting_f is not a sequence of two convolutions"
-    kinds = type(module), type(weights), type(norm), type(sequence), *map(type, convolutions)
-    return published.code(kinds, read)
+    classes = type(module), type(weights), type(norm), type(sequence), *map(type, convolutions)
+    return published.code(classes, read)
 
 
 def objection(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Found | str:

@@ -168,8 +168,6 @@ def is_own_slow_norm(module: Theirs, method, slow_norm) -> bool:
 def unusual_exponent(module: Theirs, has: frozenset[str]) -> str | None:
     """Why our kernels cannot take the layer's exponent; None where they can."""
     b = module.b
-    if type(b) is int and b >= 1 and "clamping" not in has:
-        return None
     if "b_loss" in has and type(module.b_loss) is not bool:
         return f"its b_loss={module.b_loss!r} is neither True nor False, and its code has another formula for that"
     if isinstance(b, Tensor):
@@ -258,10 +256,10 @@ def _ours(module: Theirs) -> Variant | str | None:
     return _overridden(type(module)) or own
 
 
-def _overridden(kind: type) -> str | None:
+def _overridden(cls: type) -> str | None:
     """The reason why a subclass of our own layers may compute another formula; None if it does not."""
     for name in ("forward", "forward_impl"):
-        owner = next((c for c in kind.__mro__ if name in vars(c)), None)
+        owner = next((c for c in cls.__mro__ if name in vars(c)), None)
         if owner is not None and owner.__module__ != BcosLayer.__module__:
             return f"class {owner.__name__} overrides {name}"
     return None

@@ -214,14 +214,14 @@ def _of_images(model: nn.Module, items: list[Loaded], boxes, options: argparse.N
     images = _stacked(items, model)
     size = images.shape[-1], images.shape[-2]
     pairs, scaled = [], []
-    for sample, item in enumerate(items):
+    for image, item in enumerate(items):
         for label, of_class in groupby(sorted(boxes[item.name]), key=lambda box: box[0]):
-            pairs.append((sample, label))
+            pairs.append((image, label))
             scaled.append(metrics.scaled_boxes([box[1:] for box in of_class], item.size, size))
     found = explain(model, images, pairs, chunk=options.chunk, weights=False)
     values = metrics.energy_pointing(found.contributions, scaled, smooth=options.smooth or 0).tolist()
     rows = []
-    for sample, item in enumerate(items):
-        own = [(label, value) for (of, label), value in zip(pairs, values, strict=True) if of == sample]
+    for image, item in enumerate(items):
+        own = [(label, value) for (of, label), value in zip(pairs, values, strict=True) if of == image]
         rows.append({"image": item.name, "classes": [label for label, _ in own], "values": [value for _, value in own]})
     return rows

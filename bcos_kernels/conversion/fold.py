@@ -16,8 +16,9 @@ from torch import Tensor, fx, nn
 
 from ..adopt import layer as layers
 from ..adopt import norm as norms
-from ..adopt.accelerate import check_model, plan_of
+from ..adopt.accelerate import plan_of
 from ..adopt.kinds import kind_of
+from ..core.checks import check_model
 from ..modules import BcosConv1d, BcosConv2d, BcosConv3d, BcosLayer, BcosLinear, Detachable
 from ..transform.reference import unit_weight
 from .report import Report, Row
@@ -118,9 +119,9 @@ class _Folding:
         """Folds a layer, and the norm behind it."""
         behind = self.behind.get(name)
         norm = None if behind is None else self.modules[behind]
-        kind, found = type(layer), _formula(layer)
+        cls, found = type(layer), _formula(layer)
         if isinstance(found, str):
-            self._row(name, kind, None, found)
+            self._row(name, cls, None, found)
             if norm is not None:
                 self._row(behind, type(norm), None, "the layer before it stays as it is")
             return
@@ -130,16 +131,16 @@ class _Folding:
         folds = norm is not None and isinstance(factor, Tensor)
         made = _layer(layer, found, factor if isinstance(factor, Tensor) else _ONE)
         _become(layer, made)
-        self._row(name, kind, type(made), "with the norm behind it" if folds else "")
+        self._row(name, cls, type(made), "with the norm behind it" if folds else "")
         if isinstance(factor, str):
             self._row(behind, type(norm), None, factor)
         elif folds:
             self._row(behind, type(norm), FoldedNorm, "in the layer before it")
             _become(norm, FoldedNorm().eval())
 
-    def _row(self, name: str | None, kind: type, became: type | None, reason: str) -> None:
+    def _row(self, name: str | None, cls: type, became: type | None, reason: str) -> None:
         title = None if became is None else became.__name__
-        self.rows.append(Row(name or "(model)", kind.__name__, title, reason))
+        self.rows.append(Row(name or "(model)", cls.__name__, title, reason))
 
 
 def _is_layer(module: Any) -> bool:

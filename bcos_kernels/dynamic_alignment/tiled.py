@@ -1,4 +1,4 @@
-"""The units in PyTorch's own operators, in tiles of pixels, on every device: what serves fp64 on a GPU.
+"""The units in PyTorch's own operators, in tiles of pixels, on every device: they serve what no kernel does.
 
 A tile has at most ``TILE`` dynamic weights; the backward forms them again.
 """
