@@ -15,6 +15,7 @@ from .. import tally
 from ..core import _torch, autograd, dispatch
 from ..core.checks import autocast_dtype, flag, integer, pair
 from ..core.device import architecture_of
+from ..core.formula import without_autocast
 from . import reference
 from .call import Call, memory_format
 from .op import DYNAMIC_ALIGNMENT, REFERENCE
@@ -66,7 +67,7 @@ def dynamic_alignment(
     if plan.dtype is not None:
         x, h, weight = (t.to(plan.dtype) for t in (x, h, weight))
         inputs = Inputs(x, h, weight, None if bias is None else bias.to(plan.dtype))
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         if plan.backend == REFERENCE.name:
             if options[-1] is None and not torch.compiler.is_compiling():  # counted unless the caller asked for it
                 tally.plain("dynamic_alignment", "the backend 'reference' serves it")
