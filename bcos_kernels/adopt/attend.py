@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import _torch
-from ..core.formula import without_autocast
+from ..core.checks import without_autocast
 
 __all__ = ["attention", "explained", "inferred"]
 

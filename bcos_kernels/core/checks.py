@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral, Real
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
-__all__ = ["autocast_dtype", "epsilon", "flag", "integer", "late_mode", "out_dtype", "pair", "sizes"]
+__all__ = [
+    "autocast_dtype", "epsilon", "flag", "integer", "late_mode", "out_dtype", "pair", "sizes", "without_autocast",
+]  # fmt: skip
 
 
 def integer(name: str, value: Any, least: int) -> int:
@@ -77,6 +81,12 @@ def autocast_dtype(device: str) -> torch.dtype | None:
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     except RuntimeError:  # a device without autocast, such as "meta"
         return None
+
+
+def without_autocast(t: Tensor) -> AbstractContextManager:
+    """A context in which autocast is off for tensors on the device of ``t``, which may have none, as ``meta`` has."""
+    device = t.device.type
+    return nullcontext() if autocast_dtype(device) is None else torch.autocast(device, enabled=False)
 
 
 def late_mode(detach) -> MutableMapping | None:

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-from .checks import autocast_dtype
-
-__all__ = ["FrozenScale", "accumulated", "without_autocast"]
+__all__ = ["FrozenScale", "accumulated"]
 
 
 def accumulated(t: Tensor) -> Tensor:
     """The tensor in the dtype in which sums over it are formed: fp32 for half precision, else its own."""
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
-
-
-def without_autocast(t: Tensor) -> AbstractContextManager:
-    """A context in which autocast is off for tensors on the device of ``t``, which may have none, as ``meta`` has."""
-    device = t.device.type
-    return nullcontext() if autocast_dtype(device) is None else torch.autocast(device, enabled=False)
 
 
 class FrozenScale(torch.autograd.Function):

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from .. import tally
 from ..core import _torch, autograd, dispatch
-from ..core.checks import autocast_dtype, flag, integer, pair
+from ..core.checks import autocast_dtype, flag, integer, pair, without_autocast
 from ..core.device import architecture_of
-from ..core.formula import without_autocast
 from . import reference
 from .call import Call, memory_format
 from .op import DYNAMIC_ALIGNMENT, REFERENCE

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from .. import tally
 from ..core import _torch, autograd, device, dispatch
-from ..core.checks import autocast_dtype, epsilon, flag, integer, late_mode, out_dtype
-from ..core.formula import without_autocast
+from ..core.checks import autocast_dtype, epsilon, flag, integer, late_mode, out_dtype, without_autocast
 from . import reference
 from .call import Call, is_channels_last
 from .op import NORM, REFERENCE
