@@ -315,6 +315,13 @@ def test_a_norm_behind_a_linear_layer():
     assert "the layer before it is linear" in folded.folding.rows[1].reason
 
 
+def test_within_inference_mode():
+    model = ready(pair())
+    with torch.inference_mode():
+        folded = bk.fold(model)
+    assert max(differences(folded, model, torch.rand(2, 6, 9, 9).double())) < 1e-11
+
+
 def test_it_cannot_be_trained():
     folded = bk.fold(ready(pair())).train()
     with pytest.raises(RuntimeError, match=r"a folded network cannot be trained.*call eval\(\)"):

@@ -51,8 +51,9 @@ def fold(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         if module.training:
             raise ValueError(f"model: {name or type(model).__name__} is in training mode: call model.eval() first")
-    folded = copy.deepcopy(model)
-    report = Report(tuple(_Folding(folded).run()))
+    with torch.inference_mode(False):  # its weights could not be saved for a backward, which explanations need
+        folded = copy.deepcopy(model)
+        report = Report(tuple(_Folding(folded).run()))
     if not report.converted:
         why = "; ".join(f"{count}: {reason}" for reason, count in Counter(row.reason for row in report.rows).items())
         raise ValueError(f"model: {type(model).__name__} has no B-cos layer that can be folded: {why or 'it has none'}")
