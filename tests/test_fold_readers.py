@@ -8,7 +8,7 @@ from torch import nn
 import bcos_kernels as bk
 
 UNKNOWN = "no B-cos layer is known whose output it reads alone"
-OPENED = "a forward reads its parts instead of calling it"
+OPENED = "a forward does more with it than call it, and may read its parts"
 UNTRACED = "torch.fx cannot trace the forward that calls it: "
 
 

@@ -39,7 +39,7 @@ def is_norm(module: Any) -> bool:
     return own or (not isinstance(module, Detachable) and norms.is_candidate(module))
 
 
-OPENED = "a forward reads its parts instead of calling it"
+OPENED = "a forward does more with it than call it, and may read its parts"
 
 
 class Readers:
