@@ -203,6 +203,8 @@ def _checked_box(box: Sequence[int]) -> tuple[int, int, int, int]:
     values = tuple(box)
     if len(values) != 4 or not all(isinstance(v, int) and v >= 0 for v in values):
         raise ValueError(f"boxes: {box!r} is not (xmin, ymin, xmax, ymax), four ints of at least 0")
+    if values[0] > values[2] or values[1] > values[3]:
+        raise ValueError(f"boxes: {box!r} ends before it starts: (xmin, ymin, xmax, ymax) is needed")
     return values
 
 

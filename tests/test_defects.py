@@ -1,5 +1,7 @@
 """Defects that hit other kernel libraries: the test owed for each (those that need a GPU stand with the GPU tests)."""
 
+import importlib
+
 import pytest
 import torch
 from cases import BACKENDS, IDS, bcos, error
@@ -7,6 +9,7 @@ from recorded_calls import by_python
 from torch.autograd import grad
 
 import bcos_kernels as bk
+from bcos_kernels.compat import import_reference
 from bcos_kernels.core import formats
 from bcos_kernels.core.op import Op
 
@@ -246,3 +249,29 @@ def test_linear_of_every_rank(rank):
     y = bk.functional.bcos_linear(x, weight)
     assert y.shape == (*x.shape[:-1], 5)
     assert error(y.view(-1, 5), bk.functional.bcos_linear(x.view(-1, 8), weight)) < 1e-14
+
+
+def _attention_on_meta():
+    """An accelerated attention of the reference on the device meta, with the shape of its input."""
+    import_reference()
+    kind = importlib.import_module("bcos.models.vit").Attention
+    attention = kind(8, 2, 4, linear_layer=bk.BcosLinear, norm_layer=torch.nn.LayerNorm)
+    return bk.accelerate(torch.nn.Sequential(attention, bk.BcosLinear(8, 8))).to("meta"), (2, 5, 8)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: (bk.functional.norm, (2, 4, 5, 5)),
+        lambda: (bk.DAUConv2d(4, 6, 3, device="meta"), (2, 4, 5, 5)),
+        _attention_on_meta,
+    ],
+    ids=["norm", "dynamic alignment", "attention"],
+)
+def test_tensors_without_values(make):
+    """The device meta has no autocast that could be switched off."""
+    function, shape = make()
+    x = torch.empty(shape, device="meta", requires_grad=True)
+    y = function(x)
+    y.sum().backward()
+    assert y.device.type == "meta" and x.grad.shape == x.shape

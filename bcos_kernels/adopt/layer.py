@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modules import BcosLayer, clamped, held
+from ..modules import BcosLayer, BcosLinear, clamped, held
 from ..transform import TRANSFORM, Call, Spec, functional
 from . import published
 from .kind import Kind
@@ -252,7 +252,8 @@ def _ours(module: Theirs) -> Variant | str | None:
     """The variant of a layer of :mod:`bcos_kernels.modules`, or why a subclass may compute another; else None."""
     if not isinstance(module, BcosLayer):
         return None
-    own = Variant(module.normalize_weights, (1e-6, 0.0), 1e-6, False, frozenset({"max_out"}))
+    norm_eps = (0.0, 1e-12) if isinstance(module, BcosLinear) else (1e-6, 0.0)
+    own = Variant(module.normalize_weights, norm_eps, 1e-6, False, frozenset({"max_out"}))
     return _overridden(type(module)) or own
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral, Real
 from typing import Any, NamedTuple, cast
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "Described", "autocast_dtype", "check_dense", "check_model", "described", "epsilon", "flag", "integer", "late_mode",
-    "out_dtype", "pair", "sizes",
+    "out_dtype", "pair", "sizes", "without_autocast",
 ]  # fmt: skip
 
 
@@ -115,6 +116,12 @@ def autocast_dtype(device: str) -> torch.dtype | None:
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     except RuntimeError:  # a device without autocast, such as "meta"
         return None
+
+
+def without_autocast(t: Tensor) -> AbstractContextManager:
+    """A context in which autocast is off for tensors on the device of ``t``, which may have none, as ``meta`` has."""
+    device = t.device.type
+    return nullcontext() if autocast_dtype(device) is None else torch.autocast(device, enabled=False)
 
 
 def late_mode(detach) -> MutableMapping | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import tally
 from ..core import _torch, autograd, dispatch
-from ..core.checks import Described, autocast_dtype, check_dense, described, flag, integer, pair
+from ..core.checks import Described, autocast_dtype, check_dense, described, flag, integer, pair, without_autocast
 from ..core.device import architecture_of
 from . import reference
 from .call import Call, memory_format
@@ -62,7 +62,7 @@ def dynamic_alignment(
     if plan.dtype is not None:
         x, h, weight = (t.to(plan.dtype) for t in (x, h, weight))
         inputs = Inputs(x, h, weight, None if bias is None else bias.to(plan.dtype))
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         if plan.backend == REFERENCE.name:
             if options[-1] is None and not torch.compiler.is_compiling():  # counted unless the caller asked for it
                 tally.plain("dynamic_alignment", "the backend 'reference' serves it")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import tally
 from ..core import _torch, autograd, device, plans
-from ..core.checks import autocast_dtype, epsilon, flag, integer, late_mode, out_dtype
+from ..core.checks import autocast_dtype, epsilon, flag, integer, late_mode, out_dtype, without_autocast
 from . import reference
 from .call import Call, is_channels_last
 from .op import NORM, REFERENCE
@@ -57,7 +57,7 @@ def norm(
     if plan.backend == REFERENCE.name:
         if options[-1] is None and not torch.compiler.is_compiling():  # counted unless the caller asked for it
             tally.plain("norm", "the backend 'reference' serves it")
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             outputs = reference.norm(inputs, spec, late)
     else:
         outputs = Outputs(*autograd.apply(NORM, inputs, plan.call, late, plan.backend, plan.kernels))
