@@ -31,7 +31,7 @@ from types import (
 
 from torch.nn import functional
 
-__all__ = ["Fingerprint", "Unreadable", "definition_of", "is_super", "of"]
+__all__ = ["Fingerprint", "Unreadable", "of"]
 
 
 class Unreadable(Exception):
@@ -141,7 +141,7 @@ class _Reader:
         if not isinstance(value, FunctionType):
             raise Unreadable(f"{title} is of type {type(value).__name__}, not a plain function")
         self.names.append((value, "__code__", value.__code__))
-        definition = definition_of(title, value)
+        definition = _definition(title, value)
         if "__class__" in value.__code__.co_freevars and owner is not _class_cell(value):
             raise Unreadable(f"{title} belongs to another class, so its super() starts there")
         names = []
@@ -156,7 +156,7 @@ class _Reader:
             if isinstance(node, ast.Attribute) and owner is not None:
                 if isinstance(node.value, ast.Name) and node.value.id == first:
                     self.follow(node.attr, self.mro)
-                elif is_super(node.value):
+                elif _is_super(node.value):
                     self.follow(node.attr, self.mro[self.mro.index(owner) + 1 :])
         return f"{_normal(definition)} where {', '.join(names)}"
 
@@ -256,13 +256,12 @@ def _torch_text(owner: type, name: str, value) -> str:
     return f"torch:{owner.__qualname__}.{name}"
 
 
-def is_super(node: ast.expr) -> bool:
-    """Whether the expression is a call of ``super``."""
+def _is_super(node: ast.expr) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super"
 
 
-def definition_of(title: str, function: FunctionType) -> ast.FunctionDef:
-    """The syntax tree of the code that ``function`` runs. Raises Unreadable where its source holds other code."""
+def _definition(title: str, function: FunctionType) -> ast.FunctionDef:
+    """The syntax tree of the code that ``function`` runs."""
     code = function.__code__
     try:
         lines, _ = inspect.findsource(code)

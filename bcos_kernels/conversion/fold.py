@@ -19,7 +19,7 @@ from ..adopt.accelerate import plan_of
 from ..core.checks import check_model
 from ..modules import BcosConv1d, BcosConv2d, BcosConv3d, BcosLayer, BcosLinear
 from ..transform.reference import unit_weight
-from .readers import OPENED, Readers, is_layer, is_norm
+from .readers import Readers, is_layer, is_norm
 from .report import Report, Row
 
 __all__ = ["fold"]
@@ -117,18 +117,13 @@ class _Folding:
 
     def _unread(self, name: str) -> str:
         """Why a norm is not known to be the one reader of a layer's output."""
-        if name in self.readers.opened:
-            return OPENED
-        above = name.rpartition(".")[0]
-        if above in self.readers.untraced:
-            return f"torch.fx cannot trace the forward that calls it: {self.readers.untraced[above]}"
-        return "no B-cos layer is known whose output it reads alone"
+        return self.readers.staying.get(name, "no B-cos layer is known whose output it reads alone")
 
     def _fold(self, name: str, layer: Any) -> None:
         """Folds a layer, and the norm behind it."""
         behind = self.readers.behind.get(name)
         norm = None if behind is None else self.modules[behind]
-        cls, found = type(layer), OPENED if name in self.readers.opened else _formula(layer)
+        cls, found = type(layer), self.readers.staying.get(name) or _formula(layer)
         if isinstance(found, str):
             self._row(name, cls, None, found)
             if norm is not None:

@@ -1,25 +1,22 @@
 """Finds the norm that alone reads the output of a layer: torch.fx traces the forwards of a model.
 
 A trace sees what a forward does with the values that it is given, and which parts of a layer or norm it reads past
-their calls. Of a forward that cannot be traced, the source tells which of its modules it does no more than call.
+their calls. What a forward that cannot be traced calls must stay as it is.
 """
 
 from __future__ import annotations
 
-import ast
 import copy
 import gc
 import inspect
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import product
-from types import ModuleType
 from typing import Any
 from weakref import ref
 
 from torch import Tensor, fx, nn
 
-from ..adopt import fingerprint
 from ..adopt import layer as layers
 from ..adopt import norm as norms
 from ..adopt.kinds import kind_of
@@ -39,7 +36,7 @@ def is_norm(module: Any) -> bool:
     return own or (not isinstance(module, Detachable) and norms.is_candidate(module))
 
 
-OPENED = "a forward does more with it than call it, and may read its parts"
+OPENED = "a forward reads its parts instead of calling it"
 
 
 class Readers:
@@ -48,54 +45,43 @@ class Readers:
     def __init__(self, model: nn.Module) -> None:
         self.behind: dict[str, str] = {}
         """Name of a layer -> name of the norm that alone reads its output."""
-        self.untraced: dict[str, str] = {}
-        """Name of a module -> why it is not known what its forward, or one that calls its modules, does."""
-        self.opened: set[str] = set()
-        """The names of layers and norms of which a forward reads parts: they must stay what they are."""
+        self.staying: dict[str, str] = {}
+        """Name of a module that must stay what it is -> why."""
         self._follow(model, "")
 
     def _follow(self, model: nn.Module, name: str) -> None:
         if is_layer(model) or is_norm(model) or not any(map(is_layer, model.modules())):
             return
-        if "forward" in vars(model):  # it may call any module below, and fx would trace the one of the class
-            self._leave(model, name, "it was assigned on the instance")
+        if "forward" in vars(model):  # fx would trace that of the class
+            self._stay(model, name, "the forward that calls it was assigned on the instance")
             return
         try:
             traces = _traces(model)
         except Exception as error:  # whatever such a forward raises of symbolic values
-            self._look_into(model, name, error)
+            self._stay(model, name, _untraced(error))
             return
         prefix = f"{name}." if name else ""
         for below, failure in traces[0].opaque.items():
+            module = model.get_submodule(below)
             if failure is None:
-                self._follow(model.get_submodule(below), prefix + below)
+                self._follow(module, prefix + below)
             else:
-                self._look_into(model.get_submodule(below), prefix + below, failure)
+                self._stay(module, prefix + below, _untraced(failure))
         opened = set().union(*(trace.opened() for trace in traces))
         called = set().union(*(trace.called() for trace in traces))
-        self.opened |= {prefix + below for below in opened}
+        self.staying |= {prefix + below: OPENED for below in opened}
         for below in called:  # a module below one that was traced by itself may be called past it
             self.behind.pop(prefix + below, None)
         found = set.intersection(*(set(trace.pairs()) for trace in traces))
         self.behind |= {prefix + layer: prefix + norm for layer, norm in found if not {layer, norm} & opened}
 
-    def _look_into(self, model: nn.Module, name: str, error: Exception) -> None:
-        """Follows the modules that a forward which cannot be traced does no more than call."""
-        self.untraced[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
-        entered = _entered(model)
-        for child, module in model.named_children():
-            below = f"{name}.{child}" if name else child
-            if entered is not None and child not in entered:
-                self._follow(module, below)
-                continue
-            self._leave(module, below, self.untraced[name])
-            if entered is not None and (is_layer(module) or is_norm(module)):
-                self.opened.add(below)
+    def _stay(self, model: nn.Module, name: str, reason: str) -> None:
+        """Notes that a forward which is not known may do anything with the modules below."""
+        self.staying |= {below: reason for below, _ in model.named_modules(prefix=name) if below != name}
 
-    def _leave(self, model: nn.Module, name: str, reason: str) -> None:
-        """Notes that the modules below may be called by a forward that is not known."""
-        for below, _ in model.named_modules(prefix=name):
-            self.untraced.setdefault(below, reason)
+
+def _untraced(error: Exception) -> str:
+    return f"torch.fx cannot trace the forward that calls it: {type(error).__name__}: {error}".partition("\n")[0]
 
 
 # one trace
@@ -231,77 +217,3 @@ def _traced(model: nn.Module, call: dict[str, Any], opaque: dict[str, Exception 
             if not trace.failed or trace.failed in opaque:
                 raise
             opaque[trace.failed] = error
-
-
-# what the source of a forward tells
-
-
-def _entered(model: Any) -> set[str] | None:
-    """The children whose modules a forward may call, or read, one by one; None where it may be any of them."""
-    order, entered = type(model).__mro__, set()
-    waiting: list[tuple[str, tuple[type, ...]]] = [("forward", order)]
-    seen = set()
-    while waiting:
-        name, kinds = waiting.pop()
-        owner = next((kind for kind in kinds if name in vars(kind)), None)
-        if (owner, name) in seen:
-            continue
-        seen.add((owner, name))
-        if owner is None:
-            if _holds_module(getattr(model, name, None)):
-                return None
-            continue
-        if owner is nn.Module and name == "training":
-            continue
-        try:
-            read = list(_attributes(f"{owner.__name__}.{name}", vars(owner)[name]))
-        except fingerprint.Unreadable:
-            return None
-        for attribute, of_super, called in read:
-            if attribute in model._modules and not of_super:
-                entered |= set() if called else {attribute}
-            elif attribute == "" or attribute in vars(nn.Module):
-                return None
-            else:
-                waiting.append((attribute, order[order.index(owner) + 1 :] if of_super else order))
-    return entered
-
-
-def _attributes(title: str, method: Any) -> Iterator[tuple[str, bool, bool]]:
-    """The attributes of ``self`` in a method, whether each is that of ``super()``, and whether it is called.
-
-    An empty one stands for ``self`` itself.
-    """
-    function = getattr(method, "fget", None) or inspect.unwrap(getattr(method, "__func__", method))
-    if not inspect.isfunction(function):
-        return
-    definition = fingerprint.definition_of(title, function)
-    nodes = list(ast.walk(definition))
-    called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
-    first = definition.args.args[0].arg if definition.args.args else None
-    inner = set()
-    for node in nodes:
-        if not isinstance(node, ast.Attribute):
-            continue
-        if isinstance(node.value, ast.Name) and node.value.id == first:
-            inner.add(id(node.value))
-            yield node.attr, False, id(node) in called
-        elif fingerprint.is_super(node.value):
-            yield node.attr, True, True
-    if any(isinstance(node, ast.Name) and node.id == first and id(node) not in inner for node in nodes):
-        yield "", False, False
-
-
-def _holds_module(value: Any, depth: int = 4) -> bool:
-    """Whether a forward that reads the value may find a module in it."""
-    if isinstance(value, nn.Module) or depth == 0:
-        return True
-    if isinstance(value, Tensor):
-        return False
-    held = [
-        getattr(value, "__self__", None),
-        *(cell.cell_contents for cell in getattr(value, "__closure__", None) or ()),
-    ]
-    held += vars(value).values() if hasattr(value, "__dict__") and not isinstance(value, (type, ModuleType)) else ()
-    held += value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list, set)) else ()
-    return any(_holds_module(inner, depth - 1) for inner in held if inner is not None)
