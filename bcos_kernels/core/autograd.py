@@ -106,7 +106,8 @@ class Function(torch.autograd.Function):
 class EagerFunction(Function):
     """The returned outputs of a call, with less host time than the operator takes.
 
-    It is used only outside of compilers, traces and torch.func. Where there is a late explanation mode, tensors without
+    It is used only outside of compilers, traces and torch.func, for calls that the extension does not record itself
+    (:mod:`bcos_kernels.core.kernels`). Where there is a late explanation mode, tensors without
     values follow the returned outputs. They stand for the op's intermediates in the graph: a second derivative has
     gradients at them, which join that of the first output in one backward.
     """
@@ -301,7 +302,7 @@ def apply(op: Op, inputs, call, late: Late, backend: str, served: Any = None) ->
 
 
 def kernels_of(op: Op, call, backend: str) -> Any:
-    """What serves the call without a step through Python; None where Python takes part, or a compiler traces."""
+    """What serves the call and records it, as :func:`bcos_kernels.core.kernels.of` returns it; None for a compiler."""
     return None if torch.compiler.is_compiling() else kernels.of(op, call, backend, _by_operators)
 
 

@@ -27,9 +27,9 @@ def pairs(device: str) -> dict[str, tuple[Callable, Callable, Tensor]]:
     """Name -> the layer, the plain layer, and the input of both."""
     linear: Any = LINEAR.plain().to(device)
     conv: Any = CONV.plain().to(device)
-    last = torch.channels_last  # the layout of the plain layer, which the weights of all others have, too
-    own = BcosConv2d(8, 8, 3, padding=1, device=device).to(memory_format=last)
-    accelerated = accelerate(CONV.reference().to(device, memory_format=last))
+    own: Any = BcosConv2d(8, 8, 3, padding=1, device=device)
+    own.to(memory_format=torch.channels_last)  # as the weights of the plain and of the accelerated layer
+    accelerated = accelerate(CONV.reference().to(device))
     row, image = LINEAR.input().to(device), CONV.input().to(device)
     return {
         "bcos_linear": (lambda x: bcos_linear(x, linear.weight), linear, row),

@@ -23,17 +23,34 @@ inline Tensors from_optional(const OptionalTensors& tensors) {
   return found;
 }
 
-// The kernels as an object of Python. They are never freed, because graphs hold them without owning them;
-// there are as many as there are ops with different options.
-inline Kernels* kept(Kernels kernels, pybind11::function by_operators) {
-  kernels.by_operators = [function = by_operators.release()](
-                             const at::Tensor& grad, const Tensors& inputs, const Tensors& saved,
-                             const std::vector<bool>& needs, const at::Tensor& map) {
+// A backward that is a function of Python: (grad, inputs, saved, needs, map) -> gradients. The function is
+// kept for good.
+inline Kernels::Backward backward_in_python(pybind11::function backward) {
+  return [function = backward.release()](const at::Tensor& grad, const Tensors& inputs, const Tensors& saved,
+                                         const std::vector<bool>& needs, const at::Tensor& map) {
     const pybind11::gil_scoped_acquire locked;
     const auto found = function(grad, to_optional(inputs), to_optional(saved), needs, given(map));
     return from_optional(found.cast<OptionalTensors>());
   };
+}
+
+// The kernels as an object of Python. They are never freed, because graphs hold them without owning them;
+// there are as many as there are ops with different options.
+inline Kernels* kept(Kernels kernels, pybind11::function by_operators) {
+  kernels.by_operators = backward_in_python(std::move(by_operators));
   return new Kernels(std::move(kernels));
+}
+
+// Kernels that functions of Python start.
+inline Kernels* started_by_python(pybind11::function forward, pybind11::function backward,
+                                  pybind11::function by_operators, size_t inputs, size_t returned,
+                                  bool saves_output) {
+  const auto forwards = [function = forward.release()](const Tensors& given_inputs) {
+    const pybind11::gil_scoped_acquire locked;
+    return function(to_optional(given_inputs)).cast<Tensors>();
+  };
+  return kept({forwards, backward_in_python(std::move(backward)), {}, inputs, returned, saves_output},
+              std::move(by_operators));
 }
 
 inline void bind_calls(pybind11::module_ m) {
@@ -45,6 +62,8 @@ inline void bind_calls(pybind11::module_ m) {
            torch::wrap_pybind_function_no_gil([](const Kernels& kernels, const OptionalTensors& inputs) {
              return call(kernels, from_optional(inputs));
            }));
+  m.def("kernels_started_by_python", &started_by_python, "forward"_a, "backward"_a, "by_operators"_a,
+        "inputs"_a, "returned"_a, "saves_output"_a);
   m.def("key_of", &key_of);
   m.def("maker_of", &maker_of, py::return_value_policy::reference, "y"_a);
   m.def("leave", &leave, "y"_a, "grad"_a, "map"_a, "message"_a);

@@ -5,6 +5,7 @@
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
@@ -41,7 +42,7 @@ bool is_seen(at::TensorList tensors) {
          std::any_of(tensors.begin(), tensors.end(), [](const at::Tensor& t) { return is_seen(t); });
 }
 
-constexpr auto kKernels = "kernels", kWitness = "witness";
+constexpr auto kKernels = "kernels", kWitness = "witness", kVersion = "version";
 constexpr auto kDifferentiated = "differentiated", kMap = "map", kLeft = "left",
                kVersionLeft = "version left", kMessage = "message";
 
@@ -57,6 +58,10 @@ at::Tensor left(AutogradContext* ctx, const at::Tensor& grad) {
   TORCH_CHECK(grad.is_same(expected) && grad._version() == data[kVersionLeft].toInt(),
               data[kMessage].toStringRef());
   const auto map = data[kMap].toTensor();
+  if (map.is_cuda()) {  // it may have been made on another stream, of which alone the allocator knows
+    const c10::impl::VirtualGuardImpl guard(map.device().type());
+    map.record_stream(guard.getStream(map.device()));
+  }
   for (const auto* name : {kMap, kLeft, kVersionLeft, kMessage}) data.erase(name);
   return map;
 }
@@ -75,10 +80,10 @@ struct Recorded : autograd::Function<Recorded> {
     saved.insert(saved.end(), outputs.begin(), outputs.end());
     auto& first = saved[inputs->size()];
     if (kernels->saves_output) {
-      TORCH_INTERNAL_ASSERT(first._version() == 0, "a kernel counted a change of its own output");
       auto witness = at::empty({0}, first.options());
       autograd::impl::set_version_counter(witness, autograd::impl::version_counter(first));
       ctx->saved_data[kWitness] = witness;
+      ctx->saved_data[kVersion] = int64_t(first._version());
       first = first.variable_data();
     } else {
       first = at::Tensor();
@@ -123,7 +128,7 @@ struct Recorded : autograd::Function<Recorded> {
                                  Tensors saved) {
     if (!kernels.saves_output) return saved;
     const auto witness = ctx->saved_data[kWitness].toTensor();
-    if (witness._version() != 0) {
+    if (witness._version() != ctx->saved_data[kVersion].toInt()) {
       const c10::AutoGradMode unrecorded(false);
       saved[0] = kernels.forward(inputs)[0];
     } else if (c10::GradMode::is_enabled()) {  // a second derivative saves it again, and may meet a change
