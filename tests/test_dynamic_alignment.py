@@ -219,6 +219,8 @@ def test_what_a_gpu_backend_does_not_serve_is_told(backend):
         assert words in found
     large = replace(call, outputs=2**25)
     assert "1207959552 rows of weight are above" in " ".join(DYNAMIC_ALIGNMENT.reasons(large)[backend])
+    padded = replace(call, x_shape=(1, 4, 9, 9), spec=Spec((3, 3), (2**30, 1), (2**29, 0)))
+    assert f"{2**30 + 9} pixels of padded height are above" in " ".join(DYNAMIC_ALIGNMENT.reasons(padded)[backend])
 
 
 def test_rows_of_the_dynamic_linear_map_come_in_one_backward(monkeypatch):

@@ -113,10 +113,14 @@ def test_the_cost_counts_the_kernels_that_are_started():
 
 
 def test_the_command_prints_every_layer(capsys):
-    assert alignments.main(["--arch", "sm_80", "--dtype", "fp32", "--images", "2"]) == 0
-    shown = capsys.readouterr().out.splitlines()
-    assert sum(" to " in line for line in shown) == 18 and sum("all layers" in line for line in shown) == 2
-    assert max(map(len, shown)) <= 80
+    printed = set()
+    for backend in ("triton", "cuda"):
+        assert alignments.main(["--arch", "sm_80", "--dtype", "fp32", "--images", "2", "--backend", backend]) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert sum(" to " in line for line in shown) == 18 and sum("all layers" in line for line in shown) == 2
+        assert max(map(len, shown[1:])) <= 80
+        printed.update(line for line in shown if "all layers" in line)
+    assert len(printed) == 4
     with pytest.raises(SystemExit):
         alignments.main(["--images", "0"])
     assert "--images 0: at least 1 is needed" in capsys.readouterr().err

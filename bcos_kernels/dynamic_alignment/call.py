@@ -39,6 +39,10 @@ class Call(call.Call):
         tf32 = device.tf32(self.dtype, self.device, is_linear=False)
         return self if self.tf32 == tf32 else _changed(self, tf32)
 
+    def of_backward(self, needs: tuple[bool, ...]) -> Call:
+        """The call of a backward under torch's present settings."""
+        return self.now()
+
     def needs(self, direction: str) -> tuple[bool, bool, bool, bool]:
         """For each input, whether a backward of this direction forms its gradient: all that exist, or x's alone."""
         training = direction == "training"

@@ -16,7 +16,11 @@ _MOST = 2**30  # leaves the end of the last tile an index of 32 bits
 def unserved(call: Call) -> list[str]:
     """The reasons why the GPU kernels of both backends do not serve ``call``, wherever it lies; empty where they do."""
     found = dispatch.other_dtype(call.dtype, _DTYPES)
-    counts = {"pixels": call.pixels, "rows of weight": call.patch * call.outputs, "values of rank": call.rank}
+    height, width = (size + 2 * p for size, p in zip(call.x_shape[2:], call.spec.padding, strict=True))
+    counts = {
+        "pixels": call.pixels, "rows of weight": call.patch * call.outputs, "values of rank": call.rank,
+        "pixels of padded height": height, "pixels of padded width": width,
+    }  # fmt: skip
     found += [f"{count} {name} are above {_MOST}, the largest index" for name, count in counts.items() if count > _MOST]
     return found
 

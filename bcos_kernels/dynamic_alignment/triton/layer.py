@@ -62,7 +62,9 @@ def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: b
     )
 
 
-def _by_gram_matrices(call: Call, first, u: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, needs) -> tuple:
+def _by_gram_matrices(
+    call: Call, first: tuple[Tensor, Tensor], u: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, needs
+) -> tuple:
     """The gradients of h, the weight and the bias; one not needed is None."""
     made = gradients.wide_weight(call, weight, bias)
     dh = gradients.dh(call, *first, u, h, weight, made) if needs[1] else None
@@ -70,7 +72,9 @@ def _by_gram_matrices(call: Call, first, u: Tensor, h: Tensor, weight: Tensor, b
     return dh, *others
 
 
-def _by_signs(call: Call, first, u: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, needs) -> tuple:
+def _by_signs(
+    call: Call, first: tuple[Tensor, Tensor], u: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, needs
+) -> tuple:
     """The same."""
     dh = signs.dh(call, *first, u, h, weight, bias) if needs[1] else None
     others = signs.dweight(call, *first, u, h, weight, bias, needs[3]) if needs[2] or needs[3] else (None, None)

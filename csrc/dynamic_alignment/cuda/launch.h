@@ -1,7 +1,7 @@
 // Launchers of the CUDA kernels of dynamic alignment units, free of torch: each checks nothing but what CUDA
 // reports, and returns it.
 //
-// For sm_80 and later; of shared memory a block takes up to 102 KiB. cudaErrorInvalidValue: a dtype that is
+// For sm_80 and later; of shared memory a block takes up to 97 KiB. cudaErrorInvalidValue: a dtype that is
 // none of dtype.h.
 //
 // w is formed in tiles of pixels x columns, in registers, and never lies in memory but for the gradients of

@@ -30,7 +30,8 @@ at::Tensor widened(const at::Tensor& t, const at::Tensor& last, int64_t depth, a
 DeviceCall::DeviceCall(const Call& call, bool bias, bool tf32) : Call(call), bias(bias), tf32(tf32) {
   check_count("the pixels of y", pixels());
   check_count("the rows of weight", patch() * outputs);
-  for (const int64_t size : {channels, in[0], in[1], rank}) check_count("the sizes of x and the rank", size);
+  check_count("the values of rank", rank);
+  for (const int i : {0, 1}) check_count("the pixels of a padded side of x", in[i] + 2 * spec.padding[i]);
 }
 
 kernels::Shape DeviceCall::shape(int64_t depth) const {
