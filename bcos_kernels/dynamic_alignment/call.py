@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core import call, device
 from .spec import Inputs, Spec
 
-__all__ = ["Call", "memory_format", "of"]
+__all__ = ["Call", "of"]
 
 
 @call.hash_kept
@@ -88,12 +88,6 @@ class Call(call.Call):
 @lru_cache(maxsize=4096)
 def _changed(call: Call, tf32: bool) -> Call:
     return replace(call, tf32=tf32)
-
-
-def memory_format(x: Tensor) -> torch.memory_format:
-    """That of y: channels_last where x is stored so, else contiguous."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
 
 
 def of(inputs: Inputs, spec: Spec) -> Call:

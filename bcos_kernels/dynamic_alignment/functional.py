@@ -15,8 +15,9 @@ from .. import tally
 from ..core import _torch, autograd, dispatch
 from ..core.checks import Described, autocast_dtype, check_dense, described, flag, integer, pair, without_autocast
 from ..core.device import architecture_of
+from ..core.formats import memory_format
 from . import reference
-from .call import Call, memory_format
+from .call import Call
 from .op import DYNAMIC_ALIGNMENT, REFERENCE
 from .spec import NORMS, Inputs, Spec
 

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.candidate import Backend, Candidate
+from ..core.formats import memory_format
 from ..core.formula import accumulated
-from .call import Call, memory_format
+from .call import Call
 from .reference import patches_of, products, scaled, wide
 from .spec import Inputs, Outputs
 

@@ -11,7 +11,18 @@ from torch import Tensor
 
 from .. import tally
 from ..core import _torch, autograd, device, plans
-from ..core.checks import autocast_dtype, epsilon, flag, integer, late_mode, out_dtype, without_autocast
+from ..core.checks import (
+    Described,
+    autocast_dtype,
+    check_dense,
+    described,
+    epsilon,
+    flag,
+    integer,
+    late_mode,
+    out_dtype,
+    without_autocast,
+)
 from . import reference
 from .call import Call, is_channels_last
 from .op import NORM, REFERENCE
@@ -31,15 +42,6 @@ class Plan(NamedTuple):
     """The backends, as :meth:`bcos_kernels.core.op.Op.choose` names them."""
     kernels: Any
     """What :func:`bcos_kernels.core.autograd.kernels_of` returned."""
-
-
-class _Tensor(NamedTuple):
-    """What a plan depends on of a tensor."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    layout: torch.layout
 
 
 def norm(
@@ -67,27 +69,20 @@ def norm(
 def _plan(tensors: tuple[Tensor | None, ...], detach: bool, options: tuple) -> Plan:
     """The plan of a call. It is made, and the arguments are checked, once for all calls with the same key."""
     x = tensors[0]
-    described = isinstance(x, Tensor) and not torch.compiler.is_compiling()  # sizes may be symbolic there
+    fixed = isinstance(x, Tensor) and not torch.compiler.is_compiling()  # sizes may be symbolic there
     last = isinstance(x, Tensor) and not _torch.transformed() and is_channels_last(x)  # vmap does not tell
-    key = plans.key(NORM, *tensors, detach, last, options) if described else None
+    key = plans.key(NORM, *tensors, detach, last, options) if fixed else None
     plan = None if key is None else _PLANS.get(key)
     if plan is None:
         # a trace would record the checks, and sizes are tensors in it
         with _torch.unrecorded() if _torch.is_traced() else nullcontext():
-            plan = _make_plan(tuple(map(_described, Inputs._fields, tensors)), last, detach, options)
+            found = (described(name, t, name != "x") for name, t in zip(Inputs._fields, tensors, strict=True))
+            plan = _make_plan(tuple(found), last, detach, options)
         plans.keep(_PLANS, key, plan)
     return plan
 
 
 _PLANS: dict[tuple, Plan] = {}
-
-
-def _described(name: str, t: Tensor | None) -> _Tensor | None:
-    if t is None and name != "x":
-        return None
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name}: a Tensor is needed, not {type(t).__name__}")
-    return _Tensor(t.shape, t.dtype, t.device, t.layout)
 
 
 def _make_plan(tensors: tuple, channels_last: bool, detach: bool, options: tuple) -> Plan:
@@ -131,17 +126,12 @@ def _make_plan(tensors: tuple, channels_last: bool, detach: bool, options: tuple
     return Plan(call, backend, autograd.kernels_of(NORM, call, backend))
 
 
-def _check_tensors(x: _Tensor, others: dict[str, _Tensor | None], channels: int, over: str) -> None:
+def _check_tensors(x: Described, others: dict[str, Described | None], channels: int, over: str) -> None:
     """Checks the dtypes, layouts and devices of all tensors, and the shapes of those with a value for each channel."""
     for name, t in {"x": x, **others}.items():
         if t is None:
             continue
-        if not t.dtype.is_floating_point:
-            raise TypeError(f"{name} has dtype {t.dtype}: a floating-point dtype is needed")
-        if t.layout != torch.strided:
-            raise TypeError(f"{name} has layout {t.layout}: torch.strided is needed")
-        if t.device != x.device:
-            raise ValueError(f"{name} is on {t.device}, x on {x.device}: both must be on one device")
+        check_dense(name, t, x.device)
         if (t.dtype == torch.float64) != (x.dtype == torch.float64):
             raise TypeError(f"{name} has dtype {t.dtype}, x has {x.dtype}: torch.float64 goes with itself alone")
         allowed = [(channels,), (1,)] if over == "all" else [(channels,)]

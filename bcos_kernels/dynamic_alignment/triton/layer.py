@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...core.formats import memory_format
 from ...gpu.launch import on_device_of
-from ..call import Call, memory_format
+from ..call import Call
 from ..spec import Inputs, Outputs
 from . import forward as outputs
 from . import gradients, signs
