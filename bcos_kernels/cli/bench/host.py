@@ -10,32 +10,36 @@ import torch
 from torch import Tensor
 
 from ...adopt import accelerate
-from ...functional import bcos_conv2d, bcos_linear
+from ...functional import bcos_conv2d, bcos_linear, norm
 from ...modules import BcosConv2d
 from ...transform import Spec
 from ..measure import interleave
-from .workloads import Layer
+from .workloads import Layer, Norm
 
 __all__ = ["MEASURES", "measure", "pairs", "rows"]
 
 MEASURES = ("forward without grad", "forward", "forward + backward")
 LINEAR = Layer("tiny", (4, 8), Spec(), (8, 8))
 CONV = Layer("tiny", (1, 8, 4, 4), Spec((1, 1), (1, 1), (1, 1)), (8, 8, 3, 3))
+NORM = Norm("tiny", (1, 8, 4, 4), "BatchNormUncentered2d")
 
 
 def pairs(device: str) -> dict[str, tuple[Callable, Callable, Tensor]]:
-    """Name -> the layer, the plain layer, and the input of both."""
+    """Name -> the layer or norm, the plain one, and the input of both."""
     linear: Any = LINEAR.plain().to(device)
     conv: Any = CONV.plain().to(device)
     own: Any = BcosConv2d(8, 8, 3, padding=1, device=device)
     own.to(memory_format=torch.channels_last)  # as the weights of the plain and of the accelerated layer
     accelerated = accelerate(CONV.reference().to(device))
+    batch_norm: Any = NORM.plain().to(device)
     row, image = LINEAR.input().to(device), CONV.input().to(device)
     return {
         "bcos_linear": (lambda x: bcos_linear(x, linear.weight), linear, row),
         "bcos_conv2d": (lambda x: bcos_conv2d(x, conv.weight, padding=(1, 1)), conv, image),
         "BcosConv2d": (own, conv, image),
         "accelerated bcos.modules.BcosConv2d": (accelerated, conv, image),
+        "norm": (lambda x: norm(x, batch_norm.weight), batch_norm, image),
+        "accelerated BatchNormUncentered2d": (accelerate(NORM.reference().to(device)), batch_norm, image),
     }
 
 
