@@ -153,7 +153,7 @@ BCOS_INLINE void join_row(const ScaleJoin<T, U>& f, int64_t u0, int64_t u_stride
   const uint8_t* winner = shift(f.winner, y0);
   const int64_t step = PerFilter ? f.max_out : 0, stride = Max ? u_stride : 1;
   const A* alpha = f.alpha + filter;
-  T* u = f.u + u0;
+  T* u = f.u + (u0 - f.u_begin);
   A* dbias = shift(f.dbias, filter);
   const auto add = [&](int64_t i) BCOS_INLINE_BODY {
     const int64_t which = Max ? winner[i] : 0, at = i * stride + which * filter_stride;
