@@ -3,10 +3,10 @@
 #pragma once
 
 #include <algorithm>
-#include <numeric>
 #include <type_traits>
 #include <vector>
 
+#include "common/cpu/groups.h"
 #include "common/cpu/sums.h"
 #include "transform/cpu/scale.h"
 
@@ -76,12 +76,6 @@ BCOS_INLINE bool is_narrow(const Tiling& t) {
   return P != Power::One && t.channels_last && t.groups > 1 && t.per_group > 1 && t.per_group < kNarrow;
 }
 
-// The norms of a pixel's groups, repeated for each channel.
-template <typename A>
-BCOS_INLINE void spread(const A* n, const Tiling& t, A* norms) {
-  for (int64_t g = 0; g < t.groups; g++) std::fill_n(norms + g * t.per_group, t.per_group, n[g]);
-}
-
 template <Power P, bool Max, typename T, typename U>
 BCOS_INLINE bool forward_units(const ScaleForward<T, U>& f, int64_t begin, int64_t end) {
   const auto k = f.k;
@@ -96,7 +90,7 @@ BCOS_INLINE bool forward_units(const ScaleForward<T, U>& f, int64_t begin, int64
       check |= forward_row<P, Max, true, true>(f, y0 * M, M, 1, y0, shift(f.n, y0), 0, channels, k);
     } else if (t.channels_last && narrow) {
       const int64_t y0 = unit * channels;
-      spread(shift(f.n, unit * t.groups), t, norms.data());
+      repeat(f.n + unit * t.groups, t.groups, per_group, norms.data());
       check |= forward_row<P, Max, true, true>(f, y0 * M, M, 1, y0, norms.data(), 0, channels, k);
     } else if (t.channels_last) {
       for (int64_t g = 0; g < t.groups; g++) {
@@ -203,11 +197,10 @@ BCOS_INLINE void backward_units(const ScaleBackward<T, U>& f, int64_t begin, int
     } else if (t.channels_last && narrow) {
       const int64_t y0 = unit * channels, n0 = unit * t.groups;
       A *norms = rows.data(), *terms = norms + channels;
-      spread(f.n + n0, t, norms);
+      repeat(f.n + n0, t.groups, per_group, norms);
       std::fill_n(terms, channels, A(0));
       backward_row<P, Max, true, true, B>(f, y0 * M, M, 1, y0, norms, terms, 0, channels, k);
-      for (int64_t g = 0; g < t.groups; g++)
-        f.t[n0 + g] = std::accumulate(terms + g * per_group, terms + (g + 1) * per_group, A(0));
+      add_up(terms, t.groups, per_group, f.t + n0);
       finish(n0, t.groups);
     } else if (t.channels_last) {
       for (int64_t g = 0; g < t.groups; g++) {
