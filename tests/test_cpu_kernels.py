@@ -253,19 +253,6 @@ def test_same_bits_every_time():
             assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize("name", ["1x1 tiles", "groups of 4", "groups of 8 dilated"])
-def test_several_gradients_of_each_image(name):
-    case = replace(GEOMETRIES[name], format=CHANNELS_LAST)
-    inputs = case.inputs()
-    outputs = forward(case, **inputs)
-    grads = torch.randn(3 * case.batch, *outputs[0].shape[1:]).contiguous(memory_format=CHANNELS_LAST)
-
-    def dx(grad):
-        return backward(case, grad, inputs["x"], inputs["weight"], None, outputs, True, (True, *[False] * 3))[0]
-
-    assert torch.equal(dx(grads), torch.cat([dx(grad) for grad in grads.chunk(3)]))
-
-
 def test_norms():
     x = torch.randn(2, 6, 7, 8, dtype=F64)
     for layout in FORMATS.values():
