@@ -201,3 +201,12 @@ def test_a_border_leaves_something_of_x():
     spec = _C.TransformSpec(**OPTIONS | {"border": (2, 2, 0, 0)})
     with pytest.raises(ValueError, match="border is 2 and 2, allowed: less than x's 4 positions"):
         _C.transform_forward(torch.ones(1, 2, 4, 4), torch.ones(2, 2, 1, 1), None, None, spec)
+
+
+def test_narrow_groups_of_flat_volumes():
+    """The kernels of narrow groups take a volume of one slice as an image."""
+    x = torch.randn(2, 8, 1, 6, 5).contiguous(memory_format=torch.channels_last_3d)
+    weight = torch.randn(8, 4, 1, 3, 3)
+    found = bk.functional.bcos_conv3d(x, weight, padding=(0, 1, 1), groups=2)
+    wanted = bk.functional.bcos_conv2d(x[:, :, 0].double(), weight[:, :, 0].double(), padding=1, groups=2)
+    torch.testing.assert_close(found[:, :, 0].double(), wanted, rtol=1e-5, atol=1e-6)

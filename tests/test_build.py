@@ -70,3 +70,11 @@ def test_a_wheel_for_others_names_its_torch_and_nothing_else_does(sources):
         assert python(sources, "setup.py", "--quiet", "egg_info", BCOS_KERNELS_TAG=tag).returncode == 0
         told = (sources / "bcos_kernels.egg-info" / "PKG-INFO").read_text().splitlines()
         assert f"Version: {named}" in told and f"Requires-Dist: {needed}" in told
+
+
+def test_build_info():
+    from bcos_kernels import _C
+
+    info = _C.build_info()
+    assert info["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert set(info) == {"torch", "compiler", "isa_clones", "openmp", "cuda"}

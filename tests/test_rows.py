@@ -1,5 +1,8 @@
 """Rows of the dynamic linear map: several gradients of the same call, in one call of a kernel that takes them."""
 
+from dataclasses import replace
+
+import cpu_oracle
 import pytest
 import torch
 from cases import CASES, IDS, Case
@@ -129,3 +132,18 @@ def test_rows_within_another_vmap():
     nested = torch.func.vmap(lambda g: rows(y, x, g))(gradients)
     for many, g in zip(nested, gradients, strict=True):
         assert_same(many, one_by_one(y, x, g))
+
+
+@pytest.mark.parametrize("name", ["1x1 tiles", "groups of 4", "groups of 8 dilated"])
+def test_rows_in_tiles(name, several_threads):
+    """Tiles that cross from one row's images into the next one's."""
+    case = replace(cpu_oracle.GEOMETRIES[name], format=torch.channels_last)
+    inputs = case.inputs()
+    outputs = cpu_oracle.forward(case, **inputs)
+    grads = torch.randn(3 * case.batch, *outputs[0].shape[1:]).contiguous(memory_format=torch.channels_last)
+
+    def dx(grad):
+        arguments = grad, inputs["x"], inputs["weight"], None, outputs
+        return cpu_oracle.backward(case, *arguments, frozen=True, needs=(True, False, False, False))[0]
+
+    assert torch.equal(dx(grads), torch.cat([dx(grad) for grad in grads.chunk(3)]))

@@ -2,10 +2,12 @@
 
 #include <ATen/native/CPUBlas.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
 #include "common/cpu/tiling.h"
+#include "common/cpu/transpose.h"
 
 namespace bcos::cpu {
 namespace {
@@ -67,10 +69,7 @@ RowGemm::RowGemm(const at::Tensor& weight, bool forward)
   parallel((filters_ + kColumns - 1) / kColumns, kColumns * size_, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; block++) {
       const int64_t first = block * kColumns, columns = std::min(kColumns, filters_ - first);
-      for (int64_t part = 0; part < size_; part += 16)  // one cache line of every filter at a time
-        for (int64_t k = part; k < std::min(part + 16, size_); k++)
-          for (int64_t c = 0; c < columns; c++)
-            to[first * size_ + k * columns + c] = w[(first + c) * size_ + k];
+      transpose(w + first * size_, size_, columns, size_, to + first * size_, columns);
     }
   });
 }
@@ -84,17 +83,43 @@ void RowGemm::forward(const float* x, float* z, int64_t begin, int64_t end) cons
   }
 }
 
-void RowGemm::dgrad(const float* u, float* dx, int64_t begin, int64_t end) const {
+void RowGemm::dgrad(const float* u, float* dx, int64_t rows) const {
   const float* w = weight_.const_data_ptr<float>();
   for (int64_t first = 0; first < size_; first += kColumns) {
     const int64_t columns = std::min(kColumns, size_ - first);
-    product(end - begin, columns, filters_, kGradientTerms, {u + begin * filters_, filters_},
-            {w + first, size_}, dx + begin * size_ + first, size_);
+    product(rows, columns, filters_, kGradientTerms, {u, filters_}, {w + first, size_}, dx + first, size_);
   }
 }
 
 void RowGemm::release() {
   blas::brgemm_release(false);
+}
+
+bool RowWgrad::pays(int64_t filters, int64_t size, int64_t rows, int64_t shares) {
+  constexpr int64_t kMost = 1 << 17, kLeastRows = 512;  // values of a share, and what it takes to fill them
+  return filters * size <= kMost && rows >= shares * kLeastRows;
+}
+
+RowWgrad::RowWgrad(int64_t filters, int64_t size, int64_t shares)
+    : transposes_x_(size < filters),
+      tall_(std::min(filters, size)),
+      wide_(std::max(filters, size)),
+      transposed_(at::empty({shares, tall_, RowGemm::kRows}, at::kFloat)),
+      sums_(at::zeros({shares, tall_, wide_}, at::kFloat)) {}
+
+void RowWgrad::add(int64_t share, const float* u, const float* x, int64_t rows) const {
+  const float *narrow = transposes_x_ ? x : u, *other = transposes_x_ ? u : x;
+  float* left = transposed_.mutable_data_ptr<float>() + share * tall_ * RowGemm::kRows;
+  float* sums = sums_.mutable_data_ptr<float>() + share * tall_ * wide_;
+  transpose(narrow, tall_, rows, tall_, left, rows);
+  for (int64_t first = 0; first < wide_; first += kColumns)
+    blas::brgemm(tall_, std::min(kColumns, wide_ - first), rows, rows, wide_, wide_, true, left,
+                 other + first, sums + first, false);
+}
+
+at::Tensor RowWgrad::sum() const {
+  const auto sum = sums_.sum(0);
+  return transposes_x_ ? sum.t().contiguous() : sum;
 }
 
 }  // namespace bcos::cpu

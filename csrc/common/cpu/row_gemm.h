@@ -21,14 +21,35 @@ class RowGemm {
 
   // z[begin, end) = x[begin, end) w^T
   void forward(const float* x, float* z, int64_t begin, int64_t end) const;
-  // dx[begin, end) = u[begin, end) w
-  void dgrad(const float* u, float* dx, int64_t begin, int64_t end) const;
+  // dx [rows, size] = u [rows, filters] w
+  void dgrad(const float* u, float* dx, int64_t rows) const;
   // To be called by each thread after its last product.
   static void release();
 
  private:
   at::Tensor weight_, packed_;
   int64_t filters_, size_;
+};
+
+// u^T x, summed over the rows of u [rows, filters] and x [rows, size]: the gradient of a weight.
+class RowWgrad {
+ public:
+  // Whether it pays: each of `shares` threads adds up a gradient of its own, which has to stay in cache.
+  static bool pays(int64_t filters, int64_t size, int64_t rows, int64_t shares);
+
+  RowWgrad(int64_t filters, int64_t size, int64_t shares);
+
+  // Adds u^T x of at most RowGemm::kRows rows to a share, which belongs to one thread.
+  void add(int64_t share, const float* u, const float* x, int64_t rows) const;
+  // The sum of the shares, [filters, size]
+  at::Tensor sum() const;
+
+ private:
+  // Of u and x, the narrower is transposed: [tall, rows] [rows, wide] is u^T x, or its transpose.
+  bool transposes_x_;
+  int64_t tall_, wide_;
+  at::Tensor transposed_;  // [shares, tall, kRows]
+  at::Tensor sums_;        // [shares, tall, wide]
 };
 
 }  // namespace bcos::cpu

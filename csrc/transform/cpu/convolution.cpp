@@ -9,8 +9,10 @@
 #include "common/layout.h"
 #include "transform/cpu/depthwise.h"
 #include "transform/cpu/linear.h"
+#include "transform/cpu/narrow_groups.h"
 #include "transform/cpu/patch_norm.h"
 #include "transform/cpu/range.h"
+#include "transform/cpu/scale.h"
 #include "transform/cpu/steps.h"
 #include "transform/cpu/weight_norm.h"
 
@@ -50,6 +52,20 @@ at::Tensor products(const Call& call, const at::Tensor& x, const at::Tensor& wei
                          no_output_padding(call), s.groups);
 }
 
+// dx of a call that NarrowGroups serves; r is the coefficient of x in it, undefined where the norm has no
+// gradient.
+at::Tensor narrow_gradient(const Call& call, const Saved& saved, const at::Tensor& u, const at::Tensor& r) {
+  const NarrowGroups product(call, saved.weight, false);
+  auto dx = empty_gradient(call, saved.x);
+  const Tiling inputs{true, call.images, call.spec.groups, call.group_channels(), call.in_plane()};
+  const AddScaled<float> add{pointer<float>(saved.x), pointer<float>(r), mutable_pointer<float>(dx), inputs};
+  run_tiles(call.rows * inputs.units(), [&](int64_t begin, int64_t end) {
+    product.run(u.const_data_ptr<float>(), add.dx, begin, end);
+    if (r.defined()) run(add, begin, end);
+  });
+  return dx;
+}
+
 Outputs of_products(const Call& call, const Inputs& given) {
   const bool wants_channels_last = is_channels_last(given.x) || is_channels_last(given.weight);
   const auto format = image_format(wants_channels_last, given.x.dim());
@@ -69,6 +85,15 @@ Outputs of_products(const Call& call, const Inputs& given) {
     const auto options = inputs.x.options().memory_format(format);
     if (call.has_norm()) out.n = at::empty(call.n_shape(), options);
     tiled_forward(call, inputs, at::empty(call.z_shape(), options), output_tiling(call, true), out);
+    return out;
+  }
+  if (wants_channels_last && NarrowGroups::serves(call, inputs.x, inputs.weight)) {
+    if (call.has_norm()) out.n = patch_norm(call, inputs.x, true);
+    const NarrowGroups product(call, inputs.weight, true);
+    const auto z = at::empty(call.z_shape(), inputs.x.options().memory_format(format));
+    finish_forward(call, inputs, z, output_tiling(call, true), out, [&](int64_t begin, int64_t end) {
+      product.run(inputs.x.const_data_ptr<float>(), z.mutable_data_ptr<float>(), begin, end);
+    });
     return out;
   }
   auto z = products(call, inputs.x, inputs.weight, take_bias(call, inputs));
@@ -119,24 +144,29 @@ Gradients convolution_backward(const Call& call, const Saved& given, const Needs
   const auto pass = tiled ? tiled_backward(call, saved, format, tiling, needs, out)
                           : start_backward(call, saved, format, tiling, needs, out);
   if (needs.bias) out.bias = out.bias->to(saved.weight.scalar_type());
-  const bool vendor_x = needs.x && !tiled;
-  if (!vendor_x && !needs.weight) return as_given(std::move(out));
+  const auto coefficient = [&] {
+    return saved.norm_gradient(call) ? spread(call, pass.t, channels_last) : at::Tensor();
+  };
+  const bool narrow = needs.x && channels_last && NarrowGroups::serves_dgrad(call, saved.x, saved.weight);
+  if (narrow) out.x = narrow_gradient(call, saved, pass.u, coefficient());
+  const bool vendor_x = needs.x && !out.x, vendor_weight = needs.weight && !out.weight;
+  if (!vendor_x && !vendor_weight) return as_given(std::move(out));
 
   const auto& s = call.spec;
   const auto x = call.rows == 1 ? saved.x : empty_gradient(call, saved.x);
   auto [dx, dw, unused] = at::convolution_backward(
       pass.u, x, saved.weight.to(call.dtype), std::nullopt, s.stride, s.padding, s.dilation, false,
-      no_output_padding(call), s.groups, {vendor_x, needs.weight, false});
+      no_output_padding(call), s.groups, {vendor_x, vendor_weight, false});
   if (vendor_x) {
     dx = dx.contiguous(format);
-    if (saved.norm_gradient(call)) {
+    if (const auto r = coefficient(); r.defined()) {
       const Tiling inputs{channels_last, call.images, call.spec.groups, call.group_channels(),
                           call.in_plane()};
-      add_norm_gradient(saved.x, spread(call, pass.t, channels_last), inputs, dx);
+      add_norm_gradient(saved.x, r, inputs, dx);
     }
     out.x = dx;
   }
-  if (needs.weight) out.weight = finish_weight_gradient(call, saved.weight, dw);
+  if (vendor_weight) out.weight = finish_weight_gradient(call, saved.weight, dw);
   return as_given(std::move(out));
 }
 

@@ -63,20 +63,30 @@ void tiled_forward(const Call& call, const Inputs& inputs, const at::Tensor& z, 
 BackwardPass tiled_backward(const Call& call, const Saved& saved, at::MemoryFormat format,
                             const Tiling& outputs, const Needs& needs, Gradients& gradients) {
   auto dx = empty_gradient(call, saved.x);
+  const int64_t filters = call.filters, size = call.channels, shares = at::get_num_threads();
   const RowGemm gemm(saved.weight, false);
+  std::optional<RowWgrad> wgrad;
+  if (needs.weight && RowWgrad::pays(filters, size, outputs.units(), shares))
+    wgrad.emplace(filters, size, shares);
   const AddScaled<float> add{saved.x.const_data_ptr<float>(),
                              nullptr,
                              dx.mutable_data_ptr<float>(),
-                             {true, 1, 1, call.channels, outputs.units()}};
-  const auto pass = start_backward(call, saved, format, outputs, needs, gradients,
-                                   [&](const BackwardPass& tile, int64_t begin, int64_t end) {
-                                     gemm.dgrad(tile.u.const_data_ptr<float>(), add.dx, begin, end);
-                                     if (!saved.norm_gradient(call)) return;
-                                     auto mine = add;
-                                     mine.r = tile.t.const_data_ptr<float>();
-                                     run(mine, begin, end);
-                                   });
+                             {true, 1, 1, size, outputs.units()}};
+  const auto follow = [&](const BackwardPass& pass, const BackwardTile& tile) {
+    const auto& [share, begin, end, u_row] = tile;
+    const float* u = pass.u.const_data_ptr<float>() + u_row * filters;
+    gemm.dgrad(u, add.dx + begin * size, end - begin);
+    if (wgrad) wgrad->add(share, u, add.x + begin * size, end - begin);
+    if (!saved.norm_gradient(call)) return;
+    auto mine = add;
+    mine.r = pass.t.const_data_ptr<float>();
+    run(mine, begin, end);
+  };
+  const bool keeps_u = needs.weight && !wgrad;
+  const auto pass = start_backward(call, saved, format, outputs, needs, gradients, {follow, keeps_u});
   gradients.x = dx;
+  if (wgrad)
+    gradients.weight = finish_weight_gradient(call, saved.weight, wgrad->sum().view(saved.weight.sizes()));
   return pass;
 }
 
@@ -102,7 +112,8 @@ Gradients linear_backward(const Call& call, const Saved& given, const Needs& nee
       add_norm_gradient(saved.x, pass.t, {true, 1, 1, call.channels, call.images}, dx);
     out.x = dx;
   }
-  if (needs.weight) out.weight = finish_weight_gradient(call, saved.weight, at::mm(pass.u.t(), saved.x));
+  if (needs.weight && !out.weight)
+    out.weight = finish_weight_gradient(call, saved.weight, at::mm(pass.u.t(), saved.x));
   return out;
 }
 

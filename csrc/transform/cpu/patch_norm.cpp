@@ -5,6 +5,7 @@
 
 #include <memory>
 
+#include "common/cpu/groups.h"
 #include "common/cpu/sums.h"
 #include "common/layout.h"
 
@@ -54,8 +55,13 @@ BCOS_INLINE void sum_squares(const T* x, Accumulate<T>* q, const Tiling& t, int6
     return;
   }
   if (t.channels_last) {
-    for (int64_t i = begin * t.groups; i < end * t.groups; i++)
-      q[i] = row_squares(x + i * t.per_group, t.per_group);
+    const int64_t first = begin * t.groups, last = end * t.groups;
+    by_width(t.per_group, [&](auto width) BCOS_INLINE_BODY {
+      if constexpr (std::is_same_v<decltype(width), int64_t>)
+        for (int64_t i = first; i < last; i++) q[i] = row_squares(x + i * width, width);
+      else
+        sum_groups(q, first, last, width, [&](int64_t i) BCOS_INLINE_BODY { return A(x[i]) * A(x[i]); });
+    });
     return;
   }
   for (int64_t unit = begin; unit < end; unit++) {

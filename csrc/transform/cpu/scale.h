@@ -35,7 +35,7 @@ struct ScaleBackward {
   const U *grad, *y, *l;
   const uint8_t* winner;
   const A *n, *alpha;
-  T* u;      // [batch, outputs * max_out, pixels]
+  T* u;      // [batch, outputs * max_out, pixels], or a part of it that starts at index u_begin
   A* t;      // as n; null for b = 1
   A* dbias;  // [outputs * max_out], added to; null where not needed
   Tiling tiling;
@@ -43,6 +43,7 @@ struct ScaleBackward {
   Power power;
   Constants<A> k;
   const A* map = nullptr;  // [4, outputs] of Saved, for b = 2 without max_out; null: grad is that of y itself
+  int64_t u_begin = 0;
 };
 
 // dx += x * r with one r for each pixel and group

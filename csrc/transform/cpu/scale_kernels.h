@@ -3,10 +3,10 @@
 #pragma once
 
 #include <algorithm>
-#include <numeric>
 #include <type_traits>
 #include <vector>
 
+#include "common/cpu/groups.h"
 #include "common/cpu/sums.h"
 #include "transform/cpu/scale.h"
 
@@ -23,13 +23,17 @@ BCOS_INLINE void by_formula(Power power, int64_t max_out, F&& body) {
   (void)((power == Powers && by_max_out(std::integral_constant<Power, Powers>{})) || ...);
 }
 
+// An integer of a number's size. v - v is +0, all of whose bits are 0, where v is finite, and else NaN.
+template <typename A>
+using BitsOf = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+
 // A row is a run of elements with consecutive norms (PerNorm) or one norm, and consecutive filters
 // (PerFilter) or one.
-// Returns 0, or NaN where a product is not finite.
+// Returns 0, or other bits where a product is not finite.
 template <Power P, bool Max, bool PerNorm, bool PerFilter, typename T, typename U, typename A>
-BCOS_INLINE A forward_row(const ScaleForward<T, U>& f, int64_t z0, int64_t z_stride, int64_t filter_stride,
-                          int64_t y0, const Accumulate<T>* n, int64_t filter, int64_t size,
-                          const Constants<A>& k) {
+BCOS_INLINE BitsOf<A> forward_row(const ScaleForward<T, U>& f, int64_t z0, int64_t z_stride,
+                                  int64_t filter_stride, int64_t y0, const Accumulate<T>* n, int64_t filter,
+                                  int64_t size, const Constants<A>& k) {
   constexpr bool normed = P != Power::One;
   const int64_t max_out = Max ? f.max_out : 1;
   const int64_t stride = Max ? z_stride : 1;
@@ -39,18 +43,18 @@ BCOS_INLINE A forward_row(const ScaleForward<T, U>& f, int64_t z0, int64_t z_str
   const A inv_row = normed && !PerNorm ? safe_inverse(*n) : A(0);
   U *y = f.y + y0, *l = shift(f.l, y0);
   uint8_t* winner = shift(f.winner, y0);
-  A check = 0;
-#pragma omp simd reduction(+ : check)
+  BitsOf<A> check = 0;
+#pragma omp simd reduction(| : check)
   for (int64_t i = 0; i < size; i++) {
     const A first = A(z[i * stride]);
     A best = first * alpha[i * step] + bias[i * step];
-    check += first * A(0);
+    check |= bits_of<BitsOf<A>>(first - first);
     if constexpr (Max) {
       uint8_t index = 0;
       for (int64_t m = 1; m < max_out; m++) {
         const A other = A(z[i * stride + m * filter_stride]);
         const A v = other * alpha[i * step + m] + bias[i * step + m];
-        check += other * A(0);
+        check |= bits_of<BitsOf<A>>(other - other);
         const bool take = replaces(v, best);
         best = take ? v : best;
         index = take ? uint8_t(m) : index;
@@ -72,12 +76,6 @@ BCOS_INLINE bool is_narrow(const Tiling& t) {
   return P != Power::One && t.channels_last && t.groups > 1 && t.per_group > 1 && t.per_group < kNarrow;
 }
 
-// The norms of a pixel's groups, repeated for each channel.
-template <typename A>
-BCOS_INLINE void spread(const A* n, const Tiling& t, A* norms) {
-  for (int64_t g = 0; g < t.groups; g++) std::fill_n(norms + g * t.per_group, t.per_group, n[g]);
-}
-
 template <Power P, bool Max, typename T, typename U>
 BCOS_INLINE bool forward_units(const ScaleForward<T, U>& f, int64_t begin, int64_t end) {
   const auto k = f.k;
@@ -85,26 +83,26 @@ BCOS_INLINE bool forward_units(const ScaleForward<T, U>& f, int64_t begin, int64
   const int64_t M = f.max_out, per_group = t.per_group, channels = t.channels();
   const bool narrow = is_narrow<P>(t);
   std::vector<Accumulate<T>> norms(narrow ? channels : 0);
-  Accumulate<T> check = 0;
+  BitsOf<Accumulate<T>> check = 0;
   for (int64_t unit = begin; unit < end; unit++) {
     if (t.channels_last && per_group == 1) {
       const int64_t y0 = unit * channels;
-      check += forward_row<P, Max, true, true>(f, y0 * M, M, 1, y0, shift(f.n, y0), 0, channels, k);
+      check |= forward_row<P, Max, true, true>(f, y0 * M, M, 1, y0, shift(f.n, y0), 0, channels, k);
     } else if (t.channels_last && narrow) {
       const int64_t y0 = unit * channels;
-      spread(shift(f.n, unit * t.groups), t, norms.data());
-      check += forward_row<P, Max, true, true>(f, y0 * M, M, 1, y0, norms.data(), 0, channels, k);
+      repeat(f.n + unit * t.groups, t.groups, per_group, norms.data());
+      check |= forward_row<P, Max, true, true>(f, y0 * M, M, 1, y0, norms.data(), 0, channels, k);
     } else if (t.channels_last) {
       for (int64_t g = 0; g < t.groups; g++) {
         const int64_t y0 = unit * channels + g * per_group;
-        check += forward_row<P, Max, false, true>(f, y0 * M, M, 1, y0, shift(f.n, unit * t.groups + g),
+        check |= forward_row<P, Max, false, true>(f, y0 * M, M, 1, y0, shift(f.n, unit * t.groups + g),
                                                   g * per_group * M, per_group, k);
       }
     } else {
       const Block b(t, unit);
       for (int64_t o = 0; o < per_group; o++) {
         const int64_t plane = b.group * per_group + o;
-        check += forward_row<P, Max, true, false>(
+        check |= forward_row<P, Max, true, false>(
             f, plane * M * t.pixels + b.begin, 1, t.pixels, plane * t.pixels + b.begin,
             shift(f.n, b.group * t.pixels + b.begin), (b.filter + o) * M, b.size, k);
       }
@@ -141,7 +139,7 @@ BCOS_INLINE A backward_row(const ScaleBackward<T, U>& f, int64_t u0, int64_t u_s
   const uint8_t* winner = shift(f.winner, y0);
   const A* alpha = f.alpha + filter;
   const A inv_row = normed && !PerNorm ? safe_inverse(*n) : A(0);
-  T* u = f.u + u0;
+  T* u = f.u + (u0 - f.u_begin);
   A* dbias = shift(f.dbias, filter);
   A sum = 0, sum_bias = 0;
 #pragma omp simd reduction(+ : sum, sum_bias)
@@ -199,11 +197,10 @@ BCOS_INLINE void backward_units(const ScaleBackward<T, U>& f, int64_t begin, int
     } else if (t.channels_last && narrow) {
       const int64_t y0 = unit * channels, n0 = unit * t.groups;
       A *norms = rows.data(), *terms = norms + channels;
-      spread(f.n + n0, t, norms);
+      repeat(f.n + n0, t.groups, per_group, norms);
       std::fill_n(terms, channels, A(0));
       backward_row<P, Max, true, true, B>(f, y0 * M, M, 1, y0, norms, terms, 0, channels, k);
-      for (int64_t g = 0; g < t.groups; g++)
-        f.t[n0 + g] = std::accumulate(terms + g * per_group, terms + (g + 1) * per_group, A(0));
+      add_up(terms, t.groups, per_group, f.t + n0);
       finish(n0, t.groups);
     } else if (t.channels_last) {
       for (int64_t g = 0; g < t.groups; g++) {

@@ -38,6 +38,7 @@ struct ScaleJoin {
   Tiling tiling;
   int64_t max_out;
   Constants<A> k;
+  int64_t u_begin = 0;  // as in ScaleBackward
 };
 
 void run(const ScaleJoin<float, float>& pass, int64_t begin, int64_t end);

@@ -102,17 +102,14 @@ BCOS_INLINE void second_units(const ScaleSecond<T, U>& f, int64_t begin, int64_t
       const auto patches = all.at(unit * t.groups);
       A* row = rows.data();
       const Patches<A> spread_out{row, row + channels, row + 2 * channels, row + 3 * channels};
-      spread(patches.n, t, row);
-      if (Attached) spread(patches.rm, t, row + channels);
+      repeat(patches.n, t.groups, per_group, row);
+      if (Attached) repeat(patches.rm, t.groups, per_group, row + channels);
       start(spread_out, channels);
       second_row<P, Max, Attached, true, true>(f, unit * channels * M, M, 1, unit * channels, spread_out, 0,
                                                channels, k);
       if (!Attached) continue;
-      for (int64_t g = 0; g < t.groups; g++) {
-        const A *dn = spread_out.dn + g * per_group, *sums = spread_out.t + g * per_group;
-        patches.dn[g] = std::accumulate(dn, dn + per_group, A(0));
-        patches.t[g] = std::accumulate(sums, sums + per_group, A(0));
-      }
+      add_up(spread_out.dn, t.groups, per_group, patches.dn);
+      add_up(spread_out.t, t.groups, per_group, patches.t);
       finish(patches, t.groups, k);
     } else if (t.channels_last) {
       const auto patches = all.at(unit * t.groups);
@@ -153,7 +150,7 @@ BCOS_INLINE void join_row(const ScaleJoin<T, U>& f, int64_t u0, int64_t u_stride
   const uint8_t* winner = shift(f.winner, y0);
   const int64_t step = PerFilter ? f.max_out : 0, stride = Max ? u_stride : 1;
   const A* alpha = f.alpha + filter;
-  T* u = f.u + u0;
+  T* u = f.u + (u0 - f.u_begin);
   A* dbias = shift(f.dbias, filter);
   const auto add = [&](int64_t i) BCOS_INLINE_BODY {
     const int64_t which = Max ? winner[i] : 0, at = i * stride + which * filter_stride;

@@ -40,7 +40,7 @@ void in_rows(const Pass& all, int64_t begin, int64_t end, F&& body) {
     const int64_t row = begin / units, last = std::min(end, (row + 1) * units);
     Pass mine = all;
     mine.grad += row * outputs;
-    mine.u += row * outputs * all.max_out;
+    mine.u_begin -= row * outputs * all.max_out;
     if (mine.t) mine.t += row * t.batch * t.groups * t.pixels;
     body(mine, begin - row * units, last - row * units);
     begin = last;
@@ -52,6 +52,13 @@ at::Tensor filter_bias(const OptionalTensor& bias, int64_t filters, at::TensorOp
 }
 
 }  // namespace
+
+void run_tiles(int64_t units, const TileStep& step) {
+  parallel(units, kTiledWork, [&](int64_t begin, int64_t end) {
+    in_tiles(begin, end, step);
+    RowGemm::release();
+  });
+}
 
 OptionalTensor take_bias(const Call& call, Inputs& inputs) {
   if (!inputs.bias || call.spec.unit) return std::nullopt;
@@ -95,12 +102,9 @@ void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& z,
       if (!run(scale, begin, end)) finite = false;
     };
     if (before) {
-      parallel(outputs.units(), kTiledWork, [&](int64_t begin, int64_t end) {
-        in_tiles(begin, end, [&](int64_t first, int64_t last) {
-          before(first, last);
-          finish(first, last);
-        });
-        RowGemm::release();
+      run_tiles(outputs.units(), [&](int64_t begin, int64_t end) {
+        before(begin, end);
+        finish(begin, end);
       });
     } else {
       parallel(outputs.units(), outputs.unit_size(), finish);
@@ -115,11 +119,12 @@ BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryForm
   BackwardPass pass;
   const auto& x = saved.x;
   pass.alpha = filter_scale(saved.weight, call.spec.unit);
-  pass.u = at::empty(call.of_rows(call.z_shape()), x.options().memory_format(format));
+  const int64_t filters = call.filters, shares = at::get_num_threads();
+  pass.u = after.keeps_u ? at::empty(call.of_rows(call.z_shape()), x.options().memory_format(format))
+                         : at::empty({shares * RowGemm::kRows, filters}, x.options());
   if (call.has_norm())
     pass.t = at::empty(call.of_rows(saved.n.sizes().vec()), saved.n.options().memory_format(format));
   const bool joins = saved.dl.defined();
-  const int64_t filters = call.filters, shares = at::get_num_threads();
   at::Tensor dbias;
   if (needs.bias) dbias = at::zeros({shares, filters}, pass.alpha.options());
   with_types(x.scalar_type(), saved.grad.scalar_type(), [&](auto t, auto u) {
@@ -144,21 +149,24 @@ BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryForm
       in_rows(some, begin, end, [](const auto& row, int64_t first, int64_t last) { run(row, first, last); });
     };
     const int64_t units = call.rows * outputs.units();
-    if (!needs.bias && !joins && !after)
+    if (!needs.bias && !joins && !after.run)
       parallel(units, outputs.unit_size(), [&](int64_t begin, int64_t end) { of_rows(scale, begin, end); });
-    if (needs.bias || joins || after) {
+    if (needs.bias || joins || after.run) {
       parallel_shares(shares, units, [&](int64_t share, int64_t begin, int64_t end) {
         auto mine = scale;
         if (needs.bias) mine.dbias = dbias.mutable_data_ptr<A>() + share * filters;
-        const ScaleJoin<T, U> join{
-            pointer<U>(saved.dl), scale.winner, pointer<A>(saved.dn), scale.n, scale.alpha, scale.u, scale.t,
+        if (!after.keeps_u) mine.u += share * RowGemm::kRows * filters;
+        ScaleJoin<T, U> join{
+            pointer<U>(saved.dl), scale.winner, pointer<A>(saved.dn), scale.n, scale.alpha, mine.u, scale.t,
             mine.dbias,           outputs,      scale.max_out,        scale.k};
         in_tiles(begin, end, [&](int64_t first, int64_t last) {
+          if (!after.keeps_u) join.u_begin = mine.u_begin = first * filters;
           of_rows(mine, first, last);
           if (joins) run(join, first, last);
-          if (after) after(pass, first, last);
+          if (after.run)
+            after.run(pass, {share, first, last, after.keeps_u ? first : share * RowGemm::kRows});
         });
-        if (after) RowGemm::release();
+        if (after.run) RowGemm::release();
       });
     }
     if (needs.b) {
@@ -223,12 +231,9 @@ BackwardPass finish_second(const Call& call, const Saved& saved, const at::Tenso
                                   call.power,
                                   call.constants<A>()};
     if (!before) return run_all(scale);
-    parallel(outputs.units(), kTiledWork, [&](int64_t begin, int64_t end) {
-      in_tiles(begin, end, [&](int64_t first, int64_t last) {
-        before(first, last);
-        run(scale, first, last);
-      });
-      RowGemm::release();
+    run_tiles(outputs.units(), [&](int64_t begin, int64_t end) {
+      before(begin, end);
+      run(scale, begin, end);
     });
   });
   out.grad = dgrad;

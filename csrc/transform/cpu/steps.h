@@ -14,6 +14,9 @@ using namespace bcos::cpu;
 // A step of a tile of units [begin, end), while it is in cache.
 using TileStep = std::function<void(int64_t begin, int64_t end)>;
 
+// step(begin, end) with every tile of [0, units), in parallel. The step may take products of RowGemm.
+void run_tiles(int64_t units, const TileStep& step);
+
 // Takes the bias out of the inputs where the vendor's product can add it, before it rounds to x's type.
 OptionalTensor take_bias(const Call& call, Inputs& inputs);
 
@@ -29,11 +32,19 @@ struct BackwardPass {
   at::Tensor t;      // as n: coefficient of x in dx, per patch; undefined where n has no gradient
   at::Tensor alpha;  // filter_scale of the weight
 };
-// `after`, where given, follows each tile of u and t.
-using BackwardStep = std::function<void(const BackwardPass& pass, int64_t begin, int64_t end)>;
+// Units [begin, end) while they are in cache: their u is in pass.u from row `u_row` on. Each share is one
+// thread's.
+struct BackwardTile {
+  int64_t share, begin, end, u_row;
+};
+// What follows each tile of u and t. Where it is the last to need u, a thread's tiles share their rows of u.
+struct BackwardStep {
+  std::function<void(const BackwardPass& pass, const BackwardTile& tile)> run;
+  bool keeps_u;
+};
 BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryFormat format,
                             const Tiling& outputs, const Needs& needs, Gradients& gradients,
-                            const BackwardStep& after = {});
+                            const BackwardStep& after = {nullptr, true});
 
 // Whether start_backward applies the map of Saved in passing.
 bool takes_map(const Call& call, const Needs& needs);

@@ -1,0 +1,30 @@
+// Products of convolutions whose groups are narrow, on channels_last images of fp32. The vendor's kernels
+// work on 16 channels of one group at a time, of which such groups fill a part.
+#pragma once
+
+#include "transform/spec.h"
+
+namespace bcos::transform::cpu {
+
+class NarrowGroups {
+ public:
+  // Whether the groups have 4 or 8 channels and as many filters.
+  static bool serves(const Call& call, const at::Tensor& x, const at::Tensor& weight);
+  // Whether it also forms dx.
+  static bool serves_dgrad(const Call& call, const at::Tensor& x, const at::Tensor& weight);
+
+  // `forward`: z from x; else dx from u.
+  NarrowGroups(const Call& call, const at::Tensor& weight, bool forward);
+
+  // Pixels [begin, end) of all images of `out`, on the calling thread
+  void run(const float* in, float* out, int64_t begin, int64_t end) const;
+
+ private:
+  int64_t width_, channels_;
+  Plane window_;
+  std::vector<int64_t> steps_;  // from the first tap to each tap, in values of `in`
+  at::Tensor packed_;           // [vector of outputs][tap][channel of the group][lane]
+  at::Tensor padding_;          // one pixel of zeros
+};
+
+}  // namespace bcos::transform::cpu
