@@ -182,12 +182,12 @@ def test_the_command_prints_a_table(capsys):
     assert host_time.main(["--seconds", "0.01", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert f"torch {torch.__version__}" in lines[0]
-    assert [line.count("|") for line in lines[2:]] == [5] * 6
+    assert [line.count("|") for line in lines[2:]] == [5] * 8
 
 
 def test_rows_of_a_result(several_threads):
     threads = torch.get_num_threads()
     rows = host.rows("cpu", 0.0)
     assert torch.get_num_threads() == threads
-    assert len({(row["layer"], row["measure"]) for row in rows}) == len(rows) == 12
+    assert len({(row["layer"], row["measure"]) for row in rows}) == len(rows) == 18
     assert all(row["plain"] > 0 for row in rows)

@@ -52,6 +52,10 @@ class Readers:
     def _follow(self, model: nn.Module, name: str) -> None:
         if is_layer(model) or is_norm(model) or not any(map(is_layer, model.modules())):
             return
+        if type(model).forward is nn.Module.forward:  # a container, whose modules are called one by one
+            for below, child in model.named_children():
+                self._follow(child, f"{name}.{below}" if name else below)
+            return
         if "forward" in vars(model):  # fx would trace that of the class
             self._stay(model, name, "the forward that calls it was assigned on the instance")
             return
