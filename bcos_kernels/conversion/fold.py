@@ -30,9 +30,9 @@ def fold(model: nn.Module) -> nn.Module:
 
     Every filter is divided by its norm once. Where b is 1 or 2, an uncentered batch norm that alone reads the output of
     a layer becomes a factor of the layer's weights (with b = 2 its root) and does nothing any more: the output of that
-    layer is then the norm's. :mod:`torch.fx` finds which norm reads which layer; where it cannot trace a forward, all that
-    this forward may call stays, as does everything else that is in doubt. The attribute ``folding`` of the copy is a
-    :class:`bcos_kernels.conversion.Report` of every layer and every norm.
+    layer is then the norm's. :mod:`torch.fx` finds which norm reads which layer; where it cannot trace a forward, all
+    that this forward may call stays, as does everything else that is in doubt. The attribute ``folding`` of the copy is
+    a :class:`bcos_kernels.conversion.Report` of every layer and every norm.
 
     Args:
         model: a B-cos network in evaluation, best an accelerated one. Layers stay as they are that have the late
