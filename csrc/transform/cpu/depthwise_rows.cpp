@@ -5,83 +5,127 @@
 namespace bcos::transform::cpu {
 namespace {
 
-template <int K>
-BCOS_INLINE void correlate(const Tile& tile, int64_t r, const Vec* taps, int64_t width, Vec* out) {
-  for (int64_t w = 0; w < width; w += kStep) {
+// `between` follows for each pixel of [begin, end), spread over the sums.
+template <int K, typename F>
+BCOS_INLINE void correlate(const Product& p, int64_t begin, int64_t end, F&& between) {
+  const int64_t height = p.in.count, each = height ? (kStep + height - 1) / height : 0;
+  for (int64_t w = 0; w < p.width; w += kStep) {
     Vec sum[kStep] = {};
-    for (int i = 0; i < K; i++) {
-      const Vec* in = tile.row(r + i) + w;
+    for (int64_t i = 0; i < height; i++) {
+      const Vec* in = p.in.row(i) + w;
       Vec tap[K];
-#pragma GCC unroll 7
-      for (int j = 0; j < K; j++) tap[j] = taps[i * K + j];
 #pragma GCC unroll 16
-      for (int p = 0; p < kStep + K - 1; p++) {
-        const Vec v = in[p];
-#pragma GCC unroll 7
+      for (int j = 0; j < K; j++) tap[j] = p.taps[i * K + j];
+#pragma GCC unroll 16
+      for (int n = 0; n < kStep + K - 1; n++) {
+        const Vec v = in[n];
+#pragma GCC unroll 16
         for (int j = 0; j < K; j++)
-          if (p - j >= 0 && p - j < kStep) sum[p - j] += v * tap[j];
+          if (n - j >= 0 && n - j < kStep) sum[n - j] += v * tap[j];
       }
+      for (int64_t n = 0; n < each && begin < end; n++) between(begin++);
     }
-#pragma GCC unroll 7
-    for (int p = 0; p < kStep; p++) out[w + p] = sum[p];
+#pragma GCC unroll 16
+    for (int n = 0; n < kStep; n++) p.out[w + n] = sum[n];
   }
+  while (begin < end) between(begin++);
 }
 
-template <int K, bool Square>
-BCOS_INLINE void box(const Tile& tile, int64_t r, int64_t width, Vec* column, Vec* out) {
-  for (int64_t w = 0; w < width + K - 1; w++) {
-    Vec sum = {};
-#pragma GCC unroll 7
-    for (int i = 0; i < K; i++) {
-      const Vec v = tile.row(r + i)[w];
-      if constexpr (Square) {
-        sum += v * v;
-      } else {
-        sum += v;
-      }
+// sum = the sum of all rows at w
+BCOS_INLINE void sum_rows(const Rows& rows, int64_t w, Vec& sum) {
+  sum = Vec{};
+  for (int64_t i = 0; i < rows.count; i++) sum += rows.row(i)[w];
+}
+
+BCOS_INLINE const float* lanes(const Vec* v) {
+  return reinterpret_cast<const float*>(v);
+}
+BCOS_INLINE float* lanes(Vec* v) {
+  return reinterpret_cast<float*>(v);
+}
+
+template <int K, Power P>
+BCOS_INLINE void forward(const Product& product, const Forward& f, const Constants<float>& k) {
+  const float* bias = lanes(f.bias);
+  correlate<K>(product, f.begin, f.end, [&](int64_t w) BCOS_INLINE_BODY {
+    Vec sum;
+    if constexpr (P != Power::One) sum_rows(f.squares, w, sum);
+    const float* q = lanes(&sum);
+    float *z = lanes(f.z + w), *l = P == Power::General ? lanes(f.l + w) : nullptr;
+#pragma omp simd
+    for (int64_t c = 0; c < kLanes; c++) {
+      const float linear = z[c] + bias[c];
+      const float inverse = P == Power::One ? 0 : safe_inverse(root_norm(q[c], k));
+      if constexpr (P == Power::General) l[c] = linear;
+      z[c] = scaled<P>(linear, inverse, k);
     }
-    column[w] = sum;
-  }
+  });
+}
+
+template <int K, Power P, bool WithT>
+BCOS_INLINE void backward(const Product& product, const Backward& f, const Constants<float>& k) {
+  float* lowest = lanes(f.lowest);
+  correlate<K>(product, f.begin, f.end, [&](int64_t w) BCOS_INLINE_BODY {
+    Vec sum;
+    if constexpr (P != Power::One) sum_rows(f.squares, w, sum);
+    const float *q = lanes(&sum), *y = P == Power::Two ? lanes(f.y + w) : nullptr,
+                *l = P == Power::General ? lanes(f.l + w) : nullptr;
+    float *grad = lanes(f.grad + w), *t = WithT ? lanes(f.t + w) : nullptr;
+#pragma omp simd
+    for (int64_t c = 0; c < kLanes; c++) {
+      const float norm = P == Power::One ? 0 : root_norm(q[c], k), g = grad[c];
+      const auto d =
+          partials<P>(P == Power::Two ? y[c] : 0, P == Power::General ? l[c] : 0, safe_inverse(norm), k);
+      grad[c] = g * d.l;
+      if constexpr (WithT) t[c] = g * d.n * root_gradient(norm, k);
+      if constexpr (P == Power::Two) lowest[c] = norm < lowest[c] ? norm : lowest[c];
+    }
+  });
+}
+
+template <int K, bool Squares>
+BCOS_INLINE void box(const Vec* in, int64_t width, Vec* out) {
+  const auto add = [&](int64_t w, Vec& sum) BCOS_INLINE_BODY { sum += Squares ? in[w] * in[w] : in[w]; };
   // K windows that share their middle: one running sum leftwards from it, one rightwards, and one addition
   // each.
   for (int64_t w = 0; w < width; w += K) {
-    Vec left[K], right = {};
-    left[K - 1] = column[w + K - 1];
-#pragma GCC unroll 7
-    for (int j = K - 2; j >= 0; j--) left[j] = left[j + 1] + column[w + j];
+    Vec left[K] = {}, right = {};
+    add(w + K - 1, left[K - 1]);
+#pragma GCC unroll 16
+    for (int j = K - 2; j >= 0; j--) {
+      left[j] = left[j + 1];
+      add(w + j, left[j]);
+    }
     out[w] = left[0];
-#pragma GCC unroll 7
+#pragma GCC unroll 16
     for (int j = 1; j < K; j++) {
-      right += column[w + K - 1 + j];
+      add(w + K - 1 + j, right);
       out[w + j] = left[j] + right;
     }
   }
 }
 
 template <int K>
-BCOS_INLINE void wgrad(const Tile& u, const Tile& x, int64_t rows, int64_t width, float* dtaps) {
-  for (int i = 0; i < K; i++) {
+BCOS_INLINE void wgrad(const Vec* u, const Rows& rows, int64_t first, int64_t width, Vec* dtaps) {
+  for (int64_t i = 0; i < rows.count; i++) {
+    const Vec* in = rows.row(i) + first;
     Vec sum[K] = {};
-    for (int64_t r = 0; r < rows; r++) {
-      const Vec *grad = u.row(r + K / 2) + K / 2, *in = x.row(r + K / 2 + i) + K / 2;
-      Vec row[K] = {};  // summed by rows first: the rounding error grows with the terms of one sum
-      for (int64_t w = 0; w < width; w++) {
-        const Vec g = grad[w];
-#pragma GCC unroll 7
-        for (int j = 0; j < K; j++) row[j] += g * in[w + j];
-      }
-#pragma GCC unroll 7
-      for (int j = 0; j < K; j++) sum[j] += row[j];
+    for (int64_t w = 0; w < width; w++) {
+      const Vec g = u[w];
+#pragma GCC unroll 16
+      for (int j = 0; j < K; j++) sum[j] += g * in[w + j];
     }
-    for (int j = 0; j < K; j++)
-      for (int64_t c = 0; c < kLanes; c++) dtaps[(i * K + j) * kLanes + c] += sum[j][c];
+#pragma GCC unroll 16
+    for (int j = 0; j < K; j++) dtaps[i * K + j] += sum[j];
   }
 }
 
-// body(K) with the kernel's size as a constant of the compiler
+// body(K) with the kernel's columns as a constant of the compiler
 template <typename F>
-BCOS_INLINE void by_kernel(int64_t kernel, F&& body) {
-  switch (kernel) {
+BCOS_INLINE void by_columns(int64_t columns, F&& body) {
+  switch (columns) {
+    case 1:
+      return body(std::integral_constant<int, 1>{});
     case 3:
       return body(std::integral_constant<int, 3>{});
     case 5:
@@ -93,20 +137,40 @@ BCOS_INLINE void by_kernel(int64_t kernel, F&& body) {
 
 }  // namespace
 
-BCOS_CLONES void correlate_row(int64_t kernel, const Tile& tile, int64_t r, const Vec* taps, int64_t width,
-                               Vec* out) {
-  by_kernel(kernel, [&](auto K) BCOS_INLINE_BODY { correlate<K()>(tile, r, taps, width, out); });
+BCOS_CLONES void forward_row(int64_t columns, Power power, const Product& product, const Forward& pixels,
+                             const Constants<float>& k) {
+  by_columns(columns, [&](auto K) BCOS_INLINE_BODY {
+    if (power == Power::One) return forward<K(), Power::One>(product, pixels, k);
+    if (power == Power::Two) return forward<K(), Power::Two>(product, pixels, k);
+    forward<K(), Power::General>(product, pixels, k);
+  });
 }
-BCOS_CLONES void box_row(int64_t kernel, const Tile& tile, int64_t r, int64_t width, Vec* column, Vec* out) {
-  by_kernel(kernel, [&](auto K) BCOS_INLINE_BODY { box<K(), false>(tile, r, width, column, out); });
+BCOS_CLONES void backward_row(int64_t columns, Power power, const Product& product, const Backward& pixels,
+                              const Constants<float>& k) {
+  by_columns(columns, [&](auto K) BCOS_INLINE_BODY {
+    if (power == Power::One) return backward<K(), Power::One, false>(product, pixels, k);
+    if (power == Power::Two)
+      return pixels.t ? backward<K(), Power::Two, true>(product, pixels, k)
+                      : backward<K(), Power::Two, false>(product, pixels, k);
+    pixels.t ? backward<K(), Power::General, true>(product, pixels, k)
+             : backward<K(), Power::General, false>(product, pixels, k);
+  });
 }
-BCOS_CLONES void square_box_row(int64_t kernel, const Tile& tile, int64_t r, int64_t width, Vec* column,
-                                Vec* out) {
-  by_kernel(kernel, [&](auto K) BCOS_INLINE_BODY { box<K(), true>(tile, r, width, column, out); });
+BCOS_CLONES void box_row(int64_t columns, bool squares, const Vec* in, int64_t width, Vec* out) {
+  by_columns(columns, [&](auto K) BCOS_INLINE_BODY {
+    squares ? box<K(), true>(in, width, out) : box<K(), false>(in, width, out);
+  });
 }
-BCOS_CLONES void wgrad_band(int64_t kernel, const Tile& u, const Tile& x, int64_t rows, int64_t width,
-                            float* dtaps) {
-  by_kernel(kernel, [&](auto K) BCOS_INLINE_BODY { wgrad<K()>(u, x, rows, width, dtaps); });
+BCOS_CLONES void add_products(const Rows& rows, const Vec* x, int64_t width, Vec* out) {
+  for (int64_t w = 0; w < width; w++) {
+    Vec sum;
+    sum_rows(rows, w, sum);
+    out[w] += x[w] * sum;
+  }
+}
+BCOS_CLONES void wgrad_row(int64_t columns, const Vec* u, const Rows& rows, int64_t first, int64_t width,
+                           Vec* dtaps) {
+  by_columns(columns, [&](auto K) BCOS_INLINE_BODY { wgrad<K()>(u, rows, first, width, dtaps); });
 }
 
 }  // namespace bcos::transform::cpu
