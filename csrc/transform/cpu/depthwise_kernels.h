@@ -42,38 +42,69 @@ struct Unit {
   }
 };
 
-// body(value, index) for the pixels `span` of a row in scratch and the same of row h of an image; the row
-// begins `margin` pixels left of the unit.
+// Where the pixels of a row in scratch lie in an image: pixel w has lane c at start + w * pixel + c * lane.
+struct Line {
+  int64_t start, pixel, lane;
+
+  // The row begins `margin` pixels left of the unit.
+  Line(const DepthwiseShape& s, const Unit& u, int64_t h, int64_t margin)
+      : start(u.at(s, h, u.left - margin)),
+        pixel(s.channels_last ? s.channels : 1),
+        lane(s.channels_last ? 1 : s.height * s.width) {}
+};
+
+// body(value, index) for the pixels `span` of a row in scratch and the same in an image
 template <typename F>
-BCOS_INLINE void each_value(const DepthwiseShape& s, const Unit& u, int64_t h, int64_t margin, Span span,
-                            Vec* row, F&& body) {
+BCOS_INLINE void each_value(const Line& line, const Unit& u, Span span, Vec* row, F&& body) {
   float* values = reinterpret_cast<float*>(row);
-  const int64_t start = u.at(s, h, u.left - margin);
-  if (!s.channels_last) {
-    for (int64_t c = 0; c < u.lanes; c++)
-      for (int64_t w = span.begin; w < span.end; w++)
-        body(values[w * kLanes + c], start + c * s.height * s.width + w);
-  } else if (u.lanes < kLanes) {
-    for (int64_t w = span.begin; w < span.end; w++)
-      for (int64_t c = 0; c < u.lanes; c++) body(values[w * kLanes + c], start + w * s.channels + c);
-  } else {
+  if (line.lane == 1 && u.lanes == kLanes) {
     for (int64_t w = span.begin; w < span.end; w++)
 #pragma omp simd
-      for (int64_t c = 0; c < kLanes; c++) body(values[w * kLanes + c], start + w * s.channels + c);
+      for (int64_t c = 0; c < kLanes; c++) body(values[w * kLanes + c], line.start + w * line.pixel + c);
+  } else {
+    for (int64_t w = span.begin; w < span.end; w++)
+      for (int64_t c = 0; c < u.lanes; c++)
+        body(values[w * kLanes + c], line.start + w * line.pixel + c * line.lane);
+  }
+}
+
+// body(lane, index) for every lane of kLanes pixels from w on, where an image has them side by side
+template <typename F>
+BCOS_INLINE void each_lane(const Line& line, const Unit& u, int64_t w, Vec* block, F&& body) {
+  for (int64_t c = 0; c < u.lanes; c++) {
+    float* lane = reinterpret_cast<float*>(block + c);
+    const int64_t from = line.start + c * line.lane + w;
+#pragma omp simd
+    for (int64_t i = 0; i < kLanes; i++) body(lane[i], from + i);
   }
 }
 
 template <typename T>
 BCOS_INLINE void load(const T* image, const DepthwiseShape& s, const Unit& u, int64_t h, int64_t margin,
                       Vec* row) {
-  each_value(s, u, h, margin, u.inside(s, margin), row,
-             [&](float& value, int64_t i) BCOS_INLINE_BODY { value = float(image[i]); });
+  const auto copy = [&](float& value, int64_t i) BCOS_INLINE_BODY { value = float(image[i]); };
+  const Line line(s, u, h, margin);
+  Span span = u.inside(s, margin);
+  for (; line.pixel == 1 && span.begin + kLanes <= span.end; span.begin += kLanes) {
+    Vec* block = row + span.begin;
+    if (u.lanes < kLanes) std::fill_n(block, kLanes, Vec{});
+    each_lane(line, u, span.begin, block, copy);
+    transpose(block);
+  }
+  each_value(line, u, span, row, copy);
 }
 
+// What is left in the row is of no use.
 template <typename T>
 BCOS_INLINE void store(Vec* row, const DepthwiseShape& s, const Unit& u, int64_t h, T* image) {
-  each_value(s, u, h, 0, {0, u.columns}, row,
-             [&](float& value, int64_t i) BCOS_INLINE_BODY { image[i] = T(value); });
+  const auto copy = [&](float& value, int64_t i) BCOS_INLINE_BODY { image[i] = T(value); };
+  const Line line(s, u, h, 0);
+  Span span{0, u.columns};
+  for (; line.pixel == 1 && span.begin + kLanes <= span.end; span.begin += kLanes) {
+    transpose(row + span.begin);
+    each_lane(line, u, span.begin, row + span.begin, copy);
+  }
+  each_value(line, u, span, row, copy);
 }
 
 // The rows of the window around row h of an image.
@@ -91,14 +122,13 @@ BCOS_INLINE void forward(const DepthwiseForward<T, U>& f, int64_t begin, int64_t
   const auto& s = f.shape;
   const int64_t above = s.rows / 2, margin = s.columns / 2, width = s.band_columns + 2 * margin;
   const bool normed = s.power != Power::One, with_l = s.power == Power::General;
-  const Ring x(s.rows + 1, s.height, width), squares(s.rows + 1, s.height, width), z(2, s.height, width),
-      l(1, 1, width), fixed(1, 1, s.taps() + 1);
-  Vec *taps = fixed.row(0), *bias = taps + s.taps();
+  Ring x(s.rows + 1, s.height, width);
+  const Ring squares(s.rows + 1, s.height, width), z(2, s.height, width), l(1, 1, width);
   for (int64_t index = begin; index < end; index++) {
     const Unit u(s, index);
     const Span inside = u.inside(s, margin);
-    std::copy_n(f.taps + u.block * s.taps() * kLanes, s.taps() * kLanes, reinterpret_cast<float*>(taps));
-    std::copy_n(f.bias + u.channel, kLanes, reinterpret_cast<float*>(bias));
+    const Vec *taps = reinterpret_cast<const Vec*>(f.taps) + u.block * s.taps(),
+              *bias = reinterpret_cast<const Vec*>(f.bias) + u.block;
     x.clear(inside.begin, inside.end, u.lanes);
     int64_t loaded = std::max<int64_t>(0, u.first - above);
     for (int64_t h = u.first; h <= u.last; h++) {  // the row before is finished beside the product of row h
@@ -125,17 +155,17 @@ BCOS_INLINE bool backward(const DepthwiseBackward<T, U>& f, int64_t begin, int64
   const auto& s = f.shape;
   const int64_t above = s.rows / 2, margin = s.columns / 2, width = s.band_columns + 4 * margin;
   const bool normed = s.power != Power::One, with_t = normed && f.dx && f.k.unfrozen != 0;
-  const Ring x(s.rows + 1, s.height, width), squares(s.rows + 1, s.height, width),
-      du(s.rows + 1, s.height, width), spread(s.rows + 1, s.height, width), rows(4, 4, width),
-      sums(1, 1, 2 * s.taps() + 2);
+  Ring x(s.rows + 1, s.height, width), du(s.rows + 1, s.height, width), rows(4, 4, width);
+  const Ring squares(s.rows + 1, s.height, width), spread(s.rows + 1, s.height, width),
+      sums(1, 1, s.taps() + 2);
   Vec *product_row = rows.row(0), *y = rows.row(1), *l = rows.row(2), *t = with_t ? rows.row(3) : nullptr;
-  Vec *taps = sums.row(0), *dtaps = taps + s.taps(), *dbias = dtaps + s.taps(), *lowest = dbias + 1;
+  Vec *dtaps = sums.row(0), *dbias = dtaps + s.taps(), *lowest = dbias + 1;
   float least = std::numeric_limits<float>::infinity();
   const float zero_norm = root_norm(0.f, f.k);
   for (int64_t index = begin; index < end; index++) {
     const Unit u(s, index);
     const Span of_x = u.inside(s, 2 * margin), inside = u.inside(s, margin);
-    std::copy_n(f.taps + u.block * s.taps() * kLanes, s.taps() * kLanes, reinterpret_cast<float*>(taps));
+    const Vec* taps = reinterpret_cast<const Vec*>(f.taps) + u.block * s.taps();
     std::fill_n(reinterpret_cast<float*>(dtaps), (s.taps() + 1) * kLanes, 0.f);
     std::fill_n(reinterpret_cast<float*>(lowest), kLanes, std::numeric_limits<float>::infinity());
     x.clear(of_x.begin, of_x.end, u.lanes);

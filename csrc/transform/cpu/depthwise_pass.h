@@ -30,7 +30,8 @@ template <typename T, typename U>
 struct DepthwiseForward {
   DepthwiseShape shape;
   const T* x;
-  const float *taps, *bias;  // [lane block, rows * columns, lane] of alpha w, [lane block, lane]
+  const float *taps,
+      *bias;  // [lane block, rows * columns, lane] of alpha w, [lane block, lane], both aligned
   U *y, *l;
   Constants<float> k;
 };
@@ -40,7 +41,7 @@ struct DepthwiseBackward {
   DepthwiseShape shape;
   const T* x;
   const U *grad, *y, *l;
-  const float* taps;     // turned by 180 degrees
+  const float* taps;     // turned by 180 degrees, aligned
   T* dx;                 // null where not needed, as the next two
   float *dtaps, *dbias;  // added to: [lane block, rows * columns, lane], [lane block, lane]
   Constants<float> k;

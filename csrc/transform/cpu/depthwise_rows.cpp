@@ -1,6 +1,7 @@
 #include "transform/cpu/depthwise_rows.h"
 
 #include <type_traits>
+#include <utility>
 
 namespace bcos::transform::cpu {
 namespace {
@@ -120,6 +121,36 @@ BCOS_INLINE void wgrad(const Vec* u, const Rows& rows, int64_t first, int64_t wi
   }
 }
 
+#if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12)
+// Exchanges the lanes with S in their number of the upper row with those without it of the lower row.
+template <int S, size_t... Lane>
+BCOS_INLINE void exchange(Vec& upper, Vec& lower, std::index_sequence<Lane...>) {
+  const Vec first = __builtin_shufflevector(upper, lower, (Lane & S ? kLanes + (Lane ^ S) : Lane)...);
+  lower = __builtin_shufflevector(upper, lower, (Lane & S ? kLanes + Lane : Lane ^ S)...);
+  upper = first;
+}
+
+template <int S>
+BCOS_INLINE void exchange(Vec* rows) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; i++)
+    if (!(i & S)) exchange<S>(rows[i], rows[i + S], std::make_index_sequence<kLanes>());
+}
+
+BCOS_INLINE void transpose_block(Vec* block) {
+  exchange<8>(block);
+  exchange<4>(block);
+  exchange<2>(block);
+  exchange<1>(block);
+}
+#else
+BCOS_INLINE void transpose_block(Vec* block) {
+  float* values = lanes(block);
+  for (int64_t i = 0; i < kLanes; i++)
+    for (int64_t j = 0; j < i; j++) std::swap(values[i * kLanes + j], values[j * kLanes + i]);
+}
+#endif
+
 // body(K) with the kernel's columns as a constant of the compiler
 template <typename F>
 BCOS_INLINE void by_columns(int64_t columns, F&& body) {
@@ -137,6 +168,9 @@ BCOS_INLINE void by_columns(int64_t columns, F&& body) {
 
 }  // namespace
 
+BCOS_CLONES void transpose(Vec* block) {
+  transpose_block(block);
+}
 BCOS_CLONES void forward_row(int64_t columns, Power power, const Product& product, const Forward& pixels,
                              const Constants<float>& k) {
   by_columns(columns, [&](auto K) BCOS_INLINE_BODY {

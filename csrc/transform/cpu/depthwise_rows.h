@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -46,8 +47,12 @@ class Ring {
   Rows rows(int64_t first, int64_t last) const { return {rows_.data() + first, last - first}; }
 
   // Sets the pixels of every row to 0 but [begin, end), and these too where not all of their lanes are used.
-  void clear(int64_t begin, int64_t end, int64_t lanes) const {
+  // Whoever writes leaves what was set to 0: nothing is done until the pixels or the lanes change.
+  void clear(int64_t begin, int64_t end, int64_t lanes) {
     const Vec zero = {};
+    const std::array<int64_t, 3> used{begin, end, lanes};
+    if (used == used_) return;
+    used_ = used;
     for (int64_t h = 0; h < std::min(kept_, int64_t(rows_.size())); h++) {
       std::fill(row(h), row(h) + (lanes < kLanes ? end : begin), zero);
       std::fill(row(h) + end, row(h) + width_, zero);
@@ -56,6 +61,7 @@ class Ring {
 
  private:
   int64_t kept_, width_;
+  std::array<int64_t, 3> used_{};
   std::unique_ptr<float[]> store_;
   std::vector<float*> rows_;
 };
@@ -84,6 +90,9 @@ struct Backward {  // the gradient of y becomes that of z
   Vec* lowest = nullptr;  // the least norm so far of each lane
   int64_t begin = 0, end = 0;
 };
+
+// Transposes kLanes pixels of kLanes channels.
+void transpose(Vec* block);
 
 // `columns`, of the kernel, is 1, 3, 5 or 7.
 void forward_row(int64_t columns, Power power, const Product& product, const Forward& pixels,
