@@ -108,17 +108,19 @@ BCOS_INLINE void box(const Vec* in, int64_t width, Vec* out) {
 
 template <int K>
 BCOS_INLINE void wgrad(const Vec* u, const Rows& rows, int64_t first, int64_t width, Vec* dtaps) {
-  for (int64_t i = 0; i < rows.count; i++) {
-    const Vec* in = rows.row(i) + first;
-    Vec sum[K] = {};
-    for (int64_t w = 0; w < width; w++) {
-      const Vec g = u[w];
+  constexpr int64_t kTerms = 64;  // of one sum: its rounding error grows with their number
+  for (int64_t begin = 0; begin < width; begin += kTerms)
+    for (int64_t i = 0; i < rows.count; i++) {
+      const Vec* in = rows.row(i) + first;
+      Vec sum[K] = {};
+      for (int64_t w = begin; w < std::min(begin + kTerms, width); w++) {
+        const Vec g = u[w];
 #pragma GCC unroll 16
-      for (int j = 0; j < K; j++) sum[j] += g * in[w + j];
+        for (int j = 0; j < K; j++) sum[j] += g * in[w + j];
+      }
+#pragma GCC unroll 16
+      for (int j = 0; j < K; j++) dtaps[i * K + j] += sum[j];
     }
-#pragma GCC unroll 16
-    for (int j = 0; j < K; j++) dtaps[i * K + j] += sum[j];
-  }
 }
 
 #if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12)
