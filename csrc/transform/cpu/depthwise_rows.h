@@ -8,12 +8,13 @@
 #include <memory>
 #include <vector>
 
+#include "common/cpu/registers.h"
 #include "transform/cpu/depthwise_pass.h"
 
 namespace bcos::transform::cpu {
 
 #if defined(__GNUC__)
-typedef float Vec __attribute__((vector_size(64), aligned(64)));
+using Vec = Register<kLanes>;
 #else
 struct Vec {  // never run: depthwise_serves says no to this compiler
   float v[16];
