@@ -174,6 +174,9 @@ GEOMETRIES = {
     "1x1": Case(kernel=(1, 1), padding=(0, 0), channels=17, outputs=33),
     "1x1 stride 2": Case(kernel=(1, 1), padding=(0, 0), stride=(2, 2)),
     "stem": Case(kernel=(7, 7), padding=(3, 3), stride=(2, 2), size=(19, 17), outputs=16),
+    "patches": Case(size=(40, 33), outputs=17),
+    "patches of a stem": Case(kernel=(7, 7), padding=(3, 3), stride=(2, 2), size=(65, 66), outputs=16),
+    "patches apart": Case(kernel=(3, 4), padding=(0, 1), stride=(3, 5), size=(140, 110), outputs=9),
     "wide strides": Case(stride=(3, 2), padding=(2, 0), kernel=(2, 4)),
     "dilated": Case(dilation=(2, 3), padding=(2, 4), size=(9, 11)),
     "padding beyond the kernel": Case(padding=(5, 4)),
@@ -187,6 +190,11 @@ GEOMETRIES = {
     "groups 3 strided": Case(groups=3, channels=9, outputs=6, stride=(2, 2)),
     "depthwise": Case(channels=8, groups=8),
     "depthwise 7x7": Case(channels=20, outputs=20, groups=20, kernel=(7, 7), padding=(3, 3), size=(14, 13)),
+    "depthwise 1x7": Case(channels=20, outputs=20, groups=20, kernel=(1, 7), padding=(0, 3), size=(3, 13)),
+    "depthwise 5x1": Case(channels=9, outputs=9, groups=9, kernel=(5, 1), padding=(2, 0), size=(7, 3)),
+    "depthwise 3x5": Case(channels=16, outputs=16, groups=16, kernel=(3, 5), padding=(1, 2), size=(4, 3)),
+    "depthwise long": Case(channels=8, groups=8, kernel=(1, 5), padding=(0, 2), size=(1, 300)),
+    "depthwise tall": Case(batch=1, channels=8, groups=8, size=(40, 5)),
     "depthwise strided": Case(channels=8, groups=8, stride=(2, 3), size=(9, 9)),
     "depthwise dilated": Case(channels=8, groups=8, dilation=(2, 1), padding=(2, 1)),
     "multiplier": Case(channels=4, groups=4, outputs=12),
@@ -202,6 +210,15 @@ GEOMETRIES = {
     "linear long": replace(LINEAR, batch=70, channels=1030, outputs=40),
     "linear high": replace(LINEAR, batch=2100, channels=19, outputs=70),
 }
+EXACT = [
+    GEOMETRIES[name]
+    for name in (
+        "3x3", "1x1", "1x1 tiles", "dilated", "patches of a stem", "patches apart", "groups of 4",
+        "groups of 8 strided", "groups of 8 dilated", "depthwise 7x7", "depthwise 1x7", "depthwise 5x1",
+        "depthwise long", "linear", "linear tiles", "linear high",
+    )
+]  # fmt: skip
+"""One for every way to form the products."""
 POWERS = {
     "b1": {"b": 1.0},
     "b1.25": {"b": 1.25},

@@ -19,6 +19,7 @@
 // One binary for every x86-64: the loader picks the clone of a leaf function that this CPU runs fastest.
 #if !defined(BCOS_NO_CLONES) && defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && \
     !defined(__clang__) && __GNUC__ >= 12
+#define BCOS_HAS_CLONES
 #define BCOS_CLONES __attribute__((flatten, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #define BCOS_CLONE_NAMES "x86-64-v4,x86-64-v3,default"
 #else

@@ -11,6 +11,7 @@
 #include "transform/cpu/linear.h"
 #include "transform/cpu/narrow_groups.h"
 #include "transform/cpu/patch_norm.h"
+#include "transform/cpu/patches.h"
 #include "transform/cpu/range.h"
 #include "transform/cpu/scale.h"
 #include "transform/cpu/steps.h"
@@ -71,14 +72,8 @@ Outputs of_products(const Call& call, const Inputs& given) {
   const auto format = image_format(wants_channels_last, given.x.dim());
   Inputs inputs = given;
   inputs.weight = given.weight.contiguous(format);
-  if (depthwise_serves(call)) {
-    inputs.x = given.x.contiguous(at::MemoryFormat::ChannelsLast);
-    auto out = depthwise(call, inputs);
-    for (auto* t : {&out.y, &out.l})
-      if (t->defined()) *t = t->contiguous(format);
-    return out;
-  }
   inputs.x = given.x.contiguous(format);
+  if (depthwise_serves(call)) return depthwise(call, inputs, wants_channels_last);
   Outputs out;
   if (call.images * call.out_plane() >= kPacksFrom &&
       is_linear(call, inputs.x, inputs.weight, wants_channels_last)) {
@@ -94,6 +89,12 @@ Outputs of_products(const Call& call, const Inputs& given) {
     finish_forward(call, inputs, z, output_tiling(call, true), out, [&](int64_t begin, int64_t end) {
       product.run(inputs.x.const_data_ptr<float>(), z.mutable_data_ptr<float>(), begin, end);
     });
+    return out;
+  }
+  if (patches_serve_forward(call, inputs.x, inputs.weight, wants_channels_last)) {
+    const auto options = inputs.x.options().memory_format(format);
+    if (call.has_norm()) out.n = at::empty(call.n_shape(), options);
+    patches_forward(call, inputs, at::empty(call.z_shape(), options), output_tiling(call, true), out);
     return out;
   }
   auto z = products(call, inputs.x, inputs.weight, take_bias(call, inputs));
@@ -119,7 +120,7 @@ Gradients convolution_backward(const Call& call, const Saved& given, const Needs
   Saved saved = given;
   const bool by_depthwise = !needs.b && !given.dl.defined() && depthwise_serves(call);
   const bool channels_last =
-      by_depthwise || is_channels_last(given.x) || is_channels_last(given.weight) || call.out_plane() == 1;
+      is_channels_last(given.x) || is_channels_last(given.weight) || call.out_plane() == 1;
   const auto format = image_format(channels_last, given.x.dim());
   for (auto* t : {&saved.grad, &saved.y, &saved.n, &saved.l, &saved.winner, &saved.x, &saved.dn, &saved.dl})
     if (t->defined()) *t = t->contiguous(format);
@@ -132,7 +133,7 @@ Gradients convolution_backward(const Call& call, const Saved& given, const Needs
   bool small_norm = false;
   if (by_depthwise || !takes_map(call, needs)) saved.apply_map();
   if (by_depthwise) {
-    auto out = depthwise_backward(call, saved, needs, small_norm);
+    auto out = depthwise_backward(call, saved, needs, channels_last, small_norm);
     if (!small_norm || !loses_l(call, saved.x)) return as_given(std::move(out));
   }
   if (call.has_norm() && !saved.n.defined()) saved.n = patch_norm(call, saved.x, channels_last);
@@ -149,16 +150,20 @@ Gradients convolution_backward(const Call& call, const Saved& given, const Needs
   };
   const bool narrow = needs.x && channels_last && NarrowGroups::serves_dgrad(call, saved.x, saved.weight);
   if (narrow) out.x = narrow_gradient(call, saved, pass.u, coefficient());
-  const bool vendor_x = needs.x && !out.x, vendor_weight = needs.weight && !out.weight;
-  if (!vendor_x && !vendor_weight) return as_given(std::move(out));
-
-  const auto& s = call.spec;
-  const auto x = call.rows == 1 ? saved.x : empty_gradient(call, saved.x);
-  auto [dx, dw, unused] = at::convolution_backward(
-      pass.u, x, saved.weight.to(call.dtype), std::nullopt, s.stride, s.padding, s.dilation, false,
-      no_output_padding(call), s.groups, {vendor_x, vendor_weight, false});
-  if (vendor_x) {
-    dx = dx.contiguous(format);
+  at::Tensor dx, dw;
+  if (needs.x && !out.x && patches_serve(call, saved.x, saved.weight, channels_last))
+    dx = patches_dgrad(call, pass.u, saved.x, saved.weight.contiguous(format));
+  const bool vendor_x = needs.x && !out.x && !dx.defined(), vendor_weight = needs.weight && !out.weight;
+  if (vendor_x || vendor_weight) {
+    const auto& s = call.spec;
+    const auto x = call.rows == 1 ? saved.x : empty_gradient(call, saved.x);
+    const auto found = at::convolution_backward(
+        pass.u, x, saved.weight.to(call.dtype), std::nullopt, s.stride, s.padding, s.dilation, false,
+        no_output_padding(call), s.groups, {vendor_x, vendor_weight, false});
+    if (vendor_x) dx = std::get<0>(found).contiguous(format);
+    dw = std::get<1>(found);
+  }
+  if (dx.defined()) {
     if (const auto r = coefficient(); r.defined()) {
       const Tiling inputs{channels_last, call.images, call.spec.groups, call.group_channels(),
                           call.in_plane()};

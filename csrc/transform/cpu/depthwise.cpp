@@ -6,6 +6,7 @@
 
 #include <atomic>
 
+#include "common/layout.h"
 #include "transform/cpu/depthwise_pass.h"
 #include "transform/cpu/steps.h"
 #include "transform/cpu/weight_norm.h"
@@ -13,22 +14,29 @@
 namespace bcos::transform::cpu {
 namespace {
 
-constexpr int64_t kTileBytes = 256 << 10;  // a few tiles stay in the L2 of one core
+constexpr int64_t kMostColumns = 256;  // of a unit: its rows stay in the caches of one core
 
-DepthwiseShape make_shape(const Call& call) {
+// The size of equal parts, `count` of them where the last may be short.
+int64_t part(int64_t size, int64_t count) {
+  return (size + count - 1) / count;
+}
+
+DepthwiseShape make_shape(const Call& call, bool channels_last) {
   const auto& [rows, columns] = call.window.plane;
-  DepthwiseShape s{call.images, rows.in, columns.in, call.channels, rows.kernel, 0, call.power};
-  const int64_t row_bytes = (s.width + s.kernel) * kLanes * int64_t(sizeof(float));
-  const int64_t most = std::max(s.kernel, kTileBytes / row_bytes - s.kernel),
-                bands = (s.height + most - 1) / most;
-  s.band = (s.height + bands - 1) / bands;
+  DepthwiseShape s{channels_last, call.images,    rows.in, columns.in, call.channels,
+                   rows.kernel,   columns.kernel, rows.in, columns.in, call.power};
+  s.band_columns = part(s.width, part(s.width, kMostColumns));
+  // every band forms what it shares with its neighbours again
+  const int64_t most = std::max<int64_t>(1, s.height / (4 * s.rows)),
+                wanted = part(4 * at::get_num_threads(), s.units());
+  s.band_rows = part(s.height, std::min(most, wanted));
   return s;
 }
 
-// alpha w as [lane block, kernel * kernel, lane], for the input gradient turned by 180 degrees
+// alpha w as [lane block, rows * columns, lane], for the input gradient turned by 180 degrees
 at::Tensor pack_taps(const at::Tensor& weight, const at::Tensor& alpha, const DepthwiseShape& s,
                      bool turned) {
-  const int64_t area = s.kernel * s.kernel;
+  const int64_t area = s.taps();
   auto out = at::zeros({s.lane_blocks(), area, kLanes}, alpha.options());
   const float *w = weight.const_data_ptr<float>(), *a = alpha.const_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
@@ -38,11 +46,11 @@ at::Tensor pack_taps(const at::Tensor& weight, const at::Tensor& alpha, const De
   return out;
 }
 
-// The inverse of pack_taps, summed over the threads' shares: alpha * dtaps as [channels, 1, kernel, kernel]
+// The inverse of pack_taps, summed over the threads' shares: alpha * dtaps as [channels, 1, rows, columns]
 at::Tensor unpack_taps(const at::Tensor& shares, const at::Tensor& alpha, const DepthwiseShape& s) {
-  const int64_t area = s.kernel * s.kernel;
+  const int64_t area = s.taps();
   const auto dtaps = shares.sum(0);
-  auto out = at::empty({s.channels, 1, s.kernel, s.kernel}, alpha.options());
+  auto out = at::empty({s.channels, 1, s.rows, s.columns}, alpha.options());
   const float *d = dtaps.const_data_ptr<float>(), *a = alpha.const_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
   for (int64_t c = 0; c < s.channels; c++)
@@ -52,7 +60,7 @@ at::Tensor unpack_taps(const at::Tensor& shares, const at::Tensor& alpha, const 
 }
 
 int64_t unit_size(const DepthwiseShape& s) {
-  return s.band * s.width * kLanes * s.kernel;
+  return s.band_rows * s.band_columns * kLanes * s.taps();
 }
 
 }  // namespace
@@ -60,23 +68,25 @@ int64_t unit_size(const DepthwiseShape& s) {
 bool depthwise_serves(const Call& call) {
 #if defined(__GNUC__)
   const auto& [rows, columns] = call.window.plane;
-  const int64_t size = rows.kernel;
+  const auto takes = [](const Axis& axis) {
+    return axis.is_same() && axis.kernel % 2 == 1 && axis.kernel <= 7;
+  };
   return call.images > 0 && call.dtype != at::kDouble && call.spec.groups == call.channels &&
          call.channels >= kLanes / 2 && call.filters == call.channels && call.spec.max_out == 1 &&
-         call.window.is_plane() && columns.kernel == size && (size == 3 || size == 5 || size == 7) &&
-         rows.is_same() && columns.is_same();
+         call.window.is_plane() && call.window.taps() > 1 && takes(rows) && takes(columns);
 #else
   return false;
 #endif
 }
 
-Outputs depthwise(const Call& call, const Inputs& inputs) {
+Outputs depthwise(const Call& call, const Inputs& inputs, bool channels_last) {
   const auto& [x, weight, bias, b] = inputs;
-  const auto s = make_shape(call);
+  const auto s = make_shape(call, channels_last);
   const auto alpha = filter_scale(weight, call.spec.unit);
   const auto taps = pack_taps(weight.to(at::kFloat).contiguous(), alpha, s, false);
-  const auto beta = bias ? bias->to(at::kFloat).contiguous() : at::zeros({s.channels}, alpha.options());
-  const auto options = x.options().memory_format(at::MemoryFormat::ChannelsLast);
+  const auto beta = at::zeros({s.lane_blocks() * kLanes}, alpha.options());
+  if (bias) beta.narrow(0, 0, s.channels).copy_(*bias);
+  const auto options = x.options().memory_format(image_format(channels_last, x.dim()));
   Outputs out;
   out.y = at::empty(x.sizes(), options.dtype(call.spec.out_dtype));
   if (call.saves_l()) out.l = at::empty_like(out.y);
@@ -97,12 +107,13 @@ Outputs depthwise(const Call& call, const Inputs& inputs) {
   return out;
 }
 
-Gradients depthwise_backward(const Call& call, const Saved& saved, const Needs& needs, bool& small_norm) {
-  const auto s = make_shape(call);
+Gradients depthwise_backward(const Call& call, const Saved& saved, const Needs& needs, bool channels_last,
+                             bool& small_norm) {
+  const auto s = make_shape(call, channels_last);
   const auto weight = saved.weight.to(at::kFloat).contiguous();
   const auto alpha = filter_scale(saved.weight, call.spec.unit);
   const auto taps = pack_taps(weight, alpha, s, true);
-  const int64_t shares = at::get_num_threads(), area = s.kernel * s.kernel;
+  const int64_t shares = at::get_num_threads(), area = s.taps();
   std::atomic<bool> found{false};
   at::Tensor dx, dtaps, dbias;
   if (needs.x) dx = empty_gradient(call, saved.x);

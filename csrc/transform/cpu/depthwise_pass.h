@@ -1,5 +1,4 @@
-// The two passes of depthwise convolution as their kernels see them; images are [batch, height, width,
-// channels].
+// The two passes of depthwise convolution as their kernels see them.
 #pragma once
 
 #include "common/cpu/types.h"
@@ -10,22 +9,29 @@ namespace bcos::transform::cpu {
 using namespace bcos::cpu;
 using c10::BFloat16;
 
-constexpr int64_t kLanes = 16;  // channels of a tile: one AVX-512 register, one cache line
+constexpr int64_t kLanes = 16;  // channels of a unit of work: one AVX-512 register, one cache line
 
+// Images are [batch, height, width, channels] in memory, or else [batch, channels, height, width].
 struct DepthwiseShape {
-  int64_t batch, height, width, channels, kernel, band;
+  bool channels_last;
+  int64_t batch, height, width, channels;
+  int64_t rows, columns;            // of the kernel
+  int64_t band_rows, band_columns;  // of the pixels of a unit of work
   Power power;
 
+  int64_t taps() const { return rows * columns; }
   int64_t lane_blocks() const { return (channels + kLanes - 1) / kLanes; }
-  int64_t bands() const { return (height + band - 1) / band; }
-  int64_t units() const { return lane_blocks() * batch * bands(); }
+  int64_t bands() const { return (height + band_rows - 1) / band_rows; }
+  int64_t column_bands() const { return (width + band_columns - 1) / band_columns; }
+  int64_t units() const { return batch * lane_blocks() * bands() * column_bands(); }
 };
 
 template <typename T, typename U>
 struct DepthwiseForward {
   DepthwiseShape shape;
   const T* x;
-  const float *taps, *bias;  // [lane block, kernel * kernel, lane] of alpha w, [channels]
+  const float *taps,
+      *bias;  // [lane block, rows * columns, lane] of alpha w, [lane block, lane], both aligned
   U *y, *l;
   Constants<float> k;
 };
@@ -35,9 +41,9 @@ struct DepthwiseBackward {
   DepthwiseShape shape;
   const T* x;
   const U *grad, *y, *l;
-  const float* taps;     // turned by 180 degrees
+  const float* taps;     // turned by 180 degrees, aligned
   T* dx;                 // null where not needed, as the next two
-  float *dtaps, *dbias;  // added to: [lane block, kernel * kernel, lane], [lane block, lane]
+  float *dtaps, *dbias;  // added to: [lane block, rows * columns, lane], [lane block, lane]
   Constants<float> k;
 };
 

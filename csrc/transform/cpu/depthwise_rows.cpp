@@ -1,112 +1,272 @@
 #include "transform/cpu/depthwise_rows.h"
 
 #include <type_traits>
+#include <utility>
 
 namespace bcos::transform::cpu {
 namespace {
 
-template <int K>
-BCOS_INLINE void correlate(const Tile& tile, int64_t r, const Vec* taps, int64_t width, Vec* out) {
-  for (int64_t w = 0; w < width; w += kStep) {
-    Vec sum[kStep] = {};
-    for (int i = 0; i < K; i++) {
-      const Vec* in = tile.row(r + i) + w;
-      Vec tap[K];
-#pragma GCC unroll 7
-      for (int j = 0; j < K; j++) tap[j] = taps[i * K + j];
+#if defined(__GNUC__)
+template <int Lanes>
+using Part = Register<Lanes>;  // of the lanes of a pixel: what one register holds
+#else
+template <int Lanes>
+using Part = Vec;
+#endif
+
+template <int Lanes>
+constexpr int64_t kParts = kLanes / Lanes;
+
+template <int Lanes>
+BCOS_INLINE const Part<Lanes>* parts(const Vec* pixel) {
+  return reinterpret_cast<const Part<Lanes>*>(pixel);
+}
+template <int Lanes>
+BCOS_INLINE Part<Lanes>* parts(Vec* pixel) {
+  return reinterpret_cast<Part<Lanes>*>(pixel);
+}
+
+// `between` follows for each pixel of [begin, end), spread over the sums: amid the rows of a sum where there
+// are registers for both (AVX-512 has 32, its predecessors 16), else behind it.
+template <int Lanes, int K, typename F>
+BCOS_INLINE void correlate(const Product& p, int64_t begin, int64_t end, F&& between) {
+  constexpr int64_t count = kParts<Lanes>;
+  constexpr bool amid = Lanes == kLanes;
+  const int64_t height = p.in.count, turns = std::max<int64_t>(1, amid ? height : count);
+  const auto some = [&]() BCOS_INLINE_BODY {
+    for (int64_t n = 0; n < (kStep + turns - 1) / turns && begin < end; n++) between(begin++);
+  };
+  for (int64_t w = 0; w < p.width; w += kStep)
+    for (int64_t part = 0; part < count; part++) {
+      Part<Lanes> sum[kStep] = {};
+      for (int64_t i = 0; i < height; i++) {
+        const auto* in = parts<Lanes>(p.in.row(i) + w) + part;
+        const auto* taps = parts<Lanes>(p.taps + i * K) + part;
+        Part<Lanes> tap[K];
 #pragma GCC unroll 16
-      for (int p = 0; p < kStep + K - 1; p++) {
-        const Vec v = in[p];
-#pragma GCC unroll 7
-        for (int j = 0; j < K; j++)
-          if (p - j >= 0 && p - j < kStep) sum[p - j] += v * tap[j];
+        for (int j = 0; j < K; j++) tap[j] = taps[j * count];
+#pragma GCC unroll 16
+        for (int n = 0; n < kStep + K - 1; n++) {
+          const Part<Lanes> v = in[n * count];
+#pragma GCC unroll 16
+          for (int j = 0; j < K; j++)
+            if (n - j >= 0 && n - j < kStep) sum[n - j] += v * tap[j];
+        }
+        if constexpr (amid) some();
       }
+#pragma GCC unroll 16
+      for (int n = 0; n < kStep; n++) parts<Lanes>(p.out + w + n)[part] = sum[n];
+      if constexpr (!amid) some();
     }
-#pragma GCC unroll 7
-    for (int p = 0; p < kStep; p++) out[w + p] = sum[p];
+  while (begin < end) between(begin++);
+}
+
+// sum = the sum of all rows at w
+template <int Lanes>
+BCOS_INLINE void sum_rows(const Rows& rows, int64_t w, Vec& sum) {
+#pragma GCC unroll 16
+  for (int part = 0; part < kParts<Lanes>; part++) {
+    Part<Lanes> total = {};
+    for (int64_t i = 0; i < rows.count; i++) total += parts<Lanes>(rows.row(i) + w)[part];
+    parts<Lanes>(&sum)[part] = total;
   }
 }
 
-template <int K, bool Square>
-BCOS_INLINE void box(const Tile& tile, int64_t r, int64_t width, Vec* column, Vec* out) {
-  for (int64_t w = 0; w < width + K - 1; w++) {
-    Vec sum = {};
-#pragma GCC unroll 7
-    for (int i = 0; i < K; i++) {
-      const Vec v = tile.row(r + i)[w];
-      if constexpr (Square) {
-        sum += v * v;
-      } else {
-        sum += v;
-      }
+BCOS_INLINE const float* lanes(const Vec* v) {
+  return reinterpret_cast<const float*>(v);
+}
+BCOS_INLINE float* lanes(Vec* v) {
+  return reinterpret_cast<float*>(v);
+}
+
+template <int Lanes, int K, Power P>
+BCOS_INLINE void forward(const Product& product, const Forward& f, const Constants<float>& k) {
+  const float* bias = lanes(f.bias);
+  correlate<Lanes, K>(product, f.begin, f.end, [&](int64_t w) BCOS_INLINE_BODY {
+    Vec sum;
+    if constexpr (P != Power::One) sum_rows<Lanes>(f.squares, w, sum);
+    const float* q = lanes(&sum);
+    float *z = lanes(f.z + w), *l = P == Power::General ? lanes(f.l + w) : nullptr;
+#pragma omp simd
+    for (int64_t c = 0; c < kLanes; c++) {
+      const float linear = z[c] + bias[c];
+      const float inverse = P == Power::One ? 0 : safe_inverse(root_norm(q[c], k));
+      if constexpr (P == Power::General) l[c] = linear;
+      z[c] = scaled<P>(linear, inverse, k);
     }
-    column[w] = sum;
-  }
+  });
+}
+
+template <int Lanes, int K, Power P, bool WithT>
+BCOS_INLINE void backward(const Product& product, const Backward& f, const Constants<float>& k) {
+  float* lowest = lanes(f.lowest);
+  correlate<Lanes, K>(product, f.begin, f.end, [&](int64_t w) BCOS_INLINE_BODY {
+    Vec sum;
+    if constexpr (P != Power::One) sum_rows<Lanes>(f.squares, w, sum);
+    const float *q = lanes(&sum), *y = P == Power::Two ? lanes(f.y + w) : nullptr,
+                *l = P == Power::General ? lanes(f.l + w) : nullptr;
+    float *grad = lanes(f.grad + w), *t = WithT ? lanes(f.t + w) : nullptr;
+#pragma omp simd
+    for (int64_t c = 0; c < kLanes; c++) {
+      const float norm = P == Power::One ? 0 : root_norm(q[c], k), g = grad[c];
+      const auto d =
+          partials<P>(P == Power::Two ? y[c] : 0, P == Power::General ? l[c] : 0, safe_inverse(norm), k);
+      grad[c] = g * d.l;
+      if constexpr (WithT) t[c] = g * d.n * root_gradient(norm, k);
+      if constexpr (P == Power::Two) lowest[c] = norm < lowest[c] ? norm : lowest[c];
+    }
+  });
+}
+
+template <int Lanes, int K, bool Squares>
+BCOS_INLINE void box(const Vec* row, int64_t width, Vec* out) {
+  constexpr int64_t count = kParts<Lanes>;
+  const auto* in = parts<Lanes>(row);
+  auto* to = parts<Lanes>(out);
+  const auto add = [&](int64_t i, Part<Lanes>& sum)
+                       BCOS_INLINE_BODY { sum += Squares ? in[i] * in[i] : in[i]; };
   // K windows that share their middle: one running sum leftwards from it, one rightwards, and one addition
   // each.
-  for (int64_t w = 0; w < width; w += K) {
-    Vec left[K], right = {};
-    left[K - 1] = column[w + K - 1];
-#pragma GCC unroll 7
-    for (int j = K - 2; j >= 0; j--) left[j] = left[j + 1] + column[w + j];
-    out[w] = left[0];
-#pragma GCC unroll 7
-    for (int j = 1; j < K; j++) {
-      right += column[w + K - 1 + j];
-      out[w + j] = left[j] + right;
-    }
-  }
-}
-
-template <int K>
-BCOS_INLINE void wgrad(const Tile& u, const Tile& x, int64_t rows, int64_t width, float* dtaps) {
-  for (int i = 0; i < K; i++) {
-    Vec sum[K] = {};
-    for (int64_t r = 0; r < rows; r++) {
-      const Vec *grad = u.row(r + K / 2) + K / 2, *in = x.row(r + K / 2 + i) + K / 2;
-      Vec row[K] = {};  // summed by rows first: the rounding error grows with the terms of one sum
-      for (int64_t w = 0; w < width; w++) {
-        const Vec g = grad[w];
-#pragma GCC unroll 7
-        for (int j = 0; j < K; j++) row[j] += g * in[w + j];
+  for (int64_t w = 0; w < width; w += K)
+    for (int64_t i = w * count; i < (w + 1) * count; i++) {
+      Part<Lanes> left[K] = {}, right = {};
+      add(i + (K - 1) * count, left[K - 1]);
+#pragma GCC unroll 16
+      for (int j = K - 2; j >= 0; j--) {
+        left[j] = left[j + 1];
+        add(i + j * count, left[j]);
       }
-#pragma GCC unroll 7
-      for (int j = 0; j < K; j++) sum[j] += row[j];
+      to[i] = left[0];
+#pragma GCC unroll 16
+      for (int j = 1; j < K; j++) {
+        add(i + (K - 1 + j) * count, right);
+        to[i + j * count] = left[j] + right;
+      }
     }
-    for (int j = 0; j < K; j++)
-      for (int64_t c = 0; c < kLanes; c++) dtaps[(i * K + j) * kLanes + c] += sum[j][c];
-  }
 }
 
-// body(K) with the kernel's size as a constant of the compiler
+template <int Lanes, int K>
+BCOS_INLINE void wgrad(const Vec* u, const Rows& rows, int64_t first, int64_t width, Vec* dtaps) {
+  constexpr int64_t kTerms = 64;  // of one sum: its rounding error grows with their number
+  constexpr int64_t count = kParts<Lanes>;
+  for (int64_t begin = 0; begin < width; begin += kTerms)
+    for (int64_t i = 0; i < rows.count; i++)
+      for (int64_t part = 0; part < count; part++) {
+        const auto* in = parts<Lanes>(rows.row(i) + first) + part;
+        const auto* grad = parts<Lanes>(u) + part;
+        auto* to = parts<Lanes>(dtaps + i * K) + part;
+        Part<Lanes> sum[K] = {};
+        for (int64_t w = begin; w < std::min(begin + kTerms, width); w++) {
+          const Part<Lanes> g = grad[w * count];
+#pragma GCC unroll 16
+          for (int j = 0; j < K; j++) sum[j] += g * in[(w + j) * count];
+        }
+#pragma GCC unroll 16
+        for (int j = 0; j < K; j++) to[j * count] += sum[j];
+      }
+}
+
+#if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12)
+// Exchanges the lanes with S in their number of the upper row with those without it of the lower row.
+template <int S, typename V, size_t... Lane>
+BCOS_INLINE void exchange(V& upper, V& lower, std::index_sequence<Lane...>) {
+  constexpr int count = sizeof...(Lane);
+  const V first = __builtin_shufflevector(upper, lower, (Lane & S ? count + (Lane ^ S) : Lane)...);
+  lower = __builtin_shufflevector(upper, lower, (Lane & S ? count + Lane : Lane ^ S)...);
+  upper = first;
+}
+
+template <int Lanes, int S>
+BCOS_INLINE void exchange(Vec* rows) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; i++)
+#pragma GCC unroll 16
+    for (int part = 0; part < kParts<Lanes>; part++) {
+      if (i & S || part & S / Lanes) continue;
+      auto* upper = parts<Lanes>(rows + i) + part;
+      auto* lower = parts<Lanes>(rows + i + S) + part;
+      if constexpr (S < Lanes) {
+        exchange<S>(*upper, *lower, std::make_index_sequence<Lanes>());
+      } else {
+        std::swap(upper[S / Lanes], *lower);
+      }
+    }
+}
+
+template <int Lanes>
+BCOS_INLINE void transpose_block(Vec* block) {
+  exchange<Lanes, 8>(block);
+  exchange<Lanes, 4>(block);
+  exchange<Lanes, 2>(block);
+  exchange<Lanes, 1>(block);
+}
+#else
+template <int Lanes>
+BCOS_INLINE void transpose_block(Vec* block) {
+  float* values = lanes(block);
+  for (int64_t i = 0; i < kLanes; i++)
+    for (int64_t j = 0; j < i; j++) std::swap(values[i * kLanes + j], values[j * kLanes + i]);
+}
+#endif
+
+// body(Lanes, K) with the floats of a register and the kernel's columns as constants of the compiler
 template <typename F>
-BCOS_INLINE void by_kernel(int64_t kernel, F&& body) {
-  switch (kernel) {
-    case 3:
-      return body(std::integral_constant<int, 3>{});
-    case 5:
-      return body(std::integral_constant<int, 5>{});
-    case 7:
-      return body(std::integral_constant<int, 7>{});
-  }
+BCOS_INLINE void by_columns(int64_t columns, F&& body) {
+  by_lanes([&](auto lanes) BCOS_INLINE_BODY {
+    switch (columns) {
+      case 1:
+        return body(lanes, std::integral_constant<int, 1>{});
+      case 3:
+        return body(lanes, std::integral_constant<int, 3>{});
+      case 5:
+        return body(lanes, std::integral_constant<int, 5>{});
+      case 7:
+        return body(lanes, std::integral_constant<int, 7>{});
+    }
+  });
 }
 
 }  // namespace
 
-BCOS_CLONES void correlate_row(int64_t kernel, const Tile& tile, int64_t r, const Vec* taps, int64_t width,
-                               Vec* out) {
-  by_kernel(kernel, [&](auto K) BCOS_INLINE_BODY { correlate<K()>(tile, r, taps, width, out); });
+void transpose(Vec* block) {
+  by_lanes([&](auto Lanes) BCOS_INLINE_BODY { transpose_block<Lanes()>(block); });
 }
-BCOS_CLONES void box_row(int64_t kernel, const Tile& tile, int64_t r, int64_t width, Vec* column, Vec* out) {
-  by_kernel(kernel, [&](auto K) BCOS_INLINE_BODY { box<K(), false>(tile, r, width, column, out); });
+void forward_row(int64_t columns, Power power, const Product& product, const Forward& pixels,
+                 const Constants<float>& k) {
+  by_columns(columns, [&](auto Lanes, auto K) BCOS_INLINE_BODY {
+    if (power == Power::One) return forward<Lanes(), K(), Power::One>(product, pixels, k);
+    if (power == Power::Two) return forward<Lanes(), K(), Power::Two>(product, pixels, k);
+    forward<Lanes(), K(), Power::General>(product, pixels, k);
+  });
 }
-BCOS_CLONES void square_box_row(int64_t kernel, const Tile& tile, int64_t r, int64_t width, Vec* column,
-                                Vec* out) {
-  by_kernel(kernel, [&](auto K) BCOS_INLINE_BODY { box<K(), true>(tile, r, width, column, out); });
+void backward_row(int64_t columns, Power power, const Product& product, const Backward& pixels,
+                  const Constants<float>& k) {
+  by_columns(columns, [&](auto Lanes, auto K) BCOS_INLINE_BODY {
+    if (power == Power::One) return backward<Lanes(), K(), Power::One, false>(product, pixels, k);
+    if (power == Power::Two)
+      return pixels.t ? backward<Lanes(), K(), Power::Two, true>(product, pixels, k)
+                      : backward<Lanes(), K(), Power::Two, false>(product, pixels, k);
+    pixels.t ? backward<Lanes(), K(), Power::General, true>(product, pixels, k)
+             : backward<Lanes(), K(), Power::General, false>(product, pixels, k);
+  });
 }
-BCOS_CLONES void wgrad_band(int64_t kernel, const Tile& u, const Tile& x, int64_t rows, int64_t width,
-                            float* dtaps) {
-  by_kernel(kernel, [&](auto K) BCOS_INLINE_BODY { wgrad<K()>(u, x, rows, width, dtaps); });
+void box_row(int64_t columns, bool squares, const Vec* in, int64_t width, Vec* out) {
+  by_columns(columns, [&](auto Lanes, auto K) BCOS_INLINE_BODY {
+    squares ? box<Lanes(), K(), true>(in, width, out) : box<Lanes(), K(), false>(in, width, out);
+  });
+}
+void add_products(const Rows& rows, const Vec* x, int64_t width, Vec* out) {
+  by_lanes([&](auto Lanes) BCOS_INLINE_BODY {
+    for (int64_t w = 0; w < width; w++) {
+      Vec sum;
+      sum_rows<Lanes()>(rows, w, sum);
+      out[w] += x[w] * sum;
+    }
+  });
+}
+void wgrad_row(int64_t columns, const Vec* u, const Rows& rows, int64_t first, int64_t width, Vec* dtaps) {
+  by_columns(columns,
+             [&](auto Lanes, auto K) BCOS_INLINE_BODY { wgrad<Lanes(), K()>(u, rows, first, width, dtaps); });
 }
 
 }  // namespace bcos::transform::cpu
