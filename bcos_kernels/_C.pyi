@@ -370,6 +370,26 @@ class CudaKernels(ModuleType):
         needs: Sequence[bool],
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """As :func:`norm_second`."""
+    @staticmethod
+    def dynamic_alignment_forward(
+        x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, spec: DynamicAlignmentSpec, tf32: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As :func:`dynamic_alignment_forward`; ``tf32`` lets products of fp32 round their operands."""
+    @staticmethod
+    def dynamic_alignment_backward(
+        grad: Tensor,
+        x: Tensor,
+        h: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        norm: Tensor,
+        l: Tensor,
+        spec: DynamicAlignmentSpec,
+        needs: Sequence[bool],
+        tf32: bool,
+        most: int,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """As :func:`dynamic_alignment_backward`, with at most ``most`` gradients of dynamic weights in memory."""
 
 cuda: CudaKernels
 """Of builds with CUDA alone."""

@@ -1,6 +1,7 @@
 """B-cos layers at the price of plain ones: fused kernels for the B-cos transform (Böhle et al., CVPR 2022)."""
 
 import importlib
+from typing import TYPE_CHECKING
 
 from . import functional
 from .coda import DAUConv2d
@@ -23,9 +24,20 @@ def __dir__() -> list[str]:
     return [*__all__, "__version__"]
 
 
-def __getattr__(name: str):
-    """Imports a room of the package when one of its functions is first used."""
-    if name not in _ROOMS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    room = importlib.import_module(f".{_ROOMS[name]}", __name__)
-    return globals().setdefault(name, room if name == _ROOMS[name] else getattr(room, name))
+if TYPE_CHECKING:  # editors and type checkers see the same at once
+    from . import metrics
+    from .adopt.accelerate import accelerate, restore
+    from .adopt.report import report
+    from .conversion.convert import convert
+    from .conversion.fold import fold
+    from .conversion.inputs import AddInverse
+    from .explanation.explain import explain
+    from .tuning import tune
+else:
+
+    def __getattr__(name: str):
+        """Imports a room of the package when one of its functions is first used."""
+        if name not in _ROOMS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        room = importlib.import_module(f".{_ROOMS[name]}", __name__)
+        return globals().setdefault(name, room if name == _ROOMS[name] else getattr(room, name))

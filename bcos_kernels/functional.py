@@ -213,7 +213,8 @@ def norm(
         return_statistics: True returns ``(y, mean, var)``; the statistics are constants, and empty where ``var`` is
             given. Their shape is ``[C]`` over the batch, ``[1]`` over all, ``[N, groups]`` over groups, and that of the
             positions or tokens otherwise.
-        backend: ``"cpu"``, ``"triton"`` or ``"reference"``; None chooses the fastest that serves the call.
+        backend: ``"cpu"``, ``"cuda"``, ``"triton"``, ``"cuda,triton"`` (the faster one serves each direction) or
+            ``"reference"``; None chooses the fastest that serves the call.
 
     Returns:
         y of x's shape and memory format.
@@ -256,8 +257,9 @@ def dynamic_alignment(
         groups: of the convolution that ``weight`` belongs to: each of its groups of rows sees its own part of h.
         norm: ``"squash"``, with the scale ‖w‖₂/(1 + ‖w‖₂²); ``"l2"``, 1/‖w‖₂; ``"l1"``, 1/‖w‖₁.
         detach: True makes constants of the dynamic weights and their norms: the explanation mode.
-        backend: ``"cpu"``; ``"triton"``; ``"torch"``, PyTorch's operators in tiles of pixels; or ``"reference"``,
-            which holds all dynamic weights. None chooses the fastest that serves the call.
+        backend: ``"cpu"``, ``"cuda"``, ``"triton"``, ``"cuda,triton"`` (the faster one serves each direction);
+            ``"torch"``, PyTorch's operators in tiles of pixels; or ``"reference"``, which holds all dynamic weights.
+            None chooses the fastest that serves the call.
 
     Returns:
         ``[N, O, OH, OW]``, without N if x has none, of x's dtype and memory format; fp32 under autocast, as in the

@@ -169,7 +169,7 @@ def energy_pointing(
     """EPG: the share of each map's positive contributions that lies in the bounding boxes of its class.
 
     Args:
-        contributions: maps ``[P, H, W]``, such as those of ``explain`` with pairs of samples and classes.
+        contributions: maps ``[P, H, W]``, such as those of ``explain`` with pairs of images and classes.
         boxes: for each map its boxes ``(xmin, ymin, xmax, ymax)`` in pixels, without the column xmax and the row ymax.
             Where they overlap, they count once.
         smooth: as in :func:`grid_pointing`; model guidance takes none.
@@ -203,6 +203,8 @@ def _checked_box(box: Sequence[int]) -> tuple[int, int, int, int]:
     values = tuple(box)
     if len(values) != 4 or not all(isinstance(v, int) and v >= 0 for v in values):
         raise ValueError(f"boxes: {box!r} is not (xmin, ymin, xmax, ymax), four ints of at least 0")
+    if values[0] > values[2] or values[1] > values[3]:
+        raise ValueError(f"boxes: {box!r} ends before it starts: (xmin, ymin, xmax, ymax) is needed")
     return values
 
 

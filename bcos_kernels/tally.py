@@ -1,4 +1,4 @@
-"""Counts what happened to the B-cos layers and norms of a process and to their calls, and prints a job's summary.
+"""Counts what happened to the B-cos modules of a process and to their calls, and prints a job's summary.
 
 A tally counts by (what, class, reason). Each process of a job keeps its counts in a memory-mapped file in the job's
 folder. So they survive however the process ends, and nothing has to be written at its end. Run as a script, this module
@@ -62,18 +62,18 @@ def accelerated(of: str = LAYER) -> None:
     _count((ACCELERATED, "" if of == LAYER else of, ""))
 
 
-def left_alone(kind: str, reason: str, of: str = LAYER) -> None:
-    """Counts a module of class ``kind`` that keeps its own forward."""
-    _count((LEFT_ALONE if of == LAYER else f"{LEFT_ALONE}{_OF}{of}", kind, reason))
+def left_alone(name: str, reason: str, of: str = LAYER) -> None:
+    """Counts a module of the class ``name`` that keeps its own forward."""
+    _count((LEFT_ALONE if of == LAYER else f"{LEFT_ALONE}{_OF}{of}", name, reason))
 
 
 _OF = ", a "
 """Stands in a key between what happened and the kind of module, for all kinds but layers."""
 
 
-def plain(kind: str, reason: str) -> None:
-    """Counts a call of an accelerated module of class ``kind`` that ran the module's own forward."""
-    _count((PLAIN, kind, reason))
+def plain(name: str, reason: str) -> None:
+    """Counts a call that ran plain, of a module of the class ``name`` or of the function of this name."""
+    _count((PLAIN, name, reason))
 
 
 def current() -> Counter[Key]:
@@ -176,8 +176,8 @@ def _read(path: str) -> tuple[Counter[Key], bool]:
     for line in content[_BYTES:].split(b"\n"):
         with suppress(ValueError):  # an empty or incomplete line
             index, *key = json.loads(line)
-            what, kind, reason = key
-            found[what, kind, reason] = counts[index]
+            what, name, reason = key
+            found[what, name, reason] = counts[index]
     return +found, running
 
 

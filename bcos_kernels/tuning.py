@@ -12,6 +12,8 @@ from torch import nn
 
 from .core import env
 from .core.candidate import DIRECTIONS, Candidate, Tile
+from .dynamic_alignment import DYNAMIC_ALIGNMENT
+from .dynamic_alignment import Call as AlignmentCall
 from .norm import NORM
 from .norm import Call as NormCall
 from .text import aligned, progress
@@ -57,7 +59,7 @@ class Tuning:
     """The file in which the winners were stored."""
 
     def __str__(self) -> str:
-        known = (*TRANSFORM.candidates, *NORM.candidates)
+        known = (*TRANSFORM.candidates, *NORM.candidates, *DYNAMIC_ALIGNMENT.candidates)
         columns = [c for c in known if any(t.candidate is c for row in self.rows for t in row.trials)]
         head = ("call", "direction", *(f"{c}, µs" for c in columns), "winner", "cost model", "gain")
         lines = [aligned([head, *(_cells(row, columns) for row in self.rows)])]
@@ -182,6 +184,10 @@ def _described(call) -> str:
     if isinstance(call, NormCall):
         options = f"over {call.spec.over}{' centered' * call.spec.centered}{' given' * call.given}"
         return f"norm {sizes} {options} {str(call.dtype).removeprefix('torch.')}"
+    if isinstance(call, AlignmentCall):
+        window = "".join(f" {name}={_short(getattr(call.spec, name))}" for name in ("kernel", "stride", "padding"))
+        dtype = "tf32" if call.tf32 else str(call.dtype).removeprefix("torch.")
+        return f"alignment {sizes} -> {call.outputs}{window} rank={call.rank} {call.spec.norm} {dtype}"
     window = "" if call.is_linear else " k" + "×".join(map(str, call.kernel))
     facts = {
         "stride": (call.stride, (1, 1)), "padding": (call.padding, (0, 0)), "dilation": (call.dilation, (1, 1)),

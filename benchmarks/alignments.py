@@ -1,7 +1,7 @@
 """``python -m benchmarks.alignments``: dynamic alignment layers as the cost model of a GPU **predicts** them.
 
-Nothing is measured and no GPU is needed. For every layer of the bench's CoDA-Nets stand the microseconds of the Triton
-kernels of one direction, and their ratio to the floor: the factored form at the vendor's rate, each tensor moved once.
+Nothing is measured and no GPU is needed. For every layer of the bench's CoDA-Nets stand the microseconds of the kernels
+of one direction, and their ratio to the floor: the factored form at the vendor's rate, each tensor moved once.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ __all__ = ["calls", "main", "rows"]
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+COSTS = {"triton": traffic.cost, "cuda": traffic.cuda_cost}
 IMAGES = {"coda_cifar10": 256, "coda_imagenet": 32}
 """Network -> images at once, with which a GPU has enough to do."""
 
@@ -38,11 +39,13 @@ def calls(name: str, images: int, arch: str, dtype: torch.dtype, norm: str = "sq
         channels, size = outputs, call.size
 
 
-def rows(name: str, images: int, arch: str, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, tuple[float, float]]]]:
+def rows(
+    name: str, images: int, arch: str, dtype: torch.dtype, backend: str = "triton"
+) -> Iterator[tuple[str, dict[str, tuple[float, float]]]]:
     """Of each layer, and of all of them: direction -> the predicted seconds, and those of the floor."""
     total = dict.fromkeys(DIRECTIONS, (0.0, 0.0))
     for call in calls(name, images, arch, dtype):
-        times = {d: (traffic.cost(call, d), traffic.floor(call, d)) for d in DIRECTIONS}
+        times = {d: (COSTS[backend](call, d), traffic.floor(call, d)) for d in DIRECTIONS}
         total = {d: (total[d][0] + times[d][0], total[d][1] + times[d][1]) for d in DIRECTIONS}
         _, channels, height, width = call.x_shape
         kernel = "x".join(map(str, call.spec.kernel))
@@ -55,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.alignments")
     parser.add_argument("--arch", default="sm_90", choices=ARCHITECTURES, help="(default sm_90)")
     parser.add_argument("--dtype", default="bf16", choices=list(DTYPES), help="(default bf16)")
+    parser.add_argument("--backend", default="triton", choices=list(COSTS), help="whose kernels (default triton)")
     parser.add_argument("--images", type=int, help=f"images at once (default {IMAGES})")
     argv = sys.argv[1:] if argv is None else argv
     options = parser.parse_args(argv)
@@ -66,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         images = options.images or IMAGES[name]
         print(f"\n{CODA_NETS[name].title}, {options.arch}, {options.dtype}, {images} images")
         table = [("layer", *DIRECTIONS)]
-        for layer, times in rows(name, images, options.arch, DTYPES[options.dtype]):
+        for layer, times in rows(name, images, options.arch, DTYPES[options.dtype], options.backend):
             table.append((layer, *(f"{1e6 * ours:.0f} ({ours / floor:.2f})" for ours, floor in times.values())))
         print(aligned(table))
     return 0

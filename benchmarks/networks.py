@@ -5,6 +5,8 @@ kernels, in bf16 and channels_last, are added up: those of the fastest candidate
 cuDNN compile, and with ``pairs=True`` those of layers that apply the map of the norm behind them. Beside them stands
 the network of plain layers in eager PyTorch: the products, BatchNorm in two passes each way, and ReLU. What both have,
 such as pooling and additions, is left out.
+
+``--bounds`` shows what two further fusions, which are not built, would save of our step at most.
 """
 
 from __future__ import annotations
@@ -45,6 +47,15 @@ class Step(NamedTuple):
     plain: float
     ours: float
     pairs: float
+
+
+class Bounds(NamedTuple):
+    """The predicted seconds of a step that a fusion would save if it cost nothing."""
+
+    statistics: float
+    """The products add up the statistics of their outputs, so that the norm behind one does not read it for them."""
+    squares: float
+    """A norm hands on Σ_c y² of every pixel, so that the patch norm of a k×k layer behind it does not read y."""
 
 
 class _Call(NamedTuple):
@@ -132,12 +143,29 @@ def predicted(name: str, images: int, arch: str) -> Step:
     return Step(standard, *(sum(_ours(calls, pairs)) for pairs in (False, True)))
 
 
+def bounds(calls: list[_Call], arch: str) -> Bounds:
+    """What the two fusions would save."""
+    reached = rates(arch)
+    made = {kind: {call.y for call in calls if call.kind == kind} for kind in ("layer", "norm")}
+
+    def seconds(moved: float) -> float:
+        return reached.seconds(Kernel(moved), reached.fp32)
+
+    reads = [c.call for c in calls if c.kind == "norm" and c.x in made["layer"] and not c.call.given]
+    patches = [traffic.Sizes(c.call) for c in calls if c.kind == "layer" and c.x in made["norm"] and c.call.taps > 1]
+    return Bounds(
+        sum(seconds(prod(call.x_shape) * call.dtype.itemsize) for call in reads),
+        sum(seconds(s.x) - seconds(s.squares) for s in patches),
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Prints the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", default=NETWORKS, choices=NETWORKS, metavar="NAME", help="(default all)")
     parser.add_argument("--arch", nargs="+", default=["sm_90"], choices=ARCHITECTURES, help="(default sm_90)")
     parser.add_argument("--images", type=int, default=256, help="(default 256)")
+    parser.add_argument("--bounds", action="store_true", help="what fusions that are not built would save")
     argv = sys.argv[1:] if argv is None else argv
     chosen = parser.parse_args(argv)
     if chosen.images < 1:
@@ -154,7 +182,20 @@ def main(argv: list[str] | None = None) -> int:
             ours, pairs, gained = (f"{ratio:.2f}" for ratio in ratios)
             rows.append((MODELS[name][1], arch, times[0], times[1], ours, times[2], pairs, gained))
     print(aligned(rows))
+    if chosen.bounds:
+        print(f"\n{_table_of_bounds(chosen.models, chosen.images, chosen.arch)}")
     return 0
+
+
+def _table_of_bounds(models: Iterable[str], images: int, architectures: Iterable[str]) -> str:
+    rows = [("network", "GPU", "ours ms", "statistics ms", "of ours", "squares ms", "of ours")]
+    for arch in architectures:
+        for name in models:
+            calls = _calls(bk.accelerate(network(name)), images, arch)
+            ours, saved = sum(_ours(calls, False)), bounds(calls, arch)
+            columns = (f"{1e3 * s:.2f}" if i == 0 else f"{s / ours:.1%}" for s in saved for i in range(2))
+            rows.append((MODELS[name][1], arch, f"{1e3 * ours:.1f}", *columns))
+    return aligned(rows)
 
 
 if __name__ == "__main__":

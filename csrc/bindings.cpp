@@ -4,11 +4,13 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
+#include "common/autograd/python.h"
 #include "common/macros.h"
 #include "norm/glue/bindings.h"
 #include "transform/glue/bindings.h"
 #if defined(BCOS_WITH_CUDA)
 #include "common/cuda/bindings.h"
+#include "dynamic_alignment/glue/cuda/bindings.h"
 #include "norm/glue/cuda/bindings.h"
 #include "transform/glue/cuda/bindings.h"
 #endif
@@ -44,6 +46,7 @@ py::dict build_info() {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Compiled kernels of bcos_kernels (B-cos Networks, Böhle et al., CVPR 2022, eq. 3; TPAMI 2024)";
   m.def("build_info", &build_info);
+  bcos::bind_calls(m);
   bcos::transform::glue::bind(m);
   bcos::norm::glue::bind(m);
   bcos::dynamic_alignment::glue::bind(m);
@@ -52,5 +55,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   bcos::cuda::bind(cuda);
   bcos::norm::glue::cuda::bind(cuda);
   bcos::transform::glue::cuda::bind(cuda);
+  bcos::dynamic_alignment::glue::cuda::bind(cuda);
 #endif
 }

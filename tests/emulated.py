@@ -22,7 +22,7 @@ from torch.utils.cpp_extension import include_paths, library_paths
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "csrc"
-OPS = ("norm", "transform")
+OPS = ("dynamic_alignment", "norm", "transform")
 KERNELS = sorted(path for op in OPS for path in (SOURCES / op / "cuda").glob("*.cu"))
 GLUE = [
     *sorted((SOURCES / "common").glob("*.cpp")), *sorted((SOURCES / "common" / "cuda").rglob("*.cpp")),

@@ -1,5 +1,6 @@
 """``bench report``: figures as they were measured, pictures, the files that it fills, and bad input."""
 
+import copy
 import json
 import re
 import statistics
@@ -100,8 +101,38 @@ def test_headline_table():
     line = next(line for line in tables.headline(made()).markdown().splitlines() if "ViT-S" in line)
     cells = [cell.strip() for cell in line.split("|")]
     assert cells[1] == "ViT-S, batch 8" and cells[5] == f"**{tables.duration(step)}**"
-    assert cells[6] == f"{results.ratio(row, 'reference', 'ours'):.2f}"
-    assert cells[7] == f"**{1.08**2:.2f}** ({1.9**2:.2f})" and cells[8] == "**6.0e-05** (6.0e-05)"
+    assert cells[6] == f"**{results.ratio(row, 'ours', 'plain'):.2f}**"
+    assert cells[7] == f"{results.ratio(row, 'reference', 'ours'):.2f}"
+    assert cells[8] == f"**{1.08**2:.2f}** ({1.9**2:.2f})" and cells[9] == "**6.0e-05** (6.0e-05)"
+
+
+@pytest.mark.parametrize(
+    "value, bound, text",
+    [
+        (1.0002, "≤ 1.00", "1.0002"),
+        (0.9998, "≤ 1.00", "1.00"),
+        (1.699, "≥ 1.7", "1.699"),
+        (2.0, "", "2.00"),
+        (None, "", "–"),
+    ],
+)
+def test_a_figure_does_not_contradict_its_verdict(value, bound, text):
+    assert tables.beside(value, bound) == text
+
+
+def test_headings_tell_runs_apart():
+    assert results.covered(made()) == "layers and models, with compiled"
+    rows = [row for row in results.main_rows(made(), "model", "training") if row["group"] == "ViT-S"]
+    assert results.covered(made() | {"rows": rows}) == "training of ViT-S, with compiled"
+    paired = [row | {"contenders": row["contenders"] | {"ours pairs": row["contenders"]["ours"]}} for row in rows]
+    assert results.covered(made() | {"rows": paired}) == "training of ViT-S, with compiled, ours pairs"
+
+
+def test_the_headline_has_no_column_of_a_contender_that_nobody_timed():
+    run = copy.deepcopy(made())
+    for row in run["rows"]:
+        row["contenders"].pop("compiled", None)
+    assert "compiled" in tables.headline(made()).head and "compiled" not in tables.headline(run).head
 
 
 @pytest.mark.parametrize("value, text", [(2.5, "2.50 s"), (0.0123, "12.3 ms"), (4.56e-4, "456 µs"), (None, "–")])

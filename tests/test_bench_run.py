@@ -151,6 +151,15 @@ def test_an_interruption_keeps_what_was_measured_and_what_was_complete(interrupt
     assert len(partial["rows"]) == 2 and not partial["complete"] and partial["not_measured"] == ["vit_s/8-384-1000"]
 
 
+def test_a_killed_run_names_nothing_that_it_has_measured(interrupted, tmp_path):
+    out = tmp_path / "linear.json"
+    interrupted(2, SystemExit("killed"))
+    with pytest.raises(SystemExit, match="killed"):
+        bench([*FAST, *LINEAR, "--out", str(out)])
+    found = read(out)
+    assert len(found["rows"]) == 2 and found["not_measured"] == ["vit_s/8-384-1000"]
+
+
 def test_an_unfinished_run_is_resumed(interrupted, tmp_path, monkeypatch, capsys):
     out = tmp_path / "linear.json"
     measure = tasks.measured

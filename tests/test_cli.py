@@ -93,6 +93,7 @@ def test_doctor(no_gpu, capsys):
     assert line(text, "triton kernels").startswith(refused)
     assert line(text, "cuda kernels").startswith("not used here: ")
     assert line(text, "cuDNN graphs") == line(text, "cuda kernels")
+    assert line(text, "tuned choices").startswith("not needed here: ")
 
 
 def test_doctor_has_the_same_as_json(no_gpu, capsys):
@@ -153,13 +154,13 @@ def test_doctor_tells_what_the_environment_forces(name, known, monkeypatch, caps
 
 
 def test_doctor_tells_which_layers_the_environment_does_not_mean(monkeypatch, capsys, recwarn):
-    monkeypatch.setattr(dispatch, "FORCED", "cuda")
+    monkeypatch.setattr(dispatch, "FORCED", "torch")
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
-    told = "it is no backend of dynamic_alignment, whose calls are served as without it"
+    told = "it is no backend of transform and norm, whose calls are served as without it"
     assert told in line(shown, "environment") and not recwarn.list
-    row = next(line for line in shown.splitlines() if line.startswith("dynamic alignment "))
-    assert row.split()[2:] == ["cpu", "cpu", "cpu", "cpu"]
+    rows = {line.split()[0]: line.split()[-4:] for line in shown.splitlines() if line[:7] in ("linear ", "dynamic")}
+    assert rows == {"linear": ["cpu"] * 4, "dynamic": ["torch"] * 4}
 
 
 # ------------------------------------------------------------------------------------------------ imports

@@ -118,6 +118,48 @@ def test_a_rerun_makes_only_what_is_missing(images, tmp_path, capsys):
     assert {name for name, time in times.items() if (out / name).stat().st_mtime_ns != time} == {"shard-000001.tar"}
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda tar, record: tar.write_bytes(tar.read_bytes()[:100]),
+        lambda tar, record: tar.unlink(),
+        lambda tar, record: record.write_text("{"),
+    ],
+    ids=["cut short", "gone", "record"],
+)
+def test_a_damaged_shard_is_made_again(damage, images, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert command(images, out, "--shard", 4) == 0
+    before = files(out)
+    damage(out / "shard-000000.tar", out / "shard-000000.json")
+    assert command(images, out, "--shard", 4) == 0
+    assert "this run: 4 images" in capsys.readouterr().out and files(out) == before
+
+
+def test_images_of_16_bits_are_not_clipped(images, tmp_path):
+    """PIL's own conversion makes white of all that is above 255; of other wide modes the range is not known."""
+    picture = np.random.default_rng(1).integers(0, 255, (20, 24), dtype=np.uint8)
+    wide = picture.astype(np.uint16) * 257
+    for name, pixels in (("8.png", picture), ("16.png", wide), ("16.pgm", wide), ("16.tif", wide)):
+        Image.fromarray(pixels).save(images / "a" / name)
+    Image.fromarray(wide.astype(np.float32)).save(images / "a" / "float.tif")
+    out = tmp_path / "out"
+    assert command(images, out, "--dtype", "fp32") == 1
+    maps = {
+        record["name"]: parts["map.npy"] for parts in contents(out).values() for record in [json.loads(parts["json"])]
+    }
+    assert maps["a/8.png"] == maps["a/16.png"] == maps["a/16.pgm"] == maps["a/16.tif"]
+    (skipped,) = json.loads((out / "index.json").read_text())["skipped"]
+    assert skipped["name"] == "a/float.tif" and "pixels of mode 'F' have no known range" in skipped["reason"]
+
+
+def test_names_that_are_no_text(images, tmp_path, capsys):
+    (images / "b" / os.fsdecode(b"\xff\xfe.png")).write_bytes((images / "a" / "0.png").read_bytes())
+    (images / "b" / os.fsdecode(b"\xff.png")).write_bytes(b"no image")
+    assert command(images, tmp_path / "out") == 1
+    assert f"{COUNT + 1} images in 1 shards" in capsys.readouterr().out
+
+
 def test_an_interrupt_loses_one_shard(images, tmp_path, monkeypatch, capsys):
     running = importlib.import_module("bcos_kernels.cli.explain.run")
     out, calls, explain = tmp_path / "out", [], running.explain

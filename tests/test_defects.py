@@ -1,11 +1,15 @@
 """Defects that hit other kernel libraries: the test owed for each (those that need a GPU stand with the GPU tests)."""
 
+import importlib
+
 import pytest
 import torch
 from cases import BACKENDS, IDS, bcos, error
+from recorded_calls import by_python
 from torch.autograd import grad
 
 import bcos_kernels as bk
+from bcos_kernels.compat import import_reference
 from bcos_kernels.core import formats
 from bcos_kernels.core.op import Op
 
@@ -129,6 +133,7 @@ def test_partial_gradients(name):
 def test_an_explanation_computes_no_weight_gradient(is_leaf, monkeypatch):
     """autograd.grad(y, x) and backward(inputs=[x]) use no dw: a kernel that forms it doubles an explanation's price."""
     asked = []
+    by_python(monkeypatch)
     backward = Op.backward
     monkeypatch.setattr(Op, "backward", lambda *args: asked.append(tuple(args[6])) or backward(*args))
     x, weight, _ = IDS["conv3x3"].inputs(torch.float64)
@@ -140,6 +145,21 @@ def test_an_explanation_computes_no_weight_gradient(is_leaf, monkeypatch):
     y.backward(inputs=[weight], retain_graph=True)
     y.backward()
     assert [a[:2] for a in asked] == [(True, False), (False, True), (True, True), (False, True), (True, True)]
+
+
+@pytest.mark.parametrize("is_leaf", [True, False])
+def test_an_explanation_computes_no_weight_gradient_in_the_extension(is_leaf):
+    """The same where no step of the backward is Python's: each gradient of a linear layer is one product."""
+
+    def products(y, *wanted):
+        with torch.profiler.profile() as recorded:
+            grad(y, wanted, retain_graph=True)
+        return sum(event.name == "aten::mm" for event in recorded.events())
+
+    x, weight, _ = IDS["linear"].inputs(torch.float64)
+    x = x if is_leaf else x * 1
+    y = IDS["linear"](x, weight).sum()
+    assert [products(y, x), products(y, weight), products(y, x, weight)] == [1, 1, 2]
 
 
 def test_saved_memory_is_that_of_a_plain_layer():
@@ -229,3 +249,29 @@ def test_linear_of_every_rank(rank):
     y = bk.functional.bcos_linear(x, weight)
     assert y.shape == (*x.shape[:-1], 5)
     assert error(y.view(-1, 5), bk.functional.bcos_linear(x.view(-1, 8), weight)) < 1e-14
+
+
+def _attention_on_meta():
+    """An accelerated attention of the reference on the device meta, with the shape of its input."""
+    import_reference()
+    kind = importlib.import_module("bcos.models.vit").Attention
+    attention = kind(8, 2, 4, linear_layer=bk.BcosLinear, norm_layer=torch.nn.LayerNorm)
+    return bk.accelerate(torch.nn.Sequential(attention, bk.BcosLinear(8, 8))).to("meta"), (2, 5, 8)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: (bk.functional.norm, (2, 4, 5, 5)),
+        lambda: (bk.DAUConv2d(4, 6, 3, device="meta"), (2, 4, 5, 5)),
+        _attention_on_meta,
+    ],
+    ids=["norm", "dynamic alignment", "attention"],
+)
+def test_tensors_without_values(make):
+    """The device meta has no autocast that could be switched off."""
+    function, shape = make()
+    x = torch.empty(shape, device="meta", requires_grad=True)
+    y = function(x)
+    y.sum().backward()
+    assert y.device.type == "meta" and x.grad.shape == x.shape

@@ -196,28 +196,31 @@ def test_second_order_is_formed_in_tiles(name, backend, monkeypatch):
     assert largest.values < size[0] * patch * outputs * pixels / 2
 
 
-@pytest.mark.parametrize("name", ["cuda", "cuda,triton"])
-def test_a_backend_that_other_ops_have_is_told_where_the_environment_names_it(name, monkeypatch):
+def test_a_backend_that_other_ops_lack_is_told_where_the_environment_names_it(monkeypatch):
     given, options = tensors("plain", torch.float32)
-    expected = dynamic_alignment(*given, **options)
-    monkeypatch.setattr(dispatch, "FORCED", name)
+    x, weight = torch.randn(3, 4), torch.randn(5, 4)
+    expected = bk.functional.bcos_linear(x, weight)
+    monkeypatch.setattr(dispatch, "FORCED", "torch")
     dispatch._tell.cache_clear()
-    with pytest.warns(UserWarning, match=f"BACKEND={name}: dynamic_alignment has no .* so 'cpu' serves its calls"):
-        assert torch.equal(dynamic_alignment(*given, **options), expected)
-    with pytest.raises(ValueError, match=f"='{name}': allowed are 'cpu', 'triton', 'torch', 'reference' and None"):
-        dynamic_alignment(*given, **options, backend=name)
+    with pytest.warns(UserWarning, match="BACKEND=torch: transform has no .* so 'cpu' serves its calls"):
+        assert torch.equal(bk.functional.bcos_linear(x, weight), expected)
+    with pytest.raises(ValueError, match="='torch': allowed are 'cpu', 'cuda', 'triton', 'reference', 'cuda,triton'"):
+        bk.functional.bcos_linear(x, weight, backend="torch")
     monkeypatch.setattr(dispatch, "FORCED", "nonsense")
     with pytest.raises(ValueError, match="backend='nonsense': allowed are"):
         dynamic_alignment(*given, **options)
 
 
-def test_what_triton_does_not_serve_is_told():
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_what_a_gpu_backend_does_not_serve_is_told(backend):
     call = Call(Spec((3, 3)), "cuda", (2**12, 4, 1026, 1026), 8, 2**20, torch.float64)
-    found = " ".join(DYNAMIC_ALIGNMENT.reasons(call)["triton"])
+    found = " ".join(DYNAMIC_ALIGNMENT.reasons(call)[backend])
     for words in ("dtype torch.float64 is not one of", "4294967296 pixels are above 1073741824, the largest index"):
         assert words in found
     large = replace(call, outputs=2**25)
-    assert "1207959552 rows of weight are above" in " ".join(DYNAMIC_ALIGNMENT.reasons(large)["triton"])
+    assert "1207959552 rows of weight are above" in " ".join(DYNAMIC_ALIGNMENT.reasons(large)[backend])
+    padded = replace(call, x_shape=(1, 4, 9, 9), spec=Spec((3, 3), (2**30, 1), (2**29, 0)))
+    assert f"{2**30 + 9} pixels of padded height are above" in " ".join(DYNAMIC_ALIGNMENT.reasons(padded)[backend])
 
 
 def test_rows_of_the_dynamic_linear_map_come_in_one_backward(monkeypatch):
@@ -327,7 +330,7 @@ def test_the_module_takes_the_authors_state_dict(groups, bias, norm, format):
         ({"x": torch.zeros(2, 3, 1, 5), "padding": 0}, ValueError, "the kernel spans 3 pixels of height, more than"),
         ({"projection": torch.zeros(5, 3, 3)}, ValueError, r"projection has shape \(5, 3, 3\)"),
         ({"weight": torch.zeros(107, 5, 1, 1)}, ValueError, "weight has shape .*107.* multiple of the 27"),
-        ({"weight": torch.zeros(108, 5)}, ValueError, r"weight has shape \(108, 5\): \('rows', 5, 1, 1\) is needed"),
+        ({"weight": torch.zeros(108, 5)}, ValueError, r"weight has shape \(108, 5\): \(rows, 5, 1, 1\) is needed"),
         ({"bias": torch.zeros(4)}, ValueError, r"bias has shape \(4,\): \(108,\), one entry per row of weight"),
         ({"groups": 2}, ValueError, "groups=2 does not divide the rank 5 of projection"),
         ({"groups": 0}, ValueError, "groups=0: must be at least 1"),
@@ -335,7 +338,11 @@ def test_the_module_takes_the_authors_state_dict(groups, bias, norm, format):
         ({"padding": "same"}, TypeError, "padding='same': an int is needed"),
         ({"norm": "l3"}, ValueError, "norm='l3': allowed are 'squash', 'l1', 'l2'"),
         ({"detach": 1}, TypeError, "detach=1: True or False is needed"),
-        ({"backend": "cuda"}, ValueError, "backend='cuda': allowed are 'cpu', 'triton', 'torch', 'reference' and None"),
+        (
+            {"backend": "gpu"},
+            ValueError,
+            "allowed are 'cpu', 'cuda', 'triton', 'torch', 'reference', 'cuda,triton' and None",
+        ),
     ],
 )
 def test_bad_input_is_named(change, kind, message):

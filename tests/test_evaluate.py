@@ -115,6 +115,25 @@ def test_bad_input_ends_in_one_line(metric, more, words, images, tmp_path, monke
     assert message.startswith("bcos_kernels evaluate: ") and words in message
 
 
+@pytest.mark.parametrize(
+    "box, words",
+    [
+        (["cat", 0, 0, 1, 1], "the class must be an int of at least 0"),
+        ([True, 0, 0, 1, 1], "the class must be an int of at least 0"),
+        ([0, 0, "1", 1, 1], "xmin, ymin, xmax and ymax must be numbers"),
+        ([0, 0, 0, float("nan"), 1], "xmin, ymin, xmax and ymax must be numbers"),
+        ([0, 3, 0, 2, 1], "it ends before it starts"),
+        ([0, 800, 0, 801, 1], "it lies outside of the image, 8 x 8"),
+    ],
+)
+def test_boxes_that_would_count_as_nothing(box, words, images, tmp_path, capsys):
+    name = sorted(images.rglob("*.png"))[0].relative_to(images).as_posix()
+    (tmp_path / "boxes.json").write_text(json.dumps({name: [[0, 0, 0, 1, 1], box]}))
+    assert command("epg", images, "--boxes", tmp_path / "boxes.json") == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"boxes.json: {name}: [" in message and message.endswith(words)
+
+
 def test_images_without_classes(tmp_path, capsys):
     Image.fromarray(np.zeros((9, 9, 3), dtype=np.uint8)).save(tmp_path / "0.png")
     assert command("gridpg", tmp_path) == 2

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import threading
 
 import pytest
 import torch
@@ -294,6 +295,31 @@ def test_modes_and_flags_stay_as_they_were_also_after_an_error(name, on):
         inside = states(model)
     switched(model, True)
     assert inside == states(model)
+
+
+@pytest.mark.parametrize("name", ["bcos", "first version", "model guidance"])
+def test_threads_that_explain_one_model_at_a_time(name):
+    """The mode lasts until the last of them leaves it, and then is what the first one found."""
+    model = made(name)
+    before = states(model)
+    entered, left = threading.Event(), threading.Event()
+
+    def other():
+        with explanation_mode(model), explanation_mode(model):
+            entered.set()
+            assert left.wait(10)
+            seen.append(states(model))
+        seen.append(states(model))
+
+    seen: list = []
+    thread = threading.Thread(target=other)
+    with explanation_mode(model):
+        inside = states(model)
+        thread.start()
+        assert entered.wait(10)
+    left.set()
+    thread.join()
+    assert inside != before and seen == [inside, before] and states(model) == before
 
 
 def test_images_of_inference_mode_and_calls_within_no_grad():

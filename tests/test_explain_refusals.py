@@ -39,7 +39,7 @@ X = example("bcos")
         (lambda m: bk.explain(m, X, "best"), ValueError, "targets='best': allowed are None"),
         (lambda m: bk.explain(m, X, "top0"), ValueError, "targets='top0'"),
         (lambda m: bk.explain(m, X, [(0, 1, 2)]), TypeError, "gives pairs"),
-        (lambda m: bk.explain(m, X, [(3, 1)]), ValueError, "sample 3 of the pair"),
+        (lambda m: bk.explain(m, X, [(3, 1)]), ValueError, "image 3 of the pair"),
         (lambda m: bk.explain(m, X, [(0, -1)]), ValueError, r"class -1 of the pair \(0, -1\)"),
         (lambda m: bk.explain(m, X, object()), TypeError, "targets=<object"),
         (lambda m: bk.explain(m, X, torch.ones(4)), ValueError, r"directions have shape \(4,\)"),

@@ -276,6 +276,7 @@ def test_layers_of_every_family(b, monkeypatch):
             for key in ("y", "dx"):
                 assert (ours[key] - theirs[key]).norm() <= 1e-12 * theirs[key].norm(), name
     known = ("is the late one", "is not switched by set_explanation_mode", "it adds an ε", "its ε are not", "‖w‖ is")
+    known += ("its output is divided by",)
     assert all(any(text in reason for text in known) for reason in reasons), reasons
     assert all(any(text in reason for reason in reasons) for text in known[:2])
 
@@ -288,10 +289,56 @@ def test_options_and_modes_stay():
     assert not folded[3].detach and "FoldedNorm" in folded.folding.table()
 
 
-def test_a_layer_alone():
-    layer = M.BcosConv2d(6, 8, 3).eval()
-    x = torch.rand(1, 6, 5, 5)
-    torch.testing.assert_close(bk.fold(layer)(x), layer(x))
+@pytest.mark.parametrize("accelerated", [False, True])
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (lambda: M.BcosConv2d(6, 8, 3), (1, 6, 5, 5)),
+        (lambda: M.BcosLinear(6, 8, b=1.5), (3, 6)),
+        (lambda: bk.BcosLinear(6, 8), (2, 3, 6)),
+    ],
+)
+def test_a_layer_alone(layer, shape, accelerated):
+    """The ε of a linear layer's norm is not that of a convolution's, which shows in small inputs."""
+    layer = layer().eval()
+    if accelerated:
+        bk.accelerate(layer)
+    x = torch.rand(shape) * 1e-3
+    torch.testing.assert_close(bk.fold(layer)(x), layer(x), rtol=1e-5, atol=0)
+
+
+def test_a_norm_behind_a_linear_layer():
+    """The channels of the norm are not the outputs of the layer, although there are as many."""
+    model = ready(nn.Sequential(bk.BcosLinear(6, 6), NORM(6)), size=6)
+    folded = bk.fold(model)
+    assert max(differences(folded, model, torch.rand(2, 6, 6, 6).double())) < 1e-11
+    assert "the layer before it is linear" in folded.folding.rows[1].reason
+
+
+def test_within_inference_mode():
+    model = ready(pair())
+    with torch.inference_mode():
+        folded = bk.fold(model)
+    assert max(differences(folded, model, torch.rand(2, 6, 9, 9).double())) < 1e-11
+
+
+def test_it_cannot_be_trained():
+    folded = bk.fold(ready(pair())).train()
+    with pytest.raises(RuntimeError, match=r"a folded network cannot be trained.*call eval\(\)"):
+        folded(torch.rand(2, 6, 9, 9).double())
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_state_dicts(strict):
+    """Those of folded copies are loaded; that of a model that is not folded would be taken for folded weights."""
+    first, second = ready(pair()), ready(pair())
+    folded, other = bk.fold(first), copy.deepcopy(bk.fold(second))
+    x = torch.rand(2, 6, 9, 9).double()
+    with pytest.raises(RuntimeError, match=r"0\.linear\.weight is of a model that is not folded"):
+        folded.load_state_dict(second.state_dict(), strict=strict)
+    assert max(differences(folded, first, x)) < 1e-11
+    assert not folded.load_state_dict(other.state_dict(), strict=strict).missing_keys
+    assert max(differences(folded, second, x)) < 1e-11
 
 
 @pytest.mark.parametrize(

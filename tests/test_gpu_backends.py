@@ -17,7 +17,11 @@ from bcos_kernels.transform import TRANSFORM, Spec, cuda, traffic, triton
 from bcos_kernels.transform.call import of_shapes
 from bcos_kernels.transform.triton import tma_tiles
 
-OF_TRITON, OF_CUDA = ({c.name for c in TRANSFORM.candidates_of(backend)} for backend in ("triton", "cuda"))
+OF_TRITON, OF_CUDA = (
+    {c.name for c in TRANSFORM.candidates_of(backend) if not c.name.startswith("sampled-")}
+    for backend in ("triton", "cuda")
+)
+"""Without those of 1×1 convolutions with a stride; see ``gpu_kernels/test_kernels_sampled.py``."""
 CONV = of_shapes((2, 8, 5, 5), (4, 8, 3, 3), padding=(1, 1))
 LAYER = {"x_shape": (256, 64, 56, 56), "weight_shape": (64, 64, 3, 3), "padding": (1, 1)}
 BOTH = "cuda,triton"

@@ -19,7 +19,10 @@ FLOORS = [
 OPS = ("transform", "norm", "dynamic_alignment")
 """The folders on the floor ``op``; none knows another."""
 
-CORE = ["autograd", "op", "choice", "tuned", "dispatch", "half", "candidate", "device", "call", "checks", "extension"]
+CORE = [
+    "autograd", "pairs", "kernels", "plans", "op", "choice", "tuned", "dispatch", "half", "candidate", "device", "call",
+    "checks", "extension",
+]  # fmt: skip
 """Within ``core``, as above; below them ``_torch``, ``env`` and ``formats``."""
 
 
@@ -116,6 +119,13 @@ def test_a_wrong_import_is_found(module, statement, complaint):
 def test_the_public_face_shows_public_names_alone():
     assert dir(bcos_kernels) == sorted([*bcos_kernels.__all__, "__version__"])
     assert dir(bcos_kernels.functional) == bcos_kernels.functional.__all__
+
+
+def test_type_checkers_see_what_is_imported_later():
+    source = ast.parse(Path(bcos_kernels.__file__).read_text(encoding="utf-8"))
+    (shown,) = (node for node in source.body if isinstance(node, ast.If))
+    found = {(alias.name, (line.module or alias.name).partition(".")[0]) for line in shown.body for alias in line.names}
+    assert found == set(bcos_kernels._ROOMS.items())
 
 
 def test_no_file_is_longer_than_four_hundred_lines_or_so():

@@ -16,7 +16,7 @@ FLOORS = {
     "cpu": 4, "cuda": 4,
     "": 3,
     "common/cpu": 2, "common/cuda": 2,
-    "common/cuda/cudnn": 1,
+    "common/cuda/cudnn": 1, "common/autograd": 1,
     "common": 0,
 }  # fmt: skip
 """Of the folders of every op, of what binds them all, and of what they share."""

@@ -126,6 +126,7 @@ def test_boxes_are_scaled_as_in_model_guidance():
         (lambda: metrics.energy_pointing(torch.ones(2, 4, 4), [[]]), "boxes 1 lists"),
         (lambda: metrics.energy_pointing(torch.ones(1, 4, 4), [[(0, 0, 1.5, 2)]]), "four ints"),
         (lambda: metrics.energy_pointing(torch.ones(1, 4, 4), [[(0, 0, -1, 2)]]), "four ints"),
+        (lambda: metrics.energy_pointing(torch.ones(1, 4, 4), [[(2, 0, 1, 2)]]), "ends before it starts"),
         (lambda: metrics.select_grids(torch.ones(3, 2), torch.ones(2), 4), "logits has shape"),
         (
             lambda: metrics.select_grids(torch.eye(9), torch.arange(9), 4, 5),

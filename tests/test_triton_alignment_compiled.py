@@ -34,8 +34,15 @@ def calls(arch: str) -> Iterator[Call]:
         yield replace(large[5], dtype=torch.float32, tf32=True)
         yield replace(small[0], bias=False)
         yield small[8]
-        yield from (replace(small[1], spec=replace(small[1].spec, norm=norm)) for norm in ("l1", "l2"))
         yield replace(large[8], x_shape=(2, *large[8].x_shape[1:]))  # few pixels
+        yield with_norm("l2", small[1])
+        yield from (with_norm("l1", replace(call, dtype=torch.float16)) for call in (small[1], large[8]))
+        yield with_norm("l1", replace(small[3], dtype=torch.float32))
+    yield with_norm("l1", large[8])
+
+
+def with_norm(norm: str, call: Call) -> Call:
+    return replace(call, spec=replace(call.spec, norm=norm))
 
 
 def examine(what: aot.Specialisation) -> tuple[list[str], list[str], list[str], str]:
@@ -52,7 +59,7 @@ def kernels() -> dict[aot.Specialisation, tuple[str, tuple[list[str], list[str],
     chosen = {}
     for arch in aot.ARCHITECTURES:
         for call in calls(arch):
-            for direction in ("forward", "training") if call.spec.norm != "l1" else ("forward", "explanation"):
+            for direction in ("forward", "training"):
                 for started in launches(call, direction):
                     chosen.setdefault(aot.specialise(started, arch), f"{call.words()} {direction} {arch}")
     with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
@@ -61,7 +68,7 @@ def kernels() -> dict[aot.Specialisation, tuple[str, tuple[list[str], list[str],
 
 
 def test_no_kernel_spills_or_takes_more_than_there_is(kernels):
-    names = ("fwd", "upstream", "du", "patches", "dh", "dweight")
+    names = ("fwd", "upstream", "du", "patches", "dh", "dweight", "dh_signs", "dweight_signs")
     assert {what.kernel for what in kernels} == {f"alignment_{name}_kernel" for name in names}
     excessive = {(what.kernel, origin): found[0] for what, (origin, found) in kernels.items() if found[0]}
     assert not excessive
@@ -98,16 +105,22 @@ def test_the_cost_counts_the_kernels_that_are_started():
     """A call without work costs their starts alone. Torch's own are among them: the fold, and in training five more."""
     (candidate,) = DYNAMIC_ALIGNMENT.candidates_of("triton")
     call = replace(next(alignments.calls("coda_cifar10", 1, "sm_90", torch.bfloat16)), x_shape=(1, 1, 3, 3))
-    for direction, others in (("forward", 0), ("explanation", 1), ("training", 6)):
-        starts = len(launches(call, direction)) + others
-        assert starts * LAUNCH < candidate.cost(call, direction) < (starts + 1) * LAUNCH, direction
+    for norm, own in (("squash", 5), ("l1", 0)):
+        call = with_norm(norm, call)
+        for direction, others in (("forward", 0), ("explanation", 1), ("training", 1 + own)):
+            starts = len(launches(call, direction)) + others
+            assert starts * LAUNCH < candidate.cost(call, direction) < (starts + 1) * LAUNCH, direction
 
 
 def test_the_command_prints_every_layer(capsys):
-    assert alignments.main(["--arch", "sm_80", "--dtype", "fp32", "--images", "2"]) == 0
-    shown = capsys.readouterr().out.splitlines()
-    assert sum(" to " in line for line in shown) == 18 and sum("all layers" in line for line in shown) == 2
-    assert max(map(len, shown)) <= 80
+    printed = set()
+    for backend in ("triton", "cuda"):
+        assert alignments.main(["--arch", "sm_80", "--dtype", "fp32", "--images", "2", "--backend", backend]) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert sum(" to " in line for line in shown) == 18 and sum("all layers" in line for line in shown) == 2
+        assert max(map(len, shown[1:])) <= 80
+        printed.update(line for line in shown if "all layers" in line)
+    assert len(printed) == 4
     with pytest.raises(SystemExit):
         alignments.main(["--images", "0"])
     assert "--images 0: at least 1 is needed" in capsys.readouterr().err

@@ -14,6 +14,8 @@ from emulated import GXX, HEADERS, cudnn, module
 import bcos_kernels as bk
 from bcos_kernels.__main__ import main
 from bcos_kernels.core import env, tuned
+from bcos_kernels.dynamic_alignment import Call as AlignmentCall
+from bcos_kernels.dynamic_alignment import Spec as AlignmentSpec
 from bcos_kernels.norm import Call, Spec
 
 ROOT = Path(__file__).parent.parent
@@ -327,6 +329,12 @@ def test_bad_arguments(arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["tune", *arguments])
     assert stop.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_dynamic_alignment_is_described_for_the_table():
+    call = AlignmentCall(AlignmentSpec((3, 2), (2, 2), (1, 0), "l1"), "cuda", (2, 8, 5, 5), 16, 10, torch.bfloat16)
+    told = "alignment 2×8×5×5 -> 10 kernel=(3,2) stride=2 padding=(1,0) rank=16 l1 bfloat16"
+    assert tuning._described(call) == told
 
 
 def test_a_norm_is_described_for_the_table():

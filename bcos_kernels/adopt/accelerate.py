@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from .. import tally
-from ..core.checks import flag
+from ..core.checks import check_model, flag
 from ..modules import Detachable
+from ..text import many
 from ..transform import TRANSFORM
 from .kind import Kind
 from .kinds import KINDS, kind_of
@@ -34,7 +35,6 @@ __all__ = [
     "Plan",
     "accelerate",
     "accelerate_as_built",
-    "check_model",
     "plan_of",
     "restore",
     "variant_of",
@@ -113,8 +113,8 @@ def accelerate(
         ValueError: ``out_dtype`` is not a floating-point dtype, or ``backend`` or ``unpublished`` is unknown.
 
     Warns:
-        UserWarning: no B-cos or dynamic alignment layer of the model was accelerated, although it is more than one
-            other module.
+        UserWarning: no B-cos or dynamic alignment layer of the model was accelerated, unless the model is itself a
+            norm, an attention or a gate.
     """
     check_model(model)
     check_options(out_dtype, backend, unpublished, pairs)
@@ -122,19 +122,24 @@ def accelerate(
     own_norms: Iterator[Any] = filter(_has_pairs, model.modules())
     for norm in own_norms:
         norm.pairs = pairs
+    _warn_without_layers(model, done)
+    return model
+
+
+def _warn_without_layers(model: nn.Module, done: list[tuple[Kind | None, Any]]) -> None:
+    """Warns where no layer is accelerated; ``done`` is what :func:`accelerate_module` returned of each module."""
     layers = [what for kind, what in done if kind is not None and kind.name in LAYERS]
     others = Counter(kind.noun for kind, what in done if kind and kind.name not in LAYERS and not isinstance(what, str))
     own = any(isinstance(module, Detachable) and module.kind in LAYERS for module in model.modules())
     if all(isinstance(what, str) for what in layers) and not own and plan_of(model) is None:
         why = "; ".join(f"{count}: {reason}" for reason, count in Counter(layers).most_common(3))
-        rest = " and ".join(f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in others.items())
+        rest = " and ".join(many(count, noun) for noun, count in others.items())
         what = (
             f"{rest} {'is' if others.total() == 1 else 'are'} accelerated, but no B-cos layer"
             if others
             else "nothing is accelerated"
         )
-        warnings.warn(f"accelerate({type(model).__name__}): {what}: {why or 'it has no B-cos layers'}", stacklevel=2)
-    return model
+        warnings.warn(f"accelerate({type(model).__name__}): {what}: {why or 'it has no B-cos layers'}", stacklevel=3)
 
 
 def _has_pairs(module: Any) -> bool:
@@ -160,12 +165,6 @@ def restore(model: nn.Module) -> nn.Module:
 
 def _class_of(module: nn.Module) -> Any:
     return type(module)
-
-
-def check_model(model) -> None:
-    """Raises TypeError if ``model`` is not a module."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model={model!r}: a torch.nn.Module is needed, not {type(model).__name__}")
 
 
 def check_options(out_dtype, backend, unpublished, pairs=False) -> None:
@@ -220,15 +219,15 @@ def plan_of(module: nn.Module) -> Plan | None:
 
 
 @functools.cache
-def _without_plan(kind: type) -> type:
+def _without_plan(cls: type) -> type:
     """The class without its acceleration; subclasses that were derived from the accelerated class are kept."""
-    if "_bcos_kernels_plan" in vars(kind):
-        return kind.__bases__[0]
-    if not hasattr(kind, "_bcos_kernels_plan"):
-        return kind
-    bases = tuple(_without_plan(base) for base in kind.__bases__)
-    names = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
-    return types.new_class(kind.__name__, bases, exec_body=lambda body: body.update(names))
+    if "_bcos_kernels_plan" in vars(cls):
+        return cls.__bases__[0]
+    if not hasattr(cls, "_bcos_kernels_plan"):
+        return cls
+    bases = tuple(_without_plan(base) for base in cls.__bases__)
+    names = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    return types.new_class(cls.__name__, bases, exec_body=lambda body: body.update(names))
 
 
 @functools.cache

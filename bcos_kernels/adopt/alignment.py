@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..core import dispatch
 from ..core.checks import autocast_dtype
 from ..dynamic_alignment import DYNAMIC_ALIGNMENT, Call, Spec, functional
 from ..modules import Detachable
@@ -57,8 +56,8 @@ def _code(module: Theirs) -> Code | str:
     convolutions = list(sequence)
     if not all(isinstance(conv, nn.Conv2d) for conv in convolutions):
         return f"its .{WEIGHTS}.weighting_f is not a sequence of two convolutions"
-    kinds = type(module), type(weights), type(norm), type(sequence), *map(type, convolutions)
-    return published.code(kinds, read)
+    classes = type(module), type(weights), type(norm), type(sequence), *map(type, convolutions)
+    return published.code(classes, read)
 
 
 def objection(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Found | str:
@@ -87,7 +86,6 @@ def objection(module: Theirs, x: Tensor | None = None, backend: str | None = Non
         _kept(module)
         or _misfit(weights, projection, making)
         or (x is not None and _unusual(x, projection, making))
-        or _unserved(backend)
         or _with_norm(norm, code.variant, Found("", projection, making))
     )
 
@@ -154,13 +152,6 @@ def _unusual(x: Tensor, projection: Theirs, making: Theirs) -> str | None:
     height, width = (n + 2 * p for n, p in zip(x.shape[2:], projection.padding, strict=True))
     if x.shape[1] != projection.in_channels or height < projection.kernel_size[0] or width < projection.kernel_size[1]:
         return f"its input of shape {tuple(x.shape)} does not fit its convolutions"
-    return None
-
-
-def _unserved(backend: str | None) -> str | None:
-    forced = dispatch.asked(DYNAMIC_ALIGNMENT.backends, backend)
-    if forced is not None and any(name not in DYNAMIC_ALIGNMENT.backends for name in dispatch.named(forced)):
-        return f"the backend {forced!r} has no dynamic alignment layers"
     return None
 
 

@@ -32,14 +32,14 @@ class Code(published.Code):
 
 
 @published.reads_code
-def read(kind: type, weights: type, norm: type, *parts: type) -> Code:
+def read(cls: type, weights: type, norm: type, *parts: type) -> Code:
     """Forms the fingerprints of the classes and looks them up in the table.
 
     ``parts`` are the sequence and the two convolutions that make the dynamic weights.
     """
     methods: tuple = ()
     try:
-        _, layer, methods = published.known(kind, "alignments")
+        _, layer, methods = published.known(cls, "alignments")
         _, making, more = published.known(weights, "dynamic_weights", WEIGHTS, ("forward", "unfold"))
         methods += more
         formula, _, more = published.known(norm, "weight_norms", f"{WEIGHTS}.norm_func")
@@ -51,8 +51,8 @@ def read(kind: type, weights: type, norm: type, *parts: type) -> Code:
                 raise published.Unknown(f"its .{WEIGHTS}.weighting_f has parts that are not PyTorch's own", ())
     except published.Unknown as error:
         return Code(str(error), methods + error.watched)
-    if published.finds_otherwise(kind):
-        return Code(f"{published.published_mro(kind)[0].__name__} changes how its attributes are found", methods)
+    if published.finds_otherwise(cls):
+        return Code(f"{published.published_mro(cls)[0].__name__} changes how its attributes are found", methods)
     return Code(
         Variant(formula["norm"]),
         tuple(dict.fromkeys(methods)),

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import _torch
+from ..core.checks import without_autocast
 
 __all__ = ["attention", "explained", "inferred"]
 
@@ -29,7 +30,7 @@ def attention(qkv: Tensor, heads: int, scale: float, state: MutableMapping | Non
 
 def explained(qk: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
     """The attention in the early explanation mode: of queries, keys and values, the values alone have a gradient."""
-    with torch.no_grad(), _without_autocast(qk):
+    with torch.no_grad(), without_autocast(qk):
         q, k = _by_head(qk, 2, heads)
         weights = _weights(q, k, scale, qk.dtype)
     return _joined(torch.bmm(weights, _by_head(v, 1, heads)[0]), heads)
@@ -37,7 +38,7 @@ def explained(qk: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
 
 def inferred(qkv: Tensor, heads: int, scale: float, dtype: torch.dtype) -> Tensor:
     """The attention without derivatives."""
-    with torch.no_grad(), _without_autocast(qkv):
+    with torch.no_grad(), without_autocast(qkv):
         if _is_fused(qkv, heads, scale, dtype):
             q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
             return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
@@ -62,7 +63,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, parts, scale, state, dtype):
-        with _without_autocast(parts):
+        with without_autocast(parts):
             q, k, v = parts
             weights = _weights(q, k, scale, dtype)
             ctx.save_for_backward(parts, weights)
@@ -74,7 +75,7 @@ class _Attention(torch.autograd.Function):
         (grad,), (parts, weights) = grads, ctx.saved_tensors
         frozen = ctx.state is not None and bool(ctx.state["fixed_weights"])
         by_operators = torch.is_grad_enabled() or _torch.is_seen((parts, grad))
-        with _without_autocast(parts):
+        with without_autocast(parts):
             if by_operators:
                 found = _differentiable(parts, grad, ctx.scale, frozen)
             else:
@@ -135,7 +136,3 @@ def _joined(t: Tensor, heads: int) -> Tensor:
     rows, tokens, width = t.shape
     images = rows // heads
     return t.reshape(images, heads, tokens, width).transpose(1, 2).reshape(images, tokens, heads * width)
-
-
-def _without_autocast(t: Tensor) -> torch.autocast:
-    return torch.autocast(t.device.type, enabled=False)

@@ -69,7 +69,7 @@ def objection(module: Theirs, x: Tensor | None = None, backend: str | None = Non
 
     A compiler fuses the attention's own operators, and a transform must see them.
     """
-    if x is not None and (torch.compiler.is_compiling() or _torch.transformed() or _torch.forward_derivatives()):
+    if x is not None and _torch.is_followed():
         return None
     code = _code(module)
     if isinstance(code.variant, str):
@@ -146,11 +146,11 @@ def _misfit(qkv: Any, heads: int) -> str | None:
 
 def _rest(module: Theirs, qkv: Any) -> Tensor:
     """What the attention's own forward does after its ``to_qkv``, errors included."""
-    kind = published.origin(type(module))
-    twin: Any = object.__new__(kind)
+    cls = published.origin(type(module))
+    twin: Any = object.__new__(cls)
     vars(twin).update(vars(module))
     vars(twin).update(norm=lambda x: x, to_qkv=lambda x: x)
-    return kind.forward(twin, qkv)
+    return cls.forward(twin, qkv)
 
 
 def _splits(linear: Theirs, x: Any, heads: int) -> bool:
@@ -176,12 +176,8 @@ def _split(linear: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
     return (qk, v) if low is None else (qk.to(low), v.to(low))
 
 
-def _no_call(module: Theirs, found: Found) -> None:
-    return None
-
-
 def _ours(module: Theirs) -> bool | None:
     return True if isinstance(module, Detachable) and module.kind == "attention" else None
 
 
-KIND = Kind("attention", "attention", None, is_candidate, variant_of, objection, run, _no_call, _ours)
+KIND = Kind("attention", "attention", None, is_candidate, variant_of, objection, run, ours=_ours)

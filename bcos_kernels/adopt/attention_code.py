@@ -37,13 +37,13 @@ class Code(published.Code):
 
 
 @published.reads_code
-def read(kind: type, softmax: type, mode: type, linear: type) -> Code:
+def read(cls: type, softmax: type, mode: type, linear: type) -> Code:
     """Forms the fingerprints of the classes and looks them up in the table."""
     methods: tuple = ()
     parts: tuple[type, ...] = (softmax,)
     inner: tuple[str, ...] = ("attend",)
     try:
-        formula, attention, methods = published.known(kind, "attentions")
+        formula, attention, methods = published.known(cls, "attentions")
         if formula["late"]:
             if mode is type(None):
                 raise published.Unknown(f"it has lost its {MODE}", ())
@@ -55,8 +55,8 @@ def read(kind: type, softmax: type, mode: type, linear: type) -> Code:
         methods += more
     except published.Unknown as error:
         return Code(str(error), methods + error.watched)
-    if published.finds_otherwise(kind):
-        return Code(f"{published.published_mro(kind)[0].__name__} changes how its attributes are found", methods)
+    if published.finds_otherwise(cls):
+        return Code(f"{published.published_mro(cls)[0].__name__} changes how its attributes are found", methods)
     splits = linear is nn.Linear
     if splits:
         try:

@@ -108,23 +108,23 @@ class Found(NamedTuple):
 
 
 @published.reads_code
-def read(kind: type, mode: type) -> Code:
+def read(cls: type, mode: type) -> Code:
     """Forms the fingerprints of the two classes and looks them up in the table."""
     methods: tuple = ()
     parts: tuple[type, ...] = ()
     try:
-        formula, gate, methods = published.known(kind, "gates")
+        formula, gate, methods = published.known(cls, "gates")
         own = {name for _, name, _ in gate.methods} - {"forward"}
         reads, held = gate.reads, ACT in gate.reads
         if held:
             try:
-                inner = fingerprint.of(published.published_mro(kind), (METHOD,))
+                inner = fingerprint.of(published.published_mro(cls), (METHOD,))
             except fingerprint.Unreadable as error:
-                raise published.Unknown(str(error), published.watched(kind, error)) from None
-            methods += published.watched(kind, inner)
+                raise published.Unknown(str(error), published.watched(cls, error)) from None
+            methods += published.watched(cls, inner)
             formula = published.rows("gates").get(inner.digest, {}).get("formula") or {}
             if not formula:
-                raise published.Unknown(f"the code of {kind.__name__}.{METHOD} is not among the published gates", ())
+                raise published.Unknown(f"the code of {cls.__name__}.{METHOD} is not among the published gates", ())
             own, reads = own | {name for _, name, _ in inner.methods}, reads | inner.reads
         if formula["mode"] != "early":
             if mode is type(None):
@@ -133,8 +133,8 @@ def read(kind: type, mode: type) -> Code:
             methods, parts, own = methods + more, (mode,), own | {MODE}
     except published.Unknown as error:
         return Code(str(error), methods + error.watched)
-    if published.finds_otherwise(kind):
-        return Code(f"{published.published_mro(kind)[0].__name__} changes how its attributes are found", methods)
+    if published.finds_otherwise(cls):
+        return Code(f"{published.published_mro(cls)[0].__name__} changes how its attributes are found", methods)
     variant = Variant(formula["mode"], held, formula.get("function", "gelu"))
     return Code(variant, tuple(dict.fromkeys(methods)), parts, frozenset(own), reads, bool(parts))
 
@@ -170,7 +170,7 @@ _DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 def objection(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Found | str | None:
     """How a call is served; or the reason why the gate's own forward must run; None where it is the better one."""
-    if x is not None and (torch.compiler.is_compiling() or _torch.transformed() or _torch.forward_derivatives()):
+    if x is not None and _torch.is_followed():
         return None
     code = _code(module)
     if isinstance(code.variant, str):
@@ -219,12 +219,8 @@ class _Gate(torch.autograd.Function):
         return function.frozen(grad, x), None, None
 
 
-def _no_call(module: Theirs, found: Found) -> None:
-    return None
-
-
 def _ours(module: Theirs) -> bool | None:
     return True if isinstance(module, Detachable) and module.kind == "gate" else None
 
 
-KIND = Kind("gate", "gate", None, is_candidate, variant_of, objection, run, _no_call, _ours)
+KIND = Kind("gate", "gate", None, is_candidate, variant_of, objection, run, ours=_ours)

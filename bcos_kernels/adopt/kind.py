@@ -34,9 +34,9 @@ class Kind:
     run: Callable[[Any, Tensor, Any, Any, str | None], Tensor]
     """``run(module, x, found, out_dtype, backend)``: the formula, with the values that the module holds now. ``found``
     is what ``objection`` returned; ``out_dtype`` is the user's, under autocast alone."""
-    call: Callable[[Any, Any], Any]
-    """``call(module, found)``: the op's call for the smallest input that the module takes, for the report; not called
-    where there is no op."""
+    call: Callable[[Any, Any], Any] | None = None
+    """``call(module, found)``: the op's call for the smallest input that the module takes, for the report; None where
+    there is no op."""
     ours: Callable[[Any], Any] = lambda module: None
     """``ours(module)``: what ``objection`` would return, of a module of this package; None for all others."""
     measurable: bool = False

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modules import BcosLayer, clamped
+from ..modules import BcosLayer, BcosLinear, clamped, held
 from ..transform import TRANSFORM, Call, Spec, functional
 from . import published
 from .kind import Kind
@@ -61,12 +61,6 @@ def _read_together(*names: str):
 
 _CONVOLUTION = _read_together("stride", "padding", "dilation", "groups", "padding_mode")
 """Reads the window, the groups and the padding mode of a convolution, in the order of the functional layer."""
-
-
-def held(layer: Theirs, name: str) -> Any:
-    """``layer.weight`` or ``layer.bias``; a parameter is found ten times as fast as by ``getattr``."""
-    parameters = layer._parameters
-    return parameters[name] if name in parameters else getattr(layer, name)
 
 
 def exponent(module: Theirs, variant: Variant) -> tuple[float | Tensor, bool]:
@@ -174,8 +168,6 @@ def is_own_slow_norm(module: Theirs, method, slow_norm) -> bool:
 def unusual_exponent(module: Theirs, has: frozenset[str]) -> str | None:
     """Why our kernels cannot take the layer's exponent; None where they can."""
     b = module.b
-    if type(b) is int and b >= 1 and "clamping" not in has:
-        return None
     if "b_loss" in has and type(module.b_loss) is not bool:
         return f"its b_loss={module.b_loss!r} is neither True nor False, and its code has another formula for that"
     if isinstance(b, Tensor):
@@ -260,14 +252,15 @@ def _ours(module: Theirs) -> Variant | str | None:
     """The variant of a layer of :mod:`bcos_kernels.modules`, or why a subclass may compute another; else None."""
     if not isinstance(module, BcosLayer):
         return None
-    own = Variant(module.normalize_weights, (1e-6, 0.0), 1e-6, False, frozenset({"max_out"}))
+    norm_eps = (0.0, 1e-12) if isinstance(module, BcosLinear) else (1e-6, 0.0)
+    own = Variant(module.normalize_weights, norm_eps, 1e-6, False, frozenset({"max_out"}))
     return _overridden(type(module)) or own
 
 
-def _overridden(kind: type) -> str | None:
+def _overridden(cls: type) -> str | None:
     """The reason why a subclass of our own layers may compute another formula; None if it does not."""
     for name in ("forward", "forward_impl"):
-        owner = next((c for c in kind.__mro__ if name in vars(c)), None)
+        owner = next((c for c in cls.__mro__ if name in vars(c)), None)
         if owner is not None and owner.__module__ != BcosLayer.__module__:
             return f"class {owner.__name__} overrides {name}"
     return None

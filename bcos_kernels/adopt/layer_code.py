@@ -65,16 +65,16 @@ class Code(published.Code):
 
 
 @published.reads_code
-def read(kind: type, linear: type, mode: type) -> Code:
+def read(cls: type, linear: type, mode: type) -> Code:
     """Forms the fingerprints of the three classes and looks them up in the table."""
     methods: tuple = ()
     try:
-        formula, layer, methods = published.known(kind, "layers")
-        if ("linear" in layer.reads) == (linear is kind):
+        formula, layer, methods = published.known(cls, "layers")
+        if ("linear" in layer.reads) == (linear is cls):
             where = "in itself or in its .linear"
             raise published.Unknown(f"its code and its parts do not agree on where the weight is: {where}", ())
         unit, inner, pads = bool(formula.get("unit")), None, True
-        parts = [(linear, "linears", "linear")] if linear is not kind else []
+        parts = [(linear, "linears", "linear")] if linear is not cls else []
         if "dynamic_multiplication" in layer.reads:
             parts.append((mode, "modes", "dynamic_multiplication"))
         for part, section, name in parts:
@@ -85,19 +85,19 @@ def read(kind: type, linear: type, mode: type) -> Code:
                 pads = found.digest == "torch" or any(method == "_conv_forward" for _, method, _ in found.methods)
     except published.Unknown as error:
         return Code(str(error), methods + error.watched)
-    mro = published.published_mro(kind)
-    if published.finds_otherwise(kind):
+    mro = published.published_mro(cls)
+    if published.finds_otherwise(cls):
         return Code(f"{mro[0].__name__} changes how its attributes are found", methods)
     slow = None
-    if hasattr(kind, SLOW_NORM):
+    if hasattr(cls, SLOW_NORM):
         norm: fingerprint.Fingerprint | fingerprint.Unreadable
         try:
             norm = fingerprint.of(mro, (SLOW_NORM,))
         except fingerprint.Unreadable as error:
             norm = error
-        methods += published.watched(kind, norm)
+        methods += published.watched(cls, norm)
         if getattr(norm, "digest", None) in published.rows("slow_norms"):
-            slow = getattr(kind, SLOW_NORM)
+            slow = getattr(cls, SLOW_NORM)
     variant = Variant(
         normalize_weights=unit,
         norm_eps=tuple(formula["norm_eps"]),

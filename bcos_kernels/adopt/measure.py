@@ -121,18 +121,18 @@ def _key(module: Theirs) -> tuple:
     return code, tuple(map(_plain, parts)), learned, layer.bias is None, tuple(layer.weight.shape)
 
 
-def _functions(kind: type) -> tuple:
+def _functions(cls: type) -> tuple:
     """A class and all functions that it has from outside of torch, compared by identity."""
-    mro = published_mro(kind)
+    mro = published_mro(cls)
     own = (c for c in mro if c.__module__.partition(".")[0] not in ("torch", "builtins"))
     return mro[0], *(value for c in own for value in vars(c).values() if callable(value))
 
 
 def _plain(of: nn.Module) -> tuple:
     """The attributes of a module that are numbers, strings or functions, without those that change between calls."""
-    kinds = (bool, int, float, str, tuple, list, type(None))
+    plain = (bool, int, float, str, tuple, list, type(None))
     switches = ("b", "scale", "detach", "training")
-    values = ((k, v) for k, v in vars(of).items() if k not in switches and (isinstance(v, kinds) or callable(v)))
+    values = ((k, v) for k, v in vars(of).items() if k not in switches and (isinstance(v, plain) or callable(v)))
     # A function stands for itself, because another one may have its name; a method is taken without its object.
     return tuple((k, getattr(v, "__func__", v) if callable(v) else repr(v)) for k, v in values)
 
@@ -270,15 +270,15 @@ def _twin(module: Theirs, plain_geometry: bool) -> tuple[Theirs, list[Tensor]]:
 
 def _copy(module: Theirs) -> Theirs:
     """A copy with the same attributes: its containers are copies, its methods are bound to it, and it has no hooks."""
-    kind: Any = published_mro(type(module))[1 if parametrize.is_parametrized(module) else 0]
-    copy = object.__new__(kind)
+    cls: Any = published_mro(type(module))[1 if parametrize.is_parametrized(module) else 0]
+    copy = object.__new__(cls)
     for name, value in vars(module).items():
         if isinstance(value, types.MethodType) and value.__self__ is module:
             value = types.MethodType(value.__func__, copy)
         elif isinstance(value, (dict, list, set)):
             value = type(value)() if name.endswith("_hooks") else value.copy()
         vars(copy)[name] = value
-    vars(copy)["_compiled_call_impl"] = types.MethodType(kind.forward, copy)
+    vars(copy)["_compiled_call_impl"] = types.MethodType(cls.forward, copy)
     return copy
 
 

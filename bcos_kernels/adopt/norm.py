@@ -86,7 +86,7 @@ def objection(module: Theirs, x: Tensor | None = None, backend: str | None = Non
 
     A compiler fuses the norm's own operators with their neighbours, and a transform must see them.
     """
-    if x is not None and (torch.compiler.is_compiling() or _torch.transformed() or _torch.forward_derivatives()):
+    if x is not None and _torch.is_followed():
         return None
     own = module.__dict__
     parts = own["_modules"]

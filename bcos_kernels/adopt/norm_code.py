@@ -48,14 +48,14 @@ class Code(published.Code):
 
 
 @published.reads_code
-def read(kind: type, mode: type) -> Code:
+def read(cls: type, mode: type) -> Code:
     """Forms the fingerprints of the two classes and looks them up in the table."""
     methods: tuple = ()
     parts: tuple[type, ...] = ()
-    if issubclass(kind, nn.SyncBatchNorm):
+    if issubclass(cls, nn.SyncBatchNorm):
         return Code("it is torch's SyncBatchNorm, a centered norm without an explanation mode")
     try:
-        formula, norm, methods = published.known(kind, "norms")
+        formula, norm, methods = published.known(cls, "norms")
         if "dynamic_multiplication" in norm.reads:
             if mode is type(None):
                 raise published.Unknown("it has lost its dynamic_multiplication", ())
@@ -63,8 +63,8 @@ def read(kind: type, mode: type) -> Code:
             methods, parts = methods + more, (mode,)
     except published.Unknown as error:
         return Code(str(error), methods + error.watched)
-    if published.finds_otherwise(kind):
-        return Code(f"{published.published_mro(kind)[0].__name__} changes how its attributes are found", methods)
+    if published.finds_otherwise(cls):
+        return Code(f"{published.published_mro(cls)[0].__name__} changes how its attributes are found", methods)
     if "fails" in formula:
         return Code(f"its published code fails at every call: {formula['fails']}", methods)
     over, runs = formula["over"], "running_var" in norm.reads

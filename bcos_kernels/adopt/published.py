@@ -71,11 +71,11 @@ _CODES: dict[tuple[type, ...], Any] = {}
 C = TypeVar("C", bound=Code)
 
 
-def code(kinds: tuple[type, ...], read: Callable[..., C]) -> C:
-    """``read(*kinds)``: the code of a module's class and of its parts' classes; read again once it was replaced."""
-    found = _CODES.get(kinds)
+def code(classes: tuple[type, ...], read: Callable[..., C]) -> C:
+    """``read(*classes)``: the code of a module's class and of its parts' classes; read again once it was replaced."""
+    found = _CODES.get(classes)
     if found is None or not found.holds():
-        found = _CODES[kinds] = read(*kinds)
+        found = _CODES[classes] = read(*classes)
     return found
 
 
@@ -88,17 +88,17 @@ def reads_code(function: F) -> F:
     return function
 
 
-def published_mro(kind: type) -> tuple[type, ...]:
+def published_mro(cls: type) -> tuple[type, ...]:
     """The method resolution order of a class without the classes that ``accelerate`` or ``parametrize`` inserted."""
-    return tuple(c for c in kind.__mro__ if "_bcos_kernels_plan" not in vars(c) and c.__module__ != _PARAMETRIZED)
+    return tuple(c for c in cls.__mro__ if "_bcos_kernels_plan" not in vars(c) and c.__module__ != _PARAMETRIZED)
 
 
 _PARAMETRIZED = "torch.nn.utils.parametrize"
 
 
-def origin(kind: type) -> Any:
+def origin(cls: type) -> Any:
     """The class whose forward is a module's own: that which was accelerated, or the class itself."""
-    return next((c.__bases__[0] for c in kind.__mro__ if "_bcos_kernels_plan" in vars(c)), kind)
+    return next((c.__bases__[0] for c in cls.__mro__ if "_bcos_kernels_plan" in vars(c)), cls)
 
 
 @functools.cache
@@ -145,7 +145,7 @@ class Unknown(Exception):
 
 
 def known(
-    kind: Any, section: str, part: str = "", roots: tuple[str, ...] = ("forward",)
+    cls: Any, section: str, part: str = "", roots: tuple[str, ...] = ("forward",)
 ) -> tuple[dict, fingerprint.Fingerprint, tuple]:
     """``(formula, fingerprint, what to watch)`` of a class in one section of the table.
 
@@ -156,22 +156,22 @@ def known(
         Unknown: the code is not published, or a part is not called as modules are.
     """
     within, what = (f"its .{part}: ", "ones") if part else ("", section)
-    mro = published_mro(kind)
+    mro = published_mro(cls)
     try:
         found = fingerprint.of(mro, roots)
     except fingerprint.Unreadable as error:
-        raise Unknown(f"{within}{error}", watched(kind, error)) from None
-    methods = watched(kind, found)
+        raise Unknown(f"{within}{error}", watched(cls, error)) from None
+    methods = watched(cls, found)
     formula = rows(section).get(found.digest, {}).get("formula")
-    if part and found.digest == "torch" and kind.forward in _PARTS:
+    if part and found.digest == "torch" and cls.forward in _PARTS:
         formula = {"unit": False}
     if not formula:
         raise Unknown(f"{within}the code of {mro[0].__name__}.forward is not among the published {what}", methods)
     if "left" in formula:
         raise Unknown(f"{within}{formula['left']}", methods)
-    if part and not (_is_called_as_usual(kind) and not finds_otherwise(kind)):
-        methods += tuple((kind, call, getattr(kind, call)) for call in ("__call__", "_call_impl"))
-        raise Unknown(f"{within}{kind.__name__} changes how a module is called or holds attributes", methods)
+    if part and not (_is_called_as_usual(cls) and not finds_otherwise(cls)):
+        methods += tuple((cls, call, getattr(cls, call)) for call in ("__call__", "_call_impl"))
+        raise Unknown(f"{within}{cls.__name__} changes how a module is called or holds attributes", methods)
     return formula, found, methods
 
 
@@ -183,18 +183,18 @@ def _is_called_as_usual(part: type[nn.Module]) -> bool:
     return part.__call__ is nn.Module.__call__ and part._call_impl is nn.Module._call_impl
 
 
-def finds_otherwise(kind: Any) -> bool:
+def finds_otherwise(cls: Any) -> bool:
     """Whether instances of a class find their attributes in another way than modules do."""
-    return kind.__getattr__ is not nn.Module.__getattr__ or kind.__getattribute__ is not object.__getattribute__
+    return cls.__getattr__ is not nn.Module.__getattr__ or cls.__getattribute__ is not object.__getattribute__
 
 
-def watched(kind: type, found: fingerprint.Fingerprint | fingerprint.Unreadable) -> tuple:
+def watched(cls: type, found: fingerprint.Fingerprint | fingerprint.Unreadable) -> tuple:
     """What to watch: each method at its definer and as the module's class finds it, and the names that code uses."""
-    before = origin(kind)
+    before = origin(cls)
     watched = [*found.names]
     for owner, name, value in found.methods:
         watched.append((owner, name, value))
-        finder = before if name == "forward" else kind
+        finder = before if name == "forward" else cls
         if getattr(finder, name, None) is value and finder is not owner:
             watched.append((finder, name, value))
     return tuple(watched)

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ..core.candidate import DIRECTIONS
-from .accelerate import check_model, plan_of, variant_of
+from ..core.checks import check_model
+from .accelerate import plan_of, variant_of
 from .kinds import KINDS, kind_of
 from .published import Theirs
 from .rows import Report, Row
@@ -114,7 +115,7 @@ def _row(name: str, module: Theirs) -> Row | None:
     if isinstance(found, str):
         return Row(name, title, None, found, of=kind.name)
     try:
-        served = kind.op.choose(kind.call(module, found), backend) if kind.op is not None else TORCH
+        served = kind.op.choose(kind.call(module, found), backend) if kind.op and kind.call else TORCH
     except ValueError as error:
         return Row(name, title, None, str(error), of=kind.name)
     return Row(

@@ -21,7 +21,7 @@ SCRIPT = "bcos-kernels"
 COMMANDS = {
     "doctor": "show what is built, which backend serves which calls, and why",
     "demo": "compare reference models on real images with accelerated ones",
-    "run": "run a script and accelerate the B-cos layers and norms that it builds",
+    "run": "run a script and accelerate the B-cos modules that it builds",
     "explain": "explain folders of images, tars or data sets, in one process or many",
     "evaluate": "measure how well explanations localise: GridPG and EPG",
     "bench": "time layers and models beside plain and reference ones",

@@ -186,6 +186,8 @@ def _tuned() -> str:
         count = len(tuned.read().get(tuned.device(), {}))
     except ValueError as error:
         return f"none, so that GPU kernels are chosen by prediction: {error}"
+    if not torch.cuda.is_available() and not env.INTERPRETED:
+        return "not needed here: on a CPU one way serves each call"
     return f"{count} for {tuned.device()} in {tuned.PATH}"
 
 

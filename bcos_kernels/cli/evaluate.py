@@ -190,7 +190,21 @@ def _boxes(path: Path) -> dict[str, list[list[int]]]:
     )
     if not fits:
         raise ValueError(f'--boxes {path}: not of the form {{"name": [[class, xmin, ymin, xmax, ymax], ...]}}')
+    for name, boxes in found.items():
+        for box in boxes:
+            if reason := _objection(*box):
+                raise ValueError(f"--boxes {path}: {name}: {box}: {reason}")
     return found
+
+
+def _objection(label, *ends) -> str | None:
+    """Why a box is none; None where it is one."""
+    if type(label) is not int or label < 0:
+        return "the class must be an int of at least 0"
+    if not all(type(end) in (int, float) and math.isfinite(end) for end in ends):
+        return "xmin, ymin, xmax and ymax must be numbers"
+    left, top, right, bottom = ends
+    return "it ends before it starts" if left > right or top > bottom else None
 
 
 def _energies(
@@ -214,14 +228,20 @@ def _of_images(model: nn.Module, items: list[Loaded], boxes, options: argparse.N
     images = _stacked(items, model)
     size = images.shape[-1], images.shape[-2]
     pairs, scaled = [], []
-    for sample, item in enumerate(items):
+    for image, item in enumerate(items):
+        for box in boxes[item.name]:
+            if box[1] >= item.size[0] or box[2] >= item.size[1]:
+                size_of = " x ".join(map(str, item.size))
+                raise ValueError(
+                    f"--boxes {options.boxes}: {item.name}: {box}: it lies outside of the image, {size_of}"
+                )
         for label, of_class in groupby(sorted(boxes[item.name]), key=lambda box: box[0]):
-            pairs.append((sample, label))
+            pairs.append((image, label))
             scaled.append(metrics.scaled_boxes([box[1:] for box in of_class], item.size, size))
     found = explain(model, images, pairs, chunk=options.chunk, weights=False)
     values = metrics.energy_pointing(found.contributions, scaled, smooth=options.smooth or 0).tolist()
     rows = []
-    for sample, item in enumerate(items):
-        own = [(label, value) for (of, label), value in zip(pairs, values, strict=True) if of == sample]
+    for image, item in enumerate(items):
+        own = [(label, value) for (of, label), value in zip(pairs, values, strict=True) if of == image]
         rows.append({"image": item.name, "classes": [label for label, _ in own], "values": [value for _, value in own]})
     return rows

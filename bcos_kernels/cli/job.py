@@ -13,7 +13,7 @@ _until_the_end = ExitStack()
 
 
 def join(folder: str) -> None:
-    """Accelerates every B-cos layer and norm that is built from now on, and counts it in ``folder``."""
+    """Accelerates every layer, norm, attention and gate that is built from now on, and counts it in ``folder``."""
     compat.declare_torchvision_operators_when_needed()
     tally.keep(folder)
     _until_the_end.enter_context(accelerate_as_built())

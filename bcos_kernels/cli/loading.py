@@ -15,7 +15,7 @@ from .. import adopt
 from ..compat import declare_torchvision_operators_when_needed, import_reference
 from ..conversion import AddInverse
 from ..explanation.modes import has_explanation_mode
-from .terminal import factory, json_object
+from .terminal import factory, json_object, module_of
 
 __all__ = ["configure", "check", "device", "load_model", "stacked", "transform_of"]
 
@@ -81,10 +81,7 @@ def _built(options: argparse.Namespace) -> nn.Module:
             raise ValueError(f"--hub {options.hub}: allowed are {', '.join(known)}")
         build = getattr(pretrained, options.hub)
         arguments = {"pretrained": options.weights is None, **arguments}
-    model = build(**arguments)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{_option(options)} returned {type(model).__name__}, not a torch.nn.Module")
-    return model
+    return module_of(_option(options), build(**arguments))
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:

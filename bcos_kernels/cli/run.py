@@ -1,4 +1,4 @@
-"""``python -m bcos_kernels run``: an unmodified script, the B-cos layers and norms of all its processes accelerated.
+"""``python -m bcos_kernels run``: an unmodified script, the B-cos modules of all its processes accelerated.
 
 The process becomes the interpreter that the user would have started without this command, so that everything
 (process, signals, exit status, ``__main__``) is as in plain Python. The environment makes it and its children
@@ -24,8 +24,8 @@ STARTUP = str(Path(__file__).parent / "startup")
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s [--backend B] (script.py | -m module) args..."
     parser.description = (
-        "Runs a Python script unmodified. Every B-cos layer and norm that becomes part of a module is accelerated, in "
-        "the script's process and in those that it starts. A summary on stderr says what was done."
+        "Runs a Python script unmodified. Every B-cos layer, norm, attention and gate that becomes part of a module is "
+        "accelerated, in the script's process and in those that it starts. A summary on stderr says what was done."
     )
     parser.add_argument("--backend", type=_backend, metavar="B", help="the backend of every layer; doctor lists them")
     parser.add_argument("-m", dest="is_module", action="store_true", help="run a module instead of a script")

@@ -83,12 +83,28 @@ class Source(Dataset):
         entry = self.entries[number]
         try:
             image, label = entry.read()
-            image = image.convert("RGB")  # decodes all of it
+            image = _rgb(image)
         except Exception as error:  # a damaged file raises whatever its decoder raises
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             return Loaded(number, entry.name, None, None, (0, 0), reason)
         assert self.transform is not None
         return Loaded(number, entry.name, self.transform(image), label, image.size)
+
+
+def _rgb(image: Any) -> Any:
+    """The PIL image as RGB, decoded. Pixels of 16 bits become such of 8, where PIL would clip them.
+
+    Raises:
+        ValueError: the pixels have a mode without a known range, which PIL would clip as well.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        import numpy as np
+        from PIL import Image
+
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode!r} have no known range: store them with 8 or 16 bits")
+    return image.convert("RGB")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

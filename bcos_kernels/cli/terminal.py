@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from .. import compat
 
-__all__ = ["DTYPES", "factory", "json_object", "printable", "refused", "shape", "unwritable"]
+__all__ = ["DTYPES", "factory", "json_object", "module_of", "printable", "refused", "shape", "unwritable"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -61,6 +62,16 @@ def factory(option: str, name: str) -> Callable:
     if not callable(found):
         raise TypeError(f"{option} {name}: {attribute} is {type(found).__name__}, not callable")
     return found
+
+
+def module_of(source: str, made: object) -> nn.Module:
+    """What a callable of the user's returned, which must be a module; else raises TypeError.
+
+    The message begins with ``source``, the option that names the callable, and its value.
+    """
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"{source} returned {type(made).__name__}, not a torch.nn.Module")
+    return made
 
 
 def unwritable(path: Path) -> str:

@@ -6,7 +6,6 @@ import argparse
 from contextlib import nullcontext
 
 import torch
-from torch import nn
 
 from .. import adopt, tuning
 from ..core import env, tuned
@@ -14,7 +13,7 @@ from ..core.candidate import DIRECTIONS
 from ..gpu import plans
 from ..text import aligned, many
 from ..tuning import words
-from .terminal import DTYPES, factory, json_object, refused, shape
+from .terminal import DTYPES, factory, json_object, module_of, refused, shape
 
 __all__ = ["configure", "main"]
 
@@ -62,9 +61,7 @@ def _tune(options: argparse.Namespace) -> int:
     tuning.check_device()
     device, dtype = "cuda" if torch.cuda.is_available() else "cpu", DTYPES[options.dtype]
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    model = build(**options.factory_args)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"--model {options.model} returned {type(model).__name__}, not a torch.nn.Module")
+    model = module_of(f"--model {options.model}", build(**options.factory_args))
     model = adopt.accelerate(model).eval()
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch declares no memory_format
     images = torch.randn(options.input, device=device)

@@ -1,4 +1,4 @@
-"""B-cosification: a pretrained network becomes a B-cos network that can be fine-tuned."""
+"""Networks made of networks: ``convert`` makes a B-cos network of a plain one, ``fold`` one for evaluation alone."""
 
 from .convert import convert
 from .fold import fold

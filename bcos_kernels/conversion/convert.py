@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adopt.accelerate import accelerate, check_model, check_options, plan_of
+from ..adopt.accelerate import accelerate, check_options, plan_of
 from ..adopt.layer import is_candidate
+from ..core.checks import check_model
 from ..modules import BcosLayer, Detachable
 from .families import head_of
 from .inputs import LogitBias, Normalize

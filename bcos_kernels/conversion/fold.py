@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ..adopt import layer as layers
 from ..adopt import norm as norms
-from ..adopt.accelerate import check_model, plan_of
-from ..adopt.kinds import kind_of
-from ..modules import BcosConv1d, BcosConv2d, BcosConv3d, BcosLayer, BcosLinear, Detachable
+from ..adopt.accelerate import plan_of
+from ..core.checks import check_model
+from ..modules import BcosConv1d, BcosConv2d, BcosConv3d, BcosLayer, BcosLinear
 from ..transform.reference import unit_weight
+from .readers import Readers, is_layer, is_norm
 from .report import Report, Row
 
 __all__ = ["fold"]
@@ -39,9 +39,10 @@ def fold(model: nn.Module) -> nn.Module:
             explanation mode, or that of the first version, which another method switches.
 
     Returns:
-        The copy, with dtype, device and explanation modes of ``model``. Up to rounding it computes what ``model``
-        does. Its folded layers are :class:`bcos_kernels.BcosConv2d` and :class:`bcos_kernels.BcosLinear` with constant
-        weights and with the ``out_dtype`` and ``backend`` that they were accelerated with; it needs this package.
+        The copy, with dtype, device and explanation modes of ``model``. Up to rounding its forward computes what that
+        of ``model`` does, in evaluation. Its folded layers are :class:`bcos_kernels.BcosConv2d` and
+        :class:`bcos_kernels.BcosLinear` with constant weights and with the ``out_dtype`` and ``backend`` that they were
+        accelerated with; it needs this package. It loads the state dicts of folded copies alone.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -51,8 +52,9 @@ def fold(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         if module.training:
             raise ValueError(f"model: {name or type(model).__name__} is in training mode: call model.eval() first")
-    folded = copy.deepcopy(model)
-    report = Report(tuple(_Folding(folded).run()))
+    with torch.inference_mode(False):  # its weights could not be saved for a backward, which explanations need
+        folded = copy.deepcopy(model)
+        report = Report(tuple(_Folding(folded).run()))
     if not report.converted:
         why = "; ".join(f"{count}: {reason}" for reason, count in Counter(row.reason for row in report.rows).items())
         raise ValueError(f"model: {type(model).__name__} has no B-cos layer that can be folded: {why or 'it has none'}")
@@ -77,6 +79,15 @@ SHARED = "it or the layer before it stands at several places"
 class FoldedNorm(nn.Identity):
     """What a norm became that is part of the layer before it: the identity, in explanation mode as well."""
 
+    def forward(self, input: Tensor) -> Tensor:
+        """The input. Raises RuntimeError in training mode, in which the norm would have had other statistics."""
+        if self.training:
+            raise RuntimeError(
+                "a folded network cannot be trained, because its norms are constants in its weights: "
+                "call eval() on it, or train the network that it was made of"
+            )
+        return input
+
     def set_explanation_mode(self, activate: bool = True) -> None:
         """Changes nothing."""
 
@@ -92,35 +103,29 @@ class _Folding:
         self.rows: list[Row] = []
         self.modules: dict[str, Any] = dict(model.named_modules())
         self.places = Counter(map(id, (module for _, module in model.named_modules(remove_duplicate=False))))
-        self.untraced: dict[str, str] = {}
-        """Name of a module -> why its forward cannot be traced."""
-        self.behind = dict(_followed(model, "", self.untraced))
-        """Name of a layer -> name of the norm that alone reads its output."""
+        self.readers = Readers(model)
 
     def run(self) -> list[Row]:
         """Folds what can be folded."""
-        read = set(self.behind.values())
+        read = set(self.readers.behind.values())
         for name, module in self.modules.items():
-            if _is_layer(module):
+            if is_layer(module):
                 self._fold(name, module)
-            elif name not in read and _is_norm(module):
+            elif name not in read and is_norm(module):
                 self._row(name, type(module), None, self._unread(name))
         return self.rows
 
     def _unread(self, name: str) -> str:
         """Why a norm is not known to be the one reader of a layer's output."""
-        above = name.rpartition(".")[0]
-        if above in self.untraced:
-            return f"torch.fx cannot trace the forward that calls it: {self.untraced[above]}"
-        return "no B-cos layer is known whose output it reads alone"
+        return self.readers.staying.get(name, "no B-cos layer is known whose output it reads alone")
 
     def _fold(self, name: str, layer: Any) -> None:
         """Folds a layer, and the norm behind it."""
-        behind = self.behind.get(name)
+        behind = self.readers.behind.get(name)
         norm = None if behind is None else self.modules[behind]
-        kind, found = type(layer), _formula(layer)
+        cls, found = type(layer), self.readers.staying.get(name) or _formula(layer)
         if isinstance(found, str):
-            self._row(name, kind, None, found)
+            self._row(name, cls, None, found)
             if norm is not None:
                 self._row(behind, type(norm), None, "the layer before it stays as it is")
             return
@@ -130,74 +135,22 @@ class _Folding:
         folds = norm is not None and isinstance(factor, Tensor)
         made = _layer(layer, found, factor if isinstance(factor, Tensor) else _ONE)
         _become(layer, made)
-        self._row(name, kind, type(made), "with the norm behind it" if folds else "")
+        self._row(name, cls, type(made), "with the norm behind it" if folds else "")
         if isinstance(factor, str):
             self._row(behind, type(norm), None, factor)
         elif folds:
             self._row(behind, type(norm), FoldedNorm, "in the layer before it")
             _become(norm, FoldedNorm().eval())
 
-    def _row(self, name: str | None, kind: type, became: type | None, reason: str) -> None:
+    def _row(self, name: str | None, cls: type, became: type | None, reason: str) -> None:
         title = None if became is None else became.__name__
-        self.rows.append(Row(name or "(model)", kind.__name__, title, reason))
-
-
-def _is_layer(module: Any) -> bool:
-    return isinstance(module, BcosLayer) or layers.is_candidate(module)
-
-
-def _is_norm(module: Any) -> bool:
-    own = isinstance(module, Detachable) and module.kind == "norm"
-    return own or (not isinstance(module, Detachable) and norms.is_candidate(module))
+        self.rows.append(Row(name or "(model)", cls.__name__, title, reason))
 
 
 def _become(module: Any, other: nn.Module) -> None:
     """Makes a module what ``other`` is; it stays the same object."""
     module.__class__ = type(other)
     module.__dict__ = vars(other)
-
-
-# what reads the output of a layer
-
-
-class _Tracer(fx.Tracer):
-    """Traces down to the modules that have an explanation mode."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = isinstance(m, Detachable) or kind_of(m) is not None
-        return known or super().is_leaf_module(m, module_qualified_name)
-
-
-def _followed(model: nn.Module, name: str, untraced: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """The names of each layer whose output is read once, by a norm, and of that norm.
-
-    A forward that cannot be traced is added to ``untraced``, and each of the modules that it calls is traced by itself.
-    """
-    prefix = f"{name}." if name else ""
-    if _is_layer(model) or _is_norm(model) or not any(map(_is_layer, model.modules())):
-        return
-    if "forward" in vars(model):  # it may call any module below, and fx would trace the one of the class
-        for below, _ in model.named_modules(prefix=name):
-            untraced[below] = "it was assigned on the instance"
-        return
-    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    try:
-        graph = _Tracer().trace(copy.deepcopy(model, tensors))  # a forward may store what it is given
-    except Exception as error:  # whatever such a forward raises of symbolic values
-        untraced[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
-        for below, child in model.named_children():
-            yield from _followed(child, f"{prefix}{below}", untraced)
-        return
-    calls = [node for node in graph.nodes if node.op == "call_module"]
-    times = Counter(node.target for node in calls)
-    for norm in calls:
-        before = norm.args[0] if len(norm.args) == 1 and not norm.kwargs else None
-        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
-            continue
-        first, second = str(before.target), str(norm.target)
-        alone = times[before.target] == times[norm.target] == 1
-        if alone and _is_layer(model.get_submodule(first)) and _is_norm(model.get_submodule(second)):
-            yield prefix + first, prefix + second
 
 
 # what a layer and a norm compute
@@ -225,14 +178,16 @@ def _formula(module: Any) -> _Formula | str:
     b = float(b.detach() if isinstance(b, Tensor) else b)
     if b == 2 and not exact_two:
         return "it adds an ε to the cosine at b = 2, which the layers of this package do not"
-    if variant.norm_eps != _OWN.norm_eps or (b != 2 and variant.cos_eps != _OWN.cos_eps):
+    same = _OWN[nn.Linear if isinstance(linear, nn.Linear) else nn.Conv2d]
+    if variant.norm_eps != same.norm_eps or (b != 2 and variant.cos_eps != same.cos_eps):
         return "its ε are not those of the layers of this package"
     if scale != 1 and b not in DEGREES:
         return f"its output is divided by {scale}, and b is neither 1 nor 2"
     return _Formula(linear, b, max_out, unit, scale)
 
 
-_OWN = layers.KIND.ours(BcosLinear(1, 1))
+_OWN = {nn.Linear: layers.KIND.ours(BcosLinear(1, 1)), nn.Conv2d: layers.KIND.ours(BcosConv2d(1, 1))}
+"""What the layers of this package compute, by the class of their linear part."""
 
 
 def _unlike_ours(module: Any, has: frozenset[str]) -> str | None:
@@ -270,6 +225,8 @@ def _factor(norm: Any, layer: _Formula) -> Tensor | str:
     variant = found[0].variant
     if variant.centered or variant.over not in ("batch", "all") or 4 not in variant.ranks:
         return "it is no uncentered batch norm of images"
+    if isinstance(layer.linear, nn.Linear):
+        return "the layer before it is linear, whose last axis is not that of the norm's channels"
     if norm.running_var is None:
         return "it has no running variance"
     if norm.bias is not None:
@@ -318,8 +275,41 @@ def _layer(module: Any, found: _Formula, factor: Tensor) -> BcosLayer:
     made.linear.weight = _constant(weight * root.view(-1, *[1] * (weight.dim() - 1)), linear.weight)
     if linear.bias is not None:
         made.linear.bias = _constant(linear.bias.detach().double() * root, linear.bias)
+    made.linear.register_state_dict_post_hook(_save_as_folded)
+    made.linear.register_load_state_dict_pre_hook(_load_folded)
     made.set_explanation_mode(bool(module.detach))
     return made.eval()
+
+
+FOLDED = "folded_"
+"""What the names of folded weights begin with in state dicts, so that they are not taken for a model's own weights."""
+
+
+def _save_as_folded(linear: nn.Module, state_dict: dict, prefix: str, local_metadata: dict) -> None:
+    """Gives the folded weight and bias their names in a state dict."""
+    for name in linear._parameters:
+        if prefix + name in state_dict:
+            state_dict[f"{prefix}{FOLDED}{name}"] = state_dict.pop(prefix + name)
+
+
+def _load_folded(
+    linear: nn.Module,
+    state_dict: dict,
+    prefix: str,
+    local_metadata,
+    strict,
+    missing_keys,
+    unexpected_keys,
+    errors: list,
+) -> None:
+    """Finds the folded weight and bias in a state dict; those of a model that is not folded are an error."""
+    for name in linear._parameters:
+        if state_dict.pop(prefix + name, None) is not None:
+            errors.append(
+                f"{prefix}{name} is of a model that is not folded: load it into that model and fold it again."
+            )
+        if (value := state_dict.pop(f"{prefix}{FOLDED}{name}", None)) is not None:
+            state_dict[prefix + name] = value
 
 
 def _constant(value: Tensor, like: Tensor) -> nn.Parameter:

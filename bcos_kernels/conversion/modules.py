@@ -139,7 +139,7 @@ class Attention(Detachable):
     def _heads(self, x: Tensor) -> Tensor:
         """The weighted values of all heads, ``[N, L, embed_dim]``."""
         weight, bias, scale = self.in_proj_weight, self.in_proj_bias, (self.embed_dim // self.num_heads) ** -0.5
-        if torch.compiler.is_compiling() or _torch.transformed() or _torch.forward_derivatives():
+        if _torch.is_followed():
             qkv = F.linear(x, weight, bias).unflatten(-1, (3, self.num_heads, -1))
             q, k, v = qkv.permute(2, 0, 3, 1, 4)
             if self.detach:

@@ -15,8 +15,8 @@ from torch.overrides import _get_overloaded_args
 
 __all__ = [
     "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function", "forward_derivatives",
-    "is_exporting", "is_seen", "is_seen_beside_vmap", "is_traced", "largest_gradient", "overloads", "saved_tensor_of",
-    "softmax_backward_in_place", "transformed", "unrecorded", "unwrap_dead_wrappers", "will_run",
+    "is_exporting", "is_followed", "is_seen", "is_seen_beside_vmap", "is_traced", "largest_gradient", "overloads",
+    "saved_tensor_of", "softmax_backward_in_place", "transformed", "unrecorded", "unwrap_dead_wrappers", "will_run",
 ]  # fmt: skip
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -59,6 +59,11 @@ _modes, _keys = torch._C._len_torch_dispatch_stack, torch._C._dispatch_keys
 def forward_derivatives() -> bool:
     """Whether forward-mode derivatives are being computed."""
     return forward_ad._current_level >= 0
+
+
+def is_followed() -> bool:
+    """Whether a compiler, a transform, a trace or forward-mode derivatives must see every operator that is called."""
+    return torch.compiler.is_compiling() or transformed() or forward_derivatives()
 
 
 def _plain_keys(device: str) -> tuple[int, int]:

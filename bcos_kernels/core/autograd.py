@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import tally
-from . import _torch, pairs
+from . import _torch, kernels, pairs
 from .op import Op, library
 
-__all__ = ["EagerFunction", "apply", "register"]
+__all__ = ["EagerFunction", "apply", "kernels_of", "register"]
 
 Late = MutableMapping | None
 """The late explanation mode: ``late["fixed_weights"]`` is read when the backward runs."""
@@ -44,7 +45,7 @@ def _backward(ctx, grad, joined: tuple, needs: tuple[bool, ...]) -> tuple:
         return found
     if joins:
         return op.joined(grad, joined, inputs, saved, call, frozen, used, backend, gradient_map)
-    if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or _torch.is_seen((grad, *inputs))):
+    if _is_recorded_in_eager_mode((grad, *inputs)):
         pairs.record(ctx)
         tensors = (grad, *inputs, *saved, *intermediates)
         return EagerBackward.apply(op, call, backend, ctx.late, frozen, used, *tensors)
@@ -53,6 +54,11 @@ def _backward(ctx, grad, joined: tuple, needs: tuple[bool, ...]) -> tuple:
         return op.backward(grad, inputs, saved, call, frozen, used, backend, gradient_map)
     finally:
         _running.late = None
+
+
+def _is_recorded_in_eager_mode(tensors: tuple) -> bool:
+    """Whether a backward of these tensors is differentiated, and nothing beside autograd must see it."""
+    return torch.is_grad_enabled() and not (torch.compiler.is_compiling() or _torch.is_seen(tensors))
 
 
 class _Running(threading.local):
@@ -100,7 +106,8 @@ class Function(torch.autograd.Function):
 class EagerFunction(Function):
     """The returned outputs of a call, with less host time than the operator takes.
 
-    It is used only outside of compilers, traces and torch.func. Where there is a late explanation mode, tensors without
+    It is used only outside of compilers, traces and torch.func, for calls that the extension does not record itself
+    (:mod:`bcos_kernels.core.kernels`). Where there is a late explanation mode, tensors without
     values follow the returned outputs. They stand for the op's intermediates in the graph: a second derivative has
     gradients at them, which join that of the first output in one backward.
     """
@@ -276,18 +283,45 @@ def _of_some(values: tuple, chosen, function):
     return partial
 
 
-def apply(op: Op, inputs, call, late: Late, backend: str) -> tuple[Tensor, ...]:
-    """The returned outputs of a call: of the kernels, or of the reference where these lack a derivative."""
-    if torch.compiler.is_compiling() or _torch.transformed() or _torch.forward_derivatives():
+def apply(op: Op, inputs, call, late: Late, backend: str, served: Any = None) -> Sequence[Tensor]:
+    """The returned outputs of a call: of the kernels, or of the reference where these lack a derivative.
+
+    ``served`` is what :func:`kernels_of` returned for the call.
+    """
+    if torch.compiler.is_compiling() or _torch.forward_derivatives():
+        return _transformed(op, inputs, call, late, backend)
+    if served is not None and late is None:
+        outputs = served(inputs)
+        if outputs is not None:  # else something must see the operators
+            tally.fused()
+            return outputs
+    if _torch.transformed():
         return _transformed(op, inputs, call, late, backend)
     tally.fused()
     return _eager(op, inputs, call, late, backend)
+
+
+def kernels_of(op: Op, call, backend: str) -> Any:
+    """What serves the call and records it, as :func:`bcos_kernels.core.kernels.of` returns it; None for a compiler."""
+    return None if torch.compiler.is_compiling() else kernels.of(op, call, backend, _by_operators)
 
 
 def _eager(op: Op, inputs, call, late: Late, backend: str) -> tuple[Tensor, ...]:
     if torch.is_grad_enabled():
         return EagerFunction.apply(op, call, late, backend, *inputs)[: op.returned]
     return op.forward(inputs, call, backend)[: op.returned]
+
+
+def _by_operators(
+    op: Op, spec, backend: str, grad: Tensor, inputs: list, saved: list, needs: list[bool], gradient_map: Tensor | None
+) -> tuple:
+    """The backward of a call of :mod:`.kernels` where it is differentiated, or where operators must be seen."""
+    made, used = op.inputs(*inputs), tuple(needs)
+    outputs = op.outputs(saved[0], *(inputs[0].new_empty(0) if t is None else t for t in saved[1:]))
+    call = op.call(made, spec)
+    if _is_recorded_in_eager_mode((grad, *inputs)):
+        return EagerBackward.apply(op, call, backend, None, False, used, grad, *inputs, *outputs)
+    return op.backward(grad, made, outputs, call, False, used, backend, gradient_map)
 
 
 def _transformed(op: Op, inputs, call, late: Late, backend: str) -> tuple[Tensor, ...]:

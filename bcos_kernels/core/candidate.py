@@ -80,6 +80,11 @@ class Candidate:
     the map ``[4, C]`` of dx in its place; for calls with :attr:`bcos_kernels.core.call.Call.has_gradient_map`."""
     takes_gradient_map: bool = False
     """Whether ``backward`` has an argument ``gradient_map``: what ``grad`` still has to pass, or None."""
+    kernels: Callable[[Any, Callable[..., tuple]], Any] | None = None
+    """``kernels(call, by_operators)``: what serves all calls of this spec and dtype without a step through Python, an
+    object of the extension, or None for calls that take such a step. Called with the inputs it returns the outputs of
+    ``forward``, and records a backward by ``backward``. That backward is ``by_operators(grad, inputs, saved, needs,
+    gradient_map)`` where it is differentiated, or where something must see operators."""
     takes_rows: Callable[[Any, int], bool] = _never
     """``takes_rows(call, rows)``: whether ``backward``, asked for the gradient of x alone with the scale frozen, takes
     so many gradients of every image at once, ``[T·N, ...]`` beside inputs and saved outputs of N images, and returns as

@@ -4,12 +4,51 @@ from __future__ import annotations
 
 import math
 from collections.abc import MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral, Real
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
+from torch import Tensor, nn
 
-__all__ = ["autocast_dtype", "epsilon", "flag", "integer", "late_mode", "out_dtype", "pair", "sizes"]
+__all__ = [
+    "Described", "autocast_dtype", "check_dense", "check_model", "described", "epsilon", "flag", "integer", "late_mode",
+    "out_dtype", "pair", "sizes", "without_autocast",
+]  # fmt: skip
+
+
+class Described(NamedTuple):
+    """What a plan depends on of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    layout: torch.layout
+
+
+def described(name: str, t: Tensor | None, optional: bool) -> Described | None:
+    """What a plan depends on of a tensor; None for None where the argument is ``optional``."""
+    if not isinstance(t, Tensor):
+        if t is None and optional:
+            return None
+        raise TypeError(f"{name}: a Tensor is needed, not {type(t).__name__}")
+    return Described(t.shape, t.dtype, t.device, t.layout)
+
+
+def check_dense(name: str, t: Described, device: torch.device) -> None:
+    """Raises TypeError or ValueError unless a tensor is dense, of a floating-point dtype and on x's ``device``."""
+    if not t.dtype.is_floating_point:
+        raise TypeError(f"{name} has dtype {t.dtype}: a floating-point dtype is needed")
+    if t.layout != torch.strided:
+        raise TypeError(f"{name} has layout {t.layout}: torch.strided is needed")
+    if t.device != device:
+        raise ValueError(f"{name} is on {t.device}, x on {device}: both must be on one device")
+
+
+def check_model(model: Any) -> None:
+    """Raises TypeError if ``model`` is not a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={model!r}: a torch.nn.Module is needed, not {type(model).__name__}")
 
 
 def integer(name: str, value: Any, least: int) -> int:
@@ -77,6 +116,12 @@ def autocast_dtype(device: str) -> torch.dtype | None:
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     except RuntimeError:  # a device without autocast, such as "meta"
         return None
+
+
+def without_autocast(t: Tensor) -> AbstractContextManager:
+    """A context in which autocast is off for tensors on the device of ``t``, which may have none, as ``meta`` has."""
+    device = t.device.type
+    return nullcontext() if autocast_dtype(device) is None else torch.autocast(device, enabled=False)
 
 
 def late_mode(detach) -> MutableMapping | None:

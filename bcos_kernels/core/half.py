@@ -54,12 +54,17 @@ def through_fp32(own: Candidate, rounded: tuple[int, ...] = (0,)) -> Candidate:
         found = own.gradient_map(_wide(grad), _wide(inputs), _wide(saved), _wide_call(call), *_wide(rest))
         return found[0], *_as(found[1:], inputs[1:])
 
+    def kernels(call, by_operators):
+        assert own.kernels is not None
+        return None if call.dtype == _HALF else own.kernels(call, by_operators)
+
     return replace(
         own,
         forward=forward,
         backward=backward,
         second=own.second and second,
         gradient_map=own.gradient_map and gradient_map,
+        kernels=own.kernels and kernels,
     )
 
 

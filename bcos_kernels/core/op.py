@@ -152,8 +152,11 @@ class Op:
         names = dispatch.named(backend)
         return tuple(sorted((c for c in self.candidates if c.backend in names), key=lambda c: names.index(c.backend)))
 
-    def _find_without_choice(self, backend: str) -> Candidate | None:
+    def without_choice(self, backend: str) -> Candidate | None:
         """The candidate of a backend that leaves nothing to choose; None where there is a choice."""
+        return self._without_choice(backend)
+
+    def _find_without_choice(self, backend: str) -> Candidate | None:
         found = self.candidates_of(backend)
         return found[0] if len(found) == 1 and not found[0].has_tiles else None
 
@@ -161,9 +164,10 @@ class Op:
 
     def _forward_kernel(self, *args):
         inputs, spec, (backend,) = self.parsed(args)
-        return self._serve(inputs, self.call(inputs, spec), backend)
+        return self.serve(inputs, self.call(inputs, spec), backend)
 
-    def _serve(self, inputs, call, backend: str) -> tuple:
+    def serve(self, inputs, call, backend: str) -> tuple:
+        """All outputs, of the candidate that is chosen for the call."""
         lone = self._without_choice(backend)
         if lone is not None and lone.forward is not None:
             return lone.forward(inputs, call, None)
@@ -178,10 +182,11 @@ class Op:
 
     def _backward_kernel(self, grad, *args):
         inputs, saved, spec, (frozen, needs, backend) = self.parsed_backward(args)
-        grads = self._serve_backward(grad, inputs, saved, self.call(inputs, spec), frozen, needs, backend)
+        grads = self.serve_backward(grad, inputs, saved, self.call(inputs, spec), frozen, needs, backend)
         return tuple(grad.new_empty(0) if g is None else g for g in grads)
 
-    def _serve_backward(self, grad, inputs, saved, call, frozen: bool, needs, backend: str, gradient_map=None) -> tuple:
+    def serve_backward(self, grad, inputs, saved, call, frozen: bool, needs, backend: str, gradient_map=None) -> tuple:
+        """The gradients, of the candidate that is chosen for the call; those that are not needed may be None."""
         frozen, options = frozen or call.spec.detach, _given(gradient_map)
         lone = self._without_choice(backend)
         if lone is not None:
@@ -268,7 +273,7 @@ class Op:
         """The outputs, without recording derivatives."""
         if torch.compiler.is_compiling() or _torch.is_seen(inputs):
             return self.dispatched(inputs, call.spec, backend)
-        return self._serve(inputs, call, backend)
+        return self.serve(inputs, call, backend)
 
     def backward(
         self, grad: Tensor, inputs, saved, call, frozen: bool, needs, backend: str, gradient_map=None
@@ -281,7 +286,7 @@ class Op:
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or _torch.is_seen((grad, *inputs)):
             grads = self.backward_operator(grad, *inputs, *saved, *call.spec.flat(), frozen, list(needs), backend)
         else:
-            grads = self._serve_backward(grad, inputs, saved, call, frozen, needs, backend, gradient_map)
+            grads = self.serve_backward(grad, inputs, saved, call, frozen, needs, backend, gradient_map)
         return tuple(g if need else None for g, need in zip(grads, needs, strict=True))
 
     def takes_gradient_map(self, call, backend: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _torch
+from . import _torch, kernels
 
 __all__ = ["leave", "left", "record"]
 
@@ -41,18 +41,28 @@ def leave(
     op, call = ctx.op, ctx.call
     if grad is None or not grad.numel() or not needs[0] or not call.has_gradient_map or torch.is_grad_enabled():
         return None
-    maker, number = ctx.next_functions[0]
-    if type(maker) is not type(ctx) or number != 0 or _torch.is_seen((grad, *inputs)):
+    node, number = ctx.next_functions[0]
+    if number != 0 or _torch.is_seen((grad, *inputs)) or _is_recorded(ctx) or _is_watched(inputs[0], node):
         return None
-    if _is_recorded(ctx) or _is_recorded(maker) or _is_watched(inputs[0], maker):
+    maker = node if type(node) is type(ctx) else kernels.maker_of(inputs[0])
+    if maker is None or _is_recorded(maker):
         return None
     if maker.call.spec.out_dtype != grad.dtype or not maker.op.takes_gradient_map(maker.call, maker.backend):
         return None
     found = op.gradient_map(grad, joined, inputs, saved, call, frozen, needs, ctx.backend)
     if found is None:
         return None
-    maker.left = Left(grad, grad._version, found[0])
+    if maker is node:
+        maker.left = Left(grad, grad._version, found[0])
+    else:
+        kernels.leave(inputs[0], grad, found[0], _USED_TWICE)
     return grad, *found[1:]
+
+
+_USED_TWICE = (
+    "pairs=True: something beside the norm behind it uses the output of a B-cos layer, whose gradient is then not "
+    "formed: accelerate this model without pairs"
+)
 
 
 def _is_watched(y: Tensor, maker: Any) -> bool:
@@ -81,10 +91,7 @@ def left(ctx, grad: Tensor | None) -> Tensor | None:
         return None
     ctx.left = None
     if grad is not found.grad or grad._version != found.version:
-        raise RuntimeError(
-            "pairs=True: something beside the norm behind it uses the output of a B-cos layer, whose gradient "
-            "is then not formed: accelerate this model without pairs"
-        )
+        raise RuntimeError(_USED_TWICE)
     if found.gradient_map.is_cuda:  # the norm may have run on another stream, of which alone the allocator knows
         found.gradient_map.record_stream(torch.cuda.current_stream(found.gradient_map.device))
     return found.gradient_map

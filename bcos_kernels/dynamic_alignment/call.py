@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core import call, device
 from .spec import Inputs, Spec
 
-__all__ = ["Call", "memory_format", "of"]
+__all__ = ["Call", "of"]
 
 
 @call.hash_kept
@@ -38,6 +38,28 @@ class Call(call.Call):
         """The same call under torch's present settings."""
         tf32 = device.tf32(self.dtype, self.device, is_linear=False)
         return self if self.tf32 == tf32 else _changed(self, tf32)
+
+    def of_backward(self, needs: tuple[bool, ...]) -> Call:
+        """The call of a backward under torch's present settings."""
+        return self.now()
+
+    def needs(self, direction: str) -> tuple[bool, bool, bool, bool]:
+        """For each input, whether a backward of this direction forms its gradient: all that exist, or x's alone."""
+        training = direction == "training"
+        return True, training, training, training and self.bias
+
+    def example(self, device: torch.device) -> tuple[Inputs, Tensor]:
+        """Random inputs for such a call and a random gradient at y. The dynamic weights are around 1 in size."""
+        generator = torch.Generator(device).manual_seed(0)
+
+        def random(*shape: int, scale: float = 1.0) -> Tensor:
+            return (torch.randn(shape, generator=generator, device=device) * scale).to(self.dtype)
+
+        images, rows = self.x_shape[0], self.patch * self.outputs
+        weight = random(rows, self.rank, scale=(self.rank * self.patch) ** -0.5)
+        bias = random(rows, scale=self.patch**-0.5) if self.bias else None
+        inputs = Inputs(random(*self.x_shape), random(images, self.rank, *self.size), weight, bias)
+        return inputs, random(images, self.outputs, *self.size)
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -66,12 +88,6 @@ class Call(call.Call):
 @lru_cache(maxsize=4096)
 def _changed(call: Call, tf32: bool) -> Call:
     return replace(call, tf32=tf32)
-
-
-def memory_format(x: Tensor) -> torch.memory_format:
-    """That of y: channels_last where x is stored so, else contiguous."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
 
 
 def of(inputs: Inputs, spec: Spec) -> Call:

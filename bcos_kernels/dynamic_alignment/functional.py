@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from functools import lru_cache
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from .. import tally
 from ..core import _torch, autograd, dispatch
-from ..core.checks import autocast_dtype, flag, integer, pair
+from ..core.checks import Described, autocast_dtype, check_dense, described, flag, integer, pair, without_autocast
 from ..core.device import architecture_of
+from ..core.formats import memory_format
 from . import reference
-from .call import Call, memory_format
+from .call import Call
 from .op import DYNAMIC_ALIGNMENT, REFERENCE
 from .spec import NORMS, Inputs, Spec
 
@@ -33,13 +34,9 @@ class Plan(NamedTuple):
     """The dtype to which the op's inputs are cast under autocast; None outside of it."""
 
 
-class _Tensor(NamedTuple):
-    """What a plan depends on of a tensor."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    layout: torch.layout
+_TENSORS = ("x", "projection", "weight", "bias")
+_OPTIONAL = (False, False, False, True)
+"""The tensors among the arguments, and which of them may be None."""
 
 
 def dynamic_alignment(
@@ -47,7 +44,7 @@ def dynamic_alignment(
 ) -> Tensor:
     """y; ``options`` are stride, padding, groups, norm and backend."""
     with _torch.unrecorded() if _torch.is_traced() else nullcontext():  # else a trace would record the checks
-        tensors = tuple(map(_described, ("x", "projection", "weight", "bias"), (x, projection, weight, bias)))
+        tensors = tuple(map(described, _TENSORS, (x, projection, weight, bias), _OPTIONAL))
         settings = autocast_dtype(x.device.type), dispatch.FORCED
         make = _plan.__wrapped__ if torch.compiler.is_compiling() else _plan  # sizes may be symbolic in a compiler
         plan = make(tensors, settings, detach, *options)
@@ -66,7 +63,7 @@ def dynamic_alignment(
     if plan.dtype is not None:
         x, h, weight = (t.to(plan.dtype) for t in (x, h, weight))
         inputs = Inputs(x, h, weight, None if bias is None else bias.to(plan.dtype))
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         if plan.backend == REFERENCE.name:
             if options[-1] is None and not torch.compiler.is_compiling():  # counted unless the caller asked for it
                 tally.plain("dynamic_alignment", "the backend 'reference' serves it")
@@ -77,20 +74,12 @@ def dynamic_alignment(
     return y if batched else y.squeeze(0)
 
 
-def _described(name: str, t: Tensor | None) -> _Tensor | None:
-    if t is None and name == "bias":
-        return None
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name}: a Tensor is needed, not {type(t).__name__}")
-    return _Tensor(t.shape, t.dtype, t.device, t.layout)
-
-
 @lru_cache(maxsize=4096, typed=True)
 def _plan(tensors: tuple, settings: tuple, detach, stride, padding, groups, norm, backend) -> Plan:
     """Checks every argument and chooses the backend."""
     x, projection, weight, bias = tensors
     autocast, _ = settings
-    _check_kinds(dict(zip(("x", "projection", "weight", "bias"), tensors, strict=True)), autocast)
+    _check_kinds(dict(zip(_TENSORS, tensors, strict=True)), autocast)
     if norm not in NORMS:
         raise ValueError(f"norm={norm!r}: allowed are {', '.join(map(repr, NORMS))}")
     stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
@@ -111,7 +100,7 @@ def _plan(tensors: tuple, settings: tuple, detach, stride, padding, groups, norm
     rows, allowed = weight.shape[0] if weight.shape else 0, (rank // groups, 1, 1)
     if tuple(weight.shape[1:]) != allowed or rows == 0 or rows % patch or rows % groups:
         raise ValueError(
-            f"weight has shape {tuple(weight.shape)}: {('rows', *allowed)} is needed, rows a multiple of the "
+            f"weight has shape {tuple(weight.shape)}: (rows, {rank // groups}, 1, 1) is needed, rows a multiple of the "
             f"{patch} values of a patch and of groups={groups}"
         )
     if bias is not None and tuple(bias.shape) != (rows,):
@@ -124,18 +113,12 @@ def _plan(tensors: tuple, settings: tuple, detach, stride, padding, groups, norm
     return Plan(call, DYNAMIC_ALIGNMENT.choose(call, backend), groups, dtype)
 
 
-def _check_kinds(tensors: dict[str, _Tensor | None], autocast: torch.dtype | None) -> None:
+def _check_kinds(tensors: dict[str, Described | None], autocast: torch.dtype | None) -> None:
     """Checks the dtypes, layouts and devices of all tensors."""
-    x = tensors["x"]
-    assert x is not None
+    x = cast(Described, tensors["x"])
     for name, t in tensors.items():
         if t is None:
             continue
-        if not t.dtype.is_floating_point:
-            raise TypeError(f"{name} has dtype {t.dtype}: a floating-point dtype is needed")
-        if t.layout != torch.strided:
-            raise TypeError(f"{name} has layout {t.layout}: torch.strided is needed")
-        if t.device != x.device:
-            raise ValueError(f"{name} is on {t.device}, x on {x.device}: both must be on one device")
+        check_dense(name, t, x.device)
         if t.dtype != x.dtype and autocast is None:
             raise TypeError(f"{name} has dtype {t.dtype}, x has {x.dtype}: both must be equal outside of autocast")

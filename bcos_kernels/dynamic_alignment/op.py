@@ -6,6 +6,7 @@ import torch
 
 from ..core import autograd, op
 from ..core.candidate import Backend
+from ..core.formats import memory_format
 from . import call, reference, second
 from .spec import Inputs, Outputs, Spec
 
@@ -15,7 +16,7 @@ __all__ = ["DYNAMIC_ALIGNMENT", "REFERENCE"]
 def _fake(inputs: Inputs, spec: Spec) -> Outputs:
     x, described = inputs.x, call.of(inputs, spec)
     shape = (x.shape[0], described.outputs, *described.size)
-    y = x.new_empty(shape).contiguous(memory_format=call.memory_format(x))
+    y = x.new_empty(shape).contiguous(memory_format=memory_format(x))
     norm = x.new_empty((described.outputs, described.pixels), dtype=described.sums)
     return Outputs(y, norm, norm.new_empty(0) if spec.detach else torch.empty_like(norm))
 

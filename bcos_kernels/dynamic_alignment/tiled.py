@@ -1,4 +1,4 @@
-"""The units in PyTorch's own operators, in tiles of pixels, on every device: what serves GPUs, and fp16 on the CPU.
+"""The units in PyTorch's own operators, in tiles of pixels, on every device: they serve what no kernel does.
 
 A tile has at most ``TILE`` dynamic weights; the backward forms them again.
 """
@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.candidate import Backend, Candidate
+from ..core.formats import memory_format
 from ..core.formula import accumulated
-from .call import Call, memory_format
+from .call import Call
 from .reference import patches_of, products, scaled, wide
 from .spec import Inputs, Outputs
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.checks import check_model
 from . import passes
 from .modes import explanation_mode, has_explanation_mode
 from .result import Explanation
@@ -45,7 +46,7 @@ def explain(
 
             - None: that of the predicted class; ``"top5"``: those of the five largest logits (or any other number).
             - an int: the same class for every image; ints ``[N]`` or ``[N, T]``: the classes of each image.
-            - a list of tuples ``[(sample, class), ...]``: another number of classes for each image.
+            - a list of tuples ``[(image, class), ...]``: another number of classes for each image.
             - floats ``[T, K]``: directions d, whose rows are those of ``d · logits``, such as embeddings of texts.
         output: what is explained in place of ``model(images)``: the name of a module, for its output; or a function
             ``output(model, images)``. A result ``[N, K, ...]`` is summed over its positions, one ``[N, L, K]`` over its
@@ -78,8 +79,7 @@ def explain(
 
 def _check(model: Any, images: Any, output: Any, chunk: Any, create_graph: bool) -> None:
     """Raises TypeError or ValueError for what can be wrong before the forward."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model={model!r}: a torch.nn.Module is needed, not {type(model).__name__}")
+    check_model(model)
     if not has_explanation_mode(model):
         raise ValueError(f"model: {type(model).__name__} has no B-cos layers, and only these have an explanation mode")
     if not create_graph:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -16,17 +19,52 @@ FROZEN = "fixed_weights"
 """The key under which the late mode's mapping says whether the scale is frozen."""
 
 
+class _Users:
+    """The threads that are in the explanation mode of one model, and what to do when the last of them leaves it."""
+
+    def __init__(self) -> None:
+        self.depths: Counter[int] = Counter()
+        """Thread -> how many contexts it is in."""
+        self.before = ExitStack()
+
+
+_lock = threading.RLock()
+_users: WeakKeyDictionary[nn.Module, _Users] = WeakKeyDictionary()
+
+
 @contextmanager
 def explanation_mode(model: nn.Module) -> Iterator[None]:
     """A context in which every scale of ``model`` is a constant; afterwards each module is as it was before.
 
     Early modes are switched by ``set_explanation_mode(bool)`` (``bcos``, B-cosification), ``explanation_mode(bool)``
     (the first version of B-cos networks) or ``explanationMode(bool)`` (a copy of it), late ones by
-    ``state["fixed_weights"]`` (model guidance). A model without any of them stays as it is.
+    ``state["fixed_weights"]`` (model guidance). A model without any of them stays as it is. Several threads may be in
+    the mode of one model: the last that leaves it brings back what the first one found.
 
     Args:
         model: a module, accelerated or not.
     """
+    with _lock:
+        users, thread = _users.setdefault(model, _Users()), threading.get_ident()
+        first = not users.depths or thread in users.depths
+        before = _switched_on(model) if first else ExitStack()
+        users.depths[thread] += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            users.depths[thread] -= 1
+            users.depths = +users.depths  # without the threads that are in no context any more
+            if not users.depths or thread in users.depths:
+                before.close()
+            else:
+                users.before.push(before.pop_all())
+            if not users.depths:
+                users.before.close()
+
+
+def _switched_on(model: nn.Module) -> ExitStack:
+    """Turns the modes on; the stack that is returned brings back what was before."""
     modules: list[Any] = list(model.modules())
     switches = [(module, switch) for module in modules if (switch := _switch(module)) is not None]
     with ExitStack() as before:
@@ -38,7 +76,7 @@ def explanation_mode(model: nn.Module) -> Iterator[None]:
                 before.callback(switch, bool(getattr(module, "is_in_explanation_mode", False)))
         for _, switch in switches:
             switch(True)
-        yield
+        return before.pop_all()
 
 
 def has_explanation_mode(model: nn.Module) -> bool:

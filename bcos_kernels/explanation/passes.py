@@ -93,14 +93,14 @@ class _Kept:
             elif self.rows.places is None:
                 kept[0][:, first:last] = new.transpose(0, 1)
             else:
-                for pair, (sample, number) in self._pairs(first, last):
-                    kept[0][pair] = new[number - first, sample]
+                for pair, (image, number) in self._pairs(first, last):
+                    kept[0][pair] = new[number - first, image]
 
     def _pairs(self, first: int, last: int) -> Iterator[tuple[int, tuple[int, int]]]:
         assert self.rows.places is not None
-        for pair, (sample, number) in enumerate(self.rows.places.tolist()):
+        for pair, (image, number) in enumerate(self.rows.places.tolist()):
             if first <= number < last:
-                yield pair, (sample, number)
+                yield pair, (image, number)
 
     def found(self) -> Found:
         weights = None if self.weights is None else self._whole(self.weights)

@@ -27,10 +27,10 @@ def figure(images: Tensor, rows: list[tuple[int, str]], colours: Tensor | None, 
     maps = maps.float().cpu()
     shown = Figure(figsize=(SIDE * (2 + (colours is not None)), (SIDE + 0.3) * len(rows)), layout="constrained")
     axes = shown.subplots(len(rows), 2 + (colours is not None), squeeze=False)
-    for row, (sample, label) in enumerate(rows):
+    for row, (image, label) in enumerate(rows):
         first, *middle, last = axes[row]
-        first.imshow(_pixels(images[sample]))
-        first.set_title(f"image {sample}", fontsize=9)
+        first.imshow(_pixels(images[image]))
+        first.set_title(f"image {image}", fontsize=9)
         for panel in middle:
             assert colours is not None
             panel.imshow(colours[row].float().cpu().numpy())

@@ -16,14 +16,14 @@ __all__ = ["Explanation", "averaged", "check_smooth", "opacity_limit", "rgba"]
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Explanations of N images. Pairs of samples and classes have one dimension P in place of N and T."""
+    """Explanations of N images. Pairs of images and classes have one dimension P in place of N and T."""
 
     images: Tensor
     """``[N, C, H, W]``, ``[N, L, D]`` or ``[N, D]``"""
     logits: Tensor
     """``[N, K]``: what ``targets`` counts in."""
     targets: Tensor
-    """``[N, T]`` classes; ``[P, 2]`` pairs (sample, class); ``[T, K]`` directions."""
+    """``[N, T]`` classes; ``[P, 2]`` pairs (image, class); ``[T, K]`` directions."""
     weights: Tensor | None
     """``[N, T, C, H, W]``: rows of the dynamic linear map, in the dtype of the images; ``[N, T, L, D]`` for tokens.
     None where they were not kept."""
@@ -33,7 +33,7 @@ class Explanation:
 
     @property
     def is_ragged(self) -> bool:
-        """Whether the rows are those of pairs of samples and classes."""
+        """Whether the rows are those of pairs of images and classes."""
         return self.contributions.dim() == self.images.dim() - (self.images.dim() > 2)
 
     def rgba(self, smooth: int = 15, alpha_percentile: float = 99.5) -> Tensor:
@@ -82,7 +82,7 @@ class Explanation:
                 raise ValueError(f"names has no name for class {index}") from None
 
         if self.is_ragged:
-            return [(sample, name(chosen)) for sample, chosen in self.targets.tolist()]
+            return [(image, name(chosen)) for image, chosen in self.targets.tolist()]
         if self.targets.is_floating_point():
             return [(n, f"direction {t}") for n in range(len(self.images)) for t in range(len(self.targets))]
         return [(n, name(chosen)) for n, classes in enumerate(self.targets.tolist()) for chosen in classes]

@@ -14,7 +14,7 @@ from torch import Tensor
 __all__ = ["Rows", "Targets", "parse"]
 
 ALLOWED = (
-    "None, a class, classes [N] or [N, T], 'top5' or another number of classes, pairs [(sample, class), ...], "
+    "None, a class, classes [N] or [N, T], 'top5' or another number of classes, pairs [(image, class), ...], "
     "or directions [T, K] of a floating-point dtype"
 )
 
@@ -84,15 +84,15 @@ class Targets:
 
 def _of_pairs(pairs: Tensor, images: int) -> Rows:
     """The rows of ``pairs``: those of an image stand in the order in which they are given."""
-    samples = pairs[:, 0]
-    counts = torch.bincount(samples, minlength=images)
-    order = torch.argsort(samples, stable=True)
+    image = pairs[:, 0]
+    counts = torch.bincount(image, minlength=images)
+    order = torch.argsort(image, stable=True)
     starts = counts.cumsum(0) - counts
-    number = torch.empty_like(samples)
-    number[order] = torch.arange(len(samples)) - starts[samples[order]]
+    number = torch.empty_like(image)
+    number[order] = torch.arange(len(image)) - starts[image[order]]
     of_class = torch.full((images, int(counts.max())), -1)
-    of_class[samples, number] = pairs[:, 1]
-    return Rows(pairs, of_class.shape[1], of_class, places=torch.stack([samples, number], 1))
+    of_class[image, number] = pairs[:, 1]
+    return Rows(pairs, of_class.shape[1], of_class, places=torch.stack([image, number], 1))
 
 
 def parse(targets: Any, images: int) -> Targets:
@@ -123,12 +123,12 @@ def parse(targets: Any, images: int) -> Targets:
 
 def _pairs(targets: Sequence, images: int) -> Tensor:
     if not all(len(pair) == 2 and all(_is_index(i) for i in pair) for pair in targets):
-        raise TypeError(f"targets={targets!r}: a list of tuples gives pairs (sample, class) of two ints each")
-    for sample, chosen in targets:
-        if not 0 <= sample < images:
-            raise ValueError(f"targets: sample {sample} of the pair ({sample}, {chosen}) is not one of {images} images")
+        raise TypeError(f"targets={targets!r}: a list of tuples gives pairs (image, class) of two ints each")
+    for image, chosen in targets:
+        if not 0 <= image < images:
+            raise ValueError(f"targets: image {image} of the pair ({image}, {chosen}) is not one of {images} images")
         if chosen < 0:
-            raise ValueError(f"targets: class {chosen} of the pair ({sample}, {chosen}) is below 0")
+            raise ValueError(f"targets: class {chosen} of the pair ({image}, {chosen}) is below 0")
     return torch.tensor([[int(i) for i in pair] for pair in targets])
 
 

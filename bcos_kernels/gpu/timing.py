@@ -92,13 +92,15 @@ def kernels(calls: Iterable[Noted], device: torch.device) -> list:
     found: dict = {}
     for what in calls:
         trials = [t for t in listed(what) if t.candidate.backend == "triton"]
+        if not trials:
+            continue
         with (
             _on(device),
             torch.autocast(device.type, enabled=False),
             suppress(Exception),
             launch.recording() as started,
         ):
-            run = _runner(what, _first(what), device) if trials else None
+            run = _runner(what, _first(what), device)
             for trial in trials:
                 with suppress(Exception):
                     run(trial.candidate, trial.tile)

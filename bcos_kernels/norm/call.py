@@ -113,10 +113,19 @@ def _changed(described: Call, weight: bool, bias: bool) -> Call:
 def of(inputs: Inputs, spec: Spec) -> Call:
     """The call of these tensors."""
     x, weight, bias, _, var = inputs
-    return Call(
-        spec, x.device.type, tuple(x.shape), x.dtype, weight is not None, bias is not None, var is not None,
-        is_channels_last(x), device.architecture_of(x.device),
-    )  # fmt: skip
+    there = weight is not None, bias is not None, var is not None
+    facts = spec, x.device, x.shape, x.dtype, *there, is_channels_last(x)
+    try:
+        return _kept(*facts)
+    except TypeError:  # a compiler's symbolic size has no hash
+        return _made(*facts)
+
+
+def _made(spec: Spec, where: torch.device, shape, dtype, weight: bool, bias: bool, given: bool, last: bool) -> Call:
+    return Call(spec, where.type, tuple(shape), dtype, weight, bias, given, last, device.architecture_of(where))
+
+
+_kept = lru_cache(maxsize=4096)(_made)
 
 
 def is_channels_last(x: Tensor) -> bool:

@@ -73,8 +73,14 @@ def _like(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
     return gradient if gradient is None or parameter is None else gradient.to(parameter.dtype)
 
 
+def kernels(call: Call, by_operators):
+    """Both directions without a step through Python."""
+    return _C.norm_kernels(call.spec.native, call.spec.detach, by_operators)
+
+
 BACKEND = Backend("cpu", why_not)
 _KERNELS = Candidate(
-    "cpu", "kernels", forward, backward, second=second, gradient_map=gradient_map, takes_rows=rows.taken(why_not)
-)
+    "cpu", "kernels", forward, backward, second=second, gradient_map=gradient_map, kernels=kernels,
+    takes_rows=rows.taken(why_not),
+)  # fmt: skip
 CANDIDATES = (half.through_fp32(_KERNELS),)

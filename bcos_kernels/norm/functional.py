@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from contextlib import nullcontext
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import tally
-from ..core import _torch, autograd, device, dispatch
-from ..core.checks import autocast_dtype, epsilon, flag, integer, late_mode, out_dtype
+from ..core import _torch, autograd, device, plans
+from ..core.checks import (
+    Described,
+    autocast_dtype,
+    check_dense,
+    described,
+    epsilon,
+    flag,
+    integer,
+    late_mode,
+    out_dtype,
+    without_autocast,
+)
 from . import reference
 from .call import Call, is_channels_last
 from .op import NORM, REFERENCE
@@ -29,15 +40,8 @@ class Plan(NamedTuple):
     call: Call
     backend: str
     """The backends, as :meth:`bcos_kernels.core.op.Op.choose` names them."""
-
-
-class _Tensor(NamedTuple):
-    """What a plan depends on of a tensor."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    layout: torch.layout
+    kernels: Any
+    """What :func:`bcos_kernels.core.autograd.kernels_of` returned."""
 
 
 def norm(
@@ -45,13 +49,7 @@ def norm(
 ) -> Outputs:
     """y and the statistics; ``options`` are over, groups, centered, eps, paired, out_dtype and backend."""
     late = late_mode(detach)
-    tensors = tuple(map(_described, ("x", "weight", "bias", "mean", "var"), (x, weight, bias, mean, var)))
-    last = not _torch.transformed() and is_channels_last(x)  # vmap does not tell
-    settings = autocast_dtype(x.device.type), dispatch.FORCED, late is None and detach
-    if torch.compiler.is_compiling():  # sizes may be symbolic there
-        plan = _plan.__wrapped__(tensors, last, settings, *options)
-    else:
-        plan = _plan(tensors, last, settings, *options)
+    plan = _plan((x, weight, bias, mean, var), late is None and detach, options)
     spec, shape = plan.call.spec, x.shape
     if options[0] == TOKEN:
         x = x.reshape(-1, shape[-1])
@@ -61,28 +59,37 @@ def norm(
     if plan.backend == REFERENCE.name:
         if options[-1] is None and not torch.compiler.is_compiling():  # counted unless the caller asked for it
             tally.plain("norm", "the backend 'reference' serves it")
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             outputs = reference.norm(inputs, spec, late)
     else:
-        outputs = Outputs(*autograd.apply(NORM, inputs, plan.call, late, plan.backend))
+        outputs = Outputs(*autograd.apply(NORM, inputs, plan.call, late, plan.backend, plan.kernels))
     return outputs._replace(y=outputs.y.view(shape)) if options[0] == TOKEN else outputs
 
 
-def _described(name: str, t: Tensor | None) -> _Tensor | None:
-    if t is None and name != "x":
-        return None
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name}: a Tensor is needed, not {type(t).__name__}")
-    return _Tensor(t.shape, t.dtype, t.device, t.layout)
+def _plan(tensors: tuple[Tensor | None, ...], detach: bool, options: tuple) -> Plan:
+    """The plan of a call. It is made, and the arguments are checked, once for all calls with the same key."""
+    x = tensors[0]
+    fixed = isinstance(x, Tensor) and not torch.compiler.is_compiling()  # sizes may be symbolic there
+    last = isinstance(x, Tensor) and not _torch.transformed() and is_channels_last(x)  # vmap does not tell
+    key = plans.key(NORM, *tensors, detach, last, options) if fixed else None
+    plan = None if key is None else _PLANS.get(key)
+    if plan is None:
+        # a trace would record the checks, and sizes are tensors in it
+        with _torch.unrecorded() if _torch.is_traced() else nullcontext():
+            found = (described(name, t, name != "x") for name, t in zip(Inputs._fields, tensors, strict=True))
+            plan = _make_plan(tuple(found), last, detach, options)
+        plans.keep(_PLANS, key, plan)
+    return plan
 
 
-@lru_cache(maxsize=4096, typed=True)
-def _plan(
-    tensors: tuple, channels_last: bool, settings: tuple, over, groups, centered, eps, paired, dtype, backend
-) -> Plan:
+_PLANS: dict[tuple, Plan] = {}
+
+
+def _make_plan(tensors: tuple, channels_last: bool, detach: bool, options: tuple) -> Plan:
     """Checks every argument and chooses the backend."""
     x, weight, bias, mean, var = tensors
-    autocast, _, detach = settings
+    over, groups, centered, eps, paired, dtype, backend = options
+    autocast = autocast_dtype(x.device.type)
     if over not in (*OVER, TOKEN):
         raise ValueError(f"over={over!r}: allowed are {', '.join(map(repr, OVER))} and {TOKEN!r}")
     shape = (prod(x.shape[:-1]), x.shape[-1]) if over == TOKEN and x.shape else x.shape
@@ -115,20 +122,16 @@ def _plan(
         spec, x.device.type, tuple(shape), x.dtype, weight is not None, bias is not None, var is not None,
         channels_last or over == TOKEN, device.architecture_of(x.device),
     )  # fmt: skip
-    return Plan(call, NORM.choose(call, backend))
+    backend = NORM.choose(call, backend)
+    return Plan(call, backend, autograd.kernels_of(NORM, call, backend))
 
 
-def _check_tensors(x: _Tensor, others: dict[str, _Tensor | None], channels: int, over: str) -> None:
+def _check_tensors(x: Described, others: dict[str, Described | None], channels: int, over: str) -> None:
     """Checks the dtypes, layouts and devices of all tensors, and the shapes of those with a value for each channel."""
     for name, t in {"x": x, **others}.items():
         if t is None:
             continue
-        if not t.dtype.is_floating_point:
-            raise TypeError(f"{name} has dtype {t.dtype}: a floating-point dtype is needed")
-        if t.layout != torch.strided:
-            raise TypeError(f"{name} has layout {t.layout}: torch.strided is needed")
-        if t.device != x.device:
-            raise ValueError(f"{name} is on {t.device}, x on {x.device}: both must be on one device")
+        check_dense(name, t, x.device)
         if (t.dtype == torch.float64) != (x.dtype == torch.float64):
             raise TypeError(f"{name} has dtype {t.dtype}, x has {x.dtype}: torch.float64 goes with itself alone")
         allowed = [(channels,), (1,)] if over == "all" else [(channels,)]

@@ -5,10 +5,19 @@ from __future__ import annotations
 import math
 from numbers import Real
 
-import torch
 from torch import Tensor
 
-from ..core.checks import autocast_dtype, epsilon, flag, integer, late_mode, out_dtype, sizes
+from ..core.checks import (
+    autocast_dtype,
+    check_dense,
+    described,
+    epsilon,
+    flag,
+    integer,
+    late_mode,
+    out_dtype,
+    sizes,
+)
 
 __all__ = [
     "AXES", "PADDING_MODES", "autocast_dtype", "channels", "convolution_geometry", "convolution_sizes", "epsilon",
@@ -56,18 +65,12 @@ def single_filters(max_out: int) -> None:
 def tensors(x: Tensor, weight: Tensor, bias: Tensor | None, weight_dims: int) -> None:
     """Checks the types, dtypes, layouts and devices of the tensors, and the shape of the weight."""
     for name, t in (("x", x), ("weight", weight), ("bias", bias)):
-        if name == "bias" and t is None:
+        facts = described(name, t, optional=name == "bias")
+        if facts is None:
             continue
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{name}: a Tensor is needed, not {type(t).__name__}")
-        if not t.is_floating_point():
-            raise TypeError(f"{name} has dtype {t.dtype}: a floating-point dtype is needed")
-        if t.layout != torch.strided:
-            raise TypeError(f"{name} has layout {t.layout}: torch.strided is needed")
-        if t.device != x.device:
-            raise ValueError(f"{name} is on {t.device}, x on {x.device}: both must be on one device")
-        if t.dtype != x.dtype and autocast_dtype(x.device.type) is None:
-            raise TypeError(f"{name} has dtype {t.dtype}, x has {x.dtype}: both must be equal outside of autocast")
+        check_dense(name, facts, x.device)
+        if facts.dtype != x.dtype and autocast_dtype(x.device.type) is None:
+            raise TypeError(f"{name} has dtype {facts.dtype}, x has {x.dtype}: both must be equal outside of autocast")
     if weight.dim() != weight_dims or 0 in weight.shape:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: {weight_dims} non-empty dimensions are needed")
 

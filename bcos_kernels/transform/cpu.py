@@ -65,8 +65,14 @@ def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, 
     return dgrad, dx, dweight, None, None, *(t for t in joined if t is not None)
 
 
+def kernels(call: Call, by_operators):
+    """Both directions without a step through Python."""
+    return _C.transform_kernels(call.spec.native, call.spec.saves_output, call.spec.detach, by_operators)
+
+
 BACKEND = Backend("cpu", why_not)
 _KERNELS = Candidate(
-    "cpu", "kernels", forward, backward, second=second, takes_gradient_map=True, takes_rows=lambda call, rows: True
-)
+    "cpu", "kernels", forward, backward, second=second, takes_gradient_map=True, kernels=kernels,
+    takes_rows=lambda call, rows: True,
+)  # fmt: skip
 CANDIDATES = (half.through_fp32(_KERNELS, rounded=(0, 2)),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .. import tally
-from ..core import _torch, autograd, device, dispatch
+from ..core import _torch, autograd, device, plans
 from . import checks, reference
 from .call import Call
 from .op import REFERENCE, TRANSFORM
@@ -36,10 +36,13 @@ class Plan(NamedTuple):
     lifted: bool
     """Whether a convolution with one axis is served as one with two."""
     weight_in_norm: bool
+    direct: bool
+    """Whether the op takes the tensors as they are, and its y is the result."""
+    kernels: Any
+    """What :func:`bcos_kernels.core.autograd.kernels_of` returned."""
 
 
 _PLANS: dict[tuple, Plan] = {}
-_MOST_PLANS = 4096
 
 
 def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Tensor:
@@ -52,8 +55,16 @@ def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Te
     if has_torch_function_variadic(*arguments) and _torch.overloads(arguments):  # subclasses of Tensor keep their type
         return handle_torch_function(transform, arguments, *arguments, detach, geometry, options)
     plan = _plan(x, weight, bias, b, detach, geometry, options)
-    call, late, gain = plan.call, checks.late_mode(detach), None
-    spec = call.spec
+    late = checks.late_mode(detach)
+    if plan.direct:
+        inputs = Inputs(x, weight, bias, b if plan.call.spec.b is None else None)
+        return autograd.apply(TRANSFORM, inputs, plan.call, late, plan.backend, plan.kernels)[0]
+    return _around(plan, x, weight, bias, b, late, geometry, options)
+
+
+def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tuple) -> Tensor:
+    """The layer where something is done to the op's tensors before it or after it."""
+    call, spec, gain = plan.call, plan.call.spec, None
     if plan.unbatched:
         x = x.unsqueeze(0)
     if plan.lifted:
@@ -73,7 +84,7 @@ def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Te
                 tally.plain(noun, "the backend 'reference' serves it")
             y = reference.transform(inputs, spec, late)
         else:
-            (y,) = autograd.apply(TRANSFORM, inputs, call, late, plan.backend)
+            (y,) = autograd.apply(TRANSFORM, inputs, call, late, plan.backend, plan.kernels)
         y = y.view(*x.shape[:-1], y.shape[-1]) if rows else y
         y = y if gain is None else y * gain.to(y.dtype)
     y = y.squeeze(2) if plan.lifted else y
@@ -84,26 +95,13 @@ def _plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Plan:
     """The plan of a call. It is made, and the arguments are checked, once for all calls with the same key."""
     if torch.compiler.is_compiling():  # sizes may be symbolic there
         return _make_plan(x, weight, bias, b, detach, geometry, options)
-    values = ((b.shape, b.dtype, b.device) if isinstance(b, Tensor) else b, *geometry, *options)
-    try:
-        key = (
-            x.shape, x.dtype, x.device, x.layout, weight.shape, weight.dtype, weight.device, weight.layout,
-            bias if bias is None else (bias.shape, bias.dtype, bias.device, bias.layout),
-            checks.autocast_dtype(x.device.type), dispatch.FORCED, *TRANSFORM.backends.values(), detach is True, values,
-            # Types are part of the key because True, 1 and 1.0 are equal, but not all of them are allowed.
-            type(detach), type(b), *map(type, values), *[type(v) for t in values if isinstance(t, tuple) for v in t],
-        )  # fmt: skip
-        plan = _PLANS.get(key)
-    except (AttributeError, TypeError):  # not a tensor, or without a hash, as a list or a symbolic size
-        return _make_plan(x, weight, bias, b, detach, geometry, options)
+    key = plans.key(TRANSFORM, x, weight, bias, b, detach if isinstance(detach, bool) else None, geometry, options)
+    plan = None if key is None else _PLANS.get(key)
     if plan is None:
         if _torch.is_traced():  # a trace would record the checks, and sizes are tensors in it
             with _torch.unrecorded():
                 return _make_plan(x, weight, bias, b, detach, geometry, options)
-        plan = _make_plan(x, weight, bias, b, detach, geometry, options)
-        if len(_PLANS) >= _MOST_PLANS:
-            _PLANS.clear()
-        _PLANS[key] = plan
+        plan = plans.keep(_PLANS, key, _make_plan(x, weight, bias, b, detach, geometry, options))
     return plan
 
 
@@ -144,7 +142,12 @@ def _make_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> P
     )  # fmt: skip
     backend = TRANSFORM.choose(call, backend)
     unbatched, lifted = geometry != () and x.dim() == 1 + geometry[0], geometry[:1] == (1,)
-    return Plan(call, backend, padding, (dtype, weight_dtype) if casts else None, unbatched, lifted, weight_in_norm)
+    rows = spec.is_linear and x.dim() != 2
+    changes = unbatched or lifted or rows or casts or weight_in_norm or padding is not None
+    return Plan(
+        call, backend, padding, (dtype, weight_dtype) if casts else None, unbatched, lifted, weight_in_norm,
+        not changes and backend != REFERENCE.name, autograd.kernels_of(TRANSFORM, call, backend),
+    )  # fmt: skip
 
 
 def convolution(x: Tensor, weight: Tensor, geometry: tuple, has_norm: bool):

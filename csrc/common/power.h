@@ -33,8 +33,7 @@ BCOS_INLINE To bits_of(From v) {
 BCOS_INLINE float power(float c, float e) {
   constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer in the low bits
   constexpr int64_t kHalfRoot = 0x3fe6a09e667f3bcd;  // bits of sqrt(1/2)
-  // c = 2^exponent * m with m in [sqrt(1/2), sqrt(2)); log2 m by the series of the area tangent in (m - 1)/(m
-  // + 1)
+  // c = 2^exponent * m with m in [sqrt(1/2), sqrt(2)); log2 m by the series of the area tangent in t
   const int64_t bits = bits_of<int64_t>(double(c));
   const int64_t shifted = (bits - kHalfRoot) & int64_t(0xfff0000000000000);
   const double m = bits_of<double>(bits - shifted);

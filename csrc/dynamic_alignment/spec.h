@@ -6,11 +6,9 @@
 #include <string>
 
 #include "common/checks.h"
+#include "dynamic_alignment/formula.h"
 
 namespace bcos::dynamic_alignment {
-
-// How the dynamic weights are rescaled: by |w|/(1 + |w|^2), or by the inverse of their 1- or 2-norm.
-enum class Norm { Squash, L1, L2 };
 
 // The static options. In Python it is DynamicAlignmentSpec, one object for each layer.
 struct Spec {

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include "convolution.h"
+#include "dynamic_alignment/cuda/launch.h"
 #include "norm/cuda/launch.h"
 
 using namespace bcos::transform::cuda;
@@ -250,7 +251,51 @@ void norm_at_positions(bool planes) {
   expect_same(name + " dx", dx, small_dx, kChannels);
 }
 
+// Dynamic alignment units of one output, whose patches are pixels: x, du and dw are [rows, channels].
+template <typename T>
+void alignment() {
+  namespace units = bcos::dynamic_alignment::cuda;
+  constexpr int kDepth = 16 / int(sizeof(T));
+  const auto values = normal<T>(size_t(kLast) * kChannels, 1), hs = normal<T>(size_t(kLast) * kDepth, 2);
+  const auto weight = normal<T>(size_t(kChannels) * kDepth, 3);
+  const auto us = normal<float>(kLast, 4), ws = normal<float>(kLast, 5);
+  auto small_y = unwritten<T>(kLast);
+  auto small_norm = unwritten<float>(kLast), small_du = unwritten<float>(values.size()), small_dw = small_du;
+  const Large<T> x(kRows, kChannels, values), h(kRows, kDepth, hs), y(kRows, 1, small_y);
+  const Large<float> of_u(kRows, 1, us), of_w(kRows, 1, ws), norm(kRows, 1, small_norm);
+  const Large<float> du(kRows, kChannels, small_du), dw(kRows, kChannels, small_dw);
+  const auto kind = bcos::dynamic_alignment::Norm::L2;
+  const auto sizes = [&](int rows) {
+    return units::Shape{rows, kChannels, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 1, kDepth};
+  };
+  const auto run = [&](const T* x, const T* h, const float* of_u, const float* of_w, T* y, float* norm,
+                       float* du, float* dw, int rows) {
+    const units::Shape s = sizes(rows);
+    const auto dtype = dtype_of<T>;
+    last_block([&] {
+      return units::forward({x, h, weight.data(), y, norm, nullptr, s, kind, dtype, false}, nullptr);
+    });
+    last_block(
+        [&] { return units::patch_gradient({of_u, h, weight.data(), du, s, rows, dtype, false}, nullptr); });
+    if constexpr (sizeof(T) == 4)
+      last_block([&] {
+        return units::weight_gradient(
+            {x, h, weight.data(), of_u, of_w, dw, s, 0, rows, kChannels, kind, dtype, false}, nullptr);
+      });
+  };
+  run(values.data(), hs.data(), us.data(), ws.data(), small_y.data(), small_norm.data(), small_du.data(),
+      small_dw.data(), kLast);
+  run(x.data, h.data, of_u.data, of_w.data, y.data, norm.data, du.data, dw.data, kRows);
+  const std::string name = std::string(name_of<T>) + " alignment ";
+  expect_same(name + "y", y, small_y, kLast);
+  expect_same(name + "norm", norm, small_norm, kLast);
+  expect_same(name + "du", du, small_du, kLast);
+  if constexpr (sizeof(T) == 4) expect_same(name + "dw", dw, small_dw, kLast);
+}
+
 int main() {
+  alignment<float>();
+  alignment<__half>();
   for (const int plane : {0, 4}) {
     elementwise<float>(plane);
     elementwise<__nv_bfloat16>(plane);

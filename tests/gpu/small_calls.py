@@ -9,7 +9,8 @@ import torch
 
 from bcos_kernels.core.choice import forced
 from bcos_kernels.core.env import INTERPRETED
-from bcos_kernels.functional import bcos_conv2d, bcos_linear
+from bcos_kernels.dynamic_alignment import NORMS
+from bcos_kernels.functional import bcos_conv2d, bcos_linear, dynamic_alignment
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 REFERENCE = {"backend": "reference"}
@@ -35,8 +36,33 @@ def results(layer, x: torch.Tensor, weight: torch.Tensor, options: dict) -> list
     return [t.detach().double().cpu() for t in found]
 
 
+def check(found: list[torch.Tensor], true: list[torch.Tensor], dtype: torch.dtype) -> None:
+    for i, (mine, exact) in enumerate(zip(found, true, strict=True)):
+        error = ((mine - exact).norm() / exact.norm()).item()
+        assert error < ROUNDINGS * torch.finfo(dtype).eps, f"result {i}: relative error {error:.1e}"
+
+
+def alignment_results(tensors: list[torch.Tensor], options: dict) -> list[torch.Tensor]:
+    """y and all gradients of a gradient of ones, as float64 on the CPU."""
+    tensors = [t.detach().requires_grad_() for t in tensors]
+    y = dynamic_alignment(*tensors, padding=1, **options)
+    return [t.detach().double().cpu() for t in (y, *torch.autograd.grad(y, tensors, torch.ones_like(y)))]
+
+
+def alignments() -> int:
+    """Checks dynamic alignment layers with several tiles in every direction; returns how many."""
+    shapes = (2, 3, 9, 7), (70, 3, 3, 3), (27 * 18, 70, 1, 1), (27 * 18,)
+    kinds = [(norm, dtype) for norm in NORMS for dtype in (torch.bfloat16, torch.float32)]
+    for norm, dtype in kinds:
+        print(f"dynamic_alignment {norm} {dtype}", flush=True)
+        tensors = [torch.randn(shape).mul(0.1).to(dtype) for shape in shapes]
+        true = alignment_results([t.double() for t in tensors], {"norm": norm} | REFERENCE)
+        check(alignment_results([t.to(DEVICE) for t in tensors], {"norm": norm}), true, dtype)
+    return len(kinds)
+
+
 def main() -> None:
-    count = 0
+    count = alignments()
     for candidate, calls in OWN.items():
         for dtype in (torch.bfloat16, torch.float32):
             for layer, shape, filters, options in calls:
@@ -47,9 +73,7 @@ def main() -> None:
                 x = (x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x).requires_grad_()
                 with forced(candidate):
                     found = results(layer, x, weight, options)
-                for what, mine, exact in zip(("y", "dx", "dw"), found, true, strict=True):
-                    error = ((mine - exact).norm() / exact.norm()).item()
-                    assert error < ROUNDINGS * torch.finfo(dtype).eps, f"{what}: relative error {error:.1e}"
+                check(found, true, dtype)
                 count += 1
     print(f"{count} calls are right")
 

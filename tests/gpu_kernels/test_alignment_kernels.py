@@ -1,4 +1,4 @@
-"""Dynamic alignment units on Triton's kernels: against float64 within the authors' own error, and exactly."""
+"""Dynamic alignment units on the GPU kernels: against float64 within the authors' own error, and exactly."""
 
 import pytest
 import torch
@@ -8,9 +8,11 @@ from test_dynamic_alignment import CASES, NORMS, outcome, tensors
 from torch.autograd import grad
 from where import BACKENDS, DEVICE, STANDS_IN
 
-from bcos_kernels.dynamic_alignment import DYNAMIC_ALIGNMENT, Inputs, Outputs, Spec, tiled
+from bcos_kernels.core.candidate import DIRECTIONS
+from bcos_kernels.dynamic_alignment import DYNAMIC_ALIGNMENT, Call, Inputs, Outputs, Spec, cuda, tiled
 from bcos_kernels.dynamic_alignment.call import of
 from bcos_kernels.functional import dynamic_alignment
+from bcos_kernels.gpu.timing import Noted, measure
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGE = ("many_outputs", "many_pixels", "many_values")
@@ -91,10 +93,27 @@ def test_a_zero_dynamic_weight_gives_zeros_in_every_order(norm, dtype, backend):
         assert not y[0].any() and (not zero_weight or not y.any())
 
 
+if "cuda" in BACKENDS:
+
+    @pytest.mark.parametrize("norm", NORMS)
+    def test_pixels_in_several_parts(norm, backend, monkeypatch):
+        """Whose gradients of dynamic weights are formed one after the other."""
+        monkeypatch.setattr(cuda, "TILE", 1)
+        if backend != "cuda":
+            pytest.skip("parts of another backend")
+        generator = torch.Generator().manual_seed(0)
+        shapes = (2, 2, 8, 9), (5, 2, 3, 3), (18 * 7, 5, 1, 1), (18 * 7,)
+        wide = [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]
+        options = {"padding": 1, "norm": norm}
+        found = outcome(dynamic_alignment, moved([t.float() for t in wide]), options | {"backend": backend})
+        for key, exact in outcome(theirs, wide, options).items():
+            assert (found[key].cpu() - exact).abs().max() <= 2e-6 * exact.abs().max(), key
+
+
 if "triton" in BACKENDS:
 
-    @pytest.mark.parametrize("detach", [False, True], ids=["train", "explain"])
-    def test_several_tiles_and_parts(detach, backend, monkeypatch):
+    @pytest.mark.parametrize("detach, norm", [(False, "squash"), (False, "l1"), (True, "squash")])
+    def test_several_tiles_and_parts(detach, norm, backend, monkeypatch):
         if backend != "triton":
             pytest.skip("tiles of another backend")
         from bcos_kernels.dynamic_alignment.triton import tiles
@@ -104,7 +123,7 @@ if "triton" in BACKENDS:
         generator = torch.Generator().manual_seed(0)
         shapes = (2, 2, 3, 5), (18, 2, 3, 3), (18 * 17, 18, 1, 1), (18 * 17,)
         wide = [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]
-        options = {"padding": 1, "detach": detach}
+        options = {"padding": 1, "detach": detach, "norm": norm}
         found = outcome(dynamic_alignment, moved([t.float() for t in wide]), options | {"backend": backend})
         for key, exact in outcome(theirs, wide, options).items():
             assert (found[key].cpu() - exact).abs().max() <= 2e-6 * exact.abs().max(), key
@@ -136,6 +155,13 @@ def test_rows_of_the_dynamic_linear_map_come_in_one_backward(backend, monkeypatc
     monkeypatch.setitem(vars(candidate), "backward", lambda *a: calls.append(len(a[0])) or backward(*a))
     found = torch.func.vmap(lambda row: grad(y, x, row, retain_graph=True)[0])(rows)
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6) and calls == [3 * len(x)]
+
+
+def test_every_candidate_is_measured(backend):
+    call = Call(Spec((2, 2)), DEVICE, (1, 3, 3, 3), 4, 3)
+    for direction in DIRECTIONS:
+        trials = measure(Noted(DYNAMIC_ALIGNMENT, backend, call, direction), torch.device(DEVICE), lambda: None)
+        assert trials and all(t.refusal is None and t.seconds > 0 for t in trials)
 
 
 def test_empty_batches(backend):

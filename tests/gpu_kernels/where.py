@@ -21,7 +21,10 @@ DEVICE = "cpu" if STANDS_IN else "cuda"
 BACKENDS = (
     ("cuda",) if EMULATED else ("triton",) if INTERPRETED else ("cuda", "triton") if torch.cuda.is_available() else ()
 )
-CANDIDATES = tuple(dict.fromkeys(c.name for c in TRANSFORM.candidates_of(",".join(BACKENDS or ("cuda", "triton")))))
+_NAMES = tuple(dict.fromkeys(c.name for c in TRANSFORM.candidates_of(",".join(BACKENDS or ("cuda", "triton")))))
+SAMPLED = tuple(name for name in _NAMES if name.startswith("sampled-"))
+"""The candidates that serve 1×1 convolutions with a stride alone."""
+CANDIDATES = tuple(name for name in _NAMES if name not in SAMPLED)
 if INTERPRETED:
     from triton.runtime.interpreter import InterpretedFunction
 

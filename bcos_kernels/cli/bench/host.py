@@ -27,7 +27,8 @@ def pairs(device: str) -> dict[str, tuple[Callable, Callable, Tensor]]:
     """Name -> the layer, the plain layer, and the input of both."""
     linear: Any = LINEAR.plain().to(device)
     conv: Any = CONV.plain().to(device)
-    own = BcosConv2d(8, 8, 3, padding=1, device=device)
+    own: Any = BcosConv2d(8, 8, 3, padding=1, device=device)
+    own.to(memory_format=torch.channels_last)  # as the weights of the plain and of the accelerated layer
     accelerated = accelerate(CONV.reference().to(device))
     row, image = LINEAR.input().to(device), CONV.input().to(device)
     return {

@@ -125,8 +125,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def write(options: argparse.Namespace) -> None:
-    """Writes everything that was asked for; raises ValueError or OSError before that where the input is bad."""
+def checked(options: argparse.Namespace) -> list[dict]:
+    """The results in the files; raises ValueError where one of them, or a place to write to, cannot be used."""
     for path in filter(None, (options.markdown, options.html, *options.readme)):
         if reason := unwritable(path):
             raise ValueError(f"{path}: {reason}")
@@ -139,6 +139,12 @@ def write(options: argparse.Namespace) -> None:
     if len({path.stem for path in options.files}) < len(options.files):
         names = ", ".join(map(str, options.files))
         raise ValueError(f"{names}: names that differ are needed, because the pictures are named after the files")
+    return results
+
+
+def write(options: argparse.Namespace) -> None:
+    """Writes everything that was asked for; raises ValueError or OSError before that where the input is bad."""
+    results = checked(options)
     folder = options.plots or (options.files[0].parent if options.readme else None)
     pictures = draw(results) if folder is not None or options.html is not None else [{} for _ in results]
     named = [

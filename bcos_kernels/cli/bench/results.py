@@ -27,6 +27,8 @@ SCHEMA = 2
 REPEAT = "repeat the run with python -m bcos_kernels bench"
 NAMED = 12  # of what was not measured; the rest is counted
 CONTENDERS = ("plain", "reference", "compiled", "compiled plain", "compiled ours", "ours", "ours pairs", "ours folded")
+USUAL = ("plain", "reference", "ours")
+"""The contenders of every run."""
 NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 
 
@@ -73,11 +75,18 @@ def main_rows(result: dict, scope: str, measure: str | None = None) -> list[dict
 
 
 def covered(result: dict) -> str:
-    """What a run measured, for a heading: layers, models, or the measures of models alone."""
-    measures = dict.fromkeys(row["measure"] for row in main_rows(result, "model"))
-    if main_rows(result, "layer"):
-        return f"layers{' and models' if measures else ''}"
-    return ", ".join(measures) or "nothing"
+    """What a run measured, for a heading: layers, models, or the measures of models alone.
+
+    It names one or two groups, and the contenders that are not in every run.
+    """
+    layers, models = (main_rows(result, scope) for scope in ("layer", "model"))
+    found = f"layers{' and models' if models else ''}"
+    if not layers:
+        found = ", ".join(dict.fromkeys(row["measure"] for row in models)) or "nothing"
+    groups = dict.fromkeys(row["group"] for row in (*layers, *models))
+    found += f" of {' and '.join(groups)}" if 0 < len(groups) <= 2 else ""
+    others = [name for name in order((*layers, *models)) if name not in USUAL and "/" not in name]
+    return f"{found}, with {', '.join(others)}" if others else found
 
 
 def ratio(row: dict, numerator: str, denominator: str) -> float | None:

@@ -149,6 +149,7 @@ class Run:
                 raise DeviceLost(in_a_line(failure)) from failure
             self.bench.ended.append(f"{task.name}: {in_a_line(failure)}")
         self.result["not_measured"].remove(task.name)
+        self.store()
         gc.collect()
         release_pages()
 

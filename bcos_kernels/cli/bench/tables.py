@@ -87,20 +87,21 @@ def memory(row: dict) -> tuple[str, dict[str, int]]:
 
 
 def headline(result: dict) -> Table | None:
-    """The training step of each model; None where none was measured."""
+    """The training step of each model; None where none was measured. A contender that nobody timed has no column."""
     rows = main_rows(result, "model", "training")
-    head: tuple[str, ...] = ("training step", "plain", "reference", "compiled", "**ours**", "reference ÷ ours")
+    others = [name for name in ("plain", "reference", "compiled") if any(name in row["contenders"] for row in rows)]
+    head: tuple[str, ...] = ("training step", *others, "**ours**", "**ours ÷ plain**", "reference ÷ ours")
     lines = []
     for row in rows:
         what, amount = memory(row)
         relative = {k: amount[k] / amount["plain"] for k in amount if "plain" in amount}
-        times = [duration(seconds(row, name)) for name in ("plain", "reference", "compiled", "ours")]
         ours, reference = (shown(largest_error(row, name), ".1e") for name in ("ours", "reference"))
         lines.append(
             (
                 f"{row['group']}, batch {row['batch']}",
-                *times[:3],
-                f"**{times[3]}**",
+                *(duration(seconds(row, name)) for name in others),
+                f"**{duration(seconds(row, 'ours'))}**",
+                f"**{shown(ratio(row, 'ours', 'plain'))}**",
                 shown(ratio(row, "reference", "ours")),
                 f"**{shown(relative.get('ours'))}** ({shown(relative.get('reference'))})",
                 f"**{ours}** ({reference})",
@@ -285,7 +286,7 @@ def goals(result: dict) -> Table:
     lines: list[tuple[str, ...]] = [
         (
             what,
-            shown(value),
+            beside(value, bound),
             bound,
             "no verdict" if noisy and bound and value is not None else verdict(value, bound),
             over,
@@ -293,7 +294,7 @@ def goals(result: dict) -> Table:
         for what, value, bound, over in times(result)
     ]
     lines += [
-        (what, shown(value), bound, verdict(value, bound), over)
+        (what, beside(value, bound), bound, verdict(value, bound), over)
         for what, value, bound, over in (*sizes(result), *peaks(result))
     ]
     lines += [(what, shown(value), bound, "", over) for what, value, bound, over in roof_shares(result)]
@@ -308,6 +309,13 @@ def is_norm(row: dict) -> bool:
 def title(contender: str) -> str:
     """A contender in the words of a report."""
     return f"torch.compile({COMPILED[contender]})" if contender in COMPILED else contender
+
+
+def beside(value: float | None, bound: str) -> str:
+    """A figure in two digits behind the point, and in more where two would read as another verdict."""
+    texts = (shown(value, f".{digits}f") for digits in range(2, 9))
+    same = (text for text in texts if value is None or verdict(float(text), bound) == verdict(value, bound))
+    return next(same, shown(value))
 
 
 def verdict(value: float | None, bound: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...adopt import report
-from ..terminal import factory
+from ..terminal import factory, module_of
 from . import coda, layers, models
 from .contenders import FOLDED, Contender, Contest, build, in_a_line
 from .devices import DeviceLost
@@ -305,9 +305,7 @@ def _ready(module: nn.Module, like: Tensor) -> nn.Module:
 
 def own_module(name: str, arguments: dict, shape: tuple[int, ...]) -> nn.Module:
     """The user's model; raises ImportError, TypeError or ValueError where there is none that can be measured."""
-    made = factory("--module", name)(**arguments)
-    if not isinstance(made, nn.Module):
-        raise TypeError(f"--module {name} returned {type(made).__name__}, not a torch.nn.Module")
+    made = module_of(f"--module {name}", factory("--module", name)(**arguments))
     found = report(made)
     if not (found.layers or found.of("alignment")):
         raise ValueError(f"--module {name}: it has no B-cos layers")

@@ -1,7 +1,7 @@
 """The results of ``explain`` on disk: numbered tars, as WebDataset reads them, with a record each, and an index.
 
-A shard is complete once its record is there. Every file is written under another name and then renamed, so that none is
-ever there in part.
+A shard is complete once its record is there, and as long as its tar has the size that the record tells. Every file is
+written under another name and then renamed, so that none is ever there in part.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def fingerprint(texts: Iterable[str]) -> str:
     """A hash of texts in their order."""
     found = hashlib.sha256()
     for text in texts:
-        found.update(text.encode() + b"\0")
+        found.update(text.encode(errors="surrogateescape") + b"\0")  # a name of a file may be of other bytes
     return found.hexdigest()[:16]
 
 
@@ -63,7 +63,12 @@ class Folder:
             raise ValueError(f"--out {self.path}: it holds a run of other settings: {told}; choose another folder")
 
     def is_complete(self, number: int) -> bool:
-        return self._record(number).exists()
+        """Whether a shard has its record and its tar, and the tar was not cut short."""
+        try:
+            size = self.shard(number).stat().st_size
+            return json.loads(self._record(number).read_text(encoding="utf-8")).get("bytes", size) == size
+        except (FileNotFoundError, ValueError):
+            return False
 
     def _record(self, number: int) -> Path:
         return self.path / f"shard-{number:06d}.json"
@@ -73,6 +78,7 @@ class Folder:
 
     def finish(self, number: int, record: dict[str, Any]) -> None:
         """Marks a shard as complete."""
+        record = {**record, "bytes": self.shard(number).stat().st_size}
         _write(self._record(number), json.dumps(record).encode())
 
     def write_index(self, shards: int) -> dict[str, Any]:

@@ -31,8 +31,8 @@ def scale(norm, NORM: tl.constexpr):
 
 @triton.jit
 def slope(norm, NORM: tl.constexpr):
-    """The derivative of the scale by w, divided by the scale and by w, of ``"squash"`` and ``"l2"``; 0 for a zero w."""
+    """The derivative of the scale by w, divided by the scale and by w, of ``"l1"`` by the sign of w; 0 for w = 0."""
     square = norm * norm
     if NORM == "squash":
         return tl.div_rn(1.0 - square, 1.0 + square) * safe_inverse(square)
-    return -safe_inverse(square)
+    return -safe_inverse(norm if NORM == "l1" else square)

@@ -5,7 +5,7 @@ With the gradient g at y, a dynamic weight w and its patch u have the gradients 
     du = Σ_o of_u · w            dw = of_u · u + of_w · w            of_u = g · scale, of_w = of_u · slope · wᵀu
 
 The second term of dw never meets w: its part of dh takes the Gram matrices of the weight, and its part of dweight
-those of h. That is so for the norms whose slope multiplies w itself: not for ``"l1"``, whose slope multiplies its sign.
+those of h. That is so for the norms whose slope multiplies w itself: those of ``"l1"`` are in ``signs``.
 """
 
 import torch
@@ -23,7 +23,7 @@ from .arguments import precision, wide_precision, window
 from .formula import scale, slope
 from .forward import dynamic_weights, rows_of_h
 
-__all__ = ["dh", "du", "dweight", "patches", "upstream", "wide_weight"]
+__all__ = ["added", "dh", "du", "dweight", "patches", "upstream", "wide_weight"]
 
 
 @triton.jit
@@ -254,7 +254,7 @@ def dh(call: Call, of_u: Tensor, of_w: Tensor, u: Tensor, h: Tensor, weight: Ten
         PRECISION=precision(call), WIDE=wide_precision(call),
         BM=tile.m, BN=tile.n, BK=tile.k, warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
-    return _added(parts)
+    return added(parts)
 
 
 def dweight(
@@ -289,9 +289,9 @@ def _sums(call: Call, factor: Tensor, rows: Tensor, count: int, h: Tensor | None
         ONES=h is None, WIDE=call.dtype != torch.bfloat16, PRECISION=wide_precision(call),
         BM=tile.m, BN=tile.n, BK=tile.k, warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
-    return _added(parts)
+    return added(parts)
 
 
-def _added(parts: Tensor) -> Tensor:
+def added(parts: Tensor) -> Tensor:
     """The sum of parts, in an order that is always the same."""
     return parts[0] if len(parts) == 1 else parts.sum(0)

@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...core.formats import memory_format
 from ...gpu.launch import on_device_of
-from ..call import Call, memory_format
+from ..call import Call
 from ..spec import Inputs, Outputs
 from . import forward as outputs
-from . import gradients
+from . import gradients, signs
 from .arguments import by_pixel
 
 __all__ = ["backward", "forward"]
@@ -51,17 +52,34 @@ def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: b
             dx = F.fold(du, inputs.x.shape[2:], spec.kernel, padding=spec.padding, stride=spec.stride)
             dx = dx.to(call.dtype).contiguous(memory_format=memory_format(inputs.x))
         if first is not None:
-            u, made = gradients.patches(call, x), gradients.wide_weight(call, weight, bias)
-            if needs[1]:
-                dh = gradients.dh(call, *first, u, h, weight, made)
+            form = _by_signs if spec.norm == "l1" else _by_gram_matrices
+            dh, dweight, dbias = form(call, first, gradients.patches(call, x), h, weight, bias, needs)
+            if dh is not None:
                 dh = dh.view(len(x), *call.size, call.rank).permute(0, 3, 1, 2).to(call.dtype)
-            if needs[2] or needs[3]:
-                dweight, dbias = gradients.dweight(call, *first, u, h, made, needs[3])
     found = (dx, dh, dweight, dbias)
     return tuple(
         None if not need or t is None else torch.zeros_like(t) if g is None else g.to(t.dtype)
         for g, t, need in zip(found, inputs, needs, strict=True)
     )
+
+
+def _by_gram_matrices(
+    call: Call, first: tuple[Tensor, Tensor], u: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, needs
+) -> tuple:
+    """The gradients of h, the weight and the bias; one not needed is None."""
+    made = gradients.wide_weight(call, weight, bias)
+    dh = gradients.dh(call, *first, u, h, weight, made) if needs[1] else None
+    others = gradients.dweight(call, *first, u, h, made, needs[3]) if needs[2] or needs[3] else (None, None)
+    return dh, *others
+
+
+def _by_signs(
+    call: Call, first: tuple[Tensor, Tensor], u: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, needs
+) -> tuple:
+    """The same."""
+    dh = signs.dh(call, *first, u, h, weight, bias) if needs[1] else None
+    others = signs.dweight(call, *first, u, h, weight, bias, needs[3]) if needs[2] or needs[3] else (None, None)
+    return dh, *others
 
 
 def _dense(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

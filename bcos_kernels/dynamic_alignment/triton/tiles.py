@@ -9,7 +9,10 @@ from ...core.candidate import Tile
 from ...gpu.launch import cdiv
 from ..call import Call
 
-__all__ = ["VALUES", "dh", "dweight", "du", "forward", "patch_stride", "patches", "splits"]
+__all__ = [
+    "SIGNS", "VALUES", "dh", "dh_signs", "du", "dweight", "dweight_signs", "forward", "patch_stride", "patches",
+    "splits",
+]  # fmt: skip
 
 PROGRAMS = 132
 """The programs that a device should at least have, if the call is large enough."""
@@ -17,6 +20,8 @@ ASYNCHRONOUS = ("sm_90", "sm_100")
 """The architectures whose products take operands from shared memory and leave registers for more rows."""
 VALUES = 1024
 """The values of an elementwise tile."""
+SIGNS = 32
+"""The depth of a product with gradients of dynamic weights, which are formed for it."""
 
 
 def _side(length: int, most: int) -> int:
@@ -56,6 +61,16 @@ def dweight(call: Call, rows: int, columns: int) -> Tile:
     """Values of the patch, or of h, × columns; the depth is a part of the pixels."""
     half = call.dtype == torch.bfloat16
     return Tile(_side(rows, 64), _side(columns, 64 if half else 32), 64 if half else 32, 4, 3 if half else 2)
+
+
+def dh_signs(call: Call) -> Tile:
+    """As :func:`dh`, where the depth is that of the dynamic weights."""
+    return _tile(call, call.pixels, call.rank, call.rank, 128)
+
+
+def dweight_signs(call: Call) -> Tile:
+    """Values of the patch × values of h; the depth is that of the dynamic weights."""
+    return _tile(call, call.patch * PROGRAMS, call.rank, call.rank, 128)
 
 
 def patches(call: Call) -> tuple[int, int]:

@@ -1,15 +1,9 @@
-// Dynamic alignment units on the CPU, as Python calls them: arguments are checked, then the kernels are
-// started.
+// Dynamic alignment units on the CPU, as Python calls them.
 #pragma once
 
-#include <tuple>
-
-#include "dynamic_alignment/tensors.h"
+#include "dynamic_alignment/glue/arguments.h"
 
 namespace bcos::dynamic_alignment::glue {
-
-using Forward = std::tuple<at::Tensor, at::Tensor, at::Tensor>;  // y, norm, l
-using Backward = std::tuple<OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>;
 
 // x [N, C, H, W], h [N, R, OH, OW], weight [P*O, R], bias [P*O] -> y, norm, l; l is empty with detach.
 Forward forward(const at::Tensor& x, const at::Tensor& h, const at::Tensor& weight,

@@ -8,16 +8,17 @@
 #include <vector>
 
 #include "common/checks.h"
+#include "common/layout.h"
 
 namespace bcos::norm::cpu {
 
 // Whether the channels of a position lie side by side.
 inline bool is_channels_last(const at::Tensor& t) {
-  return t.dim() == 2 || (!t.is_contiguous() && t.movedim(1, -1).is_contiguous());
+  return t.dim() == 2 || (!t.is_contiguous() && lies_in_rows(t));
 }
 
 inline at::Tensor as_channels_last(const at::Tensor& t) {
-  return t.movedim(1, -1).contiguous().movedim(-1, 1);
+  return lies_in_rows(t) ? t : t.movedim(1, -1).contiguous().movedim(-1, 1);
 }
 
 // t in memory of one of the two forms, copied if it is of neither.

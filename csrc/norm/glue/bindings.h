@@ -3,6 +3,7 @@
 
 #include <torch/csrc/utils/pybind.h>
 
+#include "common/autograd/python.h"
 #include "norm/glue/norm.h"
 
 namespace bcos::norm::glue {
@@ -21,6 +22,9 @@ inline void bind(pybind11::module_ m) {
       .def_readonly("eps", &Spec::eps)
       .def_readonly("out_dtype", &Spec::out_dtype);
 
+  m.def("norm_kernels", [](const Spec& spec, bool detached, py::function by_operators) {
+    return kept(kernels(spec, detached), std::move(by_operators));
+  });
   m.def("norm_forward", &forward, unlocked(), "x"_a, "weight"_a, "bias"_a, "mean"_a, "var"_a, "spec"_a);
   m.def("norm_backward", &backward, unlocked(), "grad"_a, "x"_a, "weight"_a, "mean"_a, "var"_a,
         "saved_mean"_a, "saved_var"_a, "dvar"_a, "spec"_a, "frozen"_a, "needs"_a, "as_map"_a);

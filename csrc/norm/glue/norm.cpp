@@ -31,6 +31,24 @@ Backward backward(const at::Tensor& grad, const at::Tensor& x, const OptionalTen
   return pack(cpu::backward(call, saved, make_needs(call, needs, as_map)));
 }
 
+Kernels kernels(const Spec& spec, bool detached) {
+  const auto forwards = [spec](const Tensors& in) {
+    const auto [y, mean, var] = forward(in[0], given(in[1]), given(in[2]), given(in[3]), given(in[4]), spec);
+    return Tensors{y, mean, var};
+  };
+  const auto backwards = [spec, detached](const at::Tensor& grad, const Tensors& in, const Tensors& saved,
+                                          const std::vector<bool>& needs, const at::Tensor&) {
+    const auto [dx, dweight, dbias] =
+        backward(grad, in[0], given(in[1]), given(in[3]), given(in[4]), saved[1], saved[2], std::nullopt,
+                 spec, detached, {needs[0], needs[1], needs[2]}, false);
+    auto gradients = or_undefined(dx, dweight, dbias, OptionalTensor(), OptionalTensor());
+    for (size_t i : {1, 2})
+      if (gradients[i].defined()) gradients[i] = gradients[i].to(in[i].scalar_type());
+    return gradients;
+  };
+  return {forwards, backwards, {}, 5, 3, false};
+}
+
 SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor& x,
                    const OptionalTensor& weight, const OptionalTensor& mean, const OptionalTensor& var,
                    const at::Tensor& saved_mean, const at::Tensor& saved_var, const Spec& spec,

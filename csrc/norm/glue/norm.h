@@ -1,6 +1,7 @@
 // The norm on the CPU, as Python calls it.
 #pragma once
 
+#include "common/autograd/recorded.h"
 #include "norm/glue/arguments.h"
 
 namespace bcos::norm::glue {
@@ -16,6 +17,9 @@ Backward backward(const at::Tensor& grad, const at::Tensor& x, const OptionalTen
                   const OptionalTensor& mean, const OptionalTensor& var, const at::Tensor& saved_mean,
                   const at::Tensor& saved_var, const OptionalTensor& dvar, const Spec& spec, bool frozen,
                   const std::vector<bool>& needs, bool as_map);
+
+// Both directions as autograd's graph uses them. `detached`: the variance is a constant of every derivative.
+Kernels kernels(const Spec& spec, bool detached);
 
 // The gradients of <v, dx>, where dx is what a frozen backward returns for x -> those of grad, weight and
 // var, which a backward takes as dvar. `needs` is for weight and var.

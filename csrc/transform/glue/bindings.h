@@ -3,6 +3,7 @@
 
 #include <torch/csrc/utils/pybind.h>
 
+#include "common/autograd/python.h"
 #include "transform/glue/transform.h"
 
 namespace bcos::transform::glue {
@@ -48,6 +49,10 @@ inline void bind(pybind11::module_ m) {
         "winner"_a, "dn"_a, "dl"_a, "map"_a, "spec"_a, "frozen"_a, "needs"_a);
   m.def("transform_second", &second, unlocked(), "v"_a, "grad"_a, "x"_a, "weight"_a, "y"_a, "n"_a, "l"_a,
         "winner"_a, "spec"_a, "frozen"_a, "detached"_a, "needs"_a);
+  m.def("transform_kernels",
+        [](const Spec& spec, bool saves_output, bool detached, py::function by_operators) {
+          return kept(kernels(spec, saves_output, detached), std::move(by_operators));
+        });
   m.def("patch_norm", &patch_norm, unlocked(), "x"_a, "kernel"_a, "spec"_a);
   m.def("weight_norm", &weight_norm, unlocked(), "weight"_a);
 }

@@ -11,14 +11,17 @@ namespace {
 
 const Takes kCpu{c10::kCPU, {at::kFloat, at::kDouble, at::kBFloat16}};
 
+Outputs outputs_of(const Inputs& inputs, const Spec& spec) {
+  const PlainAten guard;
+  const auto call = make_call(kCpu, spec, inputs);
+  return spec.linear ? cpu::linear(call, inputs) : cpu::convolution(call, inputs);
+}
+
 }  // namespace
 
 Forward forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
                 const OptionalTensor& b, const Spec& spec) {
-  const PlainAten guard;
-  const Inputs inputs{x, weight, bias, b};
-  const auto call = make_call(kCpu, spec, inputs);
-  return pack(spec.linear ? cpu::linear(call, inputs) : cpu::convolution(call, inputs), x);
+  return pack(outputs_of({x, weight, bias, b}, spec), x);
 }
 
 Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
@@ -53,6 +56,21 @@ SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor
   const SecondNeeds wanted{needs[0], needs[1], detached};
   return pack(spec.linear ? cpu::linear_second(call, saved, v, wanted)
                           : cpu::convolution_second(call, saved, v, wanted));
+}
+
+Kernels kernels(const Spec& spec, bool saves_output, bool detached) {
+  const auto forwards = [spec](const Tensors& in) {
+    const auto out = outputs_of({in[0], in[1], given(in[2]), given(in[3])}, spec);
+    return Tensors{out.y, out.n, out.l, out.winner};
+  };
+  const auto backwards = [spec, detached](const at::Tensor& grad, const Tensors& in, const Tensors& saved,
+                                          const std::vector<bool>& needs, const at::Tensor& map) {
+    const auto [dx, dweight, dbias, db] =
+        backward(grad, in[0], in[1], given(in[3]), given(saved[0]), saved[1], saved[2], saved[3],
+                 std::nullopt, std::nullopt, given(map), spec, detached, needs);
+    return or_undefined(dx, dweight, dbias, db);
+  };
+  return {forwards, backwards, {}, 4, 1, saves_output};
 }
 
 at::Tensor patch_norm(const at::Tensor& x, const Ints& kernel, const Spec& spec) {

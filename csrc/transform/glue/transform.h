@@ -1,6 +1,7 @@
 // The transform on the CPU, as Python calls it: a linear layer or a convolution, as the spec says.
 #pragma once
 
+#include "common/autograd/recorded.h"
 #include "transform/glue/arguments.h"
 
 namespace bcos::transform::glue {
@@ -23,6 +24,9 @@ SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor
                    const OptionalTensor& y, const at::Tensor& n, const at::Tensor& l,
                    const at::Tensor& winner, const Spec& spec, bool frozen, bool detached,
                    const std::vector<bool>& needs);
+
+// Both directions as autograd's graph uses them; `detached` as above.
+Kernels kernels(const Spec& spec, bool saves_output, bool detached);
 
 // The norm of every patch: x [N, C, H, W], kernel (kh, kw) -> n [N, G, OH, OW].
 at::Tensor patch_norm(const at::Tensor& x, const Ints& kernel, const Spec& spec);

@@ -1,5 +1,6 @@
 // The submodule bcos_kernels._C.cuda on the emulator, as a module of its own.
 #include "common/cuda/bindings.h"
+#include "dynamic_alignment/glue/cuda/bindings.h"
 #include "norm/glue/cuda/bindings.h"
 #include "transform/glue/cuda/bindings.h"
 
@@ -31,6 +32,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   bcos::cuda::bind(m);
   bcos::norm::glue::cuda::bind(m);
   bcos::transform::glue::cuda::bind(m);
+  bcos::dynamic_alignment::glue::cuda::bind(m);
   m.def("register_twice", &register_twice);
   m.def("set_capturing", [](bool now) { bcos::cuda::capturing = now; });
 }

@@ -4,6 +4,8 @@
 #include <ATen/ops/empty_like.h>
 #include <c10/util/StringUtil.h>
 
+#include "common/layout.h"
+
 namespace bcos::norm::glue::cuda {
 namespace {
 
@@ -13,7 +15,7 @@ at::Tensor rows_of(const at::Tensor& t) {
 }
 
 bool lies_in(bool planes, const at::Tensor& t) {
-  return planes ? t.is_contiguous() : rows_of(t).is_contiguous();
+  return planes ? t.is_contiguous() : lies_in_rows(t);
 }
 
 kernels::Shape with_splits(kernels::Shape shape, kernels::Dtype dtype) {

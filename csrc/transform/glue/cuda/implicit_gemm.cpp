@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "transform/glue/cuda/norm.h"
+#include "transform/glue/cuda/patch_norm.h"
 #include "transform/glue/cuda/products.h"
 #include "transform/glue/cuda/scale.h"
 

@@ -6,7 +6,7 @@
 #include <ATen/ops/sum.h>
 
 #include "transform/glue/cuda/candidate.h"
-#include "transform/glue/cuda/norm.h"
+#include "transform/glue/cuda/patch_norm.h"
 #include "transform/glue/cuda/scale.h"
 #include "transform/glue/cuda/vendor.h"
 

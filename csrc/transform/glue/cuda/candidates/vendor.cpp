@@ -3,7 +3,7 @@
 
 #include <ATen/ops/sum.h>
 
-#include "transform/glue/cuda/norm.h"
+#include "transform/glue/cuda/patch_norm.h"
 #include "transform/glue/cuda/scale.h"
 
 namespace bcos::transform::glue::cuda {

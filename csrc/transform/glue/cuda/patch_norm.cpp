@@ -1,4 +1,4 @@
-#include "transform/glue/cuda/norm.h"
+#include "transform/glue/cuda/patch_norm.h"
 
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/ones.h>

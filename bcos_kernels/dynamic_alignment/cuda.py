@@ -1,0 +1,47 @@
+"""The CUDA kernels for GPU tensors (``csrc/dynamic_alignment/cuda``): fp32, fp16 and bf16, for sm_80 and later."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core.candidate import Backend, Candidate
+from ..gpu import cuda
+from . import traffic
+from .call import Call
+from .spec import Inputs, Outputs
+from .unserved import takes_rows, unserved
+
+__all__ = ["BACKEND", "CANDIDATES", "TILE", "why_not"]
+
+TILE = 2**25
+"""The gradients of dynamic weights in memory at once: 128 MiB, which are fp32."""
+
+
+def why_not(call: Call) -> list[str]:
+    """The reasons why the CUDA kernels do not serve ``call``; empty where they do."""
+    return cuda.unavailable(call.device) + unserved(call)
+
+
+def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
+    """The outputs; y is in x's memory format."""
+    return cuda.kernels.dynamic_alignment_forward(*inputs, call.spec.native, call.now().tf32)
+
+
+def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: None, frozen: bool, needs) -> tuple:
+    """The gradients of the inputs; one not needed is None. Those of frozen dynamic weights are zeros.
+
+    Several gradients of every image, ``[T·N, ...]``, are rows of the dynamic linear map: see ``Candidate.takes_rows``.
+    """
+    asked = [need and not (frozen and i) for i, need in enumerate(needs)]
+    found = cuda.kernels.dynamic_alignment_backward(
+        grad, *inputs, saved.norm, saved.l, call.spec.native, asked, call.now().tf32, TILE
+    )
+    return tuple(
+        torch.zeros_like(t) if need and g is None and t is not None else g
+        for g, t, need in zip(found, inputs, needs, strict=True)
+    )
+
+
+BACKEND = Backend("cuda", why_not, interchangeable=True)
+CANDIDATES = (Candidate("cuda", "kernels", forward, backward, cost=traffic.cuda_cost, takes_rows=takes_rows),)

@@ -1,0 +1,72 @@
+// What Python gives the calls of autograd's graph, and gets from them.
+#pragma once
+
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "common/autograd/key.h"
+#include "common/autograd/recorded.h"
+
+namespace bcos {
+
+using OptionalTensors = std::vector<std::optional<at::Tensor>>;
+
+inline OptionalTensors to_optional(const Tensors& tensors) {
+  OptionalTensors found;
+  for (const auto& t : tensors) found.push_back(given(t));
+  return found;
+}
+
+inline Tensors from_optional(const OptionalTensors& tensors) {
+  Tensors found;
+  for (const auto& t : tensors) found.push_back(t.value_or(at::Tensor()));
+  return found;
+}
+
+// A backward that is a function of Python: (grad, inputs, saved, needs, map) -> gradients. The function is
+// kept for good.
+inline Kernels::Backward backward_in_python(pybind11::function backward) {
+  return [function = backward.release()](const at::Tensor& grad, const Tensors& inputs, const Tensors& saved,
+                                         const std::vector<bool>& needs, const at::Tensor& map) {
+    const pybind11::gil_scoped_acquire locked;
+    const auto found = function(grad, to_optional(inputs), to_optional(saved), needs, given(map));
+    return from_optional(found.cast<OptionalTensors>());
+  };
+}
+
+// The kernels as an object of Python. They are never freed, because graphs hold them without owning them;
+// there are as many as there are ops with different options.
+inline Kernels* kept(Kernels kernels, pybind11::function by_operators) {
+  kernels.by_operators = backward_in_python(std::move(by_operators));
+  return new Kernels(std::move(kernels));
+}
+
+// Kernels that functions of Python start.
+inline Kernels* started_by_python(pybind11::function forward, pybind11::function backward,
+                                  pybind11::function by_operators, size_t inputs, size_t returned,
+                                  bool saves_output) {
+  const auto forwards = [function = forward.release()](const Tensors& given_inputs) {
+    const pybind11::gil_scoped_acquire locked;
+    return function(to_optional(given_inputs)).cast<Tensors>();
+  };
+  return kept({forwards, backward_in_python(std::move(backward)), {}, inputs, returned, saves_output},
+              std::move(by_operators));
+}
+
+inline void bind_calls(pybind11::module_ m) {
+  namespace py = pybind11;
+  using namespace py::literals;
+  py::class_<Kernels, std::unique_ptr<Kernels, py::nodelete>>(
+      m, "Kernels", "How calls of an op with the same options are served without a step through Python.")
+      .def("__call__",
+           torch::wrap_pybind_function_no_gil([](const Kernels& kernels, const OptionalTensors& inputs) {
+             return call(kernels, from_optional(inputs));
+           }));
+  m.def("kernels_started_by_python", &started_by_python, "forward"_a, "backward"_a, "by_operators"_a,
+        "inputs"_a, "returned"_a, "saves_output"_a);
+  m.def("key_of", &key_of);
+  m.def("maker_of", &maker_of, py::return_value_policy::reference, "y"_a);
+  m.def("leave", &leave, "y"_a, "grad"_a, "map"_a, "message"_a);
+}
+
+}  // namespace bcos
