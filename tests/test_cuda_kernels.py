@@ -33,7 +33,7 @@ STRICT += [
 PLANTS = {
     1: ("missing barrier", "another thread"),
     2: ("wait off by one", "another thread"),
-    3: ("missing row guard", "null pointer"),
+    3: ("missing row guard", "null pointer|FAILED"),
     4: ("missing column guard", "heap-buffer-overflow"),
     5: ("wrong stage", "another thread"),
     6: ("unreduced lane", "FAILED"),
@@ -41,7 +41,7 @@ PLANTS = {
     8: ("whole chunk", "misaligned"),
     9: ("missing block", "FAILED"),
 }
-"""Number of a bug in ``cuda_emulation/common/cuda/intrinsics.cuh``: what it is, and how it shows."""
+"""Number of a bug in ``cuda_emulation/common/cuda/intrinsics.cuh``: what it is, and a pattern of how it shows."""
 
 MOST_INSTRUCTIONS = {"fwd": (3.0, 4.3, 8.3), "dgrad": (3.7, 4.4, 11.0), "wgrad": (4.1, 6.5, 17.5)}
 """Product: the most instructions that a round of its main loop takes for each product on a tensor core, in tiles of
@@ -73,7 +73,7 @@ if GXX and HEADERS:
         """By the program of the implicit product's backward, which uses everything that can be broken."""
         done = run("implicit_gemm_bwd", plant)
         assert done.returncode != 0, f"{PLANTS[plant][0]} went unnoticed"
-        assert PLANTS[plant][1] in done.stdout, done.stdout[-4000:]
+        assert re.search(PLANTS[plant][1], done.stdout), done.stdout[-4000:]
 
     USED = [("norm", plant) for plant in (1, 4, 6, 9)] + [("alignment", plant) for plant in (1, 2, 3, 5, 9)]
 
@@ -84,7 +84,7 @@ if GXX and HEADERS:
         """Those of what an op uses: of norms barriers, guards, sums over lanes and grids; of units a ring of copies."""
         done = run(name, plant)
         assert done.returncode != 0, f"{PLANTS[plant][0]} went unnoticed"
-        assert PLANTS[plant][1] in done.stdout, done.stdout[-4000:]
+        assert re.search(PLANTS[plant][1], done.stdout), done.stdout[-4000:]
 
     def test_every_planted_bug_is_tried():
         listed = re.search(

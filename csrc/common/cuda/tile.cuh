@@ -1,5 +1,5 @@
 // A block's share of a matrix product, C[BM, BN] = A[BM, k] B[k, BN]: a ring
-// of stages in shared memory that a loader fills, and warps that multiply what
+// of stages in shared memory that a loader fills unit by unit, and warps that multiply what
 // has landed. T is the operands' type; fp32 is multiplied exactly, or as Tf32.
 #pragma once
 
@@ -15,7 +15,7 @@ enum class RowSum { None, Plain, Squares };
 // a block are not multiplied.
 enum class Diagonal { None, B, C };
 
-// Where the values of an operand lie within its part of a stage. A stage holds rows of chunks of 16 bytes,
+// Where the values of an operand lie within its part of a unit. A unit holds rows of chunks of 16 bytes,
 // which are permuted so that a warp's accesses take all banks of shared memory: those to one chunk of eight
 // rows (two chunks of four rows for fp32 that is not K_MAJOR), and those to eight chunks of one row. With
 // K_MAJOR a row belongs to an index of C and runs along k; without it a row belongs to a k and runs along the
@@ -60,10 +60,12 @@ struct Tile {
   static constexpr int MI = BM / WARPS_M / 16, NI = BN / WARPS_N / 8;
   static constexpr int kCopies = BM * 4 / kThreads;  // 16-byte chunks of an operand to a thread
   static constexpr bool kPacked = DIAGONAL != Diagonal::None;
+  static constexpr bool kExact = sizeof(T) == 4 && !TF32;         // takes no tensor core
+  static constexpr int UNROLLED = kPacked || kExact ? 1 : UNITS;  // long units are compiled once
   // The values of a pack for each row and group lie between C and the end of the ring; those of neighbouring
   // rows lie in different banks.
   static constexpr int kGroups = BM * kRow * 4, kGroupRow = 33;
-  // A pack has at most two stages of k, and a sum for each 4-byte word of a row of A.
+  // A pack has at most two units of k, and a sum for each 4-byte word of a row of A.
   static constexpr bool kWordSums = DIAGONAL == Diagonal::B && SUM == RowSum::Squares;
   static constexpr int kParts = kWordSums ? 8 : 1;
   static_assert(BM == BN && MI == WARPS_N && NI % 2 == 0 && (sizeof(T) == 4 || !TF32));
@@ -83,7 +85,7 @@ struct Tile {
   }
   __device__ static int column_of(int j) { return warp_n() * NI * 8 + j * 8 + lane() % 4 * 2; }
 
-  // Finds which parts hold anything of a block: of half a stage of k x 16 columns (Diagonal::B), or of the
+  // Finds which parts hold anything of a block: of half a unit of k x 16 columns (Diagonal::B), or of the
   // warp's rows x 16 columns (Diagonal::C). A group has `width` columns, and `depth` k or rows.
   __device__ __forceinline__ void mark_diagonal(int pack, int width, int depth) {
     constexpr bool OF_B = DIAGONAL == Diagonal::B;
@@ -109,7 +111,7 @@ struct Tile {
     find_lanes();
     if (SUM == RowSum::None)
       multiply_all(loader, units, false);
-    else if (!Loader::kDirect)  // long loops are compiled once alone
+    else if (kExact || !Loader::kDirect)  // long loops are compiled once alone
       multiply_all(loader, units, with_sums);
     else if (with_sums)
       multiply_all(loader, units, true);
@@ -122,7 +124,6 @@ struct Tile {
   // A step takes two units, so that there is one barrier for both; the ring is filled first.
   template <typename Loader>
   __device__ __forceinline__ void multiply_all(Loader& loader, int units, bool with_sums) {
-    constexpr int UNROLLED = kPacked ? 1 : UNITS;  // long units are compiled once
     for (int step = 1 - STAGES; step * UNITS < units; ++step) {
       wait_for_copies<STAGES - 2>();
       barrier();
@@ -145,7 +146,7 @@ struct Tile {
     }
   }
 
-  // Whether columns 8 j and 8 (j + 1) hold anything of a block in this half of a stage.
+  // Whether columns 8 j and 8 (j + 1) hold anything of a block in this half of a unit.
   __device__ static bool meets(uint32_t marks, int half, int j) {
     const int part = DIAGONAL == Diagonal::B ? half : 0;
     return !kPacked || (marks >> (part * (NI / 2) + j / 2) & 1) != 0;
@@ -154,7 +155,7 @@ struct Tile {
   // `of_pack`: which unit of a pack's k it is.
   __device__ __forceinline__ void multiply_unit(uint32_t unit, bool with_sums, int of_pack) {
     const uint32_t marks = diagonal >> (of_pack * NI);
-    if constexpr (sizeof(T) == 4 && !TF32) {
+    if constexpr (kExact) {
       multiply_exactly(unit, unit + A::kBytes, with_sums, of_pack, marks);
     } else {
 #pragma unroll
@@ -237,11 +238,11 @@ struct Tile {
   // Part (of_pack, half, r / 2) of the words is the lane's own: word 4 part + lane % 4.
   __device__ __forceinline__ void add_fragment(const uint32_t (&a)[4], int of_pack, int half) {
 #pragma unroll
-    for (int stage = 0; stage < (kWordSums ? 2 : 1); ++stage) {
-      if (kWordSums && stage != of_pack) continue;
+    for (int unit = 0; unit < (kWordSums ? 2 : 1); ++unit) {
+      if (kWordSums && unit != of_pack) continue;
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        float& sum = sums[kWordSums ? stage * 4 + half * 2 + r / 2 : 0][r & 1];
+        float& sum = sums[kWordSums ? unit * 4 + half * 2 + r / 2 : 0][r & 1];
         if constexpr (TF32) {
           sum += term(as_float(a[r]));
         } else {
@@ -258,20 +259,20 @@ struct Tile {
       sums[0][h] += term(a.x) + term(a.y) + (term(a.z) + term(a.w));
     } else if (k / 4 == lane() % 4) {
 #pragma unroll
-      for (int stage = 0; stage < 2; ++stage) {
-        if (stage != of_pack) continue;
-        sums[stage * 4][h] += term(a.x);
-        sums[stage * 4 + 1][h] += term(a.y);
-        sums[stage * 4 + 2][h] += term(a.z);
-        sums[stage * 4 + 3][h] += term(a.w);
+      for (int unit = 0; unit < 2; ++unit) {
+        if (unit != of_pack) continue;
+        sums[unit * 4][h] += term(a.x);
+        sums[unit * 4 + 1][h] += term(a.y);
+        sums[unit * 4 + 2][h] += term(a.z);
+        sums[unit * 4 + 3][h] += term(a.w);
       }
     }
   }
 
   // Whether an operand is read as matrices, of which a lane's address is then the same in each unit but for
   // the unit's own: with K_MAJOR in each half of k, else in each 16 rows or columns of the warp.
-  static constexpr bool kAMatrices = (sizeof(T) == 2 || TF32) && (A_K_MAJOR || !TF32);
-  static constexpr bool kBMatrices = (sizeof(T) == 2 || TF32) && (B_K_MAJOR || !TF32);
+  static constexpr bool kAMatrices = !kExact && (A_K_MAJOR || !TF32);
+  static constexpr bool kBMatrices = !kExact && (B_K_MAJOR || !TF32);
 
   __device__ __forceinline__ void find_lanes() {
     const int row = warp_m() * MI * 16, column = warp_n() * NI * 8, l = lane();
@@ -320,7 +321,7 @@ struct Tile {
 
   // Leaves the sums of A's rows at kSums + 4 row; a barrier follows.
   __device__ __forceinline__ void share_sums() {
-    constexpr bool spread = sizeof(T) == 2 || TF32;  // over the four lanes of a row
+    constexpr bool spread = !kExact;  // over the four lanes of a row
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const float sum = spread ? lane_sum(sums[0][h], 4) : sums[0][h];
@@ -336,8 +337,7 @@ struct Tile {
     for (int part = 0; part < kParts; ++part)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const int word =
-            sizeof(T) == 2 || TF32 ? part * 4 + lane() % 4 : part / 4 * 16 + lane() % 4 * 4 + part % 4;
+        const int word = !kExact ? part * 4 + lane() % 4 : part / 4 * 16 + lane() % 4 * 4 + part % 4;
         shared_store(group_at(row_of(warp_n(), h), word), sums[part][h]);
       }
     barrier();
