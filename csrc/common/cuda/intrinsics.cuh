@@ -29,7 +29,7 @@ __device__ __forceinline__ bool within(int index, int limit) {
 // The slot of a ring of STAGES that a step takes.
 template <int STAGES>
 __device__ __forceinline__ int stage_of(int step) {
-  return step % STAGES;
+  return unsigned(step) % STAGES;
 }
 
 __device__ __forceinline__ uint8_t* shared_bytes() {
@@ -37,8 +37,20 @@ __device__ __forceinline__ uint8_t* shared_bytes() {
   return bytes;
 }
 
+// The address that copies and loads of matrices take, of a byte of shared memory.
 __device__ __forceinline__ uint32_t shared_address(uint32_t at) {
   return uint32_t(__cvta_generic_to_shared(shared_bytes())) + at;
+}
+
+// The value itself, which stays in a register: the compiler would form it anew in every round of a loop.
+__device__ __forceinline__ uint32_t kept(uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+template <typename T>
+__device__ __forceinline__ const T* kept(const T* pointer) {
+  asm volatile("" : "+l"(pointer));
+  return pointer;
 }
 
 template <typename V>
@@ -51,17 +63,16 @@ __device__ __forceinline__ void shared_store(uint32_t at, V value) {
   *reinterpret_cast<V*>(shared_bytes() + at) = value;
 }
 
-// 16, 8 or 4 bytes to shared memory, zeros where not inside (then `from` is not read). Lands at
-// wait_for_copies.
+// 16, 8 or 4 bytes to a shared address, zeros where not inside (then `from` is not read and may point
+// anywhere). Lands at wait_for_copies.
 template <int BYTES = 16>
-__device__ __forceinline__ void copy_async(uint32_t at, const void* from, bool inside) {
+__device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool inside) {
   if constexpr (BYTES == 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(at)), "l"(from),
-                 "r"(inside ? 16 : 0)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(inside ? 16 : 0)
                  : "memory");
   else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(shared_address(at)), "l"(from),
-                 "n"(BYTES), "r"(inside ? BYTES : 0)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(to), "l"(from), "n"(BYTES),
+                 "r"(inside ? BYTES : 0)
                  : "memory");
 }
 
@@ -76,19 +87,19 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(PENDING) : "memory");
 }
 
-// Four matrices of 8 rows x 16 bytes; lane i names row i % 8 of matrix i / 8. With TRANSPOSED a lane holds
-// two neighbours of a column instead of a row (16-bit types).
+// Four matrices of 8 rows x 16 bytes; lane i gives the shared address of row i % 8 of matrix i / 8. With
+// TRANSPOSED a lane holds two neighbours of a column instead of a row (16-bit types).
 template <bool TRANSPOSED>
-__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t at) {
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t from) {
   if constexpr (TRANSPOSED)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(at))
+                 : "r"(from)
                  : "memory");
   else
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(at))
+                 : "r"(from)
                  : "memory");
 }
 

@@ -1,5 +1,5 @@
 // A block's share of a matrix product, C[BM, BN] = A[BM, k] B[k, BN]: a ring
-// of stages in shared memory that a loader fills, and warps that multiply what
+// of stages in shared memory that a loader fills unit by unit, and warps that multiply what
 // has landed. T is the operands' type; fp32 is multiplied exactly, or as Tf32.
 #pragma once
 
@@ -15,14 +15,14 @@ enum class RowSum { None, Plain, Squares };
 // a block are not multiplied.
 enum class Diagonal { None, B, C };
 
-// Where the values of an operand lie within its part of a stage. A stage holds rows of chunks of 16 bytes,
+// Where the values of an operand lie within its part of a unit. A unit holds rows of chunks of 16 bytes,
 // which are permuted so that a warp's accesses take all banks of shared memory: those to one chunk of eight
 // rows (two chunks of four rows for fp32 that is not K_MAJOR), and those to eight chunks of one row. With
 // K_MAJOR a row belongs to an index of C and runs along k; without it a row belongs to a k and runs along the
 // indices of C.
 template <typename T, int SIZE, bool K_MAJOR>
 struct Operand {
-  static constexpr int kDepth = 64 / int(sizeof(T));               // values of k in a stage
+  static constexpr int kDepth = 64 / int(sizeof(T));               // values of k in a unit
   static constexpr int kChunks = K_MAJOR ? 4 : SIZE / kVector<T>;  // of a row
   static constexpr int kBytes = SIZE * 64;
 
@@ -52,17 +52,20 @@ struct Tile {
   static constexpr int BM = BM_, BN = BN_, STAGES = STAGES_, kThreads = WARPS_M * WARPS_N * 32;
   using A = Operand<T, BM, A_K_MAJOR>;
   using B = Operand<T, BN, B_K_MAJOR>;
-  static constexpr int BK = A::kDepth, kStage = A::kBytes + B::kBytes;
+  static constexpr int UNITS = 2;  // of a stage; a unit has BK values of k
+  static constexpr int BK = A::kDepth, kUnit = A::kBytes + B::kBytes, kStage = UNITS * kUnit;
   static constexpr int kRow = BN + 8;  // fp32 of a row of C in shared memory: other banks for the next row
   static constexpr int kSums = STAGES * kStage > BM * kRow * 4 ? STAGES * kStage : BM * kRow * 4;
   static constexpr int kShared = kSums + BM * 4;  // a ring, then C in its place; and a value for each row
   static constexpr int MI = BM / WARPS_M / 16, NI = BN / WARPS_N / 8;
   static constexpr int kCopies = BM * 4 / kThreads;  // 16-byte chunks of an operand to a thread
   static constexpr bool kPacked = DIAGONAL != Diagonal::None;
+  static constexpr bool kExact = sizeof(T) == 4 && !TF32;         // takes no tensor core
+  static constexpr int UNROLLED = kPacked || kExact ? 1 : UNITS;  // long units are compiled once
   // The values of a pack for each row and group lie between C and the end of the ring; those of neighbouring
   // rows lie in different banks.
   static constexpr int kGroups = BM * kRow * 4, kGroupRow = 33;
-  // A pack has at most two stages of k, and a sum for each 4-byte word of a row of A.
+  // A pack has at most two units of k, and a sum for each 4-byte word of a row of A.
   static constexpr bool kWordSums = DIAGONAL == Diagonal::B && SUM == RowSum::Squares;
   static constexpr int kParts = kWordSums ? 8 : 1;
   static_assert(BM == BN && MI == WARPS_N && NI % 2 == 0 && (sizeof(T) == 4 || !TF32));
@@ -70,8 +73,9 @@ struct Tile {
 
   float c[MI][NI][4] = {};
   float sums[kParts][2] = {};  // of rows g and g + 8 of the warp's own fragment, the warp_n-th
-  uint32_t diagonal = 0;       // a bit for each part of the warp's blocks; see mark_diagonal
-  int stages_of_pack = 1;      // stages that a pack's k take: 1 or 2
+  uint32_t a_lane[A_K_MAJOR ? 2 : MI], b_lane[B_K_MAJOR ? 2 : NI / 2];  // see find_lanes
+  uint32_t diagonal = 0;  // a bit for each part of the warp's blocks; see mark_diagonal
+  int units_of_pack = 1;  // units that a pack's k take: 1 or 2
 
   __device__ static int warp_m() { return threadIdx.x / 32 / WARPS_N; }
   __device__ static int warp_n() { return threadIdx.x / 32 % WARPS_N; }
@@ -81,13 +85,13 @@ struct Tile {
   }
   __device__ static int column_of(int j) { return warp_n() * NI * 8 + j * 8 + lane() % 4 * 2; }
 
-  // Finds which parts hold anything of a block: of half a stage of k x 16 columns (Diagonal::B), or of the
+  // Finds which parts hold anything of a block: of half a unit of k x 16 columns (Diagonal::B), or of the
   // warp's rows x 16 columns (Diagonal::C). A group has `width` columns, and `depth` k or rows.
   __device__ __forceinline__ void mark_diagonal(int pack, int width, int depth) {
     constexpr bool OF_B = DIAGONAL == Diagonal::B;
     constexpr int PARTS = OF_B ? 4 : 1, SIZE = OF_B ? BK / 2 : MI * 16;
     const int first = OF_B ? 0 : warp_m() * SIZE, column0 = warp_n() * NI * 8;
-    if (OF_B) stages_of_pack = pack * depth > BK ? 2 : 1;
+    if (OF_B) units_of_pack = pack * depth > BK ? 2 : 1;
 #pragma unroll
     for (int pair = 0; pair < NI / 2; ++pair) {
       const int low = (column0 + pair * 16) / width, high = (column0 + pair * 16 + 15) / width;
@@ -99,43 +103,68 @@ struct Tile {
     }
   }
 
-  // Multiplies all steps. The loader's start(stage) begins to fetch the next step, of which finish(stage)
-  // leaves in shared memory what was fetched to registers; `with_sums` asks for SUM.
+  // Multiplies all units of k. The loader's start(unit) begins to fetch the next one to that place in shared
+  // memory, where finish(unit) leaves what was fetched to registers; a loader that is kDirect copies all.
+  // `with_sums` asks for SUM.
   template <typename Loader>
-  __device__ __forceinline__ void multiply(Loader& loader, int steps, bool with_sums) {
-    for (int step = 1 - STAGES; step < steps; ++step) {  // the ring is filled first
-      wait_for_copies<STAGES - 2>();
-      barrier();
-      const bool more = step + STAGES - 1 < steps;
-      const uint32_t filled = stage_of<STAGES>(step + STAGES - 1) * kStage;
-      if (more) loader.start(filled);
-      commit_copies();
-      if (step >= 0) multiply_stage(step % STAGES * kStage, with_sums, step & (stages_of_pack - 1));
-      if (more) loader.finish(filled);
-    }
+  __device__ __forceinline__ void multiply(Loader& loader, int units, bool with_sums) {
+    find_lanes();
+    if (SUM == RowSum::None)
+      multiply_all(loader, units, false);
+    else if (kExact || !Loader::kDirect)  // long loops are compiled once alone
+      multiply_all(loader, units, with_sums);
+    else if (with_sums)
+      multiply_all(loader, units, true);
+    else
+      multiply_all(loader, units, false);
     wait_for_copies<0>();
     barrier();
   }
 
-  // Whether columns 8 j and 8 (j + 1) hold anything of a block in this half of a stage.
+  // A step takes two units, so that there is one barrier for both; the ring is filled first.
+  template <typename Loader>
+  __device__ __forceinline__ void multiply_all(Loader& loader, int units, bool with_sums) {
+    for (int step = 1 - STAGES; step * UNITS < units; ++step) {
+      wait_for_copies<STAGES - 2>();
+      barrier();
+      const int unit = step * UNITS, next = unit + (STAGES - 1) * UNITS;
+      const uint32_t multiplied = unsigned(step) % STAGES * kStage;
+      const uint32_t filled = stage_of<STAGES>(step + STAGES - 1) * kStage;
+#pragma unroll UNROLLED
+      for (int i = 0; i < UNITS; ++i) {
+        if (Loader::kDirect && next + i < units) loader.start(filled + i * kUnit);
+      }
+#pragma unroll UNROLLED
+      for (int i = 0; i < UNITS; ++i) {
+        const bool more = !Loader::kDirect && next + i < units;
+        if (more) loader.start(filled + i * kUnit);
+        if (step >= 0 && (i == 0 || unit + i < units))
+          multiply_unit(multiplied + i * kUnit, with_sums, i & (units_of_pack - 1));
+        if (more) loader.finish(filled + i * kUnit);
+      }
+      commit_copies();
+    }
+  }
+
+  // Whether columns 8 j and 8 (j + 1) hold anything of a block in this half of a unit.
   __device__ static bool meets(uint32_t marks, int half, int j) {
     const int part = DIAGONAL == Diagonal::B ? half : 0;
     return !kPacked || (marks >> (part * (NI / 2) + j / 2) & 1) != 0;
   }
 
-  // `of_pack`: which stage of a pack's k it is.
-  __device__ __forceinline__ void multiply_stage(uint32_t a_base, bool with_sums, int of_pack) {
-    const uint32_t b_base = a_base + A::kBytes, marks = diagonal >> (of_pack * NI);
-    if constexpr (sizeof(T) == 4 && !TF32) {
-      multiply_exactly(a_base, b_base, with_sums, of_pack, marks);
+  // `of_pack`: which unit of a pack's k it is.
+  __device__ __forceinline__ void multiply_unit(uint32_t unit, bool with_sums, int of_pack) {
+    const uint32_t marks = diagonal >> (of_pack * NI);
+    if constexpr (kExact) {
+      multiply_exactly(unit, unit + A::kBytes, with_sums, of_pack, marks);
     } else {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         uint32_t a[MI][4], b[NI][2];
 #pragma unroll
-        for (int i = 0; i < MI; ++i) load_a(a[i], a_base, i, half);
+        for (int i = 0; i < MI; ++i) load_a(a[i], unit, i, half);
 #pragma unroll
-        for (int j = 0; j < NI && !kPacked; j += 2) load_b(b[j], b[j + 1], b_base, j, half);
+        for (int j = 0; j < NI && !kPacked; j += 2) load_b(b[j], b[j + 1], unit, j, half);
         if constexpr (SUM != RowSum::None) {
 #pragma unroll
           for (int i = 0; i < MI; ++i)
@@ -150,7 +179,7 @@ struct Tile {
 #pragma unroll
         for (int j = 0; j < NI; j += 2) {
           if (!meets(marks, half, j)) continue;
-          if constexpr (kPacked) load_b(b[j], b[j + 1], b_base, j, half);
+          if constexpr (kPacked) load_b(b[j], b[j + 1], unit, j, half);
           if constexpr (TF32) {
 #pragma unroll
             for (int r = 0; r < 4; ++r) b[j + r / 2][r % 2] = to_tf32(as_float(b[j + r / 2][r % 2]));
@@ -209,11 +238,11 @@ struct Tile {
   // Part (of_pack, half, r / 2) of the words is the lane's own: word 4 part + lane % 4.
   __device__ __forceinline__ void add_fragment(const uint32_t (&a)[4], int of_pack, int half) {
 #pragma unroll
-    for (int stage = 0; stage < (kWordSums ? 2 : 1); ++stage) {
-      if (kWordSums && stage != of_pack) continue;
+    for (int unit = 0; unit < (kWordSums ? 2 : 1); ++unit) {
+      if (kWordSums && unit != of_pack) continue;
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        float& sum = sums[kWordSums ? stage * 4 + half * 2 + r / 2 : 0][r & 1];
+        float& sum = sums[kWordSums ? unit * 4 + half * 2 + r / 2 : 0][r & 1];
         if constexpr (TF32) {
           sum += term(as_float(a[r]));
         } else {
@@ -230,50 +259,69 @@ struct Tile {
       sums[0][h] += term(a.x) + term(a.y) + (term(a.z) + term(a.w));
     } else if (k / 4 == lane() % 4) {
 #pragma unroll
-      for (int stage = 0; stage < 2; ++stage) {
-        if (stage != of_pack) continue;
-        sums[stage * 4][h] += term(a.x);
-        sums[stage * 4 + 1][h] += term(a.y);
-        sums[stage * 4 + 2][h] += term(a.z);
-        sums[stage * 4 + 3][h] += term(a.w);
+      for (int unit = 0; unit < 2; ++unit) {
+        if (unit != of_pack) continue;
+        sums[unit * 4][h] += term(a.x);
+        sums[unit * 4 + 1][h] += term(a.y);
+        sums[unit * 4 + 2][h] += term(a.z);
+        sums[unit * 4 + 3][h] += term(a.w);
       }
     }
   }
 
-  // Rows 16 i of the warp and half a stage of k, in the layout of multiply_add.
-  __device__ __forceinline__ void load_a(uint32_t (&a)[4], uint32_t base, int i, int half) {
+  // Whether an operand is read as matrices, of which a lane's address is then the same in each unit but for
+  // the unit's own: with K_MAJOR in each half of k, else in each 16 rows or columns of the warp.
+  static constexpr bool kAMatrices = !kExact && (A_K_MAJOR || !TF32);
+  static constexpr bool kBMatrices = !kExact && (B_K_MAJOR || !TF32);
+
+  __device__ __forceinline__ void find_lanes() {
+    const int row = warp_m() * MI * 16, column = warp_n() * NI * 8, l = lane();
+#pragma unroll
+    for (int e = 0; kAMatrices && e < (A_K_MAJOR ? 2 : MI); ++e)
+      a_lane[e] = kept(shared_address(A_K_MAJOR ? A::at(row + l % 16, e * 2 + l / 16)
+                                                : A::at(l % 8 + l / 16 * 8, row / 8 + e * 2 + l / 8 % 2)));
+#pragma unroll
+    for (int e = 0; kBMatrices && e < (B_K_MAJOR ? 2 : NI / 2); ++e)
+      b_lane[e] =
+          kept(shared_address(A::kBytes + (B_K_MAJOR ? B::at(column + l % 8 + l / 16 * 8, e * 2 + l / 8 % 2)
+                                                     : B::at(l % 16, column / 8 + e * 2 + l / 16))));
+  }
+
+  // Rows 16 i of the warp and half a unit of k, in the layout of multiply_add.
+  __device__ __forceinline__ void load_a(uint32_t (&a)[4], uint32_t unit, int i, int half) {
     const int row = warp_m() * MI * 16 + i * 16, l = lane();
-    if constexpr (A_K_MAJOR) {
-      load_matrices<false>(a, base + A::at(row + l % 16, half * 2 + l / 16));
-    } else if constexpr (!TF32) {
-      load_matrices<true>(a, base + A::at(half * 16 + l % 8 + l / 16 * 8, row / 8 + l / 8 % 2));
+    if constexpr (kAMatrices) {
+      load_matrices<!A_K_MAJOR>(a, A_K_MAJOR
+                                       ? a_lane[half] + unit + i * 16 * 64
+                                       : a_lane[A_K_MAJOR ? 0 : i] + unit + half * 16 * A::kChunks * 16);
     } else {
 #pragma unroll
       for (int r = 0; r < 4; ++r)
-        a[r] = __float_as_uint(A::value(base, row + l / 4 + r % 2 * 8, half * 8 + l % 4 + r / 2 * 4));
+        a[r] = __float_as_uint(A::value(unit, row + l / 4 + r % 2 * 8, half * 8 + l % 4 + r / 2 * 4));
     }
   }
 
   // Columns 8 j and 8 (j + 1) of the warp.
-  __device__ __forceinline__ void load_b(uint32_t (&first)[2], uint32_t (&second)[2], uint32_t base, int j,
+  __device__ __forceinline__ void load_b(uint32_t (&first)[2], uint32_t (&second)[2], uint32_t unit, int j,
                                          int half) {
     const int column = warp_n() * NI * 8 + j * 8, l = lane();
     uint32_t r[4];
-    if constexpr (B_K_MAJOR) {
-      load_matrices<false>(r, base + B::at(column + l % 8 + l / 16 * 8, half * 2 + l / 8 % 2));
-    } else if constexpr (!TF32) {
-      load_matrices<true>(r, base + B::at(half * 16 + l % 16, column / 8 + l / 16));
+    if constexpr (kBMatrices) {
+      load_matrices<!B_K_MAJOR>(r, B_K_MAJOR
+                                       ? b_lane[half] + unit + j * 8 * 64
+                                       : b_lane[B_K_MAJOR ? 0 : j / 2] + unit + half * 16 * B::kChunks * 16);
     } else {
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        r[e] = __float_as_uint(B::value(base, column + l / 4 + e / 2 * 8, half * 8 + l % 4 + e % 2 * 4));
+        r[e] = __float_as_uint(
+            B::value(unit + A::kBytes, column + l / 4 + e / 2 * 8, half * 8 + l % 4 + e % 2 * 4));
     }
     first[0] = r[0], first[1] = r[1], second[0] = r[2], second[1] = r[3];
   }
 
   // Leaves the sums of A's rows at kSums + 4 row; a barrier follows.
   __device__ __forceinline__ void share_sums() {
-    constexpr bool spread = sizeof(T) == 2 || TF32;  // over the four lanes of a row
+    constexpr bool spread = !kExact;  // over the four lanes of a row
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const float sum = spread ? lane_sum(sums[0][h], 4) : sums[0][h];
@@ -289,8 +337,7 @@ struct Tile {
     for (int part = 0; part < kParts; ++part)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const int word =
-            sizeof(T) == 2 || TF32 ? part * 4 + lane() % 4 : part / 4 * 16 + lane() % 4 * 4 + part % 4;
+        const int word = !kExact ? part * 4 + lane() % 4 : part / 4 * 16 + lane() % 4 * 4 + part % 4;
         shared_store(group_at(row_of(warp_n(), h), word), sums[part][h]);
       }
     barrier();
@@ -347,14 +394,14 @@ struct Tile {
 // that all warps have as much to do.
 template <typename T, bool TF32, bool LARGE, bool A_K_MAJOR, bool B_K_MAJOR, RowSum SUM, Diagonal DIAGONAL>
 using TileOf = std::conditional_t<
-    LARGE, Tile<T, TF32, 128, 128, 2, 4, 4, A_K_MAJOR, B_K_MAJOR, SUM>,
-    std::conditional_t<DIAGONAL == Diagonal::None, Tile<T, TF32, 64, 64, 2, 2, 4, A_K_MAJOR, B_K_MAJOR, SUM>,
-                       Tile<T, TF32, 64, 64, 4, 1, 4, A_K_MAJOR, B_K_MAJOR, SUM, DIAGONAL>>>;
-// Blocks that run on a multiprocessor together: as many as leave 128 registers to a thread, or 168 where the
-// operands pass through registers.
+    LARGE, Tile<T, TF32, 128, 128, 2, 4, 2, A_K_MAJOR, B_K_MAJOR, SUM>,
+    std::conditional_t<DIAGONAL == Diagonal::None, Tile<T, TF32, 64, 64, 2, 2, 2, A_K_MAJOR, B_K_MAJOR, SUM>,
+                       Tile<T, TF32, 64, 64, 4, 1, 2, A_K_MAJOR, B_K_MAJOR, SUM, DIAGONAL>>>;
+// Blocks that run on a multiprocessor together: as many as leave 128 registers to a thread, or 168 in packs,
+// of fp32 and where the operands pass through registers.
 template <typename Tile, bool COPIED>
-constexpr int kBlocks = Tile::BM == 128 ? 2
-                        : COPIED        ? 4
-                                        : 3;
+constexpr int kBlocks = Tile::BM == 128                                             ? 2
+                        : COPIED && sizeof(typename Tile::T) == 2 && !Tile::kPacked ? 4
+                                                                                    : 3;
 
 }  // namespace bcos::cuda

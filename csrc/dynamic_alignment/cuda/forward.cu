@@ -12,7 +12,7 @@ namespace {
 template <typename Tile>
 struct Layout {
   static constexpr int kRow = Tile::BN + 1;  // values of a row of totals: other banks for the next row
-  static constexpr int kTotals = Tile::kShared, kTotal = Tile::BM * kRow * 4;
+  static constexpr int kTotals = kRing<Tile>, kTotal = Tile::BM * kRow * 4;
   static constexpr int kPatches = kTotals + 2 * kTotal;
 
   int width, values;  // outputs of a tile, and the values of the patch that have them

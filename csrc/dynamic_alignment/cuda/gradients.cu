@@ -111,7 +111,7 @@ cudaError_t patch_gradient(const PatchGradient& p, cudaStream_t stream) {
   return by_operands(p.dtype, p.tf32, [&](auto type, auto tf32) {
     using Tile = WeightTile<typename decltype(type)::type, decltype(tf32)::value>;
     const dim3 grid(ceil_div(p.sites, Tile::BM) * ceil_div(p.shape.patch(), Tile::BN));
-    return start(patch_gradient_kernel<Tile>, grid, Tile::kThreads, Tile::kShared, p, stream);
+    return start(patch_gradient_kernel<Tile>, grid, Tile::kThreads, kRing<Tile>, p, stream);
   });
 }
 
@@ -121,8 +121,8 @@ cudaError_t weight_gradient(const WeightGradient& p, cudaStream_t stream) {
     using Tile = WeightTile<typename decltype(type)::type, decltype(tf32)::value>;
     return by_norm(p.kind, [&](auto kind) {
       const dim3 grid(ceil_div(p.count, Tile::BM) * ceil_div(p.stride, Tile::BN));
-      return start(weight_gradient_kernel<Tile, decltype(kind)::value>, grid, Tile::kThreads, Tile::kShared,
-                   p, stream);
+      return start(weight_gradient_kernel<Tile, decltype(kind)::value>, grid, Tile::kThreads, kRing<Tile>, p,
+                   stream);
     });
   });
 }

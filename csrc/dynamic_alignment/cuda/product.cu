@@ -16,9 +16,10 @@ struct Loader {
   using A = typename Tile::A;
   using B = typename Tile::B;
   static constexpr int kCopies = Tile::kCopies;
+  static constexpr bool kDirect = true;
 
   const Product& p;
-  int row0, column0, k;  // k of the next step
+  int row0, column0, k;  // k of the next unit
 
   __device__ Loader(const Product& params) : p(params), k(blockIdx.y * Tile::BK) {
     const int tiles_n = int(ceil_div(p.n, Tile::BN));
@@ -26,30 +27,30 @@ struct Loader {
     column0 = blockIdx.x % tiles_n * Tile::BN;
   }
 
-  __device__ int steps() const {
+  __device__ int units() const {
     const int all = int(ceil_div(p.k, Tile::BK)), own = blockIdx.y;
     return own < all ? int(ceil_div(all - own, p.splits)) : 0;
   }
 
   // A chunk of four values of a row of memory, zeros where that has none.
   template <typename Operand>
-  __device__ static __forceinline__ void copy(uint32_t stage, const float* from, int64_t stride, int r,
+  __device__ static __forceinline__ void copy(uint32_t unit, const float* from, int64_t stride, int r,
                                               int row, int rows, int column, int columns) {
     const int chunk = threadIdx.x % Operand::kChunks;
     const int line = threadIdx.x / Operand::kChunks + r * (Tile::kThreads / Operand::kChunks);
     const bool live = within(row + line, rows) && within(column + chunk * 4, columns);
-    copy_async(stage + Operand::at(line, chunk),
+    copy_async(shared_address(unit + Operand::at(line, chunk)),
                from + (live ? (row + line) * stride + column + chunk * 4 : 0), live);
   }
 
-  __device__ __forceinline__ void start(uint32_t stage) {
+  __device__ __forceinline__ void start(uint32_t unit) {
 #pragma unroll
     for (int r = 0; r < kCopies; ++r) {
       if constexpr (TRANSPOSED)
-        copy<A>(stage, p.a, p.a_stride, r, k, p.k, row0, p.m);
+        copy<A>(unit, p.a, p.a_stride, r, k, p.k, row0, p.m);
       else
-        copy<A>(stage, p.a, p.a_stride, r, row0, p.m, k, p.k);
-      copy<B>(stage + A::kBytes, p.b, p.n, r, k, p.k, column0, p.n);
+        copy<A>(unit, p.a, p.a_stride, r, row0, p.m, k, p.k);
+      copy<B>(unit + A::kBytes, p.b, p.n, r, k, p.k, column0, p.n);
     }
     k += p.splits * Tile::BK;
   }
@@ -63,7 +64,7 @@ __global__ void __launch_bounds__(ProductTile<TRANSPOSED, TF32>::kThreads,
   using Tile = ProductTile<TRANSPOSED, TF32>;
   Tile tile;
   Loader<Tile, TRANSPOSED> loader(p);
-  tile.multiply(loader, loader.steps(), false);
+  tile.multiply(loader, loader.units(), false);
 #pragma unroll
   for (int i = 0; i < Tile::MI; ++i)
 #pragma unroll

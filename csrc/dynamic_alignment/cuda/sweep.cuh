@@ -10,6 +10,10 @@ namespace bcos::dynamic_alignment::cuda {
 template <typename T, bool TF32>
 using WeightTile = TileOf<T, TF32, false, true, true, RowSum::None, Diagonal::None>;
 
+// The bytes of shared memory that a sweep takes: a ring of units, as a part may end with each of them.
+template <typename Tile>
+constexpr int kRing = Tile::STAGES * Tile::kUnit;
+
 // Fetches rows of h, which stay, and rows of the weight, which each part has others of.
 template <typename Tile>
 struct Loader {
@@ -22,7 +26,8 @@ struct Loader {
   int64_t pixel[kCopies], row[kCopies];  // negative, or at least `rows`, where there is none
   int64_t rows;
   int depth, step;  // of k; rows that a column takes from part to part
-  int k;            // of the next step
+  int k;            // of the next unit
+  uint32_t to;      // the shared address of the thread's first chunk of a unit
 
   // Row i of the tile is pixel_of(i); column j is row_of(j) of the weight in the first part.
   template <typename PixelOf, typename RowOf>
@@ -33,7 +38,8 @@ struct Loader {
         rows(s.rows()),
         depth(s.K),
         step(step),
-        k(threadIdx.x % A::kChunks * V) {
+        k(threadIdx.x % A::kChunks * V),
+        to(kept(shared_address(A::at(line(0), threadIdx.x % A::kChunks)))) {
 #pragma unroll
     for (int r = 0; r < kCopies; ++r) {
       pixel[r] = pixel_of(line(r));
@@ -42,20 +48,19 @@ struct Loader {
   }
 
   __device__ static int line(int r) { return threadIdx.x / A::kChunks + r * kRows; }
-  __device__ int steps() const { return int(ceil_div(depth, Tile::BK)); }  // of a part
+  __device__ int units() const { return int(ceil_div(depth, Tile::BK)); }  // of a part
 
-  __device__ __forceinline__ void start(uint32_t stage) {
-    const int chunk = threadIdx.x % A::kChunks;
+  __device__ __forceinline__ void start(uint32_t unit) {
 #pragma unroll
     for (int r = 0; r < kCopies; ++r) {
       const bool live = within(k, depth), of_h = live && pixel[r] >= 0, of_weight = live && row[r] < rows;
-      copy_async(stage + A::at(line(r), chunk), h + (of_h ? pixel[r] * depth + k : 0), of_h);
-      copy_async(stage + A::kBytes + B::at(line(r), chunk), weight + (of_weight ? row[r] * depth + k : 0),
-                 of_weight);
+      const uint32_t chunk = to + unit + r * (kRows * A::kChunks * 16);
+      copy_async(chunk, h + (of_h ? pixel[r] * depth + k : 0), of_h);
+      copy_async(chunk + A::kBytes, weight + (of_weight ? row[r] * depth + k : 0), of_weight);
     }
     k += Tile::BK;
-    if (k < steps() * Tile::BK) return;
-    k -= steps() * Tile::BK;
+    if (k < units() * Tile::BK) return;
+    k -= units() * Tile::BK;
 #pragma unroll
     for (int r = 0; r < kCopies; ++r) row[r] += step;
   }
@@ -65,16 +70,18 @@ struct Loader {
 // does one before the first.
 template <typename Tile, typename Use>
 __device__ __forceinline__ void sweep(Tile& tile, Loader<Tile>& loader, int parts, Use use) {
-  const int of_part = loader.steps(), steps = parts * of_part;
+  constexpr int STAGES = Tile::STAGES;
+  const int of_part = loader.units(), units = parts * of_part;
   int part = 0, left = of_part;
-  for (int step = 1 - Tile::STAGES; step < steps; ++step) {  // the ring is filled first
-    wait_for_copies<Tile::STAGES - 2>();
+  tile.find_lanes();
+  for (int unit = 1 - STAGES; unit < units; ++unit) {  // the ring is filled first
+    wait_for_copies<STAGES - 2>();
     barrier();
-    if (step + Tile::STAGES - 1 < steps)
-      loader.start(stage_of<Tile::STAGES>(step + Tile::STAGES - 1) * Tile::kStage);
+    const int next = unit + STAGES - 1;
+    if (next < units) loader.start(stage_of<STAGES>(next) * Tile::kUnit);
     commit_copies();
-    if (step < 0) continue;
-    tile.multiply_stage(step % Tile::STAGES * Tile::kStage, false, 0);
+    if (unit < 0) continue;
+    tile.multiply_unit(unsigned(unit) % STAGES * Tile::kUnit, false, 0);
     if (--left > 0) continue;
     use(part);
 #pragma unroll

@@ -17,20 +17,23 @@ struct Loader {
   using A = typename Tile::A;
   using B = typename Tile::B;
   static constexpr int V = kVector<T>, kCopies = Tile::kCopies, kRows = Tile::kThreads / B::kChunks;
+  static constexpr bool kDirect = COPIED;
 
   const ImplicitGemmDgrad& p;
   const Shape& s;
-  const T* w;
   int group, channel;
+  uint32_t u_to, w_to;             // the shared addresses of the thread's first chunks of a unit
   int width, height, piece;        // of a pack: a group's channels and filters, and the bytes of a copy
   int own[Tile::kPacked ? 4 : 1];  // the group within a pack of each 4 bytes of the chunk
   Pixel at[kCopies];
   bool known[kCopies];
-  int64_t site[kCopies];     // the output that reads the pixel, or -1; COPIED: where its group begins in u
-  int64_t weights[kCopies];  // the thread's chunk of the first tap and filter in w
-  int i = 0, j = 0, f0 = 0;  // of the next step
-  int64_t ahead = 0;         // from there to the tap and to filter f0
-  int filter = 0;            // of the chunk in flight
+  int64_t site[COPIED ? 1 : kCopies];    // the output that reads the pixel, or -1
+  const T* given[COPIED ? kCopies : 1];  // the thread's chunk of the first filter in that output's u
+  int reads[COPIED ? kCopies : 1];       // the filters to fetch of it: all, or none without such an output
+  const T* w[kCopies];                   // the thread's chunk of the first tap and filter
+  int i = 0, j = 0, f0 = 0;              // of the next unit
+  int64_t ahead = 0;                     // from there to the tap and to filter f0
+  int filter = 0;                        // of the chunk in flight
   UChunk<T> u[COPIED ? 1 : kCopies];
   Vector<T> b[COPIED ? 1 : kCopies];
   float t[kCopies] = {};
@@ -42,7 +45,8 @@ struct Loader {
     channel = channel0 + int(threadIdx.x % B::kChunks) * V;
     width = Tile::kPacked ? s.CG / params.pack : s.CG;
     height = s.FG / params.pack;
-    w = static_cast<const T*>(p.w);
+    u_to = kept(shared_address(A::at(row(0), chunk())));
+    w_to = kept(shared_address(A::kBytes + B::at(depth(0), threadIdx.x % B::kChunks)));
     if constexpr (Tile::kPacked) {
       piece = piece_of(width * int(sizeof(T)));
 #pragma unroll
@@ -53,7 +57,7 @@ struct Loader {
       const int pixels = s.N * window.H * window.W, index = row0 + row(r);
       known[r] = within(index, pixels);
       at[r] = pixel(known[r] ? index : 0, window.H, window.W);
-      weights[r] = (int64_t(group) * s.FG + depth(r)) * taps() * width + channel;
+      w[r] = kept(static_cast<const T*>(p.w) + (int64_t(group) * s.FG + depth(r)) * taps() * width + channel);
     }
     enter_tap();
   }
@@ -62,41 +66,45 @@ struct Loader {
   __device__ static int chunk() { return threadIdx.x % 4; }
   __device__ static int depth(int r) { return threadIdx.x / B::kChunks + r * kRows; }
   __device__ int taps() const { return s.window.KH * s.window.KW; }
-  __device__ int steps() const { return taps() * int(ceil_div(s.FG, Tile::BK)); }
+  __device__ int units() const { return taps() * int(ceil_div(s.FG, Tile::BK)); }
 
   __device__ __forceinline__ void enter_tap() {
+    ahead = (i * s.window.KW + j) * width;
 #pragma unroll
     for (int r = 0; r < kCopies; ++r) {
-      site[r] = known[r] ? output_site(s.window, at[r], i, j) : -1;
-      if (COPIED && site[r] >= 0) site[r] = (site[r] * s.G + group) * s.FG;
+      const int64_t output = known[r] ? output_site(s.window, at[r], i, j) : -1;
+      if constexpr (COPIED) {
+        reads[r] = output >= 0 ? s.FG : 0;
+        given[r] =
+            static_cast<const T*>(p.u) + (output >= 0 ? (output * s.G + group) * s.FG : 0) + chunk() * V;
+      } else {
+        site[r] = output;
+      }
     }
   }
 
-  __device__ __forceinline__ void start(uint32_t stage) {
+  __device__ __forceinline__ void start(uint32_t unit) {
     filter = f0 + chunk() * V;
+    const bool inside = within(channel, s.CG);
 #pragma unroll
     for (int r = 0; r < kCopies; ++r) {
-      if constexpr (COPIED) {
-        const bool reads = site[r] >= 0 && within(filter, s.FG);
-        const T* from = static_cast<const T*>(p.u) + (reads ? site[r] + filter : 0);
-        copy_async(stage + A::at(row(r), chunk()), from, reads);
-      } else {
+      if constexpr (COPIED)
+        copy_async(u_to + unit + r * (Tile::kThreads / 4 * 64), given[r] + f0, within(filter, reads[r]));
+      else
         u[r].fetch(p, site[r], group, filter);
-      }
       const int k = depth(r), f = f0 + k;
-      const int64_t from = weights[r] + ahead;
+      const uint32_t to = w_to + unit + r * (kRows * B::kChunks * 16);
       if constexpr (Tile::kPacked) {
-        copy_pieces(stage + A::kBytes + B::at(k, threadIdx.x % B::kChunks), w, piece, [&](int e) {
+        copy_pieces<T>(to, piece, [&](int e) {
           const int mine = own[e * 4 / V];
-          return within(channel, s.CG) && within(f - mine * height, height) ? from + e - mine * width : -1;
+          return inside && within(f - mine * height, height) ? w[r] + (ahead + e - mine * width) : nullptr;
         });
       } else if (COPIED || s.CG % V == 0) {
-        const bool live = within(f, s.FG) && within(channel, s.CG);
-        copy_async(stage + A::kBytes + B::at(k, threadIdx.x % B::kChunks), w + (live ? from : 0), live);
+        copy_async(to, w[r] + ahead, inside && within(f, s.FG));
       } else if constexpr (!COPIED) {
 #pragma unroll
         for (int e = 0; e < V; ++e)
-          b[r].v[e] = within(f, s.FG) && within(channel + e, s.CG) ? w[from + e] : rounded<T>(0);
+          b[r].v[e] = within(f, s.FG) && within(channel + e, s.CG) ? w[r][ahead + e] : rounded<T>(0);
       }
     }
     f0 += Tile::BK;
@@ -104,18 +112,17 @@ struct Loader {
     if (f0 >= s.FG) {
       f0 = 0;
       if (++j == s.window.KW) j = 0, ++i;
-      ahead = (i * s.window.KW + j) * width;
       enter_tap();
     }
   }
 
-  __device__ __forceinline__ void finish(uint32_t stage) {
+  __device__ __forceinline__ void finish(uint32_t unit) {
     if constexpr (!COPIED) {
 #pragma unroll
       for (int r = 0; r < kCopies; ++r) {
-        shared_store(stage + A::at(row(r), chunk()), u[r].form(p, group, filter, t[r]));
+        shared_store(unit + A::at(row(r), chunk()), u[r].form(p, group, filter, t[r]));
         if (s.CG % V != 0) {
-          shared_store(stage + A::kBytes + B::at(depth(r), threadIdx.x % B::kChunks), b[r]);
+          shared_store(unit + A::kBytes + B::at(depth(r), threadIdx.x % B::kChunks), b[r]);
         }
       }
     }
@@ -159,7 +166,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, COPIED>)
   Tile tile;
   Loader<Tile, COPIED> loader(params, row0, channel0);
   if constexpr (Tile::kPacked) tile.mark_diagonal(params.pack, loader.width, loader.height);
-  tile.multiply(loader, loader.steps(), false);
+  tile.multiply(loader, loader.units(), false);
 
   if constexpr (Tile::kPacked) {
     for (int at = threadIdx.x; with_t && at < Tile::BM * params.pack; at += Tile::kThreads) {

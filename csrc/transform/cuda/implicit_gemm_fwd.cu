@@ -33,30 +33,30 @@ struct Loader {
   using A = typename Tile::A;
   using B = typename Tile::B;
   static constexpr int V = kVector<T>, kCopies = Tile::kCopies;
+  static constexpr bool kDirect = ALIGNED;
 
-  const ImplicitGemmFwd& p;
   const Shape& s;
-  const T *x, *w;
   int width, piece;      // channels of a filter, and the most bytes of them that a pack's copy takes
-  int chunk, first_row;  // the thread's place in a stage
+  int chunk, first_row;  // the thread's place in a unit
   int top[kCopies], left[kCopies];
-  int64_t corner[kCopies];   // where the row's window begins in x: the thread's chunk of the first tap
-  int64_t filter[kCopies];   // likewise in w; negative where the tile has no such filter
+  uint32_t to;               // the shared address of the thread's first chunk of a unit
+  const T* x[kCopies];       // where the row's window begins: the thread's chunk of the first tap
+  const T* w;                // likewise of the first row's filter
+  int live[kCopies];         // the channels to fetch of it: all, or none where the tile has no such filter
+  int sees[kCopies];         // likewise of x, none where the tap lies outside of the image
   int own[kCopies];          // the first channel of the filter's own group, within a pack
-  int i = 0, j = 0, k0 = 0;  // of the next step: the tap and the first channel, or the first of all values
-  int64_t ahead = 0;         // from the corner to the tap's channel k0
+  int i = 0, j = 0, k0 = 0;  // of the next unit: the tap and the first channel, or the first of all values
+  int64_t ahead = 0;         // from the window's first value to the tap's channel k0
   int w_ahead = 0;           // likewise in w
   Vector<T> a[ALIGNED ? 1 : kCopies], b[ALIGNED ? 1 : kCopies];
 
-  __device__ Loader(const Packed<ImplicitGemmFwd>& params, const Place<Tile>& place)
-      : p(params.p), s(params.p.shape) {
+  __device__ Loader(const Packed<ImplicitGemmFwd>& params, const Place<Tile>& place) : s(params.p.shape) {
     const Window& window = s.window;
-    x = static_cast<const T*>(p.x);
-    w = static_cast<const T*>(p.w);
     width = Tile::kPacked ? s.CG / params.pack : s.CG;
     piece = piece_of(width * int(sizeof(T)));
     chunk = threadIdx.x % 4;
     first_row = threadIdx.x / 4;
+    to = kept(shared_address(A::at(first_row, chunk)));
     const int first = ALIGNED ? chunk * V : 0;
 #pragma unroll
     for (int r = 0; r < kCopies; ++r) {
@@ -66,35 +66,47 @@ struct Loader {
       top[r] = known ? at.row * window.SH - window.PH : kOutside;
       left[r] = at.column * window.SW - window.PW;
       const int64_t line = at.image * window.H + at.row * window.SH - window.PH;
-      corner[r] = ((line * window.W + left[r]) * s.G + place.group) * s.CG + first;
+      x[r] = kept(static_cast<const T*>(params.p.x) +
+                  ((line * window.W + left[r]) * s.G + place.group) * s.CG + first);
       const int f = place.filter0 + row;
-      const bool live = within(row, place.outputs * s.max_out) && within(f, s.FG);
+      live[r] = within(row, place.outputs * s.max_out) && within(f, s.FG) ? s.CG : 0;
       own[r] = Tile::kPacked ? f / (s.FG / params.pack) * width : 0;
-      filter[r] =
-          live ? (int64_t(place.group) * s.FG + f) * (window.KH * window.KW) * width + first - own[r] : -1;
     }
+    const int64_t filter = int64_t(place.group) * s.FG + place.filter0 + first_row;
+    w = kept(static_cast<const T*>(params.p.w) + filter * (window.KH * window.KW) * width + first);
+    if (ALIGNED) enter_tap();
   }
 
-  __device__ __forceinline__ void start(uint32_t stage) {
+  // From the first row's filter to that of copy r.
+  __device__ __forceinline__ int64_t filters(int r) const {
+    return int64_t(r) * (Tile::kThreads / 4) * (s.window.KH * s.window.KW) * width;
+  }
+
+  __device__ __forceinline__ void enter_tap() {
+    const Window& window = s.window;
+    const int down = i * window.DH, along = j * window.DW;
+#pragma unroll
+    for (int r = 0; r < kCopies; ++r)
+      sees[r] = within(top[r] + down, window.H) && within(left[r] + along, window.W) ? s.CG : 0;
+    ahead = (int64_t(down) * window.W + along) * (s.G * s.CG);
+    w_ahead = (i * window.KW + j) * width;
+  }
+
+  __device__ __forceinline__ void start(uint32_t unit) {
     const Window& window = s.window;
     if constexpr (ALIGNED) {
       const int c = k0 + chunk * V;
-      const bool known = within(c, s.CG);
 #pragma unroll
       for (int r = 0; r < kCopies; ++r) {
-        const int row = first_row + r * (Tile::kThreads / 4);
-        const int h = top[r] + i * window.DH, v = left[r] + j * window.DW;
-        const bool sees = known && within(h, window.H) && within(v, window.W);
-        copy_async(stage + A::at(row, chunk), x + (sees ? corner[r] + ahead : 0), sees);
-        const int64_t from = filter[r] + w_ahead;
-        const uint32_t at = stage + A::kBytes + B::at(row, chunk);
-        if constexpr (Tile::kPacked) {
-          copy_pieces(at, w, piece,
-                      [&](int e) { return filter[r] >= 0 && within(c + e - own[r], width) ? from + e : -1; });
-        } else {
-          const bool live = known && filter[r] >= 0;
-          copy_async(at, w + (live ? from : 0), live);
-        }
+        const uint32_t at = to + unit + r * (Tile::kThreads / 4 * 64);
+        copy_async(at, x[r] + ahead, within(c, sees[r]));
+        if constexpr (Tile::kPacked)
+          copy_pieces<T>(at + A::kBytes, piece, [&](int e) {
+            const bool inside = live[r] > 0 && within(c + e - own[r], width);
+            return inside ? w + (filters(r) - own[r] + w_ahead + e) : nullptr;
+          });
+        else
+          copy_async(at + A::kBytes, w + (filters(r) + w_ahead), within(c, live[r]));
       }
       k0 += Tile::BK;
       ahead += Tile::BK;
@@ -102,8 +114,7 @@ struct Loader {
       if (k0 >= s.CG) {
         k0 = 0;
         if (++j == window.KW) j = 0, ++i;
-        ahead = (int64_t(i) * window.DH * window.W + j * window.DW) * (s.G * s.CG);
-        w_ahead = (i * window.KW + j) * width;
+        enter_tap();
       }
     } else {
       const int K = window.KH * window.KW * s.CG;
@@ -113,29 +124,28 @@ struct Loader {
         const int down = tap / window.KW * window.DH, along = tap % window.KW * window.DW;
 #pragma unroll
         for (int r = 0; r < kCopies; ++r) {
-          const int h = top[r] + down, v = left[r] + along;
-          const bool sees = k < K && within(h, window.H) && within(v, window.W);
+          const bool inside = k < K && within(top[r] + down, window.H) && within(left[r] + along, window.W);
           const int64_t pixels = int64_t(down) * window.W + along;
-          a[r].v[e] = sees ? x[corner[r] + pixels * (s.G * s.CG) + k % s.CG] : rounded<T>(0);
-          b[r].v[e] = k < K && filter[r] >= 0 ? w[filter[r] + k] : rounded<T>(0);
+          a[r].v[e] = inside ? x[r][pixels * (s.G * s.CG) + k % s.CG] : rounded<T>(0);
+          b[r].v[e] = k < K && live[r] > 0 ? w[filters(r) + k] : rounded<T>(0);
         }
       }
       k0 += Tile::BK;
     }
   }
 
-  __device__ __forceinline__ void finish(uint32_t stage) {
+  __device__ __forceinline__ void finish(uint32_t unit) {
     if constexpr (!ALIGNED) {
 #pragma unroll
       for (int r = 0; r < kCopies; ++r) {
         const int row = first_row + r * (Tile::kThreads / 4);
-        shared_store(stage + A::at(row, chunk), a[r]);
-        shared_store(stage + A::kBytes + B::at(row, chunk), b[r]);
+        shared_store(unit + A::at(row, chunk), a[r]);
+        shared_store(unit + A::kBytes + B::at(row, chunk), b[r]);
       }
     }
   }
 
-  __device__ int steps() const {
+  __device__ int units() const {
     const int taps = s.window.KH * s.window.KW;
     return ALIGNED ? taps * int(ceil_div(s.CG, Tile::BK)) : int(ceil_div(int64_t(taps) * s.CG, Tile::BK));
   }
@@ -283,7 +293,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, ALIGNED>)
   Tile tile;
   Loader<Tile, ALIGNED> loader(params, place);
   if constexpr (Tile::kPacked) tile.mark_diagonal(params.pack, width, loader.width);
-  tile.multiply(loader, loader.steps(), has_norm && p.squares == nullptr);
+  tile.multiply(loader, loader.units(), has_norm && p.squares == nullptr);
   const int words = loader.width * int(sizeof(typename Tile::T)) / 4;
   if constexpr (Tile::kPacked) {
     if (has_norm) form_norms_of_pack(params, place, tile, words);

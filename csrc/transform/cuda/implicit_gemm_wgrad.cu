@@ -39,13 +39,20 @@ struct Loader {
   using A = typename Tile::A;
   using B = typename Tile::B;
   static constexpr int V = kVector<T>, kCopies = Tile::kCopies, kRows = Tile::kThreads / A::kChunks;
+  static constexpr bool kDirect = COPIED;
   static_assert(A::kChunks == B::kChunks);
 
   const ImplicitGemmWgrad& p;
   const Shape& s;
   const Place& place;
   int pixels, block, filter, column, i, j;  // i, j: the tap
-  Pixel at[kCopies], stride;  // the rows' output pixels in the next step, and how far a step takes them
+  uint32_t to;                              // the shared address of the thread's first chunk of a unit
+  Pixel stride;                             // how far a unit takes the rows' output pixels
+  // Of the rows in the next unit. COPIED: the thread's chunks, and the input pixel that they are taken from.
+  Pixel at[COPIED ? 1 : kCopies];
+  const T *given, *input[COPIED ? kCopies : 1];  // of u the first row's
+  int h[COPIED ? kCopies : 1], v[COPIED ? kCopies : 1];
+  int remaining;  // pixels from the thread's first row to the end
   UChunk<T> u[COPIED ? 1 : kCopies];
   Vector<T> x[COPIED ? 1 : kCopies];
 
@@ -57,24 +64,74 @@ struct Loader {
     column = place.column0 + chunk() * V;
     i = place.tap / s.window.KW;
     j = place.tap % s.window.KW;
+    to = kept(shared_address(A::at(row(0), chunk())));
+    remaining = int(pixels - int64_t(block) * Tile::BK) - row(0);
+    const int64_t first_pixel = int64_t(block) * Tile::BK + row(0);
+    given = kept(static_cast<const T*>(p.u) + (first_pixel * s.G + place.group) * s.FG + filter);
     const Window& window = s.window;
     const int64_t step = int64_t(p.splits) * Tile::BK;  // past the last pixel nothing is read
     stride = pixel(int(step < pixels ? step : 0), window.OH, window.OW);
 #pragma unroll
     for (int r = 0; r < kCopies; ++r) {
       const int64_t index = int64_t(block) * Tile::BK + row(r);
-      at[r] = pixel(int(index < pixels ? index : 0), window.OH, window.OW);
+      const Pixel first = pixel(int(index < pixels ? index : 0), window.OH, window.OW);
+      if constexpr (COPIED) {
+        h[r] = first.row * window.SH - window.PH + i * window.DH;
+        v[r] = first.column * window.SW - window.PW + j * window.DW;
+        const int64_t site = (first.image * window.H + h[r]) * window.W + v[r];
+        input[r] = kept(static_cast<const T*>(p.x) + (site * s.G + place.group) * s.CG + column);
+      } else {
+        at[r] = first;
+      }
     }
   }
 
   __device__ static int chunk() { return threadIdx.x % A::kChunks; }
   __device__ static int row(int r) { return threadIdx.x / A::kChunks + r * kRows; }
-  __device__ int steps() const {
+  __device__ int units() const {
     const int blocks = int(ceil_div(pixels, Tile::BK));
     return block < blocks ? int(ceil_div(blocks - block, p.splits)) : 0;
   }
 
-  __device__ __forceinline__ void start(uint32_t stage) {
+  __device__ __forceinline__ void start(uint32_t unit) {
+    if constexpr (COPIED)
+      copy(unit);
+    else
+      fetch(unit);
+  }
+
+  __device__ __forceinline__ void copy(uint32_t unit) {
+    const Window& window = s.window;
+    const int C = s.G * s.CG;
+    const int64_t row_of_outputs = int64_t(window.SH) * window.W - int64_t(window.OW) * window.SW;
+    const int64_t image = (int64_t(window.H) - int64_t(window.OH) * window.SH) * window.W;
+    const int64_t all =
+        ((stride.image * window.H + stride.row * window.SH) * window.W + stride.column * window.SW);
+#pragma unroll
+    for (int r = 0; r < kCopies; ++r) {
+      const bool known = r * kRows < remaining;
+      const uint32_t chunks = to + unit + r * (kRows * A::kChunks * 16);
+      copy_async(chunks, given + int64_t(r * kRows) * (s.G * s.FG), known && within(filter, s.FG));
+      const bool sees = within(h[r], window.H) && within(v[r], window.W);
+      copy_async(chunks + A::kBytes, input[r], known && sees && within(column, s.CG));
+      input[r] += all * C;
+      h[r] += stride.row * window.SH;
+      v[r] += stride.column * window.SW;
+      if (v[r] >= window.OW * window.SW - window.PW + j * window.DW) {
+        v[r] -= window.OW * window.SW;
+        h[r] += window.SH;
+        input[r] += row_of_outputs * C;
+      }
+      if (h[r] >= window.OH * window.SH - window.PH + i * window.DH) {
+        h[r] -= window.OH * window.SH;
+        input[r] += image * C;
+      }
+    }
+    given += int64_t(p.splits) * Tile::BK * (s.G * s.FG);
+    remaining -= p.splits * Tile::BK;
+  }
+
+  __device__ __forceinline__ void fetch(uint32_t unit) {
     const Window& window = s.window;
     const T* from = static_cast<const T*>(p.x) + place.group * s.CG;
     const int C = s.G * s.CG;
@@ -82,18 +139,13 @@ struct Loader {
     for (int r = 0; r < kCopies; ++r) {
       const int64_t index = int64_t(block) * Tile::BK + row(r);
       const bool known = index < pixels;
-      if constexpr (COPIED) {
-        const bool live = known && within(filter, s.FG);
-        const int64_t offset = (index * s.G + place.group) * s.FG + filter;
-        copy_async(stage + A::at(row(r), chunk()), static_cast<const T*>(p.u) + (live ? offset : 0), live);
-      } else {
-        u[r].fetch(p, known ? index : -1, place.group, filter);
-      }
-      if (COPIED || !place.flat) {
+      u[r].fetch(p, known ? index : -1, place.group, filter);
+      if (!place.flat) {
         const int64_t site = input_site(window, at[r], i, j);
         const bool sees = known && site >= 0 && within(column, s.CG);
-        copy_async(stage + A::kBytes + B::at(row(r), chunk()), from + (sees ? site * C + column : 0), sees);
-      } else if constexpr (!COPIED) {
+        copy_async(to + unit + A::kBytes + r * (kRows * A::kChunks * 16),
+                   from + (sees ? site * C + column : 0), sees);
+      } else {
 #pragma unroll
         for (int e = 0; e < V; ++e) {
           const int tap = (column + e) / s.CG;
@@ -107,13 +159,13 @@ struct Loader {
     block += p.splits;
   }
 
-  __device__ __forceinline__ void finish(uint32_t stage) {
+  __device__ __forceinline__ void finish(uint32_t unit) {
     if constexpr (!COPIED) {
       float t = 0;  // dgrad's
 #pragma unroll
       for (int r = 0; r < kCopies; ++r) {
-        shared_store(stage + A::at(row(r), chunk()), u[r].form(p, place.group, filter, t));
-        if (place.flat) shared_store(stage + A::kBytes + B::at(row(r), chunk()), x[r]);
+        shared_store(unit + A::at(row(r), chunk()), u[r].form(p, place.group, filter, t));
+        if (place.flat) shared_store(unit + A::kBytes + B::at(row(r), chunk()), x[r]);
       }
     }
   }
@@ -130,7 +182,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, COPIED>)
   Tile tile;
   Loader<Tile, COPIED> loader(p, place);
   if constexpr (Tile::kPacked) tile.mark_diagonal(params.pack, width, height);
-  tile.multiply(loader, loader.steps(), leads);
+  tile.multiply(loader, loader.units(), leads);
 
   const int64_t K = int64_t(s.window.KH) * s.window.KW * width, filters = int64_t(s.G) * s.FG;
   const int64_t first = blockIdx.z * filters + place.group * s.FG;

@@ -36,16 +36,16 @@ __device__ __forceinline__ int piece_of(int bytes) {
   return power < 16 ? power : 16;
 }
 
-// A chunk of the weights of a pack: the piece at its value e is copied from w + source(e), or is 0 where that
-// is negative.
+// A chunk of the weights of a pack, to a shared address: the piece at its value e is copied from source(e),
+// or is 0 where that is null.
 template <typename T, typename F>
-__device__ __forceinline__ void copy_pieces(uint32_t at, const T* w, int piece, F&& source) {
+__device__ __forceinline__ void copy_pieces(uint32_t to, int piece, F&& source) {
   const auto copy = [&](auto bytes) {
     constexpr int BYTES = decltype(bytes)::value;
 #pragma unroll
     for (int i = 0; i < 16; i += BYTES) {
-      const int64_t from = source(i / int(sizeof(T)));
-      copy_async<BYTES>(at + i, w + (from < 0 ? 0 : from), from >= 0);
+      const T* from = source(i / int(sizeof(T)));
+      copy_async<BYTES>(to + i, from, from != nullptr);
     }
   };
   if (piece == 16)

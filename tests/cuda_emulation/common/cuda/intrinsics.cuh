@@ -75,7 +75,15 @@ inline bool within(int index, int limit) {
 
 template <int STAGES>
 int stage_of(int step) {
-  return (step + (planted == kWrongStage && step >= STAGES)) % STAGES;
+  return unsigned(step + (planted == kWrongStage && step >= STAGES)) % STAGES;
+}
+
+inline uint32_t shared_address(uint32_t at) {
+  return at;
+}
+template <typename T>
+T kept(T value) {
+  return value;
 }
 
 template <typename V>
