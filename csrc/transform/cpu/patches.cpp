@@ -131,7 +131,7 @@ at::Tensor patches_dgrad(const Call& call, const at::Tensor& u, const at::Tensor
                     stop = start + (last - first) * columns.out;
       for (int64_t pixel = start; pixel < stop; pixel += RowGemm::kRows) {
         const int64_t next = std::min(pixel + RowGemm::kRows, stop);
-        gemm.dgrad(in + pixel * call.filters, patches, 0, next - pixel);
+        gemm.dgrad(in + pixel * call.filters, patches, next - pixel);
         scatter(call, patches, pixel, next, top, bottom, out);
       }
     }
