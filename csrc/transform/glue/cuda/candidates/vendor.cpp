@@ -3,6 +3,8 @@
 
 #include <ATen/ops/sum.h>
 
+#include <array>
+
 #include "transform/glue/cuda/patch_norm.h"
 #include "transform/glue/cuda/scale.h"
 
@@ -17,7 +19,8 @@ void forward(const ForwardCall& c) {
 Parts backward(const BackwardCall& c) {
   const auto [u, t, db] = scale_backward(c);
   Parts out{{}, {}, {}, db};
-  if (c.needs.bias) out.dbias = u.flatten(2).sum({0, 2}, false, at::kFloat);
+  constexpr std::array<int64_t, 2> kImagesAndPixels{0, 2};
+  if (c.needs.bias) out.dbias = u.flatten(2).sum(kImagesAndPixels, false, at::kFloat);
   std::tie(out.dx, out.partial) =
       vendor_gradients(c.call, u, c.saved.x, c.weights.operand, c.needs.x, c.needs.weight);
   if (c.needs.x && c.saved.norm_gradient(c.call)) add_norm_gradient(c.call, c.saved.x, t, out.dx);
