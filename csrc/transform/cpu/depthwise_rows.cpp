@@ -97,7 +97,7 @@ BCOS_INLINE void forward(const Product& product, const Forward& f, const Constan
   });
 }
 
-template <int Lanes, int K, Power P, bool WithT>
+template <int Lanes, int K, Power P, bool FormsT>
 BCOS_INLINE void backward(const Product& product, const Backward& f, const Constants<float>& k) {
   float* lowest = lanes(f.lowest);
   correlate<Lanes, K>(product, f.begin, f.end, [&](int64_t w) BCOS_INLINE_BODY {
@@ -105,14 +105,14 @@ BCOS_INLINE void backward(const Product& product, const Backward& f, const Const
     if constexpr (P != Power::One) sum_rows<Lanes>(f.squares, w, sum);
     const float *q = lanes(&sum), *y = P == Power::Two ? lanes(f.y + w) : nullptr,
                 *l = P == Power::General ? lanes(f.l + w) : nullptr;
-    float *grad = lanes(f.grad + w), *t = WithT ? lanes(f.t + w) : nullptr;
+    float *grad = lanes(f.grad + w), *t = FormsT ? lanes(f.t + w) : nullptr;
 #pragma omp simd
     for (int64_t c = 0; c < kLanes; c++) {
       const float norm = P == Power::One ? 0 : root_norm(q[c], k), g = grad[c];
       const auto d =
           partials<P>(P == Power::Two ? y[c] : 0, P == Power::General ? l[c] : 0, safe_inverse(norm), k);
       grad[c] = g * d.l;
-      if constexpr (WithT) t[c] = g * d.n * root_gradient(norm, k);
+      if constexpr (FormsT) t[c] = g * d.n * root_gradient(norm, k);
       if constexpr (P == Power::Two) lowest[c] = norm < lowest[c] ? norm : lowest[c];
     }
   });
