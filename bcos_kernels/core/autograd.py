@@ -107,9 +107,9 @@ class EagerFunction(Function):
     """The returned outputs of a call, with less host time than the operator takes.
 
     It is used only outside of compilers, traces and torch.func, for calls that the extension does not record itself
-    (:mod:`bcos_kernels.core.kernels`). Where there is a late explanation mode, tensors without
-    values follow the returned outputs. They stand for the op's intermediates in the graph: a second derivative has
-    gradients at them, which join that of the first output in one backward.
+    (:mod:`bcos_kernels.core.kernels`). Where there is a late explanation mode, tensors without values follow the
+    returned outputs. They stand for the op's intermediates in the graph: a second derivative has gradients at them,
+    which join that of the first output in one backward.
     """
 
     @staticmethod

@@ -95,12 +95,11 @@ def test_a_zero_dynamic_weight_gives_zeros_in_every_order(norm, dtype, backend):
 
 if "cuda" in BACKENDS:
 
+    @pytest.mark.parametrize("backend", ["cuda"], indirect=True)
     @pytest.mark.parametrize("norm", NORMS)
     def test_pixels_in_several_parts(norm, backend, monkeypatch):
         """Whose gradients of dynamic weights are formed one after the other."""
         monkeypatch.setattr(cuda, "TILE", 1)
-        if backend != "cuda":
-            pytest.skip("parts of another backend")
         generator = torch.Generator().manual_seed(0)
         shapes = (2, 2, 8, 9), (5, 2, 3, 3), (18 * 7, 5, 1, 1), (18 * 7,)
         wide = [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]

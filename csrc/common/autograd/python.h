@@ -57,7 +57,7 @@ inline void bind_calls(pybind11::module_ m) {
   namespace py = pybind11;
   using namespace py::literals;
   py::class_<Kernels, std::unique_ptr<Kernels, py::nodelete>>(
-      m, "Kernels", "How calls of an op with the same options are served without a step through Python.")
+      m, "Kernels", "How calls of an op with the same options are served and recorded.")
       .def("__call__",
            torch::wrap_pybind_function_no_gil([](const Kernels& kernels, const OptionalTensors& inputs) {
              return call(kernels, from_optional(inputs));

@@ -1,4 +1,5 @@
-// Calls in autograd's graph that take no step through Python: forward and backward are the kernels alone.
+// Calls that the extension records in autograd's graph. Their forward and backward are functions of C++, so
+// that neither takes a step through Python, or such of Python (python.h).
 #pragma once
 
 #include <ATen/core/Tensor.h>
