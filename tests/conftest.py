@@ -16,7 +16,7 @@ pytest.register_assert_rewrite("norm_checks")
 APART = ("test_compile.py", "test_zoo.py")
 """Files whose tests take long and share nothing, so that they may run in different processes."""
 
-LONGEST = ("cuda emulation", "triton interpreter", "test_cuda_kernels.py", "test_triton_compiled.py", "test_zoo.py")
+LONGEST = ("cuda emulation", "triton interpreter", "test_cuda_kernels.py", "test_triton_", "test_zoo.py")
 """What takes longest, in the order in which it starts: a process that began it last would end long after the others."""
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from several_kernels import examined
+from several_kernels import WHOLE, examined, of_every_gpu
 from triton_ir import Pipeline, wrapping_products
 
 from bcos_kernels.core.candidate import DIRECTIONS
@@ -54,28 +54,19 @@ def examine(what: aot.Specialisation) -> tuple[list[str], list[str], list[str], 
     return kernel.excesses(), races, wrapping_products(kernel.ttir), unit[0] if unit else ""
 
 
-OTHERS = tuple(arch for arch in aot.ARCHITECTURES if arch != "sm_90")
-WHOLE = [
-    pytest.param(("sm_90", None), id="sm_90"),
-    *(pytest.param((arch, None), id=arch, marks=pytest.mark.thorough) for arch in OTHERS),
-]
-FIRST = [pytest.param((arch, 1), id=f"{arch} first") for arch in OTHERS]
-of_every_gpu = pytest.mark.parametrize("kernels", [*WHOLE, *FIRST], indirect=True)
-
-
 @pytest.fixture(scope="module")
 def kernels(request) -> dict[aot.Specialisation, tuple[str, tuple[list[str], list[str], list[str], str]]]:
-    """Every distinct kernel that a GPU's first calls start, the call that starts it first, and what was found."""
-    arch, count = request.param
+    """Every distinct kernel that the calls start, or the first call: the call that starts it, and what was found."""
+    arch, first = request.param
     chosen = {}
-    for call in itertools.islice(calls(arch), count):
+    for call in itertools.islice(calls(arch), 1 if first else None):
         for direction in ("forward", "training"):
             for started in launches(call, direction):
                 chosen.setdefault(aot.specialise(started, arch), f"{call.words()} {direction} {arch}")
     return {what: (chosen[what], result) for what, result in zip(chosen, examined(examine, chosen), strict=True)}
 
 
-@pytest.mark.parametrize("kernels", WHOLE, indirect=True)
+@pytest.mark.parametrize("kernels", WHOLE.values(), indirect=True)
 def test_every_kernel_is_among_them(kernels):
     names = ("fwd", "upstream", "du", "patches", "dh", "dweight", "dh_signs", "dweight_signs")
     assert {what.kernel for what in kernels} == {f"alignment_{name}_kernel" for name in names}

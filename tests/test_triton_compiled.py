@@ -13,7 +13,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from several_kernels import examined
+from several_kernels import FIRST, WHOLE, examined, of_every_gpu
 from triton.backends.compiler import GPUTarget
 from triton_ir import Pipeline, wrapping_products
 
@@ -128,15 +128,6 @@ def examine(what: aot.Specialisation) -> Examined | str:
     return Examined(
         kernel.excesses(), pipeline.products, pipeline.races, wrapping_products(kernel.ttir), used
     )  # fmt: skip
-
-
-OTHERS = tuple(arch for arch in aot.ARCHITECTURES if arch != "sm_90")
-WHOLE = {
-    "sm_90": pytest.param(("sm_90", False), id="sm_90"),
-    **{arch: pytest.param((arch, False), id=arch, marks=pytest.mark.thorough) for arch in OTHERS},
-}
-FIRST = {arch: pytest.param((arch, True), id=f"{arch} first") for arch in OTHERS}
-of_every_gpu = pytest.mark.parametrize("kernels", [*WHOLE.values(), *FIRST.values()], indirect=True)
 
 
 @pytest.fixture(scope="module")
