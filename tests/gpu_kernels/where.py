@@ -27,6 +27,7 @@ SAMPLED = tuple(name for name in _NAMES if name.startswith("sampled-"))
 """The candidates that serve 1×1 convolutions with a stride alone."""
 CANDIDATES = tuple(name for name in _NAMES if name not in SAMPLED)
 if INTERPRETED:
+    from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpretedFunction, interpreter_builder
 
     # the option forms every sum and product of integers once more, in 64 bits, for an assertion that is made in `debug`
@@ -34,6 +35,15 @@ if INTERPRETED:
     options = interpreter_builder.options
     interpreter_builder.options = replace(options, sanitize_overflow=options.debug)
 
+    types: dict = {}
+
+    def numpy_type(kind, usual=interpreter._get_np_dtype):
+        """NumPy's type for one of Triton's; the interpreter makes a table of all of them for each call."""
+        if kind.name not in types:
+            types[kind.name] = usual(kind)
+        return types[kind.name]
+
+    interpreter._get_np_dtype = numpy_type
     prepared: set[str] = set()
 
     def called(function, *arguments, call=InterpretedFunction.__call__, **options):
