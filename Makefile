@@ -14,11 +14,11 @@ endif
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help setup demo test check lint docs bench gpu plans triton torch wheel release cuda clean always
+.PHONY: help setup demo test check thorough lint docs bench gpu plans triton torch wheel release cuda clean always
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 setup: $(READY)-test build/.extension ## the environment of the tests and the compiled extension
 
@@ -34,6 +34,9 @@ test: setup ## the whole test suite (ARGS="-k conv2d" WORKERS=4)
 
 check: setup ## the fast part of the test suite, in two minutes (ARGS="-k conv2d")
 	$(PYTHON) -m pytest -q -m "not slow and not gpu" $(SHARED) $(ARGS)
+
+thorough: setup ## what make test leaves out: the GPU kernels compiled for every GPU beside Hopper
+	$(PYTHON) -m pytest -q -m thorough --ignore tests/gpu_kernels $(SHARED) $(ARGS)
 
 lint: $(READY)-test $(READY)-lint docs ## ruff, mypy, clang-format, codespell and the build of the documentation, as checks
 	$(PYTHON) -m ruff check .
@@ -60,7 +63,7 @@ TRITON ?= 3.6.0
 
 triton: setup ## the Triton tests on another Triton, into build/ (TRITON=3.9.0)
 	$(PYTHON) -m pip install --quiet --no-deps --upgrade --target build/triton-$(TRITON) triton==$(TRITON) 'numpy<2.4'
-	PYTHONPATH="$(CURDIR)/build/triton-$(TRITON):$$PYTHONPATH" $(PYTHON) -m pytest -q tests/gpu_kernels tests/test_triton_compiled.py $(or $(ARGS),-k triton)
+	PYTHONPATH="$(CURDIR)/build/triton-$(TRITON):$$PYTHONPATH" $(PYTHON) -m pytest -q -m "not gpu" tests/gpu_kernels tests/test_triton_compiled.py $(or $(ARGS),-k triton)
 
 TORCH ?= 2.11.0
 

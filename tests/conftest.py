@@ -16,6 +16,9 @@ pytest.register_assert_rewrite("norm_checks")
 APART = ("test_compile.py", "test_zoo.py")
 """Files whose tests take long and share nothing, so that they may run in different processes."""
 
+LONGEST = ("cuda emulation", "triton interpreter", "test_cuda_kernels.py", "test_triton_", "test_zoo.py")
+"""What takes longest, in the order in which it starts: a process that began it last would end long after the others."""
+
 
 def pytest_ignore_collect(collection_path, config):
     """``-m gpu`` leaves out what needs no GPU, and may need packages that a GPU machine lacks."""
@@ -35,6 +38,14 @@ def pytest_xdist_make_scheduler(config, log):
             if "gpu_kernels/" in file and test.endswith(")"):  # test_name[backend] (stand-in)
                 return test.rpartition(" (")[2]
             return nodeid if file.endswith(APART) else file
+
+        def _assign_work_unit(self, node) -> None:
+            self.workqueue.move_to_end(min(self.workqueue, key=self._rank), last=False)
+            super()._assign_work_unit(node)
+
+        @staticmethod
+        def _rank(scope: str) -> int:
+            return next((i for i, name in enumerate(LONGEST) if name in scope), len(LONGEST))
 
     return Scheduling(config, log)
 

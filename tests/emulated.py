@@ -34,12 +34,14 @@ EMULATION = ROOT / "tests" / "cuda_emulation"
 PROGRAMS = sorted(EMULATION.glob("*.cpp"))
 CUDNN = ROOT / "tests" / "cudnn"
 MODULE = EMULATION / "module" / "module.cpp"
+OPERATORS = EMULATION / "module" / "operators.h"
 BUILD = ROOT / "build" / "cuda_kernels"
 WORKERS = 2
 
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 STRICT = ("-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
-CHECKED = (*STRICT, "-O1", "-g1", *SANITIZERS)
+PLAIN = (*STRICT, "-O1", "-g1")
+CHECKED = (*PLAIN, *SANITIZERS)
 FAST = (*STRICT, "-O1", "-Wno-maybe-uninitialized", "-fPIC", "-DTORCH_EXTENSION_NAME=emulated")
 
 
@@ -86,18 +88,35 @@ def compiled(flags: tuple[str, ...], sources: list[Path]) -> dict[Path, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     places = {path: folder / f"{'-'.join(path.relative_to(ROOT).parts)}.o" for path in sources}
 
-    def compile_one(path: Path) -> None:
-        if not places[path].exists():
-            draft = places[path].with_suffix(f".{os.getpid()}")
+    def compile_as(language: str, path: Path, target: Path, *options) -> None:
+        if not target.exists():
+            draft = target.with_suffix(f".{os.getpid()}")
             include = ("-I", EMULATION, "-I", "csrc", "-isystem", HEADERS)
-            done = execute(GXX, *flags, *include, "-x", "c++", "-c", path, "-o", draft)
+            done = execute(GXX, *flags, *options, *include, "-x", language, "-c", path, "-o", draft)
             assert done.returncode == 0, done.stdout
-            draft.replace(places[path])
+            draft.replace(target)
+
+    def compile_one(path: Path) -> None:
+        compile_as("c++", path, places[path], *(("-include", folder / OPERATORS.name) if uses_operators(path) else ()))
 
     with open(folder / "lock", "w") as lock, ThreadPoolExecutor(WORKERS) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)  # who needs the same in another process waits for it
+        if any(map(uses_operators, sources)):
+            shutil.copy(OPERATORS, folder)
+            compile_as("c++-header", OPERATORS, folder / f"{OPERATORS.name}.gch")
         list(pool.map(compile_one, places))
     return places
+
+
+@cache
+def uses_operators(path: Path) -> bool:
+    """Whether a file includes a header of ATen/ops, itself or by another: it may begin with OPERATORS.
+
+    Any other file may not, for the compiler would no longer miss what it forgets to include.
+    """
+    text = path.read_text()
+    names = (SOURCES / name for name in re.findall(r'^#include "(.+)"', text, re.M))
+    return "#include <ATen/ops/" in text or any(name.exists() and uses_operators(name) for name in names)
 
 
 def link(target: Path, *arguments) -> None:
@@ -110,11 +129,15 @@ def link(target: Path, *arguments) -> None:
 
 @cache
 def programs() -> dict[str, Path]:
-    """Every program of ``tests/cuda_emulation`` under sanitizers, linked with every kernel."""
-    places = compiled(CHECKED, [*KERNELS, *PROGRAMS])
-    linked = {path.stem: places[path].with_suffix("") for path in PROGRAMS}
+    """Every program of ``tests/cuda_emulation``, linked with every kernel.
+
+    The kernels and the emulator are under sanitizers, what the programs compute in float64 is not. The kernels come
+    first, so that of functions which both have compiled the linker takes the checked one.
+    """
+    kernels, places = compiled(CHECKED, KERNELS), compiled(PLAIN, PROGRAMS)
+    linked = {path.stem: kernels[KERNELS[0]].with_name(path.stem) for path in PROGRAMS}
     for path in PROGRAMS:
-        link(linked[path.stem], *SANITIZERS, places[path], *(places[kernel] for kernel in KERNELS))
+        link(linked[path.stem], *SANITIZERS, *kernels.values(), places[path])
     return linked
 
 
@@ -123,7 +146,7 @@ def module() -> Path:
     """The CUDA submodule of the extension for CPU tensors: its glue to torch, and the kernels on the emulator."""
     python = [path for option in include_paths() for path in ("-isystem", option)]
     flags = (*FAST, *python, "-isystem", sysconfig.get_paths()["include"], f"-DTORCH={torch.__version__}")
-    places = compiled(flags, [*KERNELS, *GLUE, MODULE])
+    places = compiled(flags, [MODULE, *KERNELS, *GLUE])  # what takes longest first
     libraries = ("-ltorch", "-ltorch_cpu", "-ltorch_python", "-lc10", "-ldl")
     target = places[MODULE].with_name("emulated.so")
     link(target, "-shared", *places.values(), "-L", library_paths()[0], *libraries)

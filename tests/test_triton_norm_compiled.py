@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import pytest
 import torch
+from several_kernels import examined
 from triton_ir import wrapping_products
 
 from bcos_kernels.core.candidate import DIRECTIONS
@@ -17,7 +16,6 @@ from bcos_kernels.norm.triton.launches import launches
 
 pytestmark = pytest.mark.slow
 
-WORKERS = 2
 IMAGES, SMALL = (256, 64, 56, 56), (256, 256, 14, 14)
 HUGE = (1 << 21, 2048)
 """More than 2³¹ values."""
@@ -76,9 +74,7 @@ def kernels() -> dict[aot.Specialisation, tuple[str, tuple[list[str], list[str],
             for direction in (*DIRECTIONS, "second", *["map"] * each.has_gradient_map):
                 for started in launches(each, direction):
                     chosen.setdefault(aot.specialise(started, arch), f"{each.words()} {direction} {arch}")
-    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
-        found = list(pool.map(examine, chosen, chunksize=2))
-    return {what: (chosen[what], result) for what, result in zip(chosen, found, strict=True)}
+    return {what: (chosen[what], result) for what, result in zip(chosen, examined(examine, chosen), strict=True)}
 
 
 def test_no_kernel_spills_or_takes_more_than_there_is(kernels):

@@ -1,15 +1,13 @@
 """The Triton kernels with TMA compiled for GPUs that need not be there: resources, copies, tensor cores and races."""
 
-import os
 import re
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 from typing import NamedTuple
 
 import pytest
 import torch
+from several_kernels import examined
 from triton_ir import Pipeline, wrapping_products
 
 from bcos_kernels.core import choice
@@ -21,7 +19,6 @@ from bcos_kernels.transform.triton.launches import launches
 
 pytestmark = pytest.mark.slow
 
-WORKERS = 2
 SIZES = {
     "pixels": 2000, "C": 192, "F": 192, "tiles": 30, "tiles_n": 2, "splits": 1, "get_program_id": 0,
     "get_num_programs": 4,
@@ -109,9 +106,8 @@ def examine(what: aot.Specialisation) -> Examined:
 @pytest.fixture(scope="module")
 def kernels() -> dict[str, tuple[aot.Specialisation, Examined]]:
     chosen = selection()
-    with ProcessPoolExecutor(min(WORKERS, os.cpu_count()), mp_context=get_context("spawn")) as pool:
-        results = list(pool.map(examine, chosen, chunksize=2))
-    return {origin: (what, result) for (what, origin), result in zip(chosen.items(), results, strict=True)}
+    results = zip(chosen.items(), examined(examine, chosen), strict=True)
+    return {origin: (what, result) for (what, origin), result in results}
 
 
 def test_no_kernel_spills_or_takes_more_than_there_is(kernels):

@@ -7,6 +7,7 @@ stand-in for cuDNN that runs the candidate graph there (``tests/cudnn``).
 
 import ctypes
 import os
+from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 
 import torch
@@ -26,8 +27,23 @@ SAMPLED = tuple(name for name in _NAMES if name.startswith("sampled-"))
 """The candidates that serve 1×1 convolutions with a stride alone."""
 CANDIDATES = tuple(name for name in _NAMES if name not in SAMPLED)
 if INTERPRETED:
-    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime import interpreter
+    from triton.runtime.interpreter import InterpretedFunction, interpreter_builder
 
+    # the option forms every sum and product of integers once more, in 64 bits, for an assertion that is made in `debug`
+    # alone: half of the interpreter's time
+    options = interpreter_builder.options
+    interpreter_builder.options = replace(options, sanitize_overflow=options.debug)
+
+    types: dict = {}
+
+    def numpy_type(kind, usual=interpreter._get_np_dtype):
+        """NumPy's type for one of Triton's; the interpreter makes a table of all of them for each call."""
+        if kind.name not in types:
+            types[kind.name] = usual(kind)
+        return types[kind.name]
+
+    interpreter._get_np_dtype = numpy_type
     prepared: set[str] = set()
 
     def called(function, *arguments, call=InterpretedFunction.__call__, **options):
