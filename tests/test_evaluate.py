@@ -124,6 +124,8 @@ def test_bad_input_ends_in_one_line(metric, more, words, images, tmp_path, monke
         ([0, 0, 0, float("nan"), 1], "xmin, ymin, xmax and ymax must be numbers"),
         ([0, 3, 0, 2, 1], "it ends before it starts"),
         ([0, 800, 0, 801, 1], "it lies outside of the image, 8 x 8"),
+        ([0, -9, 0, 0, 1], "it lies outside of the image, 8 x 8"),
+        ([0, 0, -9, 1, -1], "it lies outside of the image, 8 x 8"),
     ],
 )
 def test_boxes_that_would_count_as_nothing(box, words, images, tmp_path, capsys):
@@ -132,6 +134,13 @@ def test_boxes_that_would_count_as_nothing(box, words, images, tmp_path, capsys)
     assert command("epg", images, "--boxes", tmp_path / "boxes.json") == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert f"boxes.json: {name}: [" in message and message.endswith(words)
+
+
+def test_boxes_of_two_images_of_one_name(images, tmp_path, capsys):
+    name = sorted(images.rglob("*.png"))[0].relative_to(images).as_posix()
+    (tmp_path / "boxes.json").write_text(json.dumps({name: [[0, 0, 0, 1, 1]]}))
+    assert main(["evaluate", "epg", str(images), str(images), *MODEL, "--boxes", str(tmp_path / "boxes.json")]) == 2
+    assert capsys.readouterr().err.endswith(f"boxes.json: {name} is the name of 2 images\n")
 
 
 def test_images_without_classes(tmp_path, capsys):
