@@ -322,6 +322,33 @@ def test_threads_that_explain_one_model_at_a_time(name):
     assert inside != before and seen == [inside, before] and states(model) == before
 
 
+@pytest.mark.parametrize("name", ["bcos", "first version", "model guidance"])
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (0, 2, 1), (1, 2, 0)])
+def test_generators_that_leave_the_mode_in_any_order(name, order):
+    """The mode lasts until the last of them leaves it, also where the model was changed in between."""
+    model = made(name)
+    before = states(model)
+
+    def using():
+        with explanation_mode(model):
+            yield
+
+    users = [using() for _ in order]
+    for user in users:
+        next(user)
+    inside = states(model)
+    for user in order[:-1]:
+        users[user].close()
+        assert states(model) == inside != before
+    users[order[-1]].close()
+    assert states(model) == before
+    with explanation_mode(model):
+        switched(model, False)
+        with explanation_mode(model):
+            assert states(model) == inside
+        assert states(model) == before
+
+
 def test_images_of_inference_mode_and_calls_within_no_grad():
     model, x = made("bcos"), example("bcos")
     expected = bk.explain(model, x).weights
