@@ -11,6 +11,7 @@ from attention_families import Late as LateAttention
 from families import Bcosification, FirstVersion, M, Minimal, ModelGuidance, OneFormula, set_mode
 from norm_families import N
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import bcos_kernels as bk
 from bcos_kernels.explanation import explanation_mode, passes
@@ -380,6 +381,19 @@ def test_the_default_chunk_of_a_gpu_fits_into_its_free_memory(monkeypatch):
         monkeypatch.setattr(passes, "_free_bytes", lambda device, free=free: int(free))
         monkeypatch.setattr(passes, "_on_cpu", lambda x: False)
         assert passes.default_chunk(y, x, 1000) == expected
+
+
+def test_a_model_without_a_backward_of_several_rows():
+    """A checkpoint forms its tensors again within vmap, where they are others; compiled models fail as well."""
+    model = bk.accelerate(made("bcos"))
+    checkpointed = nn.Sequential(copy.deepcopy(model)).eval()
+    checkpointed.forward = lambda x: checkpoint(checkpointed[0], x, use_reentrant=False)
+    x = example("bcos")
+    with pytest.raises(RuntimeError, match="no backward of 5 rows at once: chunk=1 forms them one by one"):
+        bk.explain(checkpointed, x, "top5")
+    assert torch.equal(
+        bk.explain(checkpointed, x, "top5", chunk=1).weights, bk.explain(model, x, "top5", chunk=1).weights
+    )
 
 
 def test_a_backward_forms_no_more_rows_than_a_chunk(monkeypatch):
