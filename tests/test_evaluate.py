@@ -143,6 +143,18 @@ def test_boxes_of_two_images_of_one_name(images, tmp_path, capsys):
     assert capsys.readouterr().err.endswith(f"boxes.json: {name} is the name of 2 images\n")
 
 
+def test_fewer_classes_than_those_of_the_model_are_told(images, tmp_path, capsys):
+    """A folder of some classes numbers them from 0 on, which the model may not do."""
+    subset = tmp_path / "subset"
+    subset.mkdir()
+    for folder in sorted(images.iterdir())[2:10]:
+        (subset / folder.name).symlink_to(folder, target_is_directory=True)
+    assert command("gridpg", subset, "--cells", 4, "--threshold", 0) == 2
+    told = capsys.readouterr().err
+    assert "the images have 8 classes and the model 12: class k of the images is taken as its logit k" in told
+    assert "--cells 4: no grid" in told
+
+
 def test_images_without_classes(tmp_path, capsys):
     Image.fromarray(np.zeros((9, 9, 3), dtype=np.uint8)).save(tmp_path / "0.png")
     assert command("gridpg", tmp_path) == 2

@@ -172,8 +172,12 @@ def _confidences(
     if not logits:
         raise ValueError("no image can be read")
     found = torch.cat(logits)
-    if max(labels) >= found.shape[1]:
-        raise ValueError(f"the images have {max(labels) + 1} classes, and the model {found.shape[1]}")
+    classes, known = max(labels) + 1, found.shape[1]
+    if classes > known:
+        raise ValueError(f"the images have {classes} classes, and the model {known}")
+    if classes < known:
+        told = f"the images have {classes} classes and the model {known}: class k of the images is taken as its logit k"
+        print(f"bcos_kernels evaluate: {told}", file=sys.stderr)
     return numbers, torch.tensor(labels), found
 
 
