@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .core.checks import described
 from .explanation.result import averaged, check_smooth
 
 __all__ = ["energy_pointing", "grid_pointing", "make_grid", "scaled_boxes", "select_grids"]
@@ -46,9 +47,12 @@ def select_grids(
         For each grid the indices of its images, in the order of :func:`make_grid`.
 
     Raises:
+        TypeError: ``logits`` or ``labels`` is not a tensor.
         ValueError: an argument is not as described above, or there are less than ``count`` grids.
     """
     _side(cells)
+    described("logits", logits, optional=False)
+    described("labels", labels, optional=False)
     if logits.dim() != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(f"logits has shape {tuple(logits.shape)} and labels {tuple(labels.shape)}: [N, K] and [N]")
     blocks = _blocks(_by_confidence(logits, labels), cells, threshold)
@@ -119,8 +123,10 @@ def make_grid(images: Tensor) -> Tensor:
         ``[..., C, n·H, n·W]``.
 
     Raises:
+        TypeError: ``images`` is not a tensor.
         ValueError: ``images`` has fewer than four dimensions, or the number of images is not such a square.
     """
+    described("images", images, optional=False)
     if images.dim() < 4:
         raise ValueError(f"images has shape {tuple(images.shape)}: [..., n², C, H, W] is needed")
     n = _side(images.shape[-4])
@@ -142,8 +148,10 @@ def grid_pointing(contributions: Tensor, smooth: int = 0) -> Tensor:
         ``[..., n²]``, from 0 to 1; 0 where no contribution is positive.
 
     Raises:
+        TypeError: ``contributions`` is not a tensor.
         ValueError: an argument is not as described above.
     """
+    described("contributions", contributions, optional=False)
     if contributions.dim() < 3:
         raise ValueError(f"contributions has shape {tuple(contributions.shape)}: [..., n², n·H, n·W] is needed")
     *lead, count, height, width = contributions.shape
@@ -181,8 +189,10 @@ def energy_pointing(
         guidance's figure.
 
     Raises:
+        TypeError: ``contributions`` is not a tensor.
         ValueError: an argument is not as described above.
     """
+    described("contributions", contributions, optional=False)
     if contributions.dim() != 3 or len(boxes) != len(contributions):
         shape = tuple(contributions.shape)
         raise ValueError(f"contributions has shape {shape} and boxes {len(boxes)} lists: [P, H, W] and P are needed")

@@ -37,9 +37,11 @@ def _convolved(conv: Any, x: Tensor, **options) -> Tensor:
 
 def held(module: Any, name: str) -> Any:
     """``getattr(module, name)``; a parameter or a part of the module is found ten times as fast."""
-    for store in (module._parameters, module._modules):
-        if name in store:
-            return store[name]
+    own = module.__dict__
+    if name not in own:
+        for store in (own["_parameters"], own["_modules"]):
+            if name in store:
+                return store[name]
     return getattr(module, name)
 
 

@@ -149,6 +149,20 @@ def test_deepcopy_pickle_and_save(name, monkeypatch):
         assert type(bk.restore(other)).__mro__[0] is type(layer).__bases__[0]
 
 
+def test_a_copy_keeps_a_class_that_was_derived_from_the_accelerated_one():
+    layer = bk.accelerate(M.BcosLinear(6, 4, dtype=torch.float64))
+
+    class Halved(type(layer)):
+        def forward(self, x):
+            return super().forward(x) / 2
+
+    x = example(layer)
+    expected = layer(x) / 2
+    layer.__class__ = Halved
+    for made in (layer, copy.deepcopy(layer), copy.copy(layer)):
+        assert type(made) is Halved and torch.allclose(made(x), expected, rtol=1e-12)
+
+
 def test_a_copy_is_independent():
     model = bk.accelerate(net())
     other = copy.deepcopy(model)

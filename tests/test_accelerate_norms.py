@@ -12,6 +12,7 @@ import torch
 from families import is_accelerated, net, reason
 from norm_families import BATCH, N, accelerated, counted, example, norm, outcome, same_as_its_own
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import bcos_kernels as bk
 from bcos_kernels import tally
@@ -176,6 +177,20 @@ def test_the_warning_for_a_model_without_layers_stays():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         bk.accelerate(N.BatchNormUncentered2d(4))
+
+
+@pytest.mark.parametrize("momentum", [0.3, None])
+@pytest.mark.parametrize("name", [BATCH, "late batch"])
+def test_a_checkpoint_that_ends_with_a_norm_updates_it_as_often_as_its_own_forward(name, momentum):
+    """The second forward ends with the last tensor that the backward needs, which published norms form after that."""
+    module = norm(name)
+    module.momentum = momentum
+    for each in (module, fused := accelerated(module)):
+        x = example(name).requires_grad_()
+        checkpoint(each, x, use_reentrant=False).pow(3).sum().backward()
+    for mine, yours in zip(fused.buffers(), module.buffers(), strict=True):
+        assert torch.allclose(mine, yours, rtol=1e-12)
+    assert int(fused.num_batches_tracked) == int(norm(name).num_batches_tracked) + 2
 
 
 def test_norms_run_their_running_statistics_without_gradients():

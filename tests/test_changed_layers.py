@@ -186,6 +186,13 @@ def test_a_part_hidden_by_an_attribute():
     assert torch.allclose(layer(x), plain(layer)(x), rtol=1e-12)
 
 
+def test_a_weight_hidden_by_an_attribute():
+    layer = bk.accelerate(M.BcosLinear(6, 4).double())
+    vars(layer.linear)["weight"] = torch.rand(4, 6, dtype=torch.float64)
+    x = example(M.BcosLinear(6, 4))
+    assert torch.allclose(layer(x), plain(layer)(x), rtol=1e-12)
+
+
 def same_as_its_own(layer, x, message):
     """The layer computes what its own forward computes, and the report says why."""
     with warnings.catch_warnings():

@@ -293,6 +293,7 @@ def test_unbatched_and_empty_inputs():
     (x, *rest), options = tensors("plain")
     y = dynamic_alignment(x, *rest, **options)
     assert torch.allclose(dynamic_alignment(x[0], *rest, **options), y[0], rtol=1e-12)
+    assert torch.equal(dynamic_alignment(x, *rest, stride=[1, 1], padding=[1, 1]), y)
     empty = x[:0].detach().requires_grad_()
     found = outcome(dynamic_alignment, [empty, *rest], options)
     assert found["y"].shape == (0, *y.shape[1:]) and not found["dweight"].any()
@@ -337,6 +338,8 @@ def test_the_module_takes_the_authors_state_dict(groups, bias, norm, format):
         ({"stride": 0}, ValueError, "stride=0: must be at least 1|stride.*at least 1"),
         ({"padding": "same"}, TypeError, "padding='same': an int is needed"),
         ({"norm": "l3"}, ValueError, "norm='l3': allowed are 'squash', 'l1', 'l2'"),
+        ({"norm": ["l1"]}, ValueError, r"norm=\['l1'\]: allowed are 'squash', 'l1', 'l2'"),
+        ({"backend": ["cpu"]}, ValueError, r"backend=\['cpu'\]: allowed are 'cpu'"),
         ({"detach": 1}, TypeError, "detach=1: True or False is needed"),
         (
             {"backend": "gpu"},

@@ -124,6 +124,8 @@ def test_bad_input_ends_in_one_line(metric, more, words, images, tmp_path, monke
         ([0, 0, 0, float("nan"), 1], "xmin, ymin, xmax and ymax must be numbers"),
         ([0, 3, 0, 2, 1], "it ends before it starts"),
         ([0, 800, 0, 801, 1], "it lies outside of the image, 8 x 8"),
+        ([0, -9, 0, 0, 1], "it lies outside of the image, 8 x 8"),
+        ([0, 0, -9, 1, -1], "it lies outside of the image, 8 x 8"),
     ],
 )
 def test_boxes_that_would_count_as_nothing(box, words, images, tmp_path, capsys):
@@ -132,6 +134,25 @@ def test_boxes_that_would_count_as_nothing(box, words, images, tmp_path, capsys)
     assert command("epg", images, "--boxes", tmp_path / "boxes.json") == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert f"boxes.json: {name}: [" in message and message.endswith(words)
+
+
+def test_boxes_of_two_images_of_one_name(images, tmp_path, capsys):
+    name = sorted(images.rglob("*.png"))[0].relative_to(images).as_posix()
+    (tmp_path / "boxes.json").write_text(json.dumps({name: [[0, 0, 0, 1, 1]]}))
+    assert main(["evaluate", "epg", str(images), str(images), *MODEL, "--boxes", str(tmp_path / "boxes.json")]) == 2
+    assert capsys.readouterr().err.endswith(f"boxes.json: {name} is the name of 2 images\n")
+
+
+def test_fewer_classes_than_those_of_the_model_are_told(images, tmp_path, capsys):
+    """A folder of some classes numbers them from 0 on, which the model may not do."""
+    subset = tmp_path / "subset"
+    subset.mkdir()
+    for folder in sorted(images.iterdir())[2:10]:
+        (subset / folder.name).symlink_to(folder, target_is_directory=True)
+    assert command("gridpg", subset, "--cells", 4, "--threshold", 0) == 2
+    told = capsys.readouterr().err
+    assert "the images have 8 classes and the model 12: class k of the images is taken as its logit k" in told
+    assert "--cells 4: no grid" in told
 
 
 def test_images_without_classes(tmp_path, capsys):

@@ -11,6 +11,7 @@ from attention_families import Late as LateAttention
 from families import Bcosification, FirstVersion, M, Minimal, ModelGuidance, OneFormula, set_mode
 from norm_families import N
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import bcos_kernels as bk
 from bcos_kernels.explanation import explanation_mode, passes
@@ -322,6 +323,33 @@ def test_threads_that_explain_one_model_at_a_time(name):
     assert inside != before and seen == [inside, before] and states(model) == before
 
 
+@pytest.mark.parametrize("name", ["bcos", "first version", "model guidance"])
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (0, 2, 1), (1, 2, 0)])
+def test_generators_that_leave_the_mode_in_any_order(name, order):
+    """The mode lasts until the last of them leaves it, also where the model was changed in between."""
+    model = made(name)
+    before = states(model)
+
+    def using():
+        with explanation_mode(model):
+            yield
+
+    users = [using() for _ in order]
+    for user in users:
+        next(user)
+    inside = states(model)
+    for user in order[:-1]:
+        users[user].close()
+        assert states(model) == inside != before
+    users[order[-1]].close()
+    assert states(model) == before
+    with explanation_mode(model):
+        switched(model, False)
+        with explanation_mode(model):
+            assert states(model) == inside
+        assert states(model) == before
+
+
 def test_images_of_inference_mode_and_calls_within_no_grad():
     model, x = made("bcos"), example("bcos")
     expected = bk.explain(model, x).weights
@@ -353,6 +381,19 @@ def test_the_default_chunk_of_a_gpu_fits_into_its_free_memory(monkeypatch):
         monkeypatch.setattr(passes, "_free_bytes", lambda device, free=free: int(free))
         monkeypatch.setattr(passes, "_on_cpu", lambda x: False)
         assert passes.default_chunk(y, x, 1000) == expected
+
+
+def test_a_model_without_a_backward_of_several_rows():
+    """A checkpoint forms its tensors again within vmap, where they are others; compiled models fail as well."""
+    model = bk.accelerate(made("bcos"))
+    checkpointed = nn.Sequential(copy.deepcopy(model)).eval()
+    checkpointed.forward = lambda x: checkpoint(checkpointed[0], x, use_reentrant=False)
+    x = example("bcos")
+    with pytest.raises(RuntimeError, match="no backward of 5 rows at once: chunk=1 forms them one by one"):
+        bk.explain(checkpointed, x, "top5")
+    assert torch.equal(
+        bk.explain(checkpointed, x, "top5", chunk=1).weights, bk.explain(model, x, "top5", chunk=1).weights
+    )
 
 
 def test_a_backward_forms_no_more_rows_than_a_chunk(monkeypatch):

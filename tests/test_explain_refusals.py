@@ -31,6 +31,8 @@ X = example("bcos")
         (lambda m: bk.explain(m, X[:0]), ValueError, r"images has shape \(0, 6, 9, 8\)"),
         (lambda m: bk.explain(m, X, chunk=0), ValueError, "chunk=0: must be at least 1"),
         (lambda m: bk.explain(m, X, chunk=True), TypeError, "chunk=True: an int"),
+        (lambda m: bk.explain(m, X, create_graph=None), TypeError, "create_graph=None: True or False is needed"),
+        (lambda m: bk.explain(m, X, weights="map"), TypeError, "weights='map': True or False is needed"),
         (lambda m: bk.explain(m, X, output="7"), ValueError, "output='7': the model has no module"),
         (lambda m: bk.explain(m, X, output=7), TypeError, "output=7: the name of a module"),
         (lambda m: bk.explain(m, X, -1), ValueError, "targets: class -1 is below 0"),

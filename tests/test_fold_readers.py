@@ -45,6 +45,12 @@ class AsksForTensors(Pair):
         return self.other(z + y if isinstance(x, torch.Tensor) else z)
 
 
+class AsksForGradients(Pair):
+    def forward(self, x):
+        y = self.layer(x)
+        return self.other(self.norm(y) if torch.is_grad_enabled() else y)
+
+
 class ReadsTheWeight(Pair):
     def forward(self, x):
         z = self.norm(self.layer(x))
@@ -103,6 +109,8 @@ def reasons(folded, model):
             torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
     else:
         assert max(differences(folded, model, x)) < 1e-11
+        with torch.no_grad():
+            torch.testing.assert_close(folded(x), model(x), rtol=1e-11, atol=1e-13)
     return [row.reason for row in folded.folding.rows if row.became is None]
 
 
@@ -121,6 +129,7 @@ def made(kind):
         (OptionalArgument, [UNKNOWN]),
         (OptionalFlag, [UNKNOWN]),
         (AsksForTensors, [UNKNOWN]),
+        (AsksForGradients, [UNKNOWN]),
         (ReadsTheWeight, [OPENED, UNKNOWN]),
         (CallsTheLinearPart, [OPENED, UNKNOWN]),
         (CallsForward, [OPENED, UNKNOWN]),

@@ -137,3 +137,18 @@ def test_boxes_are_scaled_as_in_model_guidance():
 def test_bad_input(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    "call, name",
+    [
+        (lambda maps: metrics.grid_pointing(maps), "contributions"),
+        (lambda maps: metrics.energy_pointing(maps, [[]] * 4), "contributions"),
+        (lambda maps: metrics.make_grid(maps), "images"),
+        (lambda maps: metrics.select_grids(maps, torch.arange(4), 4), "logits"),
+        (lambda maps: metrics.select_grids(torch.eye(4), maps, 4), "labels"),
+    ],
+)
+def test_what_is_no_tensor_is_named(call, name):
+    with pytest.raises(TypeError, match=f"^{name}: a Tensor is needed, not ndarray"):
+        call(torch.ones(4, 4, 4).numpy())

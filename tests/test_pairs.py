@@ -94,6 +94,33 @@ def test_hooks_and_retained_gradients_of_the_output_see_its_gradient(both, forme
     assert formed == [False, False]
 
 
+@pytest.mark.parametrize("kind", ["register_prehook", "register_hook"])
+def test_hooks_of_the_node_that_made_the_output_see_its_gradient(kind, both, formed):  # noqa: F811
+    def seen(made):
+        found = []
+        y = made[0](image(made))
+        getattr(y.grad_fn, kind)(lambda *gradients: found.append(gradients[-1][0].clone()))
+        made[2](made[1](y)).pow(3).sum().backward()
+        return found[0]
+
+    truth, found = map(seen, both)
+    assert torch.allclose(found, truth, rtol=1e-12, atol=0) and truth.abs().sum() > 0
+    assert formed == [False]
+
+
+def test_a_layer_whose_input_must_be_seen(both, formed):  # noqa: F811
+    """A view that negates, as parts of conjugated complex tensors are, goes through the operators."""
+
+    def found(made):
+        x = image(made)
+        made(torch._neg_view(x)).pow(3).sum().backward()
+        return [x.grad, made[0].linear.weight.grad]
+
+    truth, mine = map(found, both)
+    assert error(mine, truth) < 1e-12
+    assert formed == [True]
+
+
 def test_a_gradient_with_respect_to_the_output_alone(both, formed):  # noqa: F811
     def found(made):
         y = made[0](image(made))

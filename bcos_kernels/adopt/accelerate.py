@@ -250,6 +250,8 @@ def _subclass(origin: Any, plan: Plan) -> type:
 
     def __reduce_ex__(self, version):
         build, args, *state = origin.__reduce_ex__(self, version)
+        if type(self) is not accelerated:  # a class that was derived from it is copied as any other class is
+            return build, args, *state
         args = tuple(origin if a is type(self) else a for a in args)
         return _rebuild, (plan, build, args), *state
 
@@ -275,7 +277,8 @@ def _subclass(origin: Any, plan: Plan) -> type:
         "__doc__": origin.__doc__,
         "_bcos_kernels_plan": plan,
     }
-    return types.new_class(origin.__name__, (origin,), exec_body=lambda body: body.update(names))
+    accelerated = types.new_class(origin.__name__, (origin,), exec_body=lambda body: body.update(names))
+    return accelerated
 
 
 def _rebuild(plan: Plan, build: Callable, args: tuple) -> nn.Module:

@@ -165,9 +165,14 @@ def run(
         y = functional.norm(x, weight, bias, None, None, detach, options).y
     elif module.training:
         momentum, kept = _to_update(module, var, variant.counts)
-        y, _, found_var = functional.norm(x, weight, bias, None, None, detach, options)
-        if kept is not None:
-            kept.copy_((1 - momentum) * kept + momentum * found_var)
+        try:
+            y, _, found_var = functional.norm(x, weight, bias, None, None, detach, options)
+        except Exception as error:
+            if _torch.ends_recomputation(error):  # which published code meets behind its update
+                with torch.no_grad():
+                    _update(kept, momentum, functional.norm(x, weight, bias, None, None, detach, options).var)
+            raise
+        _update(kept, momentum, found_var)
     else:
         y = functional.norm(x, weight, bias, None, var, detach, options).y
     y = y if shape is None else y.view(shape)
@@ -190,6 +195,12 @@ def _to_update(module: Theirs, var: Tensor | None, counts: bool) -> tuple[Any, T
         count.add_(1)
         momentum = 1.0 / float(count) if momentum is None else momentum
     return 0.0 if momentum is None else momentum, var
+
+
+def _update(kept: Tensor | None, momentum: Any, found_var: Tensor) -> None:
+    """Moves the running variance towards that of a batch."""
+    if kept is not None:
+        kept.copy_((1 - momentum) * kept + momentum * found_var)
 
 
 # once for each kind of call

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -171,8 +172,12 @@ def _confidences(
     if not logits:
         raise ValueError("no image can be read")
     found = torch.cat(logits)
-    if max(labels) >= found.shape[1]:
-        raise ValueError(f"the images have {max(labels) + 1} classes, and the model {found.shape[1]}")
+    classes, known = max(labels) + 1, found.shape[1]
+    if classes > known:
+        raise ValueError(f"the images have {classes} classes, and the model {known}")
+    if classes < known:
+        told = f"the images have {classes} classes and the model {known}: class k of the images is taken as its logit k"
+        print(f"bcos_kernels evaluate: {told}", file=sys.stderr)
     return numbers, torch.tensor(labels), found
 
 
@@ -214,6 +219,9 @@ def _energies(
     numbers = [number for number, entry in enumerate(source.entries) if boxes.get(entry.name)]
     if not numbers:
         raise ValueError(f"--boxes {options.boxes}: it names none of the images, such as {source.entries[0].name}")
+    names = Counter(source.entries[number].name for number in numbers)
+    if (twice := next((name for name, count in names.items() if count > 1), None)) is not None:
+        raise ValueError(f"--boxes {options.boxes}: {twice} is the name of {names[twice]} images")
     source.transform = loading.transform_of(model, options.image_size, whole=True)
     rows: list[dict[str, Any]] = []
     with progress("images", len(numbers)) as advance:
@@ -230,7 +238,7 @@ def _of_images(model: nn.Module, items: list[Loaded], boxes, options: argparse.N
     pairs, scaled = [], []
     for image, item in enumerate(items):
         for box in boxes[item.name]:
-            if box[1] >= item.size[0] or box[2] >= item.size[1]:
+            if box[1] >= item.size[0] or box[2] >= item.size[1] or box[3] <= 0 or box[4] <= 0:
                 size_of = " x ".join(map(str, item.size))
                 raise ValueError(
                     f"--boxes {options.boxes}: {item.name}: {box}: it lies outside of the image, {size_of}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
+import re
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +46,11 @@ class File:
     """Within a tar."""
     length: int = 0
 
+    def identity(self) -> str:
+        """What tells the image from another one of its name, without reading it."""
+        size = self.length if self.offset is not None else self.path.stat().st_size if self.path.exists() else None
+        return f"{self.name} {size}"
+
     def read(self) -> tuple[Any, int | None]:
         """The PIL image, not decoded yet, and its label."""
         from PIL import Image
@@ -62,6 +69,13 @@ class Sample:
     name: str
     data: Any
     number: int
+
+    def identity(self) -> str:
+        """What tells the image from another one of its name, without reading it: its data set, as that prints itself.
+
+        Addresses of objects are left out, because another process has others.
+        """
+        return f"{self.name} {re.sub(' at 0x[0-9a-f]+', '', repr(self.data))}" if self.number == 0 else self.name
 
     def read(self) -> tuple[Any, int | None]:
         image, label, *_ = self.data[self.number]
@@ -118,7 +132,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def open_source(options: argparse.Namespace) -> Source:
-    """The images that the arguments name; a class of a folder is the place of its subfolder among them.
+    """The images that the arguments name; a class of a folder is the place of its subfolder among those of all folders.
 
     Raises:
         ImportError, ValueError: there are none, or a path or a data set is not there.
@@ -128,9 +142,11 @@ def open_source(options: argparse.Namespace) -> Source:
     if options.dataset is not None:
         return _data_set(options.dataset, options.root, options.dataset_args)
     entries: list[File | Sample] = []
+    classes = sorted({name for path in options.images if path.is_dir() for name in _classes(path)})
+    labels = {name: number for number, name in enumerate(classes)}
     for path in options.images:
         if path.is_dir():
-            entries += _of_folder(path)
+            entries += _of_folder(path, labels)
         elif path.suffix == ".tar" and path.is_file():
             entries += _of_tar(path)
         elif path.is_file():
@@ -146,12 +162,33 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(ENDINGS) and not name.rpartition("/")[2].startswith(".")
 
 
-def _of_folder(folder: Path) -> list[File]:
-    paths = sorted(path for path in folder.rglob("*") if _is_image(path.as_posix()) and path.is_file())
+def _classes(folder: Path) -> list[str]:
+    """The names of its subfolders, also of empty ones and of links to folders; hidden ones are none."""
+    return [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+
+
+def _of_folder(folder: Path, labels: dict[str, int]) -> list[File]:
+    paths = sorted(_images_below(folder, ()))
     names = [path.relative_to(folder).as_posix() for path in paths]
-    classes = sorted({name.partition("/")[0] for name in names if "/" in name})
-    labels = {name: number for number, name in enumerate(classes)}
     return [File(name, path, labels.get(name.partition("/")[0])) for name, path in zip(names, paths, strict=True)]
+
+
+def _images_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """The images in a folder and in its subfolders, through links as well; hidden ones are left out.
+
+    ``above`` are the folders that hold this one, to which a link may lead back. A link to an image that is not there
+    is an image that cannot be read.
+    """
+    here = folder.resolve()
+    if here in above:
+        return
+    for entry in os.scandir(folder):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _images_below(Path(entry.path), (*above, here))
+        elif _is_image(entry.name) and (entry.is_file() or entry.is_symlink()):
+            yield Path(entry.path)
 
 
 def _of_tar(path: Path) -> list[File]:

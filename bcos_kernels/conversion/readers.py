@@ -15,6 +15,7 @@ from itertools import product
 from typing import Any
 from weakref import ref
 
+import torch
 from torch import Tensor, fx, nn
 
 from ..adopt import layer as layers
@@ -189,14 +190,20 @@ MOST_CALLS = 16
 
 
 def _traces(model: nn.Module) -> list[_Trace]:
-    """A trace of each way to call a forward: with and without the arguments that are None or a bool by default."""
+    """A trace of each way to call a forward: with and without the arguments that are None or a bool by default.
+
+    Each with and without gradients, on which a forward may depend, as one does that makes checkpoints.
+    """
     calls = [dict(found) for found in product(*_choices(model))]
     if len(calls) > MOST_CALLS:
         raise ValueError(f"its arguments can be given or left out in {len(calls)} ways, more than {MOST_CALLS}")
     opaque: dict[str, Exception | None] = {}
     while True:
-        known, traces = len(opaque), [_traced(model, call, opaque) for call in calls]
-        if len(opaque) == known or len(calls) == 1:
+        known, traces = len(opaque), []
+        for call, records in product(calls, (True, False)):
+            with torch.set_grad_enabled(records):
+                traces.append(_traced(model, call, opaque))
+        if len(opaque) == known:
             return traces
 
 

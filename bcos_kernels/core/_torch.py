@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +15,10 @@ from torch.autograd import forward_ad
 from torch.overrides import _get_overloaded_args
 
 __all__ = [
-    "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function", "forward_derivatives",
-    "is_exporting", "is_followed", "is_seen", "is_seen_beside_vmap", "is_traced", "largest_gradient", "overloads",
-    "saved_tensor_of", "softmax_backward_in_place", "transformed", "unrecorded", "unwrap_dead_wrappers", "will_run",
+    "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function", "ends_recomputation",
+    "forward_derivatives", "is_exporting", "is_followed", "is_seen", "is_seen_beside_vmap", "is_traced",
+    "largest_gradient", "overloads", "saved_tensor_of", "softmax_backward_in_place", "transformed", "unrecorded",
+    "unwrap_dead_wrappers", "will_run",
 ]  # fmt: skip
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -94,6 +96,12 @@ def is_seen_beside_vmap(tensors: Iterable[Tensor | None]) -> bool:
     """The same within a vmap rule, of which the tensors are the unwrapped ones: whether anything else must see them."""
     levels = torch._C._functorch.get_interpreter_stack()
     return len(levels or ()) != 1 or _tracing_state() is not None or _modes() > 0 or not _are_plain(tensors)
+
+
+def ends_recomputation(error: Exception) -> bool:
+    """Whether torch.utils.checkpoint raised it to end a forward of which it has all that it needs."""
+    checkpoint: Any = sys.modules.get("torch.utils.checkpoint")
+    return checkpoint is not None and isinstance(error, checkpoint._StopRecomputationError)
 
 
 def will_run(node) -> bool:

@@ -75,7 +75,7 @@ def _first(backends: Mapping[str, Backend], call) -> str:
 def check(backends: Mapping[str, Backend], forced: str) -> tuple[str, ...]:
     """The names in ``forced``. Raises ValueError if a backend is unknown, or if several cannot share a call."""
     names = named(forced) if isinstance(forced, str) else (forced,)
-    unknown = [name for name in names if name not in backends]
+    unknown = [name for name in names if not isinstance(name, str) or name not in backends]
     together = [name for name, backend in backends.items() if backend.interchangeable]
     if unknown or (len(names) > 1 and not set(names) <= set(together)):
         allowed = ", ".join(map(repr, (*backends, *[",".join(together)] * bool(together))))

@@ -7,12 +7,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["FrozenScale", "accumulated"]
+__all__ = ["FrozenScale", "accumulated", "mapped"]
 
 
 def accumulated(t: Tensor) -> Tensor:
     """The tensor in the dtype in which sums over it are formed: fp32 for half precision, else its own."""
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def mapped(grad: Tensor, x: Tensor, gradient_map: Tensor) -> Tensor:
+    """The gradient that ``grad`` is behind a map ``[4, C]``: ``grad · a + (x - m) · b + c`` at every channel of x."""
+    a, b, m, c = gradient_map.view(4, -1, *[1] * (x.dim() - 2))
+    return (grad * a + (x - m) * b + c).to(grad.dtype)
 
 
 class FrozenScale(torch.autograd.Function):

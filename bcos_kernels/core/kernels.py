@@ -14,7 +14,7 @@ from torch import Tensor
 from . import extension
 from .op import Op
 
-__all__ = ["Maker", "leave", "maker_of", "of"]
+__all__ = ["Maker", "has_hooks", "leave", "maker_of", "of"]
 
 _C: Any
 _C, _ = extension.load()
@@ -73,6 +73,11 @@ def _started_by_python(op: Op, spec, backend: str, by_operators: Callable[..., t
 def maker_of(y: Tensor) -> Maker | None:
     """What made y; None where the extension did not, or where a backward of that call was differentiated."""
     return None if _C is None else _MAKERS.get(_C.maker_of(y))
+
+
+def has_hooks(y: Tensor) -> bool:
+    """Whether a hook sees the gradient of y; without the extension, hooks of the node that made y are not known."""
+    return (y.retains_grad or bool(y._backward_hooks)) if _C is None else _C.has_hooks(y)
 
 
 def leave(y: Tensor, grad: Tensor, gradient_map: Tensor, message: str) -> None:

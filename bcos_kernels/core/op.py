@@ -18,6 +18,7 @@ from torch import Tensor
 from . import _torch, choice, dispatch
 from .call import Spec
 from .candidate import Backend, Candidate
+from .formula import mapped
 
 __all__ = ["NAMESPACE", "Op"]
 
@@ -284,6 +285,7 @@ class Op:
         :mod:`bcos_kernels.core.pairs`.
         """
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or _torch.is_seen((grad, *inputs)):
+            grad = grad if gradient_map is None else mapped(grad, saved[0], gradient_map)
             grads = self.backward_operator(grad, *inputs, *saved, *call.spec.flat(), frozen, list(needs), backend)
         else:
             grads = self.serve_backward(grad, inputs, saved, call, frozen, needs, backend, gradient_map)

@@ -68,7 +68,7 @@ _USED_TWICE = (
 def _is_watched(y: Tensor, maker: Any) -> bool:
     """Whether somebody may see the gradient of y; a y that a hook on saved tensors gave back says nothing about it."""
     alone = not any(_torch.will_run(node) for node, _ in maker.next_functions)  # what the backward asks for is y itself
-    return alone or y.grad_fn is not maker or y.retains_grad or bool(y._backward_hooks)
+    return alone or y.grad_fn is not maker or kernels.has_hooks(y)
 
 
 def record(ctx) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from contextlib import nullcontext
 from functools import lru_cache
 from math import prod
@@ -46,8 +47,9 @@ def dynamic_alignment(
     with _torch.unrecorded() if _torch.is_traced() else nullcontext():  # else a trace would record the checks
         tensors = tuple(map(described, _TENSORS, (x, projection, weight, bias), _OPTIONAL))
         settings = autocast_dtype(x.device.type), dispatch.FORCED
-        make = _plan.__wrapped__ if torch.compiler.is_compiling() else _plan  # sizes may be symbolic in a compiler
-        plan = make(tensors, settings, detach, *options)
+        # sizes may be symbolic in a compiler, and a list has no hash
+        fixed = not torch.compiler.is_compiling() and all(isinstance(o, Hashable) for o in (detach, *options))
+        plan = (_plan if fixed else _plan.__wrapped__)(tensors, settings, detach, *options)
     spec, batched = plan.call.spec, x.dim() == 4
     x = x if batched else x.unsqueeze(0)
     if detach:  # the dynamic weights are constants, and so is all that they are made of

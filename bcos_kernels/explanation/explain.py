@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import check_model
+from ..core.checks import check_model, flag
 from . import passes
 from .modes import explanation_mode, has_explanation_mode
 from .result import Explanation
@@ -63,7 +63,10 @@ def explain(
     Raises:
         TypeError, ValueError: an argument is not as described above; the error names it, its value and what is
             allowed.
+        RuntimeError: the model has no backward of several rows at once, as a compiled one; ``chunk=1`` needs none.
     """
+    flag("create_graph", create_graph)
+    flag("weights", weights)
     _check(model, images, output, chunk, create_graph)
     chosen = parse(targets, len(images))
     x = images if create_graph and images.requires_grad else images.detach()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -19,17 +18,19 @@ FROZEN = "fixed_weights"
 """The key under which the late mode's mapping says whether the scale is frozen."""
 
 
-class _Users:
-    """The threads that are in the explanation mode of one model, and what to do when the last of them leaves it."""
+class _Context:
+    """One use of :func:`explanation_mode` of a model that has not ended."""
 
-    def __init__(self) -> None:
-        self.depths: Counter[int] = Counter()
-        """Thread -> how many contexts it is in."""
-        self.before = ExitStack()
+    def __init__(self, own: ExitStack) -> None:
+        self.own = own
+        """What brings back what this one found."""
+        self.inherited: ExitStack | None = None
+        """The same of an earlier one that has ended, and left this to the one that was entered after it."""
 
 
 _lock = threading.RLock()
-_users: WeakKeyDictionary[nn.Module, _Users] = WeakKeyDictionary()
+_contexts: WeakKeyDictionary[nn.Module, list[_Context]] = WeakKeyDictionary()
+"""Those of each model that have not ended, in the order in which they were entered."""
 
 
 @contextmanager
@@ -38,29 +39,38 @@ def explanation_mode(model: nn.Module) -> Iterator[None]:
 
     Early modes are switched by ``set_explanation_mode(bool)`` (``bcos``, B-cosification), ``explanation_mode(bool)``
     (the first version of B-cos networks) or ``explanationMode(bool)`` (a copy of it), late ones by
-    ``state["fixed_weights"]`` (model guidance). A model without any of them stays as it is. Several threads may be in
-    the mode of one model: the last that leaves it brings back what the first one found.
+    ``state["fixed_weights"]`` (model guidance). A model without any of them stays as it is. Several threads,
+    generators or coroutines may be in the mode of one model, and leave it in any order: the last that leaves it brings
+    back what the first one found.
 
     Args:
         model: a module, accelerated or not.
     """
     with _lock:
-        users, thread = _users.setdefault(model, _Users()), threading.get_ident()
-        first = not users.depths or thread in users.depths
-        before = _switched_on(model) if first else ExitStack()
-        users.depths[thread] += 1
+        contexts = _contexts.setdefault(model, [])
+        found_on = bool(contexts) and _is_on(model)  # nothing is switched then, because other threads may be computing
+        context = _Context(ExitStack() if found_on else _switched_on(model))
+        contexts.append(context)
     try:
         yield
     finally:
         with _lock:
-            users.depths[thread] -= 1
-            users.depths = +users.depths  # without the threads that are in no context any more
-            if not users.depths or thread in users.depths:
-                before.close()
+            number = contexts.index(context)
+            del contexts[number]
+            if number < len(contexts):
+                contexts[number].inherited = context.inherited or context.own
             else:
-                users.before.push(before.pop_all())
-            if not users.depths:
-                users.before.close()
+                context.own.close()
+                if context.inherited is not None:
+                    context.inherited.close()
+
+
+def _is_on(model: nn.Module) -> bool:
+    """Whether each module is in the mode whose mode can be seen."""
+    owns = [vars(module) for module in model.modules()]
+    modes = [own["detach"] for own in owns if "detach" in own]
+    states = [own["state"] for own in owns if isinstance(own.get("state"), MutableMapping)]
+    return all(modes) and all(state[FROZEN] for state in states if FROZEN in state)
 
 
 def _switched_on(model: nn.Module) -> ExitStack:

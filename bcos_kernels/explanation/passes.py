@@ -57,8 +57,15 @@ def backward(logits: Tensor, x: Tensor, gradients: Tensor, create_graph: bool, r
             raise ValueError("the explained output does not depend on the images: something between them is detached")
         return found
 
-    # is_grads_batched of autograd.grad would take another vmap, which calls our operators once for each row
-    return of_one(gradients[0])[None] if len(gradients) == 1 else torch.func.vmap(of_one)(gradients)
+    if len(gradients) == 1:
+        return of_one(gradients[0])[None]
+    try:  # is_grads_batched of autograd.grad would take another vmap, which calls our operators once for each row
+        return torch.func.vmap(of_one)(gradients)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # of a compiled model, a checkpoint or an autograd Function without a rule for vmap
+        rows, why = len(gradients), f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise RuntimeError(f"no backward of {rows} rows at once: chunk=1 forms them one by one ({why})") from error
 
 
 class _Kept:

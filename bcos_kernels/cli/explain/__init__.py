@@ -100,7 +100,7 @@ def _settings(options: argparse.Namespace, job: Job, source: Source) -> dict:
         "factory_args": options.factory_args,
         "weights": None if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest()[:16],
         "transform": re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(source.transform).split())),
-        "images": f"{len(source)} images, {fingerprint(entry.name for entry in source.entries)}",
+        "images": f"{len(source)} images, {fingerprint(entry.identity() for entry in source.entries)}",
         "top": job.top,
         "save": list(job.save),
         "dtype": job.dtype,

@@ -11,8 +11,8 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,19 +114,28 @@ class ShardWriter:
             self._tar.addfile(member, io.BytesIO(content))
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        self._tar.close()
-        if kind is None:
-            os.replace(self._draft, self.path)
-        else:
-            with suppress(OSError):
-                self._draft.unlink()
+        with _removed_at_the_end(self._draft):
+            self._tar.close()
+            if kind is None:
+                os.replace(self._draft, self.path)
 
 
 def _draft(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def _write(path: Path, content: bytes, replace: Callable[[Path, Path], object] = os.replace) -> None:
+def _write(path: Path, content: bytes) -> None:
     draft = _draft(path)
-    draft.write_bytes(content)
-    replace(draft, path)
+    with _removed_at_the_end(draft):
+        draft.write_bytes(content)
+        os.replace(draft, path)
+
+
+@contextmanager
+def _removed_at_the_end(draft: Path) -> Iterator[None]:
+    """A context after which the draft is gone, also where a full disk ended it."""
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            draft.unlink()

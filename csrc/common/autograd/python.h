@@ -66,6 +66,7 @@ inline void bind_calls(pybind11::module_ m) {
         "inputs"_a, "returned"_a, "saves_output"_a);
   m.def("key_of", &key_of);
   m.def("maker_of", &maker_of, py::return_value_policy::reference, "y"_a);
+  m.def("has_hooks", &has_hooks, "y"_a);
   m.def("leave", &leave, "y"_a, "grad"_a, "map"_a, "message"_a);
 }
 

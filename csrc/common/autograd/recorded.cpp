@@ -170,6 +170,12 @@ const Kernels* maker_of(const at::Tensor& y) {
   return ctx && !ctx->saved_data.count(kDifferentiated) ? kernels_of(ctx) : nullptr;
 }
 
+bool has_hooks(const at::Tensor& y) {
+  const auto node = y.grad_fn();
+  return node && !(node->pre_hooks().empty() && node->post_hooks().empty() &&
+                   node->tensor_pre_hooks().empty() && node->retains_grad_hooks().empty());
+}
+
 void leave(const at::Tensor& y, const at::Tensor& grad, const at::Tensor& map, const std::string& message) {
   auto* ctx = context_of(y);
   TORCH_CHECK_VALUE(ctx, "y is not the output of a call that these kernels recorded");

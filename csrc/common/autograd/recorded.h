@@ -47,6 +47,9 @@ std::optional<Tensors> call(const Kernels& kernels, const Tensors& inputs);
 // The kernels of the call that made y; null where no call did, or where a backward of it was differentiated.
 const Kernels* maker_of(const at::Tensor& y);
 
+// Whether a hook sees the gradient of y, be it of y itself or of the node that made y.
+bool has_hooks(const at::Tensor& y);
+
 // Leaves a map with the call that made y: `grad` must arrive there, or the backward fails with this message.
 void leave(const at::Tensor& y, const at::Tensor& grad, const at::Tensor& map, const std::string& message);
 
