@@ -11,6 +11,7 @@
 #include <ATen/ops/zeros_like.h>
 
 #include <atomic>
+#include <cstring>
 #include <utility>
 
 #include "common/cpu/row_gemm.h"
@@ -48,7 +49,10 @@ void in_rows(const Pass& all, int64_t begin, int64_t end, F&& body) {
 }
 
 at::Tensor filter_bias(const OptionalTensor& bias, int64_t filters, at::TensorOptions options) {
-  return bias ? bias->to(options.dtype()).contiguous() : at::zeros({filters}, options);
+  if (bias) return bias->to(options.dtype()).contiguous();
+  auto none = at::empty({filters}, options);
+  std::memset(none.mutable_data_ptr(), 0, none.nbytes());  // at::zeros takes three times as long
+  return none;
 }
 
 }  // namespace
