@@ -11,7 +11,8 @@
 
 namespace bcos {
 
-// Appends to a key; false for what has none: a value of another type, or a tensor that says its sizes itself.
+// Appends to a key; false for what has none: a value of another type, a dict that is not empty, or a tensor that
+// says its sizes itself.
 class Key {
  public:
   bool add(PyObject* value) {
@@ -21,9 +22,34 @@ class Key {
     if (PyFloat_CheckExact(value)) return tag('F') && raw(PyFloat_AS_DOUBLE(value));
     if (PyTuple_CheckExact(value)) return add_tuple(value);
     if (PyUnicode_CheckExact(value)) return add_text(value);
+    if (PyDict_Check(value)) return PyDict_GET_SIZE(value) == 0 && tag('E');
     if (THPVariable_Check(value)) return add(THPVariable_Unpack(value));
     if (THPDtype_Check(value)) return tag('D') && raw(reinterpret_cast<THPDtype*>(value)->scalar_type);
     return false;
+  }
+
+  // What a dict, or an object with one, holds under these names, or that it holds nothing there. It has no key
+  // where a tensor is a subclass's, or where the object's class has a property of that name in its place.
+  bool add_held(PyObject* holder, PyObject* names) {
+    const auto dict = PyDict_Check(holder)
+                          ? pybind11::reinterpret_borrow<pybind11::object>(holder)
+                          : pybind11::reinterpret_steal<pybind11::object>(PyObject_GenericGetDict(holder, nullptr));
+    if (!dict) throw pybind11::error_already_set();
+    if (!PyTuple_Check(names)) return false;
+    const auto count = PyTuple_GET_SIZE(names);
+    for (Py_ssize_t i = 0; i < count; i++) {
+      PyObject* name = PyTuple_GET_ITEM(names, i);
+      if (PyObject* of_class = _PyType_Lookup(Py_TYPE(holder), name))
+        if (Py_TYPE(of_class)->tp_descr_set) return false;
+      PyObject* value = PyDict_GetItemWithError(dict.ptr(), name);
+      if (!value && PyErr_Occurred()) throw pybind11::error_already_set();
+      if (value ? !add_exact(value) : !tag('M')) return false;
+    }
+    return true;
+  }
+
+  bool add_exact(PyObject* value) {
+    return (!THPVariable_Check(value) || THPVariable_CheckExact(value)) && add(value);
   }
 
   bool add_autocast(c10::DeviceType device) {
@@ -100,6 +126,36 @@ inline pybind11::object key_of(const pybind11::args& arguments) {
   if (!THPVariable_Check(first) || !key.add_autocast(THPVariable_Unpack(first).device().type()))
     return pybind11::none();
   return key.bytes();
+}
+
+// A key of a tensor and of what holders hold, as add_held reads it: pairs of a holder and of the names that
+// count follow the tensor. What counts of a tensor is as above.
+inline pybind11::object key_of_held(const pybind11::args& arguments) {
+  Key key;
+  PyObject* x = arguments.empty() ? Py_None : arguments[0].ptr();
+  if (!THPVariable_CheckExact(x) || !key.add(x) || !key.add_autocast(THPVariable_Unpack(x).device().type()))
+    return pybind11::none();
+  for (size_t i = 1; i + 1 < arguments.size(); i += 2)
+    if (!key.add_held(arguments[i].ptr(), arguments[i + 1].ptr())) return pybind11::none();
+  return key.bytes();
+}
+
+// Whether getattr(owner, name) == value for all of them; false where an owner has lost its attribute.
+inline bool are_held(const pybind11::list& owners, const pybind11::list& names,
+                     const pybind11::list& values) {
+  for (size_t i = 0; i < owners.size(); i++) {
+    const auto found =
+        pybind11::reinterpret_steal<pybind11::object>(PyObject_GetAttr(owners[i].ptr(), names[i].ptr()));
+    if (!found && PyErr_ExceptionMatches(PyExc_AttributeError)) {
+      PyErr_Clear();
+      return false;
+    }
+    if (!found || PyObject_RichCompareBool(found.ptr(), values[i].ptr(), Py_EQ) < 1) {
+      if (PyErr_Occurred()) throw pybind11::error_already_set();
+      return false;
+    }
+  }
+  return true;
 }
 
 }  // namespace bcos
