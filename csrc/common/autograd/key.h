@@ -11,8 +11,8 @@
 
 namespace bcos {
 
-// Appends to a key; false for what has none: a value of another type, a dict that is not empty, or a tensor that
-// says its sizes itself.
+// Appends to a key; false for what has none: a value of another type, a dict that is not empty, or a tensor
+// that says its sizes itself.
 class Key {
  public:
   bool add(PyObject* value) {
@@ -28,12 +28,13 @@ class Key {
     return false;
   }
 
-  // What a dict, or an object with one, holds under these names, or that it holds nothing there. It has no key
-  // where a tensor is a subclass's, or where the object's class has a property of that name in its place.
+  // What a dict, or an object with one, holds under these names, or that it holds nothing there. It has no
+  // key where a tensor is a subclass's, or where the object's class has a property of that name in its place.
   bool add_held(PyObject* holder, PyObject* names) {
-    const auto dict = PyDict_Check(holder)
-                          ? pybind11::reinterpret_borrow<pybind11::object>(holder)
-                          : pybind11::reinterpret_steal<pybind11::object>(PyObject_GenericGetDict(holder, nullptr));
+    const auto dict =
+        PyDict_Check(holder)
+            ? pybind11::reinterpret_borrow<pybind11::object>(holder)
+            : pybind11::reinterpret_steal<pybind11::object>(PyObject_GenericGetDict(holder, nullptr));
     if (!dict) throw pybind11::error_already_set();
     if (!PyTuple_Check(names)) return false;
     const auto count = PyTuple_GET_SIZE(names);
@@ -48,8 +49,15 @@ class Key {
     return true;
   }
 
+  // A tensor of no subclass counts with whether it requires a gradient.
   bool add_exact(PyObject* value) {
-    return (!THPVariable_Check(value) || THPVariable_CheckExact(value)) && add(value);
+    if (!THPVariable_Check(value)) return add(value);
+    return THPVariable_CheckExact(value) && add(value) && raw(THPVariable_Unpack(value).requires_grad());
+  }
+
+  bool add_strides(const at::Tensor& t) {
+    for (const int64_t stride : t.strides()) raw(stride);
+    return true;
   }
 
   bool add_autocast(c10::DeviceType device) {
@@ -128,12 +136,15 @@ inline pybind11::object key_of(const pybind11::args& arguments) {
   return key.bytes();
 }
 
-// A key of a tensor and of what holders hold, as add_held reads it: pairs of a holder and of the names that
-// count follow the tensor. What counts of a tensor is as above.
+// A key of a tensor, with its strides, and of what holders hold, as add_held reads it: pairs of a holder and
+// of the names that count follow the tensor. Else what counts of a tensor is as above.
 inline pybind11::object key_of_held(const pybind11::args& arguments) {
   Key key;
   PyObject* x = arguments.empty() ? Py_None : arguments[0].ptr();
-  if (!THPVariable_CheckExact(x) || !key.add(x) || !key.add_autocast(THPVariable_Unpack(x).device().type()))
+  if (!THPVariable_CheckExact(x) || !key.add(x)) return pybind11::none();
+  const auto& tensor = THPVariable_Unpack(x);
+  if (tensor.layout() != at::kStrided || !key.add_strides(tensor) ||
+      !key.add_autocast(tensor.device().type()))
     return pybind11::none();
   for (size_t i = 1; i + 1 < arguments.size(); i += 2)
     if (!key.add_held(arguments[i].ptr(), arguments[i + 1].ptr())) return pybind11::none();

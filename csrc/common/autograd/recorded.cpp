@@ -1,7 +1,7 @@
 #include "common/autograd/recorded.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/TracerMode.h>
-#include <ATen/ops/empty.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
@@ -81,7 +81,7 @@ struct Recorded : autograd::Function<Recorded> {
     saved.insert(saved.end(), outputs.begin(), outputs.end());
     auto& first = saved[inputs.size()];
     if (kernels.saves_output) {
-      auto witness = at::empty({0}, first.options());
+      const at::Tensor witness(at::detail::empty_cpu({0}, at::kByte));
       autograd::impl::set_version_counter(witness, autograd::impl::version_counter(first));
       ctx.saved_data[kWitness] = witness;
       ctx.saved_data[kVersion] = int64_t(first._version());
