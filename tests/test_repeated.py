@@ -1,4 +1,4 @@
-"""Calls of accelerated layers in which everything reads as before: whatever changes between two calls is noticed."""
+"""Calls of accelerated layers and norms in which all reads as before: whatever changes between two is noticed."""
 
 import copy
 
@@ -9,6 +9,7 @@ from torch import nn
 
 import bcos_kernels as bk
 from bcos_kernels.adopt import layer as layers
+from bcos_kernels.adopt import norm as norms
 from bcos_kernels.compat import import_reference
 
 M = import_reference().modules
@@ -163,3 +164,83 @@ def test_copies(layer):
         same(other)
         same(layer)
         assert not torch.equal(other(X), layer(X))
+
+
+# norms
+
+
+@pytest.fixture
+def batch_norm():
+    made = bk.accelerate(M.norms.BatchNormUncentered2d(6).double())
+    made(X)
+    assert norms.repeat(copy.deepcopy(made), X) is not None
+    return made
+
+
+def same_norm(norm, x=X):
+    """Compares a norm with a copy that has its own forward, and their buffers; returns whether it repeats."""
+    other = plain(norm)
+    repeated = norms.repeat(copy.deepcopy(norm), x) is not None
+    for _ in range(2):
+        assert torch.allclose(norm(x), other(x), rtol=1e-12)
+    for mine, yours in zip(norm.buffers(), other.buffers(), strict=True):
+        assert torch.allclose(mine, yours, rtol=1e-12)
+    return repeated
+
+
+@pytest.mark.parametrize(
+    "change, repeats",
+    [
+        (lambda m: m.eval(), True),
+        (lambda m: m.set_explanation_mode(True), True),
+        (lambda m: setattr(m, "eps", 0.5), True),
+        (lambda m: setattr(m, "momentum", 0.7), True),
+        (lambda m: setattr(m, "momentum", None), True),
+        (lambda m: setattr(m, "track_running_stats", False), True),
+        (lambda m: setattr(m, "num_batches_tracked", None), True),
+        (lambda m: (setattr(m, "num_batches_tracked", None), m.eval()), True),
+        (lambda m: setattr(m, "running_var", torch.full((6,), 3.0).double()), True),
+        (lambda m: (setattr(m, "running_var", torch.full((6,), 3.0).double()), m.eval()), True),
+        (lambda m: (setattr(m, "running_var", m.running_var.float()), m.eval()), False),
+        (lambda m: m.eval().running_var.requires_grad_(), False),
+        (lambda m: (setattr(m, "running_var", None), setattr(m, "running_mean", None), m.eval()), True),
+        (lambda m: setattr(m, "weight", None), True),
+        (lambda m: m.weight.data.fill_(2), True),
+        (lambda m: m.bias.data.fill_(2), True),
+        (lambda m: setattr(m, "weight", nn.Parameter(torch.ones(1).double())), False),
+        (lambda m: vars(m).update(bias=torch.ones(6).double()), False),
+        (lambda m: m.add_module("more", nn.Identity()), False),
+        (lambda m: setattr(m, "_check_input_dim", lambda x: None), None),
+        (lambda m: m.register_forward_hook(lambda *args: 2 * args[2]), True),
+    ],
+)
+def test_a_change_of_a_norm_between_two_calls(batch_norm, change, repeats):
+    change(batch_norm)
+    found = same_norm(batch_norm)
+    assert repeats is None or found == repeats
+
+
+def test_code_of_a_norm_replaced_between_two_calls(batch_norm, monkeypatch):
+    monkeypatch.setattr(M.norms.BatchNormUncentered2d, "forward", lambda self, x: 3 * x)
+    assert not same_norm(batch_norm)
+    monkeypatch.undo()
+    assert same_norm(batch_norm)
+
+
+def test_norms_of_inputs_of_other_kinds(batch_norm):
+    for x in (X[..., ::2], X.transpose(2, 3), X[:1], X.contiguous(memory_format=torch.channels_last)):
+        same_norm(batch_norm, x)
+        assert batch_norm(x).stride() == plain(batch_norm)(x).stride()
+    group = bk.accelerate(M.norms.GroupNormUncentered2d(2, 6).double())
+    for groups in (2, 3):
+        group.num_groups = groups
+        assert same_norm(group)
+
+
+def test_a_running_variance_in_half_precision():
+    norm = bk.accelerate(M.norms.BatchNormUncentered2d(6))
+    norm.running_var = norm.running_var.bfloat16()
+    other = plain(norm)
+    for _ in range(3):
+        assert torch.allclose(norm(X.float()), other(X.float()), rtol=1e-5)
+        assert norm.running_var.dtype == torch.bfloat16 and torch.equal(norm.running_var, other.running_var)
