@@ -77,9 +77,9 @@ inline void bind_calls(pybind11::module_ m) {
            }));
   m.def("kernels_started_by_python", &started_by_python, "forward"_a, "backward"_a, "by_operators"_a,
         "inputs"_a, "returned"_a, "saves_output"_a);
-  m.def("key_of", &key_of);
-  m.def("key_of_held", &key_of_held);
-  m.def("are_held", &are_held, "owners"_a, "names"_a, "values"_a);
+  bind_fast<key_of>(m, "key_of");
+  bind_fast<key_of_held>(m, "key_of_held");
+  bind_fast<are_held>(m, "are_held");
   m.def("maker_of", &maker_of, py::return_value_policy::reference, "y"_a);
   m.def("leave", &leave, "y"_a, "grad"_a, "map"_a, "message"_a);
 }
