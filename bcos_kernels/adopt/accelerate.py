@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from .. import tally
+from ..core import _torch
 from ..core.checks import check_model, flag
 from ..modules import Detachable
 from ..text import many
@@ -234,18 +235,27 @@ def _without_plan(cls: type) -> type:
 def _subclass(origin: Any, plan: Plan) -> type:
     """The subclass of ``origin`` that computes by ``plan``; all modules of that class share it."""
     out_dtype, backend, objection = plan.out_dtype, plan.backend, plan.objection
-    run = plan.kind.run_paired if plan.pairs and plan.kind.run_paired else plan.kind.run
+    paired = plan.kind.run_paired if plan.pairs else None
+    run = paired or plan.kind.run
+    repeat = None if plan.measured or paired else plan.kind.repeat
 
     def forward(self, *args, **kwargs):
         x = args[0] if len(args) == 1 and not kwargs else None
-        found = objection(self, x, backend) if isinstance(x, Tensor) else "it was not called with one tensor"
+        if isinstance(x, Tensor):
+            dtype = out_dtype if out_dtype is not None and torch.is_autocast_enabled(x.device.type) else None
+            if repeat is not None and not _torch.is_followed():
+                y = repeat(self, x, dtype, backend)
+                if y is not None:
+                    return y
+            found = objection(self, x, backend)
+        else:
+            found = "it was not called with one tensor"
         if isinstance(found, str):
             if not torch.compiler.is_compiling():
                 tally.plain(origin.__name__, found)
             return origin.forward(self, *args, **kwargs)
         if found is None:
             return origin.forward(self, *args, **kwargs)
-        dtype = out_dtype if out_dtype is not None and torch.is_autocast_enabled(x.device.type) else None
         return run(self, x, found, dtype, backend)
 
     def __reduce_ex__(self, version):

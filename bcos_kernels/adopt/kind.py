@@ -45,3 +45,6 @@ class Kind:
     """``run`` for ``accelerate(model, pairs=True)``; None where that is ``run`` itself."""
     note: Callable[[Any, Any], str] = lambda module, found: ""
     """``note(module, found)``: what a report adds about an accelerated module."""
+    repeat: Callable[[Any, Tensor, Any, str | None], Tensor | None] | None = None
+    """``repeat(module, x, out_dtype, backend)``: what ``objection`` and ``run`` would compute, in less time, where all
+    that decides reads as in a call before; it returns None where they must be asked."""

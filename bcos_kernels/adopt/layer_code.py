@@ -6,12 +6,13 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import Any
 
 from torch import nn
 
 from . import fingerprint, published
 
-__all__ = ["OPTIONAL", "SIZES", "SLOW_NORM", "Code", "Variant", "read"]
+__all__ = ["GEOMETRY", "OPTIONAL", "SIZES", "SLOW_NORM", "TENSORS", "Code", "Variant", "read"]
 
 SLOW_NORM = "_calc_patch_norms_slow"
 """The name of the method that a layer with dilation assigns to its own ``calc_patch_norms``."""
@@ -22,6 +23,16 @@ OPTIONAL = ("b_loss", "clamping", "dynamic_multiplication", "max_out", "normaliz
 SIZES = {"in_channels", "out_channels", "out_features", "max_out", "kernel_size", "kssq", "patch_size"}
 SIZES |= {"stride", "padding", "dilation", "groups"}
 """Attributes of a layer that repeat what its linear part holds."""
+
+
+GEOMETRY = "stride", "padding", "dilation", "groups", "padding_mode", "_reversed_padding_repeated_twice"
+"""The attributes that an ``nn.Conv2d`` computes with.
+
+The last one holds the amounts of padding for the modes other than zeros, as they were when the layer was made.
+"""
+
+TENSORS = frozenset(("weight", "bias"))
+"""The parameters of a linear part."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,25 @@ class Code(published.Code):
     """The layer's method for the norm of dilated patches, if that method is published."""
     fitting: dict[tuple, str | None] = field(default_factory=dict)
     """Sizes of a layer and of its linear part that were met so far -> where they contradict each other, or None."""
+
+    plans: dict[tuple, Any] = field(default_factory=dict)
+    """All that decides about a call -> its plan, or None where the call must be read anew."""
+
+    @functools.cached_property
+    def held(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The names under which a layer and its linear part hold what decides about a call, beside the tensors."""
+        inner = {*self.linear_own, *(GEOMETRY if self.convolves else ())}
+        inner |= {"use_weight_norm", "scale"} if self.scales_weights else set()
+        return tuple(sorted((self.reads | self.own | {"b", "detach"}) - TENSORS)), tuple(sorted(inner))
+
+    def is_held(self, module: Any, layer: Any) -> bool:
+        """Whether the two hold themselves all that is read of them, so that nothing of it is their classes'."""
+        own, inner = map(set, self.held)
+        return (
+            vars(module).keys() >= own - self.own
+            and vars(layer).keys() >= inner - self.linear_own
+            and layer._parameters.keys() >= TENSORS
+        )
 
     @functools.cached_property
     def sizes(self) -> Callable[[nn.Module], object]:

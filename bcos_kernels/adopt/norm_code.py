@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -11,7 +12,10 @@ from torch import nn
 
 from . import published
 
-__all__ = ["Code", "Variant", "read"]
+__all__ = ["TENSORS", "Code", "Variant", "read"]
+
+TENSORS = "weight", "bias", "running_mean", "running_var", "num_batches_tracked"
+"""The parameters and buffers of a norm."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,24 @@ class Code(published.Code):
     """Reads from the norm, in one step, the other attributes that its formula depends on."""
     fitting: dict[tuple, Any] = field(default_factory=dict)
     """What decides how a call is served -> how it is, or the reason why the norm's own forward must run."""
+    plans: dict[tuple, Any] = field(default_factory=dict)
+    """All that decides about a call -> its plan, or None where the call must be read anew."""
+
+    @functools.cached_property
+    def held(self) -> tuple[str, ...]:
+        """The names under which a norm holds what decides about a call; those of tensors stand for their absence."""
+        return tuple(sorted({*self.reads, *self.own, *TENSORS, "detach", "eps", "training"}))
+
+    def is_held(self, module: Any) -> bool:
+        """Whether a norm holds itself all that is read of it, so that nothing of it is its class's."""
+        own, tensors, read = vars(module), set(TENSORS), set(self.tensors)
+        parameters = read & {"weight", "bias"}
+        return (
+            own.keys() >= set(self.held) - self.own - tensors
+            and not own.keys() & tensors
+            and module._parameters.keys() & tensors == parameters
+            and module._buffers.keys() >= read - parameters
+        )
 
 
 @published.reads_code

@@ -17,11 +17,12 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
+from ..core import extension
 from . import fingerprint
 
 __all__ = [
-    "TABLE", "Code", "Theirs", "Unknown", "changed_mode", "changed_parts", "code", "finds_otherwise",
-    "known", "origin", "published_mro", "reads_code", "rows", "watched",
+    "HOOKS", "TABLE", "Code", "Theirs", "Unknown", "changed_mode", "changed_parts", "code", "finds_otherwise",
+    "has_global_hook", "known", "origin", "published_mro", "reads_code", "rows", "watched",
 ]  # fmt: skip
 
 Theirs = Any
@@ -53,11 +54,7 @@ class Code:
         if torch.compiler.is_compiling():  # the same test in a form that Dynamo can trace
             same = all(getattr(owner, name, None) is value for owner, name, value in self.watched)
             return same and all(map(_is_called_as_usual, self.parts))
-        owners, names, values = self.watched_apart
-        try:
-            return list(map(getattr, owners, names)) == values and all(map(_is_called_as_usual, self.parts))
-        except AttributeError:  # one of them was deleted
-            return False
+        return _are_held(*self.watched_apart) and all(map(_is_called_as_usual, self.parts))
 
     @functools.cached_property
     def watched_apart(self) -> tuple[list, list[str], list]:
@@ -65,6 +62,17 @@ class Code:
         owners, names, values = map(list, zip(*self.watched, strict=True)) if self.watched else ([], [], [])
         return owners, names, values
 
+
+def _are_held_in_python(owners: list, names: list[str], values: list) -> bool:
+    try:
+        return list(map(getattr, owners, names)) == values
+    except AttributeError:  # one of them was deleted
+        return False
+
+
+_C: Any
+_C, _ = extension.load()
+_are_held = _are_held_in_python if _C is None else _C.are_held
 
 _CODES: dict[tuple[type, ...], Any] = {}
 
@@ -111,9 +119,16 @@ def rows(section: str) -> dict[str, dict]:
     return _table()[section]
 
 
+HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+"""Where a module holds the hooks of its calls."""
+
+has_global_hook: Callable[[], bool] = torch_module._has_any_global_hook
+"""Whether a hook sees the calls of all modules."""
+
+
 def changed_parts(module: Theirs, names: Iterable[str] | None = None) -> str | None:
     """A hook that must see the calls of a module's parts, or of the named ones; None where there is none."""
-    if torch_module._has_any_global_hook():
+    if has_global_hook():
         return "a global module hook must see calls of its parts"
     parts = module._modules
     for name in parts if names is None else names:

@@ -28,7 +28,7 @@ from .call import Call, is_channels_last
 from .op import NORM, REFERENCE
 from .spec import OVER, Inputs, Outputs, Spec
 
-__all__ = ["norm"]
+__all__ = ["Plan", "direct_plan", "norm", "planned"]
 
 TOKEN = "token"
 """Over the channels of a token, x ``[..., C]``: the norm at positions of x ``[M, C]``."""
@@ -64,6 +64,19 @@ def norm(
     else:
         outputs = Outputs(*autograd.apply(NORM, inputs, plan.call, late, plan.backend, plan.kernels))
     return outputs._replace(y=outputs.y.view(shape)) if options[0] == TOKEN else outputs
+
+
+def direct_plan(tensors: tuple[Tensor | None, ...], detach: bool, options: tuple) -> Plan | None:
+    """What :func:`planned` takes for ``x, weight, bias, mean, var`` like these; None where it cannot serve them."""
+    if options[0] in (TOKEN, "all"):  # the op gets other views of them
+        return None
+    plan = _plan(tensors, detach, options)
+    return None if plan.backend == REFERENCE.name else plan
+
+
+def planned(plan: Plan, x: Tensor, *others: Tensor | None) -> Outputs:
+    """:func:`norm` of ``x, weight, bias, mean, var`` with the arguments for which the plan was made."""
+    return Outputs(*autograd.apply(NORM, Inputs(x, *others), plan.call, None, plan.backend, plan.kernels))
 
 
 def _plan(tensors: tuple[Tensor | None, ...], detach: bool, options: tuple) -> Plan:

@@ -18,7 +18,7 @@ from .call import Call
 from .op import REFERENCE, TRANSFORM
 from .spec import Inputs, Spec
 
-__all__ = ["convolution", "transform"]
+__all__ = ["Plan", "convolution", "direct_plan", "planned", "transform"]
 
 
 class Plan(NamedTuple):
@@ -57,9 +57,23 @@ def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Te
     plan = _plan(x, weight, bias, b, detach, geometry, options)
     late = checks.late_mode(detach)
     if plan.direct:
-        inputs = Inputs(x, weight, bias, b if plan.call.spec.b is None else None)
-        return autograd.apply(TRANSFORM, inputs, plan.call, late, plan.backend, plan.kernels)[0]
+        return _served(plan, Inputs(x, weight, bias, b if plan.call.spec.b is None else None), late)
     return _around(plan, x, weight, bias, b, late, geometry, options)
+
+
+def _served(plan: Plan, inputs: Inputs, late) -> Tensor:
+    return autograd.apply(TRANSFORM, inputs, plan.call, late, plan.backend, plan.kernels)[0]
+
+
+def direct_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Plan | None:
+    """What :func:`planned` takes in place of the other arguments; None where that cannot serve such a call."""
+    plan = _plan(x, weight, bias, b, detach, geometry, options)
+    return plan if plan.direct and isinstance(detach, bool) and plan.call.spec.b is not None else None
+
+
+def planned(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """:func:`transform` with the arguments for which the plan was made, but for the values in these tensors."""
+    return _served(plan, Inputs(x, weight, bias, None), None)
 
 
 def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tuple) -> Tensor:

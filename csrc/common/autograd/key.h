@@ -3,6 +3,7 @@
 
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/Dtype.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -11,19 +12,46 @@
 
 namespace bcos {
 
-// Appends to a key; false for what has none: a value of another type, or a tensor that says its sizes itself.
+// Appends to a key; false for what has none: a value of another type, a dict that is not empty, or a tensor
+// that says its sizes itself.
 class Key {
  public:
   bool add(PyObject* value) {
-    if (value == Py_None) return tag('N');
-    if (PyBool_Check(value)) return tag('B') && raw(value == Py_True);
-    if (PyLong_CheckExact(value)) return add_int(value);
-    if (PyFloat_CheckExact(value)) return tag('F') && raw(PyFloat_AS_DOUBLE(value));
-    if (PyTuple_CheckExact(value)) return add_tuple(value);
-    if (PyUnicode_CheckExact(value)) return add_text(value);
-    if (THPVariable_Check(value)) return add(THPVariable_Unpack(value));
-    if (THPDtype_Check(value)) return tag('D') && raw(reinterpret_cast<THPDtype*>(value)->scalar_type);
-    return false;
+    if (THPVariable_CheckExact(value)) return add(THPVariable_Unpack(value));
+    return add_value(value) || (THPVariable_Check(value) && add(THPVariable_Unpack(value)));
+  }
+
+  // What a dict, or an object with one, holds under these names, or that it holds nothing there. It has no
+  // key where a tensor is a subclass's, or where the object's class has a property of that name in its place.
+  bool add_held(PyObject* holder, PyObject* names) {
+    const auto dict =
+        PyDict_Check(holder)
+            ? pybind11::reinterpret_borrow<pybind11::object>(holder)
+            : pybind11::reinterpret_steal<pybind11::object>(PyObject_GenericGetDict(holder, nullptr));
+    if (!dict) throw pybind11::error_already_set();
+    if (!PyTuple_Check(names)) return false;
+    const auto count = PyTuple_GET_SIZE(names);
+    for (Py_ssize_t i = 0; i < count; i++) {
+      PyObject* name = PyTuple_GET_ITEM(names, i);
+      if (PyObject* of_class = _PyType_Lookup(Py_TYPE(holder), name))
+        if (Py_TYPE(of_class)->tp_descr_set) return false;
+      PyObject* value = PyDict_GetItemWithError(dict.ptr(), name);
+      if (!value && PyErr_Occurred()) throw pybind11::error_already_set();
+      if (value ? !add_exact(value) : !tag('M')) return false;
+    }
+    return true;
+  }
+
+  // A tensor of no subclass counts with whether it requires a gradient.
+  bool add_exact(PyObject* value) {
+    if (!THPVariable_CheckExact(value)) return add_value(value);
+    const auto& t = THPVariable_Unpack(value);
+    return add(t) && raw(t.requires_grad());
+  }
+
+  bool add_strides(const at::Tensor& t) {
+    for (const int64_t stride : t.strides()) raw(stride);
+    return true;
   }
 
   bool add_autocast(c10::DeviceType device) {
@@ -35,6 +63,18 @@ class Key {
   pybind11::bytes bytes() const { return {text_.data(), text_.size()}; }
 
  private:
+  bool add_value(PyObject* value) {  // of any type but a tensor
+    if (value == Py_None) return tag('N');
+    if (PyBool_Check(value)) return tag('B') && raw(value == Py_True);
+    if (PyLong_CheckExact(value)) return add_int(value);
+    if (PyFloat_CheckExact(value)) return tag('F') && raw(PyFloat_AS_DOUBLE(value));
+    if (PyTuple_CheckExact(value)) return add_tuple(value);
+    if (PyUnicode_CheckExact(value)) return add_text(value);
+    if (PyDict_Check(value)) return PyDict_GET_SIZE(value) == 0 && tag('E');
+    if (THPDtype_Check(value)) return tag('D') && raw(reinterpret_cast<THPDtype*>(value)->scalar_type);
+    return false;
+  }
+
   bool tag(char kind) {
     text_.push_back(kind);
     return true;
@@ -90,16 +130,73 @@ class Key {
   std::string text_;
 };
 
+// The arguments of a function of Python. These functions are called too often for pybind11 to sort them.
+using Arguments = c10::ArrayRef<PyObject*>;
+
 // A key of the arguments, of which the first is a tensor: equal for equal types and values. Of a tensor count
 // its shape, dtype, device and layout, and of the device the state of autocast. None where there is no key.
-inline pybind11::object key_of(const pybind11::args& arguments) {
+inline pybind11::object key_of(Arguments arguments) {
   Key key;
-  for (const auto& argument : arguments)
-    if (!key.add(argument.ptr())) return pybind11::none();
-  PyObject* first = arguments.empty() ? Py_None : arguments[0].ptr();
+  for (PyObject* argument : arguments)
+    if (!key.add(argument)) return pybind11::none();
+  PyObject* first = arguments.empty() ? Py_None : arguments[0];
   if (!THPVariable_Check(first) || !key.add_autocast(THPVariable_Unpack(first).device().type()))
     return pybind11::none();
   return key.bytes();
+}
+
+// A key of a tensor, with its strides, and of what holders hold, as add_held reads it: pairs of a holder and
+// of the names that count follow the tensor. Else what counts of a tensor is as above.
+inline pybind11::object key_of_held(Arguments arguments) {
+  Key key;
+  PyObject* x = arguments.empty() ? Py_None : arguments[0];
+  if (!THPVariable_CheckExact(x) || !key.add(x)) return pybind11::none();
+  const auto& tensor = THPVariable_Unpack(x);
+  if (tensor.layout() != at::kStrided || !key.add_strides(tensor) ||
+      !key.add_autocast(tensor.device().type()))
+    return pybind11::none();
+  for (size_t i = 1; i + 1 < arguments.size(); i += 2)
+    if (!key.add_held(arguments[i], arguments[i + 1])) return pybind11::none();
+  return key.bytes();
+}
+
+// Of three lists, owners, names and values: whether getattr(owner, name) == value for all of them. False
+// where an owner has lost its attribute.
+inline pybind11::object are_held(Arguments lists) {
+  TORCH_CHECK_TYPE(
+      lists.size() == 3 && PyList_Check(lists[0]) && PyList_Check(lists[1]) && PyList_Check(lists[2]),
+      "owners, names and values: three lists are needed");
+  const auto count = PyList_GET_SIZE(lists[0]);
+  TORCH_CHECK_VALUE(PyList_GET_SIZE(lists[1]) == count && PyList_GET_SIZE(lists[2]) == count,
+                    "owners, names and values: lists of the same length are needed");
+  for (Py_ssize_t i = 0; i < count; i++) {
+    const auto found = pybind11::reinterpret_steal<pybind11::object>(
+        PyObject_GetAttr(PyList_GET_ITEM(lists[0], i), PyList_GET_ITEM(lists[1], i)));
+    if (!found && PyErr_ExceptionMatches(PyExc_AttributeError)) {
+      PyErr_Clear();
+      return pybind11::bool_(false);
+    }
+    const int same = found ? PyObject_RichCompareBool(found.ptr(), PyList_GET_ITEM(lists[2], i), Py_EQ) : -1;
+    if (same < 0) throw pybind11::error_already_set();
+    if (!same) return pybind11::bool_(false);
+  }
+  return pybind11::bool_(true);
+}
+
+// How Python calls such a function.
+template <pybind11::object (*function)(Arguments)>
+PyObject* called(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  return function({arguments, size_t(count)}).release().ptr();
+  END_HANDLE_TH_ERRORS
+}
+
+template <pybind11::object (*function)(Arguments)>
+void bind_fast(pybind11::module_ m, const char* name) {
+  static PyMethodDef definition{name,
+                                reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&called<function>)),
+                                METH_FASTCALL, nullptr};
+  m.add_object(name, pybind11::reinterpret_steal<pybind11::object>(PyCFunction_New(&definition, nullptr)));
 }
 
 }  // namespace bcos

@@ -23,6 +23,18 @@ inline Tensors from_optional(const OptionalTensors& tensors) {
   return found;
 }
 
+// The tensors of a tuple in which None stands for one that is not there.
+inline Tensors unpacked(const pybind11::tuple& given) {
+  Tensors found;
+  found.reserve(given.size());
+  for (const auto& each : given) {
+    TORCH_CHECK_TYPE(each.is_none() || THPVariable_Check(each.ptr()),
+                     "one of the inputs is neither a tensor nor None");
+    found.push_back(each.is_none() ? at::Tensor() : THPVariable_Unpack(each.ptr()));
+  }
+  return found;
+}
+
 // A backward that is a function of Python: (grad, inputs, saved, needs, map) -> gradients. The function is
 // kept for good.
 inline Kernels::Backward backward_in_python(pybind11::function backward) {
@@ -58,13 +70,16 @@ inline void bind_calls(pybind11::module_ m) {
   using namespace py::literals;
   py::class_<Kernels, std::unique_ptr<Kernels, py::nodelete>>(
       m, "Kernels", "How calls of an op with the same options are served and recorded.")
-      .def("__call__",
-           torch::wrap_pybind_function_no_gil([](const Kernels& kernels, const OptionalTensors& inputs) {
-             return call(kernels, from_optional(inputs));
+      .def("__call__", torch::wrap_pybind_function([](const Kernels& kernels, const py::tuple& inputs) {
+             const auto tensors = unpacked(inputs);
+             const py::gil_scoped_release unlocked;
+             return call(kernels, tensors);
            }));
   m.def("kernels_started_by_python", &started_by_python, "forward"_a, "backward"_a, "by_operators"_a,
         "inputs"_a, "returned"_a, "saves_output"_a);
-  m.def("key_of", &key_of);
+  bind_fast<key_of>(m, "key_of");
+  bind_fast<key_of_held>(m, "key_of_held");
+  bind_fast<are_held>(m, "are_held");
   m.def("maker_of", &maker_of, py::return_value_policy::reference, "y"_a);
   m.def("has_hooks", &has_hooks, "y"_a);
   m.def("leave", &leave, "y"_a, "grad"_a, "map"_a, "message"_a);

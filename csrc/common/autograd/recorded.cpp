@@ -1,15 +1,17 @@
 #include "common/autograd/recorded.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/TracerMode.h>
-#include <ATen/ops/empty.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/utils.h>
 
 #include <algorithm>
 #include <array>
+#include <type_traits>
 
 namespace bcos {
 namespace {
@@ -72,28 +74,24 @@ at::Tensor left(AutogradContext* ctx, const at::Tensor& grad) {
 // place is no error. The witness, an empty tensor with the version of the output itself, tells of such a
 // change, and the output is then computed again.
 struct Recorded : autograd::Function<Recorded> {
-  // `present` are those of the inputs that the call has: autograd looks for its edges among the arguments.
-  static Tensors forward(AutogradContext* ctx, const Kernels* kernels, const Tensors* inputs,
-                         at::TensorList present) {
-    auto outputs = kernels->forward(*inputs);
-    auto saved = *inputs;
+  // Saves what the backward needs; y is the first of the outputs, and is in the graph already.
+  static void save(AutogradContext& ctx, const Kernels& kernels, const Tensors& inputs,
+                   const Tensors& outputs) {
+    auto saved = inputs;
     saved.insert(saved.end(), outputs.begin(), outputs.end());
-    auto& first = saved[inputs->size()];
-    if (kernels->saves_output) {
-      auto witness = at::empty({0}, first.options());
+    auto& first = saved[inputs.size()];
+    if (kernels.saves_output) {
+      const at::Tensor witness(at::detail::empty_cpu({0}, at::kByte));
       autograd::impl::set_version_counter(witness, autograd::impl::version_counter(first));
-      ctx->saved_data[kWitness] = witness;
-      ctx->saved_data[kVersion] = int64_t(first._version());
+      ctx.saved_data[kWitness] = witness;
+      ctx.saved_data[kVersion] = int64_t(first._version());
       first = first.variable_data();
     } else {
       first = at::Tensor();
     }
-    ctx->saved_data[kKernels] = int64_t(reinterpret_cast<intptr_t>(kernels));
-    ctx->save_for_backward(std::move(saved));
-    ctx->set_materialize_grads(false);
-    outputs.resize(kernels->returned);
-    if (outputs.size() > 1) ctx->mark_non_differentiable({outputs.begin() + 1, outputs.end()});
-    return outputs;
+    ctx.saved_data[kKernels] = int64_t(reinterpret_cast<intptr_t>(&kernels));
+    ctx.save_for_backward(std::move(saved));
+    ctx.set_materialize_grads(false);
   }
 
   static Tensors backward(AutogradContext* ctx, const Tensors& grads) {
@@ -113,9 +111,10 @@ struct Recorded : autograd::Function<Recorded> {
       const auto& way = must_be_seen(grads[0], inputs) ? kernels.by_operators : kernels.backward;
       gradients = way(grads[0], inputs, output_as_saved(ctx, kernels, inputs, std::move(saved)), needs, map);
     }
-    Tensors found(2);  // the kernels and the list of all inputs have none
+    Tensors found;  // of the inputs that the call has: they alone have edges
+    found.reserve(present);
     for (size_t i = 0; i < inputs.size(); i++)
-      if (inputs[i].defined()) found.push_back(needs[i] ? gradients[i] : at::Tensor());
+      if (inputs[i].defined()) found.push_back(needs[i] ? std::move(gradients[i]) : at::Tensor());
     return found;
   }
 
@@ -139,19 +138,60 @@ struct Recorded : autograd::Function<Recorded> {
   }
 };
 
+namespace {
+
+// The node of a call. torch's own demangles its name in every backward, and checks what Recorded returns.
+struct Node : autograd::CppNode<Recorded> {
+  std::string name() const override { return "bcos::Recorded"; }
+
+  Tensors apply(Tensors&& grads) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return Recorded::backward(&ctx_, grads);
+  }
+};
+
+// A node under the kind of pointer that the present torch has for nodes.
+template <typename T>
+auto make_node() {
+  if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, T>)
+    return c10::make_intrusive<T>();
+  else
+    return std::shared_ptr<T>(new T, [](T* node) { deleteNode(node); });
+}
+
+Tensors unrecorded(const Kernels& kernels, const Tensors& inputs) {
+  const c10::AutoGradMode off(false);
+  return kernels.forward(inputs);
+}
+
+// The outputs of a call that autograd records. It does what Function::apply does for any function, without
+// what a call of kernels cannot be: one that returns an input or a view, or changes one in place.
+Tensors record(const Kernels& kernels, const Tensors& inputs, const Tensors& present) {
+  const auto node = make_node<Node>();
+  node->set_ctx_grad_fn(node);
+  node->set_next_edges(autograd::collect_next_edges(present));
+  node->is_variable_input_.assign(present.size(), true);
+  auto outputs = unrecorded(kernels, inputs);
+  autograd::set_history(outputs[0], node);
+  Recorded::save(node->ctx_, kernels, inputs, outputs);
+  node->save_variables_to_ctx();
+  return outputs;
+}
+
+}  // namespace
+
 std::optional<Tensors> call(const Kernels& kernels, const Tensors& inputs) {
   if (is_seen(inputs)) return std::nullopt;
   Tensors present;
-  bool recorded = false;
+  present.reserve(inputs.size());
+  bool needs_gradient = false;
   for (const auto& t : inputs) {
     if (!t.defined()) continue;
     present.push_back(t);
-    recorded |= t.requires_grad();
+    needs_gradient |= t.requires_grad();
   }
-  if (recorded && c10::GradMode::is_enabled())
-    return Recorded::apply(&kernels, &inputs, at::TensorList(present));
-  const c10::AutoGradMode unrecorded(false);
-  auto outputs = kernels.forward(inputs);
+  const bool records = needs_gradient && c10::GradMode::is_enabled();
+  auto outputs = records ? record(kernels, inputs, present) : unrecorded(kernels, inputs);
   outputs.resize(kernels.returned);
   return outputs;
 }

@@ -1,10 +1,10 @@
 #include "transform/cpu/linear.h"
 
-#include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/mul.h>
 
+#include "common/cpu/empty.h"
 #include "common/cpu/row_gemm.h"
 #include "common/cpu/types.h"
 #include "transform/cpu/patch_norm.h"
@@ -26,9 +26,9 @@ Outputs of_products(const Call& call, const Inputs& given) {
   Inputs inputs{given.x.contiguous(), given.weight.contiguous(), given.bias, given.b};
   const auto& [x, weight, bias, b] = inputs;
   Outputs out;
-  if (call.has_norm()) out.n = at::empty(call.n_shape(), x.options().dtype(accumulate_type(call.dtype)));
+  if (call.has_norm()) out.n = empty(call.n_shape(), x.options().dtype(accumulate_type(call.dtype)));
   if (call.images >= kPacksFrom && RowGemm::serves(x, weight, call.spec.out_dtype)) {
-    tiled_forward(call, inputs, at::empty(call.z_shape(), x.options()), output_tiling(call), out);
+    tiled_forward(call, inputs, empty(call.z_shape(), x.options()), output_tiling(call), out);
     return out;
   }
   if (call.has_norm()) {

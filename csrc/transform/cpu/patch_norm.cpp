@@ -1,10 +1,10 @@
 #include "transform/cpu/patch_norm.h"
 
-#include <ATen/ops/empty.h>
 #include <ATen/ops/mul.h>
 
 #include <memory>
 
+#include "common/cpu/empty.h"
 #include "common/cpu/groups.h"
 #include "common/cpu/sums.h"
 #include "common/layout.h"
@@ -205,7 +205,7 @@ BCOS_CLONES void run_roots(double* q, const Constants<double>& k, int64_t begin,
 
 at::Tensor empty_image(const at::Tensor& like, const Ints& shape, bool channels_last) {
   const auto format = image_format(channels_last, int64_t(shape.size()));
-  return at::empty(shape, like.options().dtype(accumulate_type(like.scalar_type())).memory_format(format));
+  return empty(shape, like.options().dtype(accumulate_type(like.scalar_type())).memory_format(format));
 }
 
 // The values of a group lie `inner` apart in planes, of which an image and a depth has `count`.
@@ -253,8 +253,7 @@ at::Tensor window_sums(const Call& call, const at::Tensor& q, bool channels_last
     sum_planes(call, w.plane, planes.count * w.depth.in, planes.inner, q, out, squares);
     return out;
   }
-  const auto half =
-      at::empty({planes.count * w.depth.in, w.across().columns.out * planes.inner}, q.options());
+  const auto half = empty({planes.count * w.depth.in, w.across().columns.out * planes.inner}, q.options());
   sum_planes(call, w.plane, planes.count * w.depth.in, planes.inner, q, half, false);
   sum_planes(call, w.across(), planes.count, planes.inner, half, out, squares);
   return out;
@@ -326,8 +325,7 @@ at::Tensor spread(const Call& call, const at::Tensor& t, bool channels_last) {
   if (w.depth.pointwise()) {
     spread_planes(w.plane, planes.count * w.depth.in, planes.inner, t, r);
   } else {
-    const auto half =
-        at::empty({planes.count * w.depth.in, w.across().columns.out * planes.inner}, t.options());
+    const auto half = empty({planes.count * w.depth.in, w.across().columns.out * planes.inner}, t.options());
     spread_planes(w.across(), planes.count, planes.inner, t, half);
     spread_planes(w.plane, planes.count * w.depth.in, planes.inner, half, r);
   }

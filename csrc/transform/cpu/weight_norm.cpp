@@ -1,10 +1,10 @@
 #include "transform/cpu/weight_norm.h"
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/ones.h>
 
+#include "common/cpu/empty.h"
 #include "common/cpu/sums.h"
 #include "common/cpu/tiling.h"
 #include "common/scalar.h"
@@ -71,7 +71,7 @@ BCOS_CLONES void projections(const c10::BFloat16* w, c10::BFloat16* d, int64_t b
 template <typename F>
 at::Tensor of_squares(const at::Tensor& weight, F&& finish) {
   const int64_t filters = weight.size(0), size = weight.numel() / filters;
-  auto out = at::empty({filters}, weight.options().dtype(accumulate_type(weight.scalar_type())));
+  auto out = empty({filters}, weight.options().dtype(accumulate_type(weight.scalar_type())));
   with_type(weight.scalar_type(), [&](auto t) {
     using T = decltype(t);
     const T* w = weight.const_data_ptr<T>();

@@ -1,0 +1,246 @@
+"""Calls of accelerated layers and norms in which all reads as before: whatever changes between two is noticed."""
+
+import copy
+
+import pytest
+import torch
+from families import plain
+from torch import nn
+
+import bcos_kernels as bk
+from bcos_kernels.adopt import layer as layers
+from bcos_kernels.adopt import norm as norms
+from bcos_kernels.compat import import_reference
+
+M = import_reference().modules
+X = torch.randn(2, 6, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def layer():
+    """A layer that was called before, and whose next call repeats that one."""
+    torch.manual_seed(0)
+    made = bk.accelerate(M.BcosConv2d(6, 4, 3, b=1.5).double())
+    made(X)
+    assert repeats(made)
+    return made
+
+
+def repeats(layer, x=X):
+    return layers.repeat(layer, x) is not None
+
+
+def same(layer, x=X):
+    y, expected = layer(x), plain(layer)(x)
+    assert torch.allclose(y, expected, rtol=1e-12)
+    return y
+
+
+class Tagged(torch.Tensor):
+    pass
+
+
+def tripled(input, weight, bias):
+    return nn.functional.conv2d(input, 3 * weight, bias)
+
+
+def other_kernel(layer):
+    layer.linear.weight = nn.Parameter(torch.randn(4, 6, 1, 1).double())
+    layer.kernel_size, layer.linear.kernel_size, layer.patch_size = 1, (1, 1), 1
+
+
+@pytest.mark.parametrize(
+    "change, still_repeats",
+    [
+        (lambda m: setattr(m, "b", 2), True),
+        (lambda m: setattr(m, "b", torch.tensor(1.25).double()), False),
+        (lambda m: setattr(m, "b", nn.Parameter(torch.tensor(1.25).double())), False),
+        (lambda m: m.linear.weight.data.mul_(torch.arange(1, 5).view(4, 1, 1, 1)), True),
+        (lambda m: setattr(m.linear, "weight", nn.Parameter(torch.randn(4, 6, 3, 3).double())), True),
+        (other_kernel, True),
+        (lambda m: (setattr(m, "stride", 2), setattr(m.linear, "stride", (2, 2))), True),
+        (lambda m: (setattr(m, "padding", 1), setattr(m.linear, "padding", (1, 1))), True),
+        (lambda m: (setattr(m, "padding", [1, 1]), setattr(m.linear, "padding", (1, 1))), False),
+        (lambda m: setattr(m.linear, "bias", nn.Parameter(torch.randn(4).double())), True),
+        (lambda m: m.linear.register_forward_hook(lambda *args: 2 * args[2]), False),
+        (lambda m: m.linear.register_forward_pre_hook(lambda module, args: (2 * args[0],)), False),
+        (lambda m: m.linear.register_full_backward_hook(lambda *_: None), False),
+        (lambda m: m.add_module("more", nn.Identity()), False),
+        (lambda m: nn.utils.parametrize.register_parametrization(m.linear, "weight", nn.Tanh()), False),
+        (lambda m: setattr(m, "calc_patch_norms", lambda x: x.new_ones(1)), False),
+        (lambda m: setattr(m.linear, "_conv_forward", tripled), False),
+        (lambda m: vars(m).update(linear=nn.Conv2d(6, 4, 3).double()), False),
+        (lambda m: setattr(m, "linear", M.bcosconv2d.NormedConv2d(6, 4, 3, bias=False).double()), True),
+        (lambda m: setattr(m, "linear", nn.Conv2d(6, 4, 3, bias=False).double()), True),
+    ],
+)
+def test_a_change_between_two_calls(layer, change, still_repeats):
+    before = layer(X)
+    change(layer)
+    y = same(layer)
+    assert y.shape != before.shape or not torch.equal(y, before) or not still_repeats
+    assert repeats(layer) == still_repeats
+    same(layer)
+
+
+def test_the_explanation_mode(layer):
+    for mode in (True, False, True):
+        layer.set_explanation_mode(mode)
+        found, expected = [], []
+        for module, grads in ((layer, found), (plain(layer), expected)):
+            x = X.clone().requires_grad_()
+            grads.append(torch.autograd.grad(module(x).sum(), x)[0])
+        assert torch.allclose(found[0], expected[0], rtol=1e-10) and repeats(layer)
+
+
+def test_a_property_in_the_place_of_an_attribute(layer, monkeypatch):
+    for name, value in (("b", 3), ("detach", True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(M.BcosConv2d, name, property(lambda self, value=value: value), raising=False)
+            assert not repeats(layer)
+            same(layer)
+        assert repeats(layer)
+
+
+def test_an_attribute_that_is_only_its_classs(layer, monkeypatch):
+    del layer.b
+    for b in (2, 3):
+        monkeypatch.setattr(M.BcosConv2d, "b", b, raising=False)
+        same(layer)
+        assert not repeats(layer)
+
+
+def test_inputs_of_other_kinds(layer):
+    assert repeats(layer, X[:1]) and torch.equal(layer(X[:1]), layer(X)[:1])
+    same(layer, X.contiguous(memory_format=torch.channels_last))
+    with pytest.raises(ValueError, match="x has"):
+        layer(X[:, :5])
+    assert layer(X.as_subclass(Tagged)).as_subclass(torch.Tensor).equal(layer(X))
+    assert not repeats(layer, X.as_subclass(Tagged))
+    with pytest.raises(TypeError):
+        layer(X.float())
+
+
+def test_modes_and_transforms(layer):
+    y = layer(X)
+    assert torch.equal(torch.func.vmap(lambda x: layer(x[None])[0])(X), y)
+    value, tangent = torch.func.jvp(layer, (X,), (X,))
+    assert torch.allclose(value, y, rtol=1e-12) and tangent.shape == y.shape
+    assert torch.equal(torch.jit.trace(layer, X)(X), y)
+    with torch.no_grad():
+        assert not layer(X).requires_grad
+    assert layer(X).requires_grad and repeats(layer)
+
+
+def test_global_hooks_and_forced_backends(layer, monkeypatch):
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert not repeats(layer)
+    same(layer)
+    handle.remove()
+    assert repeats(layer)
+    from bcos_kernels.core import dispatch
+
+    monkeypatch.setattr(dispatch, "FORCED", "reference")
+    assert not repeats(layer)
+    same(layer)
+
+
+def test_autocast():
+    layer = bk.accelerate(M.BcosConv2d(6, 4, 3, b=2), out_dtype=torch.bfloat16)
+    x = X.float()
+    usual = layer(x)
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        assert torch.equal(layer(x), usual)
+
+
+def test_copies(layer):
+    for other in (copy.deepcopy(layer), copy.copy(layer), layer._replicate_for_data_parallel()):
+        other._modules = dict(other._modules)
+        other.linear = copy.deepcopy(layer.linear)
+        with torch.no_grad():
+            other.linear.weight.copy_(torch.randn(4, 6, 3, 3))
+        same(other)
+        same(layer)
+        assert not torch.equal(other(X), layer(X))
+
+
+# norms
+
+
+@pytest.fixture
+def batch_norm():
+    made = bk.accelerate(M.norms.BatchNormUncentered2d(6).double())
+    made(X)
+    assert norms.repeat(copy.deepcopy(made), X) is not None
+    return made
+
+
+def same_norm(norm, x=X):
+    """Compares a norm with a copy that has its own forward, and their buffers; returns whether it repeats."""
+    other = plain(norm)
+    repeated = norms.repeat(copy.deepcopy(norm), x) is not None
+    for _ in range(2):
+        assert torch.allclose(norm(x), other(x), rtol=1e-12)
+    for mine, yours in zip(norm.buffers(), other.buffers(), strict=True):
+        assert torch.allclose(mine, yours, rtol=1e-12)
+    return repeated
+
+
+@pytest.mark.parametrize(
+    "change, repeats",
+    [
+        (lambda m: m.eval(), True),
+        (lambda m: m.set_explanation_mode(True), True),
+        (lambda m: setattr(m, "eps", 0.5), True),
+        (lambda m: setattr(m, "momentum", 0.7), True),
+        (lambda m: setattr(m, "momentum", None), True),
+        (lambda m: setattr(m, "track_running_stats", False), True),
+        (lambda m: setattr(m, "num_batches_tracked", None), True),
+        (lambda m: (setattr(m, "num_batches_tracked", None), m.eval()), True),
+        (lambda m: setattr(m, "running_var", torch.full((6,), 3.0).double()), True),
+        (lambda m: (setattr(m, "running_var", torch.full((6,), 3.0).double()), m.eval()), True),
+        (lambda m: (setattr(m, "running_var", m.running_var.float()), m.eval()), False),
+        (lambda m: m.eval().running_var.requires_grad_(), False),
+        (lambda m: (setattr(m, "running_var", None), setattr(m, "running_mean", None), m.eval()), True),
+        (lambda m: setattr(m, "weight", None), True),
+        (lambda m: m.weight.data.fill_(2), True),
+        (lambda m: m.bias.data.fill_(2), True),
+        (lambda m: setattr(m, "weight", nn.Parameter(torch.ones(1).double())), False),
+        (lambda m: vars(m).update(bias=torch.ones(6).double()), False),
+        (lambda m: m.add_module("more", nn.Identity()), False),
+        (lambda m: setattr(m, "_check_input_dim", lambda x: None), None),
+        (lambda m: m.register_forward_hook(lambda *args: 2 * args[2]), True),
+    ],
+)
+def test_a_change_of_a_norm_between_two_calls(batch_norm, change, repeats):
+    change(batch_norm)
+    found = same_norm(batch_norm)
+    assert repeats is None or found == repeats
+
+
+def test_code_of_a_norm_replaced_between_two_calls(batch_norm, monkeypatch):
+    monkeypatch.setattr(M.norms.BatchNormUncentered2d, "forward", lambda self, x: 3 * x)
+    assert not same_norm(batch_norm)
+    monkeypatch.undo()
+    assert same_norm(batch_norm)
+
+
+def test_norms_of_inputs_of_other_kinds(batch_norm):
+    for x in (X[..., ::2], X.transpose(2, 3), X[:1], X.contiguous(memory_format=torch.channels_last)):
+        same_norm(batch_norm, x)
+        assert batch_norm(x).stride() == plain(batch_norm)(x).stride()
+    group = bk.accelerate(M.norms.GroupNormUncentered2d(2, 6).double())
+    for groups in (2, 3):
+        group.num_groups = groups
+        assert same_norm(group)
+
+
+def test_a_running_variance_in_half_precision():
+    norm = bk.accelerate(M.norms.BatchNormUncentered2d(6))
+    norm.running_var = norm.running_var.bfloat16()
+    other = plain(norm)
+    for _ in range(3):
+        assert torch.allclose(norm(X.float()), other(X.float()), rtol=1e-5)
+        assert norm.running_var.dtype == torch.bfloat16 and torch.equal(norm.running_var, other.running_var)
