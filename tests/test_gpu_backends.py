@@ -37,7 +37,10 @@ def hopper(monkeypatch):
     [
         ({"device": "cpu"}, "device is 'cpu', the Triton kernels run on 'cuda', or on 'cpu' in the interpreter"),
         ({"device": "meta"}, "device is 'meta', the Triton kernels run on 'cuda'"),
-        ({"dtype": torch.float64}, "dtype torch.float64 is not one of torch.float32, torch.float16, torch.bfloat16"),
+        (
+            {"dtype": torch.complex64},
+            "complex64 is not one of torch.float64, torch.float32, torch.float16, torch.bfloat16",
+        ),
         ({"weight_dtype": torch.float16}, "weight dtype torch.float16 does not go with input dtype torch.bfloat16"),
         ({"spec": replace(CONV.spec, max_out=256)}, "max_out=256 is above 255"),
         ({"x_shape": (2**20, 8, 64, 64)}, "above 2147483647, the largest index"),
