@@ -14,13 +14,14 @@ from .unserved import takes_rows, unserved
 
 __all__ = ["BACKEND", "CANDIDATES", "TILE", "why_not"]
 
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TILE = 2**25
 """The gradients of dynamic weights in memory at once: 128 MiB, which are fp32."""
 
 
 def why_not(call: Call) -> list[str]:
     """The reasons why the CUDA kernels do not serve ``call``; empty where they do."""
-    return cuda.unavailable(call.device) + unserved(call)
+    return cuda.unavailable(call.device) + unserved(call, _DTYPES)
 
 
 def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:

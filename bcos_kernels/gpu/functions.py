@@ -1,6 +1,5 @@
 """Functions that the Triton kernels of several ops call."""
 
-import numpy as np
 import triton
 import triton.language as tl
 from triton.language.extra import libdevice
@@ -42,17 +41,17 @@ def wide_power(c, e):
 @triton.constexpr_function
 def _interpreted_power(c: tl.tensor, e: tl.tensor) -> tl.tensor:
     """The same in the interpreter, which has no functions of a GPU's library."""
-    handle = type(c.handle)(np.power(c.handle.data, e.handle.data), c.handle.dtype)
+    handle = type(c.handle)(c.handle.data**e.handle.data, c.handle.dtype)
     return tl.tensor(handle, c.type)
 
 
 @triton.jit
 def matmul(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a @ b, accumulated in fp32."""
+    """acc + a @ b, accumulated in the dtype of sums."""
     if INTERPRETED:  # the interpreter's product of half-precision tiles is wrong
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision=PRECISION)
+        a = widened(a)
+        b = widened(b)
+    return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
 
 
 @triton.jit

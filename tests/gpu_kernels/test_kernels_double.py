@@ -8,8 +8,13 @@ from functools import partial
 import pytest
 import torch
 from cases import IDS, Case
+from coda_families import theirs
 from norm_cases import BY_NAME, results
 from second_checks import check_layer, check_norm, kernels_used  # noqa: F401
+from test_alignment_kernels import moved
+from test_dynamic_alignment import outcome, tensors
+
+from bcos_kernels.functional import dynamic_alignment
 
 AGREE = 1e-14
 """The most that two orders of sums may differ by, relative to the largest value; fp32 anywhere differs by 1e-8."""
@@ -101,3 +106,11 @@ def test_rows_of_the_dynamic_linear_map(padding, b, backend, device):
         rows = torch.cos(torch.arange(3 * y.numel(), dtype=torch.float64)).view(3, *y.shape).to(where)
         outcomes.append((torch.func.vmap(lambda row, y=y, x=x: torch.autograd.grad(y, x, row)[0])(rows),))
     agree(*outcomes)
+
+
+@pytest.mark.parametrize("name", ["plain", "l1", "l2", "no_bias", "asymmetric", "groups", "explain"])
+def test_dynamic_alignment(name, backend):
+    given, options = tensors(name, torch.float64)
+    found = outcome(dynamic_alignment, moved(given), options | {"backend": backend})
+    expected = outcome(theirs, given, options)
+    agree((found[what] for what in expected), expected.values())

@@ -262,7 +262,7 @@ def norm_position_second_kernel(
 def forward(call: Call, x: Tensor, gamma, beta, y: Tensor) -> tuple[Tensor, Tensor]:
     """Writes y, dense as x is; the mean and the variance of each position."""
     seen = tiles.view(call)
-    row = tiles.rows(seen, tiles.WHOLE)
+    row = tiles.rows(call, seen, tiles.WHOLE)
     parts = cdiv(seen.positions, row.m)
     mean, var = (torch.empty(call.statistics_shape, dtype=call.sums, device=x.device) for _ in range(2))
     launch(
@@ -306,7 +306,7 @@ def second(call: Call, grad: Tensor, v: Tensor, gamma, var, dvar: Tensor | None,
 def _parts(call: Call, summed: bool) -> tuple[tiles.View, tiles.Row, int, int]:
     """How x and its rows are walked, the positions of a part and the parts of an image: several steps if ``summed``."""
     seen = tiles.view(call)
-    row = tiles.rows(seen, tiles.WHOLE_BACKWARD)
+    row = tiles.rows(call, seen, tiles.WHOLE_BACKWARD)
     length, parts = tiles.parts(seen, row.m, 1) if summed else (row.m, cdiv(seen.positions, row.m))
     return seen, row, length, parts
 

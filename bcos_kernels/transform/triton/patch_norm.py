@@ -101,7 +101,7 @@ def _pixel_sums(call: Call, x: Tensor, v: Tensor | None, out: Tensor | None = No
     if out is None:
         out = torch.empty((call.in_pixels, call.groups), dtype=call.sums, device=x.device)
     rows = call.in_pixels * call.groups
-    m, n = row_tile(call.group_channels)
+    m, n = row_tile(call, call.group_channels)
     launch(
         patch_norm_squares_kernel, (cdiv(rows, m),), x, v, out, rows, call.group_channels, *call.norm_eps,
         SQUARES=v is None, ROOT=root, BM=m, BN=n,
@@ -197,7 +197,7 @@ def _pooled(call: Call, seen: Plane, t: Tensor) -> Tensor:
 
 def _multiply(call: Call, seen: Plane, dx: Tensor, x: Tensor, t: Tensor, channels: int, add: bool) -> None:
     rows = x.numel() // channels
-    m, n = row_tile(channels)
+    m, n = row_tile(call, channels)
     launch(
         patch_norm_bwd_kernel, (cdiv(rows, m),), dx, x, t, rows, *seen.sizes, channels,
         G=call.groups, **seen.window, ADD=add, BM=m, BN=n,

@@ -130,7 +130,7 @@ def scale_bwd_kernel(
 
 def forward(call: Call, z: Tensor, weights, bias, n, b, out) -> None:
     """Writes y, l and winner into ``out``, from z ``[N, F, OH, OW]``."""
-    m, columns = row_tile(call.group_outputs)
+    m, columns = row_tile(call, call.group_outputs)
     rows = call.pixels * call.groups
     launch(
         scale_fwd_kernel, (cdiv(rows, m), cdiv(call.group_outputs, columns)),
@@ -152,7 +152,7 @@ def backward(
     has to pass. t is None if ``frozen`` without the former, and db is None unless ``with_db``.
     """
     dn, dl = joined
-    m, columns = row_tile(call.group_outputs)
+    m, columns = row_tile(call, call.group_outputs)
     scales = call.pixels * call.groups
     given = call.of_rows(len(grad) // call.batch)
     rows = given.pixels * call.groups

@@ -93,7 +93,7 @@ def second(call: Call, grad: Tensor, y: Tensor | None, winner, z: Tensor, n, m, 
 
     y is l unless b = 2. m is None where the scale was a constant of dx.
     """
-    tile = row_tile(call.group_outputs, VALUES)
+    tile = row_tile(call, call.group_outputs, VALUES)
     rows = call.pixels * call.groups
     u = image(call, call.filters, call.dtype, grad)
     dgrad = torch.empty_like(grad)
