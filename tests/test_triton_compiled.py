@@ -26,7 +26,9 @@ from bcos_kernels.transform.triton.launches import launches
 pytestmark = pytest.mark.slow
 
 WORKERS = 2
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
+DTYPES = {
+    "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32, "fp64": torch.float64,
+}  # fmt: skip
 EVERY_TILE = of_shapes((256, 128, 28, 28), (128, 128, 3, 3), padding=(1, 1))
 CALLS = {
     "1x1": of_shapes((256, 256, 56, 56), (64, 256, 1, 1)),
@@ -48,7 +50,7 @@ CALLS = {
 
 def typed(p: Call, dtype: str, arch: str) -> Call:
     kind = DTYPES[dtype]
-    weight = torch.float32 if p.weight_dtype == torch.float32 else kind
+    weight = torch.float32 if p.weight_dtype == torch.float32 and dtype != "fp64" else kind
     spec = replace(p.spec, out_dtype=kind)
     return replace(p, spec=spec, dtype=kind, weight_dtype=weight, tf32=dtype == "tf32", arch=arch)
 
@@ -61,6 +63,9 @@ def cases() -> Iterator[tuple[str, Call, bool]]:
         yield f"3x3 {dtype} sm_90", typed(EVERY_TILE, dtype, "sm_90"), True
     for dtype, arch in (("fp16", "sm_90"), ("fp32", "sm_80"), ("tf32", "sm_80"), ("fp32", "gfx942")):
         yield f"3x3 {dtype} {arch}", typed(EVERY_TILE, dtype, arch), False
+    for name in ("1x1", "3x3, stride 2", "32 groups", "max_out 2", "b a tensor, bias"):
+        yield f"{name} fp64 sm_90", typed(CALLS[name], "fp64", "sm_90"), False
+    yield "b = 1.5 fp64 gfx942", typed(CALLS["b = 1.5"], "fp64", "gfx942"), False
     for name, p in CALLS.items():
         yield f"{name} bf16 sm_90", typed(p, "bf16", "sm_90"), False
     for arch in ("sm_80", "sm_100", "gfx942"):
