@@ -37,7 +37,10 @@ def hopper(monkeypatch):
     [
         ({"device": "cpu"}, "device is 'cpu', the Triton kernels run on 'cuda', or on 'cpu' in the interpreter"),
         ({"device": "meta"}, "device is 'meta', the Triton kernels run on 'cuda'"),
-        ({"dtype": torch.float64}, "dtype torch.float64 is not one of torch.float32, torch.float16, torch.bfloat16"),
+        (
+            {"dtype": torch.complex64},
+            "complex64 is not one of torch.float64, torch.float32, torch.float16, torch.bfloat16",
+        ),
         ({"weight_dtype": torch.float16}, "weight dtype torch.float16 does not go with input dtype torch.bfloat16"),
         ({"spec": replace(CONV.spec, max_out=256)}, "max_out=256 is above 255"),
         ({"x_shape": (2**20, 8, 64, 64)}, "above 2147483647, the largest index"),
@@ -55,6 +58,13 @@ def test_architectures(monkeypatch, arch, served):
     monkeypatch.setattr(device, "architecture", lambda index=None: arch)
     found = triton.why_not(CONV)
     assert found == ([] if served else [f"the GPU's architecture is {arch}, the Triton kernels need sm_80 or later"])
+
+
+def test_fp64_has_the_products_of_the_vendor_alone():
+    for stride, names in (((1, 1), {"vendor"}), ((2, 2), {"vendor", "sampled-vendor"})):
+        call = of_shapes((2, 8, 6, 6), (4, 8, 1, 1), dtype=torch.float64, stride=stride)
+        for direction in DIRECTIONS:
+            assert {candidate.name for candidate, _ in choice.ways(TRANSFORM, BOTH, call, direction)} == names
 
 
 def test_without_triton(hopper, monkeypatch):
@@ -108,7 +118,10 @@ def built(monkeypatch):
     "changed, reason",
     [
         ({"device": "cpu"}, "device is 'cpu', the CUDA kernels run on 'cuda'"),
-        ({"dtype": torch.float64}, "dtype torch.float64 is not one of torch.float32, torch.float16, torch.bfloat16"),
+        (
+            {"dtype": torch.complex64},
+            "complex64 is not one of torch.float64, torch.float32, torch.float16, torch.bfloat16",
+        ),
         ({"spec": replace(CONV.spec, max_out=256)}, "max_out=256 is above 255"),
         ({"x_shape": (2**20, 8, 64, 64)}, "above 2147483520, the largest index"),
     ],
@@ -124,7 +137,10 @@ def test_reasons_of_cuda(built, changed, reason):
     "changed, reason",
     [
         ({"device": "cpu"}, "device is 'cpu', the CUDA kernels run on 'cuda'"),
-        ({"dtype": torch.float64}, "dtype torch.float64 is not one of torch.float32, torch.float16, torch.bfloat16"),
+        (
+            {"dtype": torch.complex64},
+            "complex64 is not one of torch.float64, torch.float32, torch.float16, torch.bfloat16",
+        ),
         ({"x_shape": (2**21, 8, 64, 64)}, "positions of x are above 2147483647, the largest index"),
     ],
 )

@@ -38,7 +38,8 @@ def calls(arch: str) -> Iterator[Call]:
         yield replace(large[8], x_shape=(2, *large[8].x_shape[1:]))  # few pixels
         yield with_norm("l2", small[1])
         yield from (with_norm("l1", replace(call, dtype=torch.float16)) for call in (small[1], large[8]))
-        yield with_norm("l1", replace(small[3], dtype=torch.float32))
+        yield from (with_norm("l1", replace(small[3], dtype=dtype)) for dtype in (torch.float32, torch.float64))
+        yield replace(large[8], dtype=torch.float64)
     yield with_norm("l1", large[8])
 
 
@@ -94,7 +95,12 @@ def test_no_offset_is_formed_in_32_bits(kernels):
 def test_products_run_on_tensor_cores(kernels):
     products = ("alignment_fwd_kernel", "alignment_du_kernel", "alignment_dh_kernel", "alignment_dweight_kernel")
     for what, (origin, (*_, unit)) in kernels.items():
-        if what.kernel in products and "float32" not in origin and what.arch in ("sm_80", "sm_90"):
+        if (
+            what.kernel in products
+            and "float32" not in origin
+            and "float64" not in origin
+            and what.arch in ("sm_80", "sm_90")
+        ):
             large = what.arch == "sm_90" and dict(what.constants)["BM"] == 64
             assert unit == ("wgmma" if large else "mma.sync"), (what, origin)
 

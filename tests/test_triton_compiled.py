@@ -27,7 +27,9 @@ from bcos_kernels.transform.triton.launches import launches
 
 pytestmark = pytest.mark.slow
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
+DTYPES = {
+    "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32, "fp64": torch.float64,
+}  # fmt: skip
 EVERY_TILE = of_shapes((256, 128, 28, 28), (128, 128, 3, 3), padding=(1, 1))
 CALLS = {
     "1x1": of_shapes((256, 256, 56, 56), (64, 256, 1, 1)),
@@ -49,7 +51,7 @@ CALLS = {
 
 def typed(p: Call, dtype: str, arch: str) -> Call:
     kind = DTYPES[dtype]
-    weight = torch.float32 if p.weight_dtype == torch.float32 else kind
+    weight = torch.float32 if p.weight_dtype == torch.float32 and dtype != "fp64" else kind
     spec = replace(p.spec, out_dtype=kind)
     return replace(p, spec=spec, dtype=kind, weight_dtype=weight, tf32=dtype == "tf32", arch=arch)
 
@@ -61,11 +63,15 @@ def cases(arch: str) -> Iterator[tuple[str, Call, bool]]:
         for dtype in ("fp32", "tf32"):
             yield f"3x3 {dtype}", typed(EVERY_TILE, dtype, arch), True
         yield "3x3 fp16", typed(EVERY_TILE, "fp16", arch), False
+        for name in ("1x1", "3x3, stride 2", "32 groups", "max_out 2", "b a tensor, bias"):
+            yield f"{name} fp64", typed(CALLS[name], "fp64", arch), False
         for name, p in CALLS.items():
             yield f"{name} bf16", typed(p, "bf16", arch), False
         return
     for dtype in {"sm_80": ("fp32", "tf32"), "gfx942": ("fp32",)}.get(arch, ()):
         yield f"3x3 {dtype}", typed(EVERY_TILE, dtype, arch), False
+    if arch == "gfx942":
+        yield "b = 1.5 fp64", typed(CALLS["b = 1.5"], "fp64", arch), False
     for name in ("7x7 of 6 channels, stride 2", "depthwise 7x7", *["32 groups"] * (arch == "sm_100")):
         yield f"{name} bf16", typed(CALLS[name], "bf16", arch), False
 

@@ -45,6 +45,8 @@ def calls(arch: str) -> Iterator[Call]:
         yield call("position", IMAGES, arch, last=False, dtype=dtype)
     if arch == "sm_80":
         return
+    for over, shape in (("batch", SMALL), ("position", (50176, 384)), ("position", (4096, 8192))):
+        yield call(over, shape, arch, dtype=torch.float64)
     yield call("batch", IMAGES, arch, centered=False)
     yield call("batch", SMALL, arch, last=False, dtype=torch.float32)
     yield call("batch", IMAGES, arch, given=True)
@@ -62,7 +64,7 @@ def examine(what: aot.Specialisation) -> tuple[list[str], list[str], bool]:
     narrow = wrapping_products(kernel.ttir)
     if what.kernel != "norm_fold_kernel":  # which reads a gamma of each group and channel in a tile
         narrow += re.findall(r"tt\.addptr .* tensor<\d+x\d+xi32>", kernel.ttir)
-    return kernel.excesses(), narrow, "ld.global.v4" in kernel.assembly
+    return kernel.excesses(), narrow, bool(re.search(r"ld\.global\.(v4|v2\.b64)", kernel.assembly))
 
 
 @pytest.fixture(scope="module")

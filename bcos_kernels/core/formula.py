@@ -7,7 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["FrozenScale", "accumulated", "mapped"]
+__all__ = ["FrozenScale", "accumulated", "mapped", "sums_of"]
+
+
+def sums_of(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which kernels form sums over values of ``dtype``: fp64 for fp64, else fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def accumulated(t: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core import call, device
+from ..core.formula import sums_of
 from .spec import Inputs, Spec
 
 __all__ = ["Call", "of"]
@@ -82,7 +83,7 @@ class Call(call.Call):
     @property
     def sums(self) -> torch.dtype:
         """The dtype in which products are added up."""
-        return torch.float64 if self.dtype == torch.float64 else torch.float32
+        return sums_of(self.dtype)
 
 
 @lru_cache(maxsize=4096)

@@ -1,4 +1,4 @@
-"""The CUDA kernels for GPU tensors (``csrc/dynamic_alignment/cuda``): fp32, fp16 and bf16, for sm_80 and later."""
+"""The CUDA kernels for GPU tensors (``csrc/dynamic_alignment/cuda``): fp64, fp32, fp16, bf16, for sm_80 and later."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from .unserved import takes_rows, unserved
 
 __all__ = ["BACKEND", "CANDIDATES", "TILE", "why_not"]
 
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 TILE = 2**25
-"""The gradients of dynamic weights in memory at once: 128 MiB, which are fp32."""
+"""The gradients of dynamic weights in memory at once: 128 MiB of fp32, or 256 MiB of fp64."""
 
 
 def why_not(call: Call) -> list[str]:
     """The reasons why the CUDA kernels do not serve ``call``; empty where they do."""
-    return cuda.unavailable(call.device) + unserved(call)
+    return cuda.unavailable(call.device) + unserved(call, _DTYPES)
 
 
 def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:

@@ -12,7 +12,7 @@ from math import ceil
 
 import torch
 
-from ..gpu.cost import USUAL, Kernel, Rates, rates
+from ..gpu.cost import USUAL, Kernel, rates
 from .call import Call
 
 __all__ = ["CUDA_SHARE", "SHARE", "cost", "cuda_cost", "cuda_kernels", "floor", "kernels"]
@@ -106,7 +106,7 @@ def cuda_kernels(call: Call, direction: str) -> Iterator[Kernel]:
     yield Kernel(s.du + s.x)  # the fold
     if not training:
         return
-    wide = 1 + (call.dtype != torch.float32)  # in half precision their products are of tf32
+    wide = 1 + (call.dtype.itemsize == 2)  # in half precision their products are of tf32
     dw, wide_h = 4 * s.weights, 4.0 * call.pixels * call.rank
     yield Kernel(2 * s.of_output + s.x + wide_h + s.wide_w + dw, wide * s.flops, True, GATHERED * s.weights)
     for _ in range(2):  # dh and dweight
@@ -115,14 +115,8 @@ def cuda_kernels(call: Call, direction: str) -> Iterator[Kernel]:
 
 def _seconds(call: Call, found: Iterable[Kernel], share: float) -> float:
     reached = rates(call.arch)
-    rate = _products(call, reached)
+    rate = reached.products(call.dtype, call.tf32)
     return sum(reached.seconds(kernel, rate * share if kernel.own else rate) for kernel in found)
-
-
-def _products(call: Call, reached: Rates) -> float:
-    if call.dtype != torch.float32:
-        return reached.half
-    return reached.tf32 if call.tf32 else reached.fp32
 
 
 def cost(call: Call, direction: str) -> float:

@@ -9,13 +9,12 @@ from .call import Call
 
 __all__ = ["takes_rows", "unserved"]
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MOST = 2**30  # leaves the end of the last tile an index of 32 bits
 
 
-def unserved(call: Call) -> list[str]:
-    """The reasons why the GPU kernels of both backends do not serve ``call``, wherever it lies; empty where they do."""
-    found = dispatch.other_dtype(call.dtype, _DTYPES)
+def unserved(call: Call, dtypes: tuple[torch.dtype, ...]) -> list[str]:
+    """The reasons why GPU kernels of these dtypes do not serve ``call``, wherever it lies; empty where they do."""
+    found = dispatch.other_dtype(call.dtype, dtypes)
     height, width = (size + 2 * p for size, p in zip(call.x_shape[2:], call.spec.padding, strict=True))
     counts = {
         "pixels": call.pixels, "rows of weight": call.patch * call.outputs, "values of rank": call.rank,

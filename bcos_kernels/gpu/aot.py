@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 import torch
+import triton.language as tl
 from torch import Tensor
 from triton import knobs
 from triton.backends.compiler import GPUTarget
@@ -25,6 +26,7 @@ from .launch import Launch
 __all__ = [
     "ARCHITECTURES",
     "Compiled",
+    "Constant",
     "Descriptor",
     "Pointer",
     "Resources",
@@ -64,6 +66,12 @@ class Pointer(NamedTuple):
     """Whether it has 2 GiB or more, beyond the reach of AMD's buffer instructions."""
 
 
+class Constant(NamedTuple):
+    """A float that is a constant of the kernel; one value stands for all."""
+
+    value: float = 0.5
+
+
 class Descriptor(NamedTuple):
     """The properties of a tensor descriptor for which Triton specialises."""
 
@@ -78,7 +86,7 @@ class Specialisation(NamedTuple):
     arch: str
     module: str
     kernel: str
-    arguments: tuple[Pointer | Descriptor | int | float | None, ...]
+    arguments: tuple[Pointer | Descriptor | Constant | int | float | None, ...]
     constants: tuple[tuple[str, object], ...]
     warps: int
     stages: int
@@ -135,6 +143,8 @@ def _argument(value):
         return Pointer(value.dtype, value.numel() * value.dtype.itemsize >= 1 << 31)
     if isinstance(value, TensorDescriptor):
         return Descriptor(value.base.dtype, tuple(value.block_shape))
+    if isinstance(value, tl.constexpr):
+        return Constant()
     if isinstance(value, float):
         return 0.5
     if isinstance(value, int):  # one value for each kind that Triton specialises for: 1, multiples of 16, and the width
@@ -146,6 +156,8 @@ def _value(argument):
     if isinstance(argument, Pointer):
         count = (1 << 31) // argument.dtype.itemsize if argument.large else 1
         return torch.empty(count, dtype=argument.dtype, device="meta")
+    if isinstance(argument, Constant):
+        return tl.constexpr(argument.value)
     if isinstance(argument, Descriptor):
         return TensorDescriptor.from_tensor(
             torch.empty(argument.block, dtype=argument.dtype, device="meta"), list(argument.block)

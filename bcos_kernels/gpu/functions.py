@@ -2,17 +2,56 @@
 
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
 from .rounding import INTERPRETED
 
 
+@triton.constexpr_function
+def sums_of(dtype):
+    """The dtype of sums over values of ``dtype``: fp64 for fp64, else fp32."""
+    return tl.float64 if dtype == tl.float64 else tl.float32
+
+
+@triton.jit
+def widened(v):
+    """v in the dtype of its sums."""
+    return v.to(sums_of(v.dtype))
+
+
+@triton.jit
+def exact_root(v):
+    """√v, rounded to nearest."""
+    return tl.sqrt(v) if v.dtype == tl.float64 else tl.sqrt_rn(v)
+
+
+@triton.jit
+def exact_ratio(a, b):
+    """a/b, rounded to nearest; a is a number or of the dtype of b."""
+    return a / b if b.dtype == tl.float64 else tl.div_rn(a, b)
+
+
+@triton.jit
+def wide_power(c, e):
+    """c^e in fp64."""
+    e = tl.zeros(c.shape, tl.float64) + e
+    return _interpreted_power(c, e) if INTERPRETED else libdevice.pow(c, e)
+
+
+@triton.constexpr_function
+def _interpreted_power(c: tl.tensor, e: tl.tensor) -> tl.tensor:
+    """The same in the interpreter, which has no functions of a GPU's library."""
+    handle = type(c.handle)(c.handle.data**e.handle.data, c.handle.dtype)
+    return tl.tensor(handle, c.type)
+
+
 @triton.jit
 def matmul(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a @ b, accumulated in fp32."""
+    """acc + a @ b, accumulated in the dtype of sums."""
     if INTERPRETED:  # the interpreter's product of half-precision tiles is wrong
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision=PRECISION)
+        a = widened(a)
+        b = widened(b)
+    return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
 
 
 @triton.jit

@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
+import triton.language as tl
 from torch import Tensor
 from triton.runtime.jit import KernelInterface
 
@@ -39,7 +40,12 @@ def recording() -> Iterator[list[Launch]]:
 
 
 def launch(kernel, grid: tuple[int, ...], *arguments, warps: int = 4, stages: int = 1, **constants) -> None:
-    """Starts ``kernel`` on the current device and stream."""
+    """Starts ``kernel`` on the current device and stream.
+
+    Triton passes a float as fp32. Where the first tensor is fp64, floats are constants of the kernel, which are exact.
+    """
+    if next(t for t in arguments if isinstance(t, Tensor)).dtype is torch.float64:
+        arguments = tuple(tl.constexpr(value) if isinstance(value, float) else value for value in arguments)
     if _recorded is not None:
         _recorded.append(Launch(kernel, grid, arguments, constants, warps, stages))
         return

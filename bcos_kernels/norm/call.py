@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core import call, device, formats
+from ..core.formula import sums_of
 from .spec import Inputs, Spec
 
 __all__ = ["Call", "is_channels_last", "of"]
@@ -91,6 +92,11 @@ class Call(call.Call):
         return self.spec.statistics_shape(self.x_shape)
 
     @cached_property
+    def sums(self) -> torch.dtype:
+        """The dtype in which sums over values of x are formed."""
+        return sums_of(self.dtype)
+
+    @cached_property
     def has_gradient_map(self) -> bool:
         return self.spec.over in ("batch", "all")
 
@@ -99,7 +105,7 @@ class Call(call.Call):
         """The variance; none where it is a constant of every derivative."""
         if self.given or self.spec.detach:
             return ()
-        return ((self.statistics_shape, torch.float64 if self.dtype == torch.float64 else torch.float32),)
+        return ((self.statistics_shape, self.sums),)
 
     def has_second(self, frozen: bool) -> bool:
         return frozen

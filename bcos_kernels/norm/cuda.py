@@ -1,4 +1,4 @@
-"""The CUDA kernels for GPU tensors (``csrc/norm/cuda``): fp32, fp16 and bf16, NCHW, channels_last and tokens."""
+"""The CUDA kernels for GPU tensors (``csrc/norm/cuda``): fp64, fp32, fp16, bf16, NCHW, channels_last, tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .unserved import unserved
 
 __all__ = ["BACKEND", "CANDIDATES", "why_not"]
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _MOST_POSITIONS = 2**31 - 1  # the largest index of 32 bits
 
 

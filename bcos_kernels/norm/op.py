@@ -16,8 +16,7 @@ def _fake(inputs: Inputs, spec: Spec) -> Outputs:
     x = inputs.x
     described = call.of(inputs, spec)
     y = torch.empty_like(x, dtype=spec.out_dtype)
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return Outputs(y, *(x.new_empty(described.statistics_shape, dtype=dtype) for _ in range(2)))
+    return Outputs(y, *(x.new_empty(described.statistics_shape, dtype=described.sums) for _ in range(2)))
 
 
 NORM = op.Op(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core import call, device
 from ..core.formats import channels_last
+from ..core.formula import sums_of
 from .spec import Inputs, Spec
 
 __all__ = ["HALF", "Call", "of", "of_shapes", "power_of_two"]
@@ -240,8 +241,7 @@ class Call(call.Call):
         if self.spec.detach or self.power == 1:
             return ()
         size = () if self.is_linear else self.out_size
-        norm_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
-        return ((self.batch, self.groups, *size), norm_dtype), ((self.batch, self.outputs, *size), self.out_dtype)
+        return ((self.batch, self.groups, *size), self.sums), ((self.batch, self.outputs, *size), self.out_dtype)
 
     @cached_property
     def takes_gradient_map(self) -> bool:
@@ -278,9 +278,14 @@ class Call(call.Call):
         return self.unit and self.dtype == self.weight_dtype and self.dtype != torch.float16 and not self.bias
 
     @cached_property
+    def sums(self) -> torch.dtype:
+        """The dtype in which sums over values of x are formed."""
+        return sums_of(self.dtype)
+
+    @cached_property
     def exact(self) -> bool:
-        """Whether results must be accurate to the last places of fp32."""
-        return self.dtype == torch.float32
+        """Whether results must be accurate to the last places of fp32 or fp64."""
+        return self.dtype not in HALF
 
     @cached_property
     def precision(self) -> str:

@@ -1,4 +1,4 @@
-"""The CUDA kernels for GPU tensors (``csrc/transform/cuda``): fp32, fp16 and bf16, in NHWC, for sm_80 and later."""
+"""The CUDA kernels for GPU tensors (``csrc/transform/cuda``): fp64, fp32, fp16, bf16, in NHWC, for sm_80 and later."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_MAX_OUT = 64  # the most filters per output, which lie in one tile
 MOST_GROUPS = 65535  # the most groups × taps, the second axis of a grid
 MOST_TAPS = 600  # the most taps of a depthwise filter, which a block holds in shared memory
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _MOST_ROWS = 2**31 - 128  # leaves the last row of the largest tile an index of 32 bits
 
 
@@ -86,7 +86,7 @@ def graph_why_not(call: Call, direction: str, compiles: bool = False) -> str:
 
 def serves_products(call: Call) -> bool:
     """Whether our own products can serve the call."""
-    if not call.planar:
+    if not call.planar or call.dtype == torch.float64:
         return False
     fits = call.taps <= MOST_TAPS if call.depthwise else call.groups * call.taps <= MOST_GROUPS
     return fits and call.max_out <= MOST_MAX_OUT

@@ -32,10 +32,9 @@ def _fake(inputs: Inputs, spec: Spec) -> Outputs:
         shape = (z.shape[0], channels, *z.shape[2:])
         return x.new_empty(shape, dtype=dtype).contiguous(memory_format=memory_format(z))
 
-    norm_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     return Outputs(
         fresh(described.outputs, spec.out_dtype),
-        fresh(spec.groups, norm_dtype, described.saves_norm),
+        fresh(spec.groups, described.sums, described.saves_norm),
         fresh(described.outputs, spec.out_dtype, described.saves_linear),
         fresh(described.outputs, torch.uint8, spec.max_out > 1),
     )

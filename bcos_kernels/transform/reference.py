@@ -80,7 +80,7 @@ def scale(linear: Tensor, norm: Tensor, b: Tensor | None, spec: Spec) -> Tensor:
             return cos
         return _power(cos + spec.cos_eps, spec.b - 1, float(spec.b == 1))
     b = b.to(cos.dtype)
-    epsilon = torch.where(b == 2, 0.0, spec.cos_eps) if spec.exact_two else spec.cos_eps
+    epsilon = (b != 2).to(cos.dtype) * spec.cos_eps if spec.exact_two else spec.cos_eps
     return _power(cos + epsilon, b - 1, (b == 1).to(cos.dtype))
 
 

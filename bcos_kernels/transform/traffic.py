@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..core.candidate import Tile
 from ..gpu.cost import USUAL, Kernel, rates
-from .call import HALF, Call
+from .call import Call
 
 __all__ = [
     "FORMED", "LOADED", "Products", "Sizes", "cost", "own_forward", "own_gradients", "plain_seconds", "second",
@@ -73,7 +73,7 @@ def seconds(call: Call, kernels: Iterable[Kernel], share: Mapping[str, float] | 
 
 def _seconds(call: Call, kernels: Iterable[Kernel], share: Mapping[str, float]) -> float:
     reached, own = rates(call.arch), share.get(call.arch, share.get(USUAL, 1.0))
-    rate = reached.half if call.dtype in HALF else reached.tf32 if call.tf32 else reached.fp32
+    rate = reached.products(call.dtype, call.tf32)
 
     def products(kernel: Kernel) -> float:
         if call.depthwise:

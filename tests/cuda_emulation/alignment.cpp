@@ -100,7 +100,7 @@ void check(const Case& c, bool tf32) {
 
   auto y = unwritten<T>(truth.y.size());
   auto norm = unwritten<float>(y.size()), l = unwritten<float>(y.size());
-  expect_success(forward(
+  expect_success(forward<float>(
       {x.data(), h.data(), weight.data(), y.data(), norm.data(), l.data(), s, c.kind, dtype_of<T>, tf32},
       nullptr));
   expect(what + " y", y, truth.y);
@@ -108,13 +108,13 @@ void check(const Case& c, bool tf32) {
   expect(what + " l", l, truth.l);
 
   auto of_u = unwritten<float>(y.size()), of_w = unwritten<float>(y.size());
-  expect_success(
-      upstream({grad.data(), norm.data(), l.data(), of_u.data(), of_w.data(), s, pixels, c.kind, dtype_of<T>},
-               nullptr));
+  expect_success(upstream<float>(
+      {grad.data(), norm.data(), l.data(), of_u.data(), of_w.data(), s, pixels, c.kind, dtype_of<T>},
+      nullptr));
   expect(what + " of_u", of_u, truth.of_u, 2e-6);
   expect(what + " of_w", of_w, truth.of_w, 4e-6);
   auto du = unwritten<float>(truth.du.size());
-  expect_success(patch_gradient(
+  expect_success(patch_gradient<float>(
       {of_u.data(), h.data(), weight.data(), du.data(), s, pixels, dtype_of<T>, tf32}, nullptr));
   expect(what + " du", du, truth.du, 2e-6);
 
@@ -124,9 +124,10 @@ void check(const Case& c, bool tf32) {
   const int first = pixels / 3, count = pixels - first;  // of several parts the last
   auto dw = unwritten<float>(size_t(count) * stride);
   const bool rounds = tf32 || sizeof(T) == 2;
-  expect_success(weight_gradient({x.data(), wide_h.data(), wide_weight.data(), of_u.data(), of_w.data(),
-                                  dw.data(), s, first, count, stride, c.kind, dtype_of<T>, rounds},
-                                 nullptr));
+  expect_success(
+      weight_gradient<float>({x.data(), wide_h.data(), wide_weight.data(), of_u.data(), of_w.data(),
+                              dw.data(), s, first, count, stride, c.kind, dtype_of<T>, rounds},
+                             nullptr));
   std::vector<double> true_dw;
   for (int i = first; i < pixels; ++i)
     for (int column = 0; column < stride; ++column)
@@ -143,8 +144,8 @@ void products() {
         auto a = normal<float>(size_t(transposed ? k : m) * stride, 1), b = normal<float>(size_t(k) * n, 2);
         if (tf32) round_to_tf32(a), round_to_tf32(b);
         auto c = unwritten<float>(size_t(splits) * m * n);
-        expect_success(
-            product({a.data(), b.data(), c.data(), m, n, k, stride, splits, transposed, tf32}, nullptr));
+        expect_success(product<float>(
+            {a.data(), b.data(), c.data(), m, n, k, stride, splits, transposed, tf32}, nullptr));
         std::vector<float> sum(size_t(m) * n);
         std::vector<double> truth(sum.size());
         for (size_t i = 0; i < c.size(); ++i) sum[i % sum.size()] += c[i];
@@ -175,24 +176,24 @@ void rows_of_the_map() {
     truth.insert(truth.end(), of_row.du.begin(), of_row.du.end());
     norm.assign(of_row.norm.begin(), of_row.norm.end());
   }
-  expect_success(upstream(
+  expect_success(upstream<float>(
       {grads.data(), norm.data(), nullptr, of_u.data(), nullptr, s, sites, c.kind, Dtype::Float32}, nullptr));
-  expect_success(patch_gradient(
+  expect_success(patch_gradient<float>(
       {of_u.data(), h.data(), weight.data(), du.data(), s, sites, Dtype::Float32, false}, nullptr));
   expect("rows of the map", du, truth, 2e-6);
 }
 
 void refusals() {
-  Product p{};
+  Product<float> p{};
   p.m = 64, p.n = 64, p.k = 100;
   const int alone = splits_of(p, 1), filling = splits_of(p, 132);
   p.k = 5000;
   const int of_long = splits_of(p, 1);
   p.k = 1 << 30;
   const int most = splits_of(p, 132);
-  Upstream u{};
+  Upstream<float> u{};
   u.dtype = Dtype(7);
-  WeightGradient w{};
+  WeightGradient<float> w{};
   w.dtype = Dtype(7);
   expect_equal(
       "refused dtypes, and parts of products",

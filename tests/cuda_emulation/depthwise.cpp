@@ -7,7 +7,7 @@ using namespace testing;
 template <typename T, typename O>
 void check(const Case& c, bool frozen, int splits) {
   const Shape& s = c.shape;
-  const Formula formula = c.b.formula();
+  const Formula<float> formula = c.b.formula();
   const Power power = formula.power;
   const int C = s.G, count = outputs(s) * C, K = taps(s);
   const std::string what =

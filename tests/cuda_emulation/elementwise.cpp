@@ -14,7 +14,7 @@ void weight_norm(int F, int CG, int taps, bool ohwi, bool raw) {
   std::fill_n(w.begin(), K, T{});  // a zero filter
   auto alpha = unwritten<float>(F);
   auto operand = unwritten<O>(w.size());
-  expect_success(weight_norm_fwd(
+  expect_success(weight_norm_fwd<float>(
       {w.data(), alpha.data(), operand.data(), F, CG, taps, ohwi, raw, dtype_of<T>, dtype_of<O>}, nullptr));
   const auto at = [&](int f, int c, int tap) { return f * K + (ohwi ? tap * CG + c : c * taps + tap); };
   std::vector<double> inverse(F), units(w.size());
@@ -34,9 +34,10 @@ void weight_norm(int F, int CG, int taps, bool ohwi, bool raw) {
       auto partial = normal<float>(size_t(splits) * F * K, 2);
       const auto shares = wide(partial);
       auto dw = unwritten<T>(w.size());
-      expect_success(weight_norm_bwd({partial.data(), w.data(), unit ? alpha.data() : nullptr, dw.data(), F,
-                                      CG, taps, splits, ohwi, raw, dtype_of<T>, Dtype::Float32},
-                                     nullptr));
+      expect_success(
+          weight_norm_bwd<float>({partial.data(), w.data(), unit ? alpha.data() : nullptr, dw.data(), F, CG,
+                                  taps, splits, ohwi, raw, dtype_of<T>, Dtype::Float32},
+                                 nullptr));
       std::vector<double> truth(w.size());
       for (int f = 0; f < F; ++f) {
         std::vector<double> d(K);
@@ -61,7 +62,7 @@ void patch_norm(int N, int G, int CG, const Window& w, float eps_inside, float e
                            std::to_string(CG) + " window " + std::to_string(w.KH) + "x" +
                            std::to_string(w.KW) + (planes ? " planes" : "");
   const int plane = planes ? w.H * w.W : 0, out_plane = planes ? w.OH * w.OW : 0;
-  const Formula formula = Exponents{2}.formula(eps_inside, eps_outside);
+  const Formula<float> formula = Exponents{2}.formula(eps_inside, eps_outside);
   const int rows = N * w.H * w.W * G, sites = N * w.OH * w.OW * G;
   auto x = normal<T>(size_t(rows) * CG, 1);
   std::vector<double> sums(rows), roots(rows), norms(sites, 0.);
@@ -72,17 +73,17 @@ void patch_norm(int N, int G, int CG, const Window& w, float eps_inside, float e
   const auto given = planar(x, plane, G * CG);
   for (const bool root : {false, true}) {
     auto out = unwritten<float>(rows);
-    expect_success(
-        patch_norm_squares({given.data(), out.data(), rows, CG, root, formula, dtype_of<T>, plane}, nullptr));
+    expect_success(patch_norm_squares<float>(
+        {given.data(), out.data(), rows, CG, root, formula, dtype_of<T>, plane}, nullptr));
     expect(what + (root ? " root" : " squares"), interleaved(out, plane, G), root ? roots : sums);
   }
   const auto v = normal<T>(x.size(), 4);
   std::vector<double> products(rows);
   for (size_t i = 0; i < x.size(); ++i) products[i / CG] += double(to_float(x[i])) * to_float(v[i]);
   auto of_both = unwritten<float>(rows);
-  expect_success(patch_norm_squares({given.data(), of_both.data(), rows, CG, false, formula, dtype_of<T>,
-                                     plane, planar(v, plane, G * CG).data()},
-                                    nullptr));
+  expect_success(patch_norm_squares<float>({given.data(), of_both.data(), rows, CG, false, formula,
+                                            dtype_of<T>, plane, planar(v, plane, G * CG).data()},
+                                           nullptr));
   expect(what + " products", interleaved(of_both, plane, G), products, 1e-5);
   const auto squares = std::vector<float>(sums.begin(), sums.end());
   const auto t = normal<float>(sites, 2);
@@ -107,22 +108,22 @@ void patch_norm(int N, int G, int CG, const Window& w, float eps_inside, float e
   for (size_t i = 0; i < sum.size(); ++i) alone[i] = to_float(x[i]) * pooled[i / CG];
   for (size_t i = 0; i < sum.size(); ++i) sum[i] += alone[i];
   auto sites_of = unwritten<float>(sites);
-  expect_success(patch_norm_fwd(
+  expect_success(patch_norm_fwd<float>(
       {planar(squares, plane, G).data(), sites_of.data(), sites, planes ? 1 : G, w, formula, false},
       nullptr));
   expect(what + " window sums", interleaved(sites_of, out_plane, G), norms);
   for (double& n : norms) n = std::sqrt(n + eps_inside) + eps_outside;
   auto n = unwritten<float>(sites);
-  expect_success(patch_norm_fwd(
+  expect_success(patch_norm_fwd<float>(
       {planar(squares, plane, G).data(), n.data(), sites, planes ? 1 : G, w, formula}, nullptr));
   expect(what + " n", interleaved(n, out_plane, G), norms);
   dx = planar(dx, plane, G * CG);
-  expect_success(patch_norm_bwd(
+  expect_success(patch_norm_bwd<float>(
       {dx.data(), given.data(), planar(t, out_plane, G).data(), rows, G, CG, w, dtype_of<T>, plane},
       nullptr));
   expect(what + " dx", interleaved(dx, plane, G * CG), sum);
   auto dv = unwritten<T>(x.size());
-  expect_success(patch_norm_bwd(
+  expect_success(patch_norm_bwd<float>(
       {dv.data(), given.data(), planar(t, out_plane, G).data(), rows, G, CG, w, dtype_of<T>, plane, false},
       nullptr));
   expect(what + " dx alone", interleaved(dv, plane, G * CG), alone);
@@ -131,7 +132,7 @@ void patch_norm(int N, int G, int CG, const Window& w, float eps_inside, float e
 template <typename T, typename O>
 void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factors, bool frozen,
            int plane = 0) {
-  const Formula formula = b.formula();
+  const Formula<float> formula = b.formula();
   const Power power = formula.power;
   const std::string what = std::string("scale ") + name_of<T> + " " + name_of<O> + " " +
                            std::to_string(rows) + "x" + std::to_string(G) + "x" + std::to_string(OG) + "/" +
@@ -148,10 +149,10 @@ void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factor
   auto y = unwritten<O>(outputs), l = unwritten<O>(outputs);
   std::vector<uint8_t> winner(max_out > 1 ? outputs : 0, 255);
   expect_success(
-      scale_fwd({given_z.data(), factors ? alpha.data() : nullptr, factors ? bias.data() : nullptr,
-                 given_n.data(), y.data(), power == Power::General ? l.data() : nullptr, winner.data(), rows,
-                 G, OG, max_out, formula, dtype_of<T>, Dtype::Float32, dtype_of<O>, plane},
-                nullptr));
+      scale_fwd<float>({given_z.data(), factors ? alpha.data() : nullptr, factors ? bias.data() : nullptr,
+                        given_n.data(), y.data(), power == Power::General ? l.data() : nullptr, winner.data(),
+                        rows, G, OG, max_out, formula, dtype_of<T>, Dtype::Float32, dtype_of<O>, plane},
+                       nullptr));
   std::vector<double> best(outputs), truth(outputs);
   std::vector<uint8_t> first(winner.size());
   for (int o = 0; o < outputs; ++o) {
@@ -177,24 +178,24 @@ void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factor
   auto u = unwritten<T>(gradients * z.size());
   auto t = unwritten<float>(rows);
   const bool with_t = !frozen && power != Power::One, with_db = power == Power::General;
-  ScaleBwd p{given_grad.data(),
-             given_v.data(),
-             winner.data(),
-             given_n.data(),
-             factors ? alpha.data() : nullptr,
-             u.data(),
-             with_t ? t.data() : nullptr,
-             nullptr,
-             gradients * rows,
-             G,
-             OG,
-             max_out,
-             rows,
-             frozen,
-             formula,
-             dtype_of<T>,
-             dtype_of<O>,
-             plane};
+  ScaleBwd<float> p{given_grad.data(),
+                    given_v.data(),
+                    winner.data(),
+                    given_n.data(),
+                    factors ? alpha.data() : nullptr,
+                    u.data(),
+                    with_t ? t.data() : nullptr,
+                    nullptr,
+                    gradients * rows,
+                    G,
+                    OG,
+                    max_out,
+                    rows,
+                    frozen,
+                    formula,
+                    dtype_of<T>,
+                    dtype_of<O>,
+                    plane};
   const auto map = normal<float>(size_t(4 * G) * OG, 7);
   const bool mapped = power == Power::Two && factors;
   if (mapped) p.map = map.data();
@@ -229,7 +230,7 @@ void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factor
 template <typename T, typename O>
 void scale_second(int rows, int G, int OG, int max_out, const Exponents& b, bool factors, bool frozen,
                   bool attached, int plane = 0) {
-  const Formula formula = b.formula();
+  const Formula<float> formula = b.formula();
   const Power power = formula.power;
   const std::string what = std::string("scale second ") + name_of<T> + " " + name_of<O> + " " +
                            std::to_string(rows) + "x" + std::to_string(G) + "x" + std::to_string(OG) + "/" +
@@ -271,28 +272,28 @@ void scale_second(int rows, int G, int OG, int max_out, const Exponents& b, bool
   auto found_u = unwritten<T>(z.size());
   auto found_dn = unwritten<float>(rows), found_t = unwritten<float>(rows);
   const float* const of_filters = factors ? alpha.data() : nullptr;
-  expect_success(bcos::transform::cuda::scale_second({given_grad.data(),
-                                                      given_y.data(),
-                                                      given_winner.data(),
-                                                      given_z.data(),
-                                                      given_n.data(),
-                                                      frozen ? nullptr : given_m.data(),
-                                                      of_filters,
-                                                      found_dgrad.data(),
-                                                      found_u.data(),
-                                                      attached ? found_dl.data() : nullptr,
-                                                      attached ? found_dn.data() : nullptr,
-                                                      attached ? found_t.data() : nullptr,
-                                                      rows,
-                                                      G,
-                                                      OG,
-                                                      max_out,
-                                                      frozen,
-                                                      formula,
-                                                      dtype_of<T>,
-                                                      dtype_of<O>,
-                                                      plane},
-                                                     nullptr));
+  expect_success(bcos::transform::cuda::scale_second<float>({given_grad.data(),
+                                                             given_y.data(),
+                                                             given_winner.data(),
+                                                             given_z.data(),
+                                                             given_n.data(),
+                                                             frozen ? nullptr : given_m.data(),
+                                                             of_filters,
+                                                             found_dgrad.data(),
+                                                             found_u.data(),
+                                                             attached ? found_dl.data() : nullptr,
+                                                             attached ? found_dn.data() : nullptr,
+                                                             attached ? found_t.data() : nullptr,
+                                                             rows,
+                                                             G,
+                                                             OG,
+                                                             max_out,
+                                                             frozen,
+                                                             formula,
+                                                             dtype_of<T>,
+                                                             dtype_of<O>,
+                                                             plane},
+                                                            nullptr));
   expect(what + " dgrad", interleaved(found_dgrad, plane, G * OG), dgrad);
   expect(what + " u", interleaved(found_u, plane, filters), u);
   if (!attached) return;
@@ -302,26 +303,26 @@ void scale_second(int rows, int G, int OG, int max_out, const Exponents& b, bool
 
   const auto given_dl = planar(dl_given, plane, G * OG);
   const auto given_dn = planar(more, plane, G);
-  ScaleBwd p{given_grad.data(),
-             given_y.data(),
-             given_winner.data(),
-             given_n.data(),
-             of_filters,
-             found_u.data(),
-             found_t.data(),
-             nullptr,
-             rows,
-             G,
-             OG,
-             max_out,
-             rows,
-             frozen,
-             formula,
-             dtype_of<T>,
-             dtype_of<O>,
-             plane,
-             given_dl.data(),
-             given_dn.data()};
+  ScaleBwd<float> p{given_grad.data(),
+                    given_y.data(),
+                    given_winner.data(),
+                    given_n.data(),
+                    of_filters,
+                    found_u.data(),
+                    found_t.data(),
+                    nullptr,
+                    rows,
+                    G,
+                    OG,
+                    max_out,
+                    rows,
+                    frozen,
+                    formula,
+                    dtype_of<T>,
+                    dtype_of<O>,
+                    plane,
+                    given_dl.data(),
+                    given_dn.data()};
   expect_success(scale_bwd(p, nullptr));
   expect(what + " joined u", interleaved(found_u, plane, filters), joined);
   expect(what + " joined t", interleaved(found_t, plane, G), both, 3e-6);
@@ -332,15 +333,15 @@ void ties() {
   const float z[] = {2, 2, 1, 1, NAN, NAN, NAN, 5, 5, -1, -2, -1};
   float y[4];
   std::vector<uint8_t> winner(4, 255);
-  expect_success(scale_fwd({z, nullptr, nullptr, nullptr, y, nullptr, winner.data(), 2, 1, 2, 3,
-                            Exponents{1}.formula(), Dtype::Float32, Dtype::Float32, Dtype::Float32},
-                           nullptr));
+  expect_success(scale_fwd<float>({z, nullptr, nullptr, nullptr, y, nullptr, winner.data(), 2, 1, 2, 3,
+                                   Exponents{1}.formula(), Dtype::Float32, Dtype::Float32, Dtype::Float32},
+                                  nullptr));
   expect_equal("scale winner of equals and of NaN", winner, {0, 1, 0, 0});
   expect_equal("scale NaN stays", {uint8_t(std::isnan(y[1])), uint8_t(std::isnan(y[2]))}, {1, 1});
 }
 
 void refusals() {
-  ScaleFwd p{};
+  ScaleFwd<float> p{};
   p.rows = p.G = p.OG = p.max_out = 1;
   p.dtype = Dtype::Float16, p.out_dtype = Dtype::BFloat16;
   const bool pair = scale_fwd(p, nullptr) == cudaErrorInvalidValue;

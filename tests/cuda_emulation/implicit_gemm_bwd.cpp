@@ -11,7 +11,7 @@ struct Mode {
 template <typename T, typename O>
 void check(const Case& c, const Mode& mode, int splits) {
   const Shape& s = c.shape;
-  const Formula formula = c.b.formula();
+  const Formula<float> formula = c.b.formula();
   const Power power = formula.power;
   const int C = s.G * s.CG, F = s.G * s.FG, outs = F / s.max_out, K = taps(s) * s.CG;
   auto x = normal<T>(size_t(inputs(s)) * C, 1), w = normal<T>(size_t(F) * K, 2, 0.1f);

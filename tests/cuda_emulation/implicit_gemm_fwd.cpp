@@ -8,7 +8,7 @@ template <typename T, typename O>
 void check(const Case& c) {
   const Shape& s = c.shape;
   const std::string what = std::string("fwd ") + name_of<T> + " " + name_of<O> + " " + describe(c);
-  const Formula formula = c.b.formula();
+  const Formula<float> formula = c.b.formula();
   const int F = s.G * s.FG, count = outputs(s) * F / s.max_out;
   auto x = normal<T>(size_t(inputs(s)) * s.G * s.CG, 1);
   std::fill_n(x.end() - s.G * s.CG, s.G * s.CG, T{});  // a zero pixel

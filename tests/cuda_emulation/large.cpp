@@ -66,19 +66,20 @@ void elementwise(int plane) {
   for (float& n : norms) n = std::abs(n) + 0.5f;
   const Large<T> x(all, kChannels, values), grad(all, kChannels, grads);
   const Large<float> n(all, 1, norms);
-  const Formula formula = Exponents{2}.formula();
+  const Formula<float> formula = Exponents{2}.formula();
   const auto squares = [&](const T* from, float* to, int rows) {
-    return patch_norm_squares({from, to, rows, kChannels, false, formula, dtype_of<T>, plane}, nullptr);
+    return patch_norm_squares<float>({from, to, rows, kChannels, false, formula, dtype_of<T>, plane},
+                                     nullptr);
   };
   const auto forward = [&](const T* z, const float* norm, T* y, int rows) {
-    return scale_fwd({z, nullptr, nullptr, norm, y, nullptr, nullptr, rows, 1, kChannels, 1, formula,
-                      dtype_of<T>, Dtype::Float32, dtype_of<T>, plane},
-                     nullptr);
+    return scale_fwd<float>({z, nullptr, nullptr, norm, y, nullptr, nullptr, rows, 1, kChannels, 1, formula,
+                             dtype_of<T>, Dtype::Float32, dtype_of<T>, plane},
+                            nullptr);
   };
   const auto backward = [&](const T* g, const T* v, const float* norm, T* u, float* t, int rows) {
-    return scale_bwd({g, v, nullptr, norm, nullptr, u, t, nullptr, rows, 1, kChannels, 1, rows, false,
-                      formula, dtype_of<T>, dtype_of<T>, plane},
-                     nullptr);
+    return scale_bwd<float>({g, v, nullptr, norm, nullptr, u, t, nullptr, rows, 1, kChannels, 1, rows, false,
+                             formula, dtype_of<T>, dtype_of<T>, plane},
+                            nullptr);
   };
   auto small_y = unwritten<T>(values.size()), small_u = unwritten<T>(values.size());
   auto small_q = unwritten<float>(last), small_t = unwritten<float>(last);
@@ -108,7 +109,7 @@ void product(bool large) {
   const Large<T> x(kRows, kChannels, values), u(kRows, kFilters, us);
   const Large<T> y(kRows, kFilters, small_y), dx(kRows, kChannels, small_dx);
   const Large<float> t(kRows, 1, ts);
-  const Formula formula = Exponents{2}.formula();
+  const Formula<float> formula = Exponents{2}.formula();
   const auto sizes = [](int rows) { return shape(rows, 1, kChannels, kFilters, 1, 1, 1, 1); };
   const auto forward = [&](const T* from, T* to, int rows) {
     return implicit_gemm_fwd({from, w.data(), nullptr, nullptr, nullptr, to, nullptr, nullptr, nullptr,
@@ -175,21 +176,21 @@ void norm_shares(bool planes) {
   const auto values = normal<T>(size_t(images) * kChannels * P, 1), grads = normal<T>(values.size(), 2);
   const auto mean = normal<float>(kChannels, 3);
   const std::vector<float> var(kChannels, 1);
-  const std::vector<norms::Sums> sums(kChannels, {1, 2});
+  const std::vector<norms::Sums<float>> sums(kChannels, {1, 2});
   auto small_y = unwritten<T>(values.size()), small_dx = unwritten<T>(values.size());
   const int64_t width = int64_t(kChannels) * P;
   const Large<T> x(all, width, values), grad(all, width, grads);
   const Large<T> y(all, width, small_y), dx(all, width, small_dx);
-  const norms::Statistics statistics{mean.data(), var.data(), 1e-5f, true};
+  const norms::Statistics<float> statistics{mean.data(), var.data(), 1e-5f, true};
   const auto shape = [&](int N) {
     const int V = planes ? bcos::cuda::kVector<T> : 1, items = N * P / V, each = planes ? images * P / V : 64;
     return norms::Shape{N, kChannels, P, planes, false, kChannels, int(bcos::cuda::ceil_div(items, each))};
   };
   const auto forward = [&](const T* from, T* to, int N) {
-    return norms::apply({from, to, statistics, {}, {}, shape(N), dtype_of<T>, dtype_of<T>}, nullptr);
+    return norms::apply<float>({from, to, statistics, {}, {}, shape(N), dtype_of<T>, dtype_of<T>}, nullptr);
   };
   const auto backward = [&](const T* g, const T* from, T* to, int N) {
-    return norms::input_gradient(
+    return norms::input_gradient<float>(
         {g, from, statistics, {}, sums.data(), false, to, shape(N), 100, dtype_of<T>, dtype_of<T>}, nullptr);
   };
   last_block([&] { return forward(values.data(), small_y.data(), images); });
@@ -213,25 +214,25 @@ void norm_at_positions(bool planes) {
   const Large<T> y(all, width, small_y), dx(all, width, small_dx);
   const Large<float> mean(all, P, small_mean), var(all, P, small_var);
   const auto forward = [&](const T* from, T* to, float* m, float* v, int N) {
-    return norms::positions_fwd(
+    return norms::positions_fwd<float>(
         {from, to, m, v, {}, {}, N, kChannels, P, planes, 1e-5f, true, dtype_of<T>, dtype_of<T>}, nullptr);
   };
   const auto backward = [&](const T* g, const T* from, const float* m, const float* v, T* to, int N) {
-    return norms::positions_bwd({g,
-                                 from,
-                                 {m, v, 1e-5f, true},
-                                 {},
-                                 false,
-                                 to,
-                                 nullptr,
-                                 N,
-                                 kChannels,
-                                 P,
-                                 planes,
-                                 64,
-                                 dtype_of<T>,
-                                 dtype_of<T>},
-                                nullptr);
+    return norms::positions_bwd<float>({g,
+                                        from,
+                                        {m, v, 1e-5f, true},
+                                        {},
+                                        false,
+                                        to,
+                                        nullptr,
+                                        N,
+                                        kChannels,
+                                        P,
+                                        planes,
+                                        64,
+                                        dtype_of<T>,
+                                        dtype_of<T>},
+                                       nullptr);
   };
   // Statistics of rows outside of the last block are read by nobody.
   last_block(
@@ -273,13 +274,14 @@ void alignment() {
     const units::Shape s = sizes(rows);
     const auto dtype = dtype_of<T>;
     last_block([&] {
-      return units::forward({x, h, weight.data(), y, norm, nullptr, s, kind, dtype, false}, nullptr);
+      return units::forward<float>({x, h, weight.data(), y, norm, nullptr, s, kind, dtype, false}, nullptr);
     });
-    last_block(
-        [&] { return units::patch_gradient({of_u, h, weight.data(), du, s, rows, dtype, false}, nullptr); });
+    last_block([&] {
+      return units::patch_gradient<float>({of_u, h, weight.data(), du, s, rows, dtype, false}, nullptr);
+    });
     if constexpr (sizeof(T) == 4)
       last_block([&] {
-        return units::weight_gradient(
+        return units::weight_gradient<float>(
             {x, h, weight.data(), of_u, of_w, dw, s, 0, rows, kChannels, kind, dtype, false}, nullptr);
       });
   };

@@ -104,31 +104,32 @@ void shared(const char* over, Shape s, bool centered, bool frozen, bool given = 
   const auto grad = laid_out<O>(t.grad, s);
   const std::vector<float> gamma(t.gamma.begin(), t.gamma.end()), beta(t.beta.begin(), t.beta.end());
   if (!given) {
-    std::vector<Partial> partial(s.shares() * s.C, {NAN, {NAN, NAN, NAN}});
-    expect_success(moments({x.data(), partial.data(), s, dtype_of<T>}, nullptr));
-    expect_success(join_moments({partial.data(), mean.data(), var.data(), s}, nullptr));
+    std::vector<Partial<float>> partial(s.shares() * s.C, {NAN, {NAN, NAN, NAN}});
+    expect_success(moments<float>({x.data(), partial.data(), s, dtype_of<T>}, nullptr));
+    expect_success(join_moments<float>({partial.data(), mean.data(), var.data(), s}, nullptr));
     expect(what + " mean", mean, t.mean, kSums);
     expect(what + " var", var, t.var, kSums);
   }
-  const Statistics statistics{mean.data(), var.data(), kEps, centered};
+  const Statistics<float> statistics{mean.data(), var.data(), kEps, centered};
   const Factor weight{gamma.data(), Dtype::Float32}, bias{beta.data(), Dtype::Float32};
   auto y = unwritten<O>(x.size());
-  expect_success(apply({x.data(), y.data(), statistics, weight, bias, s, dtype_of<T>, dtype_of<O>}, nullptr));
+  expect_success(
+      apply<float>({x.data(), y.data(), statistics, weight, bias, s, dtype_of<T>, dtype_of<O>}, nullptr));
   expect(what + " y", as_given(y, s), t.y);
 
-  std::vector<Sums> partial(s.shares() * s.C, {NAN, NAN}), sums(sets, {NAN, NAN});
-  expect_success(bcos::norm::cuda::sums(
+  std::vector<Sums<float>> partial(s.shares() * s.C, {NAN, NAN}), sums(sets, {NAN, NAN});
+  expect_success(bcos::norm::cuda::sums<float>(
       {grad.data(), x.data(), statistics, partial.data(), s, dtype_of<T>, dtype_of<O>}, nullptr));
   auto dgamma = unwritten<float>(s.C), dbeta = unwritten<float>(s.C);
   const bool at_once = !s.per_image && s.groups == s.C;
-  expect_success(channel_sums(
+  expect_success(channel_sums<float>(
       {partial.data(), statistics, weight, dgamma.data(), dbeta.data(), at_once ? sums.data() : nullptr, s},
       nullptr));
-  if (!at_once) expect_success(set_sums({partial.data(), weight, sums.data(), s}, nullptr));
+  if (!at_once) expect_success(set_sums<float>({partial.data(), weight, sums.data(), s}, nullptr));
   expect(what + " dgamma", dgamma, t.dgamma, kSums);
   expect(what + " dbeta", dbeta, t.dbeta, kSums);
   auto dx = unwritten<T>(x.size());
-  expect_success(input_gradient(
+  expect_success(input_gradient<float>(
       {grad.data(), t.frozen ? nullptr : x.data(), statistics, weight, given ? nullptr : sums.data(),
        t.frozen, dx.data(), s, float(t.x.size() / sets), dtype_of<T>, dtype_of<O>},
       nullptr));
@@ -136,15 +137,15 @@ void shared(const char* over, Shape s, bool centered, bool frozen, bool given = 
   if (given) return;
   const auto dvar = normal<float>(sets, 7);
   const float count = float(t.x.size() / sets);
-  expect_success(input_gradient({grad.data(), x.data(), statistics, weight, sums.data(), t.frozen, dx.data(),
-                                 s, count, dtype_of<T>, dtype_of<O>, dvar.data()},
-                                nullptr));
+  expect_success(input_gradient<float>({grad.data(), x.data(), statistics, weight, sums.data(), t.frozen,
+                                        dx.data(), s, count, dtype_of<T>, dtype_of<O>, dvar.data()},
+                                       nullptr));
   expect(what + " joined dx", as_given(dx, s), t.joined(dvar, count));
 }
 
 // The second derivative of what `p` did, with a v that has another mean and variance than x.
 template <typename T, typename O>
-void second_at_positions(PositionsBwd p, const Truth& first) {
+void second_at_positions(PositionsBwd<float> p, const Truth& first) {
   const Shape s{p.N, p.C, p.P, p.planes, false, 1, 1};
   Truth t = first;
   for (double& v : t.x) v = to_float(bcos::cuda::rounded<T>(float(v * v)));
@@ -167,15 +168,16 @@ void second_at_positions(PositionsBwd p, const Truth& first) {
   auto mean = unwritten<float>(p.N * p.P), found = unwritten<float>(p.N * p.P);
   auto y = unwritten<O>(v.size());
   const Factor none{nullptr, Dtype::Float32};
-  expect_success(positions_fwd({v.data(), y.data(), mean.data(), nullptr, p.weight, none, p.N, p.C, p.P,
-                                p.planes, kEps, t.centered, dtype_of<T>, dtype_of<O>, p.statistics.var},
-                               nullptr));
+  expect_success(
+      positions_fwd<float>({v.data(), y.data(), mean.data(), nullptr, p.weight, none, p.N, p.C, p.P, p.planes,
+                            kEps, t.centered, dtype_of<T>, dtype_of<O>, p.statistics.var},
+                           nullptr));
   expect(what + " dgrad", as_given(y, s), dgrad);
   p.x = v.data();
   p.statistics.mean = mean.data();
   p.dx = nullptr;
   p.var_gradient = found.data();
-  std::vector<Sums> partial(size_t(positions_shares(p)) * p.C, {NAN, NAN});
+  std::vector<Sums<float>> partial(size_t(positions_shares(p)) * p.C, {NAN, NAN});
   p.partial = partial.data();
   expect_success(positions_bwd(p, nullptr));
   expect(what + " dvar", found, var_gradient, kSums);
@@ -200,32 +202,32 @@ void at_positions(int N, int C, int P, bool planes, bool centered, bool frozen, 
   const Factor weight{gamma.data(), Dtype::Float32}, bias{beta.data(), Dtype::Float32};
   auto mean = unwritten<float>(N * P), var = unwritten<float>(N * P);
   auto y = unwritten<O>(x.size());
-  expect_success(positions_fwd({x.data(), y.data(), mean.data(), var.data(), weight, bias, N, C, P, planes,
-                                kEps, centered, dtype_of<T>, dtype_of<O>},
-                               nullptr));
+  expect_success(positions_fwd<float>({x.data(), y.data(), mean.data(), var.data(), weight, bias, N, C, P,
+                                       planes, kEps, centered, dtype_of<T>, dtype_of<O>},
+                                      nullptr));
   expect(what + " mean", mean, t.mean, kSums);
   expect(what + " var", var, t.var, kSums);
   expect(what + " y", as_given(y, s), t.y);
 
-  const Statistics statistics{mean.data(), var.data(), kEps, centered};
+  const Statistics<float> statistics{mean.data(), var.data(), kEps, centered};
   auto dx = unwritten<T>(x.size());
-  PositionsBwd p{grad.data(), x.data(), statistics, weight, frozen, dx.data(),   nullptr,
-                 N,           C,        P,          planes, each,   dtype_of<T>, dtype_of<O>};
+  PositionsBwd<float> p{grad.data(), x.data(), statistics, weight, frozen, dx.data(),   nullptr,
+                        N,           C,        P,          planes, each,   dtype_of<T>, dtype_of<O>};
   const int shares = positions_shares(p);
-  std::vector<Sums> partial(size_t(shares) * C, {NAN, NAN});
+  std::vector<Sums<float>> partial(size_t(shares) * C, {NAN, NAN});
   p.partial = partial.data();
   expect_success(positions_bwd(p, nullptr));
   expect(what + " dx", as_given(dx, s), t.dx);
   auto dgamma = unwritten<float>(C), dbeta = unwritten<float>(C);
   const Shape of_shares{1, C, 1, false, false, 1, shares};
-  expect_success(channel_sums({partial.data(),
-                               {nullptr, nullptr, kEps, centered},
-                               weight,
-                               dgamma.data(),
-                               dbeta.data(),
-                               nullptr,
-                               of_shares},
-                              nullptr));
+  expect_success(channel_sums<float>({partial.data(),
+                                      {nullptr, nullptr, kEps, centered},
+                                      weight,
+                                      dgamma.data(),
+                                      dbeta.data(),
+                                      nullptr,
+                                      of_shares},
+                                     nullptr));
   expect(what + " dgamma", dgamma, t.dgamma, kSums);
   expect(what + " dbeta", dbeta, t.dbeta, kSums);
   auto alone = unwritten<T>(x.size());
@@ -250,17 +252,17 @@ void far_from_zero() {
     std::vector<float> x(3 * 4 * 64);
     for (size_t i = 0; i < x.size(); ++i)
       x[i] = 65536.f + float(i / 256 % 2);  // of two images, one is higher by 1
-    std::vector<Partial> partial(s.shares() * s.C, {NAN, {NAN, NAN, NAN}});
+    std::vector<Partial<float>> partial(s.shares() * s.C, {NAN, {NAN, NAN, NAN}});
     auto mean = unwritten<float>(4), var = unwritten<float>(4);
-    expect_success(moments({x.data(), partial.data(), s, Dtype::Float32}, nullptr));
-    expect_success(join_moments({partial.data(), mean.data(), var.data(), s}, nullptr));
+    expect_success(moments<float>({x.data(), partial.data(), s, Dtype::Float32}, nullptr));
+    expect_success(join_moments<float>({partial.data(), mean.data(), var.data(), s}, nullptr));
     expect("far from zero mean", mean, std::vector<double>(4, 65536 + 1 / 3.), 1e-7);
     expect("far from zero var", var, std::vector<double>(4, 2 / 9.), 1e-6);
   }
 }
 
 void refusals() {
-  Apply p{};
+  Apply<float> p{};
   p.shape = {1, 1, 1, false, false, 1, 1};
   p.dtype = Dtype::Float16, p.out_dtype = Dtype::BFloat16;
   const bool pair = apply(p, nullptr) == cudaErrorInvalidValue;

@@ -135,12 +135,12 @@ struct Exponents {
   float b;
   bool tensor = false, exact_two = true;
 
-  Formula formula(float eps_inside = 1e-6f, float eps_outside = 0) const {
+  Formula<float> formula(float eps_inside = 1e-6f, float eps_outside = 0) const {
     const Power power = tensor ? Power::General : b == 2 ? Power::Two : b == 1 ? Power::One : Power::General;
     return {power, tensor ? NAN : b - 1, 1e-6f, eps_inside, eps_outside, tensor ? &b : nullptr, exact_two};
   }
   bcos::transform::Constants<double> constants(bool frozen = false) const {
-    const Formula f = formula();
+    const Formula<float> f = formula();
     const double cos_eps = tensor && exact_two && b == 2 ? 0 : f.cos_eps;
     return {double(b) - 1, cos_eps, f.eps_inside, f.eps_outside, frozen ? 0. : 1.};
   }

@@ -37,7 +37,17 @@ if "cuda" in BACKENDS:
     @pytest.mark.parametrize(
         "changed, error, message",
         [
-            ({"x": wide(2, 6, 5, 4)}, TypeError, r"x has dtype Double, allowed: \[Float, Half, BFloat16\]"),
+            (
+                {"x": torch.ones(2, 6, 5, 4, device=DEVICE, dtype=torch.int64)},
+                TypeError,
+                r"x has dtype Long, allowed: \[Double, Float, Half, BFloat16\]",
+            ),
+            ({"x": wide(2, 6, 5, 4)}, TypeError, "weight has dtype Float, allowed: x's dtype Double"),
+            (
+                {"x": wide(2, 6, 5, 4), "weight": wide(8, 6, 3, 3), "spec": spec(out_dtype=torch.float64)},
+                ValueError,
+                "candidate is 'one-pass', allowed: 'vendor' for an x of double",
+            ),
             ({"x": torch.randn(6, 5, 4, device=DEVICE)}, ValueError, "x has 3 dimensions, allowed: 4"),
             ({"x": torch.randn(2, 6, 0, 4, device=DEVICE)}, ValueError, "allowed: only the batch is empty"),
             ({"x": torch.randn(2, 6, 5, 4, device="meta")}, ValueError, f"x is on meta, allowed: {DEVICE}"),

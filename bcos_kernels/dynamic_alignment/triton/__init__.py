@@ -1,4 +1,4 @@
-"""The Triton kernels for GPU tensors: fp32, fp16 and bf16.
+"""The Triton kernels for GPU tensors: fp64, fp32, fp16 and bf16.
 
 ``why_not`` answers without importing Triton. With ``TRITON_INTERPRET=1`` in the environment, Triton's interpreter runs
 the same kernels slowly on CPU tensors, which checks them without a GPU.
@@ -9,6 +9,8 @@ from __future__ import annotations
 from functools import cache
 from types import ModuleType
 
+import torch
+
 from ...core.candidate import Backend, Candidate
 from ...gpu.triton import unavailable
 from .. import traffic
@@ -17,10 +19,12 @@ from ..unserved import takes_rows, unserved
 
 __all__ = ["BACKEND", "CANDIDATES", "why_not"]
 
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 
 def why_not(call: Call) -> list[str]:
     """The reasons why the Triton kernels do not serve ``call``; empty where they do."""
-    return unavailable(call.device) + unserved(call)
+    return unavailable(call.device) + unserved(call, _DTYPES)
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..call import Call
@@ -23,7 +22,7 @@ def precision(call: Call) -> str:
 
 def wide_precision(call: Call) -> str:
     """That of products that have fp32 operands in every call: what half precision would round or lose, tf32 holds."""
-    return "ieee" if call.dtype == torch.float32 and not call.tf32 else "tf32"
+    return "ieee" if call.dtype == call.sums and not call.tf32 else "tf32"
 
 
 def by_pixel(h: Tensor) -> Tensor:

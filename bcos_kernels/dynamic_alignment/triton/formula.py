@@ -6,7 +6,7 @@
 import triton
 import triton.language as tl
 
-from ...gpu.functions import safe_inverse
+from ...gpu.functions import exact_ratio, exact_root, safe_inverse
 
 
 @triton.jit
@@ -18,14 +18,14 @@ def norm_term(w, NORM: tl.constexpr):
 @triton.jit
 def norm_of(total, NORM: tl.constexpr):
     """The norm that the sum of those terms gives."""
-    return total if NORM == "l1" else tl.sqrt_rn(total)
+    return total if NORM == "l1" else exact_root(total)
 
 
 @triton.jit
 def scale(norm, NORM: tl.constexpr):
     """What the product of w and the patch is multiplied by; 0 for a zero w."""
     if NORM == "squash":
-        return tl.div_rn(norm, 1.0 + norm * norm)
+        return exact_ratio(norm, 1.0 + norm * norm)
     return safe_inverse(norm)
 
 
@@ -34,5 +34,5 @@ def slope(norm, NORM: tl.constexpr):
     """The derivative of the scale by w, divided by the scale and by w, of ``"l1"`` by the sign of w; 0 for w = 0."""
     square = norm * norm
     if NORM == "squash":
-        return tl.div_rn(1.0 - square, 1.0 + square) * safe_inverse(square)
+        return exact_ratio(1.0 - square, 1.0 + square) * safe_inverse(square)
     return -safe_inverse(norm if NORM == "l1" else square)

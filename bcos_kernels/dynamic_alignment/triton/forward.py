@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...gpu.functions import matmul, pixel
+from ...gpu.functions import matmul, pixel, sums_of
 from ...gpu.launch import cdiv, launch
 from ...gpu.rounding import cast
 from ..call import Call
@@ -29,14 +29,15 @@ def dynamic_weights(
 
     ``h`` [BM, BK] holds all values of h if they are ``WHOLE``; else they come from ``h_rows``.
     """
+    SUMS: tl.constexpr = sums_of(w_ptr.dtype.element_ty)
     w_rows = w_ptr + row * rank
-    w = tl.zeros((BM, BN), tl.float32)
+    w = tl.zeros((BM, BN), SUMS)
     for start in range(0, BK if WHOLE else rank, BK):
         r = start + tl.arange(0, BK)
         made = tl.load(w_rows[None, :] + r[:, None], mask=(r < rank)[:, None] & known[None, :], other=0.0)
         w = matmul(h if WHOLE else rows_of_h(h_rows, inside, start, rank, BK), made, w, PRECISION)
     if bias_ptr is not None:
-        w += tl.load(bias_ptr + row, mask=known, other=0.0).to(tl.float32)[None, :]
+        w += tl.load(bias_ptr + row, mask=known, other=0.0).to(SUMS)[None, :]
     return w
 
 
@@ -48,10 +49,11 @@ def alignment_fwd_kernel(
     NORM: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """y [N, O, OH, OW], and fp32 norms and products with the patch [O, N·OH·OW], of which l may be None.
+    """y [N, O, OH, OW], and norms and products with the patch [O, N·OH·OW], of which l may be None.
 
     x [N, C, H, W]; h [N·OH·OW, R]; w [P·O, R]. ``WHOLE`` says that a tile holds all R values of h.
     """
+    SUMS: tl.constexpr = sums_of(x_ptr.dtype.element_ty)
     TAPS: tl.constexpr = KH * KW
     site = tl.program_id(0) // tiles_o * BM + tl.arange(0, BM)
     o = tl.program_id(0) % tiles_o * BN + tl.arange(0, BN)
@@ -62,11 +64,11 @@ def alignment_fwd_kernel(
     left = ow * SW - PW
     h_rows = h_ptr + site.to(tl.int64) * rank
     h = rows_of_h(h_rows, inside, 0, rank, BK)
-    l = tl.zeros((BM, BN), tl.float32)  # noqa: E741
-    total = tl.zeros((BM, BN), tl.float32)
+    l = tl.zeros((BM, BN), SUMS)  # noqa: E741
+    total = tl.zeros((BM, BN), SUMS)
     for channel in range(C):
-        more_l = tl.zeros((BM, BN), tl.float32)  # sums of sums round less
-        more = tl.zeros((BM, BN), tl.float32)
+        more_l = tl.zeros((BM, BN), SUMS)  # sums of sums round less
+        more = tl.zeros((BM, BN), SUMS)
         for tap in range(TAPS):
             row = (channel * TAPS + tap) * outputs + o.to(tl.int64)
             w = dynamic_weights(h, h_rows, w_ptr, bias_ptr, row, inside, known, rank, WHOLE, PRECISION, BM, BN, BK)
@@ -74,7 +76,7 @@ def alignment_fwd_kernel(
             at_w = left + tap % KW
             sees = inside & (at_h >= 0) & (at_h < H) & (at_w >= 0) & (at_w < W)
             at = ((image * C + channel) * H + at_h) * W + at_w
-            u = tl.load(x_ptr + at, mask=sees, other=0.0).to(tl.float32)
+            u = tl.load(x_ptr + at, mask=sees, other=0.0).to(SUMS)
             more_l += u[:, None] * w
             more += norm_term(w, NORM)
         l += more_l  # noqa: E741

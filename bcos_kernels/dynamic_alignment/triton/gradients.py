@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...gpu.functions import matmul, pixel
+from ...gpu.functions import matmul, pixel, sums_of
 from ...gpu.launch import cdiv, launch
 from ...gpu.rounding import cast
 from ..call import Call
@@ -30,12 +30,13 @@ __all__ = ["added", "dh", "du", "dweight", "patches", "upstream", "wide_weight"]
 def alignment_upstream_kernel(
     grad_ptr, norm_ptr, l_ptr, of_u_ptr, of_w_ptr, pixels, plane, outputs, NORM: tl.constexpr, BN: tl.constexpr
 ):  # fmt: skip
-    """of_u and of_w [O, N·OH·OW], fp32, from the gradient [N, O, OH, OW] at y."""
+    """of_u and of_w [O, N·OH·OW] from the gradient [N, O, OH, OW] at y."""
+    SUMS: tl.constexpr = sums_of(grad_ptr.dtype.element_ty)
     o = (tl.program_id(0) % outputs).to(tl.int64)
     site = tl.program_id(0) // outputs * BN + tl.arange(0, BN)
     inside = site < pixels
     at = ((site // plane).to(tl.int64) * outputs + o) * plane + site % plane
-    grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(SUMS)
     kept = o * pixels + site
     norm = tl.load(norm_ptr + kept, mask=inside, other=0.0)
     l = tl.load(l_ptr + kept, mask=inside, other=0.0)  # noqa: E741
@@ -50,10 +51,11 @@ def alignment_du_kernel(
     NORM: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """du [.., P, OH·OW] fp32 from of_u [O, sites] or, with norms, from the gradient [.., O, OH, OW] at y.
+    """du [.., P, OH·OW] from of_u [O, sites] or, with norms, from the gradient [.., O, OH, OW] at y.
 
     Sites are pixels, those of several rows of the same images apart.
     """
+    SUMS: tl.constexpr = sums_of(w_ptr.dtype.element_ty)
     site = tl.program_id(0) // tiles_p * BM + tl.arange(0, BM)
     p = tl.program_id(0) % tiles_p * BN + tl.arange(0, BN)
     inside = site < sites
@@ -62,7 +64,7 @@ def alignment_du_kernel(
     h_rows = h_ptr + (site % pixels).to(tl.int64) * rank
     h = rows_of_h(h_rows, inside, 0, rank, BK)
     zeros = tl.zeros((BM,), tl.int64)  # make products of 64 bits
-    du = tl.zeros((BM, BN), tl.float32)
+    du = tl.zeros((BM, BN), SUMS)
     for o in range(outputs):
         row = p.to(tl.int64) * outputs + o
         w = dynamic_weights(h, h_rows, w_ptr, bias_ptr, row, inside, known, rank, WHOLE, PRECISION, BM, BN, BK)
@@ -70,7 +72,7 @@ def alignment_du_kernel(
             of_u = tl.load(of_u_ptr + o * (zeros + sites) + site, mask=inside, other=0.0)
         else:
             at = (image * outputs + o) * plane + site % plane
-            of_u = tl.load(of_u_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            of_u = tl.load(of_u_ptr + at, mask=inside, other=0.0).to(SUMS)
             of_u *= scale(tl.load(norm_ptr + o * (zeros + pixels) + site % pixels, mask=inside, other=0.0), NORM)
         du += of_u[:, None] * w
     at = (image[:, None] * patch + p[None, :]) * plane + (site % plane)[:, None]
@@ -104,11 +106,12 @@ def alignment_dh_kernel(
     pixels, patch, stride, outputs, rank, tiles_r, splits,
     PRECISION: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """dh [splits, N·OH·OW, R] fp32, whose parts are sums over every ``splits``-th output.
+    """dh [splits, N·OH·OW, R], whose parts are sums over every ``splits``-th output.
 
     gram [O, R, R] is the weight's Gram matrix of each output, of_bias [O, R] the product of its weight and bias or
-    None. gram is fp32 or bf16, because fp16 may not hold it; of_bias is fp32.
+    None. gram is bf16 or of the dtype of sums, because fp16 may not hold it.
     """
+    SUMS: tl.constexpr = sums_of(w_ptr.dtype.element_ty)
     site = tl.program_id(0) // tiles_r * BM + tl.arange(0, BM)
     r = tl.program_id(0) % tiles_r * BN + tl.arange(0, BN)
     split = tl.program_id(1)
@@ -118,16 +121,16 @@ def alignment_dh_kernel(
     h_rows = h_ptr + site.to(tl.int64) * rank
     k = tl.arange(0, BK)
     wide = tl.zeros((BM,), tl.int64) + pixels  # makes products of 64 bits
-    dh = tl.zeros((BM, BN), tl.float32)
+    dh = tl.zeros((BM, BN), SUMS)
     for o in range(split, outputs, splits):
-        by_u = tl.zeros((BM, BN), tl.float32)
+        by_u = tl.zeros((BM, BN), SUMS)
         for start in range(0, patch, BK):
             p = start + k
             u = tl.load(u_rows[:, None] + p[None, :], mask=inside[:, None] & (p < stride)[None, :], other=0.0)
             row = p.to(tl.int64) * outputs + o
             w = tl.load(w_ptr + row[:, None] * rank + r[None, :], mask=(p < patch)[:, None] & known[None, :], other=0.0)
             by_u = matmul(u, w, by_u, PRECISION)
-        by_w = tl.zeros((BM, BN), tl.float32)
+        by_w = tl.zeros((BM, BN), SUMS)
         for start in range(0, rank, BK):
             s = start + k
             h = tl.load(h_rows[:, None] + s[None, :], mask=inside[:, None] & (s < rank)[None, :], other=0.0)
@@ -152,11 +155,12 @@ def alignment_dweight_kernel(
     ONES: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """out [splits, rows, O, columns] fp32 = Σ_pixels row · factor · h, whose parts have every ``splits``-th block.
+    """out [splits, rows, O, columns] = Σ_pixels row · factor · h, whose parts have every ``splits``-th block.
 
-    row [N·OH·OW, stride] are patches or h; factor [O, N·OH·OW] fp32; h has R columns. ``ONES`` puts ones in the place
-    of h, so that a tile's columns are outputs. ``WIDE`` multiplies in fp32, because fp16 may not hold factor · h.
+    row [N·OH·OW, stride] are patches or h; factor [O, N·OH·OW]; h has R columns. ``ONES`` puts ones in the place
+    of h, so that a tile's columns are outputs. ``WIDE`` multiplies in the dtype of sums: fp16 may not hold factor · h.
     """
+    SUMS: tl.constexpr = sums_of(rows_ptr.dtype.element_ty)
     tile = tl.program_id(0) // tiles_n
     i = tile % tiles_m * BM + tl.arange(0, BM)
     o = (tile // tiles_m).to(tl.int64)
@@ -164,7 +168,7 @@ def alignment_dweight_kernel(
     j = tl.program_id(0) % tiles_n * BN + tl.arange(0, BN)
     known = i < rows
     live = j < columns
-    acc = tl.zeros((BM, BN), tl.float32)
+    acc = tl.zeros((BM, BN), SUMS)
     for start in range(split * BK, pixels, splits * BK):
         site = start + tl.arange(0, BK)
         inside = site < pixels
@@ -178,9 +182,9 @@ def alignment_dweight_kernel(
         else:
             factor = tl.load(factor_ptr + o * pixels + site, mask=inside, other=0.0)
             h = tl.load(h_ptr + wide[:, None] * rank + j[None, :], mask=inside[:, None] & live[None, :], other=0.0)
-            made = factor[:, None] * h.to(tl.float32)
+            made = factor[:, None] * h.to(SUMS)
         if WIDE:
-            row = row.to(tl.float32)
+            row = row.to(SUMS)
         else:
             made = cast(made, rows_ptr.dtype.element_ty)
         acc = matmul(tl.trans(row), made, acc, PRECISION)
@@ -192,7 +196,7 @@ def alignment_dweight_kernel(
 
 
 def upstream(call: Call, grad: Tensor, saved: Outputs) -> tuple[Tensor, Tensor]:
-    """of_u and of_w ``[O, N·OH·OW]``, fp32."""
+    """of_u and of_w ``[O, N·OH·OW]``."""
     of_u, of_w = torch.empty_like(saved.norm), torch.empty_like(saved.norm)
     launch(
         alignment_upstream_kernel, (cdiv(call.pixels, tiles.VALUES) * call.outputs,),
@@ -203,11 +207,11 @@ def upstream(call: Call, grad: Tensor, saved: Outputs) -> tuple[Tensor, Tensor]:
 
 
 def du(call: Call, of_u: Tensor, norm: Tensor | None, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The gradients of the patches ``[T·N, P, OH·OW]``, fp32; with ``norm``, ``of_u`` is the gradient at y."""
+    """The gradients of the patches ``[T·N, P, OH·OW]``; with ``norm``, ``of_u`` is the gradient at y."""
     plane, sites = call.size[0] * call.size[1], of_u.numel() // call.outputs
     tile = tiles.du(call, sites)
     tiles_p = cdiv(call.patch, tile.n)
-    found = torch.empty((sites // plane, call.patch, plane), dtype=torch.float32, device=h.device)
+    found = torch.empty((sites // plane, call.patch, plane), dtype=call.sums, device=h.device)
     launch(
         alignment_du_kernel, (cdiv(sites, tile.m) * tiles_p,), of_u, norm, h, weight, bias, found,
         sites, call.pixels, plane, call.patch, call.outputs, call.rank, tiles_p,
@@ -230,23 +234,23 @@ def patches(call: Call, x: Tensor) -> Tensor:
 
 
 def wide_weight(call: Call, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The weight of each output, ``[O, P, R]`` fp32, whose last column of R + 1 is the bias where there is one."""
+    """The weight of each output, ``[O, P, R]``, whose last column of R + 1 is the bias where there is one."""
     columns = [weight.view(call.patch, call.outputs, call.rank)]
     if bias is not None:
         columns.append(bias.view(call.patch, call.outputs, 1))
-    return torch.cat([t.float() for t in columns], 2).transpose(0, 1)
+    return torch.cat([t.to(call.sums) for t in columns], 2).transpose(0, 1)
 
 
 def dh(call: Call, of_u: Tensor, of_w: Tensor, u: Tensor, h: Tensor, weight: Tensor, made: Tensor) -> Tensor:
-    """The gradient of h, ``[N·OH·OW, R]``, fp32; ``made`` is the :func:`wide_weight`."""
+    """The gradient of h, ``[N·OH·OW, R]``; ``made`` is the :func:`wide_weight`."""
     gram, *of_bias = (made[..., : call.rank].mT @ made).split((call.rank, made.shape[2] - call.rank), 2)
-    gram = gram.to(torch.bfloat16 if call.dtype == torch.bfloat16 else torch.float32).contiguous()
+    gram = gram.to(torch.bfloat16 if call.dtype == torch.bfloat16 else call.sums).contiguous()
     with_bias = made.shape[2] > call.rank
     tile = tiles.dh(call)
     tiles_r = cdiv(call.rank, tile.n)
     programs = cdiv(call.pixels, tile.m) * tiles_r
     splits = tiles.splits(programs, call.outputs)
-    parts = torch.empty((splits, *h.shape), dtype=torch.float32, device=h.device)
+    parts = torch.empty((splits, *h.shape), dtype=call.sums, device=h.device)
     launch(
         alignment_dh_kernel, (programs, splits),
         of_u, of_w, u, h, weight, gram, of_bias[0].contiguous() if with_bias else None, parts,
@@ -260,7 +264,7 @@ def dh(call: Call, of_u: Tensor, of_w: Tensor, u: Tensor, h: Tensor, weight: Ten
 def dweight(
     call: Call, of_u: Tensor, of_w: Tensor, u: Tensor, h: Tensor, made: Tensor, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradients of the weight ``[P·O, R]`` and, ``with_bias``, of the bias ``[P·O]``; fp32."""
+    """The gradients of the weight ``[P·O, R]`` and, ``with_bias``, of the bias ``[P·O]``."""
     found, gram = _sums(call, of_u, u, call.patch, h), _sums(call, of_w, h, call.rank, h)
     dbias = None
     if made.shape[2] > call.rank:
@@ -275,14 +279,14 @@ def dweight(
 
 
 def _sums(call: Call, factor: Tensor, rows: Tensor, count: int, h: Tensor | None) -> Tensor:
-    """Σ_pixels row · factor · h, ``[count, O, R]``, or without h ``[count, O]``; fp32."""
+    """Σ_pixels row · factor · h, ``[count, O, R]``, or without h ``[count, O]``."""
     outputs, columns = call.outputs, call.outputs if h is None else call.rank
     tile, others = tiles.dweight(call, count, columns), 1 if h is None else outputs
     tiles_m, tiles_n = cdiv(count, tile.m), cdiv(columns, tile.n)
     programs = others * tiles_m * tiles_n
     splits = tiles.splits(programs, cdiv(call.pixels, 4 * tile.k))
     shape = (splits, count, outputs) if h is None else (splits, count, outputs, columns)
-    parts = torch.empty(shape, dtype=torch.float32, device=rows.device)
+    parts = torch.empty(shape, dtype=call.sums, device=rows.device)
     launch(
         alignment_dweight_kernel, (programs, splits), factor, rows, h, parts,
         call.pixels, count, rows.shape[1], outputs, call.rank, columns, tiles_m, tiles_n, splits,

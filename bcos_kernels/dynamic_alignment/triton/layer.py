@@ -21,7 +21,7 @@ def forward(inputs: Inputs, call: Call) -> tuple[Tensor, ...]:
     """The outputs; y is in x's memory format."""
     x = inputs.x
     y = x.new_empty((call.x_shape[0], call.outputs, *call.size))
-    norm = torch.empty((call.outputs, call.pixels), dtype=torch.float32, device=x.device)
+    norm = torch.empty((call.outputs, call.pixels), dtype=call.sums, device=x.device)
     l = None if call.spec.detach else torch.empty_like(norm)  # noqa: E741
     if call.pixels:
         with on_device_of(x):

@@ -10,7 +10,7 @@ from ...gpu.launch import cdiv
 from ..call import Call
 
 __all__ = [
-    "SIGNS", "VALUES", "dh", "dh_signs", "du", "dweight", "dweight_signs", "forward", "patch_stride", "patches",
+    "VALUES", "dh", "dh_signs", "du", "dweight", "dweight_signs", "forward", "patch_stride", "patches", "signs",
     "splits",
 ]  # fmt: skip
 
@@ -20,8 +20,6 @@ ASYNCHRONOUS = ("sm_90", "sm_100")
 """The architectures whose products take operands from shared memory and leave registers for more rows."""
 VALUES = 1024
 """The values of an elementwise tile."""
-SIGNS = 32
-"""The depth of a product with gradients of dynamic weights, which are formed for it."""
 
 
 def _side(length: int, most: int) -> int:
@@ -34,7 +32,7 @@ def _tile(call: Call, rows: int, columns: int, depth: int, deepest: int, busy: b
 
     ``busy`` kernels have several tiles of sums.
     """
-    half = call.dtype != torch.float32
+    half = call.dtype.itemsize == 2
     n, k = _side(columns, 64 if half else 32), _side(depth, deepest if half else 32 if call.tf32 else 16)
     m = _side(rows, 64 if not busy or (half and call.arch in ASYNCHRONOUS) else 32)
     while m > 16 and cdiv(rows, m) * cdiv(columns, n) < PROGRAMS:
@@ -71,6 +69,11 @@ def dh_signs(call: Call) -> Tile:
 def dweight_signs(call: Call) -> Tile:
     """Values of the patch × values of h; the depth is that of the dynamic weights."""
     return _tile(call, call.patch * PROGRAMS, call.rank, call.rank, 128)
+
+
+def signs(call: Call) -> int:
+    """The depth of a product with gradients of dynamic weights, which are formed for it."""
+    return 16 if call.dtype == torch.float64 else 32
 
 
 def patches(call: Call) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The Triton kernels for GPU tensors: fp32, fp16 and bf16, in NCHW and channels_last, and for tokens.
+"""The Triton kernels for GPU tensors: fp64, fp32, fp16 and bf16, in NCHW and channels_last, and for tokens.
 
 ``why_not`` answers without importing Triton. With ``TRITON_INTERPRET=1`` in the environment, Triton's interpreter runs
 the same kernels slowly on CPU tensors, which checks them without a GPU.
@@ -19,7 +19,7 @@ from ..unserved import unserved
 
 __all__ = ["BACKEND", "CANDIDATES", "why_not"]
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _MOST_POSITIONS = 2**30  # leaves the end of the last part an index of 32 bits
 
 

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...gpu.functions import sums_of
 from ...gpu.launch import cdiv, launch
 from ...gpu.rounding import cast
 from ..call import Call
@@ -23,15 +24,16 @@ def norm_fwd_kernel(
     groups, group_channels, eps, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """y from x; ``mean_ptr`` is None where the norm is not centered. Source: B-cos Alignment, section 4.2."""
+    SUMS: tl.constexpr = sums_of(x_ptr.dtype.element_ty)
     image, part, _, channel = part_of(parts, channels, BN)
     position = part * BM + tl.arange(0, BM)
-    shift = of_owner(mean_ptr, image, channel, channels, groups, group_channels, 0.0)
-    r = inverse_std(of_owner(var_ptr, image, channel, channels, groups, group_channels, 1.0), eps)
-    gamma = per_channel(gamma_ptr, channel, channels, 1.0)
-    beta = per_channel(beta_ptr, channel, channels, 0.0)
+    shift = of_owner(mean_ptr, image, channel, channels, groups, group_channels, 0.0, SUMS)
+    r = inverse_std(of_owner(var_ptr, image, channel, channels, groups, group_channels, 1.0, SUMS), eps)
+    gamma = per_channel(gamma_ptr, channel, channels, 1.0, SUMS)
+    beta = per_channel(beta_ptr, channel, channels, 0.0, SUMS)
     at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
     inside = (position < positions)[:, None] & (channel < channels)[None, :]
-    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(SUMS)
     y = normalized(x, shift[None, :], r[None, :], gamma[None, :], beta[None, :])
     tl.store(y_ptr + at, cast(y, y_ptr.dtype.element_ty), mask=inside)
 
@@ -48,28 +50,29 @@ def norm_bwd_kernel(
 
     With ``BY_CHANNEL`` they are sums of a channel alone, which lack the factor gamma; it comes last.
     """
+    SUMS: tl.constexpr = sums_of(grad_ptr.dtype.element_ty)
     image, part, _, channel = part_of(parts, channels, BN)
     position = part * BM + tl.arange(0, BM)
-    r = inverse_std(of_owner(var_ptr, image, channel, channels, groups, group_channels, 1.0), eps)
-    gamma = per_channel(gamma_ptr, channel, channels, 1.0)
-    first = tl.full((BN,), 1.0, tl.float32) if BY_CHANNEL else gamma
+    r = inverse_std(of_owner(var_ptr, image, channel, channels, groups, group_channels, 1.0, SUMS), eps)
+    gamma = per_channel(gamma_ptr, channel, channels, 1.0, SUMS)
+    first = tl.full((BN,), 1.0, SUMS) if BY_CHANNEL else gamma
     last = gamma * r if BY_CHANNEL else r
     at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
     inside = (position < positions)[:, None] & (channel < channels)[None, :]
-    dx = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32) * first[None, :]
+    dx = tl.load(grad_ptr + at, mask=inside, other=0.0).to(SUMS) * first[None, :]
     from_mean = dx
     if products_ptr is not None or dvar_ptr is not None:
-        mean = of_owner(mean_ptr, image, channel, channels, groups, group_channels, 0.0)
-        from_mean = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32) - mean[None, :]
+        mean = of_owner(mean_ptr, image, channel, channels, groups, group_channels, 0.0, SUMS)
+        from_mean = tl.load(x_ptr + at, mask=inside, other=0.0).to(SUMS) - mean[None, :]
     if products_ptr is not None:
-        products = of_owner(products_ptr, image, channel, channels, groups, group_channels, 0.0)
+        products = of_owner(products_ptr, image, channel, channels, groups, group_channels, 0.0, SUMS)
         dx += of_x(r, products, count)[None, :] * from_mean
     if grads_ptr is not None:
-        grads = of_owner(grads_ptr, image, channel, channels, groups, group_channels, 0.0)
+        grads = of_owner(grads_ptr, image, channel, channels, groups, group_channels, 0.0, SUMS)
         dx += of_all(grads, count)[None, :]
     dx *= last[None, :]
     if dvar_ptr is not None:
-        dvar = of_owner(dvar_ptr, image, channel, channels, groups, group_channels, 0.0)
+        dvar = of_owner(dvar_ptr, image, channel, channels, groups, group_channels, 0.0, SUMS)
         dx += of_var(dvar, count)[None, :] * from_mean
     tl.store(dx_ptr + at, cast(dx, dx_ptr.dtype.element_ty), mask=inside)
 
@@ -83,22 +86,23 @@ def norm_map_kernel(
 
     The arguments are those of :func:`norm_bwd_kernel`.
     """
+    SUMS: tl.constexpr = map_ptr.dtype.element_ty
     channel = tl.program_id(0) * BN + tl.arange(0, BN)
     inside = channel < channels
     image = tl.full((), 0, tl.int32)  # all images share the statistics
-    r = inverse_std(of_owner(var_ptr, image, channel, channels, 0, group_channels, 1.0), eps)
-    gamma = per_channel(gamma_ptr, channel, channels, 1.0)
+    r = inverse_std(of_owner(var_ptr, image, channel, channels, 0, group_channels, 1.0, SUMS), eps)
+    gamma = per_channel(gamma_ptr, channel, channels, 1.0, SUMS)
     last = gamma * r if BY_CHANNEL else r
-    mean = of_owner(mean_ptr, image, channel, channels, 0, group_channels, 0.0)
-    from_mean = tl.zeros((BN,), tl.float32)
+    mean = of_owner(mean_ptr, image, channel, channels, 0, group_channels, 0.0, SUMS)
+    from_mean = tl.zeros((BN,), SUMS)
     if products_ptr is not None:
-        products = of_owner(products_ptr, image, channel, channels, 0, group_channels, 0.0)
+        products = of_owner(products_ptr, image, channel, channels, 0, group_channels, 0.0, SUMS)
         from_mean = of_x(r, products, count) * last
     if dvar_ptr is not None:
-        from_mean += of_var(of_owner(dvar_ptr, image, channel, channels, 0, group_channels, 0.0), count)
-    offset = tl.zeros((BN,), tl.float32)
+        from_mean += of_var(of_owner(dvar_ptr, image, channel, channels, 0, group_channels, 0.0, SUMS), count)
+    offset = tl.zeros((BN,), SUMS)
     if grads_ptr is not None:
-        offset = of_all(of_owner(grads_ptr, image, channel, channels, 0, group_channels, 0.0), count) * last
+        offset = of_all(of_owner(grads_ptr, image, channel, channels, 0, group_channels, 0.0, SUMS), count) * last
     tl.store(map_ptr + channel, gamma * r, mask=inside)
     tl.store(map_ptr + channels + channel, from_mean, mask=inside)
     tl.store(map_ptr + 2 * channels + channel, mean, mask=inside)

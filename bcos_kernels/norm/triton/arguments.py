@@ -8,7 +8,7 @@ from torch import Tensor
 from ...core.formats import channels_last
 from ..call import Call
 
-__all__ = ["as_given", "counted", "dense", "owner", "vector"]
+__all__ = ["as_given", "counted", "dense", "number", "owner", "vector"]
 
 
 def dense(t: Tensor, call: Call) -> Tensor:
@@ -41,6 +41,11 @@ def owner(call: Call) -> tuple[int, int]:
 
 
 def counted(call: Call) -> float:
-    """The number of values that share a statistic."""
+    """The number of values that share a statistic, as :func:`number` returns it."""
     images = 1 if call.spec.over == "group" else call.batch
-    return float(images * call.positions * owner(call)[1])
+    return number(call, images * call.positions * owner(call)[1])
+
+
+def number(call: Call, count: int) -> float:
+    """A count by which a kernel divides: for fp64 an integer, because a float would become a constant of the kernel."""
+    return count if call.dtype == torch.float64 else float(count)

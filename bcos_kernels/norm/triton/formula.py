@@ -10,6 +10,8 @@
 import triton
 import triton.language as tl
 
+from ...gpu.functions import exact_ratio, exact_root
+
 
 @triton.jit
 def merge(n, mean, squares, more, their_mean, their_squares):
@@ -18,7 +20,7 @@ def merge(n, mean, squares, more, their_mean, their_squares):
     An empty set has the count 0 and finite values.
     """
     total = n + more
-    share = tl.div_rn(more, tl.maximum(total, 1.0))
+    share = exact_ratio(more, tl.maximum(total, 1.0))
     distance = their_mean - mean
     return total, mean + distance * share, squares + their_squares + distance * distance * (n * share)
 
@@ -28,8 +30,8 @@ def merged(n, mean, squares, AXIS: tl.constexpr):
     """The same of all sets along an axis of a tile; the counts may be those of one line along it."""
     total = tl.sum(n, axis=AXIS)
     size = tl.maximum(total, 1.0)
-    together = tl.div_rn(tl.sum(n * mean, axis=AXIS), size)
-    together += tl.div_rn(tl.sum(n * (mean - tl.expand_dims(together, AXIS)), axis=AXIS), size)  # what was rounded
+    together = exact_ratio(tl.sum(n * mean, axis=AXIS), size)
+    together += exact_ratio(tl.sum(n * (mean - tl.expand_dims(together, AXIS)), axis=AXIS), size)  # what was rounded
     distance = mean - tl.expand_dims(together, AXIS)
     return total, together, tl.sum(squares + distance * distance * n, axis=AXIS)
 
@@ -37,7 +39,7 @@ def merged(n, mean, squares, AXIS: tl.constexpr):
 @triton.jit
 def inverse_std(var, eps):
     """r."""
-    return tl.div_rn(1.0, tl.sqrt_rn(var + eps))
+    return exact_ratio(1.0, exact_root(var + eps))
 
 
 @triton.jit

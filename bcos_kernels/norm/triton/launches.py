@@ -25,7 +25,7 @@ def launches(call: Call, direction: str) -> list[Launch]:
         last = call.channels_last and len(shape) == 4
         return t.contiguous(memory_format=torch.channels_last) if last else t
 
-    def parameter(there: bool, dtype: torch.dtype = torch.float32) -> Tensor | None:
+    def parameter(there: bool, dtype: torch.dtype = call.sums) -> Tensor | None:
         return empty(call.channels, dtype=dtype) if there else None
 
     x = empty(*call.x_shape, dtype=call.dtype)

@@ -20,12 +20,12 @@ def forward(inputs: Inputs, call: Call) -> tuple[Tensor, ...]:
     given = inputs.x
     if given.numel() == 0:
         y = torch.empty_like(given, dtype=call.spec.out_dtype)
-        return y, *(given.new_full(call.statistics_shape, torch.nan, dtype=torch.float32) for _ in range(2))
+        return y, *(given.new_full(call.statistics_shape, torch.nan, dtype=call.sums) for _ in range(2))
     with on_device_of(given):
         x = dense(given, call)
         gamma, beta, mean, var = map(vector, inputs[1:])
         y = torch.empty_like(x, dtype=call.spec.out_dtype)
-        saved = given.new_empty(0, dtype=torch.float32), given.new_empty(0, dtype=torch.float32)
+        saved = given.new_empty(0, dtype=call.sums), given.new_empty(0, dtype=call.sums)
         if call.spec.over == "position":
             saved = positions.forward(call, x, gamma, beta, y)
         else:
@@ -67,7 +67,7 @@ def backward(
         if call.spec.over == "position":
             found = positions.backward(call, grad, x, gamma, mean, var, dvar, frozen, dx, any(others))
         else:
-            dx = x.new_empty(4, call.channels, dtype=torch.float32) if as_map else dx
+            dx = x.new_empty(4, call.channels, dtype=call.sums) if as_map else dx
             found = _backward_of_others(grad, x, gamma, mean, var, dvar, call, frozen, any(others), dx, as_map)
         dgamma, dbeta = (
             t.to(like.dtype) if need and t is not None and like is not None else None
@@ -83,7 +83,7 @@ def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, 
     """
     given, weight = inputs.x, inputs.weight if wanted else None
     if given.numel() == 0:
-        dvar = torch.zeros(call.statistics_shape, device=v.device) if call.intermediates else None
+        dvar = torch.zeros(call.statistics_shape, dtype=call.sums, device=v.device) if call.intermediates else None
         return torch.zeros_like(grad), None if weight is None else torch.zeros_like(weight), dvar
     with on_device_of(given):
         v, grad, gamma = dense(v, call), dense(grad, call), vector(inputs.weight)
@@ -106,7 +106,7 @@ def _second_of_others(grad: Tensor, v: Tensor, gamma, var, call: Call, summed: b
     if summed or call.intermediates:
         channels = sums.of_channels(call, grad, v, mean, var, True)
         if summed:
-            dgamma = (sums.folded(channels) if spec.over == "group" else channels)[0]
+            dgamma = (sums.folded(call, channels) if spec.over == "group" else channels)[0]
         if call.intermediates:
             products, _ = sums.of_groups(call, channels, gamma)
             assert products is not None
@@ -131,5 +131,5 @@ def _backward_of_others(
         of = gamma, mean, var, dvar, None if frozen else products, grads if moves else None
         apply.gradient_map(call, *of, dx) if as_map else apply.backward(call, grad, x, *of, dx)
     if channels is not None and summed and spec.over == "group":
-        return sums.folded(channels)
+        return sums.folded(call, channels)
     return channels

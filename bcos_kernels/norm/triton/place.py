@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from ...gpu.functions import widened
+
 
 @triton.jit
 def part_of(parts, channels, BN: tl.constexpr):
@@ -39,21 +41,21 @@ def items_of(outer, item, column, items, columns, item_stride, column_stride):
 
 
 @triton.jit
-def per_channel(pointer, channel, channels, default):
-    """A value of each channel in fp32, or the default where there is no such tensor."""
-    values = tl.full(channel.shape, default, tl.float32)
+def per_channel(pointer, channel, channels, default, SUMS: tl.constexpr):
+    """A value of each channel in the dtype ``SUMS``, or the default where there is no such tensor."""
+    values = tl.full(channel.shape, default, SUMS)
     if pointer is not None:
-        values = tl.load(pointer + channel, mask=channel < channels, other=0.0).to(tl.float32)
+        values = tl.load(pointer + channel, mask=channel < channels, other=0.0).to(SUMS)
     return values
 
 
 @triton.jit
-def of_owner(pointer, image, channel, channels, groups, group_channels, default):
-    """The statistic that each channel of an image belongs to, in fp32."""
-    values = tl.full(channel.shape, default, tl.float32)
+def of_owner(pointer, image, channel, channels, groups, group_channels, default, SUMS: tl.constexpr):
+    """The statistic that each channel of an image belongs to, in the dtype ``SUMS``."""
+    values = tl.full(channel.shape, default, SUMS)
     if pointer is not None:
         at = image.to(tl.int64) * groups + channel // group_channels
-        values = tl.load(pointer + at, mask=channel < channels, other=0.0).to(tl.float32)
+        values = tl.load(pointer + at, mask=channel < channels, other=0.0).to(SUMS)
     return values
 
 
@@ -62,4 +64,4 @@ def pivot_of_owner(x_ptr, image, channel, channels, positions, channel_stride, g
     """The first of the values that share a channel's statistic. Values less it have short means and sums of squares."""
     first = tl.where(groups > 0, image, 0).to(tl.int64) * positions * channels
     at = first + (channel // group_channels * group_channels).to(tl.int64) * channel_stride
-    return tl.load(x_ptr + at, mask=channel < channels, other=0.0).to(tl.float32)
+    return widened(tl.load(x_ptr + at, mask=channel < channels, other=0.0))

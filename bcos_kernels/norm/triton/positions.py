@@ -8,10 +8,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...gpu.functions import exact_ratio, sums_of
 from ...gpu.launch import cdiv, launch
 from ...gpu.rounding import cast
 from ..call import Call
 from . import sums, tiles
+from .arguments import number
 from .formula import inverse_std, merge, merged, normalized, of_all, of_var, of_x, var_gradient
 from .place import offsets, per_channel
 from .sums import Sums
@@ -25,39 +27,40 @@ def norm_position_fwd_kernel(
     eps, CENTERED: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """y, and the mean and the variance of each position in fp32. Source: B-cos Alignment, section 4.2."""
+    SUMS: tl.constexpr = sums_of(x_ptr.dtype.element_ty)
     program = tl.program_id(0)
     image = program // parts
     position = program % parts * BM + tl.arange(0, BM)
     known = position < positions
     start = image.to(tl.int64) * positions * channels + position.to(tl.int64) * position_stride
-    pivot = tl.load(x_ptr + start, mask=known, other=0.0).to(tl.float32)
-    n = tl.zeros((1, BN), tl.float32)
-    mean = tl.zeros((BM, BN), tl.float32)
-    squares = tl.zeros((BM, BN), tl.float32)
-    x = tl.zeros((BM, BN), tl.float32)
+    pivot = tl.load(x_ptr + start, mask=known, other=0.0).to(SUMS)
+    n = tl.zeros((1, BN), SUMS)
+    mean = tl.zeros((BM, BN), SUMS)
+    squares = tl.zeros((BM, BN), SUMS)
+    x = tl.zeros((BM, BN), SUMS)
     for first in range(0, BN if WHOLE else channels, BN):
         channel = first + tl.arange(0, BN)
         at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
         inside = known[:, None] & (channel < channels)[None, :]
-        x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        more = (channel < channels).to(tl.float32)[None, :]
+        x = tl.load(x_ptr + at, mask=inside, other=0.0).to(SUMS)
+        more = (channel < channels).to(SUMS)[None, :]
         n, mean, squares = merge(n, mean, squares, more, tl.where(inside, x - pivot[:, None], 0.0), 0.0)
     n, mean, squares = merged(n, mean, squares, 1)
     mean += pivot
-    var = tl.div_rn(squares, n)
+    var = exact_ratio(squares, n)
     row = image.to(tl.int64) * positions + position
     tl.store(mean_ptr + row, mean, mask=known)
     tl.store(var_ptr + row, var, mask=known)
     r = inverse_std(var, eps)
-    shift = mean if CENTERED else tl.zeros((BM,), tl.float32)
+    shift = mean if CENTERED else tl.zeros((BM,), SUMS)
     for first in range(0, BN if WHOLE else channels, BN):
         channel = first + tl.arange(0, BN)
         at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
         inside = known[:, None] & (channel < channels)[None, :]
         if not WHOLE:
-            x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        gamma = per_channel(gamma_ptr, channel, channels, 1.0)
-        beta = per_channel(beta_ptr, channel, channels, 0.0)
+            x = tl.load(x_ptr + at, mask=inside, other=0.0).to(SUMS)
+        gamma = per_channel(gamma_ptr, channel, channels, 1.0, SUMS)
+        beta = per_channel(beta_ptr, channel, channels, 0.0, SUMS)
         y = normalized(x, shift[:, None], r[:, None], gamma[None, :], beta[None, :])
         tl.store(y_ptr + at, cast(y, y_ptr.dtype.element_ty), mask=inside)
 
@@ -91,30 +94,31 @@ def norm_position_bwd_kernel(
 
     All channels fit one tile.
     """
+    SUMS: tl.constexpr = sums_of(grad_ptr.dtype.element_ty)
     program = tl.program_id(0)
     image = program // parts
     start = program % parts * length
     end = tl.minimum(start + length, positions)
     channel = tl.arange(0, BN)
-    gamma = per_channel(gamma_ptr, channel, channels, 1.0)[None, :]
-    all_products = tl.zeros((BM, BN), tl.float32)
-    all_grads = tl.zeros((BM, BN), tl.float32)
+    gamma = per_channel(gamma_ptr, channel, channels, 1.0, SUMS)[None, :]
+    all_products = tl.zeros((BM, BN), SUMS)
+    all_grads = tl.zeros((BM, BN), SUMS)
     for first in range(start, end, BM):
         position = first + tl.arange(0, BM)
         known = position < end
         row = image.to(tl.int64) * positions + position
         mean = tl.load(mean_ptr + row, mask=known, other=0.0)
         r = inverse_std(tl.load(var_ptr + row, mask=known, other=1.0), eps)
-        of_dvar = tl.zeros((BM,), tl.float32)
+        of_dvar = tl.zeros((BM,), SUMS)
         if dvar_ptr is not None:
             of_dvar = of_var(tl.load(dvar_ptr + row, mask=known, other=0.0), count)
-        shift = mean if CENTERED else tl.zeros((BM,), tl.float32)
+        shift = mean if CENTERED else tl.zeros((BM,), SUMS)
         at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
         inside = known[:, None] & (channel < channels)[None, :]
-        grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(SUMS)
         x = grad
         if not FROZEN or products_ptr is not None or dvar_ptr is not None:
-            x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            x = tl.load(x_ptr + at, mask=inside, other=0.0).to(SUMS)
         if products_ptr is not None:
             all_products += grad * (x - shift[:, None]) * r[:, None]
             all_grads += grad
@@ -137,6 +141,7 @@ def norm_wide_position_bwd_kernel(
     CENTERED: tl.constexpr, FROZEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """The same in several tiles of channels; the sums of a part are kept in memory between its steps."""
+    SUMS: tl.constexpr = sums_of(grad_ptr.dtype.element_ty)
     program = tl.program_id(0)
     image = program // parts
     start = program % parts * length
@@ -147,22 +152,22 @@ def norm_wide_position_bwd_kernel(
         row = image.to(tl.int64) * positions + position
         mean = tl.load(mean_ptr + row, mask=known, other=0.0)
         r = inverse_std(tl.load(var_ptr + row, mask=known, other=1.0), eps)
-        of_dvar = tl.zeros((BM,), tl.float32)
+        of_dvar = tl.zeros((BM,), SUMS)
         if dvar_ptr is not None:
             of_dvar = of_var(tl.load(dvar_ptr + row, mask=known, other=0.0), count)
-        shift = mean if CENTERED else tl.zeros((BM,), tl.float32)
-        products = tl.zeros((BM, BN), tl.float32)
-        grads = tl.zeros((BM, BN), tl.float32)
+        shift = mean if CENTERED else tl.zeros((BM,), SUMS)
+        products = tl.zeros((BM, BN), SUMS)
+        grads = tl.zeros((BM, BN), SUMS)
         if dx_ptr is not None and (CENTERED or not FROZEN):
             for c0 in range(0, channels, BN):
                 channel = c0 + tl.arange(0, BN)
                 at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
                 inside = known[:, None] & (channel < channels)[None, :]
-                grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
-                grad *= per_channel(gamma_ptr, channel, channels, 1.0)[None, :]
+                grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(SUMS)
+                grad *= per_channel(gamma_ptr, channel, channels, 1.0, SUMS)[None, :]
                 grads += grad
                 if not FROZEN:
-                    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+                    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(SUMS)
                     products += grad * (x - shift[:, None])
         of_products = tl.sum(products, axis=1)
         of_grads = tl.sum(grads, axis=1)
@@ -170,10 +175,10 @@ def norm_wide_position_bwd_kernel(
             channel = c0 + tl.arange(0, BN)
             at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
             inside = known[:, None] & (channel < channels)[None, :]
-            grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(SUMS)
             x = grad
             if not FROZEN or products_ptr is not None or dvar_ptr is not None:
-                x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+                x = tl.load(x_ptr + at, mask=inside, other=0.0).to(SUMS)
             if products_ptr is not None:
                 kept = program.to(tl.int64) * channels + channel
                 earlier = (channel < channels) & (first > start)
@@ -183,7 +188,7 @@ def norm_wide_position_bwd_kernel(
                 tl.store(products_ptr + kept, product, mask=channel < channels)
                 tl.store(grads_ptr + kept, total, mask=channel < channels)
             if dx_ptr is not None:
-                grad *= per_channel(gamma_ptr, channel, channels, 1.0)[None, :]
+                grad *= per_channel(gamma_ptr, channel, channels, 1.0, SUMS)[None, :]
                 dx = gradient(
                     grad, x, mean, r, of_products, of_grads, of_dvar, count, FROZEN, dvar_ptr is not None, CENTERED
                 )
@@ -202,37 +207,38 @@ def norm_position_second_kernel(
     The latter are those of a part, [images · parts, channels]. Either of the last two may be None; both are fp32.
     Unless all channels fit one tile the sums of a part are kept in memory between its steps.
     """
+    SUMS: tl.constexpr = sums_of(grad_ptr.dtype.element_ty)
     program = tl.program_id(0)
     image = program // parts
     start = program % parts * length
     end = tl.minimum(start + length, positions)
-    summed = tl.zeros((BM, BN), tl.float32)
+    summed = tl.zeros((BM, BN), SUMS)
     for first in range(start, end, BM):
         position = first + tl.arange(0, BM)
         known = position < end
         row = image.to(tl.int64) * positions + position
         r = inverse_std(tl.load(var_ptr + row, mask=known, other=1.0), eps)
-        v = tl.zeros((BM, BN), tl.float32)
-        total = tl.zeros((BM, BN), tl.float32)
+        v = tl.zeros((BM, BN), SUMS)
+        total = tl.zeros((BM, BN), SUMS)
         if WHOLE or CENTERED:
             for c0 in range(0, BN if WHOLE else channels, BN):
                 channel = c0 + tl.arange(0, BN)
                 at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
-                v = tl.load(v_ptr + at, mask=known[:, None] & (channel < channels)[None, :], other=0.0).to(tl.float32)
+                v = tl.load(v_ptr + at, mask=known[:, None] & (channel < channels)[None, :], other=0.0).to(SUMS)
                 total += v
-        shift = tl.sum(total, axis=1) / channels if CENTERED else tl.zeros((BM,), tl.float32)
-        products = tl.zeros((BM, BN), tl.float32)
+        shift = tl.sum(total, axis=1) / channels if CENTERED else tl.zeros((BM,), SUMS)
+        products = tl.zeros((BM, BN), SUMS)
         for c0 in range(0, BN if WHOLE else channels, BN):
             channel = c0 + tl.arange(0, BN)
             at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
             inside = known[:, None] & (channel < channels)[None, :]
             if not WHOLE:
-                v = tl.load(v_ptr + at, mask=inside, other=0.0).to(tl.float32)
-            gamma = per_channel(gamma_ptr, channel, channels, 1.0)[None, :]
+                v = tl.load(v_ptr + at, mask=inside, other=0.0).to(SUMS)
+            gamma = per_channel(gamma_ptr, channel, channels, 1.0, SUMS)[None, :]
             from_mean = v - shift[:, None]
             tl.store(dgrad_ptr + at, cast(from_mean * r[:, None] * gamma, dgrad_ptr.dtype.element_ty), mask=inside)
             if dvar_ptr is not None or products_ptr is not None:
-                product = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32) * from_mean
+                product = tl.load(grad_ptr + at, mask=inside, other=0.0).to(SUMS) * from_mean
                 products += product * gamma
                 if products_ptr is not None:
                     if WHOLE:
@@ -256,9 +262,9 @@ def norm_position_second_kernel(
 def forward(call: Call, x: Tensor, gamma, beta, y: Tensor) -> tuple[Tensor, Tensor]:
     """Writes y, dense as x is; the mean and the variance of each position."""
     seen = tiles.view(call)
-    row = tiles.rows(seen, tiles.WHOLE)
+    row = tiles.rows(call, seen, tiles.WHOLE)
     parts = cdiv(seen.positions, row.m)
-    mean, var = (torch.empty(call.statistics_shape, dtype=torch.float32, device=x.device) for _ in range(2))
+    mean, var = (torch.empty(call.statistics_shape, dtype=call.sums, device=x.device) for _ in range(2))
     launch(
         norm_position_fwd_kernel, (seen.images * parts,),
         x, gamma, beta, y, mean, var, *seen[1:], parts, call.spec.eps,
@@ -274,35 +280,36 @@ def backward(
     seen, row, length, parts = _parts(call, summed)
     found = None
     if summed:
-        products, grads = (_sums_of_parts(x, seen.images * parts, seen.channels) for _ in range(2))
+        products, grads = (_sums_of_parts(call, seen.images * parts, x) for _ in range(2))
         found = products, grads
     launch(
         norm_position_bwd_kernel if row.whole else norm_wide_position_bwd_kernel, (seen.images * parts,),
-        grad, x, gamma, mean, var, dvar, dx, *(found or (None, None)), *seen[1:], length, parts, float(seen.channels),
-        call.spec.eps, CENTERED=call.spec.centered, FROZEN=frozen, BM=row.m, BN=row.n, warps=row.warps,
+        grad, x, gamma, mean, var, dvar, dx, *(found or (None, None)), *seen[1:], length, parts,
+        number(call, seen.channels), call.spec.eps,
+        CENTERED=call.spec.centered, FROZEN=frozen, BM=row.m, BN=row.n, warps=row.warps,
     )  # fmt: skip
-    return found and sums.folded(found)
+    return found and sums.folded(call, found)
 
 
 def second(call: Call, grad: Tensor, v: Tensor, gamma, var, dvar: Tensor | None, dgrad: Tensor, summed: bool):
-    """Writes dgrad, and dvar unless it is None; with ``summed`` returns dgamma, ``[C]`` fp32."""
+    """Writes dgrad, and dvar unless it is None; with ``summed`` returns dgamma, ``[C]``."""
     seen, row, length, parts = _parts(call, summed)
-    products = _sums_of_parts(v, seen.images * parts, seen.channels) if summed else None
+    products = _sums_of_parts(call, seen.images * parts, v) if summed else None
     launch(
         norm_position_second_kernel, (seen.images * parts,),
         grad, v, gamma, var, dgrad, dvar, products, *seen[1:], length, parts, call.spec.eps,
         CENTERED=call.spec.centered, WHOLE=row.whole, BM=row.m, BN=row.n, warps=row.warps,
     )  # fmt: skip
-    return None if products is None else sums.folded((None, products))[1]
+    return None if products is None else sums.folded(call, (None, products))[1]
 
 
 def _parts(call: Call, summed: bool) -> tuple[tiles.View, tiles.Row, int, int]:
     """How x and its rows are walked, the positions of a part and the parts of an image: several steps if ``summed``."""
     seen = tiles.view(call)
-    row = tiles.rows(seen, tiles.WHOLE_BACKWARD)
+    row = tiles.rows(call, seen, tiles.WHOLE_BACKWARD)
     length, parts = tiles.parts(seen, row.m, 1) if summed else (row.m, cdiv(seen.positions, row.m))
     return seen, row, length, parts
 
 
-def _sums_of_parts(like: Tensor, parts: int, channels: int) -> Tensor:
-    return torch.empty((parts, channels), dtype=torch.float32, device=like.device)
+def _sums_of_parts(call: Call, parts: int, like: Tensor) -> Tensor:
+    return torch.empty((parts, call.channels), dtype=call.sums, device=like.device)

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...gpu.functions import sums_of
 from ...gpu.launch import cdiv, launch
 from ..call import Call
 from . import tiles
@@ -18,7 +19,7 @@ from .place import items_of, of_owner, offsets, part_of, row_of
 __all__ = ["Sums", "folded", "of_channels", "of_groups"]
 
 Sums = tuple[Tensor | None, Tensor]
-"""Σ grad · (x − shift) · r, or None where it is not needed, and Σ grad; both fp32."""
+"""Σ grad · (x − shift) · r, or None where it is not needed, and Σ grad; both in the dtype of sums."""
 
 
 @triton.jit
@@ -28,25 +29,26 @@ def norm_sums_kernel(
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """The two sums of each channel of a part, [images · parts, channels]; ``products_ptr`` may be None."""
+    SUMS: tl.constexpr = sums_of(grad_ptr.dtype.element_ty)
     image, part, index, channel = part_of(parts, channels, BN)
     start = part * length
     end = tl.minimum(start + length, positions)
-    shift = of_owner(mean_ptr, image, channel, channels, groups, group_channels, 0.0)
-    products = tl.zeros((BM, BN), tl.float32)
-    grads = tl.zeros((BM, BN), tl.float32)
+    shift = of_owner(mean_ptr, image, channel, channels, groups, group_channels, 0.0, SUMS)
+    products = tl.zeros((BM, BN), SUMS)
+    grads = tl.zeros((BM, BN), SUMS)
     for first in range(start, end, BM):
         position = first + tl.arange(0, BM)
         at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
         inside = (position < end)[:, None] & (channel < channels)[None, :]
-        grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(SUMS)
         grads += grad
         if products_ptr is not None:
-            x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            x = tl.load(x_ptr + at, mask=inside, other=0.0).to(SUMS)
             products += grad * (x - shift[None, :])
     at = index * channels + channel
     tl.store(grads_ptr + at, tl.sum(grads, axis=0), mask=channel < channels)
     if products_ptr is not None:
-        r = inverse_std(of_owner(var_ptr, image, channel, channels, groups, group_channels, 1.0), eps)
+        r = inverse_std(of_owner(var_ptr, image, channel, channels, groups, group_channels, 1.0, SUMS), eps)
         tl.store(products_ptr + at, tl.sum(products, axis=0) * r, mask=channel < channels)
 
 
@@ -59,16 +61,17 @@ def norm_fold_kernel(
 
     With gamma an item is a channel and a column one of ``groups`` groups of an image; it is multiplied by its gamma.
     """
+    SUMS: tl.constexpr = grads_ptr.dtype.element_ty
     outer, column = row_of(columns, BN)
-    products = tl.zeros((BM, BN), tl.float32)
-    grads = tl.zeros((BM, BN), tl.float32)
+    products = tl.zeros((BM, BN), SUMS)
+    grads = tl.zeros((BM, BN), SUMS)
     for first in range(0, items, BM):
         item = first + tl.arange(0, BM)
         at, inside = items_of(outer, item, column, items, columns, item_stride, column_stride)
-        factor = tl.full((BM, BN), 1.0, tl.float32)
+        factor = tl.full((BM, BN), 1.0, SUMS)
         if gamma_ptr is not None:
             channel = (column % groups * items)[None, :] + item[:, None]
-            factor = tl.load(gamma_ptr + channel, mask=inside, other=0.0).to(tl.float32)
+            factor = tl.load(gamma_ptr + channel, mask=inside, other=0.0).to(SUMS)
         grads += tl.load(grads_ptr + at, mask=inside, other=0.0) * factor
         if products_ptr is not None:
             products += tl.load(products_ptr + at, mask=inside, other=0.0) * factor
@@ -84,7 +87,7 @@ def of_channels(call: Call, grad: Tensor, x: Tensor, mean, var, with_products: b
     m, n = tiles.tile(seen)
     strips = cdiv(seen.channels, n)
     length, parts = tiles.parts(seen, m, strips)
-    sums = _empty(grad, (seen.images * parts, seen.channels), with_products)
+    sums = _empty(call, grad, (seen.images * parts, seen.channels), with_products)
     launch(
         norm_sums_kernel, (seen.images * parts * strips,),
         grad, x, mean if call.spec.centered else None, var, *sums, *seen[1:], length, parts, *owner(call),
@@ -92,33 +95,34 @@ def of_channels(call: Call, grad: Tensor, x: Tensor, mean, var, with_products: b
     )  # fmt: skip
     outer = call.batch if call.spec.over == "group" else 1
     items = seen.images * parts // outer
-    return (
-        sums if items == 1 and outer > 1 else _folded(sums, tiles.Items(outer, items, seen.channels, seen.channels, 1))
-    )
+    if items == 1 and outer > 1:
+        return sums
+    return _folded(call, sums, tiles.Items(outer, items, seen.channels, seen.channels, 1))
 
 
 def of_groups(call: Call, sums: Sums, gamma: Tensor | None) -> Sums:
     """The sums of all values that share a statistic, times gamma, from those of channels."""
     channels = owner(call)[1]
     shape = tiles.Items(1, channels, sums[1].numel() // channels, 1, channels)
-    return _folded(sums, shape, gamma, call.channels // channels)
+    return _folded(call, sums, shape, gamma, call.channels // channels)
 
 
-def folded(sums: Sums) -> Sums:
+def folded(call: Call, sums: Sums) -> Sums:
     """The sums of each channel, ``[C]``, from those of its parts, ``[parts, C]``."""
     parts, channels = sums[1].shape
-    return _folded(sums, tiles.Items(1, parts, channels, channels, 1))
+    return _folded(call, sums, tiles.Items(1, parts, channels, channels, 1))
 
 
-def _folded(sums: Sums, shape: tiles.Items, gamma: Tensor | None = None, groups: int = 1) -> Sums:
+def _folded(call: Call, sums: Sums, shape: tiles.Items, gamma: Tensor | None = None, groups: int = 1) -> Sums:
     m, n = tiles.of_items(shape)
-    out = _empty(sums[1], (shape.columns,) if shape.outer == 1 else (shape.outer, shape.columns), sums[0] is not None)
+    of_all = (shape.columns,) if shape.outer == 1 else (shape.outer, shape.columns)
+    out = _empty(call, sums[1], of_all, sums[0] is not None)
     launch(
         norm_fold_kernel, (shape.outer * cdiv(shape.columns, n),), *sums, gamma, *out, *shape[1:], groups, BM=m, BN=n
     )  # fmt: skip
     return out
 
 
-def _empty(like: Tensor, shape: tuple[int, ...], with_products: bool) -> Sums:
-    grads = torch.empty(shape, dtype=torch.float32, device=like.device)
+def _empty(call: Call, like: Tensor, shape: tuple[int, ...], with_products: bool) -> Sums:
+    grads = torch.empty(shape, dtype=call.sums, device=like.device)
     return torch.empty_like(grads) if with_products else None, grads

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from triton import next_power_of_2
 
 from ...gpu.launch import cdiv
@@ -93,13 +94,17 @@ def parts(x: View, m: int, programs: int) -> tuple[int, int]:
     return length, cdiv(x.positions, length)
 
 
-def rows(x: View, most: int) -> Row:
-    """How the channels of a position are walked: whole where a tile has at most ``most`` values."""
+def rows(call: Call, x: View, most: int) -> Row:
+    """How the channels of a position are walked: whole where a tile has at most ``most`` values.
+
+    Tiles of fp64 have half as many values.
+    """
+    values, most = (VALUES // 2, most // 2) if call.dtype == torch.float64 else (VALUES, most)
     channels, least = next_power_of_2(x.channels), 1 if x.channel_stride == 1 else 16
-    m = min(next_power_of_2(x.positions), max(least, VALUES // channels))
+    m = min(next_power_of_2(x.positions), max(least, values // channels))
     if m * channels <= most:
-        return Row(m, channels, True, max(1, m * channels // (VALUES // 4)))
-    return Row(m, VALUES // m, False, 4)
+        return Row(m, channels, True, max(1, m * channels // (values // 4)))
+    return Row(m, values // m, False, 4)
 
 
 def of_items(shape: Items) -> tuple[int, int]:

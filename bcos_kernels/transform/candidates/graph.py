@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-import torch
-
 from ...gpu.cost import Kernel
 from .. import cuda, traffic
-from ..call import Call
+from ..call import HALF, Call
 from ..layout import candidate
 from ..traffic import Sizes
 
@@ -49,7 +47,7 @@ def _serves(call: Call, direction: str) -> bool:
         or call.groups > 1
         or call.max_out > 1
         or call.tensor_b
-        or (call.dtype == torch.float32 and not call.tf32)
+        or (call.dtype not in HALF and not call.tf32)
     ):
         return False
     if direction == "forward":

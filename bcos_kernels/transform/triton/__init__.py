@@ -1,4 +1,4 @@
-"""The Triton kernels for GPU tensors: fp32, fp16 and bf16, in NHWC.
+"""The Triton kernels for GPU tensors: fp64, fp32, fp16 and bf16, in NHWC.
 
 ``why_not`` answers without importing Triton. With ``TRITON_INTERPRET=1`` in the environment, Triton's interpreter runs
 the same kernels slowly on CPU tensors, which checks them without a GPU.
@@ -20,7 +20,7 @@ from . import tiles
 
 __all__ = ["BACKEND", "PRODUCTS", "kernels", "serves_products", "why_not"]
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _MOST_ROWS = 2**31 - 1  # the largest 32-bit index
 
 
@@ -31,7 +31,7 @@ def why_not(call: Call) -> list[str]:
 
 def serves_products(call: Call) -> bool:
     """Whether our own products can serve the call."""
-    return call.planar and call.max_out <= tiles.MOST_MAX_OUT
+    return call.planar and call.dtype != torch.float64 and call.max_out <= tiles.MOST_MAX_OUT
 
 
 @cache

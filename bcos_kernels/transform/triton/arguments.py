@@ -71,10 +71,10 @@ def formula(call: Call) -> dict[str, int | bool]:
     }  # fmt: skip
 
 
-def row_tile(columns: int, values: int = 2048) -> tuple[int, int]:
-    """The rows and columns of an elementwise tile of that many values."""
+def row_tile(call: Call, columns: int, values: int = 2048) -> tuple[int, int]:
+    """The rows and columns of an elementwise tile of that many values, or of as many fp64 as the registers hold."""
     n = min(128, power_of_two(columns))
-    return values // n, n
+    return (512 if call.dtype == torch.float64 else values) // n, n
 
 
 def image(call: Call, channels: int, dtype: torch.dtype, like: Tensor) -> Tensor:

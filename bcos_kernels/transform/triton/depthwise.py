@@ -119,7 +119,7 @@ def depthwise_fwd_kernel(
             x = at_position(x_ptr, start, left, p, within, channel, W, C)
             z = add_products(z, x, row, p, V, KW, SW, DW, False)
             squares = add_at(squares, x * x, p, P)
-    b_minus_1, cos_eps = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO)
+    b_minus_1, cos_eps = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO, tl.float32)
     for v in tl.static_range(V):
         l = z[v]  # noqa: E741
         if ALPHA:
@@ -163,7 +163,7 @@ def depthwise_bwd_kernel(
         for p in tl.static_range(P):
             x = at_position(x_ptr, start, left, p, within, channel, W, C)
             squares = add_at(squares, x * x, p, P)
-    b_minus_1, cos_eps = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO)
+    b_minus_1, cos_eps = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO, tl.float32)
     for v in tl.static_range(V):
         n = root_norm(window_sum(squares, v, KW, SW, DW), eps_inside, eps_outside)
         at = ((image * OH + oh) * OW + block * V + v)[:, None] * C + channel[None, :]

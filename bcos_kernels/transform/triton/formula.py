@@ -6,27 +6,28 @@
     n = √(Σx² + eps_inside) + eps_outside
     c = |l|/n + cos_eps,  s = c^(b-1),  y = s·l
 
-``POWER`` is 1 or 2 where b is that number, and 0 for every other b and for a tensor. With ``EXACT`` (fp32 tensors)
-results are accurate to the last places of fp32, otherwise to those of a half-precision dtype.
+``POWER`` is 1 or 2 where b is that number, and 0 for every other b and for a tensor. Everything is computed in the
+dtype of the arguments, which is that of sums: fp64 or fp32. With ``EXACT`` (fp64 and fp32 tensors) results are accurate
+to the last places of that dtype, otherwise to those of a half-precision dtype.
 """
 
 import triton
 import triton.language as tl
 
-from ...gpu.functions import safe_inverse
+from ...gpu.functions import exact_root, safe_inverse, wide_power
 
 
 @triton.jit
 def root(v, EXACT: tl.constexpr):
     if EXACT:
-        return tl.sqrt_rn(v)
+        return exact_root(v)
     return tl.sqrt(v)
 
 
 @triton.jit
 def root_norm(squares, eps_inside, eps_outside):
     """The patch norm n from ``squares``, Σx² over the patch."""
-    return tl.sqrt_rn(squares + eps_inside) + eps_outside
+    return exact_root(squares + eps_inside) + eps_outside
 
 
 @triton.jit
@@ -38,7 +39,9 @@ def root_gradient(n, eps_outside):
 @triton.jit
 def power(c, e, EXACT: tl.constexpr):
     """c^e for c ≥ 0 and e ≥ 0."""
-    if EXACT:
+    if c.dtype == tl.float64:
+        s = wide_power(c, e)
+    elif EXACT:
         s = tl.exp(tl.log(c.to(tl.float64)) * e).to(tl.float32)
     else:
         s = tl.exp2(tl.log2(c) * e)
@@ -46,13 +49,13 @@ def power(c, e, EXACT: tl.constexpr):
 
 
 @triton.jit
-def exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B: tl.constexpr, EXACT_TWO: tl.constexpr):
-    """(b - 1, cos_eps): the given values, or those that follow from the tensor b."""
+def exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B: tl.constexpr, EXACT_TWO: tl.constexpr, SUMS: tl.constexpr):
+    """(b - 1, cos_eps): the given values, or those that follow from the tensor b, in the dtype ``SUMS``."""
     if TENSOR_B:
-        b = tl.load(b_ptr).to(tl.float32)
+        b = tl.load(b_ptr).to(SUMS)
         b_minus_1 = b - 1.0
         if EXACT_TWO:
-            cos_eps = tl.where(b == 2.0, 0.0, cos_eps)
+            cos_eps = tl.where(b == 2.0, tl.full((), 0.0, SUMS), cos_eps)
     return b_minus_1, cos_eps
 
 
@@ -74,8 +77,8 @@ def partials(v, inv_n, b_minus_1, cos_eps, POWER: tl.constexpr, FROZEN: tl.const
     At b = 2 both are 0 where y underflows, which is for |l| below about 1e-20.
     """
     if POWER == 1:
-        dl = tl.full(v.shape, 1.0, tl.float32)
-        dn = tl.zeros(v.shape, tl.float32)
+        dl = tl.full(v.shape, 1.0, v.dtype)
+        dn = tl.zeros(v.shape, v.dtype)
     elif POWER == 2:
         s = root(tl.abs(v) * inv_n, EXACT)
         dl = s if FROZEN else 2.0 * s
@@ -109,7 +112,7 @@ def curvature(
     the same.
     """
     if POWER == 1:
-        return tl.zeros(cosine.shape, tl.float32)
+        return tl.zeros(cosine.shape, cosine.dtype)
     size = tl.abs(cosine)
     bend = 1.0 if POWER == 2 else 0.0
     slope = tl.where(cosine > 0, inv_n, tl.where(cosine < 0, -inv_n, 0.0))

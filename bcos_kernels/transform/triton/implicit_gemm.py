@@ -165,7 +165,7 @@ def conv2d_fwd_kernel(
                 first = stored & (output % OG == 0)[None, :]
                 tl.store(n_ptr + site[:, None] * G + group[None, :], n, mask=first)
             inv_n = safe_inverse(n)
-    b_minus_1, cos_eps = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO)
+    b_minus_1, cos_eps = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO, tl.float32)
     y = transform(acc, inv_n, b_minus_1, cos_eps, POWER, EXACT)
     tl.store(y_ptr + offsets, cast(y, y_ptr.dtype.element_ty), mask=stored)
     if SAVE_L:

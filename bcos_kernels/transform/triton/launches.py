@@ -42,7 +42,7 @@ def launches(
     grad, frozen = torch.empty_like(outputs.y), direction == "explanation"
     saved = (outputs.y if call.spec.saves_output else None, *outputs[1:])
     if direction == "map":
-        gradient_map = x.new_empty(4, call.outputs, dtype=torch.float32)
+        gradient_map = x.new_empty(4, call.outputs, dtype=call.sums)
         with recording() as paired:
             named[candidate].backward(
                 grad, inputs, saved, call, tile, frozen, call.needs("training"), gradient_map=gradient_map

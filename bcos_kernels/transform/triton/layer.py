@@ -31,7 +31,7 @@ def forward(product: Callable, inputs: Inputs, call: Call, tile: Tile | None) ->
         x = _image(x)
         out = Outputs(
             image(call, call.outputs, call.out_dtype, x),
-            image(call, call.groups if call.saves_norm else 0, torch.float32, x),
+            image(call, call.groups if call.saves_norm else 0, call.sums, x),
             image(call, call.outputs if call.saves_linear else 0, call.out_dtype, x),
             image(call, call.outputs if call.max_out > 1 else 0, torch.uint8, x),
         )

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...gpu.functions import pixel
+from ...gpu.functions import pixel, sums_of
 from ...gpu.launch import cdiv, launch
 from ...gpu.rounding import cast
 from ..call import Call
@@ -24,20 +24,21 @@ def patch_norm_squares_kernel(
     x_ptr, v_ptr, out_ptr, rows, CG, eps_inside, eps_outside,
     SQUARES: tl.constexpr, ROOT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """out[row] = Σ_c x·v in fp32, where v is x if ``SQUARES``; with ``ROOT`` its norm, which is the patch norm where a
+    """out[row] = Σ_c x·v, where v is x if ``SQUARES``; with ``ROOT`` its norm, which is the patch norm where a
     patch is one pixel.
     """
+    SUMS: tl.constexpr = sums_of(x_ptr.dtype.element_ty)
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = row < rows
     start = row.to(tl.int64)[:, None] * CG
-    total = tl.zeros((BM,), tl.float32)
+    total = tl.zeros((BM,), SUMS)
     for c0 in range(0, CG, BN):
         c = c0 + tl.arange(0, BN)
         mask = inside[:, None] & (c < CG)[None, :]
-        x = tl.load(x_ptr + start + c[None, :], mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + start + c[None, :], mask=mask, other=0.0).to(SUMS)
         v = x
         if not SQUARES:
-            v = tl.load(v_ptr + start + c[None, :], mask=mask, other=0.0).to(tl.float32)
+            v = tl.load(v_ptr + start + c[None, :], mask=mask, other=0.0).to(SUMS)
         total += tl.sum(x * v, axis=1)
     out = root_norm(total, eps_inside, eps_outside) if ROOT else total
     tl.store(out_ptr + row, out, mask=inside)
@@ -49,11 +50,12 @@ def patch_norm_fwd_kernel(
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """out [N, OH, OW, G] = the window sum of sums [N, H, W, G], fp32; with ``ROOT`` the patch norm formed from it."""
+    """out [N, OH, OW, G] = the window sum of sums [N, H, W, G]; with ``ROOT`` the patch norm formed from it."""
+    SUMS: tl.constexpr = sums_ptr.dtype.element_ty
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = row < rows
     image, oh, ow = pixel(row // G, OH, OW)
-    total = tl.zeros((BM,), tl.float32)
+    total = tl.zeros((BM,), SUMS)
     for tap in range(KH * KW):
         h = oh * SH - PH + tap // KW * DH
         w = ow * SW - PW + tap % KW * DW
@@ -71,6 +73,7 @@ def patch_norm_bwd_kernel(
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """dx = x · poolᵀ(t), added to what dx holds if ``ADD``; dx, x [N, H, W, G·CG], t [N, OH, OW, G]."""
+    SUMS: tl.constexpr = sums_of(x_ptr.dtype.element_ty)
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = row < rows
     image, h, w = pixel(row // G, H, W)
@@ -81,10 +84,10 @@ def patch_norm_bwd_kernel(
         c = c0 + tl.arange(0, BN)
         at = row.to(tl.int64)[:, None] * CG + c[None, :]
         mask = inside[:, None] & (c < CG)[None, :]
-        x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + at, mask=mask, other=0.0).to(SUMS)
         dx = x * pooled[:, None]
         if ADD:
-            dx += tl.load(dx_ptr + at, mask=mask, other=0.0).to(tl.float32)
+            dx += tl.load(dx_ptr + at, mask=mask, other=0.0).to(SUMS)
         tl.store(dx_ptr + at, cast(dx, dx_ptr.dtype.element_ty), mask=mask)
 
 
@@ -96,9 +99,9 @@ def squares(call: Call, x: Tensor, out: Tensor | None = None) -> Tensor:
 def _pixel_sums(call: Call, x: Tensor, v: Tensor | None, out: Tensor | None = None) -> Tensor:
     root = out is not None
     if out is None:
-        out = torch.empty((call.in_pixels, call.groups), dtype=torch.float32, device=x.device)
+        out = torch.empty((call.in_pixels, call.groups), dtype=call.sums, device=x.device)
     rows = call.in_pixels * call.groups
-    m, n = row_tile(call.group_channels)
+    m, n = row_tile(call, call.group_channels)
     launch(
         patch_norm_squares_kernel, (cdiv(rows, m),), x, v, out, rows, call.group_channels, *call.norm_eps,
         SQUARES=v is None, ROOT=root, BM=m, BN=n,
@@ -141,18 +144,18 @@ def norm(call: Call, x: Tensor, n: Tensor) -> Tensor | None:
     if call.power == 1:
         return None
     if n.numel() == 0:
-        n = image(call, call.groups, torch.float32, x)
+        n = image(call, call.groups, call.sums, x)
     if call.pixelwise:
         return squares(call, x, n)
     return _window_sums(call, squares(call, x), n, root=True)
 
 
 def products(call: Call, x: Tensor, v: Tensor) -> Tensor:
-    """Σ x·v over each patch and group, in fp32 and the order of n."""
+    """Σ x·v over each patch and group, in the order of n."""
     sums = _pixel_sums(call, x, v)
     if call.pixelwise:
         return sums
-    return _window_sums(call, sums, image(call, call.groups, torch.float32, x), root=False)
+    return _window_sums(call, sums, image(call, call.groups, call.sums, x), root=False)
 
 
 def add_gradient(call: Call, dx: Tensor, x: Tensor, t: Tensor) -> None:
@@ -194,7 +197,7 @@ def _pooled(call: Call, seen: Plane, t: Tensor) -> Tensor:
 
 def _multiply(call: Call, seen: Plane, dx: Tensor, x: Tensor, t: Tensor, channels: int, add: bool) -> None:
     rows = x.numel() // channels
-    m, n = row_tile(channels)
+    m, n = row_tile(call, channels)
     launch(
         patch_norm_bwd_kernel, (cdiv(rows, m),), dx, x, t, rows, *seen.sizes, channels,
         G=call.groups, **seen.window, ADD=add, BM=m, BN=n,

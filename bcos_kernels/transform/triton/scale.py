@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...gpu.functions import safe_inverse
+from ...gpu.functions import safe_inverse, sums_of
 from ...gpu.launch import cdiv, launch
 from ...gpu.rounding import cast
 from ..call import Call
@@ -23,31 +23,32 @@ def scale_fwd_kernel(
     ALPHA: tl.constexpr, BIAS: tl.constexpr, SAVE_L: tl.constexpr, EXACT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """y = transform(max(alpha z + bias), n): z [rows, OG·MAX_OUT], y, l, winner [rows, OG], n [rows] fp32.
+    """y = transform(max(alpha z + bias), n): z [rows, OG·MAX_OUT], y, l, winner [rows, OG], n [rows].
 
     Source: B-cos Networks, eq. 3.
     """
+    SUMS: tl.constexpr = sums_of(z_ptr.dtype.element_ty)
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     column = tl.program_id(1) * BN + tl.arange(0, BN)
     inside = (row < rows)[:, None] & (column < OG)[None, :]
     wide = row.to(tl.int64)[:, None]
-    best = tl.zeros((BM, BN), tl.float32)
+    best = tl.zeros((BM, BN), SUMS)
     winner = tl.zeros((BM, BN), tl.int32)
     for which in range(MAX_OUT):
         k = column * MAX_OUT + which
-        l = tl.load(z_ptr + wide * (OG * MAX_OUT) + k[None, :], mask=inside, other=0.0).to(tl.float32)  # noqa: E741
+        l = tl.load(z_ptr + wide * (OG * MAX_OUT) + k[None, :], mask=inside, other=0.0).to(SUMS)  # noqa: E741
         filters = (row % G * (OG * MAX_OUT))[:, None] + k[None, :]
         if ALPHA:
             l *= tl.load(alpha_ptr + filters, mask=inside, other=0.0)  # noqa: E741
         if BIAS:
-            l += tl.load(bias_ptr + filters, mask=inside, other=0.0).to(tl.float32)  # noqa: E741
+            l += tl.load(bias_ptr + filters, mask=inside, other=0.0).to(SUMS)  # noqa: E741
         replaces = (which == 0) | (((l > best) | (l != l)) & (best == best))
         best = tl.where(replaces, l, best)
         winner = tl.where(replaces, which, winner)
     inv_n = best
     if POWER != 1:
         inv_n = safe_inverse(tl.load(n_ptr + row, mask=row < rows, other=1.0))[:, None]
-    b_minus_1, cos_eps = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO)
+    b_minus_1, cos_eps = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO, SUMS)
     y = transform(best, inv_n, b_minus_1, cos_eps, POWER, EXACT)
     at = wide * OG + column[None, :]
     tl.store(y_ptr + at, cast(y, y_ptr.dtype.element_ty), mask=inside)
@@ -65,34 +66,35 @@ def scale_bwd_kernel(
     ALPHA: tl.constexpr, FROZEN: tl.constexpr, JOINS: tl.constexpr, WITH_DB: tl.constexpr, EXACT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """u = ∂L/∂z [rows, OG·MAX_OUT], t = ∂L/∂n · dn/dx ÷ x [rows] fp32 and the program's part of ∂L/∂b.
+    """u = ∂L/∂z [rows, OG·MAX_OUT], t = ∂L/∂n · dn/dx ÷ x [rows] and the program's part of ∂L/∂b.
 
-    grad is [rows, OG]; winner and v (y where b = 2, else l) are [scales, OG], and n is [scales] fp32. They are those of
+    grad is [rows, OG]; winner and v (y where b = 2, else l) are [scales, OG], and n is [scales]. They are those of
     ``scales`` rows, of which each has ``rows // scales`` gradients. With ``FROZEN`` s is a constant. With
-    ``JOINS`` the gradients dl [rows, OG] and dn [rows] fp32 of a second derivative are added to those at l and n. t is
-    not written where it would be 0. map [4, G·OG] fp32, which may be None where v is y, is what grad still has to pass:
+    ``JOINS`` the gradients dl [rows, OG] and dn [rows] of a second derivative are added to those at l and n. t is
+    not written where it would be 0. map [4, G·OG], which may be None where v is y, is what grad still has to pass:
     grad · map[0] + (y − map[2]) · map[1] + map[3].
     """
+    SUMS: tl.constexpr = sums_of(grad_ptr.dtype.element_ty)
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     known = row < rows
     wide = row.to(tl.int64)[:, None]
     scaled = row % scales
-    b_minus_1, cos_eps = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO)
-    n = tl.zeros((BM,), tl.float32)
+    b_minus_1, cos_eps = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO, SUMS)
+    n = tl.zeros((BM,), SUMS)
     if POWER != 1:
         n = tl.load(n_ptr + scaled, mask=known, other=1.0)
     inv_n = safe_inverse(n)[:, None]
-    total = tl.zeros((BM,), tl.float32)
-    db = tl.zeros((BM,), tl.float32)
+    total = tl.zeros((BM,), SUMS)
+    db = tl.zeros((BM,), SUMS)
     for start in range(0, OG, BN):
         column = start + tl.arange(0, BN)
         inside = known[:, None] & (column < OG)[None, :]
         at = wide * OG + column[None, :]
         held = scaled.to(tl.int64)[:, None] * OG + column[None, :]
-        grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        v = tl.zeros((BM, BN), tl.float32)
+        grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(SUMS)
+        v = tl.zeros((BM, BN), SUMS)
         if POWER != 1:
-            v = tl.load(v_ptr + held, mask=inside, other=0.0).to(tl.float32)
+            v = tl.load(v_ptr + held, mask=inside, other=0.0).to(SUMS)
         if map_ptr is not None:
             output = map_ptr + (row % G * OG)[:, None] + column[None, :]
             of_grad = tl.load(output, mask=inside, other=0.0)
@@ -108,7 +110,7 @@ def scale_bwd_kernel(
             winner = tl.load(winner_ptr + held, mask=inside, other=0)
         at_l = grad * dl
         if JOINS:
-            at_l += tl.load(dl_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            at_l += tl.load(dl_ptr + at, mask=inside, other=0.0).to(SUMS)
         for which in range(MAX_OUT):
             k = column * MAX_OUT + which
             u = at_l
@@ -128,7 +130,7 @@ def scale_bwd_kernel(
 
 def forward(call: Call, z: Tensor, weights, bias, n, b, out) -> None:
     """Writes y, l and winner into ``out``, from z ``[N, F, OH, OW]``."""
-    m, columns = row_tile(call.group_outputs)
+    m, columns = row_tile(call, call.group_outputs)
     rows = call.pixels * call.groups
     launch(
         scale_fwd_kernel, (cdiv(rows, m), cdiv(call.group_outputs, columns)),
@@ -150,15 +152,15 @@ def backward(
     has to pass. t is None if ``frozen`` without the former, and db is None unless ``with_db``.
     """
     dn, dl = joined
-    m, columns = row_tile(call.group_outputs)
+    m, columns = row_tile(call, call.group_outputs)
     scales = call.pixels * call.groups
     given = call.of_rows(len(grad) // call.batch)
     rows = given.pixels * call.groups
     programs = cdiv(rows, m)
     u = image(given, call.filters, call.dtype, grad)
     joins = dn is not None
-    t = None if frozen and not joins else image(call, call.groups, torch.float32, grad)
-    db = torch.empty(programs, dtype=torch.float32, device=grad.device) if with_db else None
+    t = None if frozen and not joins else image(call, call.groups, call.sums, grad)
+    db = torch.empty(programs, dtype=call.sums, device=grad.device) if with_db else None
     launch(
         scale_bwd_kernel, (programs,),
         grad, v, winner, n, weights.alpha, b, dl, dn, gradient_map, u, t, db,

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...gpu.functions import safe_inverse
+from ...gpu.functions import safe_inverse, sums_of
 from ...gpu.launch import cdiv, launch
 from ...gpu.rounding import cast
 from ..call import Call
@@ -28,36 +28,37 @@ def scale_second_kernel(
 ):  # fmt: skip
     """dgrad [rows, OG] and u = grad·P·alpha at the winners [rows, OG·MAX_OUT], from z = v ⋆ w [rows, OG·MAX_OUT].
 
-    Where the scale is ``ATTACHED`` also the gradients dl [rows, OG] and dn [rows] fp32, and t = r·Σ grad·Q [rows] fp32.
-    grad, winner and y (l unless b = 2) are [rows, OG]; n and m are [rows] fp32. With ``FROZEN`` the scale was a
+    Where the scale is ``ATTACHED`` also the gradients dl [rows, OG] and dn [rows], and t = r·Σ grad·Q [rows].
+    grad, winner and y (l unless b = 2) are [rows, OG]; n and m are [rows]. With ``FROZEN`` the scale was a
     constant of dx, and m is not read.
     """
+    SUMS: tl.constexpr = sums_of(grad_ptr.dtype.element_ty)
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     known = row < rows
     wide = row.to(tl.int64)[:, None]
-    n = tl.zeros((BM,), tl.float32)
+    n = tl.zeros((BM,), SUMS)
     if POWER != 1:
         n = tl.load(n_ptr + row, mask=known, other=1.0)
     inv_n = safe_inverse(n)[:, None]
     r = root_gradient(n, eps_outside)
-    rm = tl.zeros((BM,), tl.float32)
+    rm = tl.zeros((BM,), SUMS)
     if not FROZEN:
         rm = r * tl.load(m_ptr + row, mask=known, other=0.0)
-    sum_dn = tl.zeros((BM,), tl.float32)
-    sum_t = tl.zeros((BM,), tl.float32)
+    sum_dn = tl.zeros((BM,), SUMS)
+    sum_t = tl.zeros((BM,), SUMS)
     for start in range(0, OG, BN):
         column = start + tl.arange(0, BN)
         inside = known[:, None] & (column < OG)[None, :]
         at = wide * OG + column[None, :]
-        grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        y = tl.zeros((BM, BN), tl.float32)
+        grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(SUMS)
+        y = tl.zeros((BM, BN), SUMS)
         if POWER != 1:
-            y = tl.load(y_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            y = tl.load(y_ptr + at, mask=inside, other=0.0).to(SUMS)
         winner = tl.zeros((BM, BN), tl.int32)
         if MAX_OUT > 1:
             winner = tl.load(winner_ptr + at, mask=inside, other=0).to(tl.int32)
         won = column[None, :] * MAX_OUT + winner
-        p = tl.load(z_ptr + wide * (OG * MAX_OUT) + won, mask=inside, other=0.0).to(tl.float32)
+        p = tl.load(z_ptr + wide * (OG * MAX_OUT) + won, mask=inside, other=0.0).to(SUMS)
         if ALPHA:
             p *= tl.load(alpha_ptr + (row % G * (OG * MAX_OUT))[:, None] + won, mask=inside, other=0.0)
         by_l, by_n = partials(y, inv_n, b_minus_1, cos_eps, POWER, FROZEN, EXACT)
@@ -92,14 +93,14 @@ def second(call: Call, grad: Tensor, y: Tensor | None, winner, z: Tensor, n, m, 
 
     y is l unless b = 2. m is None where the scale was a constant of dx.
     """
-    tile = row_tile(call.group_outputs, VALUES)
+    tile = row_tile(call, call.group_outputs, VALUES)
     rows = call.pixels * call.groups
     u = image(call, call.filters, call.dtype, grad)
     dgrad = torch.empty_like(grad)
     dn = dl = t = None
     if attached:
         dl = torch.empty_like(grad)
-        dn, t = (image(call, call.groups, torch.float32, grad) for _ in range(2))
+        dn, t = (image(call, call.groups, call.sums, grad) for _ in range(2))
     launch(
         scale_second_kernel, (cdiv(rows, tile[0]),),
         grad, y, winner, z, n, m, weights.alpha, dgrad, u, dl, dn, t,

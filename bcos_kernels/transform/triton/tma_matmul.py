@@ -59,7 +59,7 @@ def matmul_fwd_kernel(
             n = root_norm(squares, eps_inside, eps_outside)
             tl.store(n_ptr + row, n, mask=(row < pixels) & (column == 0))
             inv_n = safe_inverse(n)[:, None]
-        exponent_minus_1, epsilon = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO)
+        exponent_minus_1, epsilon = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO, tl.float32)
         y = transform(acc, inv_n, exponent_minus_1, epsilon, POWER, EXACT)
         y_desc.store([first, column], cast(y, y_desc.dtype))
         if SAVE_L:
@@ -87,7 +87,7 @@ def matmul_dgrad_kernel(
 
     map_ptr, which may be None where v is y, is what grad still has to pass.
     """
-    exponent_minus_1, epsilon = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO)
+    exponent_minus_1, epsilon = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO, tl.float32)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
         first = tile // tiles_n * BM
         column = tile % tiles_n * BN

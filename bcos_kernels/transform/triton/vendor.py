@@ -26,7 +26,7 @@ def gradients(call: Call, u: Tensor, x: Tensor, operand: Tensor, needs):
     dx = partial = None
     if len(u) != len(x):
         x = x[:1].expand(len(u), *x.shape[1:])  # a product that forms dx alone reads nothing but its shape
-    dbias = u.sum((0, *range(2, u.dim())), dtype=torch.float32) if needs[2] else None
+    dbias = u.sum((0, *range(2, u.dim())), dtype=call.sums) if needs[2] else None
     if call.is_linear:
         if needs[0]:
             dx = (u.flatten(1) @ operand.flatten(1))[:, :, None, None]

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...core.formats import CHANNELS_LAST, channels_last
-from ...gpu.functions import safe_inverse
+from ...gpu.functions import exact_root, safe_inverse, sums_of
 from ...gpu.launch import launch
 from ...gpu.rounding import cast
 from ..call import Call, power_of_two
@@ -19,25 +19,26 @@ def weight_norm_fwd_kernel(
     w_ptr, alpha_ptr, out_ptr, K, CG,
     TAPS: tl.constexpr, OHWI: tl.constexpr, WRITE: tl.constexpr, RAW: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """alpha[f] = 1/‖w_f‖ in fp32, 0 for a zero filter; with ``WRITE`` also ŵ = w/‖w‖, or w itself if ``RAW``, as OHWI.
+    """alpha[f] = 1/‖w_f‖, 0 for a zero filter; with ``WRITE`` also ŵ = w/‖w‖, or w itself if ``RAW``, as OHWI.
 
     w [F, K] is in OIHW order, or in OHWI order if ``OHWI``. Source: B-cos Networks, eq. 3.
     """
+    SUMS: tl.constexpr = sums_of(w_ptr.dtype.element_ty)
     f = tl.program_id(0)
     row = f.to(tl.int64) * K
-    squares = tl.zeros((BN,), tl.float32)
+    squares = tl.zeros((BN,), SUMS)
     for k0 in range(0, K, BN):
         k = k0 + tl.arange(0, BN)
-        w = tl.load(w_ptr + row + k, mask=k < K, other=0.0).to(tl.float32)
+        w = tl.load(w_ptr + row + k, mask=k < K, other=0.0).to(SUMS)
         squares += w * w
-    norm = tl.sqrt_rn(tl.sum(squares, axis=0))
+    norm = exact_root(tl.sum(squares, axis=0))
     tl.store(alpha_ptr + f, safe_inverse(norm))
     if WRITE:
         divisor = tl.where(RAW | (norm == 0), 1.0, norm)
         for k0 in range(0, K, BN):
             k = k0 + tl.arange(0, BN)
             source = k if OHWI else k % CG * TAPS + k // CG
-            w = tl.load(w_ptr + row + source, mask=k < K, other=0.0).to(tl.float32)
+            w = tl.load(w_ptr + row + source, mask=k < K, other=0.0).to(SUMS)
             tl.store(out_ptr + row + k, cast(w / divisor, out_ptr.dtype.element_ty), mask=k < K)
 
 
@@ -51,21 +52,22 @@ def weight_norm_bwd_kernel(
     partial [splits, F, K] is OHWI, and its first part is overwritten with the sum; w, dw [F, K] are in the weight's
     own order. ``RAW`` means that the product took w itself, so that d is already multiplied by alpha.
     """
+    SUMS: tl.constexpr = sums_of(w_ptr.dtype.element_ty)
     f = tl.program_id(0)
     row = f.to(tl.int64) * K
     alpha = tl.load(alpha_ptr + f) if UNIT else 1.0
-    dot = tl.zeros((BN,), tl.float32)
+    dot = tl.zeros((BN,), SUMS)
     for k0 in range(0, K, BN):
         k = k0 + tl.arange(0, BN)
         inside = k < K
         at = partial_ptr + row + k
-        d = tl.zeros((BN,), tl.float32)
+        d = tl.zeros((BN,), SUMS)
         for _ in range(splits):
-            d += tl.load(at, mask=inside, other=0.0).to(tl.float32)
+            d += tl.load(at, mask=inside, other=0.0).to(SUMS)
             at += F * K
         source = k if OHWI else k % CG * TAPS + k // CG
         if UNIT:
-            dot += d * tl.load(w_ptr + row + source, mask=inside, other=0.0).to(tl.float32)
+            dot += d * tl.load(w_ptr + row + source, mask=inside, other=0.0).to(SUMS)
             tl.store(partial_ptr + row + k, cast(d, partial_ptr.dtype.element_ty), mask=inside)
         else:
             tl.store(dw_ptr + row + source, cast(d, dw_ptr.dtype.element_ty), mask=inside)
@@ -77,8 +79,8 @@ def weight_norm_bwd_kernel(
             k = k0 + tl.arange(0, BN)
             inside = k < K
             source = k if OHWI else k % CG * TAPS + k // CG
-            d = tl.load(partial_ptr + row + k, mask=inside, other=0.0).to(tl.float32)
-            w = tl.load(w_ptr + row + source, mask=inside, other=0.0).to(tl.float32)
+            d = tl.load(partial_ptr + row + k, mask=inside, other=0.0).to(SUMS)
+            w = tl.load(w_ptr + row + source, mask=inside, other=0.0).to(SUMS)
             dw = factor * (d - along * w)
             tl.store(dw_ptr + row + source, cast(dw, dw_ptr.dtype.element_ty), mask=inside)
 
@@ -89,9 +91,9 @@ class Weights(NamedTuple):
     operand: Tensor
     """w or ŵ, ``[F, KH, KW, CG]`` in memory."""
     alpha: Tensor | None
-    """1/‖w‖, ``[F]`` fp32, with which the product must be multiplied; None where the operand needs no factor."""
+    """1/‖w‖, ``[F]``, with which the product must be multiplied; None where the operand needs no factor."""
     inverse_norm: Tensor | None
-    """1/‖w‖, ``[F]`` fp32; None where filters are not divided by their norm."""
+    """1/‖w‖, ``[F]``; None where filters are not divided by their norm."""
 
 
 def dense(weight: Tensor) -> Tensor:
@@ -111,7 +113,7 @@ def prepare(call: Call, weight: Tensor) -> Weights:
         operand = weight if ohwi and weight.dtype == call.dtype else channels_last(weight.to(call.dtype))
         return Weights(operand, None, None)
     raw = call.raw_weights
-    inverse = torch.empty(call.filters, dtype=torch.float32, device=weight.device)
+    inverse = torch.empty(call.filters, dtype=call.sums, device=weight.device)
     operand = weight
     if not (raw and ohwi):
         operand = torch.empty_like(weight, dtype=call.dtype, memory_format=CHANNELS_LAST[weight.dim()])

@@ -22,7 +22,7 @@ def pooled_norm_gradient(
     SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
 ):  # fmt: skip
     """poolᵀ(t) at input pixels (h, w): the sum of t [N, OH, OW, G] over the outputs that read them."""
-    pooled = tl.zeros(inside.shape, tl.float32)
+    pooled = tl.zeros(inside.shape, t_ptr.dtype.element_ty)
     for tap in range(KH * KW):
         site, reads = output_site(image, h, w, tap // KW, tap % KW, OH, OW, SH, SW, PH, PW, DH, DW)
         pooled += tl.load(t_ptr + site * G + group, mask=inside & reads, other=0.0)

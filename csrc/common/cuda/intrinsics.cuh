@@ -14,7 +14,8 @@ namespace bcos::cuda {
 struct Tf32 {};  // fp32 rounded to ten bits of mantissa for a tensor core
 
 // Sums over 2^n consecutive lanes are formed by xor masks below 2^n; all lanes of the warp take part.
-__device__ __forceinline__ float shuffle_xor(float value, int mask) {
+template <typename A>
+__device__ __forceinline__ A shuffle_xor(A value, int mask) {
   return __shfl_xor_sync(~0u, value, mask);
 }
 

@@ -37,18 +37,20 @@ struct Strip {
   __device__ int64_t first_row() const { return int64_t(blockIdx.x) * lanes * V; }
 
   // Adds up what the slices have, alike in every run, in the first of them.
-  __device__ __forceinline__ void add_slices(float (&sums)[V]) const {
+  template <typename A>
+  __device__ __forceinline__ void add_slices(A (&sums)[V]) const {
+    constexpr int kValue = sizeof(A);
 #pragma unroll
-    for (int i = 0; i < V; ++i) shared_store((i * kThreads + int(threadIdx.x)) * 4, sums[i]);
+    for (int i = 0; i < V; ++i) shared_store((i * kThreads + int(threadIdx.x)) * kValue, sums[i]);
     barrier();
     for (int other = lane + lanes; slice == 0 && other < kThreads; other += lanes)
 #pragma unroll
-      for (int i = 0; i < V; ++i) sums[i] += shared_load<float>((i * kThreads + other) * 4);
+      for (int i = 0; i < V; ++i) sums[i] += shared_load<A>((i * kThreads + other) * kValue);
   }
 };
 
-template <int V>
-constexpr size_t kShared = kThreads * V * 4;  // of add_slices
+template <int V, typename A = float>
+constexpr size_t kShared = kThreads * V * sizeof(A);  // of add_slices
 
 // As many slices as there are channels, up to a limit.
 inline int slices_of(int channels) {
@@ -59,6 +61,7 @@ inline int slices_of(int channels) {
 
 // Neighbouring pixels to a thread: 16 bytes, or 8, or one where planes are no multiple of that.
 inline int width_of(int64_t plane, Dtype dtype) {
+  if (dtype == Dtype::Float64) return plane % 2 == 0 ? 2 : 1;
   if (dtype != Dtype::Float32 && plane % 8 == 0) return 8;
   return plane % 4 == 0 ? 4 : 1;
 }
@@ -66,10 +69,11 @@ inline int width_of(int64_t plane, Dtype dtype) {
 // f of that width as a type.
 template <typename T, typename F>
 cudaError_t by_width(int64_t plane, Dtype dtype, F&& f) {
+  constexpr int kWidth = sizeof(T) == 8 ? 2 : 4;
   const int width = width_of(plane, dtype);
   if constexpr (sizeof(T) == 2)
     if (width == 8) return f(std::integral_constant<int, 8>{});
-  return width == 4 ? f(std::integral_constant<int, 4>{}) : f(std::integral_constant<int, 1>{});
+  return width == 1 ? f(std::integral_constant<int, 1>{}) : f(std::integral_constant<int, kWidth>{});
 }
 
 inline dim3 strip_grid(int rows, int slices, int width) {

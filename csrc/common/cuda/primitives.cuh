@@ -27,9 +27,18 @@ __device__ __forceinline__ float to_float(__nv_bfloat16 v) {
   return __bfloat162float(v);
 }
 
+// A value in the type of its sums.
 template <typename T>
-__device__ __forceinline__ T rounded(float v) {
-  if constexpr (sizeof(T) == 4)
+__device__ __forceinline__ SumsOf<T> widened(T v) {
+  if constexpr (std::is_same_v<T, double>)
+    return v;
+  else
+    return to_float(v);
+}
+
+template <typename T>
+__device__ __forceinline__ T rounded(SumsOf<T> v) {
+  if constexpr (sizeof(T) >= 4)
     return v;
   else if constexpr (std::is_same_v<T, __half>)
     return __float2half_rn(v);
@@ -51,8 +60,10 @@ __device__ __forceinline__ T low_half(uint32_t word) {
 }
 
 // Values whose dtype is known at run time only, for tensors that are small beside the others. The dtype is
-// one that `is_known`: a further case would cost the kernels registers.
-__device__ __forceinline__ float load_as(const void* p, Dtype dtype, int64_t at) {
+// one that `is_known<A>`: a further case would cost the kernels registers.
+template <typename A = float>
+__device__ __forceinline__ A load_as(const void* p, Dtype dtype, int64_t at) {
+  if constexpr (std::is_same_v<A, double>) return static_cast<const double*>(p)[at];
   switch (dtype) {
     case Dtype::Float16:
       return to_float(static_cast<const __half*>(p)[at]);
@@ -63,6 +74,9 @@ __device__ __forceinline__ float load_as(const void* p, Dtype dtype, int64_t at)
   }
 }
 
+__device__ __forceinline__ void store_as(void* p, Dtype, int64_t at, double v) {
+  static_cast<double*>(p)[at] = v;
+}
 __device__ __forceinline__ void store_as(void* p, Dtype dtype, int64_t at, float v) {
   switch (dtype) {
     case Dtype::Float16:
@@ -76,26 +90,26 @@ __device__ __forceinline__ void store_as(void* p, Dtype dtype, int64_t at, float
   }
 }
 
-// COUNT values, a power of two, from p + at as fp32; up to 16 bytes at a time where `vector`, which asks for
-// that alignment.
+// COUNT values, a power of two, from p + at in the type of sums; up to 16 bytes at a time where `vector`,
+// which asks for that alignment.
 template <int COUNT, typename T>
-__device__ __forceinline__ void load(float (&out)[COUNT], const T* p, int64_t at, bool vector) {
+__device__ __forceinline__ void load(SumsOf<T> (&out)[COUNT], const T* p, int64_t at, bool vector) {
   constexpr int EACH = COUNT < kVector<T> ? COUNT : kVector<T>;
   if (vector) {
 #pragma unroll
     for (int i = 0; i < COUNT; i += EACH) {
       const auto packed = *reinterpret_cast<const Vector<T, EACH>*>(p + at + i);
 #pragma unroll
-      for (int j = 0; j < EACH; ++j) out[i + j] = to_float(packed.v[j]);
+      for (int j = 0; j < EACH; ++j) out[i + j] = widened(packed.v[j]);
     }
   } else {
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) out[i] = to_float(p[at + i]);
+    for (int i = 0; i < COUNT; ++i) out[i] = widened(p[at + i]);
   }
 }
 
 template <int COUNT, typename T>
-__device__ __forceinline__ void store(T* p, int64_t at, const float (&values)[COUNT], bool vector) {
+__device__ __forceinline__ void store(T* p, int64_t at, const SumsOf<T> (&values)[COUNT], bool vector) {
   constexpr int EACH = COUNT < kVector<T> ? COUNT : kVector<T>;
   if (vector) {
 #pragma unroll
@@ -112,47 +126,45 @@ __device__ __forceinline__ void store(T* p, int64_t at, const float (&values)[CO
 }
 
 // The sum over `lanes` (a power of two) neighbouring lanes, in each of them.
-__device__ __forceinline__ float lane_sum(float v, int lanes = 32) {
+template <typename A>
+__device__ __forceinline__ A lane_sum(A v, int lanes = 32) {
   for (int mask = lanes / 2; mask > 0; mask /= 2) v += shuffle_xor(v, mask);
   return v;
 }
 
-// The sum over the block, in every thread and alike in every
-// run; uses 4 bytes of shared memory a warp, from `at`.
-__device__ __forceinline__ float block_sum(float v, uint32_t at) {
+// The sum over the block, in every thread and alike in every run; uses a value of shared memory a warp, from
+// `at`.
+template <typename A>
+__device__ __forceinline__ A block_sum(A v, uint32_t at) {
+  constexpr uint32_t kValue = sizeof(A);
   v = lane_sum(v);
-  if (threadIdx.x % 32 == 0) shared_store(at + threadIdx.x / 32 * 4, v);
+  if (threadIdx.x % 32 == 0) shared_store(at + threadIdx.x / 32 * kValue, v);
   barrier();
-  float total = 0;
-  for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) total += shared_load<float>(at + warp * 4);
+  A total = 0;
+  for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) total += shared_load<A>(at + warp * kValue);
   return total;
 }
 
-template <typename T>
-struct Type {
-  using type = T;
-};
-
-// f of the dtype as a type, on the host.
-template <typename F>
+// f of the dtype as a type, on the host; one whose values are added up in A.
+template <typename A = float, typename F>
 cudaError_t by_dtype(Dtype dtype, F&& f) {
-  switch (dtype) {
-    case Dtype::Float32:
-      return f(Type<float>{});
-    case Dtype::Float16:
-      return f(Type<__half>{});
-    case Dtype::BFloat16:
-      return f(Type<__nv_bfloat16>{});
+  if (!is_known<A>(dtype)) return cudaErrorInvalidValue;
+  if constexpr (std::is_same_v<A, double>) {
+    return f(Type<double>{});
+  } else {
+    if (dtype == Dtype::Float16) return f(Type<__half>{});
+    return dtype == Dtype::BFloat16 ? f(Type<__nv_bfloat16>{}) : f(Type<float>{});
   }
-  return cudaErrorInvalidValue;
 }
 
-// f of both; `out` is `dtype` or fp32.
-template <typename F>
+// f of both; `out` is `dtype`, or fp32 beside a half type.
+template <typename A = float, typename F>
 cudaError_t by_dtypes(Dtype dtype, Dtype out, F&& f) {
-  return by_dtype(dtype, [&](auto type) {
-    if (out == dtype) return f(type, type);
-    return out == Dtype::Float32 ? f(type, Type<float>{}) : cudaErrorInvalidValue;
+  if (!is_output_of<A>(dtype, out)) return cudaErrorInvalidValue;
+  return by_dtype<A>(dtype, [&](auto type) {
+    if constexpr (sizeof(typename decltype(type)::type) == 2)
+      if (out != dtype) return f(type, Type<float>{});
+    return f(type, type);
   });
 }
 

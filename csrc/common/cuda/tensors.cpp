@@ -4,6 +4,8 @@
 
 #include <limits>
 
+#include "common/dtype.h"
+
 namespace bcos::cuda {
 namespace {
 
@@ -19,9 +21,11 @@ Dtype dtype_of(const at::Tensor& t) {
       return Dtype::BFloat16;
     case at::kFloat:
       return Dtype::Float32;
+    case at::kDouble:
+      return Dtype::Float64;
     default:
       TORCH_CHECK(false, "the CUDA kernels have no dtype ", t.scalar_type(),
-                  ", allowed: float, half and bfloat16");
+                  ", allowed: double, float, half and bfloat16");
   }
 }
 
@@ -29,8 +33,9 @@ at::Tensor aligned(const at::Tensor& t) {
   return reinterpret_cast<uintptr_t>(data(t)) % kAlignment == 0 ? t : t.clone();
 }
 
-at::Tensor floats(at::IntArrayRef shape, const at::Tensor& like) {
-  return at::empty(shape, like.options().dtype(at::kFloat).memory_format(at::MemoryFormat::Contiguous));
+at::Tensor new_sums(at::IntArrayRef shape, const at::Tensor& like) {
+  const auto options = like.options().dtype(accumulate_type(like.scalar_type()));
+  return at::empty(shape, options.memory_format(at::MemoryFormat::Contiguous));
 }
 
 int narrow(const char* name, int64_t size) {

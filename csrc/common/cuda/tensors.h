@@ -13,8 +13,17 @@ Dtype dtype_of(const at::Tensor& t);
 // The tensor itself where it starts at a multiple of 16 bytes, else a copy.
 at::Tensor aligned(const at::Tensor& t);
 
-// A new contiguous fp32 tensor on the device of `like`.
-at::Tensor floats(at::IntArrayRef shape, const at::Tensor& like);
+// A new contiguous tensor of the type of sums over values of `like`, on its device.
+at::Tensor new_sums(at::IntArrayRef shape, const at::Tensor& like);
+
+// f of the type in which values of x are added up.
+template <typename F>
+void by_sums(at::ScalarType x, F&& f) {
+  if (x == at::kDouble)
+    f(Type<double>{});
+  else
+    f(Type<float>{});
+}
 
 // A size as an int; ValueError with its name where it is too large.
 int narrow(const char* name, int64_t size);

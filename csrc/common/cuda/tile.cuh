@@ -3,7 +3,9 @@
 // has landed. T is the operands' type; fp32 is multiplied exactly, or as Tf32.
 #pragma once
 
-#include "common/cuda/primitives.cuh"
+#include <cmath>
+
+#include "common/cuda/operand.cuh"
 
 namespace bcos::cuda {
 
@@ -14,36 +16,6 @@ enum class RowSum { None, Plain, Squares };
 // outside of these blocks, or C, of which only the blocks are used. Parts of 16 columns that hold no value of
 // a block are not multiplied.
 enum class Diagonal { None, B, C };
-
-// Where the values of an operand lie within its part of a unit. A unit holds rows of chunks of 16 bytes,
-// which are permuted so that a warp's accesses take all banks of shared memory: those to one chunk of eight
-// rows (two chunks of four rows for fp32 that is not K_MAJOR), and those to eight chunks of one row. With
-// K_MAJOR a row belongs to an index of C and runs along k; without it a row belongs to a k and runs along the
-// indices of C.
-template <typename T, int SIZE, bool K_MAJOR>
-struct Operand {
-  static constexpr int kDepth = 64 / int(sizeof(T));               // values of k in a unit
-  static constexpr int kChunks = K_MAJOR ? 4 : SIZE / kVector<T>;  // of a row
-  static constexpr int kBytes = SIZE * 64;
-
-  __device__ static __forceinline__ uint32_t at(int row, int chunk) {
-    const int permuted = chunk ^ (K_MAJOR ? row >> 1 & 3 : sizeof(T) == 2 ? row & 7 : (row & 3) * 2);
-    return uint32_t(row * kChunks + permuted) * 16;
-  }
-  // One value (16-bit types are read as matrices).
-  __device__ static __forceinline__ float value(uint32_t base, int index, int k) {
-    const int row = K_MAJOR ? index : k, column = K_MAJOR ? k : index;
-    return shared_load<float>(base + at(row, column / 4) + column % 4 * 4);
-  }
-  // Values k to k + 3 of an index, k a multiple of 4.
-  __device__ static __forceinline__ float4 four(uint32_t base, int index, int k) {
-    if constexpr (K_MAJOR)
-      return shared_load<float4>(base + at(index, k / 4));
-    else
-      return {value(base, index, k), value(base, index, k + 1), value(base, index, k + 2),
-              value(base, index, k + 3)};
-  }
-};
 
 template <typename T_, bool TF32, int BM_, int BN_, int WARPS_M, int WARPS_N, int STAGES_, bool A_K_MAJOR,
           bool B_K_MAJOR, RowSum SUM, Diagonal DIAGONAL = Diagonal::None>
@@ -60,7 +32,7 @@ struct Tile {
   static constexpr int MI = BM / WARPS_M / 16, NI = BN / WARPS_N / 8;
   static constexpr int kCopies = BM * 4 / kThreads;  // 16-byte chunks of an operand to a thread
   static constexpr bool kPacked = DIAGONAL != Diagonal::None;
-  static constexpr bool kExact = sizeof(T) == 4 && !TF32;         // takes no tensor core
+  static constexpr bool kExact = sizeof(T) >= 4 && !TF32;         // takes no tensor core
   static constexpr int UNROLLED = kPacked || kExact ? 1 : UNITS;  // long units are compiled once
   // The values of a pack for each row and group lie between C and the end of the ring; those of neighbouring
   // rows lie in different banks.
@@ -71,7 +43,7 @@ struct Tile {
   static_assert(BM == BN && MI == WARPS_N && NI % 2 == 0 && (sizeof(T) == 4 || !TF32));
   static_assert(!kPacked || (kGroups + BM * kGroupRow * 4 <= kSums && MI == 1 && NI <= 16));
 
-  float c[MI][NI][4] = {};
+  SumsOf<T> c[MI][NI][4] = {};
   float sums[kParts][2] = {};  // of rows g and g + 8 of the warp's own fragment, the warp_n-th
   uint32_t a_lane[A_K_MAJOR ? 2 : MI], b_lane[B_K_MAJOR ? 2 : NI / 2];  // see find_lanes
   uint32_t diagonal = 0;  // a bit for each part of the warp's blocks; see mark_diagonal
@@ -199,7 +171,7 @@ struct Tile {
                                                    int of_pack, uint32_t marks) {
 #pragma unroll 1
     for (int k = 0; k < BK; k += 4) {
-      float4 a[MI][2];
+      decltype(A::four(0, 0, 0)) a[MI][2];
 #pragma unroll
       for (int i = 0; i < MI; ++i)
 #pragma unroll
@@ -216,16 +188,16 @@ struct Tile {
         if (!meets(marks, k / (BK / 2), j)) continue;
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const float4 b = B::four(b_base, column_of(j) + e, k);
+          const auto b = B::four(b_base, column_of(j) + e, k);
 #pragma unroll
           for (int i = 0; i < MI; ++i)
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
               // four terms on their own: a quarter of the roundings at the size of the whole sum
-              float terms = a[i][h].x * b.x;
-              terms = fmaf(a[i][h].y, b.y, terms);
-              terms = fmaf(a[i][h].z, b.z, terms);
-              c[i][j][h * 2 + e] += fmaf(a[i][h].w, b.w, terms);
+              auto terms = a[i][h].x * b.x;
+              terms = std::fma(a[i][h].y, b.y, terms);
+              terms = std::fma(a[i][h].z, b.z, terms);
+              c[i][j][h * 2 + e] += std::fma(a[i][h].w, b.w, terms);
             }
         }
       }
@@ -390,13 +362,16 @@ struct Tile {
   __device__ static float group_value(int row, int slot) { return shared_load<float>(group_at(row, slot)); }
 };
 
-// Tiles of 128 x 128 for half types, and of 64 x 64 for every type. In a pack each warp has all columns, so
-// that all warps have as much to do.
+// Tiles of 128 x 128 for half types, of 64 x 64 for every type but fp64, and of 32 x 32 for that. In a pack
+// each warp has all columns, so that all warps have as much to do.
 template <typename T, bool TF32, bool LARGE, bool A_K_MAJOR, bool B_K_MAJOR, RowSum SUM, Diagonal DIAGONAL>
 using TileOf = std::conditional_t<
-    LARGE, Tile<T, TF32, 128, 128, 2, 4, 2, A_K_MAJOR, B_K_MAJOR, SUM>,
-    std::conditional_t<DIAGONAL == Diagonal::None, Tile<T, TF32, 64, 64, 2, 2, 2, A_K_MAJOR, B_K_MAJOR, SUM>,
-                       Tile<T, TF32, 64, 64, 4, 1, 2, A_K_MAJOR, B_K_MAJOR, SUM, DIAGONAL>>>;
+    std::is_same_v<T, double>, Tile<T, false, 32, 32, 2, 1, 2, A_K_MAJOR, B_K_MAJOR, RowSum::None>,
+    std::conditional_t<
+        LARGE, Tile<T, TF32, 128, 128, 2, 4, 2, A_K_MAJOR, B_K_MAJOR, SUM>,
+        std::conditional_t<DIAGONAL == Diagonal::None,
+                           Tile<T, TF32, 64, 64, 2, 2, 2, A_K_MAJOR, B_K_MAJOR, SUM>,
+                           Tile<T, TF32, 64, 64, 4, 1, 2, A_K_MAJOR, B_K_MAJOR, SUM, DIAGONAL>>>>;
 // Blocks that run on a multiprocessor together: as many as leave 128 registers to a thread, or 168 in packs,
 // of fp32 and where the operands pass through registers.
 template <typename Tile, bool COPIED>

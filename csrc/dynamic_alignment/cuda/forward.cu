@@ -12,36 +12,41 @@ namespace {
 template <typename Tile>
 struct Layout {
   static constexpr int kRow = Tile::BN + 1;  // values of a row of totals: other banks for the next row
-  static constexpr int kTotals = kRing<Tile>, kTotal = Tile::BM * kRow * 4;
+  using A = SumsOf<typename Tile::T>;
+  static constexpr int kValue = sizeof(A);
+  static constexpr int kTotals = kRing<Tile>, kTotal = Tile::BM * kRow * kValue;
   static constexpr int kPatches = kTotals + 2 * kTotal;
 
   int width, values;  // outputs of a tile, and the values of the patch that have them
 
   explicit Layout(const Shape& s) : width(s.O < Tile::BN ? s.O : Tile::BN), values(Tile::BN / width) {}
 
-  size_t shared() const { return kPatches + 2 * size_t(values) * Tile::BM * 4; }
+  size_t shared() const { return kPatches + 2 * size_t(values) * Tile::BM * kValue; }
 
   // Of the products with the patch, or of the terms of the norms.
   __device__ static uint32_t total(bool of_norm, int row, int column) {
-    return kTotals + of_norm * kTotal + (row * kRow + column) * 4;
+    return kTotals + of_norm * kTotal + (row * kRow + column) * kValue;
   }
   // Value `of` of those that a part has, for row 0.
   __device__ uint32_t patch(int part, int of) const {
-    return kPatches + (part % 2 * values + of) * Tile::BM * 4;
+    return kPatches + (part % 2 * values + of) * Tile::BM * kValue;
   }
 };
 
 template <typename Tile>
 struct Laid {
-  Forward p;
+  Forward<SumsOf<typename Tile::T>> p;
   Layout<Tile> layout;
   int flush;  // parts whose sums are added to the totals at once: sums of sums round less
 };
 
 template <typename Tile, Norm KIND>
-__global__ void __launch_bounds__(Tile::kThreads, 3) forward_kernel(const Laid<Tile> laid) {
+__global__ void __launch_bounds__(Tile::kThreads, 384 / Tile::kThreads)
+    forward_kernel(const Laid<Tile> laid) {
   using T = typename Tile::T;
-  const Forward& p = laid.p;
+  using A = SumsOf<T>;
+  constexpr int kValue = sizeof(A);
+  const Forward<A>& p = laid.p;
   const Shape& s = p.shape;
   const Layout<Tile>& layout = laid.layout;
   const int width = layout.width, values = layout.values, pixels = s.pixels();
@@ -54,8 +59,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 3) forward_kernel(const Laid<T
   const auto fetch = [&](int part) {
     for (int of = threadIdx.x / Tile::BM; of < values; of += Tile::kThreads / Tile::BM) {
       const int64_t at = patch.at(s, Value(s, part * values + of));
-      shared_store(layout.patch(part, of) + seen_row * 4,
-                   at < 0 ? 0.f : to_float(static_cast<const T*>(p.x)[at]));
+      shared_store(layout.patch(part, of) + seen_row * kValue,
+                   at < 0 ? A(0) : widened(static_cast<const T*>(p.x)[at]));
     }
   };
 
@@ -76,10 +81,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 3) forward_kernel(const Laid<T
       value_of[j][e] = of < values ? of : values - 1;
     }
 
-  float l[Tile::MI][Tile::NI][4] = {}, sums[Tile::MI][Tile::NI][4] = {};
+  A l[Tile::MI][Tile::NI][4] = {}, sums[Tile::MI][Tile::NI][4] = {};
   fetch(0);
   sweep(tile, loader, parts, [&](int part) {
-    float u[Tile::MI][2];
+    A u[Tile::MI][2];
 #pragma unroll
     for (int j = 0; j < Tile::NI; ++j)
 #pragma unroll
@@ -89,8 +94,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 3) forward_kernel(const Laid<T
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             if (values > 1 || j + e == 0)
-              u[i][half] = shared_load<float>(layout.patch(part, value_of[j][e]) + tile.row_of(i, half) * 4);
-            const float w = tile.c[i][j][half * 2 + e];
+              u[i][half] = shared_load<A>(layout.patch(part, value_of[j][e]) + tile.row_of(i, half) * kValue);
+            const A w = tile.c[i][j][half * 2 + e];
             l[i][j][half * 2 + e] += u[i][half] * w;
             sums[i][j][half * 2 + e] += norm_term<KIND>(w);
           }
@@ -106,8 +111,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 3) forward_kernel(const Laid<T
           const int row = tile.row_of(i, e / 2), column = tile.column_of(j) + e % 2;
           const uint32_t of_l = layout.total(false, row, column), of_norm = layout.total(true, row, column);
           const bool begins = part < laid.flush;
-          shared_store(of_l, l[i][j][e] + (begins ? 0.f : shared_load<float>(of_l)));
-          shared_store(of_norm, sums[i][j][e] + (begins ? 0.f : shared_load<float>(of_norm)));
+          shared_store(of_l, l[i][j][e] + (begins ? A(0) : shared_load<A>(of_l)));
+          shared_store(of_norm, sums[i][j][e] + (begins ? A(0) : shared_load<A>(of_norm)));
           l[i][j][e] = sums[i][j][e] = 0;
         }
   });
@@ -115,12 +120,12 @@ __global__ void __launch_bounds__(Tile::kThreads, 3) forward_kernel(const Laid<T
   for (int at = threadIdx.x; at < Tile::BM * width; at += Tile::kThreads) {
     const int row = at % Tile::BM, o = o0 + at / Tile::BM, pixel = pixel0 + row;
     if (!within(pixel, pixels) || !within(o, s.O)) continue;
-    float product = 0, sum = 0;
+    A product = 0, sum = 0;
     for (int column = at / Tile::BM; column < values * width; column += width) {
-      product += shared_load<float>(layout.total(false, row, column));
-      sum += shared_load<float>(layout.total(true, row, column));
+      product += shared_load<A>(layout.total(false, row, column));
+      sum += shared_load<A>(layout.total(true, row, column));
     }
-    const float norm = norm_of(KIND, sum);
+    const A norm = norm_of(KIND, sum);
     const int64_t kept = int64_t(o) * pixels + pixel;
     p.norm[kept] = norm;
     if (p.l != nullptr) p.l[kept] = product;
@@ -131,8 +136,9 @@ __global__ void __launch_bounds__(Tile::kThreads, 3) forward_kernel(const Laid<T
 
 }  // namespace
 
-cudaError_t forward(const Forward& p, cudaStream_t stream) {
-  return by_operands(p.dtype, p.tf32, [&](auto type, auto tf32) {
+template <typename A>
+cudaError_t forward(const Forward<A>& p, cudaStream_t stream) {
+  return by_operands<A>(p.dtype, p.tf32, [&](auto type, auto tf32) {
     using Tile = WeightTile<typename decltype(type)::type, decltype(tf32)::value>;
     return by_norm(p.kind, [&](auto kind) {
       const Layout<Tile> layout(p.shape);
@@ -144,5 +150,8 @@ cudaError_t forward(const Forward& p, cudaStream_t stream) {
     });
   });
 }
+
+template cudaError_t forward(const Forward<float>&, cudaStream_t);
+template cudaError_t forward(const Forward<double>&, cudaStream_t);
 
 }  // namespace bcos::dynamic_alignment::cuda

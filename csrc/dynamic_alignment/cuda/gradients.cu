@@ -9,13 +9,14 @@ namespace {
 constexpr int kThreads = 256;
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) upstream_kernel(const Upstream p) {
+__global__ void __launch_bounds__(kThreads) upstream_kernel(const Upstream<SumsOf<T>> p) {
+  using A = SumsOf<T>;
   const Shape& s = p.shape;
   const int site = int(blockIdx.x / s.O) * kThreads + threadIdx.x, o = blockIdx.x % s.O;
   if (!within(site, p.sites)) return;
   const int64_t kept = int64_t(o) * s.pixels() + site % s.pixels();
   const int64_t at = (int64_t(site / s.plane()) * s.O + o) * s.plane() + site % s.plane();
-  const float norm = p.norm[kept], of_u = to_float(static_cast<const T*>(p.grad)[at]) * scale(p.kind, norm);
+  const A norm = p.norm[kept], of_u = widened(static_cast<const T*>(p.grad)[at]) * scale(p.kind, norm);
   p.of_u[int64_t(o) * p.sites + site] = of_u;
   if (p.of_w != nullptr) p.of_w[kept] = of_u * p.l[kept] * slope(p.kind, norm);
 }
@@ -23,7 +24,8 @@ __global__ void __launch_bounds__(kThreads) upstream_kernel(const Upstream p) {
 // Columns are values of the patch; a part is an output.
 template <typename Tile>
 __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, true>)
-    patch_gradient_kernel(const PatchGradient p) {
+    patch_gradient_kernel(const PatchGradient<SumsOf<typename Tile::T>> p) {
+  using A = SumsOf<typename Tile::T>;
   const Shape& s = p.shape;
   const int patch = s.patch(), tiles_p = int(ceil_div(patch, Tile::BN));
   const int site0 = blockIdx.x / tiles_p * Tile::BM, p0 = blockIdx.x % tiles_p * Tile::BN;
@@ -32,14 +34,14 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, true>)
       s, p.h, p.weight, 1,
       [&](int row) -> int64_t { return site0 + row < p.sites ? (site0 + row) % s.pixels() : -1; },
       [&](int column) -> int64_t { return p0 + column < patch ? (p0 + column) * s.O : s.rows(); });
-  float du[Tile::MI][Tile::NI][4] = {};
+  A du[Tile::MI][Tile::NI][4] = {};
   sweep(tile, loader, s.O, [&](int o) {
 #pragma unroll
     for (int i = 0; i < Tile::MI; ++i)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int site = site0 + tile.row_of(i, half);
-        const float of_u = within(site, p.sites) ? p.of_u[int64_t(o) * p.sites + site] : 0.f;
+        const A of_u = within(site, p.sites) ? p.of_u[int64_t(o) * p.sites + site] : A(0);
 #pragma unroll
         for (int j = 0; j < Tile::NI; ++j)
 #pragma unroll
@@ -61,7 +63,8 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, true>)
 // Columns are rows of the weight, of which there is one part.
 template <typename Tile, Norm KIND>
 __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, true>)
-    weight_gradient_kernel(const WeightGradient p) {
+    weight_gradient_kernel(const WeightGradient<SumsOf<typename Tile::T>> p) {
+  using A = SumsOf<typename Tile::T>;
   const Shape& s = p.shape;
   const int tiles_n = int(ceil_div(p.stride, Tile::BN)), rows = s.rows();
   const int pixel0 = blockIdx.x / tiles_n * Tile::BM, row0 = blockIdx.x % tiles_n * Tile::BN;
@@ -84,15 +87,15 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, true>)
           const int place = pixel0 + tile.row_of(i, half), pixel = p.first + place;
           if (!within(place, p.count)) continue;
           const Patch patch(s, pixel);
-          float dw[2] = {};
+          Vector<A, 2> dw{};
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
             if (!within(column + e, rows)) continue;
             const int64_t at = patch.at(s, values[e]), kept = int64_t(outputs[e]) * s.pixels() + pixel;
-            const float u = at < 0 ? 0.f : load_as(p.x, p.dtype, at);
-            dw[e] = p.of_u[kept] * u + p.of_w[kept] * direction<KIND>(tile.c[i][j][half * 2 + e]);
+            const A u = at < 0 ? A(0) : load_as<A>(p.x, p.dtype, at);
+            dw.v[e] = p.of_u[kept] * u + p.of_w[kept] * direction<KIND>(tile.c[i][j][half * 2 + e]);
           }
-          *reinterpret_cast<float2*>(p.dw + int64_t(place) * p.stride + column) = {dw[0], dw[1]};
+          *reinterpret_cast<Vector<A, 2>*>(p.dw + int64_t(place) * p.stride + column) = dw;
         }
     }
   });
@@ -100,24 +103,27 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, true>)
 
 }  // namespace
 
-cudaError_t upstream(const Upstream& p, cudaStream_t stream) {
-  return by_dtype(p.dtype, [&](auto type) {
+template <typename A>
+cudaError_t upstream(const Upstream<A>& p, cudaStream_t stream) {
+  return by_dtype<A>(p.dtype, [&](auto type) {
     const dim3 grid(ceil_div(p.sites, kThreads) * p.shape.O);
     return start(upstream_kernel<typename decltype(type)::type>, grid, kThreads, 0, p, stream);
   });
 }
 
-cudaError_t patch_gradient(const PatchGradient& p, cudaStream_t stream) {
-  return by_operands(p.dtype, p.tf32, [&](auto type, auto tf32) {
+template <typename A>
+cudaError_t patch_gradient(const PatchGradient<A>& p, cudaStream_t stream) {
+  return by_operands<A>(p.dtype, p.tf32, [&](auto type, auto tf32) {
     using Tile = WeightTile<typename decltype(type)::type, decltype(tf32)::value>;
     const dim3 grid(ceil_div(p.sites, Tile::BM) * ceil_div(p.shape.patch(), Tile::BN));
     return start(patch_gradient_kernel<Tile>, grid, Tile::kThreads, kRing<Tile>, p, stream);
   });
 }
 
-cudaError_t weight_gradient(const WeightGradient& p, cudaStream_t stream) {
-  if (!is_known(p.dtype)) return cudaErrorInvalidValue;
-  return by_operands(Dtype::Float32, p.tf32, [&](auto type, auto tf32) {
+template <typename A>
+cudaError_t weight_gradient(const WeightGradient<A>& p, cudaStream_t stream) {
+  if (!is_known<A>(p.dtype)) return cudaErrorInvalidValue;
+  return by_operands<A>(sizeof(A) == 8 ? Dtype::Float64 : Dtype::Float32, p.tf32, [&](auto type, auto tf32) {
     using Tile = WeightTile<typename decltype(type)::type, decltype(tf32)::value>;
     return by_norm(p.kind, [&](auto kind) {
       const dim3 grid(ceil_div(p.count, Tile::BM) * ceil_div(p.stride, Tile::BN));
@@ -126,5 +132,12 @@ cudaError_t weight_gradient(const WeightGradient& p, cudaStream_t stream) {
     });
   });
 }
+
+template cudaError_t upstream(const Upstream<float>&, cudaStream_t);
+template cudaError_t upstream(const Upstream<double>&, cudaStream_t);
+template cudaError_t patch_gradient(const PatchGradient<float>&, cudaStream_t);
+template cudaError_t patch_gradient(const PatchGradient<double>&, cudaStream_t);
+template cudaError_t weight_gradient(const WeightGradient<float>&, cudaStream_t);
+template cudaError_t weight_gradient(const WeightGradient<double>&, cudaStream_t);
 
 }  // namespace bcos::dynamic_alignment::cuda

@@ -6,6 +6,8 @@
 // zeros up to a multiple of 16 bytes: row p*O + o of the weight makes the dynamic weight of output o for
 // value p of the patch. Pointers are aligned to 16 bytes; those of tensors that a call does not have are
 // null. The kernels start at least one block: no size is 0.
+//
+// A is the type in which values are added up: double for tensors of fp64, else float.
 #pragma once
 
 #include <cstdint>
@@ -27,11 +29,12 @@ struct Shape {
   BCOS_HOST_DEVICE int rows() const { return patch() * O; }   // of the weight
 };
 
+template <typename A>
 struct Forward {
   const void *x, *h, *weight;
   void* y;
-  float* norm;  // [O, pixels]
-  float* l;     // [O, pixels], or null
+  A* norm;  // [O, pixels]
+  A* l;     // [O, pixels], or null
   Shape shape;
   Norm kind;
   Dtype dtype;  // of all but norm and l
@@ -40,12 +43,13 @@ struct Forward {
 
 // The gradient at y -> of_u, by which w is multiplied in du and u in dw, and of_w, by which w's direction is
 // multiplied in dw. Sites are the pixels, those of several rows of the dynamic linear map apart.
+template <typename A>
 struct Upstream {
-  const void* grad;   // [sites / OH*OW, O, OH, OW]
-  const float* norm;  // [O, pixels]
-  const float* l;     // [O, pixels]; read with of_w alone
-  float* of_u;        // [O, sites]
-  float* of_w;        // [O, pixels], or null; only where sites are pixels
+  const void* grad;  // [sites / OH*OW, O, OH, OW]
+  const A* norm;     // [O, pixels]
+  const A* l;        // [O, pixels]; read with of_w alone
+  A* of_u;           // [O, sites]
+  A* of_w;           // [O, pixels], or null; only where sites are pixels
   Shape shape;
   int sites;  // at most 2^30
   Norm kind;
@@ -53,10 +57,11 @@ struct Upstream {
 };
 
 // The gradients of the patches.
+template <typename A>
 struct PatchGradient {
-  const float* of_u;  // [O, sites]
+  const A* of_u;  // [O, sites]
   const void *h, *weight;
-  float* du;  // [sites / OH*OW, P, OH, OW]
+  A* du;  // [sites / OH*OW, P, OH, OW]
   Shape shape;
   int sites;
   Dtype dtype;  // of h and the weight
@@ -64,11 +69,12 @@ struct PatchGradient {
 };
 
 // The gradients of the dynamic weights of pixels [first, first + count): of_u u + of_w direction(w).
+template <typename A>
 struct WeightGradient {
   const void* x;
-  const float *h, *weight;
-  const float *of_u, *of_w;  // [O, pixels]
-  float* dw;                 // [count, stride], with zeros behind the P*O values of a row
+  const A *h, *weight;
+  const A *of_u, *of_w;  // [O, pixels]
+  A* dw;                 // [count, stride], with zeros behind the P*O values of a row
   Shape shape;
   int first, count, stride;  // stride is a multiple of 4
   Norm kind;
@@ -77,11 +83,12 @@ struct WeightGradient {
 };
 
 // c = a b, in parts that have every `splits`-th step of k each. With `transposed` a is [k, m] in memory. The
-// rows of a and b begin at multiples of 4 values; what a has behind its last k is finite.
+// rows of a and b begin at multiples of 16 bytes; what a has behind its last k is finite.
+template <typename A>
 struct Product {
-  const float *a, *b;  // [m, k] or [k, m], rows of a_stride values; [k, n]
-  float* c;            // [splits, m, n]
-  int m, n, k;         // n is a multiple of 4
+  const A *a, *b;  // [m, k] or [k, m], rows of a_stride values; [k, n]
+  A* c;            // [splits, m, n]
+  int m, n, k;     // rows of n values are multiples of 16 bytes
   int a_stride;
   int splits;
   bool transposed, tf32;

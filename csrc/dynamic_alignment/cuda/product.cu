@@ -5,10 +5,8 @@
 namespace bcos::dynamic_alignment::cuda {
 namespace {
 
-constexpr int kSide = 64;  // of a tile
-
-template <bool TRANSPOSED, bool TF32>
-using ProductTile = TileOf<float, TF32, false, !TRANSPOSED, false, RowSum::None, Diagonal::None>;
+template <typename A, bool TRANSPOSED, bool TF32>
+using ProductTile = TileOf<A, TF32, false, !TRANSPOSED, false, RowSum::None, Diagonal::None>;
 
 // Fetches a and b. Rows of memory run along k where a is not transposed, else along m and n.
 template <typename Tile, bool TRANSPOSED>
@@ -18,10 +16,13 @@ struct Loader {
   static constexpr int kCopies = Tile::kCopies;
   static constexpr bool kDirect = true;
 
-  const Product& p;
+  using Value = typename Tile::T;
+  static constexpr int V = kVector<Value>;
+
+  const Product<Value>& p;
   int row0, column0, k;  // k of the next unit
 
-  __device__ Loader(const Product& params) : p(params), k(blockIdx.y * Tile::BK) {
+  __device__ Loader(const Product<Value>& params) : p(params), k(blockIdx.y * Tile::BK) {
     const int tiles_n = int(ceil_div(p.n, Tile::BN));
     row0 = blockIdx.x / tiles_n * Tile::BM;
     column0 = blockIdx.x % tiles_n * Tile::BN;
@@ -32,15 +33,15 @@ struct Loader {
     return own < all ? int(ceil_div(all - own, p.splits)) : 0;
   }
 
-  // A chunk of four values of a row of memory, zeros where that has none.
+  // A chunk of 16 bytes of a row of memory, zeros where that has none.
   template <typename Operand>
-  __device__ static __forceinline__ void copy(uint32_t unit, const float* from, int64_t stride, int r,
+  __device__ static __forceinline__ void copy(uint32_t unit, const Value* from, int64_t stride, int r,
                                               int row, int rows, int column, int columns) {
     const int chunk = threadIdx.x % Operand::kChunks;
     const int line = threadIdx.x / Operand::kChunks + r * (Tile::kThreads / Operand::kChunks);
-    const bool live = within(row + line, rows) && within(column + chunk * 4, columns);
+    const bool live = within(row + line, rows) && within(column + chunk * V, columns);
     copy_async(shared_address(unit + Operand::at(line, chunk)),
-               from + (live ? (row + line) * stride + column + chunk * 4 : 0), live);
+               from + (live ? (row + line) * stride + column + chunk * V : 0), live);
   }
 
   __device__ __forceinline__ void start(uint32_t unit) {
@@ -57,11 +58,11 @@ struct Loader {
   __device__ void finish(uint32_t) {}
 };
 
-template <bool TRANSPOSED, bool TF32>
-__global__ void __launch_bounds__(ProductTile<TRANSPOSED, TF32>::kThreads,
-                                  kBlocks<ProductTile<TRANSPOSED, TF32>, true>)
-    product_kernel(const Product p) {
-  using Tile = ProductTile<TRANSPOSED, TF32>;
+template <typename A, bool TRANSPOSED, bool TF32>
+__global__ void __launch_bounds__(ProductTile<A, TRANSPOSED, TF32>::kThreads,
+                                  kBlocks<ProductTile<A, TRANSPOSED, TF32>, true>)
+    product_kernel(const Product<A> p) {
+  using Tile = ProductTile<A, TRANSPOSED, TF32>;
   Tile tile;
   Loader<Tile, TRANSPOSED> loader(p);
   tile.multiply(loader, loader.units(), false);
@@ -73,28 +74,33 @@ __global__ void __launch_bounds__(ProductTile<TRANSPOSED, TF32>::kThreads,
       for (int half = 0; half < 2; ++half) {
         const int row = loader.row0 + tile.row_of(i, half), column = loader.column0 + tile.column_of(j);
         if (!within(row, p.m) || !within(column, p.n)) continue;
-        float* to = p.c + (int64_t(blockIdx.y) * p.m + row) * p.n + column;
-        *reinterpret_cast<float2*>(to) = {tile.c[i][j][half * 2], tile.c[i][j][half * 2 + 1]};
+        A* to = p.c + (int64_t(blockIdx.y) * p.m + row) * p.n + column;
+        *reinterpret_cast<Vector<A, 2>*>(to) = {tile.c[i][j][half * 2], tile.c[i][j][half * 2 + 1]};
       }
 }
 
-template <bool TRANSPOSED, bool TF32>
-cudaError_t start_product(const Product& p, cudaStream_t stream) {
-  using Tile = ProductTile<TRANSPOSED, TF32>;
-  static_assert(Tile::BM == kSide);
-  const dim3 grid(ceil_div(p.m, kSide) * ceil_div(p.n, kSide), p.splits);
-  return start(product_kernel<TRANSPOSED, TF32>, grid, Tile::kThreads, Tile::kShared, p, stream);
+template <bool TRANSPOSED, bool TF32, typename A>
+cudaError_t start_product(const Product<A>& p, cudaStream_t stream) {
+  using Tile = ProductTile<A, TRANSPOSED, TF32>;
+  const dim3 grid(ceil_div(p.m, Tile::BM) * ceil_div(p.n, Tile::BN), p.splits);
+  return start(product_kernel<A, TRANSPOSED, TF32>, grid, Tile::kThreads, Tile::STAGES * Tile::kStage, p,
+               stream);
 }
 
 }  // namespace
 
-cudaError_t product(const Product& p, cudaStream_t stream) {
+template <typename A>
+cudaError_t product(const Product<A>& p, cudaStream_t stream) {
+  if constexpr (std::is_same_v<A, double>)
+    return p.transposed ? start_product<true, false>(p, stream) : start_product<false, false>(p, stream);
   if (p.transposed)
     return p.tf32 ? start_product<true, true>(p, stream) : start_product<true, false>(p, stream);
   return p.tf32 ? start_product<false, true>(p, stream) : start_product<false, false>(p, stream);
 }
 
-int splits_of(const Product& p, int multiprocessors) {
+template <typename A>
+int splits_of(const Product<A>& p, int multiprocessors) {
+  constexpr int kSide = ProductTile<A, false, false>::BM;
   constexpr int kBlocksEach = 2, kShortest = 128, kLongest = 512, kMost = 64;  // k of a part; parts
   const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
   const auto most = [](int64_t a, int64_t b) { return a < b ? b : a; };
@@ -102,5 +108,10 @@ int splits_of(const Product& p, int multiprocessors) {
   const int64_t for_blocks = least(kBlocksEach * multiprocessors / tiles, ceil_div(p.k, kShortest));
   return int(least(most(for_blocks, ceil_div(p.k, kLongest)), kMost));
 }
+
+template cudaError_t product(const Product<float>&, cudaStream_t);
+template cudaError_t product(const Product<double>&, cudaStream_t);
+template int splits_of(const Product<float>&, int);
+template int splits_of(const Product<double>&, int);
 
 }  // namespace bcos::dynamic_alignment::cuda

@@ -97,10 +97,11 @@ __device__ __forceinline__ void sweep(Tile& tile, Loader<Tile>& loader, int part
   barrier();
 }
 
-// f(type, tf32) with the type of the operands, and whether they are rounded to tf32.
-template <typename F>
+// f(type, tf32) with the type of the operands, whose products are added up in A, and whether they are rounded
+// to tf32.
+template <typename A, typename F>
 cudaError_t by_operands(Dtype dtype, bool tf32, F&& f) {
-  return by_dtype(dtype, [&](auto type) {
+  return by_dtype<A>(dtype, [&](auto type) {
     if constexpr (sizeof(typename decltype(type)::type) == 4)
       if (tf32) return f(type, std::true_type{});
     return f(type, std::false_type{});

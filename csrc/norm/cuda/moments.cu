@@ -9,14 +9,15 @@ namespace {
 constexpr int kPlaces = 4;  // items that a thread has in flight
 
 template <typename T, bool PLANES, int V>
-__global__ void __launch_bounds__(kThreads, kBlocks) moments_kernel(const Shared<MomentsPass> s) {
-  const MomentsPass& p = s.p;
+__global__ void __launch_bounds__(kThreads, kBlocks) moments_kernel(const Shared<MomentsPass<SumsOf<T>>> s) {
+  using A = SumsOf<T>;
+  const MomentsPass<A>& p = s.p;
   const Walk<PLANES, V> walk(p.shape, s.lanes);
   constexpr int K = walk.kChannels;
-  Running<K> running;
+  Running<A, K> running;
   walk.template for_each<kPlaces>([&](const auto& addresses) {
     constexpr int R = std::extent_v<std::remove_reference_t<decltype(addresses)>>;
-    float x[R][V];
+    A x[R][V];
     load_places<T>(x, p.x, false, addresses);
     running.take(x);
   });
@@ -26,18 +27,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks) moments_kernel(const Shared
   for (int k = 0; k < K; ++k) p.partial[walk.partial(k)] = {running.count, running.of[k]};
 }
 
-__global__ void __launch_bounds__(kThreads, kBlocks) join_moments_kernel(const Shared<JoinMoments> s) {
-  const JoinMoments& p = s.p;
+template <typename A>
+__global__ void __launch_bounds__(kThreads, kBlocks) join_moments_kernel(const Shared<JoinMoments<A>> s) {
+  const JoinMoments<A>& p = s.p;
   const int lane = threadIdx.x % s.lanes;
   const int64_t set = int64_t(blockIdx.x) * (kThreads / s.lanes) + threadIdx.x / s.lanes;
   const bool inside = set < p.shape.sets();
   const int channels = p.shape.group_channels();
   const int64_t unit = set / p.shape.groups, group = set % p.shape.groups;
-  Running<1> running;
+  Running<A, 1> running;
   for (int64_t i = lane; inside && i < int64_t(p.shape.splits) * channels; i += s.lanes) {
     const int64_t share = unit * p.shape.splits + i / channels;
-    const Partial& partial = p.partial[share * p.shape.C + group * channels + i % channels];
-    Running<1> other;
+    const Partial<A>& partial = p.partial[share * p.shape.C + group * channels + i % channels];
+    Running<A, 1> other;
     other.count = partial.count;
     other.of[0] = partial.moments;
     running.join(other);
@@ -49,16 +51,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks) join_moments_kernel(const S
 }
 
 template <typename T, bool PLANES, int V>
-__global__ void __launch_bounds__(kThreads, kBlocks) apply_kernel(const Shared<Apply> s) {
-  const Apply& p = s.p;
+__global__ void __launch_bounds__(kThreads, kBlocks) apply_kernel(const Shared<Apply<SumsOf<T>>> s) {
+  using A = SumsOf<T>;
+  const Apply<A>& p = s.p;
   const Walk<PLANES, V> walk(p.shape, s.lanes);
   if (!walk.inside) return;
   constexpr int K = walk.kChannels;
   const bool wide = p.out_dtype == Dtype::Float32;
-  float gamma[K], beta[K];
-  load_factor(gamma, p.weight, walk.channel, 1);
-  load_factor(beta, p.bias, walk.channel, 0);
-  Affine<float> of[K];
+  A gamma[K], beta[K];
+  load_factor(gamma, p.weight, walk.channel, A(1));
+  load_factor(beta, p.bias, walk.channel, A(0));
+  Affine<A> of[K];
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     const int64_t set = walk.set(k);
@@ -67,7 +70,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) apply_kernel(const Shared<A
   }
   walk.template for_each<kPlaces>([&](const auto& addresses) {
     constexpr int R = std::extent_v<std::remove_reference_t<decltype(addresses)>>;
-    float x[R][V];
+    A x[R][V];
     load_places<T>(x, p.x, false, addresses);
 #pragma unroll
     for (int r = 0; r < R; ++r) {
@@ -87,7 +90,7 @@ int splits_of(const Shape& shape, Dtype dtype, int multiprocessors) {
   Shape whole = shape;
   whole.splits = 1;
   int64_t splits = 1;
-  by_layout(shape, dtype, [&](auto, auto planes, auto width) {
+  const auto count = [&](auto, auto planes, auto width) {
     constexpr bool PLANES = decltype(planes)::value;
     constexpr int V = decltype(width)::value;
     const Plan plan = Plan::of<PLANES, V>(whole);
@@ -96,36 +99,43 @@ int splits_of(const Shape& shape, Dtype dtype, int multiprocessors) {
     splits = ceil_div(int64_t(kWanted) * multiprocessors, plan.blocks > 0 ? plan.blocks : 1);
     splits = splits < items / least ? splits : items / least;
     return cudaSuccess;
-  });
+  };
+  if (dtype == Dtype::Float64)
+    by_layout<double>(shape, dtype, count);
+  else
+    by_layout<float>(shape, dtype, count);
   const int64_t most = kMostParts / shape.group_channels();
   splits = splits < most ? splits : most;
   return splits > 1 ? int(splits) : 1;
 }
 
-cudaError_t moments(const MomentsPass& p, cudaStream_t stream) {
+template <typename A>
+cudaError_t moments(const MomentsPass<A>& p, cudaStream_t stream) {
   if (is_empty(p.shape)) return cudaSuccess;
-  return by_layout(p.shape, p.dtype, [&](auto type, auto planes, auto width) {
+  return by_layout<A>(p.shape, p.dtype, [&](auto type, auto planes, auto width) {
     using T = typename decltype(type)::type;
     constexpr bool PLANES = decltype(planes)::value;
     constexpr int V = decltype(width)::value;
     const Plan plan = Plan::of<PLANES, V>(p.shape);
-    return start(moments_kernel<T, PLANES, V>, dim3(plan.blocks), kThreads, kShared<Running<PLANES ? 1 : V>>,
-                 {p, plan.lanes}, stream);
+    return start(moments_kernel<T, PLANES, V>, dim3(plan.blocks), kThreads,
+                 kShared<Running<A, PLANES ? 1 : V>>, {p, plan.lanes}, stream);
   });
 }
 
-cudaError_t join_moments(const JoinMoments& p, cudaStream_t stream) {
+template <typename A>
+cudaError_t join_moments(const JoinMoments<A>& p, cudaStream_t stream) {
   if (is_empty(p.shape)) return cudaSuccess;
   const int lanes = lanes_of(int64_t(p.shape.splits) * p.shape.group_channels(), true);
-  return start(join_moments_kernel, dim3(ceil_div(p.shape.sets(), kThreads / lanes)), kThreads,
-               kShared<Running<1>>, {p, lanes}, stream);
+  return start(join_moments_kernel<A>, dim3(ceil_div(p.shape.sets(), kThreads / lanes)), kThreads,
+               kShared<Running<A, 1>>, {p, lanes}, stream);
 }
 
-cudaError_t apply(const Apply& p, cudaStream_t stream) {
+template <typename A>
+cudaError_t apply(const Apply<A>& p, cudaStream_t stream) {
   if (is_empty(p.shape)) return cudaSuccess;
-  if (!is_known(p.weight.dtype) || !is_known(p.bias.dtype)) return cudaErrorInvalidValue;
-  if (!is_output_of(p.dtype, p.out_dtype)) return cudaErrorInvalidValue;
-  return by_layout(p.shape, p.dtype, [&](auto type, auto planes, auto width) {
+  if (!is_known<A>(p.weight.dtype) || !is_known<A>(p.bias.dtype)) return cudaErrorInvalidValue;
+  if (!is_output_of<A>(p.dtype, p.out_dtype)) return cudaErrorInvalidValue;
+  return by_layout<A>(p.shape, p.dtype, [&](auto type, auto planes, auto width) {
     using T = typename decltype(type)::type;
     constexpr bool PLANES = decltype(planes)::value;
     constexpr int V = decltype(width)::value;
@@ -133,5 +143,12 @@ cudaError_t apply(const Apply& p, cudaStream_t stream) {
     return start(apply_kernel<T, PLANES, V>, dim3(plan.blocks), kThreads, 0, {p, plan.lanes}, stream);
   });
 }
+
+template cudaError_t moments(const MomentsPass<float>&, cudaStream_t);
+template cudaError_t moments(const MomentsPass<double>&, cudaStream_t);
+template cudaError_t join_moments(const JoinMoments<float>&, cudaStream_t);
+template cudaError_t join_moments(const JoinMoments<double>&, cudaStream_t);
+template cudaError_t apply(const Apply<float>&, cudaStream_t);
+template cudaError_t apply(const Apply<double>&, cudaStream_t);
 
 }  // namespace bcos::norm::cuda

@@ -5,6 +5,8 @@
 // where `per_image`, else all images together; within it `groups` of neighbouring channels have a set of
 // statistics each. The sets are counted over units and groups. Pointers are aligned to 16 bytes; those of
 // tensors that a call does not have are null. A size of 0 starts nothing.
+//
+// A is the type in which values are added up: double for tensors of fp64, else float.
 #pragma once
 
 #include <cstdint>
@@ -41,44 +43,50 @@ struct Factor {
   Dtype dtype;
 };
 
+template <typename A>
 struct Statistics {
-  const float* mean;  // [sets]; null where nothing needs it
-  const float* var;   // [sets]
-  float eps;
+  const A* mean;  // [sets]; null where nothing needs it
+  const A* var;   // [sets]
+  A eps;
   bool centered;
 };
 
 // Moments of `count` values.
+template <typename A>
 struct Partial {
-  float count;
-  Moments<float> moments;
+  A count;
+  Moments<A> moments;
 };
 
 // Sums over values of grad (x − shift) and of grad.
+template <typename A>
 struct Sums {
-  float products, grads;
+  A products, grads;
 };
 
 // The moments of each share.
+template <typename A>
 struct MomentsPass {
   const void* x;
-  Partial* partial;  // [units, splits, C]
+  Partial<A>* partial;  // [units, splits, C]
   Shape shape;
   Dtype dtype;  // of x
 };
 
+template <typename A>
 struct JoinMoments {
-  const Partial* partial;  // [units, splits, C]
-  float* mean;             // [sets]
-  float* var;              // [sets], biased
+  const Partial<A>* partial;  // [units, splits, C]
+  A* mean;                    // [sets]
+  A* var;                     // [sets], biased
   Shape shape;
 };
 
 // y = γ (x − shift) r + β
+template <typename A>
 struct Apply {
   const void* x;
   void* y;
-  Statistics statistics;
+  Statistics<A> statistics;
   Factor weight, bias;
   Shape shape;
   Dtype dtype;      // of x
@@ -86,87 +94,93 @@ struct Apply {
 };
 
 // The sums of each share, without γ.
+template <typename A>
 struct SumsPass {
   const void* grad;
   const void* x;  // null: the products are not wanted and become 0
-  Statistics statistics;
-  Sums* partial;  // [units, splits, C]
+  Statistics<A> statistics;
+  Sums<A>* partial;  // [units, splits, C]
   Shape shape;
   Dtype dtype;      // of x
   Dtype out_dtype;  // of grad: as x, or fp32
 };
 
 // The sums of each set of more than one channel, with γ.
+template <typename A>
 struct SetSums {
-  const Sums* partial;  // [units, splits, C]
+  const Sums<A>* partial;  // [units, splits, C]
   Factor weight;
-  Sums* sums;  // [sets]
+  Sums<A>* sums;  // [sets]
   Shape shape;
 };
 
 // dγ and dβ, the sums over the units and shares of a channel; and where a channel of all images is a set, its
 // sums with γ.
+template <typename A>
 struct ChannelSums {
-  const Sums* partial;    // [units, splits, C]
-  Statistics statistics;  // var is null where the products have the factor r already
+  const Sums<A>* partial;    // [units, splits, C]
+  Statistics<A> statistics;  // var is null where the products have the factor r already
   Factor weight;
-  float* dweight;  // [C] or null
-  float* dbias;    // [C] or null
-  Sums* sums;      // [C] or null
+  A* dweight;     // [C] or null
+  A* dbias;       // [C] or null
+  Sums<A>* sums;  // [C] or null
   Shape shape;
 };
 
 // dx = γ grad r + (the part of the variance, unless `frozen`) + (that of the mean, where `centered`)
+template <typename A>
 struct GradientPass {
   const void* grad;
   const void* x;  // read unless null; null where `frozen` without dvar
-  Statistics statistics;
+  Statistics<A> statistics;
   Factor weight;
-  const Sums* sums;  // [sets], with γ; null: mean and variance are constants
+  const Sums<A>* sums;  // [sets], with γ; null: mean and variance are constants
   bool frozen;
   void* dx;
   Shape shape;
-  float count;                  // values of a set
-  Dtype dtype;                  // of x and dx
-  Dtype out_dtype;              // of grad: as x, or fp32
-  const float* dvar = nullptr;  // [sets]: what a second derivative adds to the gradient of var
-  float* map = nullptr;         // [4, C], for gradient_map
+  A count;                  // values of a set
+  Dtype dtype;              // of x and dx
+  Dtype out_dtype;          // of grad: as x, or fp32
+  const A* dvar = nullptr;  // [sets]: what a second derivative adds to the gradient of var
+  A* map = nullptr;         // [4, C], for gradient_map
 };
 
 // Norms at positions: one set for each row, which are the C channels at a position. N * P and N * C are below
 // 2^31.
+template <typename A>
 struct PositionsFwd {
   const void* x;
   void* y;
-  float* mean;  // [N, P]
-  float* var;   // [N, P]
+  A* mean;  // [N, P]
+  A* var;   // [N, P]
   Factor weight, bias;
   int N, C, P;
   bool planes;
-  float eps;
+  A eps;
   bool centered;
-  Dtype dtype;                   // of x
-  Dtype out_dtype;               // of y: as x, or fp32
-  const float* given = nullptr;  // [N, P]: a variance that forms y in place of x's own; var is then null
+  Dtype dtype;               // of x
+  Dtype out_dtype;           // of y: as x, or fp32
+  const A* given = nullptr;  // [N, P]: a variance that forms y in place of x's own; var is then null
 };
 
 // With `var_gradient` the second derivative of a frozen backward: x and mean are then those of v, the
 // gradient of dx, and dx is null.
+template <typename A>
 struct PositionsBwd {
   const void* grad;
   const void* x;  // null where `frozen` and neither sums nor a gradient of var are wanted or given
-  Statistics statistics;
+  Statistics<A> statistics;
   Factor weight;
   bool frozen;
-  void* dx;       // null: not wanted
-  Sums* partial;  // [shares, C] of positions_shares: the products have the factor r; null: not wanted
+  void* dx;          // null: not wanted
+  Sums<A>* partial;  // [shares, C] of positions_shares: the products have the factor r; null: not wanted
   int N, C, P;
   bool planes;
-  int64_t each;                   // of rows: how many a block has; not read of planes
-  Dtype dtype;                    // of x and dx
-  Dtype out_dtype;                // of grad: as x, or fp32
-  const float* dvar = nullptr;    // [N, P]: what a second derivative adds to the gradient of var
-  float* var_gradient = nullptr;  // [N, P]
+  int64_t each;               // of rows: how many a block has; not read of planes
+  Dtype dtype;                // of x and dx
+  Dtype out_dtype;            // of grad: as x, or fp32
+  const A* dvar = nullptr;    // [N, P]: what a second derivative adds to the gradient of var
+  A* var_gradient = nullptr;  // [N, P]
 };
 
 }  // namespace bcos::norm::cuda

@@ -15,9 +15,12 @@ inline int lanes_of_vectors(int64_t vectors, int most) {
 
 namespace planes {
 
-cudaError_t positions_fwd(const PositionsFwd& p, cudaStream_t stream);
-cudaError_t positions_bwd(const PositionsBwd& p, cudaStream_t stream);
-int positions_shares(const PositionsBwd& p);
+template <typename A>
+cudaError_t positions_fwd(const PositionsFwd<A>& p, cudaStream_t stream);
+template <typename A>
+cudaError_t positions_bwd(const PositionsBwd<A>& p, cudaStream_t stream);
+template <typename A>
+int positions_shares(const PositionsBwd<A>& p);
 
 }  // namespace planes
 

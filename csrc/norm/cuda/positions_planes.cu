@@ -17,26 +17,27 @@ __device__ __forceinline__ int64_t address(const Strip<V>& strip, int C, int P, 
 
 template <typename T, int V>
 __global__ void __launch_bounds__(cuda::kThreads, cuda::kBlocks)
-    positions_fwd_kernel(const Sliced<PositionsFwd> s) {
-  const PositionsFwd& p = s.p;
+    positions_fwd_kernel(const Sliced<PositionsFwd<SumsOf<T>>> s) {
+  using A = SumsOf<T>;
+  const PositionsFwd<A>& p = s.p;
   const Strip<V> strip(p.N * p.P, p.P, s.slices);
   const T* x = static_cast<const T*>(p.x);
-  Running<V> running;
+  Running<A, V> running;
   int c = strip.inside ? strip.slice : p.C;
   for (; c + (kPlaces - 1) * s.slices < p.C; c += kPlaces * s.slices) {
-    float v[kPlaces][V];
+    A v[kPlaces][V];
 #pragma unroll
     for (int k = 0; k < kPlaces; ++k) load(v[k], x, address(strip, p.C, p.P, c + k * s.slices), true);
     running.take(v);
   }
   for (; within(c, p.C); c += s.slices) {
-    float v[1][V];
+    A v[1][V];
     load(v[0], x, address(strip, p.C, p.P, c), true);
     running.take(v);
   }
   join_threads<true>(running, strip.lanes, cuda::kThreads);
   if (!strip.inside) return;
-  float mean[V], var[V], r[V];
+  A mean[V], var[V], r[V];
 #pragma unroll
   for (int i = 0; i < V; ++i) {
     mean[i] = running.of[i].mean;
@@ -50,9 +51,9 @@ __global__ void __launch_bounds__(cuda::kThreads, cuda::kBlocks)
 #pragma unroll
   for (int i = 0; i < V; ++i) r[i] = inverse_std(var[i], p.eps);
   for (c = strip.slice; within(c, p.C); c += s.slices) {
-    const float gamma = value_of(p.weight, c, 1), beta = value_of(p.bias, c, 0);
+    const A gamma = value_of(p.weight, c, A(1)), beta = value_of(p.bias, c, A(0));
     const int64_t at = address(strip, p.C, p.P, c);
-    float v[V];
+    A v[V];
     load(v, x, at, true);
 #pragma unroll
     for (int i = 0; i < V; ++i) v[i] = affine(mean[i], r[i], gamma, beta, p.centered)(v[i]);
@@ -62,14 +63,15 @@ __global__ void __launch_bounds__(cuda::kThreads, cuda::kBlocks)
 
 template <typename T, int V>
 __global__ void __launch_bounds__(cuda::kThreads, cuda::kBlocks)
-    positions_bwd_kernel(const Sliced<PositionsBwd> s) {
-  const PositionsBwd& p = s.p;
+    positions_bwd_kernel(const Sliced<PositionsBwd<SumsOf<T>>> s) {
+  using A = SumsOf<T>;
+  const PositionsBwd<A>& p = s.p;
   const Strip<V> strip(p.N * p.P, p.P, s.slices);
   const bool wide = p.out_dtype == Dtype::Float32;
   const T* x = static_cast<const T*>(p.x);
   const bool has_x = p.x != nullptr, second = p.var_gradient != nullptr;
   const bool has_sums = second || (p.dx != nullptr && (!p.frozen || p.statistics.centered));
-  float mean[V] = {}, var[V], r[V] = {}, shift[V];
+  A mean[V] = {}, var[V], r[V] = {}, shift[V];
   if (strip.inside) {
     load(var, p.statistics.var, strip.row, true);
     if (has_x) load(mean, p.statistics.mean, strip.row, true);
@@ -77,12 +79,12 @@ __global__ void __launch_bounds__(cuda::kThreads, cuda::kBlocks)
     for (int i = 0; i < V; ++i) r[i] = inverse_std(var[i], p.statistics.eps);
   }
 #pragma unroll
-  for (int i = 0; i < V; ++i) shift[i] = p.statistics.centered ? mean[i] : 0.f;
-  RunningSums<V> sums;
+  for (int i = 0; i < V; ++i) shift[i] = p.statistics.centered ? mean[i] : A(0);
+  RunningSums<A, V> sums;
   for (int c = strip.slice; has_sums && strip.inside && within(c, p.C); c += s.slices) {
-    const float gamma = value_of(p.weight, c, 1);
+    const A gamma = value_of(p.weight, c, A(1));
     const int64_t at = address(strip, p.C, p.P, c);
-    float grad[V], v[V] = {};
+    A grad[V], v[V] = {};
     load_output<T>(grad, p.grad, wide, at);
     if (has_x) load(v, x, at, true);
 #pragma unroll
@@ -94,28 +96,28 @@ __global__ void __launch_bounds__(cuda::kThreads, cuda::kBlocks)
     for (int i = 0; i < V; ++i) var[i] = var_gradient(r[i], sums.of[i].products);
     store(p.var_gradient, strip.row, var, true);
   }
-  float dvar[V] = {};
+  A dvar[V] = {};
   if (p.dvar != nullptr && strip.inside) load(dvar, p.dvar, strip.row, true);
-  Gradient<float> of[V];
+  Gradient<A> of[V];
 #pragma unroll
   for (int i = 0; i < V; ++i) {
-    of[i] = gradient(r[i], 1.f, sums.of[i].products, sums.of[i].grads, float(p.C), p.statistics.centered,
-                     p.frozen);
-    of[i].of_x += of_var(dvar[i], float(p.C));
+    of[i] =
+        gradient(r[i], A(1), sums.of[i].products, sums.of[i].grads, A(p.C), p.statistics.centered, p.frozen);
+    of[i].of_x += of_var(dvar[i], A(p.C));
   }
   const bool moves = !p.frozen || p.dvar != nullptr;
   // Every channel is that of a whole number of warps, each of which writes a share.
   const int64_t share = int64_t(blockIdx.x) * (strip.lanes / 32) + strip.lane / 32;
   for (int c = strip.slice; c < p.C; c += s.slices) {
-    const float gamma = value_of(p.weight, c, 1);
+    const A gamma = value_of(p.weight, c, A(1));
     const int64_t at = address(strip, p.C, p.P, c);
-    float grad[V] = {}, v[V] = {};
+    A grad[V] = {}, v[V] = {};
     if (strip.inside) {
       load_output<T>(grad, p.grad, wide, at);
       if (has_x) load(v, x, at, true);
     }
     if (p.partial != nullptr) {
-      RunningSums<1> mine;
+      RunningSums<A, 1> mine;
 #pragma unroll
       for (int i = 0; i < V; ++i) mine.add(0, grad[i], r[i] * (v[i] - shift[i]));
       join_threads<false>(mine, 1, 32);
@@ -123,40 +125,50 @@ __global__ void __launch_bounds__(cuda::kThreads, cuda::kBlocks)
     }
     if (p.dx == nullptr || !strip.inside) continue;
 #pragma unroll
-    for (int i = 0; i < V; ++i) grad[i] = of[i](gamma * grad[i], moves ? v[i] - mean[i] : 0.f);
+    for (int i = 0; i < V; ++i) grad[i] = of[i](gamma * grad[i], moves ? v[i] - mean[i] : A(0));
     store(static_cast<T*>(p.dx), at, grad, true);
   }
 }
 
 }  // namespace
 
-cudaError_t positions_fwd(const PositionsFwd& p, cudaStream_t stream) {
-  return by_dtype(p.dtype, [&](auto type) {
+template <typename A>
+cudaError_t positions_fwd(const PositionsFwd<A>& p, cudaStream_t stream) {
+  return by_dtype<A>(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     return by_width<T>(p.P, p.dtype, [&](auto width) {
       constexpr int V = decltype(width)::value;
-      const Sliced<PositionsFwd> s{p, slices_of(p.C)};
+      const Sliced<PositionsFwd<A>> s{p, slices_of(p.C)};
       return start(positions_fwd_kernel<T, V>, strip_grid(p.N * p.P, s.slices, V), cuda::kThreads,
-                   cuda::kShared<Running<V>>, s, stream);
+                   cuda::kShared<Running<A, V>>, s, stream);
     });
   });
 }
 
-int positions_shares(const PositionsBwd& p) {
+template <typename A>
+int positions_shares(const PositionsBwd<A>& p) {
   const int slices = slices_of(p.C);
   return int(strip_grid(p.N * p.P, slices, width_of(p.P, p.dtype)).x) * (cuda::kThreads / slices / 32);
 }
 
-cudaError_t positions_bwd(const PositionsBwd& p, cudaStream_t stream) {
-  return by_dtype(p.dtype, [&](auto type) {
+template <typename A>
+cudaError_t positions_bwd(const PositionsBwd<A>& p, cudaStream_t stream) {
+  return by_dtype<A>(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     return by_width<T>(p.P, p.dtype, [&](auto width) {
       constexpr int V = decltype(width)::value;
-      const Sliced<PositionsBwd> s{p, slices_of(p.C)};
+      const Sliced<PositionsBwd<A>> s{p, slices_of(p.C)};
       return start(positions_bwd_kernel<T, V>, strip_grid(p.N * p.P, s.slices, V), cuda::kThreads,
-                   cuda::kShared<RunningSums<V>>, s, stream);
+                   cuda::kShared<RunningSums<A, V>>, s, stream);
     });
   });
 }
+
+template cudaError_t positions_fwd(const PositionsFwd<float>&, cudaStream_t);
+template cudaError_t positions_fwd(const PositionsFwd<double>&, cudaStream_t);
+template int positions_shares(const PositionsBwd<float>&);
+template int positions_shares(const PositionsBwd<double>&);
+template cudaError_t positions_bwd(const PositionsBwd<float>&, cudaStream_t);
+template cudaError_t positions_bwd(const PositionsBwd<double>&, cudaStream_t);
 
 }  // namespace bcos::norm::cuda::planes

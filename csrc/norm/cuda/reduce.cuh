@@ -10,10 +10,10 @@ constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kBlocks = 2;  // of a multiprocessor, at least: they leave registers enough
 
 // The moments of `count` values of each of K channels.
-template <int K>
+template <typename A, int K>
 struct Running {
-  float count = 0;
-  Moments<float> of[K] = {};
+  A count = 0;
+  Moments<A> of[K] = {};
 
   __device__ __forceinline__ void join(const Running& later) {
     if (count == 0) {
@@ -28,25 +28,25 @@ struct Running {
   // Takes in V neighbouring values of each of R places; they belong to K channels: to one, or to a channel
   // each.
   template <int R, int V>
-  __device__ __forceinline__ void take(const float (&v)[R][V]) {
+  __device__ __forceinline__ void take(const A (&v)[R][V]) {
     static_assert(K == 1 || K == V);
-    constexpr float each = R * (V / K);
+    constexpr A each = R * (V / K);
     Running batch;
     batch.count = each;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      const float near = v[0][k];  // one of the values, from which distances are exact where all are near
-      float sum = 0, squares = 0;
+      const A near = v[0][k];  // one of the values, from which distances are exact where all are near
+      A sum = 0, squares = 0;
 #pragma unroll
       for (int r = 0; r < R; ++r)
 #pragma unroll
         for (int i = k; i < V; i += K) sum += v[r][i] - near;
-      const float mean = sum * (1 / each);
+      const A mean = sum * (1 / each);
 #pragma unroll
       for (int r = 0; r < R; ++r)
 #pragma unroll
         for (int i = k; i < V; i += K) {
-          const float distance = (v[r][i] - near) - mean;
+          const A distance = (v[r][i] - near) - mean;
           squares += distance * distance;
         }
       batch.of[k] = moments_of(near, mean, squares);
@@ -66,11 +66,11 @@ struct Running {
 };
 
 // Sums of each of K channels.
-template <int K>
+template <typename A, int K>
 struct RunningSums {
-  Sums of[K] = {};
+  Sums<A> of[K] = {};
 
-  __device__ __forceinline__ void add(int k, float grad, float from_shift) {
+  __device__ __forceinline__ void add(int k, A grad, A from_shift) {
     of[k].products += grad * from_shift;
     of[k].grads += grad;
   }
@@ -121,16 +121,21 @@ __device__ __forceinline__ void join_threads(R& running, int low, int high) {
 // COUNT values of a tensor of T, or of fp32 where `wide`; as `load` and `store` have them. Decided at run
 // time, because a kernel for each would take twice as long to compile and not run faster.
 template <typename T, int COUNT>
-__device__ __forceinline__ void load_output(float (&out)[COUNT], const void* p, bool wide, int64_t at) {
-  if (wide)
+__device__ __forceinline__ void load_output(SumsOf<T> (&out)[COUNT], const void* p, bool wide, int64_t at) {
+  if constexpr (std::is_same_v<T, double>)
+    load(out, static_cast<const T*>(p), at, true);
+  else if (wide)
     load(out, static_cast<const float*>(p), at, true);
   else
     load(out, static_cast<const T*>(p), at, true);
 }
 
 template <typename T, int COUNT>
-__device__ __forceinline__ void store_output(void* p, bool wide, int64_t at, const float (&values)[COUNT]) {
-  if (wide)
+__device__ __forceinline__ void store_output(void* p, bool wide, int64_t at,
+                                             const SumsOf<T> (&values)[COUNT]) {
+  if constexpr (std::is_same_v<T, double>)
+    store(static_cast<T*>(p), at, values, true);
+  else if (wide)
     store(static_cast<float*>(p), at, values, true);
   else
     store(static_cast<T*>(p), at, values, true);
@@ -149,11 +154,13 @@ cudaError_t by_vector(int channels, F&& f) {
 }
 
 // The values of K channels, a power of two that divides `first`; `missing` where there are none.
-template <int K>
-__device__ __forceinline__ void load_factor(float (&out)[K], const Factor& factor, int first, float missing) {
+template <typename A, int K>
+__device__ __forceinline__ void load_factor(A (&out)[K], const Factor& factor, int first, A missing) {
   if (factor.data == nullptr) {
 #pragma unroll
     for (int k = 0; k < K; ++k) out[k] = missing;
+  } else if constexpr (std::is_same_v<A, double>) {
+    load(out, static_cast<const double*>(factor.data), first, true);
   } else if (factor.dtype == Dtype::Float32) {
     load(out, static_cast<const float*>(factor.data), first, true);
   } else if (factor.dtype == Dtype::Float16) {
@@ -163,17 +170,20 @@ __device__ __forceinline__ void load_factor(float (&out)[K], const Factor& facto
   }
 }
 
-__device__ __forceinline__ float value_of(const Factor& factor, int channel, float missing) {
-  float value[1];
+template <typename A>
+__device__ __forceinline__ A value_of(const Factor& factor, int channel, A missing) {
+  A value[1];
   load_factor(value, factor, channel, missing);
   return value[0];
 }
 
-__device__ __forceinline__ float shift_of(const Statistics& s, int64_t set) {
-  return s.centered ? s.mean[set] : 0.f;
+template <typename A>
+__device__ __forceinline__ A shift_of(const Statistics<A>& s, int64_t set) {
+  return s.centered ? s.mean[set] : A(0);
 }
 
-__device__ __forceinline__ float r_of(const Statistics& s, int64_t set) {
+template <typename A>
+__device__ __forceinline__ A r_of(const Statistics<A>& s, int64_t set) {
   return inverse_std(s.var[set], s.eps);
 }
 

@@ -91,7 +91,7 @@ struct Walk {
 
 // V values at each of R addresses of a tensor of T, or of fp32 where `wide`.
 template <typename T, int R, int V>
-__device__ __forceinline__ void load_places(float (&out)[R][V], const void* p, bool wide,
+__device__ __forceinline__ void load_places(SumsOf<T> (&out)[R][V], const void* p, bool wide,
                                             const int64_t (&addresses)[R]) {
 #pragma unroll
   for (int r = 0; r < R; ++r) load_output<T>(out[r], p, wide, addresses[r]);
@@ -119,10 +119,11 @@ struct Plan {
   }
 };
 
-// f(T, PLANES, V) of the dtype and the layout as constants; V are the values of an item.
-template <typename F>
+// f(T, PLANES, V) of the dtype, whose values are added up in A, and the layout as constants; V are the values
+// of an item.
+template <typename A, typename F>
 cudaError_t by_layout(const Shape& s, Dtype dtype, F&& f) {
-  return by_dtype(dtype, [&](auto type) {
+  return by_dtype<A>(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     if (s.planes)
       return bcos::cuda::planes::by_width<T>(s.P, dtype,

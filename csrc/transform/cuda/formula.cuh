@@ -7,8 +7,9 @@
 namespace bcos::transform::cuda {
 
 // b is read from the device where it is a tensor.
-__device__ __forceinline__ Constants<float> constants(const Formula& f, bool frozen = false) {
-  Constants<float> k{f.b_minus_1, f.cos_eps, f.eps_inside, f.eps_outside, frozen ? 0.f : 1.f};
+template <typename A>
+__device__ __forceinline__ Constants<A> constants(const Formula<A>& f, bool frozen = false) {
+  Constants<A> k{f.b_minus_1, f.cos_eps, f.eps_inside, f.eps_outside, frozen ? A(0) : A(1)};
   if (f.b != nullptr) {
     k.b_minus_1 = *f.b - 1;
     if (f.exact_two && k.b_minus_1 == 1) k.cos_eps = 0;
@@ -18,16 +19,17 @@ __device__ __forceinline__ Constants<float> constants(const Formula& f, bool fro
 
 // Of one element of ScaleSecond, with v as y or l: u without alpha, dgrad, dl, and what it adds to dn and to
 // t / r.
+template <typename A>
 struct SecondOrder {
-  float u, dgrad, dl, dn, t;
+  A u, dgrad, dl, dn, t;
 };
 
-template <Power P>
-__device__ __forceinline__ SecondOrder second_order(float grad, float v, float p, float inv_n, float rm,
-                                                    const Constants<float>& k) {
-  const Partials<float> d = partials<P>(v, v, inv_n, k);
-  const float cosine = signed_cosine<P>(v, v, inv_n);
-  const float dl = grad * curvature<P>(cosine, inv_n, k) * (p - cosine * rm);
+template <Power P, typename A>
+__device__ __forceinline__ SecondOrder<A> second_order(A grad, A v, A p, A inv_n, A rm,
+                                                       const Constants<A>& k) {
+  const Partials<A> d = partials<P>(v, v, inv_n, k);
+  const A cosine = signed_cosine<P>(v, v, inv_n);
+  const A dl = grad * curvature<P>(cosine, inv_n, k) * (p - cosine * rm);
   return {grad * d.l, d.l * p + d.n * rm, dl, -cosine * dl, grad * d.n};
 }
 

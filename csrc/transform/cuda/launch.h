@@ -2,6 +2,7 @@
 //
 // For sm_80 and later. Of shared memory a block takes up to 70144 bytes, and of depthwise layers 264 for each
 // tap. cudaErrorInvalidValue: dtypes or a max_out that params.h does not allow.
+// The templates are compiled for A = float and double.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -10,17 +11,26 @@
 
 namespace bcos::transform::cuda {
 
-cudaError_t weight_norm_fwd(const WeightNormFwd& p, cudaStream_t stream);
-cudaError_t weight_norm_bwd(const WeightNormBwd& p, cudaStream_t stream);
+template <typename A>
+cudaError_t weight_norm_fwd(const WeightNormFwd<A>& p, cudaStream_t stream);
+template <typename A>
+cudaError_t weight_norm_bwd(const WeightNormBwd<A>& p, cudaStream_t stream);
 
-cudaError_t patch_norm_squares(const PatchNormSquares& p, cudaStream_t stream);
-cudaError_t patch_norm_fwd(const PatchNormFwd& p, cudaStream_t stream);
-cudaError_t patch_norm_bwd(const PatchNormBwd& p, cudaStream_t stream);
+template <typename A>
+cudaError_t patch_norm_squares(const PatchNormSquares<A>& p, cudaStream_t stream);
+template <typename A>
+cudaError_t patch_norm_fwd(const PatchNormFwd<A>& p, cudaStream_t stream);
+template <typename A>
+cudaError_t patch_norm_bwd(const PatchNormBwd<A>& p, cudaStream_t stream);
 
-cudaError_t scale_fwd(const ScaleFwd& p, cudaStream_t stream);
-cudaError_t scale_bwd(const ScaleBwd& p, cudaStream_t stream);
-int scale_bwd_blocks(const ScaleBwd& p);  // entries of db; reads the sizes and dtypes alone
-cudaError_t scale_second(const ScaleSecond& p, cudaStream_t stream);
+template <typename A>
+cudaError_t scale_fwd(const ScaleFwd<A>& p, cudaStream_t stream);
+template <typename A>
+cudaError_t scale_bwd(const ScaleBwd<A>& p, cudaStream_t stream);
+template <typename A>
+int scale_bwd_blocks(const ScaleBwd<A>& p);  // entries of db; reads the sizes and dtypes alone
+template <typename A>
+cudaError_t scale_second(const ScaleSecond<A>& p, cudaStream_t stream);
 
 cudaError_t implicit_gemm_fwd(const ImplicitGemmFwd& p, cudaStream_t stream);
 cudaError_t implicit_gemm_dgrad(const ImplicitGemmDgrad& p, cudaStream_t stream);

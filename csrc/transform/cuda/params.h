@@ -7,6 +7,8 @@
 // one group both orders are the same memory. Pointers are aligned to 16 bytes; those of tensors that a call
 // does not have are null. Products of sizes may pass 2^31; a size that is an int here may not. Where a size
 // is 0, nothing is started.
+//
+// A is the type in which values are added up: double for tensors of fp64, else float.
 #pragma once
 
 #include <cstdint>
@@ -21,11 +23,12 @@ using namespace bcos::cuda;
 constexpr int kMostMaxOut = 64;  // filters of an output that a tile holds
 
 // Which formula, and its constants.
+template <typename A>
 struct Formula {
-  Power power;                                        // General where b is a tensor
-  float b_minus_1, cos_eps, eps_inside, eps_outside;  // b_minus_1: unused where b is a tensor
-  const float* b;                                     // one fp32 on the device, or null
-  bool exact_two;                                     // a tensor b of exactly 2 has no cos_eps
+  Power power;                                    // General where b is a tensor
+  A b_minus_1, cos_eps, eps_inside, eps_outside;  // b_minus_1: unused where b is a tensor
+  const A* b;                                     // one value on the device, or null
+  bool exact_two;                                 // a tensor b of exactly 2 has no cos_eps
 };
 
 // How output pixels see input pixels.
@@ -36,9 +39,10 @@ struct Window {
 
 // alpha[f] = 1/|w_f|, 0 for a zero filter; and the operand
 // of the products: w/|w|, or w itself if `raw`, as OHWI.
+template <typename A>
 struct WeightNormFwd {
   const void* w;    // [F, K] in its own order, OIHW unless `ohwi`
-  float* alpha;     // [F]
+  A* alpha;         // [F]
   void* operand;    // [F, K] OHWI; null: alpha alone
   int F, CG, taps;  // K = CG * taps
   bool ohwi, raw;
@@ -48,11 +52,12 @@ struct WeightNormFwd {
 
 // dw, formed of d, which is the sum of partial over the splits. With unit weights it is the projection
 // alpha (d - w^ (w^ . d)).
+template <typename A>
 struct WeightNormBwd {
-  void* partial;       // [splits, F, K] OHWI; with splits > 1 the first share is overwritten
-  const void* w;       // [F, K] in its own order
-  const float* alpha;  // [F] 1/|w_f|; null: not unit weights
-  void* dw;            // as w
+  void* partial;   // [splits, F, K] OHWI; with splits > 1 the first share is overwritten
+  const void* w;   // [F, K] in its own order
+  const A* alpha;  // [F] 1/|w_f|; null: not unit weights
+  void* dw;        // as w
   int F, CG, taps, splits;
   bool ohwi, raw;       // raw: the product took w itself, and d has the factor alpha already
   Dtype dtype;          // of w and dw
@@ -61,32 +66,35 @@ struct WeightNormBwd {
 
 // out[row] = sum of x v over the row's channels; with `root`
 // the norm of it, which is that of a patch of one pixel.
+template <typename A>
 struct PatchNormSquares {
   const void* x;  // [rows, CG]; v, too, unless it is given below
-  float* out;     // [rows]
+  A* out;         // [rows]
   int rows, CG;
   bool root;
-  Formula formula;
+  Formula<A> formula;
   Dtype dtype;              // of x and v
   int plane = 0;            // NCHW: H * W
   const void* v = nullptr;  // as x
 };
 
 // n = sqrt(window sum of squares + eps_inside) + eps_outside; in NCHW of N * G images of one group
+template <typename A>
 struct PatchNormFwd {
-  const float* squares;  // [N, H, W, G]
-  float* n;              // [N, OH, OW, G]
-  int rows, G;           // rows of n
+  const A* squares;  // [N, H, W, G]
+  A* n;              // [N, OH, OW, G]
+  int rows, G;       // rows of n
   Window window;
-  Formula formula;
+  Formula<A> formula;
   bool root = true;  // else n is the window sum itself
 };
 
 // dx += x * (sum of t over the outputs that read the pixel), in place
+template <typename A>
 struct PatchNormBwd {
   void* dx;         // [N, H, W, G * CG]
   const void* x;    // as dx
-  const float* t;   // [N, OH, OW, G]
+  const A* t;       // [N, OH, OW, G]
   int rows, G, CG;  // rows of dx
   Window window;
   Dtype dtype;      // of dx and x
@@ -95,16 +103,17 @@ struct PatchNormBwd {
 };
 
 // y = transform(max over max_out of (alpha z + bias), n)
+template <typename A>
 struct ScaleFwd {
-  const void* z;       // [rows, OG * max_out]
-  const float* alpha;  // [G * OG * max_out] or null
-  const void* bias;    // as alpha, or null
-  const float* n;      // [rows]; null for b = 1
-  void* y;             // [rows, OG]
-  void* l;             // as y, the transform's argument; null: not saved
-  uint8_t* winner;     // as y; where max_out > 1
+  const void* z;     // [rows, OG * max_out]
+  const A* alpha;    // [G * OG * max_out] or null
+  const void* bias;  // as alpha, or null
+  const A* n;        // [rows]; null for b = 1
+  void* y;           // [rows, OG]
+  void* l;           // as y, the transform's argument; null: not saved
+  uint8_t* winner;   // as y; where max_out > 1
   int rows, G, OG, max_out;
-  Formula formula;
+  Formula<A> formula;
   Dtype dtype;       // of z
   Dtype bias_dtype;  // of bias
   Dtype out_dtype;   // of y and l: as z, or fp32
@@ -113,53 +122,56 @@ struct ScaleFwd {
 
 // u = dL/dz, t = dL/dn * dn/dx / x, and each block's share of dL/db. Given dl and dn, which a second
 // derivative returned, are added to the gradients of l and n.
+template <typename A>
 struct ScaleBwd {
   const void* grad;       // [rows, OG]
   const void* v;          // [scales, OG]: y where b = 2, l for the general b, null for b = 1
   const uint8_t* winner;  // as v; where max_out > 1
-  const float* n;         // [scales]; null for b = 1
-  const float* alpha;     // [G * OG * max_out] or null
+  const A* n;             // [scales]; null for b = 1
+  const A* alpha;         // [G * OG * max_out] or null
   void* u;                // [rows, OG * max_out]
-  float* t;               // [rows]; null where frozen without dn, or b = 1
-  float* db;              // [blocks(p)], of the launcher; null: not wanted
+  A* t;                   // [rows]; null where frozen without dn, or b = 1
+  A* db;                  // [blocks(p)], of the launcher; null: not wanted
   int rows, G, OG, max_out;
   int scales;   // rows / scales gradients share the scale of a row; rows itself unless frozen
   bool frozen;  // the scale is a constant
-  Formula formula;
-  Dtype dtype;                // of u
-  Dtype out_dtype;            // of grad, v and dl: as u, or fp32
-  int plane = 0;              // NCHW: OH * OW
-  const void* dl = nullptr;   // as grad; null, as dn is, without a second derivative
-  const float* dn = nullptr;  // as n
+  Formula<A> formula;
+  Dtype dtype;               // of u
+  Dtype out_dtype;           // of grad, v and dl: as u, or fp32
+  int plane = 0;             // NCHW: OH * OW
+  const void* dl = nullptr;  // as grad; null, as dn is, without a second derivative
+  const A* dn = nullptr;     // as n
   // [4, G * OG], of_grad, of_y, mean and offset of each output, for b = 2: the gradient of y is then
   // grad of_grad + (y - mean) of_y + offset; null: it is grad.
-  const float* map = nullptr;
+  const A* map = nullptr;
 };
 
 // The gradient of y at an output, of what stands in grad.
-BCOS_HOST_DEVICE BCOS_INLINE float mapped(const ScaleBwd& p, int output, float grad, float y) {
+template <typename A>
+BCOS_HOST_DEVICE BCOS_INLINE A mapped(const ScaleBwd<A>& p, int output, A grad, A y) {
   const int all = p.G * p.OG;
   return grad * p.map[output] + (y - p.map[2 * all + output]) * p.map[all + output] + p.map[3 * all + output];
 }
 
 // The second derivative of the scale, that of <v, dx> = sum of grad (P p + Q r m), with p = v * w alpha at
 // the winners, P and Q the partials of y, r = dn/dx / x, and m the sum of x v over a patch. z = v * w.
+template <typename A>
 struct ScaleSecond {
   const void* grad;       // [rows, OG]
   const void* y;          // as grad: y where b = 2, l for the general b, null for b = 1
   const uint8_t* winner;  // as grad; where max_out > 1
   const void* z;          // [rows, OG * max_out]
-  const float* n;         // [rows]; null for b = 1
-  const float* m;         // as n; null where frozen
-  const float* alpha;     // [G * OG * max_out] or null
+  const A* n;             // [rows]; null for b = 1
+  const A* m;             // as n; null where frozen
+  const A* alpha;         // [G * OG * max_out] or null
   void* dgrad;            // as grad
   void* u;                // as z: grad P alpha at the winners
   void* dl;               // as grad; null, as dn and t are, where the scale is a constant of every derivative
-  float* dn;              // as n
-  float* t;               // as n: r times the sum of grad Q
+  A* dn;                  // as n
+  A* t;                   // as n: r times the sum of grad Q
   int rows, G, OG, max_out;
   bool frozen;  // the scale was a constant of dx
-  Formula formula;
+  Formula<A> formula;
   Dtype dtype;      // of z and u
   Dtype out_dtype;  // of grad, y, dgrad and dl: as z, or fp32
   int plane = 0;    // NCHW: OH * OW
@@ -187,7 +199,7 @@ struct ImplicitGemmFwd {
   void* l;               // as y; null: not saved
   uint8_t* winner;       // as y; where max_out > 1
   Shape shape;
-  Formula formula;
+  Formula<float> formula;
   Dtype dtype;       // of x and w
   Dtype bias_dtype;  // of bias
   Dtype out_dtype;   // of y and l: as x, or fp32
@@ -210,7 +222,7 @@ struct ImplicitGemmDgrad {
   void* dx;               // as x
   Shape shape;
   bool frozen;  // the scale is a constant, and t is 0
-  Formula formula;
+  Formula<float> formula;
   Dtype dtype;      // of u, w, x and dx
   Dtype out_dtype;  // of grad and v: as x, or fp32
   bool tf32;        // as in the forward
@@ -232,7 +244,7 @@ struct ImplicitGemmWgrad {
   int splits;     // at most 65535
   Shape shape;
   bool frozen;
-  Formula formula;
+  Formula<float> formula;
   Dtype dtype;      // of u and x
   Dtype out_dtype;  // of grad and v: as x, or fp32
   bool tf32;        // as in the forward
@@ -251,7 +263,7 @@ struct DepthwiseFwd {
   void* l;             // as y; null: not saved
   int N, C;
   Window window;
-  Formula formula;
+  Formula<float> formula;
   Dtype dtype;       // of x and w
   Dtype bias_dtype;  // of bias
   Dtype out_dtype;   // of y and l: as x, or fp32
@@ -268,7 +280,7 @@ struct DepthwiseBwd {
   int N, C;
   Window window;
   bool frozen;  // the scale is a constant
-  Formula formula;
+  Formula<float> formula;
   Dtype dtype;      // of x and u
   Dtype out_dtype;  // of grad and v: as x, or fp32
 };

@@ -28,19 +28,21 @@ struct Shared {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) patch_norm_squares_kernel(const Shared<PatchNormSquares> s) {
-  const PatchNormSquares& p = s.p;
+__global__ void __launch_bounds__(kThreads)
+    patch_norm_squares_kernel(const Shared<PatchNormSquares<SumsOf<T>>> s) {
+  using A = SumsOf<T>;
+  const PatchNormSquares<A>& p = s.p;
   const auto [row, lane] = row_of_thread(s.lanes);
   const bool inside = row < p.rows, vector = p.CG % kVector<T> == 0;
   const T* x = static_cast<const T*>(p.x) + row * p.CG;
   const T* v = p.v != nullptr ? static_cast<const T*>(p.v) + row * p.CG : x;
-  float sum = 0;
+  A sum = 0;
   for (int c = lane * kVector<T>; inside && c < p.CG; c += s.lanes * kVector<T>) {
-    float values[kVector<T>], others[kVector<T>];
-    const auto load_chunk = [&](float (&out)[kVector<T>], const T* from) {
+    A values[kVector<T>], others[kVector<T>];
+    const auto load_chunk = [&](A(&out)[kVector<T>], const T* from) {
       if (vector) return load(out, from, c, true);
 #pragma unroll
-      for (int i = 0; i < kVector<T>; ++i) out[i] = within(c + i, p.CG) ? to_float(from[c + i]) : 0.f;
+      for (int i = 0; i < kVector<T>; ++i) out[i] = within(c + i, p.CG) ? widened(from[c + i]) : A(0);
     };
     load_chunk(values, x);
     if (v != x) load_chunk(others, v);
@@ -51,22 +53,24 @@ __global__ void __launch_bounds__(kThreads) patch_norm_squares_kernel(const Shar
   if (inside && lane == 0) p.out[row] = p.root ? root_norm(sum, constants(p.formula)) : sum;
 }
 
-__global__ void __launch_bounds__(kThreads) patch_norm_fwd_kernel(const PatchNormFwd p) {
+template <typename A>
+__global__ void __launch_bounds__(kThreads) patch_norm_fwd_kernel(const PatchNormFwd<A> p) {
   const int64_t row = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (row >= p.rows) return;
   const int group = int(row % p.G);
   const Pixel at = pixel(int(row / p.G), p.window.OH, p.window.OW);
-  const float sum = window_sum(p.squares, p.window, at, group, p.G);
+  const A sum = window_sum(p.squares, p.window, at, group, p.G);
   p.n[row] = p.root ? root_norm(sum, constants(p.formula)) : sum;
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) patch_norm_bwd_kernel(const Shared<PatchNormBwd> s) {
-  const PatchNormBwd& p = s.p;
+__global__ void __launch_bounds__(kThreads) patch_norm_bwd_kernel(const Shared<PatchNormBwd<SumsOf<T>>> s) {
+  using A = SumsOf<T>;
+  const PatchNormBwd<A>& p = s.p;
   const auto [row, lane] = row_of_thread(s.lanes);
   const bool inside = row < p.rows, vector = p.CG % kVector<T> == 0;
   const Pixel at = pixel(int((inside ? row : 0) / p.G), p.window.H, p.window.W);
-  float pooled = 0;  // the taps are shared out, too
+  A pooled = 0;  // the taps are shared out, too
   for (int tap = lane; inside && tap < p.window.KH * p.window.KW; tap += s.lanes) {
     const int64_t site = output_site(p.window, at, tap);
     if (site >= 0) pooled += p.t[site * p.G + row % p.G];
@@ -77,7 +81,7 @@ __global__ void __launch_bounds__(kThreads) patch_norm_bwd_kernel(const Shared<P
   T* dx = static_cast<T*>(p.dx) + row * p.CG;
   for (int c = lane * kVector<T>; c < p.CG; c += s.lanes * kVector<T>) {
     if (vector) {
-      float values[kVector<T>], sums[kVector<T>] = {};
+      A values[kVector<T>], sums[kVector<T>] = {};
       load(values, x, c, true);
       if (p.add) load(sums, dx, c, true);
 #pragma unroll
@@ -87,17 +91,18 @@ __global__ void __launch_bounds__(kThreads) patch_norm_bwd_kernel(const Shared<P
 #pragma unroll
       for (int i = 0; i < kVector<T>; ++i)
         if (within(c + i, p.CG))
-          dx[c + i] = rounded<T>((p.add ? to_float(dx[c + i]) : 0.f) + to_float(x[c + i]) * pooled);
+          dx[c + i] = rounded<T>((p.add ? widened(dx[c + i]) : A(0)) + widened(x[c + i]) * pooled);
     }
   }
 }
 
 }  // namespace
 
-cudaError_t patch_norm_squares(const PatchNormSquares& p, cudaStream_t stream) {
+template <typename A>
+cudaError_t patch_norm_squares(const PatchNormSquares<A>& p, cudaStream_t stream) {
   if (p.rows == 0) return cudaSuccess;
   if (p.plane > 0) return planes::patch_norm_squares(p, stream);
-  return by_dtype(p.dtype, [&](auto type) {
+  return by_dtype<A>(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const int lanes = lanes_of_row<T>(p.CG);
     const dim3 grid(ceil_div(p.rows, kThreads / lanes));
@@ -105,20 +110,29 @@ cudaError_t patch_norm_squares(const PatchNormSquares& p, cudaStream_t stream) {
   });
 }
 
-cudaError_t patch_norm_fwd(const PatchNormFwd& p, cudaStream_t stream) {
+template <typename A>
+cudaError_t patch_norm_fwd(const PatchNormFwd<A>& p, cudaStream_t stream) {
   if (p.rows == 0) return cudaSuccess;
-  return start(patch_norm_fwd_kernel, dim3(ceil_div(p.rows, kThreads)), kThreads, 0, p, stream);
+  return start(patch_norm_fwd_kernel<A>, dim3(ceil_div(p.rows, kThreads)), kThreads, 0, p, stream);
 }
 
-cudaError_t patch_norm_bwd(const PatchNormBwd& p, cudaStream_t stream) {
+template <typename A>
+cudaError_t patch_norm_bwd(const PatchNormBwd<A>& p, cudaStream_t stream) {
   if (p.rows == 0) return cudaSuccess;
   if (p.plane > 0) return planes::patch_norm_bwd(p, stream);
-  return by_dtype(p.dtype, [&](auto type) {
+  return by_dtype<A>(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const int lanes = lanes_of_row<T>(p.CG);
     const dim3 grid(ceil_div(p.rows, kThreads / lanes));
     return start(patch_norm_bwd_kernel<T>, grid, kThreads, 0, {p, lanes}, stream);
   });
 }
+
+template cudaError_t patch_norm_squares(const PatchNormSquares<float>&, cudaStream_t);
+template cudaError_t patch_norm_squares(const PatchNormSquares<double>&, cudaStream_t);
+template cudaError_t patch_norm_fwd(const PatchNormFwd<float>&, cudaStream_t);
+template cudaError_t patch_norm_fwd(const PatchNormFwd<double>&, cudaStream_t);
+template cudaError_t patch_norm_bwd(const PatchNormBwd<float>&, cudaStream_t);
+template cudaError_t patch_norm_bwd(const PatchNormBwd<double>&, cudaStream_t);
 
 }  // namespace bcos::transform::cuda

@@ -5,15 +5,17 @@ namespace bcos::transform::cuda::planes {
 namespace {
 
 template <typename T, int V, bool SQUARES>
-__global__ void __launch_bounds__(kThreads) patch_norm_squares_kernel(const Sliced<PatchNormSquares> s) {
-  const PatchNormSquares& p = s.p;
+__global__ void __launch_bounds__(kThreads)
+    patch_norm_squares_kernel(const Sliced<PatchNormSquares<SumsOf<T>>> s) {
+  using A = SumsOf<T>;
+  const PatchNormSquares<A>& p = s.p;
   const Strip<V> strip(p.rows, p.plane, s.slices);
   const int64_t first = strip.plane * p.CG * p.plane + strip.pixel;
   const T *x = static_cast<const T*>(p.x), *v = static_cast<const T*>(p.v);
-  float sums[V] = {};
+  A sums[V] = {};
 #pragma unroll(SQUARES ? 4 : 2)
   for (int c = strip.slice; strip.inside && c < p.CG; c += s.slices) {
-    float values[V], others[V];
+    A values[V], others[V];
     load(values, x, first + int64_t(c) * p.plane, true);
     if (!SQUARES) load(others, v, first + int64_t(c) * p.plane, true);
 #pragma unroll
@@ -29,24 +31,26 @@ __global__ void __launch_bounds__(kThreads) patch_norm_squares_kernel(const Slic
 }
 
 template <typename T, int V>
-__global__ void __launch_bounds__(kThreads, 4) patch_norm_bwd_kernel(const Sliced<PatchNormBwd> s) {
-  const PatchNormBwd& p = s.p;
+__global__ void __launch_bounds__(kThreads, 4)
+    patch_norm_bwd_kernel(const Sliced<PatchNormBwd<SumsOf<T>>> s) {
+  using A = SumsOf<T>;
+  const PatchNormBwd<A>& p = s.p;
   const Window& w = p.window;
   const Strip<V> strip(p.rows, p.plane, s.slices);
   for (int i = threadIdx.x; i < strip.lanes * V && strip.first_row() + i < p.rows; i += kThreads)
-    shared_store(i * 4, pooled_sum(p.t, w, pixel(int(strip.first_row()) + i, w.H, w.W), 0, 1));
+    shared_store(i * int(sizeof(A)), pooled_sum(p.t, w, pixel(int(strip.first_row()) + i, w.H, w.W), 0, 1));
   barrier();
   if (!strip.inside) return;
-  float pooled[V];
+  A pooled[V];
 #pragma unroll
-  for (int i = 0; i < V; ++i) pooled[i] = shared_load<float>((strip.lane * V + i) * 4);
+  for (int i = 0; i < V; ++i) pooled[i] = shared_load<A>((strip.lane * V + i) * int(sizeof(A)));
   const int64_t first = strip.plane * p.CG * p.plane + strip.pixel;
   const T* x = static_cast<const T*>(p.x) + first;
   T* dx = static_cast<T*>(p.dx) + first;
 #pragma unroll 2
   for (int c = strip.slice; c < p.CG; c += s.slices) {
     const int64_t at = int64_t(c) * p.plane;
-    float values[V], sums[V] = {};
+    A values[V], sums[V] = {};
     load(values, x, at, true);
     if (p.add) load(sums, dx, at, true);
 #pragma unroll
@@ -57,29 +61,36 @@ __global__ void __launch_bounds__(kThreads, 4) patch_norm_bwd_kernel(const Slice
 
 }  // namespace
 
-cudaError_t patch_norm_squares(const PatchNormSquares& p, cudaStream_t stream) {
-  return by_dtype(p.dtype, [&](auto type) {
+template <typename A>
+cudaError_t patch_norm_squares(const PatchNormSquares<A>& p, cudaStream_t stream) {
+  return by_dtype<A>(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     return by_width<T>(p.plane, p.dtype, [&](auto width) {
       constexpr int V = decltype(width)::value;
-      const Sliced<PatchNormSquares> s{p, slices_of(p.CG)};
+      const Sliced<PatchNormSquares<A>> s{p, slices_of(p.CG)};
       const auto kernel =
           p.v == nullptr ? patch_norm_squares_kernel<T, V, true> : patch_norm_squares_kernel<T, V, false>;
-      return start(kernel, strip_grid(p.rows, s.slices, V), kThreads, kShared<V>, s, stream);
+      return start(kernel, strip_grid(p.rows, s.slices, V), kThreads, kShared<V, A>, s, stream);
     });
   });
 }
 
-cudaError_t patch_norm_bwd(const PatchNormBwd& p, cudaStream_t stream) {
-  return by_dtype(p.dtype, [&](auto type) {
+template <typename A>
+cudaError_t patch_norm_bwd(const PatchNormBwd<A>& p, cudaStream_t stream) {
+  return by_dtype<A>(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     return by_width<T>(p.plane, p.dtype, [&](auto width) {
       constexpr int V = decltype(width)::value;
-      const Sliced<PatchNormBwd> s{p, slices_of(p.CG)};
-      return start(patch_norm_bwd_kernel<T, V>, strip_grid(p.rows, s.slices, V), kThreads, kShared<V>, s,
+      const Sliced<PatchNormBwd<A>> s{p, slices_of(p.CG)};
+      return start(patch_norm_bwd_kernel<T, V>, strip_grid(p.rows, s.slices, V), kThreads, kShared<V, A>, s,
                    stream);
     });
   });
 }
+
+template cudaError_t patch_norm_squares(const PatchNormSquares<float>&, cudaStream_t);
+template cudaError_t patch_norm_squares(const PatchNormSquares<double>&, cudaStream_t);
+template cudaError_t patch_norm_bwd(const PatchNormBwd<float>&, cudaStream_t);
+template cudaError_t patch_norm_bwd(const PatchNormBwd<double>&, cudaStream_t);
 
 }  // namespace bcos::transform::cuda::planes

@@ -9,10 +9,15 @@ namespace bcos::transform::cuda::planes {
 
 using namespace bcos::cuda::planes;
 
-cudaError_t patch_norm_squares(const PatchNormSquares& p, cudaStream_t stream);
-cudaError_t patch_norm_bwd(const PatchNormBwd& p, cudaStream_t stream);
-cudaError_t scale_fwd(const ScaleFwd& p, cudaStream_t stream);
-cudaError_t scale_bwd(const ScaleBwd& p, cudaStream_t stream);
-cudaError_t scale_second(const ScaleSecond& p, cudaStream_t stream);
+template <typename A>
+cudaError_t patch_norm_squares(const PatchNormSquares<A>& p, cudaStream_t stream);
+template <typename A>
+cudaError_t patch_norm_bwd(const PatchNormBwd<A>& p, cudaStream_t stream);
+template <typename A>
+cudaError_t scale_fwd(const ScaleFwd<A>& p, cudaStream_t stream);
+template <typename A>
+cudaError_t scale_bwd(const ScaleBwd<A>& p, cudaStream_t stream);
+template <typename A>
+cudaError_t scale_second(const ScaleSecond<A>& p, cudaStream_t stream);
 
 }  // namespace bcos::transform::cuda::planes

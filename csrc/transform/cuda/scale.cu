@@ -5,39 +5,42 @@
 namespace bcos::transform::cuda {
 namespace {
 
-constexpr int kThreads = 128, kBlocks = 6;  // of a multiprocessor: registers to hold everything
+constexpr int kThreads = 128;
+template <typename A>
+constexpr int kBlocks = sizeof(A) == 8 ? 3 : 6;  // of a multiprocessor: registers to hold everything
 
 // V neighbouring outputs of a row to a thread.
 template <typename T, typename O, int V>
-__global__ void __launch_bounds__(kThreads) scale_fwd_kernel(const ScaleFwd p) {
+__global__ void __launch_bounds__(kThreads) scale_fwd_kernel(const ScaleFwd<SumsOf<T>> p) {
+  using A = SumsOf<T>;
   const int64_t first = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * V;
   if (first >= int64_t(p.rows) * p.OG) return;
   const int64_t row = first / p.OG;
   const int filter = int(row % p.G * p.OG + first % p.OG) * p.max_out;
   const T* z = static_cast<const T*>(p.z);
-  float best[V], y[V];
+  A best[V], y[V];
   int winner[V] = {};
   for (int m = 0; m < p.max_out; ++m) {
-    float l[V];
+    A l[V];
     if (p.max_out == 1) {
       load(l, z, first, true);
     } else {
 #pragma unroll
-      for (int i = 0; i < V; ++i) l[i] = to_float(z[(first + i) * p.max_out + m]);
+      for (int i = 0; i < V; ++i) l[i] = widened(z[(first + i) * p.max_out + m]);
     }
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       const int f = filter + i * p.max_out + m;
       if (p.alpha != nullptr) l[i] *= p.alpha[f];
-      if (p.bias != nullptr) l[i] += load_as(p.bias, p.bias_dtype, f);
+      if (p.bias != nullptr) l[i] += load_as<A>(p.bias, p.bias_dtype, f);
       if (m == 0 || replaces(l[i], best[i])) {
         best[i] = l[i];
         winner[i] = m;
       }
     }
   }
-  const Constants<float> k = constants(p.formula);
-  const float inv_n = p.formula.power == Power::One ? 0.f : safe_inverse(p.n[row]);
+  const Constants<A> k = constants(p.formula);
+  const A inv_n = p.formula.power == Power::One ? A(0) : safe_inverse(p.n[row]);
   by_power(p.formula.power, [&](auto power) {
 #pragma unroll
     for (int i = 0; i < V; ++i) y[i] = scaled<decltype(power)::value>(best[i], inv_n, k);
@@ -50,27 +53,30 @@ __global__ void __launch_bounds__(kThreads) scale_fwd_kernel(const ScaleFwd p) {
   }
 }
 
+template <typename A>
 struct SharedScaleBwd {
-  ScaleBwd p;
+  ScaleBwd<A> p;
   int lanes;  // of a row, a power of two
 };
 
 // V neighbouring outputs at a time to a lane; the lanes of a row add up its t.
 template <typename T, typename O, int V>
-__global__ void __launch_bounds__(kThreads, kBlocks) scale_bwd_kernel(const SharedScaleBwd s) {
-  const ScaleBwd& p = s.p;
+__global__ void __launch_bounds__(kThreads, kBlocks<SumsOf<T>>)
+    scale_bwd_kernel(const SharedScaleBwd<SumsOf<T>> s) {
+  using A = SumsOf<T>;
+  const ScaleBwd<A>& p = s.p;
   const int64_t row = int64_t(blockIdx.x) * (kThreads / s.lanes) + threadIdx.x / s.lanes;
   const int lane = threadIdx.x % s.lanes;
   const bool inside = row < p.rows, has_norm = p.formula.power != Power::One;
-  const Constants<float> k = constants(p.formula, p.frozen);
+  const Constants<A> k = constants(p.formula, p.frozen);
   const int64_t scale = row % p.scales;
-  const float n = inside && has_norm ? p.n[scale] : 1.f, inv_n = safe_inverse(n);
-  float total = 0, db = 0;
+  const A n = inside && has_norm ? p.n[scale] : A(1), inv_n = safe_inverse(n);
+  A total = 0, db = 0;
   by_power(p.formula.power, [&](auto power) {
     constexpr Power P = decltype(power)::value;
     for (int o = lane * V; inside && o < p.OG; o += s.lanes * V) {
       const int64_t at = row * p.OG + o, held = scale * p.OG + o;
-      float grad[V], v[V] = {}, u[V];
+      A grad[V], v[V] = {}, u[V];
       load(grad, static_cast<const O*>(p.grad), at, true);
       if (P != Power::One) load(v, static_cast<const O*>(p.v), held, true);
       if (P == Power::Two && p.map != nullptr) {
@@ -100,8 +106,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) scale_bwd_kernel(const Shar
 #pragma unroll
         for (int i = 0; i < V; ++i)
           for (int m = 0; m < p.max_out; ++m) {
-            const float factor = p.alpha != nullptr ? p.alpha[filter + i * p.max_out + m] : 1.f;
-            const float value = p.winner[held + i] == m ? u[i] * factor : 0.f;
+            const A factor = p.alpha != nullptr ? p.alpha[filter + i * p.max_out + m] : A(1);
+            const A value = p.winner[held + i] == m ? u[i] * factor : A(0);
             static_cast<T*>(p.u)[(at + i) * p.max_out + m] = rounded<T>(value);
           }
       }
@@ -119,12 +125,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks) scale_bwd_kernel(const Shar
 }
 
 // Values of 16 bytes of the narrower type where rows allow it, else one.
-bool is_vector(int outputs, Dtype dtype) {
-  return outputs % (dtype == Dtype::Float32 ? 4 : 8) == 0;
+int vector_of(Dtype dtype) {
+  return dtype == Dtype::Float64 ? 2 : dtype == Dtype::Float32 ? 4 : 8;
 }
 
-int backward_lanes(const ScaleBwd& p) {
-  const int most = is_vector(p.OG, p.dtype) ? (p.dtype == Dtype::Float32 ? 4 : 8) : 1;
+bool is_vector(int outputs, Dtype dtype) {
+  return outputs % vector_of(dtype) == 0;
+}
+
+template <typename A>
+int backward_lanes(const ScaleBwd<A>& p) {
+  const int most = is_vector(p.OG, p.dtype) ? vector_of(p.dtype) : 1;
   int lanes = 1;
   while (lanes < 32 && lanes * most < p.OG) lanes *= 2;
   return lanes;
@@ -132,12 +143,13 @@ int backward_lanes(const ScaleBwd& p) {
 
 }  // namespace
 
-cudaError_t scale_fwd(const ScaleFwd& p, cudaStream_t stream) {
+template <typename A>
+cudaError_t scale_fwd(const ScaleFwd<A>& p, cudaStream_t stream) {
   const int64_t outputs = int64_t(p.rows) * p.OG;
   if (outputs == 0) return cudaSuccess;
-  if (!is_known(p.bias_dtype)) return cudaErrorInvalidValue;
+  if (!is_known<A>(p.bias_dtype)) return cudaErrorInvalidValue;
   if (p.plane > 0) return planes::scale_fwd(p, stream);
-  return by_dtypes(p.dtype, p.out_dtype, [&](auto type, auto out) {
+  return by_dtypes<A>(p.dtype, p.out_dtype, [&](auto type, auto out) {
     using T = typename decltype(type)::type;
     using O = typename decltype(out)::type;
     const bool vector = is_vector(p.OG, p.dtype);
@@ -147,23 +159,32 @@ cudaError_t scale_fwd(const ScaleFwd& p, cudaStream_t stream) {
   });
 }
 
-int scale_bwd_blocks(const ScaleBwd& p) {
+template <typename A>
+int scale_bwd_blocks(const ScaleBwd<A>& p) {
   if (p.plane > 0)
     return planes::strip_grid(p.rows, planes::slices_of(p.OG), planes::width_of(p.plane, p.dtype)).x;
   return int(ceil_div(p.rows, kThreads / backward_lanes(p)));
 }
 
-cudaError_t scale_bwd(const ScaleBwd& p, cudaStream_t stream) {
+template <typename A>
+cudaError_t scale_bwd(const ScaleBwd<A>& p, cudaStream_t stream) {
   if (p.rows == 0) return cudaSuccess;
   if (p.plane > 0) return planes::scale_bwd(p, stream);
-  return by_dtypes(p.dtype, p.out_dtype, [&](auto type, auto out) {
+  return by_dtypes<A>(p.dtype, p.out_dtype, [&](auto type, auto out) {
     using T = typename decltype(type)::type;
     using O = typename decltype(out)::type;
     const auto kernel =
         is_vector(p.OG, p.dtype) ? scale_bwd_kernel<T, O, kVector<T>> : scale_bwd_kernel<T, O, 1>;
-    const SharedScaleBwd shared{p, backward_lanes(p)};
-    return start(kernel, dim3(scale_bwd_blocks(p)), kThreads, kThreads / 32 * 4, shared, stream);
+    const SharedScaleBwd<A> shared{p, backward_lanes(p)};
+    return start(kernel, dim3(scale_bwd_blocks(p)), kThreads, kThreads / 32 * sizeof(A), shared, stream);
   });
 }
+
+template cudaError_t scale_fwd(const ScaleFwd<float>&, cudaStream_t);
+template cudaError_t scale_fwd(const ScaleFwd<double>&, cudaStream_t);
+template int scale_bwd_blocks(const ScaleBwd<float>&);
+template int scale_bwd_blocks(const ScaleBwd<double>&);
+template cudaError_t scale_bwd(const ScaleBwd<float>&, cudaStream_t);
+template cudaError_t scale_bwd(const ScaleBwd<double>&, cudaStream_t);
 
 }  // namespace bcos::transform::cuda

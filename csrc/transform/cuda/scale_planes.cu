@@ -6,17 +6,18 @@ namespace {
 
 // V neighbouring pixels of an output channel to a thread.
 template <typename T, typename O, int V>
-__global__ void __launch_bounds__(kThreads) scale_fwd_kernel(const ScaleFwd p) {
+__global__ void __launch_bounds__(kThreads) scale_fwd_kernel(const ScaleFwd<SumsOf<T>> p) {
+  using A = SumsOf<T>;
   const int64_t first = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * V;
   if (first >= int64_t(p.rows) * p.OG) return;
   const int64_t output = first / p.plane;  // counted over images
   const int pixel = int(first % p.plane), filter = int(output % (int64_t(p.G) * p.OG)) * p.max_out;
-  float best[V], y[V], inv_n[V] = {};
+  A best[V], y[V], inv_n[V] = {};
   int winner[V] = {};
   for (int m = 0; m < p.max_out; ++m) {
-    const float alpha = p.alpha != nullptr ? p.alpha[filter + m] : 1.f;
-    const float bias = p.bias != nullptr ? load_as(p.bias, p.bias_dtype, filter + m) : 0.f;
-    float l[V];
+    const A alpha = p.alpha != nullptr ? p.alpha[filter + m] : A(1);
+    const A bias = p.bias != nullptr ? load_as<A>(p.bias, p.bias_dtype, filter + m) : A(0);
+    A l[V];
     load(l, static_cast<const T*>(p.z), (output * p.max_out + m) * p.plane + pixel, true);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
@@ -27,7 +28,7 @@ __global__ void __launch_bounds__(kThreads) scale_fwd_kernel(const ScaleFwd p) {
       }
     }
   }
-  const Constants<float> k = constants(p.formula);
+  const Constants<A> k = constants(p.formula);
   if (p.formula.power != Power::One) {
     load(inv_n, p.n, output / p.OG * p.plane + pixel, true);
 #pragma unroll
@@ -48,13 +49,14 @@ __global__ void __launch_bounds__(kThreads) scale_fwd_kernel(const ScaleFwd p) {
 }
 
 template <typename T, typename O, int V>
-__global__ void __launch_bounds__(kThreads, 2) scale_bwd_kernel(const Sliced<ScaleBwd> s) {
-  const ScaleBwd& p = s.p;
+__global__ void __launch_bounds__(kThreads, 2) scale_bwd_kernel(const Sliced<ScaleBwd<SumsOf<T>>> s) {
+  using A = SumsOf<T>;
+  const ScaleBwd<A>& p = s.p;
   const Strip<V> strip(p.rows, p.plane, s.slices);
-  const Constants<float> k = constants(p.formula, p.frozen);
+  const Constants<A> k = constants(p.formula, p.frozen);
   const bool has_norm = p.formula.power != Power::One;
   const int64_t scale = strip.row % p.scales;
-  float n[V] = {}, inv_n[V], total[V] = {}, db = 0;
+  A n[V] = {}, inv_n[V], total[V] = {}, db = 0;
   if (strip.inside && has_norm) load(n, p.n, scale, true);
 #pragma unroll
   for (int i = 0; i < V; ++i) inv_n[i] = safe_inverse(n[i]);
@@ -63,7 +65,7 @@ __global__ void __launch_bounds__(kThreads, 2) scale_bwd_kernel(const Sliced<Sca
     for (int o = strip.slice; strip.inside && o < p.OG; o += s.slices) {
       const int64_t output = strip.plane * p.OG + o, at = output * p.plane + strip.pixel;
       const int64_t held = (scale - strip.pixel) * p.OG + int64_t(o) * p.plane + strip.pixel;
-      float grad[V], v[V] = {}, u[V];
+      A grad[V], v[V] = {}, u[V];
       load(grad, static_cast<const O*>(p.grad), at, true);
       if (P != Power::One) load(v, static_cast<const O*>(p.v), held, true);
       if (P == Power::Two && p.map != nullptr) {
@@ -86,32 +88,33 @@ __global__ void __launch_bounds__(kThreads, 2) scale_bwd_kernel(const Sliced<Sca
       if (p.max_out > 1) winner = *reinterpret_cast<const Vector<uint8_t, V>*>(p.winner + held);
       const int filter = int(strip.plane % p.G * p.OG + o) * p.max_out;
       for (int m = 0; m < p.max_out; ++m) {
-        const float alpha = p.alpha != nullptr ? p.alpha[filter + m] : 1.f;
-        float values[V];
+        const A alpha = p.alpha != nullptr ? p.alpha[filter + m] : A(1);
+        A values[V];
 #pragma unroll
-        for (int i = 0; i < V; ++i) values[i] = winner.v[i] == m ? u[i] * alpha : 0.f;
+        for (int i = 0; i < V; ++i) values[i] = winner.v[i] == m ? u[i] * alpha : A(0);
         store(static_cast<T*>(p.u), (output * p.max_out + m) * p.plane + strip.pixel, values, true);
       }
     }
   });
   strip.add_slices(total);
   if (p.t != nullptr && strip.inside && strip.slice == 0) {
-    float more[V] = {};
+    A more[V] = {};
     if (p.dn != nullptr) load(more, p.dn, strip.row, true);
 #pragma unroll
     for (int i = 0; i < V; ++i) total[i] = (total[i] + more[i]) * root_gradient(n[i], k);
     store(p.t, strip.row, total, true);
   }
   if (p.db != nullptr) {
-    db = block_sum(db, kShared<V>);
+    db = block_sum(db, kShared<V, A>);
     if (threadIdx.x == 0) p.db[blockIdx.x] = db;
   }
 }
 
 }  // namespace
 
-cudaError_t scale_fwd(const ScaleFwd& p, cudaStream_t stream) {
-  return by_dtypes(p.dtype, p.out_dtype, [&](auto type, auto out) {
+template <typename A>
+cudaError_t scale_fwd(const ScaleFwd<A>& p, cudaStream_t stream) {
+  return by_dtypes<A>(p.dtype, p.out_dtype, [&](auto type, auto out) {
     using T = typename decltype(type)::type;
     using O = typename decltype(out)::type;
     return by_width<T>(p.plane, p.dtype, [&](auto width) {
@@ -122,17 +125,23 @@ cudaError_t scale_fwd(const ScaleFwd& p, cudaStream_t stream) {
   });
 }
 
-cudaError_t scale_bwd(const ScaleBwd& p, cudaStream_t stream) {
-  return by_dtypes(p.dtype, p.out_dtype, [&](auto type, auto out) {
+template <typename A>
+cudaError_t scale_bwd(const ScaleBwd<A>& p, cudaStream_t stream) {
+  return by_dtypes<A>(p.dtype, p.out_dtype, [&](auto type, auto out) {
     using T = typename decltype(type)::type;
     using O = typename decltype(out)::type;
     return by_width<T>(p.plane, p.dtype, [&](auto width) {
       constexpr int V = decltype(width)::value;
-      const Sliced<ScaleBwd> s{p, slices_of(p.OG)};
+      const Sliced<ScaleBwd<A>> s{p, slices_of(p.OG)};
       return start(scale_bwd_kernel<T, O, V>, strip_grid(p.rows, s.slices, V), kThreads,
-                   kShared<V> + kThreads / 32 * 4, s, stream);
+                   kShared<V, A> + kThreads / 32 * sizeof(A), s, stream);
     });
   });
 }
+
+template cudaError_t scale_fwd(const ScaleFwd<float>&, cudaStream_t);
+template cudaError_t scale_fwd(const ScaleFwd<double>&, cudaStream_t);
+template cudaError_t scale_bwd(const ScaleBwd<float>&, cudaStream_t);
+template cudaError_t scale_bwd(const ScaleBwd<double>&, cudaStream_t);
 
 }  // namespace bcos::transform::cuda::planes

@@ -5,31 +5,36 @@
 namespace bcos::transform::cuda {
 namespace {
 
-constexpr int kThreads = 128, kBlocks = 4;  // of a multiprocessor: registers to hold everything
+constexpr int kThreads = 128;
+template <typename A>
+constexpr int kBlocks = sizeof(A) == 8 ? 3 : 4;  // of a multiprocessor: registers to hold everything
 
+template <typename A>
 struct SharedScaleSecond {
-  ScaleSecond p;
+  ScaleSecond<A> p;
   int lanes;  // of a row, a power of two
 };
 
 // V neighbouring outputs at a time to a lane; the lanes of a row add up its dn and t.
 template <typename T, typename O, int V>
-__global__ void __launch_bounds__(kThreads, kBlocks) scale_second_kernel(const SharedScaleSecond s) {
-  const ScaleSecond& p = s.p;
+__global__ void __launch_bounds__(kThreads, kBlocks<SumsOf<T>>)
+    scale_second_kernel(const SharedScaleSecond<SumsOf<T>> s) {
+  using A = SumsOf<T>;
+  const ScaleSecond<A>& p = s.p;
   const int64_t row = int64_t(blockIdx.x) * (kThreads / s.lanes) + threadIdx.x / s.lanes;
   const int lane = threadIdx.x % s.lanes;
   const bool inside = row < p.rows, has_norm = p.formula.power != Power::One;
-  const Constants<float> k = constants(p.formula, p.frozen);
-  const float n = inside && has_norm ? p.n[row] : 1.f, inv_n = safe_inverse(n), r = root_gradient(n, k);
-  const float rm = inside && p.m != nullptr ? r * p.m[row] : 0.f;
+  const Constants<A> k = constants(p.formula, p.frozen);
+  const A n = inside && has_norm ? p.n[row] : A(1), inv_n = safe_inverse(n), r = root_gradient(n, k);
+  const A rm = inside && p.m != nullptr ? r * p.m[row] : A(0);
   const T* z = static_cast<const T*>(p.z);
-  float dn = 0, t = 0;
+  A dn = 0, t = 0;
   by_power(p.formula.power, [&](auto power) {
     constexpr Power P = decltype(power)::value;
     for (int o = lane * V; inside && o < p.OG; o += s.lanes * V) {
       const int64_t at = row * p.OG + o;
       const int filter = int(row % p.G * p.OG + o) * p.max_out;
-      float grad[V], y[V] = {}, products[V], u[V], dgrad[V], dl[V];
+      A grad[V], y[V] = {}, products[V], u[V], dgrad[V], dl[V];
       int winner[V] = {};
       load(grad, static_cast<const O*>(p.grad), at, true);
       if (P != Power::One) load(y, static_cast<const O*>(p.y), at, true);
@@ -39,13 +44,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks) scale_second_kernel(const S
 #pragma unroll
         for (int i = 0; i < V; ++i) {
           winner[i] = p.winner[at + i];
-          products[i] = to_float(z[(at + i) * p.max_out + winner[i]]);
+          products[i] = widened(z[(at + i) * p.max_out + winner[i]]);
         }
       }
 #pragma unroll
       for (int i = 0; i < V; ++i) {
-        const float alpha = p.alpha != nullptr ? p.alpha[filter + i * p.max_out + winner[i]] : 1.f;
-        const SecondOrder found = second_order<P>(grad[i], y[i], products[i] * alpha, inv_n, rm, k);
+        const A alpha = p.alpha != nullptr ? p.alpha[filter + i * p.max_out + winner[i]] : A(1);
+        const SecondOrder<A> found = second_order<P>(grad[i], y[i], products[i] * alpha, inv_n, rm, k);
         u[i] = found.u * alpha;
         dgrad[i] = found.dgrad;
         dl[i] = found.dl;
@@ -60,7 +65,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) scale_second_kernel(const S
 #pragma unroll
         for (int i = 0; i < V; ++i)
           for (int m = 0; m < p.max_out; ++m)
-            static_cast<T*>(p.u)[(at + i) * p.max_out + m] = rounded<T>(winner[i] == m ? u[i] : 0.f);
+            static_cast<T*>(p.u)[(at + i) * p.max_out + m] = rounded<T>(winner[i] == m ? u[i] : A(0));
       }
     }
   });
@@ -73,10 +78,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks) scale_second_kernel(const S
 
 }  // namespace
 
-cudaError_t scale_second(const ScaleSecond& p, cudaStream_t stream) {
+template <typename A>
+cudaError_t scale_second(const ScaleSecond<A>& p, cudaStream_t stream) {
   if (p.rows == 0) return cudaSuccess;
   if (p.plane > 0) return planes::scale_second(p, stream);
-  return by_dtypes(p.dtype, p.out_dtype, [&](auto type, auto out) {
+  return by_dtypes<A>(p.dtype, p.out_dtype, [&](auto type, auto out) {
     using T = typename decltype(type)::type;
     using O = typename decltype(out)::type;
     const bool vector = p.OG % kVector<T> == 0;
@@ -86,5 +92,8 @@ cudaError_t scale_second(const ScaleSecond& p, cudaStream_t stream) {
     return start(kernel, dim3(ceil_div(p.rows, kThreads / lanes)), kThreads, 0, {p, lanes}, stream);
   });
 }
+
+template cudaError_t scale_second(const ScaleSecond<float>&, cudaStream_t);
+template cudaError_t scale_second(const ScaleSecond<double>&, cudaStream_t);
 
 }  // namespace bcos::transform::cuda

@@ -5,11 +5,12 @@ namespace bcos::transform::cuda::planes {
 namespace {
 
 template <typename T, typename O, int V>
-__global__ void __launch_bounds__(kThreads, 2) scale_second_kernel(const Sliced<ScaleSecond> s) {
-  const ScaleSecond& p = s.p;
+__global__ void __launch_bounds__(kThreads, 2) scale_second_kernel(const Sliced<ScaleSecond<SumsOf<T>>> s) {
+  using A = SumsOf<T>;
+  const ScaleSecond<A>& p = s.p;
   const Strip<V> strip(p.rows, p.plane, s.slices);
-  const Constants<float> k = constants(p.formula, p.frozen);
-  float n[V] = {}, inv_n[V], rm[V] = {}, dn[V] = {}, t[V] = {};
+  const Constants<A> k = constants(p.formula, p.frozen);
+  A n[V] = {}, inv_n[V], rm[V] = {}, dn[V] = {}, t[V] = {};
   if (strip.inside && p.formula.power != Power::One) load(n, p.n, strip.row, true);
   if (strip.inside && p.m != nullptr) load(rm, p.m, strip.row, true);
 #pragma unroll
@@ -23,7 +24,7 @@ __global__ void __launch_bounds__(kThreads, 2) scale_second_kernel(const Sliced<
       const int64_t output = strip.plane * p.OG + o, at = output * p.plane + strip.pixel;
       const int filter = int(strip.plane % p.G * p.OG + o) * p.max_out;
       const auto of_filter = [&](int m) { return (output * p.max_out + m) * p.plane + strip.pixel; };
-      float grad[V], y[V] = {}, products[V], u[V], dgrad[V], dl[V];
+      A grad[V], y[V] = {}, products[V], u[V], dgrad[V], dl[V];
       Vector<uint8_t, V> winner{};
       load(grad, static_cast<const O*>(p.grad), at, true);
       if (P != Power::One) load(y, static_cast<const O*>(p.y), at, true);
@@ -33,12 +34,12 @@ __global__ void __launch_bounds__(kThreads, 2) scale_second_kernel(const Sliced<
         winner = *reinterpret_cast<const Vector<uint8_t, V>*>(p.winner + at);
 #pragma unroll
         for (int i = 0; i < V; ++i)
-          products[i] = to_float(static_cast<const T*>(p.z)[of_filter(winner.v[i]) + i]);
+          products[i] = widened(static_cast<const T*>(p.z)[of_filter(winner.v[i]) + i]);
       }
 #pragma unroll
       for (int i = 0; i < V; ++i) {
-        const float alpha = p.alpha != nullptr ? p.alpha[filter + winner.v[i]] : 1.f;
-        const SecondOrder found = second_order<P>(grad[i], y[i], products[i] * alpha, inv_n[i], rm[i], k);
+        const A alpha = p.alpha != nullptr ? p.alpha[filter + winner.v[i]] : A(1);
+        const SecondOrder<A> found = second_order<P>(grad[i], y[i], products[i] * alpha, inv_n[i], rm[i], k);
         u[i] = found.u * alpha;
         dgrad[i] = found.dgrad;
         dl[i] = found.dl;
@@ -48,9 +49,9 @@ __global__ void __launch_bounds__(kThreads, 2) scale_second_kernel(const Sliced<
       store(static_cast<O*>(p.dgrad), at, dgrad, true);
       if (p.dl != nullptr) store(static_cast<O*>(p.dl), at, dl, true);
       for (int m = 0; m < p.max_out; ++m) {
-        float values[V];
+        A values[V];
 #pragma unroll
-        for (int i = 0; i < V; ++i) values[i] = winner.v[i] == m ? u[i] : 0.f;
+        for (int i = 0; i < V; ++i) values[i] = winner.v[i] == m ? u[i] : A(0);
         store(static_cast<T*>(p.u), of_filter(m), values, true);
       }
     }
@@ -71,17 +72,21 @@ __global__ void __launch_bounds__(kThreads, 2) scale_second_kernel(const Sliced<
 
 }  // namespace
 
-cudaError_t scale_second(const ScaleSecond& p, cudaStream_t stream) {
-  return by_dtypes(p.dtype, p.out_dtype, [&](auto type, auto out) {
+template <typename A>
+cudaError_t scale_second(const ScaleSecond<A>& p, cudaStream_t stream) {
+  return by_dtypes<A>(p.dtype, p.out_dtype, [&](auto type, auto out) {
     using T = typename decltype(type)::type;
     using O = typename decltype(out)::type;
     return by_width<T>(p.plane, p.dtype, [&](auto width) {
       constexpr int V = decltype(width)::value;
-      const Sliced<ScaleSecond> s{p, slices_of(p.OG)};
-      return start(scale_second_kernel<T, O, V>, strip_grid(p.rows, s.slices, V), kThreads, kShared<V>, s,
+      const Sliced<ScaleSecond<A>> s{p, slices_of(p.OG)};
+      return start(scale_second_kernel<T, O, V>, strip_grid(p.rows, s.slices, V), kThreads, kShared<V, A>, s,
                    stream);
     });
   });
 }
+
+template cudaError_t scale_second(const ScaleSecond<float>&, cudaStream_t);
+template cudaError_t scale_second(const ScaleSecond<double>&, cudaStream_t);
 
 }  // namespace bcos::transform::cuda::planes

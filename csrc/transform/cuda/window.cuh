@@ -45,9 +45,10 @@ __device__ __forceinline__ int64_t output_site(const Window& w, const Pixel& at,
 }
 
 // The sum of squares [N, H, W, G] over the window of output pixel `at`.
-__device__ __forceinline__ float window_sum(const float* squares, const Window& w, const Pixel& at, int group,
-                                            int groups) {
-  float sum = 0;
+template <typename A>
+__device__ __forceinline__ A window_sum(const A* squares, const Window& w, const Pixel& at, int group,
+                                        int groups) {
+  A sum = 0;
   for (int i = 0; i < w.KH; ++i)
     for (int j = 0; j < w.KW; ++j) {
       const int64_t site = input_site(w, at, i, j);
@@ -57,9 +58,9 @@ __device__ __forceinline__ float window_sum(const float* squares, const Window& 
 }
 
 // The sum of t [N, OH, OW, G] over the outputs that read input pixel `at`.
-__device__ __forceinline__ float pooled_sum(const float* t, const Window& w, const Pixel& at, int group,
-                                            int groups) {
-  float sum = 0;
+template <typename A>
+__device__ __forceinline__ A pooled_sum(const A* t, const Window& w, const Pixel& at, int group, int groups) {
+  A sum = 0;
   for (int i = 0; i < w.KH; ++i)
     for (int j = 0; j < w.KW; ++j) {
       const int64_t site = output_site(w, at, i, j);

@@ -15,7 +15,7 @@
 namespace bcos::dynamic_alignment::glue::cuda {
 namespace {
 
-const Takes kCuda{kDevice, {at::kFloat, at::kHalf, at::kBFloat16}};
+const Takes kCuda{kDevice, {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16}};
 
 at::Tensor dense(const at::Tensor& t) {
   return aligned(t.contiguous());
@@ -27,23 +27,26 @@ Outputs run_forward(const DeviceCall& call, const Inputs& inputs) {
   Outputs out;
   out.y = at::empty({call.images, call.outputs, call.out[0], call.out[1]},
                     inputs.x.options().memory_format(at::MemoryFormat::Contiguous));
-  out.norm = floats({call.outputs, pixels}, inputs.x);
-  out.l = call.spec.detach ? floats({0}, inputs.x) : floats({call.outputs, pixels}, inputs.x);
+  out.norm = new_sums({call.outputs, pixels}, inputs.x);
+  out.l = call.spec.detach ? new_sums({0}, inputs.x) : new_sums({call.outputs, pixels}, inputs.x);
   if (pixels > 0) {
     const auto x = dense(inputs.x);
     const Operands operands(call, inputs, x.scalar_type());
-    kernels::Forward k{};
-    k.x = data(x);
-    k.h = data(operands.h);
-    k.weight = data(operands.weight);
-    k.y = mutable_data(out.y);
-    k.norm = mutable_data<float>(out.norm);
-    k.l = call.spec.detach ? nullptr : mutable_data<float>(out.l);
-    k.shape = call.shape(operands.depth());
-    k.kind = call.spec.norm;
-    k.dtype = dtype_of(x);
-    k.tf32 = call.tf32;
-    launch("dynamic_alignment_forward", kernels::forward, k, call);
+    by_sums(x.scalar_type(), [&](auto sums) {
+      using A = typename decltype(sums)::type;
+      kernels::Forward<A> k{};
+      k.x = data(x);
+      k.h = data(operands.h);
+      k.weight = data(operands.weight);
+      k.y = mutable_data(out.y);
+      k.norm = mutable_data<A>(out.norm);
+      k.l = call.spec.detach ? nullptr : mutable_data<A>(out.l);
+      k.shape = call.shape(operands.depth());
+      k.kind = call.spec.norm;
+      k.dtype = dtype_of(x);
+      k.tf32 = call.tf32;
+      launch("dynamic_alignment_forward", kernels::forward<A>, k, call);
+    });
   }
   const bool last = inputs.x.is_contiguous(at::MemoryFormat::ChannelsLast) && !inputs.x.is_contiguous();
   out.y = out.y.contiguous(last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
@@ -59,47 +62,54 @@ struct Gradient {
     const auto grad = dense(saved.grad), norm = dense(saved.norm),
                l = training ? dense(saved.l) : at::Tensor();
     sites = grad.numel() / call.outputs;
-    of_u = floats({call.outputs, sites}, norm);
-    if (training) of_w = floats(norm.sizes(), norm);
-    kernels::Upstream k{};
-    k.grad = data(grad);
-    k.norm = data<float>(norm);
-    k.l = data<float>(l);
-    k.of_u = mutable_data<float>(of_u);
-    k.of_w = mutable_data<float>(of_w);
-    k.shape = call.shape(0);
-    k.sites = narrow("the number of pixels of all rows", sites);
-    k.kind = call.spec.norm;
-    k.dtype = dtype_of(grad);
-    launch("dynamic_alignment_upstream", kernels::upstream, k, call);
+    of_u = new_sums({call.outputs, sites}, norm);
+    if (training) of_w = new_sums(norm.sizes(), norm);
+    by_sums(grad.scalar_type(), [&](auto sums) {
+      using A = typename decltype(sums)::type;
+      kernels::Upstream<A> k{};
+      k.grad = data(grad);
+      k.norm = data<A>(norm);
+      k.l = data<A>(l);
+      k.of_u = mutable_data<A>(of_u);
+      k.of_w = mutable_data<A>(of_w);
+      k.shape = call.shape(0);
+      k.sites = narrow("the number of pixels of all rows", sites);
+      k.kind = call.spec.norm;
+      k.dtype = dtype_of(grad);
+      launch("dynamic_alignment_upstream", kernels::upstream<A>, k, call);
+    });
   }
 };
 
 at::Tensor input_gradient(const DeviceCall& call, const Inputs& inputs, const Gradient& gradient) {
   const Operands operands(call, inputs, inputs.x.scalar_type());
   const int64_t images = gradient.sites / call.plane();
-  const auto du = floats({images, call.patch(), call.plane()}, inputs.x);
-  kernels::PatchGradient k{};
-  k.of_u = data<float>(gradient.of_u);
-  k.h = data(operands.h);
-  k.weight = data(operands.weight);
-  k.du = mutable_data<float>(du);
-  k.shape = call.shape(operands.depth());
-  k.sites = int(gradient.sites);
-  k.dtype = dtype_of(operands.h);
-  k.tf32 = call.tf32;
-  launch("dynamic_alignment_patch_gradient", kernels::patch_gradient, k, call);
+  const auto du = new_sums({images, call.patch(), call.plane()}, inputs.x);
+  by_sums(inputs.x.scalar_type(), [&](auto sums) {
+    using A = typename decltype(sums)::type;
+    kernels::PatchGradient<A> k{};
+    k.of_u = data<A>(gradient.of_u);
+    k.h = data(operands.h);
+    k.weight = data(operands.weight);
+    k.du = mutable_data<A>(du);
+    k.shape = call.shape(operands.depth());
+    k.sites = int(gradient.sites);
+    k.dtype = dtype_of(operands.h);
+    k.tf32 = call.tf32;
+    launch("dynamic_alignment_patch_gradient", kernels::patch_gradient<A>, k, call);
+  });
   const auto& [kernel, stride, padding, norm, detach] = call.spec;
   const auto dx = at::col2im(du, call.in, kernel, {1, 1}, padding, stride);
   return dx.to(inputs.x.scalar_type()).contiguous(inputs.x.suggest_memory_format());
 }
 
 // a b, or where `transposed` a^T b; n columns of b.
+template <typename A>
 at::Tensor product(const DeviceCall& call, const at::Tensor& a, const at::Tensor& b, int64_t m, int64_t k,
                    bool transposed, bool tf32) {
-  kernels::Product p{};
-  p.a = data<float>(a);
-  p.b = data<float>(b);
+  kernels::Product<A> p{};
+  p.a = data<A>(a);
+  p.b = data<A>(b);
   p.m = int(m);
   p.n = int(b.size(1));
   p.k = int(k);
@@ -107,34 +117,35 @@ at::Tensor product(const DeviceCall& call, const at::Tensor& a, const at::Tensor
   p.transposed = transposed;
   p.tf32 = tf32;
   p.splits = kernels::splits_of(p, multiprocessors());
-  const auto parts = floats({p.splits, m, b.size(1)}, b);
-  p.c = mutable_data<float>(parts);
-  launch("dynamic_alignment_product", kernels::product, p, call);
+  const auto parts = new_sums({p.splits, m, b.size(1)}, b);
+  p.c = mutable_data<A>(parts);
+  launch("dynamic_alignment_product", kernels::product<A>, p, call);
   return p.splits == 1 ? parts.squeeze(0) : at::sum(parts, 0);
 }
 
 // The gradients of h, the weight and the bias: dw of some pixels at a time, and its products with the weight
 // and with h. Half types are products of tf32, which holds them exactly and dw as well as they do.
+template <typename A>
 void add_training(const DeviceCall& call, const Inputs& inputs, const Gradient& gradient, const Needs& needs,
                   int64_t most, Gradients& found) {
   constexpr int64_t kSide = 64;
   const bool tf32 = call.tf32 || is_half(inputs.x.scalar_type());
   const auto x = dense(inputs.x);
-  const Operands operands(call, inputs, at::kFloat);
+  const Operands operands(call, inputs, accumulate_type(inputs.x.scalar_type()));
   const int64_t pixels = call.pixels(), rows = operands.weight.size(0), stride = (rows + 3) / 4 * 4;
   const int64_t step = std::min(std::max(most / stride / kSide, int64_t(1)) * kSide, pixels);
-  const auto dw = floats({step, stride}, x);
+  const auto dw = new_sums({step, stride}, x);
   const auto by_pixel = operands.h.view({pixels, operands.depth()});
   at::Tensor dh, dweight;
-  if (needs.h) dh = floats(by_pixel.sizes(), x);
+  if (needs.h) dh = new_sums(by_pixel.sizes(), x);
   if (needs.weight || needs.bias) dweight = at::zeros(operands.weight.sizes(), operands.weight.options());
-  kernels::WeightGradient k{};
+  kernels::WeightGradient<A> k{};
   k.x = data(x);
-  k.h = data<float>(operands.h);
-  k.weight = data<float>(operands.weight);
-  k.of_u = data<float>(gradient.of_u);
-  k.of_w = data<float>(gradient.of_w);
-  k.dw = mutable_data<float>(dw);
+  k.h = data<A>(operands.h);
+  k.weight = data<A>(operands.weight);
+  k.of_u = data<A>(gradient.of_u);
+  k.of_w = data<A>(gradient.of_w);
+  k.dw = mutable_data<A>(dw);
   k.shape = call.shape(operands.depth());
   k.stride = int(stride);
   k.kind = call.spec.norm;
@@ -144,11 +155,11 @@ void add_training(const DeviceCall& call, const Inputs& inputs, const Gradient& 
     const int64_t count = std::min(step, pixels - first);
     k.first = int(first);
     k.count = int(count);
-    launch("dynamic_alignment_weight_gradient", kernels::weight_gradient, k, call);
+    launch("dynamic_alignment_weight_gradient", kernels::weight_gradient<A>, k, call);
     if (dh.defined())
-      dh.narrow(0, first, count).copy_(product(call, dw, operands.weight, count, rows, false, tf32));
+      dh.narrow(0, first, count).copy_(product<A>(call, dw, operands.weight, count, rows, false, tf32));
     if (dweight.defined())
-      dweight.add_(product(call, dw, by_pixel.narrow(0, first, count), rows, count, true, tf32));
+      dweight.add_(product<A>(call, dw, by_pixel.narrow(0, first, count), rows, count, true, tf32));
   }
   const auto dtype = inputs.x.scalar_type();
   if (needs.h)
@@ -176,7 +187,10 @@ Gradients run_backward(const DeviceCall& call, const Inputs& inputs, const Saved
   }
   const Gradient gradient(call, saved, needs.training());
   if (needs.x) found.x = input_gradient(call, inputs, gradient);
-  if (needs.training()) add_training(call, inputs, gradient, needs, most, found);
+  if (needs.training())
+    by_sums(inputs.x.scalar_type(), [&](auto sums) {
+      add_training<typename decltype(sums)::type>(call, inputs, gradient, needs, most, found);
+    });
   return found;
 }
 

@@ -59,16 +59,13 @@ kernels::Shape DeviceCall::device_run(kernels::Dtype dtype) const {
   return with_splits({1, 1, batch * channels * positions, true, false, 1, 1}, dtype);
 }
 
-kernels::Statistics DeviceCall::device_statistics(const at::Tensor& mean, const at::Tensor& var) const {
-  return {data<float>(mean), data<float>(var), float(spec.eps), spec.centered && mean.defined()};
-}
-
 std::string DeviceCall::sizes() const {
   return c10::str("x is [", c10::Join(", ", shape), "], over is '", spec.over_name(), "'");
 }
 
-kernels::Factor factor(const at::Tensor& t) {
-  return {data(t), t.defined() ? dtype_of(t) : kernels::Dtype::Float32};
+kernels::Factor DeviceCall::factor(const at::Tensor& t) const {
+  const auto absent = dtype == at::kDouble ? kernels::Dtype::Float64 : kernels::Dtype::Float32;
+  return {data(t), t.defined() ? dtype_of(t) : absent};
 }
 
 at::Tensor dense_factor(const OptionalTensor& t) {

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "common/cuda/tensors.h"
+#include "common/dtype.h"
 #include "norm/cuda/launch.h"
 #include "norm/tensors.h"
 
@@ -38,7 +39,14 @@ struct DeviceCall : Call {
   // All values as those of one channel.
   kernels::Shape device_run(kernels::Dtype dtype) const;
 
-  kernels::Statistics device_statistics(const at::Tensor& mean, const at::Tensor& var) const;
+  template <typename A>
+  kernels::Statistics<A> device_statistics(const at::Tensor& mean, const at::Tensor& var) const {
+    return {data<A>(mean), data<A>(var), A(spec.eps), spec.centered && mean.defined()};
+  }
+
+  at::ScalarType sums() const { return accumulate_type(dtype); }
+
+  kernels::Factor factor(const at::Tensor& t) const;
 
   std::string sizes() const;  // for the error of a kernel
 
@@ -47,8 +55,6 @@ struct DeviceCall : Call {
   at::Tensor empty(const at::Tensor& x, at::ScalarType dtype) const;
   static at::Tensor empty_like(const at::Tensor& x, at::ScalarType dtype);
 };
-
-kernels::Factor factor(const at::Tensor& t);
 
 // A factor of each channel without gaps and aligned, undefined where there is none.
 at::Tensor dense_factor(const OptionalTensor& t);

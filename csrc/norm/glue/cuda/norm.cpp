@@ -11,10 +11,10 @@
 namespace bcos::norm::glue::cuda {
 namespace {
 
-const Takes kCuda{kDevice, {at::kFloat, at::kHalf, at::kBFloat16}};
+const Takes kCuda{kDevice, {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16}};
 
-at::Tensor dense_floats(const OptionalTensor& t) {
-  return t ? t->to(at::kFloat).contiguous() : at::Tensor();
+at::Tensor dense_sums(const DeviceCall& call, const OptionalTensor& t) {
+  return t ? t->to(call.sums()).contiguous() : at::Tensor();
 }
 
 bool at_positions(const DeviceCall& call) {
@@ -26,8 +26,8 @@ Outputs run_forward(const DeviceCall& call, const Inputs& inputs) {
   const OnDeviceOf guard(x);
   Outputs out;
   if (!call.given) {
-    out.mean = floats(call.statistics_shape, x);
-    out.var = floats(call.statistics_shape, x);
+    out.mean = new_sums(call.statistics_shape, x);
+    out.var = new_sums(call.statistics_shape, x);
   }
   out.y = call.result_of(x, call.spec.out_dtype, [&](const at::Tensor& y) {
     if (x.numel() == 0) return;
@@ -35,8 +35,8 @@ Outputs run_forward(const DeviceCall& call, const Inputs& inputs) {
                            call.dense(x),
                            dense_factor(inputs.weight),
                            dense_factor(inputs.bias),
-                           call.given ? dense_floats(inputs.mean) : out.mean,
-                           call.given ? dense_floats(inputs.var) : out.var};
+                           call.given ? dense_sums(call, inputs.mean) : out.mean,
+                           call.given ? dense_sums(call, inputs.var) : out.var};
     (at_positions(call) ? positions_forward : shared_forward)(pass, y);
   });
   if (x.numel() == 0 && !call.given)  // what statistics of no values are
@@ -48,7 +48,7 @@ Outputs run_forward(const DeviceCall& call, const Inputs& inputs) {
 at::Tensor channel_sums(const DeviceCall& call, const at::Tensor& x, bool needed) {
   const at::IntArrayRef shape = call.channels;
   if (!needed) return {};
-  return x.numel() == 0 ? at::zeros(shape, x.options().dtype(at::kFloat)) : floats(shape, x);
+  return x.numel() == 0 ? at::zeros(shape, x.options().dtype(call.sums())) : new_sums(shape, x);
 }
 
 Gradients run_backward(const DeviceCall& call, const Saved& saved, const Needs& needs) {
@@ -61,10 +61,10 @@ Gradients run_backward(const DeviceCall& call, const Saved& saved, const Needs& 
   if (needs.bias) out.bias = dbias;
   if (empty) {
     if (needs.x) out.x = at::zeros_like(x);
-    if (needs.map) out.map = at::zeros({4, call.channels}, x.options().dtype(at::kFloat));
+    if (needs.map) out.map = at::zeros({4, call.channels}, x.options().dtype(call.sums()));
     return out;
   }
-  if (needs.map) out.map = floats({4, call.channels}, x);
+  if (needs.map) out.map = new_sums({4, call.channels}, x);
   const BackwardPass pass{call,
                           call.dense(saved.grad),
                           call.dense(x),

@@ -10,18 +10,18 @@ namespace bcos::norm::glue::cuda {
 struct ForwardPass {
   const DeviceCall& call;
   at::Tensor x, weight, bias;
-  at::Tensor mean, var;  // fp32: to be written unless they are given
+  at::Tensor mean, var;  // of the type of sums: to be written unless they are given
 };
 
 // What a backward takes: dense tensors, undefined where there are none.
 struct BackwardPass {
   const DeviceCall& call;
   at::Tensor grad, x, weight;
-  at::Tensor mean, var;  // fp32
+  at::Tensor mean, var;  // of the type of sums, as all below
   const Needs& needs;
-  at::Tensor dweight, dbias;  // fp32, to be written; defined where needed
-  at::Tensor dvar = {};       // fp32: what a second derivative adds to the gradient of var
-  at::Tensor map = {};        // fp32 [4, C], to be written; defined where needed
+  at::Tensor dweight, dbias;  // to be written; defined where needed
+  at::Tensor dvar = {};       // what a second derivative adds to the gradient of var
+  at::Tensor map = {};        // [4, C], to be written; defined where needed
 
   // Whether dx has the part of the variance, and whether it has that of the mean.
   bool through_var() const { return of_x() && !call.given && !call.frozen; }

@@ -26,47 +26,53 @@ void fill(Params& k, const DeviceCall& call) {
 
 // y, with the variance `given` in place of that of x unless it is undefined.
 void launch_forward(const ForwardPass& f, const at::Tensor& given, const at::Tensor& y) {
-  kernels::PositionsFwd k{};
-  fill(k, f.call);
-  k.x = data(f.x);
-  k.y = mutable_data(y);
-  k.mean = mutable_data<float>(f.mean);
-  k.var = mutable_data<float>(f.var);
-  k.given = data<float>(given);
-  k.weight = factor(f.weight);
-  k.bias = factor(f.bias);
-  k.eps = float(f.call.spec.eps);
-  k.centered = f.call.spec.centered;
-  k.dtype = dtype_of(f.x);
-  k.out_dtype = dtype_of(y);
-  launch("positions_fwd", kernels::positions_fwd, k, f.call);
+  by_sums(f.call.dtype, [&](auto type) {
+    using A = typename decltype(type)::type;
+    kernels::PositionsFwd<A> k{};
+    fill(k, f.call);
+    k.x = data(f.x);
+    k.y = mutable_data(y);
+    k.mean = mutable_data<A>(f.mean);
+    k.var = mutable_data<A>(f.var);
+    k.given = data<A>(given);
+    k.weight = f.call.factor(f.weight);
+    k.bias = f.call.factor(f.bias);
+    k.eps = A(f.call.spec.eps);
+    k.centered = f.call.spec.centered;
+    k.dtype = dtype_of(f.x);
+    k.out_dtype = dtype_of(y);
+    launch("positions_fwd", kernels::positions_fwd<A>, k, f.call);
+  });
 }
 
 // dx, or where that is undefined the gradient of var; and the sums of `b`.
 void launch_backward(const BackwardPass& b, const at::Tensor& dx, const at::Tensor& var_gradient) {
   const auto& call = b.call;
   const bool adds = b.needs.weight || b.needs.bias;
-  kernels::PositionsBwd k{};
-  fill(k, call);
-  k.each = rows_of_block(call);
-  k.grad = data(b.grad);
-  k.x = adds || !call.frozen || b.dvar.defined() || var_gradient.defined() ? data(b.x) : nullptr;
-  k.statistics = call.device_statistics(b.mean, b.var);
-  k.weight = factor(b.weight);
-  k.frozen = call.frozen;
-  k.dx = mutable_data(dx);
-  k.dvar = data<float>(b.dvar);
-  k.var_gradient = mutable_data<float>(var_gradient);
-  k.dtype = dtype_of(b.x);
-  k.out_dtype = dtype_of(b.grad);
-  at::Tensor partial;
-  const int shares = adds ? kernels::positions_shares(k) : 0;
-  if (adds) partial = floats({shares, call.channels, 2}, b.x);
-  k.partial = mutable_data<kernels::Sums>(partial);
-  launch("positions_bwd", kernels::positions_bwd, k, call);
-  if (!adds) return;
-  const kernels::Shape shape{1, k.C, 1, false, false, 1, shares};
-  add_channels(b, partial, shape, {}, {});
+  by_sums(call.dtype, [&](auto type) {
+    using A = typename decltype(type)::type;
+    kernels::PositionsBwd<A> k{};
+    fill(k, call);
+    k.each = rows_of_block(call);
+    k.grad = data(b.grad);
+    k.x = adds || !call.frozen || b.dvar.defined() || var_gradient.defined() ? data(b.x) : nullptr;
+    k.statistics = call.device_statistics<A>(b.mean, b.var);
+    k.weight = call.factor(b.weight);
+    k.frozen = call.frozen;
+    k.dx = mutable_data(dx);
+    k.dvar = data<A>(b.dvar);
+    k.var_gradient = mutable_data<A>(var_gradient);
+    k.dtype = dtype_of(b.x);
+    k.out_dtype = dtype_of(b.grad);
+    at::Tensor partial;
+    const int shares = adds ? kernels::positions_shares(k) : 0;
+    if (adds) partial = new_sums({shares, call.channels, 2}, b.x);
+    k.partial = mutable_data<kernels::Sums<A>>(partial);
+    launch("positions_bwd", kernels::positions_bwd<A>, k, call);
+    if (!adds) return;
+    const kernels::Shape shape{1, k.C, 1, false, false, 1, shares};
+    add_channels(b, partial, shape, {}, {});
+  });
 }
 
 }  // namespace

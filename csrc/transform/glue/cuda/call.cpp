@@ -28,11 +28,6 @@ kernels::Shape DeviceCall::device_shape() const {
           int(group_filters()), int(spec.max_out), device_window()};
 }
 
-kernels::Formula DeviceCall::device_formula(const at::Tensor& b) const {
-  const auto k = constants<float>();
-  return {power, k.b_minus_1, k.cos_eps, k.eps_inside, k.eps_outside, data<float>(b), spec.exact_two};
-}
-
 at::Tensor DeviceCall::dense(const at::Tensor& t) const {
   return t.defined() ? aligned(t.contiguous(format())) : t;
 }

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "common/cuda/tensors.h"
+#include "common/dtype.h"
 #include "common/layout.h"
 #include "transform/cuda/launch.h"
 #include "transform/tensors.h"
@@ -22,6 +23,7 @@ struct DeviceCall : Call {
 
   DeviceCall(const Call& call, bool planes, bool large, bool tf32);
 
+  at::ScalarType sums() const { return accumulate_type(dtype); }
   int64_t pixels() const { return images * out_plane(); }
   int64_t in_pixels() const { return images * in_plane(); }
   bool depthwise() const { return spec.groups > 1 && group_channels() == 1 && group_filters() == 1; }
@@ -29,7 +31,12 @@ struct DeviceCall : Call {
   kernels::Window device_window() const;                    // of the plane
   kernels::Window device_window(const Plane& plane) const;  // of this one
   kernels::Shape device_shape() const;
-  kernels::Formula device_formula(const at::Tensor& b = {}) const;  // b: fp32, or undefined
+  // b: of type A, the type of sums, or undefined
+  template <typename A>
+  kernels::Formula<A> device_formula(const at::Tensor& b = {}) const {
+    const auto k = constants<A>();
+    return {power, k.b_minus_1, k.cos_eps, k.eps_inside, k.eps_outside, data<A>(b), spec.exact_two};
+  }
   int device_plane() const { return planes ? int(out_plane()) : 0; }
   int device_in_plane() const { return planes ? int(in_plane()) : 0; }
 

@@ -11,7 +11,8 @@ namespace bcos::transform::glue::cuda {
 
 struct ForwardCall {
   const DeviceCall& call;
-  at::Tensor x, bias, b;  // dense images; bias and b are undefined where there is none, b is fp32
+  at::Tensor x, bias,
+      b;  // dense images; bias and b are undefined where there is none, b is of the type of sums
   Weights weights;
   Outputs& out;  // already allocated: to be written
 };
@@ -20,7 +21,7 @@ struct BackwardCall {
   const DeviceCall& call;
   const Saved& saved;  // dense images
   const Weights& weights;
-  at::Tensor b;  // fp32, or undefined
+  at::Tensor b;  // of the type of sums, or undefined
   const Needs& needs;
 };
 
@@ -53,6 +54,7 @@ struct Candidate {
   bool takes_rows = false;                               // its backward serves calls of several rows
   bool takes_map = false;                                // its backward serves calls with the map of Saved
   bool takes_axes = false;                               // it serves calls with three axes or a border
+  bool takes_double = false;                             // it serves calls of fp64
 };
 
 // Defined at namespace scope, it enters a candidate in the list while the module is loaded.

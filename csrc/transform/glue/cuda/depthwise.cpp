@@ -19,7 +19,7 @@ void fill_sizes(Params& k, const DeviceCall& call) {
 
 void depthwise_forward(const ForwardCall& c) {
   kernels::DepthwiseFwd k{};
-  fill_forward(k, c);
+  fill_forward<float>(k, c);
   fill_sizes(k, c.call);
   k.x = data(c.x);
   k.w = data(c.weights.operand);
@@ -34,7 +34,7 @@ Parts depthwise_backward(const BackwardCall& c) {
   at::Tensor t;
   if (call.norm_gradient()) t = call.image(call.spec.groups, at::kFloat, x);
   kernels::DepthwiseBwd k{};
-  fill_backward(k, c);
+  fill_backward<float>(k, c);
   fill_sizes(k, call);
   k.x = data(x);
   k.u = mutable_data(u);
@@ -56,8 +56,8 @@ Parts depthwise_backward(const BackwardCall& c) {
     kernels::DepthwiseWgrad w{};
     fill_sizes(w, call);
     w.splits = shares(call.pixels(), ceil_div(call.channels, 32) * call.window.plane.rows.kernel);
-    out.partial = floats({w.splits, call.filters, call.window.taps()}, x);
-    if (c.needs.bias) out.dbias = floats({w.splits, call.filters}, x);
+    out.partial = new_sums({w.splits, call.filters, call.window.taps()}, x);
+    if (c.needs.bias) out.dbias = new_sums({w.splits, call.filters}, x);
     w.u = data(u);
     w.x = data(x);
     w.dw = mutable_data<float>(out.partial);

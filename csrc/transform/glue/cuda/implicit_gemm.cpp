@@ -28,7 +28,7 @@ void implicit_gemm_forward(const ForwardCall& c) {
   const bool sums_window = call.has_norm() && call.window.taps() > 1 && call.group_channels() >= kFlatBelow;
   const auto q = sums_window ? squares(call, c.x) : at::Tensor();
   kernels::ImplicitGemmFwd k{};
-  fill_forward(k, c);
+  fill_forward<float>(k, c);
   k.x = data(c.x);
   k.w = data(c.weights.operand);
   k.squares = data<float>(q);
@@ -50,7 +50,7 @@ Parts implicit_gemm_backward(const BackwardCall& c, bool fused) {
   if (!fused || !fits) given = scale_backward(c);
   out.db = given.db;
   const auto fill = [&](auto& k) {
-    fill_backward(k, c);
+    fill_backward<float>(k, c);
     k.u = data(given.u);
     k.winner = data<uint8_t>(c.saved.winner);
     k.n = data<float>(c.saved.n);
@@ -74,8 +74,8 @@ Parts implicit_gemm_backward(const BackwardCall& c, bool fused) {
     kernels::ImplicitGemmWgrad k{};
     fill(k);
     k.splits = shares(call.pixels(), tiles * call.spec.groups * taps);
-    out.partial = floats({k.splits, call.filters, taps * call.group_channels()}, x);
-    if (c.needs.bias) out.dbias = floats({k.splits, call.filters}, x);
+    out.partial = new_sums({k.splits, call.filters, taps * call.group_channels()}, x);
+    if (c.needs.bias) out.dbias = new_sums({k.splits, call.filters}, x);
     k.dw = mutable_data<float>(out.partial);
     k.dbias = mutable_data<float>(out.dbias);
     launch("implicit_gemm_wgrad", kernels::implicit_gemm_wgrad, k, call);

@@ -11,31 +11,37 @@ namespace {
 // Into `out` go the sums of squares, or with `root` their norms; of x v where v is defined.
 void sum_products(const DeviceCall& call, const at::Tensor& x, const at::Tensor& v, const at::Tensor& out,
                   bool root) {
-  kernels::PatchNormSquares k{};
-  k.x = data(x);
-  k.v = data(v);
-  k.out = mutable_data<float>(out);
-  k.rows = int(call.in_pixels() * call.spec.groups);
-  k.CG = int(call.group_channels());
-  k.root = root;
-  k.formula = call.device_formula();
-  k.dtype = dtype_of(x);
-  k.plane = call.device_in_plane();
-  launch("patch_norm_squares", kernels::patch_norm_squares, k, call);
+  by_sums(call.dtype, [&](auto sums) {
+    using A = typename decltype(sums)::type;
+    kernels::PatchNormSquares<A> k{};
+    k.x = data(x);
+    k.v = data(v);
+    k.out = mutable_data<A>(out);
+    k.rows = int(call.in_pixels() * call.spec.groups);
+    k.CG = int(call.group_channels());
+    k.root = root;
+    k.formula = call.device_formula<A>();
+    k.dtype = dtype_of(x);
+    k.plane = call.device_in_plane();
+    launch("patch_norm_squares", kernels::patch_norm_squares<A>, k, call);
+  });
 }
 
 // Into `out` go the sums of q over the windows of a plane, or with `root` the norms.
 void sum_planes(const DeviceCall& call, const Plane& plane, const at::Tensor& q, const at::Tensor& out,
                 bool root) {
-  kernels::PatchNormFwd k{};
-  k.squares = data<float>(q);
-  k.n = mutable_data<float>(out);
-  k.rows = int(out.numel());
-  k.G = call.planes ? 1 : int(call.spec.groups);  // with planes each group is an image of its own
-  k.window = call.device_window(plane);
-  k.formula = call.device_formula();
-  k.root = root;
-  launch("patch_norm_fwd", kernels::patch_norm_fwd, k, call);
+  by_sums(call.dtype, [&](auto sums) {
+    using A = typename decltype(sums)::type;
+    kernels::PatchNormFwd<A> k{};
+    k.squares = data<A>(q);
+    k.n = mutable_data<A>(out);
+    k.rows = int(out.numel());
+    k.G = call.planes ? 1 : int(call.spec.groups);  // with planes each group is an image of its own
+    k.window = call.device_window(plane);
+    k.formula = call.device_formula<A>();
+    k.root = root;
+    launch("patch_norm_fwd", kernels::patch_norm_fwd<A>, k, call);
+  });
 }
 
 // Sets what the patch norm takes as 0 in q, which has a value for each input pixel and group.
@@ -57,7 +63,7 @@ void sum_windows(const DeviceCall& call, const at::Tensor& q, const at::Tensor& 
   clear_border(call, q);
   if (w.is_plane()) return sum_planes(call, w.plane, q, out, root);
   const auto across = w.across();
-  const auto half = floats({call.images * call.spec.groups * w.depth.in * across.columns.in}, q);
+  const auto half = new_sums({call.images * call.spec.groups * w.depth.in * across.columns.in}, q);
   sum_planes(call, w.plane, q, half, false);
   sum_planes(call, across, half, out, root);
 }
@@ -70,18 +76,21 @@ struct Images {
 
 void multiply(const DeviceCall& call, const Images& images, const at::Tensor& x, const at::Tensor& t,
               const at::Tensor& dx, bool add) {
-  kernels::PatchNormBwd k{};
-  k.dx = mutable_data(dx);
-  k.x = data(x);
-  k.t = data<float>(t);
-  k.rows = int(x.numel() / images.channels);
-  k.G = int(images.groups);
-  k.CG = int(images.channels);
-  k.window = call.device_window(images.plane);
-  k.dtype = dtype_of(x);
-  k.plane = call.planes ? int(images.plane.rows.in * images.plane.columns.in) : 0;
-  k.add = add;
-  launch("patch_norm_bwd", kernels::patch_norm_bwd, k, call);
+  by_sums(call.dtype, [&](auto sums) {
+    using A = typename decltype(sums)::type;
+    kernels::PatchNormBwd<A> k{};
+    k.dx = mutable_data(dx);
+    k.x = data(x);
+    k.t = data<A>(t);
+    k.rows = int(x.numel() / images.channels);
+    k.G = int(images.groups);
+    k.CG = int(images.channels);
+    k.window = call.device_window(images.plane);
+    k.dtype = dtype_of(x);
+    k.plane = call.planes ? int(images.plane.rows.in * images.plane.columns.in) : 0;
+    k.add = add;
+    launch("patch_norm_bwd", kernels::patch_norm_bwd<A>, k, call);
+  });
 }
 
 // For each pixel of a plane and group, the sum of t over the outputs that read it.
@@ -108,14 +117,14 @@ void pool(const DeviceCall& call, const at::Tensor& x, const at::Tensor& t, cons
 }  // namespace
 
 at::Tensor squares(const DeviceCall& call, const at::Tensor& x) {
-  const auto out = floats({call.in_pixels(), call.spec.groups}, x);
+  const auto out = new_sums({call.in_pixels(), call.spec.groups}, x);
   sum_products(call, x, {}, out, false);
   return out;
 }
 
 at::Tensor norm(const DeviceCall& call, const at::Tensor& x, const at::Tensor& saved) {
   if (!call.has_norm()) return {};
-  const auto n = saved.defined() ? saved : call.image(call.spec.groups, at::kFloat, x);
+  const auto n = saved.defined() ? saved : call.image(call.spec.groups, call.sums(), x);
   if (call.window.pointwise())
     sum_products(call, x, {}, n, true);
   else
@@ -124,10 +133,10 @@ at::Tensor norm(const DeviceCall& call, const at::Tensor& x, const at::Tensor& s
 }
 
 at::Tensor patch_products(const DeviceCall& call, const at::Tensor& x, const at::Tensor& v) {
-  const auto sums = floats({call.in_pixels(), call.spec.groups}, x);
+  const auto sums = new_sums({call.in_pixels(), call.spec.groups}, x);
   sum_products(call, x, v, sums, false);
   if (call.window.pointwise()) return sums;
-  const auto out = call.image(call.spec.groups, at::kFloat, x);
+  const auto out = call.image(call.spec.groups, call.sums(), x);
   sum_windows(call, sums, out, false);
   return out;
 }
@@ -139,7 +148,7 @@ at::Tensor pooled(const DeviceCall& call, const at::Tensor& t) {
     return Axis{a.kernel, 1, a.dilation * (a.kernel - 1) - a.padding, a.dilation, a.out, a.in};
   };
   const auto& [rows, columns] = call.window.plane;
-  const auto out = floats({call.images, rows.in, columns.in}, t);
+  const auto out = new_sums({call.images, rows.in, columns.in}, t);
   sum_planes(call, {reversed(rows), reversed(columns)}, t, out, false);
   return out;
 }

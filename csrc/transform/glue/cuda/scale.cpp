@@ -21,13 +21,16 @@ void fill_rows(Params& k, const DeviceCall& call) {
 }  // namespace
 
 void scale_forward(const ForwardCall& c, const at::Tensor& z, const at::Tensor& n) {
-  kernels::ScaleFwd k{};
-  fill_forward(k, c);
-  fill_rows(k, c.call);
-  k.z = data(z);
-  k.n = data<float>(n);
-  k.winner = mutable_data<uint8_t>(c.out.winner);
-  launch("scale_fwd", kernels::scale_fwd, k, c.call);
+  by_sums(c.call.dtype, [&](auto sums) {
+    using A = typename decltype(sums)::type;
+    kernels::ScaleFwd<A> k{};
+    fill_forward<A>(k, c);
+    fill_rows(k, c.call);
+    k.z = data(z);
+    k.n = data<A>(n);
+    k.winner = mutable_data<uint8_t>(c.out.winner);
+    launch("scale_fwd", kernels::scale_fwd<A>, k, c.call);
+  });
 }
 
 ScaleGradients scale_backward(const BackwardCall& c) {
@@ -35,26 +38,29 @@ ScaleGradients scale_backward(const BackwardCall& c) {
   const auto& x = c.saved.x;
   const auto n = c.saved.n.defined() ? c.saved.n : norm(call, x, {});
   ScaleGradients out{call.image(call.filters, call.dtype, x, call.rows), {}, {}};
-  if (c.saved.norm_gradient(call)) out.t = call.image(call.spec.groups, at::kFloat, x);
-  kernels::ScaleBwd k{};
-  fill_backward(k, c);
-  fill_rows(k, call);
-  k.scales = k.rows;
-  k.rows *= int(call.rows);
-  k.winner = data<uint8_t>(c.saved.winner);
-  k.n = data<float>(n);
-  k.u = mutable_data(out.u);
-  k.t = mutable_data<float>(out.t);
-  k.dl = data(c.saved.dl);
-  k.dn = data<float>(c.saved.dn);
-  k.map = data<float>(c.saved.map);
-  at::Tensor db;
-  if (c.needs.b) {
-    db = floats({kernels::scale_bwd_blocks(k)}, x);
-    k.db = mutable_data<float>(db);
-  }
-  launch("scale_bwd", kernels::scale_bwd, k, call);
-  if (c.needs.b) out.db = db.sum();
+  if (c.saved.norm_gradient(call)) out.t = call.image(call.spec.groups, call.sums(), x);
+  by_sums(call.dtype, [&](auto sums) {
+    using A = typename decltype(sums)::type;
+    kernels::ScaleBwd<A> k{};
+    fill_backward<A>(k, c);
+    fill_rows(k, call);
+    k.scales = k.rows;
+    k.rows *= int(call.rows);
+    k.winner = data<uint8_t>(c.saved.winner);
+    k.n = data<A>(n);
+    k.u = mutable_data(out.u);
+    k.t = mutable_data<A>(out.t);
+    k.dl = data(c.saved.dl);
+    k.dn = data<A>(c.saved.dn);
+    k.map = data<A>(c.saved.map);
+    at::Tensor db;
+    if (c.needs.b) {
+      db = new_sums({kernels::scale_bwd_blocks(k)}, x);
+      k.db = mutable_data<A>(db);
+    }
+    launch("scale_bwd", kernels::scale_bwd<A>, k, call);
+    if (c.needs.b) out.db = db.sum();
+  });
   return out;
 }
 
@@ -66,27 +72,30 @@ ScaleGradients scale_second(const SecondCall& c, const at::Tensor& z, const at::
   out.grad = at::empty_like(saved.grad);
   if (call.has_norm() && !c.needs.detached) {
     out.l = at::empty_like(saved.grad);
-    for (auto* t : {&out.n, &found.t}) *t = call.image(call.spec.groups, at::kFloat, c.v);
+    for (auto* t : {&out.n, &found.t}) *t = call.image(call.spec.groups, call.sums(), c.v);
   }
-  kernels::ScaleSecond k{};
-  k.grad = data(saved.grad);
-  k.y = data(call.saves_l() ? saved.l : saved.y);
-  k.winner = data<uint8_t>(saved.winner);
-  k.z = data(z);
-  k.n = data<float>(n);
-  k.m = data<float>(m);
-  k.alpha = data<float>(c.weights.alpha);
-  k.dgrad = mutable_data(out.grad);
-  k.u = mutable_data(found.u);
-  k.dl = mutable_data(out.l);
-  k.dn = mutable_data<float>(out.n);
-  k.t = mutable_data<float>(found.t);
-  k.frozen = !call.norm_gradient();
-  k.formula = call.device_formula();
-  k.dtype = dtype_of(z);
-  k.out_dtype = dtype_of(saved.grad);
-  fill_rows(k, call);
-  launch("scale_second", kernels::scale_second, k, call);
+  by_sums(call.dtype, [&](auto sums) {
+    using A = typename decltype(sums)::type;
+    kernels::ScaleSecond<A> k{};
+    k.grad = data(saved.grad);
+    k.y = data(call.saves_l() ? saved.l : saved.y);
+    k.winner = data<uint8_t>(saved.winner);
+    k.z = data(z);
+    k.n = data<A>(n);
+    k.m = data<A>(m);
+    k.alpha = data<A>(c.weights.alpha);
+    k.dgrad = mutable_data(out.grad);
+    k.u = mutable_data(found.u);
+    k.dl = mutable_data(out.l);
+    k.dn = mutable_data<A>(out.n);
+    k.t = mutable_data<A>(found.t);
+    k.frozen = !call.norm_gradient();
+    k.formula = call.device_formula<A>();
+    k.dtype = dtype_of(z);
+    k.out_dtype = dtype_of(saved.grad);
+    fill_rows(k, call);
+    launch("scale_second", kernels::scale_second<A>, k, call);
+  });
   return found;
 }
 

@@ -6,27 +6,27 @@
 
 namespace bcos::transform::glue::cuda {
 
-// Fills what every forward kernel takes that ends with the scale.
-template <typename Params>
+// Fills what every forward kernel takes that ends with the scale; values are added up in A.
+template <typename A, typename Params>
 void fill_forward(Params& k, const ForwardCall& c) {
-  k.alpha = data<float>(c.weights.alpha);
+  k.alpha = data<A>(c.weights.alpha);
   k.bias = data(c.bias);
   k.y = mutable_data(c.out.y);
   k.l = mutable_data(c.out.l);
-  k.formula = c.call.device_formula(c.b);
+  k.formula = c.call.device_formula<A>(c.b);
   k.dtype = dtype_of(c.x);
-  if (c.bias.defined()) k.bias_dtype = dtype_of(c.bias);
+  k.bias_dtype = c.bias.defined() ? dtype_of(c.bias) : k.dtype;
   k.out_dtype = dtype_of(c.out.y);
 }
 
 // Fills what every backward kernel takes that forms u and t of grad.
-template <typename Params>
+template <typename A, typename Params>
 void fill_backward(Params& k, const BackwardCall& c) {
   k.grad = data(c.saved.grad);
   k.v = data(c.call.saves_l() ? c.saved.l : c.saved.y);
-  k.alpha = data<float>(c.weights.alpha);
+  k.alpha = data<A>(c.weights.alpha);
   k.frozen = !c.call.norm_gradient();
-  k.formula = c.call.device_formula(c.b);
+  k.formula = c.call.device_formula<A>(c.b);
   k.dtype = dtype_of(c.saved.x);
   k.out_dtype = dtype_of(c.saved.grad);
 }

@@ -5,7 +5,7 @@
 namespace bcos::transform::glue::cuda {
 namespace {
 
-const Takes kCuda{kDevice, {at::kFloat, at::kHalf, at::kBFloat16}};
+const Takes kCuda{kDevice, {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16}};
 
 // The rows of a linear layer as images of one pixel.
 at::Tensor image_of(const at::Tensor& t) {
@@ -24,6 +24,8 @@ DeviceCall make_device_call(const Call& call, const Inputs& inputs, const Candid
                             bool tf32) {
   TORCH_CHECK_VALUE(candidate.takes_axes || (call.window.is_plane() && !call.window.bordered),
                     "candidate is '", candidate.name, "', allowed: 'vendor' for three axes or a border");
+  TORCH_CHECK_VALUE(candidate.takes_double || call.dtype != at::kDouble, "candidate is '", candidate.name,
+                    "', allowed: 'vendor' for an x of double");
   const bool planes = candidate.takes_planes && !call.spec.linear && inputs.x.is_contiguous() &&
                       inputs.weight.is_contiguous();
   return {call, planes, large, tf32};
@@ -36,8 +38,8 @@ const Candidate& candidate_with_second(const std::string& name) {
   return candidate;
 }
 
-at::Tensor device_b(const OptionalTensor& b) {
-  return b ? aligned(b->to(at::kFloat)) : at::Tensor();
+at::Tensor device_b(const DeviceCall& call, const OptionalTensor& b) {
+  return b ? aligned(b->to(call.sums())) : at::Tensor();
 }
 
 Outputs run_forward(const DeviceCall& call, const Inputs& inputs, const Candidate& candidate) {
@@ -45,13 +47,13 @@ Outputs run_forward(const DeviceCall& call, const Inputs& inputs, const Candidat
   const OnDeviceOf guard(x);
   Outputs out;
   out.y = call.image(call.outputs(), call.spec.out_dtype, x);
-  if (call.saves_n()) out.n = call.image(call.spec.groups, at::kFloat, x);
+  if (call.saves_n()) out.n = call.image(call.spec.groups, call.sums(), x);
   if (call.saves_l()) out.l = call.image(call.outputs(), call.spec.out_dtype, x);
   if (call.saves_winner()) out.winner = call.image(call.outputs(), at::kByte, x);
   if (out.y.numel() > 0) {
     const auto bias = inputs.bias ? aligned(inputs.bias->contiguous()) : at::Tensor();
     candidate.forward(
-        {call, call.dense(x), bias, device_b(inputs.b), prepare(call, weight, bias.defined()), out});
+        {call, call.dense(x), bias, device_b(call, inputs.b), prepare(call, weight, bias.defined()), out});
   }
   if (call.spec.linear) out = {rows_of(out.y), rows_of(out.n), rows_of(out.l), rows_of(out.winner)};
   return out;
@@ -71,7 +73,7 @@ Gradients run_backward(const DeviceCall& call, const Saved& given, const Needs& 
   if (given.x.numel() == 0 || given.grad.numel() == 0) return Gradients::zeros(given, needs);
   const Saved saved = images_of(call, given);
   const auto weights = prepare(call, saved.weight, needs.bias);
-  const auto parts = candidate.backward({call, saved, weights, device_b(given.b), needs});
+  const auto parts = candidate.backward({call, saved, weights, device_b(call, given.b), needs});
   Gradients out;
   if (needs.x) out.x = parts.dx;
   if (needs.weight) out.weight = weight_gradient(call, weights, parts.partial);

@@ -38,38 +38,44 @@ Weights prepare(const DeviceCall& call, const at::Tensor& weight, bool biased) {
     return out;
   }
   const bool raw = takes_raw(call, weight.scalar_type(), biased);
-  out.inverse = floats({call.filters}, weight);
+  out.inverse = new_sums({call.filters}, weight);
   const bool as_it_is = raw && in_order(call, out.source);
   out.operand =
       as_it_is ? out.source
                : at::empty(weight.sizes(), weight.options().dtype(call.dtype).memory_format(call.format()));
   if (raw) out.alpha = out.inverse;
 
-  kernels::WeightNormFwd k{};
-  k.w = data(out.source);
-  k.alpha = mutable_data<float>(out.inverse);
-  k.operand = as_it_is ? nullptr : mutable_data(out.operand);
-  fill_order(k, call, out.source);
-  k.raw = raw;
-  k.dtype = dtype_of(out.source);
-  k.operand_dtype = dtype_of(out.operand);
-  launch("weight_norm_fwd", kernels::weight_norm_fwd, k, call);
+  by_sums(call.dtype, [&](auto sums) {
+    using A = typename decltype(sums)::type;
+    kernels::WeightNormFwd<A> k{};
+    k.w = data(out.source);
+    k.alpha = mutable_data<A>(out.inverse);
+    k.operand = as_it_is ? nullptr : mutable_data(out.operand);
+    fill_order(k, call, out.source);
+    k.raw = raw;
+    k.dtype = dtype_of(out.source);
+    k.operand_dtype = dtype_of(out.operand);
+    launch("weight_norm_fwd", kernels::weight_norm_fwd<A>, k, call);
+  });
   return out;
 }
 
 at::Tensor weight_gradient(const DeviceCall& call, const Weights& weights, const at::Tensor& partial) {
   const auto dw = at::empty_like(weights.source);
-  kernels::WeightNormBwd k{};
-  k.partial = mutable_data(partial);
-  k.w = data(weights.source);
-  k.alpha = data<float>(weights.inverse);
-  k.dw = mutable_data(dw);
-  fill_order(k, call, weights.source);
-  k.splits = int(partial.numel() / dw.numel());
-  k.raw = weights.alpha.defined();
-  k.dtype = dtype_of(weights.source);
-  k.partial_dtype = dtype_of(partial);
-  launch("weight_norm_bwd", kernels::weight_norm_bwd, k, call);
+  by_sums(call.dtype, [&](auto sums) {
+    using A = typename decltype(sums)::type;
+    kernels::WeightNormBwd<A> k{};
+    k.partial = mutable_data(partial);
+    k.w = data(weights.source);
+    k.alpha = data<A>(weights.inverse);
+    k.dw = mutable_data(dw);
+    fill_order(k, call, weights.source);
+    k.splits = int(partial.numel() / dw.numel());
+    k.raw = weights.alpha.defined();
+    k.dtype = dtype_of(weights.source);
+    k.partial_dtype = dtype_of(partial);
+    launch("weight_norm_bwd", kernels::weight_norm_bwd<A>, k, call);
+  });
   return dw;
 }
 

@@ -8,8 +8,8 @@ namespace bcos::transform::glue::cuda {
 struct Weights {
   at::Tensor source;   // the given weight, OIHW or OHWI without gaps
   at::Tensor operand;  // of the products: OHWI, or OIHW beside planes
-  at::Tensor alpha;    // [F] fp32, a factor 1/|w| that the operand lacks; undefined where it lacks none
-  at::Tensor inverse;  // [F] fp32 1/|w| of unit weights, else undefined
+  at::Tensor alpha;    // [F], a factor 1/|w| that the operand lacks; undefined where it lacks none
+  at::Tensor inverse;  // [F] 1/|w| of unit weights, else undefined
 };
 
 // Whether the products take a unit weight as it is, and alpha beside it. `biased`: a bias or its gradient

@@ -56,13 +56,18 @@ To bits(From v) {
 
 struct Tf32 {};
 
-inline float shuffle_xor(float value, int mask) {
-  const uint32_t in = bits<uint32_t>(value);
+template <typename A>
+A shuffle_xor(A value, int mask) {
+  constexpr int WORDS = sizeof(A) / 4;
+  uint32_t words[WORDS];
+  std::memcpy(words, &value, sizeof(A));
   const auto exchange = [mask](emulation::Warp& w) {
     for (int lane = 0; lane < 32; ++lane)
-      w.out[lane][0] = planted == kUnreducedLane && mask == 1 ? 0 : w.in[lane ^ mask][0];
+      for (int i = 0; i < WORDS; ++i)
+        w.out[lane][i] = planted == kUnreducedLane && mask == 1 ? 0 : w.in[lane ^ mask][i];
   };
-  return bits<float>(*emulation::collective(&in, 1, exchange));
+  std::memcpy(&value, emulation::collective(words, WORDS, exchange), sizeof(A));
+  return value;
 }
 
 inline void barrier() {

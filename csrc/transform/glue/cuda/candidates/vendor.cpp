@@ -20,7 +20,7 @@ Parts backward(const BackwardCall& c) {
   const auto [u, t, db] = scale_backward(c);
   Parts out{{}, {}, {}, db};
   constexpr std::array<int64_t, 2> kImagesAndPixels{0, 2};
-  if (c.needs.bias) out.dbias = u.flatten(2).sum(kImagesAndPixels, false, at::kFloat);
+  if (c.needs.bias) out.dbias = u.flatten(2).sum(kImagesAndPixels, false, c.call.sums());
   std::tie(out.dx, out.partial) =
       vendor_gradients(c.call, u, c.saved.x, c.weights.operand, c.needs.x, c.needs.weight);
   if (c.needs.x && c.saved.norm_gradient(c.call)) add_norm_gradient(c.call, c.saved.x, t, out.dx);
@@ -39,7 +39,7 @@ SecondParts second(const SecondCall& c) {
   return out;
 }
 
-const Registered registered({"vendor", true, forward, backward, second, true, true, true});
+const Registered registered({"vendor", true, forward, backward, second, true, true, true, true});
 
 }  // namespace
 }  // namespace bcos::transform::glue::cuda
