@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -30,8 +31,11 @@ class Maker(NamedTuple):
 
 
 _KERNELS: dict[tuple, Any] = {}
-_MAKERS: dict[Any, Maker] = {}
-"""The kernels, which are kept for good because graphs hold them -> what they serve."""
+_MAKERS: WeakKeyDictionary[Any, Maker] = WeakKeyDictionary()
+"""The kernels -> what they serve."""
+
+MOST = 4096
+"""The most kernels that are kept here; graphs and plans own theirs, too."""
 
 
 def of(op: Op, call, backend: str, by_operators: Callable[..., tuple]) -> Any:
@@ -49,8 +53,11 @@ def of(op: Op, call, backend: str, by_operators: Callable[..., tuple]) -> Any:
     if made is None:
         gradients = partial(by_operators, op, call.spec, backend)
         made = None if lone is None or lone.kernels is None else lone.kernels(call, gradients)
-        made = _KERNELS[key] = made or _started_by_python(op, call.spec, backend, gradients)
+        made = made or _started_by_python(op, call.spec, backend, gradients)
         _MAKERS[made] = Maker(op, call, backend)
+        if len(_KERNELS) >= MOST:  # a b that is another number at every step makes others at every step
+            _KERNELS.clear()
+        _KERNELS[key] = made
     return made
 
 
@@ -72,7 +79,8 @@ def _started_by_python(op: Op, spec, backend: str, by_operators: Callable[..., t
 
 def maker_of(y: Tensor) -> Maker | None:
     """What made y; None where the extension did not, or where a backward of that call was differentiated."""
-    return None if _C is None else _MAKERS.get(_C.maker_of(y))
+    made = None if _C is None else _C.maker_of(y)
+    return None if made is None else _MAKERS.get(made)
 
 
 def has_hooks(y: Tensor) -> bool:

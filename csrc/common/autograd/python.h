@@ -35,42 +35,52 @@ inline Tensors unpacked(const pybind11::tuple& given) {
   return found;
 }
 
-// A backward that is a function of Python: (grad, inputs, saved, needs, map) -> gradients. The function is
-// kept for good.
+// A function of Python that may be freed by a thread that does not hold the GIL, or at the end of the
+// process.
+inline std::shared_ptr<pybind11::function> owned(pybind11::function function) {
+  return {new pybind11::function(std::move(function)), [](pybind11::function* held) {
+            if (!Py_IsInitialized()) return;
+            const pybind11::gil_scoped_acquire locked;
+            delete held;
+          }};
+}
+
+// A backward that is a function of Python: (grad, inputs, saved, needs, map) -> gradients.
 inline Kernels::Backward backward_in_python(pybind11::function backward) {
-  return [function = backward.release()](const at::Tensor& grad, const Tensors& inputs, const Tensors& saved,
-                                         const std::vector<bool>& needs, const at::Tensor& map) {
+  return [function = owned(std::move(backward))](const at::Tensor& grad, const Tensors& inputs,
+                                                 const Tensors& saved, const std::vector<bool>& needs,
+                                                 const at::Tensor& map) {
     const pybind11::gil_scoped_acquire locked;
-    const auto found = function(grad, to_optional(inputs), to_optional(saved), needs, given(map));
+    const auto found = (*function)(grad, to_optional(inputs), to_optional(saved), needs, given(map));
     return from_optional(found.cast<OptionalTensors>());
   };
 }
 
-// The kernels as an object of Python. They are never freed, because graphs hold them without owning them;
-// there are as many as there are ops with different options.
-inline Kernels* kept(Kernels kernels, pybind11::function by_operators) {
+// The kernels as an object of Python, which graphs own with it.
+inline std::shared_ptr<Kernels> shared(Kernels kernels, pybind11::function by_operators) {
   kernels.by_operators = backward_in_python(std::move(by_operators));
-  return new Kernels(std::move(kernels));
+  return std::make_shared<Kernels>(std::move(kernels));
 }
 
 // Kernels that functions of Python start.
-inline Kernels* started_by_python(pybind11::function forward, pybind11::function backward,
-                                  pybind11::function by_operators, size_t inputs, size_t returned,
-                                  bool saves_output) {
-  const auto forwards = [function = forward.release()](const Tensors& given_inputs) {
+inline std::shared_ptr<Kernels> started_by_python(pybind11::function forward, pybind11::function backward,
+                                                  pybind11::function by_operators, size_t inputs,
+                                                  size_t returned, bool saves_output) {
+  const auto forwards = [function = owned(std::move(forward))](const Tensors& given_inputs) {
     const pybind11::gil_scoped_acquire locked;
-    return function(to_optional(given_inputs)).cast<Tensors>();
+    return (*function)(to_optional(given_inputs)).cast<Tensors>();
   };
-  return kept({forwards, backward_in_python(std::move(backward)), {}, inputs, returned, saves_output},
-              std::move(by_operators));
+  return shared({forwards, backward_in_python(std::move(backward)), {}, inputs, returned, saves_output},
+                std::move(by_operators));
 }
 
 inline void bind_calls(pybind11::module_ m) {
   namespace py = pybind11;
   using namespace py::literals;
-  py::class_<Kernels, std::unique_ptr<Kernels, py::nodelete>>(
+  py::class_<Kernels, std::shared_ptr<Kernels>>(
       m, "Kernels", "How calls of an op with the same options are served and recorded.")
-      .def("__call__", torch::wrap_pybind_function([](const Kernels& kernels, const py::tuple& inputs) {
+      .def("__call__",
+           torch::wrap_pybind_function([](const std::shared_ptr<Kernels>& kernels, const py::tuple& inputs) {
              const auto tensors = unpacked(inputs);
              const py::gil_scoped_release unlocked;
              return call(kernels, tensors);
@@ -80,7 +90,7 @@ inline void bind_calls(pybind11::module_ m) {
   bind_fast<key_of>(m, "key_of");
   bind_fast<key_of_held>(m, "key_of_held");
   bind_fast<are_held>(m, "are_held");
-  m.def("maker_of", &maker_of, py::return_value_policy::reference, "y"_a);
+  m.def("maker_of", &maker_of, "y"_a);
   m.def("has_hooks", &has_hooks, "y"_a);
   m.def("leave", &leave, "y"_a, "grad"_a, "map"_a, "message"_a);
 }

@@ -142,6 +142,8 @@ namespace {
 
 // The node of a call. torch's own demangles its name in every backward, and checks what Recorded returns.
 struct Node : autograd::CppNode<Recorded> {
+  std::shared_ptr<Kernels> kernels;  // to which the saved data point
+
   std::string name() const override { return "bcos::Recorded"; }
 
   Tensors apply(Tensors&& grads) override {
@@ -166,21 +168,22 @@ Tensors unrecorded(const Kernels& kernels, const Tensors& inputs) {
 
 // The outputs of a call that autograd records. It does what Function::apply does for any function, without
 // what a call of kernels cannot be: one that returns an input or a view, or changes one in place.
-Tensors record(const Kernels& kernels, const Tensors& inputs, const Tensors& present) {
+Tensors record(const std::shared_ptr<Kernels>& kernels, const Tensors& inputs, const Tensors& present) {
   const auto node = make_node<Node>();
+  node->kernels = kernels;
   node->set_ctx_grad_fn(node);
   node->set_next_edges(autograd::collect_next_edges(present));
   node->is_variable_input_.assign(present.size(), true);
-  auto outputs = unrecorded(kernels, inputs);
+  auto outputs = unrecorded(*kernels, inputs);
   autograd::set_history(outputs[0], node);
-  Recorded::save(node->ctx_, kernels, inputs, outputs);
+  Recorded::save(node->ctx_, *kernels, inputs, outputs);
   node->save_variables_to_ctx();
   return outputs;
 }
 
 }  // namespace
 
-std::optional<Tensors> call(const Kernels& kernels, const Tensors& inputs) {
+std::optional<Tensors> call(const std::shared_ptr<Kernels>& kernels, const Tensors& inputs) {
   if (is_seen(inputs)) return std::nullopt;
   Tensors present;
   present.reserve(inputs.size());
@@ -191,23 +194,22 @@ std::optional<Tensors> call(const Kernels& kernels, const Tensors& inputs) {
     needs_gradient |= t.requires_grad();
   }
   const bool records = needs_gradient && c10::GradMode::is_enabled();
-  auto outputs = records ? record(kernels, inputs, present) : unrecorded(kernels, inputs);
-  outputs.resize(kernels.returned);
+  auto outputs = records ? record(kernels, inputs, present) : unrecorded(*kernels, inputs);
+  outputs.resize(kernels->returned);
   return outputs;
 }
 
 namespace {
 
-AutogradContext* context_of(const at::Tensor& y) {
-  auto* node = dynamic_cast<autograd::CppNode<Recorded>*>(y.grad_fn().get());
-  return node ? &node->ctx_ : nullptr;
+Node* node_of(const at::Tensor& y) {
+  return dynamic_cast<Node*>(y.grad_fn().get());
 }
 
 }  // namespace
 
-const Kernels* maker_of(const at::Tensor& y) {
-  auto* ctx = context_of(y);
-  return ctx && !ctx->saved_data.count(kDifferentiated) ? kernels_of(ctx) : nullptr;
+std::shared_ptr<Kernels> maker_of(const at::Tensor& y) {
+  const auto* node = node_of(y);
+  return node && !node->ctx_.saved_data.count(kDifferentiated) ? node->kernels : nullptr;
 }
 
 bool has_hooks(const at::Tensor& y) {
@@ -217,9 +219,9 @@ bool has_hooks(const at::Tensor& y) {
 }
 
 void leave(const at::Tensor& y, const at::Tensor& grad, const at::Tensor& map, const std::string& message) {
-  auto* ctx = context_of(y);
-  TORCH_CHECK_VALUE(ctx, "y is not the output of a call that these kernels recorded");
-  auto& data = ctx->saved_data;
+  auto* node = node_of(y);
+  TORCH_CHECK_VALUE(node, "y is not the output of a call that these kernels recorded");
+  auto& data = node->ctx_.saved_data;
   data[kMap] = map;
   data[kLeft] = grad;
   data[kVersionLeft] = int64_t(grad._version());

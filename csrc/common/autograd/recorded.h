@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -41,11 +42,11 @@ Tensors or_undefined(const T&... tensors) {
 }
 
 // The outputs that a caller gets; none where something must see the operators of the op, such as a transform,
-// a trace, a mode or a tensor of a subclass. The kernels must outlive the graph.
-std::optional<Tensors> call(const Kernels& kernels, const Tensors& inputs);
+// a trace, a mode or a tensor of a subclass. A call that is recorded owns the kernels with others.
+std::optional<Tensors> call(const std::shared_ptr<Kernels>& kernels, const Tensors& inputs);
 
 // The kernels of the call that made y; null where no call did, or where a backward of it was differentiated.
-const Kernels* maker_of(const at::Tensor& y);
+std::shared_ptr<Kernels> maker_of(const at::Tensor& y);
 
 // Whether a hook sees the gradient of y, be it of y itself or of the node that made y.
 bool has_hooks(const at::Tensor& y);

@@ -23,7 +23,7 @@ inline void bind(pybind11::module_ m) {
       .def_readonly("out_dtype", &Spec::out_dtype);
 
   m.def("norm_kernels", [](const Spec& spec, bool detached, py::function by_operators) {
-    return kept(kernels(spec, detached), std::move(by_operators));
+    return shared(kernels(spec, detached), std::move(by_operators));
   });
   m.def("norm_forward", &forward, unlocked(), "x"_a, "weight"_a, "bias"_a, "mean"_a, "var"_a, "spec"_a);
   m.def("norm_backward", &backward, unlocked(), "grad"_a, "x"_a, "weight"_a, "mean"_a, "var"_a,

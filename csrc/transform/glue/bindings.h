@@ -51,7 +51,7 @@ inline void bind(pybind11::module_ m) {
         "winner"_a, "spec"_a, "frozen"_a, "detached"_a, "needs"_a);
   m.def("transform_kernels",
         [](const Spec& spec, bool saves_output, bool detached, py::function by_operators) {
-          return kept(kernels(spec, saves_output, detached), std::move(by_operators));
+          return shared(kernels(spec, saves_output, detached), std::move(by_operators));
         });
   m.def("patch_norm", &patch_norm, unlocked(), "x"_a, "kernel"_a, "spec"_a);
   m.def("weight_norm", &weight_norm, unlocked(), "weight"_a);
