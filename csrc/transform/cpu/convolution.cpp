@@ -34,7 +34,7 @@ Tiling output_tiling(const Call& call, bool channels_last) {
   return {channels_last, call.images, call.spec.groups, call.group_outputs(), call.out_plane()};
 }
 
-constexpr int64_t kPacksFrom = 2048;  // pixels: with fewer, packing the weight costs more than the tiles gain
+constexpr int64_t kPacksFrom = 4;  // pixels: with fewer, packing the weight costs more than the product
 
 // A pointwise convolution of channels_last pixels is a linear layer of them.
 bool is_linear(const Call& call, const at::Tensor& x, const at::Tensor& weight, bool channels_last) {

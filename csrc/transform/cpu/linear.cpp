@@ -16,7 +16,7 @@
 namespace bcos::transform::cpu {
 namespace {
 
-constexpr int64_t kPacksFrom = 1024;  // rows: with fewer, packing the weight costs more than the tiles gain
+constexpr int64_t kPacksFrom = 128;  // rows: with fewer, packing the weight costs more than the tiles gain
 
 Tiling output_tiling(const Call& call) {
   return {true, 1, 1, call.outputs(), call.images};
