@@ -1,5 +1,5 @@
-// Convolutions as linear layers of their patches (fp32): a patch is a few long runs of values in channels_last
-// memory, and what follows a product finds it in cache.
+// Convolutions as linear layers of their patches (fp32): a patch is a few long runs of values in
+// channels_last memory, and what follows a product finds it in cache.
 #pragma once
 
 #include "common/cpu/tiling.h"
