@@ -12,7 +12,7 @@ namespace bcos::transform::cpu {
 namespace {
 
 constexpr int64_t kMostChannels = 8, kLeastPixels = 2048;  // of a call whose patches may overlap
-constexpr int64_t kMostValues = 2048;                      // of a patch that is copied: a tile of them stays in L2
+constexpr int64_t kMostValues = 2048;  // of a patch that lies apart: a tile of them stays in L2
 
 // What part of its patch lies in the image, for one pixel of all outputs: rows [first, last) of the patch, of
 // which each has `size` values from `offset` on, and where these begin in memory, for row 0.
@@ -99,17 +99,17 @@ bool patches_serve_forward(const Call& call, const at::Tensor& x, const at::Tens
 
 void patches_forward(const Call& call, const Inputs& inputs, const at::Tensor& z, const Tiling& outputs,
                      Outputs& out) {
-  const RowGemm gemm(inputs.weight, true);
+  const PackedFilters filters(inputs.weight, call.spec.unit);
   const auto scratch = tiles(call, inputs.x);
   const float* x = inputs.x.const_data_ptr<float>();
   float *room = scratch.mutable_data_ptr<float>(), *product = z.mutable_data_ptr<float>(),
         *n = out.n.defined() ? out.n.mutable_data_ptr<float>() : nullptr;
   const auto k = call.constants<float>();
-  finish_forward(call, inputs, z, outputs, out, [&](int64_t begin, int64_t end) {
+  finish_forward(call, inputs, filters.scale, z, outputs, out, [&](int64_t begin, int64_t end) {
     float* patches = room + at::get_thread_num() * scratch.size(1);
     gather(call, x, begin, end, patches);
     if (n) row_norms(patches, n + begin, patch_size(call), k, 0, end - begin);
-    gemm.forward(patches, product + begin * call.filters, 0, end - begin);
+    filters.gemm.forward(patches, product + begin * call.filters, 0, end - begin);
   });
 }
 
