@@ -173,6 +173,9 @@ GEOMETRIES = {
     "3x3": Case(),
     "1x1": Case(kernel=(1, 1), padding=(0, 0), channels=17, outputs=33),
     "1x1 stride 2": Case(kernel=(1, 1), padding=(0, 0), stride=(2, 2)),
+    "1x1 tiles stride 2": Case(
+        batch=3, channels=70, outputs=35, size=(15, 13), kernel=(1, 1), padding=(0, 0), stride=(2, 2)
+    ),
     "stem": Case(kernel=(7, 7), padding=(3, 3), stride=(2, 2), size=(19, 17), outputs=16),
     "patches": Case(size=(40, 33), outputs=17),
     "patches of a stem": Case(kernel=(7, 7), padding=(3, 3), stride=(2, 2), size=(65, 66), outputs=16),

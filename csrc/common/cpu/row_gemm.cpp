@@ -60,7 +60,7 @@ void RowGemm::multiply(int64_t rows, int64_t columns, int64_t terms, const float
             c + first, columns);
 }
 
-RowGemm::RowGemm(const at::Tensor& weight, bool forward)
+RowGemm::RowGemm(const at::Tensor& weight, bool forward, const FilterStep& beside)
     : weight_(weight), filters_(weight.size(0)), size_(weight.numel() / weight.size(0)) {
   if (!forward) return;
   packed_ = at::empty({filters_ * size_}, weight.options());  // [block][size][columns]
@@ -70,6 +70,7 @@ RowGemm::RowGemm(const at::Tensor& weight, bool forward)
     for (int64_t block = begin; block < end; block++) {
       const int64_t first = block * kColumns, columns = std::min(kColumns, filters_ - first);
       transpose(w + first * size_, size_, columns, size_, to + first * size_, columns);
+      if (beside) beside(first, first + columns);
     }
   });
 }

@@ -3,6 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
+
 namespace bcos::cpu {
 
 class RowGemm {
@@ -16,8 +18,12 @@ class RowGemm {
   static void multiply(int64_t rows, int64_t columns, int64_t terms, const float* a, const float* b,
                        float* c);
 
+  // What else is formed from filters [begin, end) of the weight.
+  using FilterStep = std::function<void(int64_t begin, int64_t end)>;
+
   // weight [filters, size] in rows; `forward` packs it for z = x w^T, else dx = u w is ready at once.
-  RowGemm(const at::Tensor& weight, bool forward);
+  // `beside` is called for all filters in parallel, each time with some that packing has brought into cache.
+  RowGemm(const at::Tensor& weight, bool forward, const FilterStep& beside = {});
 
   // z[begin, end) = x[begin, end) w^T
   void forward(const float* x, float* z, int64_t begin, int64_t end) const;

@@ -48,13 +48,13 @@ struct Products {
   int64_t units() const { return extent.channels_last ? extent.parts() : extent.planes(); }
 };
 
-// y = (x − shift) gain + offset
+// y = (x − shift) gain + offset, or x gain
 template <typename T, typename U>
 struct Apply {
   using A = Accumulate<T>;
   const T* x;
   U* y;
-  const A *shift, *gain, *offset;  // [images or 1, channels]
+  const A *shift, *gain, *offset;  // [images or 1, channels]; shift and offset are both null for x gain
   Extent extent;
 
   // A unit is a row of channels if channels_last, else a plane.

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
+#include "common/cpu/lines.h"
 #include "common/cpu/sums.h"
 #include "norm/cpu/channels.h"
 #include "norm/cpu/sums.h"
@@ -51,7 +51,7 @@ BCOS_INLINE void part_moments(const Moments<T>& f, int64_t part) {
   const T* x = f.x + (part / e.splits * e.rows + first) * C;
   double *mean = f.mean + part * C, *squares = f.squares + part * C;
   std::fill_n(squares, C, 0.0);
-  std::vector<A> sums(5 * C);
+  Lines<A> sums(5 * C);
   A *near = sums.data(), *distances = near + C, *squared = distances + C;
   guess_means(x, rows, C, near, mean);
   std::fill_n(mean, C, 0.0);
@@ -99,7 +99,7 @@ BCOS_INLINE void part_products(const Products<T, U>& f, int64_t part) {
   double *products = f.products + part * C, *grads = f.grads + part * C;
   std::fill_n(products, C, 0.0);
   std::fill_n(grads, C, 0.0);
-  std::vector<A> sums(4 * C);
+  Lines<A> sums(4 * C);
   A *short_products = sums.data(), *short_grads = short_products + C;
   for (int64_t begin = 0; begin < rows; begin += kRunRows) {
     const int64_t count = std::min(kRunRows, rows - begin);
@@ -158,8 +158,23 @@ BCOS_INLINE void for_runs(const Extent& e, int64_t begin, int64_t end, F&& body)
 }
 
 template <typename T, typename U>
+BCOS_INLINE void scale(const Apply<T, U>& f, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  for_runs(
+      f.extent, begin, end, [&](int64_t offset, int64_t size, int64_t constants, auto each) BCOS_INLINE_BODY {
+        const T* x = f.x + offset;
+        U* y = f.y + offset;
+        const A* gain = f.gain + constants;
+        const A gain0 = *gain;
+#pragma omp simd
+        for (int64_t i = 0; i < size; i++) y[i] = U(A(x[i]) * (each ? gain[i] : gain0));
+      });
+}
+
+template <typename T, typename U>
 BCOS_INLINE void apply(const Apply<T, U>& f, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
+  if (!f.shift) return scale(f, begin, end);
   for_runs(
       f.extent, begin, end, [&](int64_t offset, int64_t size, int64_t constants, auto each) BCOS_INLINE_BODY {
         const T* x = f.x + offset;

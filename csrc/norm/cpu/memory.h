@@ -5,9 +5,9 @@
 #include <ATen/ops/empty_like.h>
 
 #include <algorithm>
-#include <vector>
 
 #include "common/checks.h"
+#include "common/cpu/lines.h"
 #include "common/layout.h"
 
 namespace bcos::norm::cpu {
@@ -50,7 +50,7 @@ class PerChannel {
 
  private:
   at::Tensor kept_;
-  std::vector<A> filled_;
+  bcos::cpu::Lines<A> filled_;
 };
 
 // The sums as a gradient of channels in the type A of sums.

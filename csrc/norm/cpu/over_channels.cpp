@@ -79,7 +79,7 @@ void compute_statistics(const Groups& groups, const T* x, Accumulate<T>* mean, A
 // One value for every channel of every set.
 template <typename A>
 struct Constants {
-  std::vector<A> values;
+  Lines<A> values;
   int64_t size;
   Constants(int64_t kinds, int64_t size) : values(kinds * size), size(size) {}
   A* operator[](int64_t kind) { return values.data() + kind * size; }
@@ -109,7 +109,9 @@ at::Tensor normalized(const Groups& groups, const at::Tensor& x, const OptionalT
     }
   });
   const auto y = at::empty_like(x, x.options().dtype(call.spec.out_dtype));
-  const Apply<T, U> pass{pointer<T>(x), mutable_pointer<U>(y), k[0], k[1], k[2], e};
+  const bool scales = !call.spec.centered && !inputs.bias;
+  const Apply<T, U> pass{
+      pointer<T>(x), mutable_pointer<U>(y), scales ? nullptr : k[0], k[1], scales ? nullptr : k[2], e};
   run_all(pass);
   return y;
 }
@@ -197,8 +199,7 @@ Gradients gradients(const Groups& groups, const Saved& saved, const at::Tensor& 
         pointer<U>(grad), pointer<T>(x), mutable_pointer<T>(*found.x), mean, of_grad, of_x, offset, e};
     run_all(pass);
   } else {
-    std::fill_n(shift, groups.sets() * C, A(0));
-    const Apply<U, T> pass{pointer<U>(grad), mutable_pointer<T>(*found.x), shift, of_grad, shift, e};
+    const Apply<U, T> pass{pointer<U>(grad), mutable_pointer<T>(*found.x), nullptr, of_grad, nullptr, e};
     run_all(pass);
   }
   return found;

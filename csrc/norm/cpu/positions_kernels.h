@@ -2,8 +2,8 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
+#include "common/cpu/lines.h"
 #include "norm/cpu/positions.h"
 #include "norm/cpu/sums.h"
 #include "norm/formula.h"
@@ -90,7 +90,7 @@ BCOS_INLINE void row_backward(const RowBackward<T, U>& f, int64_t row, A* dgamma
 template <typename A, typename F>
 BCOS_INLINE void with_sums(int64_t C, double* all_dgamma, double* all_dbeta, int64_t begin, int64_t end,
                            F&& body) {
-  std::vector<A> sums(2 * C);
+  Lines<A> sums(2 * C);
   A *dgamma = sums.data(), *dbeta = dgamma + C;
   for (int64_t first = begin; first < end; first += kRunRows) {
     const int64_t last = std::min(first + kRunRows, end);

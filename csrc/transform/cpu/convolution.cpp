@@ -34,7 +34,7 @@ Tiling output_tiling(const Call& call, bool channels_last) {
   return {channels_last, call.images, call.spec.groups, call.group_outputs(), call.out_plane()};
 }
 
-constexpr int64_t kPacksFrom = 2048;  // pixels: with fewer, packing the weight costs more than the tiles gain
+constexpr int64_t kPacksFrom = 4;  // pixels: with fewer, packing the weight costs more than the product
 
 // A pointwise convolution of channels_last pixels is a linear layer of them.
 bool is_linear(const Call& call, const at::Tensor& x, const at::Tensor& weight, bool channels_last) {
@@ -86,9 +86,11 @@ Outputs of_products(const Call& call, const Inputs& given) {
     if (call.has_norm()) out.n = patch_norm(call, inputs.x, true);
     const NarrowGroups product(call, inputs.weight, true);
     const auto z = at::empty(call.z_shape(), inputs.x.options().memory_format(format));
-    finish_forward(call, inputs, z, output_tiling(call, true), out, [&](int64_t begin, int64_t end) {
+    const auto step = [&](int64_t begin, int64_t end) {
       product.run(inputs.x.const_data_ptr<float>(), z.mutable_data_ptr<float>(), begin, end);
-    });
+    };
+    finish_forward(call, inputs, filter_scale(inputs.weight, call.spec.unit), z, output_tiling(call, true),
+                   out, step);
     return out;
   }
   if (patches_serve_forward(call, inputs.x, inputs.weight, wants_channels_last)) {
@@ -102,7 +104,8 @@ Outputs of_products(const Call& call, const Inputs& given) {
   if (!channels_last) z = z.contiguous();
   if (call.has_norm())
     out.n = patch_norm(call, given.x.contiguous(image_format(channels_last, z.dim())), channels_last);
-  finish_forward(call, inputs, z, output_tiling(call, channels_last), out);
+  const auto alpha = filter_scale(inputs.weight, call.spec.unit);
+  finish_forward(call, inputs, alpha, z, output_tiling(call, channels_last), out);
   if (!call.saves_n()) out.n = at::Tensor();
   return out;
 }

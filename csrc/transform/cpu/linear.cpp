@@ -16,7 +16,7 @@
 namespace bcos::transform::cpu {
 namespace {
 
-constexpr int64_t kPacksFrom = 1024;  // rows: with fewer, packing the weight costs more than the tiles gain
+constexpr int64_t kPacksFrom = 128;  // rows: with fewer, packing the weight costs more than the tiles gain
 
 Tiling output_tiling(const Call& call) {
   return {true, 1, 1, call.outputs(), call.images};
@@ -36,7 +36,8 @@ Outputs of_products(const Call& call, const Inputs& given) {
     finish_norm(call, out.n);
   }
   const auto in_product = take_bias(call, inputs);
-  finish_forward(call, inputs, at::linear(x, weight.to(call.dtype), in_product), output_tiling(call), out);
+  const auto z = at::linear(x, weight.to(call.dtype), in_product);
+  finish_forward(call, inputs, filter_scale(weight, call.spec.unit), z, output_tiling(call), out);
   return out;
 }
 
@@ -50,13 +51,13 @@ Outputs linear(const Call& call, const Inputs& inputs) {
 
 void tiled_forward(const Call& call, const Inputs& inputs, const at::Tensor& z, const Tiling& outputs,
                    Outputs& out) {
-  const RowGemm gemm(inputs.weight, true);
+  const PackedFilters filters(inputs.weight, call.spec.unit);
   const float* x = inputs.x.const_data_ptr<float>();
   float *product = z.mutable_data_ptr<float>(), *n = mutable_pointer<float>(out.n);
   const auto k = call.constants<float>();
-  finish_forward(call, inputs, z, outputs, out, [&](int64_t begin, int64_t end) {
+  finish_forward(call, inputs, filters.scale, z, outputs, out, [&](int64_t begin, int64_t end) {
     if (n) row_norms(x, n, call.channels, k, begin, end);
-    gemm.forward(x, product, begin, end);
+    filters.gemm.forward(x, product, begin, end);
   });
 }
 

@@ -11,7 +11,8 @@
 namespace bcos::transform::cpu {
 namespace {
 
-constexpr int64_t kMostChannels = 8, kLeastPixels = 2048;
+constexpr int64_t kMostChannels = 8, kLeastPixels = 2048;  // of a call whose patches may overlap
+constexpr int64_t kMostValues = 2048;  // of a patch that lies apart: a tile of them stays in L2
 
 // What part of its patch lies in the image, for one pixel of all outputs: rows [first, last) of the patch, of
 // which each has `size` values from `offset` on, and where these begin in memory, for row 0.
@@ -69,6 +70,14 @@ int64_t patch_size(const Call& call) {
   return call.window.taps() * call.channels;
 }
 
+// Whether a row of a patch is one run of memory, and the products are those of RowGemm.
+bool are_runs(const Call& call, const at::Tensor& x, const at::Tensor& weight, bool channels_last) {
+  const auto& [rows, columns] = call.window.plane;
+  return channels_last && call.spec.groups == 1 && call.window.is_plane() && !call.window.bordered &&
+         !call.window.pointwise() && rows.dilation == 1 && columns.dilation == 1 &&
+         RowGemm::serves(x, weight, call.spec.out_dtype);
+}
+
 // Room for the patches of a tile, one for each thread.
 at::Tensor tiles(const Call& call, const at::Tensor& like) {
   return at::empty({at::get_num_threads(), RowGemm::kRows * patch_size(call)}, like.options());
@@ -77,32 +86,30 @@ at::Tensor tiles(const Call& call, const at::Tensor& like) {
 }  // namespace
 
 bool patches_serve(const Call& call, const at::Tensor& x, const at::Tensor& weight, bool channels_last) {
-  const auto& [rows, columns] = call.window.plane;
-  return channels_last && call.spec.groups == 1 && call.channels <= kMostChannels && call.window.is_plane() &&
-         !call.window.bordered && !call.window.pointwise() && rows.dilation == 1 && columns.dilation == 1 &&
-         call.images * call.out_plane() >= kLeastPixels && RowGemm::serves(x, weight, call.spec.out_dtype);
+  return call.channels <= kMostChannels && call.images * call.out_plane() >= kLeastPixels &&
+         are_runs(call, x, weight, channels_last);
 }
 
 bool patches_serve_forward(const Call& call, const at::Tensor& x, const at::Tensor& weight,
                            bool channels_last) {
   const auto& [rows, columns] = call.window.plane;
-  return rows.stride >= rows.kernel && columns.stride >= columns.kernel &&
-         patches_serve(call, x, weight, channels_last);
+  return rows.stride >= rows.kernel && columns.stride >= columns.kernel && patch_size(call) <= kMostValues &&
+         are_runs(call, x, weight, channels_last);
 }
 
 void patches_forward(const Call& call, const Inputs& inputs, const at::Tensor& z, const Tiling& outputs,
                      Outputs& out) {
-  const RowGemm gemm(inputs.weight, true);
+  const PackedFilters filters(inputs.weight, call.spec.unit);
   const auto scratch = tiles(call, inputs.x);
   const float* x = inputs.x.const_data_ptr<float>();
   float *room = scratch.mutable_data_ptr<float>(), *product = z.mutable_data_ptr<float>(),
         *n = out.n.defined() ? out.n.mutable_data_ptr<float>() : nullptr;
   const auto k = call.constants<float>();
-  finish_forward(call, inputs, z, outputs, out, [&](int64_t begin, int64_t end) {
+  finish_forward(call, inputs, filters.scale, z, outputs, out, [&](int64_t begin, int64_t end) {
     float* patches = room + at::get_thread_num() * scratch.size(1);
     gather(call, x, begin, end, patches);
     if (n) row_norms(patches, n + begin, patch_size(call), k, 0, end - begin);
-    gemm.forward(patches, product + begin * call.filters, 0, end - begin);
+    filters.gemm.forward(patches, product + begin * call.filters, 0, end - begin);
   });
 }
 

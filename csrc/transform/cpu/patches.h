@@ -1,5 +1,5 @@
-// Convolutions of few channels as linear layers of their patches (fp32): a patch is a few long runs of values
-// in channels_last memory, and what follows a product finds it in cache.
+// Convolutions as linear layers of their patches (fp32): a patch is a few long runs of values in
+// channels_last memory, and what follows a product finds it in cache.
 #pragma once
 
 #include "common/cpu/tiling.h"
@@ -9,8 +9,9 @@ namespace bcos::transform::cpu {
 
 using namespace bcos::cpu;
 
-// Whether patches_dgrad serves a call, and whether patches_forward does: where patches overlap, to copy them
-// costs more than the vendor's convolution and two passes after it. Its dgrad is slow where channels are few.
+// Whether patches_dgrad serves a call, and whether patches_forward does. Where patches overlap, to copy them
+// costs more than the vendor's convolution and two passes after it. The vendor's dgrad is slow where channels
+// are few.
 bool patches_serve(const Call& call, const at::Tensor& x, const at::Tensor& weight, bool channels_last);
 bool patches_serve_forward(const Call& call, const at::Tensor& x, const at::Tensor& weight,
                            bool channels_last);

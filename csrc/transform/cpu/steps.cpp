@@ -64,13 +64,21 @@ void run_tiles(int64_t units, const TileStep& step) {
   });
 }
 
+PackedFilters::PackedFilters(const at::Tensor& weight, bool unit)
+    : scale(unit ? at::empty({weight.size(0)}, weight.options()) : filter_scale(weight, false)),
+      gemm(weight, true, [&](int64_t begin, int64_t end) {
+        if (unit)
+          filter_scales(weight.const_data_ptr<float>(), weight.numel() / weight.size(0), begin, end,
+                        scale.mutable_data_ptr<float>());
+      }) {}
+
 OptionalTensor take_bias(const Call& call, Inputs& inputs) {
   if (!inputs.bias || call.spec.unit) return std::nullopt;
   return std::exchange(inputs.bias, std::nullopt)->to(call.dtype);
 }
 
-void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& z, const Tiling& outputs,
-                    Outputs& out, const TileStep& before) {
+void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& alpha, const at::Tensor& z,
+                    const Tiling& outputs, Outputs& out, const TileStep& before) {
   const auto& spec = call.spec;
   const bool in_place = spec.max_out == 1 && spec.out_dtype == z.scalar_type();
   if (in_place) {
@@ -84,7 +92,6 @@ void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& z,
   }
   if (call.saves_l()) out.l = at::empty_like(out.y);
   if (call.saves_winner()) out.winner = at::empty_like(out.y, out.y.options().dtype(at::kByte));
-  const auto alpha = filter_scale(inputs.weight, spec.unit);
   const auto beta = filter_bias(inputs.bias, call.filters, alpha.options());
   with_types(z.scalar_type(), spec.out_dtype, [&](auto t, auto u) {
     using T = decltype(t);

@@ -4,6 +4,7 @@
 
 #include <functional>
 
+#include "common/cpu/row_gemm.h"
 #include "common/cpu/tiling.h"
 #include "transform/tensors.h"
 
@@ -20,10 +21,19 @@ void run_tiles(int64_t units, const TileStep& step);
 // Takes the bias out of the inputs where the vendor's product can add it, before it rounds to x's type.
 OptionalTensor take_bias(const Call& call, Inputs& inputs);
 
+// A weight as the tiles of a forward take it, and its filter_scale: both from one reading of it.
+struct PackedFilters {
+  at::Tensor scale;
+  RowGemm gemm;
+
+  PackedFilters(const at::Tensor& weight, bool unit);
+};
+
 // z [.., O*M, ..] -> y, l, winner; out.n is already there. z is overwritten where y has its shape and type.
-// `before`, where given, writes z and n of a tile's units first. Sets out.finite.
-void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& z, const Tiling& outputs,
-                    Outputs& out, const TileStep& before = {});
+// `alpha` is the filter_scale of the weight. `before`, where given, writes z and n of a tile's units first.
+// Sets out.finite.
+void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& alpha, const at::Tensor& z,
+                    const Tiling& outputs, Outputs& out, const TileStep& before = {});
 
 // The gradient at z, as the vendor's dgrad and wgrad take it, and what comes beside it. Where several rows of
 // each image are formed at once, both hold Call::rows times as many images.

@@ -67,6 +67,12 @@ BCOS_CLONES void projections(const c10::BFloat16* w, c10::BFloat16* d, int64_t b
   project_all(w, d, begin, end, size);
 }
 
+// rounded once: its error is that of every output of the filter
+template <typename A>
+A scale_of(A squares) {
+  return A(safe_inverse(std::sqrt(double(squares))));
+}
+
 // finish(<w, w>) of each filter
 template <typename F>
 at::Tensor of_squares(const at::Tensor& weight, F&& finish) {
@@ -92,9 +98,12 @@ at::Tensor weight_norm(const at::Tensor& weight) {
 
 at::Tensor filter_scale(const at::Tensor& weight, bool unit) {
   if (!unit) return at::ones({weight.size(0)}, weight.options().dtype(accumulate_type(weight.scalar_type())));
-  // rounded once: its error is that of every output of the filter
-  return of_squares(weight,
-                    [](auto squares) { return decltype(squares)(safe_inverse(std::sqrt(double(squares)))); });
+  return of_squares(weight, [](auto squares) { return scale_of(squares); });
+}
+
+void filter_scales(const float* weight, int64_t size, int64_t begin, int64_t end, float* scales) {
+  squares(weight, scales, begin, end, size);
+  for (int64_t i = begin; i < end; i++) scales[i] = scale_of(scales[i]);
 }
 
 at::Tensor unit_weight(const at::Tensor& weight) {
