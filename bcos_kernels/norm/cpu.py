@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..core import dispatch, extension, half
 from ..core.candidate import Backend, Candidate
 from . import rows
 from .call import Call
-from .spec import Inputs, Outputs
+from .native import Native
 
 __all__ = ["BACKEND", "CANDIDATES", "why_not"]
 
@@ -25,62 +24,16 @@ def why_not(call: Call) -> list[str]:
     return extension.unavailable(call.device) + dispatch.other_dtype(call.dtype, _DTYPES)
 
 
-def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
-    """The outputs; y is in x's memory format."""
-    return _C.norm_forward(*inputs, call.spec.native)
-
-
-def backward(
-    grad: Tensor,
-    inputs: Inputs,
-    saved: Outputs,
-    call: Call,
-    tile: None,
-    frozen: bool,
-    needs,
-    joined=(None,),
-    as_map: bool = False,
-) -> tuple:
-    """The gradients of x, weight and bias; one not needed is None. ``frozen`` makes the variance a constant.
-
-    ``joined`` holds the gradient of var that :func:`second` returned; beside it ``grad`` may be None. Several gradients
-    of every image, ``[T·N, ...]``, are rows of the dynamic linear map: see ``Candidate.takes_rows``. With ``as_map``
-    the map of dx stands in its place: see ``Candidate.gradient_map``.
-    """
-    if grad is None:
-        grad = torch.zeros_like(inputs.x, dtype=call.spec.out_dtype)
-    (x, weight, bias, mean, var), saved, call = rows.as_images(grad, inputs, saved, call)
-    dx, dweight, dbias = _C.norm_backward(
-        grad, x, weight, mean, var, saved.mean, saved.var, *joined, call.spec.native, frozen, list(needs[:3]), as_map
-    )
-    return dx, _like(dweight, weight), _like(dbias, bias), None, None
-
-
-def gradient_map(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: bool, needs, joined) -> tuple:
-    """The gradients with the map of dx in its place."""
-    return backward(grad, inputs, saved, call, None, frozen, needs, joined, as_map=True)
-
-
-def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: bool, wanted) -> tuple:
-    """The gradients of ⟨v, dx⟩: those of grad, x, weight, bias, mean, var and the variance of the forward."""
-    x, weight, _, mean, var = inputs
-    needs = [wanted[2], bool(call.intermediates)]
-    dgrad, dweight, dvar = _C.norm_second(v, grad, x, weight, mean, var, saved.mean, saved.var, call.spec.native, needs)
-    return dgrad, None, _like(dweight, weight), None, None, None, *(() if dvar is None else (dvar,))
-
-
-def _like(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
-    return gradient if gradient is None or parameter is None else gradient.to(parameter.dtype)
-
-
 def kernels(call: Call, by_operators):
     """Both directions without a step through Python."""
     return _C.norm_kernels(call.spec.native, call.spec.detach, by_operators)
 
 
+_NATIVE = Native(lambda: _C)
+
 BACKEND = Backend("cpu", why_not)
 _KERNELS = Candidate(
-    "cpu", "kernels", forward, backward, second=second, gradient_map=gradient_map, kernels=kernels,
-    takes_rows=rows.taken(why_not),
+    "cpu", "kernels", _NATIVE.forward, _NATIVE.backward, second=_NATIVE.second, gradient_map=_NATIVE.gradient_map,
+    kernels=kernels, takes_rows=rows.taken(why_not),
 )  # fmt: skip
 CANDIDATES = (half.through_fp32(_KERNELS),)

@@ -160,15 +160,15 @@ BCOS_INLINE void for_runs(const Extent& e, int64_t begin, int64_t end, F&& body)
 template <typename T, typename U>
 BCOS_INLINE void scale(const Apply<T, U>& f, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
-  for_runs(
-      f.extent, begin, end, [&](int64_t offset, int64_t size, int64_t constants, auto each) BCOS_INLINE_BODY {
-        const T* x = f.x + offset;
-        U* y = f.y + offset;
-        const A* gain = f.gain + constants;
-        const A gain0 = *gain;
+  for_runs(f.extent, begin, end,
+           [&](int64_t offset, int64_t size, int64_t constants, auto each) BCOS_INLINE_BODY {
+             const T* x = f.x + offset;
+             U* y = f.y + offset;
+             const A* gain = f.gain + constants;
+             const A gain0 = *gain;
 #pragma omp simd
-        for (int64_t i = 0; i < size; i++) y[i] = U(A(x[i]) * (each ? gain[i] : gain0));
-      });
+             for (int64_t i = 0; i < size; i++) y[i] = U(A(x[i]) * (each ? gain[i] : gain0));
+           });
 }
 
 template <typename T, typename U>

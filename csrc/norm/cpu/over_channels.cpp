@@ -110,8 +110,8 @@ at::Tensor normalized(const Groups& groups, const at::Tensor& x, const OptionalT
   });
   const auto y = at::empty_like(x, x.options().dtype(call.spec.out_dtype));
   const bool scales = !call.spec.centered && !inputs.bias;
-  const Apply<T, U> pass{
-      pointer<T>(x), mutable_pointer<U>(y), scales ? nullptr : k[0], k[1], scales ? nullptr : k[2], e};
+  const Apply<T, U> pass{pointer<T>(x), mutable_pointer<U>(y),   scales ? nullptr : k[0],
+                         k[1],          scales ? nullptr : k[2], e};
   run_all(pass);
   return y;
 }
