@@ -65,7 +65,7 @@ void run_tiles(int64_t units, const TileStep& step) {
 }
 
 PackedFilters::PackedFilters(const at::Tensor& weight, bool unit)
-    : scale(unit ? at::empty({weight.size(0)}, weight.options()) : filter_scale(weight, false)),
+    : scale(unit ? empty({weight.size(0)}, weight.options()) : filter_scale(weight, false)),
       gemm(weight, true, [&](int64_t begin, int64_t end) {
         if (unit)
           filter_scales(weight.const_data_ptr<float>(), weight.numel() / weight.size(0), begin, end,
