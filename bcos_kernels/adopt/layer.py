@@ -185,17 +185,15 @@ def changed(module: Theirs, layer: Theirs, x: Tensor | None) -> str | None:
 
 def unfitting(module: Theirs, layer: Theirs, code: Code) -> str | None:
     """What the instance holds that makes its published code compute something other than its variant."""
-    own, slow = vars(module), False
-    for name in code.own:
-        if name in own:
-            slow = name == "calc_patch_norms" and is_own_slow_norm(module, own[name], code.slow_norm)
-            if not slow:
-                return f"its {name} was assigned on the instance"
+    slow = False
+    for name in published.assigned(module, code.own):
+        slow = name == "calc_patch_norms" and is_own_slow_norm(module, vars(module)[name], code.slow_norm)
+        if not slow:
+            return f"its {name} was assigned on the instance"
     if layer is not module:
         held = vars(layer)
-        for name in code.linear_own:
-            if name in held:
-                return "a method of its .linear was assigned on the instance"
+        if published.assigned(layer, code.linear_own):
+            return "a method of its .linear was assigned on the instance"
         if code.scales_weights and not (held["use_weight_norm"] and layer.scale is None):
             return "its .linear scales the weights"
     if code.late and (reason := published.changed_mode(module._modules["dynamic_multiplication"])) is not None:
