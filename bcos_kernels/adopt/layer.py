@@ -294,12 +294,13 @@ def _ours(module: Theirs) -> Variant | str | None:
         return None
     norm_eps = (0.0, 1e-12) if isinstance(module, BcosLinear) else (1e-6, 0.0)
     own = Variant(module.normalize_weights, norm_eps, 1e-6, False, frozenset({"max_out"}))
-    return _overridden(type(module)) or own
+    changed = "calc_patch_norms" in vars(module) and "its calc_patch_norms was assigned on the instance"
+    return _overridden(type(module)) or changed or published.changed_parts(module, ("linear",)) or own
 
 
 def _overridden(cls: type) -> str | None:
     """The reason why a subclass of our own layers may compute another formula; None if it does not."""
-    for name in ("forward", "forward_impl"):
+    for name in ("forward", "forward_impl", "calc_patch_norms"):
         owner = next((c for c in cls.__mro__ if name in vars(c)), None)
         if owner is not None and owner.__module__ != BcosLayer.__module__:
             return f"class {owner.__name__} overrides {name}"

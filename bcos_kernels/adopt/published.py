@@ -21,8 +21,8 @@ from ..core import extension
 from . import fingerprint
 
 __all__ = [
-    "HOOKS", "TABLE", "Code", "Theirs", "Unknown", "assigned", "changed_mode", "changed_parts", "code", "finds_otherwise",
-    "has_global_hook", "known", "origin", "published_mro", "reads_code", "rows", "watched",
+    "HOOKS", "TABLE", "Code", "Theirs", "Unknown", "assigned", "changed_mode", "changed_parts", "code",
+    "finds_otherwise", "has_global_hook", "known", "origin", "published_mro", "reads_code", "rows", "watched",
 ]  # fmt: skip
 
 Theirs = Any
