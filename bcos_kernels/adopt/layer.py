@@ -63,13 +63,14 @@ def repeat(module: Theirs, x: Tensor, out_dtype=None, backend: str | None = None
     What decides is in the key, and nothing of the module is kept. It takes a fraction of the time of :func:`objection`
     and :func:`transform`, for layers whose b is a number and whose explanation mode is the early one.
     """
-    own = module.__dict__
-    parts = own["_modules"]
+    parts = module.__dict__["_modules"]
     layer = parts.get("linear", module)
-    if _C is None or len(parts) != (layer is not module) or published.has_global_hook():
+    own = layer.__dict__
+    hidden = "weight" in own or "bias" in own
+    if _C is None or hidden or len(parts) != (layer is not module) or published.has_global_hook():
         return None
     code = published.code((type(module), type(layer), type(None)), read)
-    (names, inner), parameters = code.held, layer.__dict__["_parameters"]
+    (names, inner), parameters = code.held, own["_parameters"]
     unchanged = () if layer is module else _UNCHANGED
     facts = _C.key_of_held(x, module, names, layer, inner, layer, unchanged, parameters, _TENSORS)
     if facts is None:
