@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .core.checks import flag, integer
 from .functional import bcos_conv1d, bcos_conv2d, bcos_conv3d, bcos_linear
-from .transform import Spec, checks, reference
+from .transform import Spec, checks, parts, reference
 from .transform.functional import transform
 
 __all__ = [
@@ -148,8 +148,8 @@ class BcosLayer(Detachable):
     def __prepare_scriptable__(self) -> nn.Module:
         raise RuntimeError("torch.jit.script cannot compile a fused layer: use torch.jit.trace or torch.export instead")
 
-    def _transform(self, x: Tensor, linear: Any, geometry: tuple) -> Tensor:
-        """The functional layer with the weight of ``linear`` and the values that the module holds now."""
+    def _transform(self, x: Tensor, linear: Any, geometry: tuple, norms: Any = None, own: bool = False) -> Tensor:
+        """The layer with the values that the module holds now; ``own`` says that ``norms`` are not those of a patch."""
         # Outside of autocast y has x's dtype, so that a pass without autocast, such as validation, runs unchanged.
         out_dtype = self.out_dtype
         if out_dtype is not None and not torch.is_autocast_enabled(x.device.type):
@@ -158,6 +158,8 @@ class BcosLayer(Detachable):
         options = (
             self.max_out, self.normalize_weights, False, self.norm_eps, 1e-6, exact_two, out_dtype, self.backend,
         )  # fmt: skip
+        if own or parts.are_seen(linear):
+            return parts.by_parts(x, linear, norms, b, bool(self.detach), options)
         return transform(x, held(linear, "weight"), held(linear, "bias"), b, bool(self.detach), geometry, options)
 
     def extra_repr(self) -> str:
@@ -223,7 +225,9 @@ class BcosConvolution(BcosLayer):
         """The transform without the division of :class:`BcosConv2dWithScale`."""
         conv = held(self, "linear")
         geometry = self.axes, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
-        return self._transform(in_tensor, conv, geometry)
+        norms: Any = self.calc_patch_norms
+        own = getattr(norms, "__func__", None) is not BcosConvolution.calc_patch_norms
+        return self._transform(in_tensor, conv, geometry, norms, own)
 
     def calc_patch_norms(self, in_tensor: Tensor) -> Tensor:
         """n = √(Σ_patch x² + 1e-6): ``[N, 1, ...]``; with groups ``[N, out_channels, ...]``."""

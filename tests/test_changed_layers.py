@@ -123,6 +123,20 @@ def test_an_instance_changed_afterwards(change, message):
         assert torch.allclose(layer(x), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("change", [other_norm, other_impl, other_convolution, other_linear_forward])
+def test_an_instance_changed_after_it_was_compiled(change):
+    """The compiled graph is made anew, as that of the published layer is."""
+    torch._dynamo.reset()
+    layer = bk.accelerate(M.BcosConv2d(6, 4, 3, b=1.5).double())
+    x = example(layer)
+    compiled = torch.compile(layer, backend="eager")
+    before = compiled(x)
+    change(layer)
+    y = compiled(x)
+    assert torch.allclose(y, plain(layer)(x), rtol=1e-12)
+    assert y.shape != before.shape or not torch.allclose(y, before)
+
+
 def test_padding_changed_under_a_padding_mode():
     """``nn.Conv2d`` keeps the amounts of its other padding modes from when it was made."""
     layer = bk.accelerate(M.BcosConv2d(6, 4, 3, padding=1, padding_mode="reflect").double())

@@ -132,6 +132,24 @@ def test_a_global_value_that_has_no_text_is_refused(value):
         fingerprint_of(SOURCE.replace("F.relu(x)", "x + helper"), helper=value)
 
 
+class Named(M.BcosLinear):
+    def forward(self, in_tensor):
+        return 2 * super(Named, self).forward(in_tensor)  # noqa: UP008
+
+
+def test_code_that_names_itself_has_an_end():
+    """The old form of ``super()`` names the class within its own code, and a function may call itself."""
+    with pytest.warns(UserWarning, match="Named.forward names Named, of which it is itself a part"):
+        layer = bk.accelerate(Named(6, 4))
+    x = torch.randn(3, 6)
+    assert torch.equal(layer(x), 2 * M.BcosLinear.forward(layer, x))
+    with pytest.raises(fingerprint.Unreadable, match="helper names helper"):
+        fingerprint_of("def helper(x):\n    return helper(x[1:])\n" + SOURCE.replace("F.relu(x)", "helper(x)"))
+    one, other = (f"def {a}(x):\n    return {b}(x[1:])\n" for a, b in (("one", "other"), ("other", "one")))
+    with pytest.raises(fingerprint.Unreadable, match="other names one"):
+        fingerprint_of(one + other + SOURCE.replace("F.relu(x)", "one(x)"))
+
+
 def test_super_looks_behind_the_class_within_which_a_method_was_written():
     borrowed = """
 class Base(nn.Module):

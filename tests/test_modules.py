@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 import bcos_kernels as bk
 from bcos_kernels.compat import import_reference
@@ -113,6 +114,93 @@ def test_geometry_that_the_reference_refuses(options, alike):
     assert torch.allclose(layer.calc_patch_norms(x), norm, rtol=1e-12)
     assert torch.equal(layer(x[0]), layer(x[:1])[0])
     assert torch.equal(layer.calc_patch_norms(x[0]), layer.calc_patch_norms(x[:1])[0])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("name, args, options", LAYERS)
+def test_hooks_of_the_linear_part_run(name, args, options, detach):
+    """They change the output, and see it, as in the layer of ``bcos``."""
+    results = []
+    for layer in pair(name, args, options):
+        layer.double().set_explanation_mode(detach)
+        fused = layer(example(layer))
+        layer.linear.register_forward_hook(lambda part, args, y: 2 * y)
+        layer.linear.register_forward_pre_hook(lambda part, args: (args[0] + 0.5,))
+        torch.manual_seed(1)
+        x = example(layer).requires_grad_()
+        y = layer(x)
+        assert y.dtype == fused.dtype
+        results.append([y, *torch.autograd.grad(y.sin().sum(), [x, layer.linear.weight])])
+    for mine, theirs in zip(*results, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize(
+    "make, shape",
+    [
+        (lambda: bk.BcosConv1d(6, 4, 3, padding=1, max_out=2), (2, 6, 9)),
+        (lambda: bk.BcosConv3d(6, 4, 3, b=1), (6, 5, 4, 3)),
+        (lambda: bk.BcosConv2d(6, 4, 3, b=nn.Parameter(torch.tensor(1.5)), normalize_weights=False), (6, 5, 5)),
+        (lambda: bk.BcosConv2d(6, 4, 1, out_dtype=torch.bfloat16), (2, 6, 5, 5)),
+        (lambda: bk.BcosLinear(6, 4, max_out=3), (6,)),
+    ],
+)
+def test_a_hook_that_only_looks_changes_nothing(make, shape, dtype):
+    """Every rank and, under autocast, the same dtype."""
+    layer, x = make(), torch.randn(shape)
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        fused = layer(x)
+        layer.linear.register_forward_hook(lambda *args: seen.append(args))
+        seen: list = []
+        y = layer(x)
+    assert len(seen) == 1 and y.dtype == fused.dtype and y.shape == fused.shape
+    assert torch.allclose(y, fused, rtol=1e-5 if dtype is None else 0.03, atol=1e-6 if dtype is None else 0.03)
+    assert "has a hook" in bk.report(layer).table()
+
+
+def test_pruned_filters_are_trained():
+    """``torch.nn.utils.prune`` and the old ``weight_norm`` set the weight in a hook of the linear part."""
+    results = []
+    for layer in pair("BcosConv2d", (6, 4, 3), {}):
+        layer.double()
+        prune.l1_unstructured(layer.linear, "weight", 0.5)
+        optimizer = torch.optim.SGD(layer.parameters(), 1.0)
+        torch.manual_seed(1)
+        x = example(layer)
+        for _ in range(3):
+            optimizer.zero_grad()
+            layer(x).square().sum().backward()
+            optimizer.step()
+        results.append(layer(x))
+    assert torch.allclose(*results, rtol=1e-9)
+
+
+def test_a_norm_of_ones_own():
+    """On the instance or in a subclass, also once the layer was compiled."""
+
+    class Mine(bk.BcosConv2d):
+        def calc_patch_norms(self, in_tensor):
+            return 2 * super().calc_patch_norms(in_tensor)
+
+    layer = bk.BcosConv2d(6, 4, 3)
+    x = torch.randn(2, 6, 5, 5)
+    torch._dynamo.reset()
+    compiled, y = torch.compile(layer, backend="eager", fullgraph=True), layer(x)
+    assert torch.allclose(compiled(x), y)
+    assert torch.allclose(layer_with(Mine(6, 4, 3), layer)(x), y / 2, rtol=1e-5)
+    assert "Mine overrides calc_patch_norms" in bk.report(Mine(6, 4, 3)).table()
+    layer.calc_patch_norms = lambda x: x.new_ones(1)
+    assert "its calc_patch_norms was assigned" in bk.report(layer).table()
+    linear = layer.linear(x)
+    assert torch.allclose(layer(x), linear * linear.abs(), rtol=1e-5)
+    assert torch.allclose(compiled(x), layer(x))
+
+
+def layer_with(layer, other):
+    layer.load_state_dict(other.state_dict())
+    return layer
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3, 5])

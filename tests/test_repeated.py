@@ -1,6 +1,7 @@
 """Calls of accelerated layers and norms in which all reads as before: whatever changes between two is noticed."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import bcos_kernels as bk
 from bcos_kernels.adopt import layer as layers
 from bcos_kernels.adopt import norm as norms
 from bcos_kernels.compat import import_reference
+from bcos_kernels.core import kernels, plans
 
 M = import_reference().modules
 X = torch.randn(2, 6, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -244,3 +246,25 @@ def test_a_running_variance_in_half_precision():
     for _ in range(3):
         assert torch.allclose(norm(X.float()), other(X.float()), rtol=1e-5)
         assert norm.running_var.dtype == torch.bfloat16 and torch.equal(norm.running_var, other.running_var)
+
+
+def test_an_exponent_that_is_annealed_keeps_few_kernels(monkeypatch):
+    """Each b, another number at every step, has kernels of its own; those of a graph live as long as the graph."""
+    for module in (kernels, plans):
+        monkeypatch.setattr(module, "MOST", 4)
+    layer, own = bk.accelerate(M.BcosConv2d(6, 4, 3).double()), bk.BcosConv2d(6, 4, 3).double()
+    x = X.clone().requires_grad_()
+    graphs, alive = [], []
+    for step in range(60):
+        layer.b = own.b = 1.001 + step / 100
+        y = layer(x)
+        (y.sum() + own(x).sum()).backward()
+        if step % 20 == 0:
+            z = layer(x).square().sum()
+            graphs.append((z, torch.autograd.grad(plain(layer)(x).square().sum(), x)[0]))
+        if step in (19, 59):
+            gc.collect()
+            alive.append(len(kernels._MAKERS))
+    assert alive[1] <= alive[0] + 20
+    for z, expected in graphs:  # their kernels are no longer kept under any key
+        assert torch.allclose(torch.autograd.grad(z, x)[0], expected, rtol=1e-10)

@@ -68,14 +68,12 @@ def objection(module: Theirs, x: Tensor | None = None, backend: str | None = Non
     weights = module._modules[WEIGHTS]
     sequence, norm = (weights._modules[name] for name in PARTS)
     projection, making = sequence
-    for name in code.own:
-        if name in vars(module):
-            return f"its {name} was assigned on the instance"
-    for name in code.weights_own:
-        if name in vars(weights):
-            return f"the {name} of its .{WEIGHTS} was assigned on the instance"
+    for name in published.assigned(module, code.own):
+        return f"its {name} was assigned on the instance"
+    for name in published.assigned(weights, code.weights_own):
+        return f"the {name} of its .{WEIGHTS} was assigned on the instance"
     for name, part in ((PARTS[0], sequence), (PARTS[1], norm), ("weighting_f[0]", projection), ("[1]", making)):
-        if "forward" in vars(part) or "_conv_forward" in vars(part):
+        if published.assigned(part, ("forward", "_conv_forward")):
             return f"the forward of its .{WEIGHTS}.{name} was assigned on the instance"
     for part in (module, weights, sequence):
         if (reason := published.changed_parts(part)) is not None:

@@ -57,13 +57,15 @@ class Fingerprint:
     and the compiled code of each function."""
 
 
-def of(mro: tuple[type, ...], roots: tuple[str, ...] = ("forward",)) -> Fingerprint:
+def of(mro: tuple[type, ...], roots: tuple[str, ...] = ("forward",), within: tuple[object, ...] = ()) -> Fingerprint:
     """The fingerprint of the class whose method resolution order is ``mro``.
+
+    ``within`` are the classes and functions whose code names this class and is being read.
 
     Raises:
         Unreadable: a part of the code has no source, is not a plain function, or uses an object that cannot be named.
     """
-    reader = _Reader(mro)
+    reader = _Reader(mro, within)
     try:
         for root in roots:
             reader.follow(root, mro)
@@ -79,8 +81,9 @@ def of(mro: tuple[type, ...], roots: tuple[str, ...] = ("forward",)) -> Fingerpr
 class _Reader:
     """Follows the code of one class from method to method and keeps the text of each."""
 
-    def __init__(self, mro: tuple[type, ...]) -> None:
+    def __init__(self, mro: tuple[type, ...], within: tuple[object, ...]) -> None:
         self.mro = mro
+        self.within = (*within, mro[0])
         self.texts: dict[str, str] = {}
         self.methods: list[tuple[type, str, object]] = []
         self.names: list[tuple[object, str, object]] = []
@@ -182,14 +185,19 @@ class _Reader:
         home, known = module.partition(".")[0], isinstance(value, (type, FunctionType, BuiltinFunctionType))
         if known and home in ("torch", "numpy", "einops", "math", "builtins") and _is_own_of(home, value):
             return f"{module}.{value.__qualname__}"
+        if any(value is other for other in self.within):  # as super(Name, self) does, in place of super()
+            raise Unreadable(f"{title} names {name}, of which it is itself a part")
         if isinstance(value, FunctionType):
-            return f"({self._text(name, value, None)})"
+            outside, self.within = self.within, (*self.within, value)
+            text = self._text(name, value, None)
+            self.within = outside
+            return f"({text})"
         if isinstance(value, type):
             mro = value.__mro__
             roots = tuple(r for r in _ROOTS if _is_own(mro, r))
             if not roots:
                 raise Unreadable(f"{title} uses the class {value.__name__}, which has no forward that could be read")
-            inner = of(mro, roots)
+            inner = of(mro, roots, self.within)
             self.methods += inner.methods
             self.names += inner.names
             return inner.digest

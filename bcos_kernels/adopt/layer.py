@@ -63,13 +63,14 @@ def repeat(module: Theirs, x: Tensor, out_dtype=None, backend: str | None = None
     What decides is in the key, and nothing of the module is kept. It takes a fraction of the time of :func:`objection`
     and :func:`transform`, for layers whose b is a number and whose explanation mode is the early one.
     """
-    own = module.__dict__
-    parts = own["_modules"]
+    parts = module.__dict__["_modules"]
     layer = parts.get("linear", module)
-    if _C is None or len(parts) != (layer is not module) or published.has_global_hook():
+    own = layer.__dict__
+    hidden = "weight" in own or "bias" in own
+    if _C is None or hidden or len(parts) != (layer is not module) or published.has_global_hook():
         return None
     code = published.code((type(module), type(layer), type(None)), read)
-    (names, inner), parameters = code.held, layer.__dict__["_parameters"]
+    (names, inner), parameters = code.held, own["_parameters"]
     unchanged = () if layer is module else _UNCHANGED
     facts = _C.key_of_held(x, module, names, layer, inner, layer, unchanged, parameters, _TENSORS)
     if facts is None:
@@ -185,17 +186,15 @@ def changed(module: Theirs, layer: Theirs, x: Tensor | None) -> str | None:
 
 def unfitting(module: Theirs, layer: Theirs, code: Code) -> str | None:
     """What the instance holds that makes its published code compute something other than its variant."""
-    own, slow = vars(module), False
-    for name in code.own:
-        if name in own:
-            slow = name == "calc_patch_norms" and is_own_slow_norm(module, own[name], code.slow_norm)
-            if not slow:
-                return f"its {name} was assigned on the instance"
+    slow = False
+    for name in published.assigned(module, code.own):
+        slow = name == "calc_patch_norms" and is_own_slow_norm(module, vars(module)[name], code.slow_norm)
+        if not slow:
+            return f"its {name} was assigned on the instance"
     if layer is not module:
         held = vars(layer)
-        for name in code.linear_own:
-            if name in held:
-                return "a method of its .linear was assigned on the instance"
+        if published.assigned(layer, code.linear_own):
+            return "a method of its .linear was assigned on the instance"
         if code.scales_weights and not (held["use_weight_norm"] and layer.scale is None):
             return "its .linear scales the weights"
     if code.late and (reason := published.changed_mode(module._modules["dynamic_multiplication"])) is not None:
@@ -296,12 +295,13 @@ def _ours(module: Theirs) -> Variant | str | None:
         return None
     norm_eps = (0.0, 1e-12) if isinstance(module, BcosLinear) else (1e-6, 0.0)
     own = Variant(module.normalize_weights, norm_eps, 1e-6, False, frozenset({"max_out"}))
-    return _overridden(type(module)) or own
+    changed = "calc_patch_norms" in vars(module) and "its calc_patch_norms was assigned on the instance"
+    return _overridden(type(module)) or changed or published.changed_parts(module, ("linear",)) or own
 
 
 def _overridden(cls: type) -> str | None:
     """The reason why a subclass of our own layers may compute another formula; None if it does not."""
-    for name in ("forward", "forward_impl"):
+    for name in ("forward", "forward_impl", "calc_patch_norms"):
         owner = next((c for c in cls.__mro__ if name in vars(c)), None)
         if owner is not None and owner.__module__ != BcosLayer.__module__:
             return f"class {owner.__name__} overrides {name}"

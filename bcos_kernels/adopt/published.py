@@ -21,8 +21,8 @@ from ..core import extension
 from . import fingerprint
 
 __all__ = [
-    "HOOKS", "TABLE", "Code", "Theirs", "Unknown", "changed_mode", "changed_parts", "code", "finds_otherwise",
-    "has_global_hook", "known", "origin", "published_mro", "reads_code", "rows", "watched",
+    "HOOKS", "TABLE", "Code", "Theirs", "Unknown", "assigned", "changed_mode", "changed_parts", "code",
+    "finds_otherwise", "has_global_hook", "known", "origin", "published_mro", "reads_code", "rows", "watched",
 ]  # fmt: skip
 
 Theirs = Any
@@ -138,12 +138,25 @@ def changed_parts(module: Theirs, names: Iterable[str] | None = None) -> str | N
     return None
 
 
+def assigned(module: Theirs, names: Iterable[str]) -> list[str]:
+    """Those of the names of methods and parts that were assigned on the instance.
+
+    Dynamo makes a graph anew when an attribute that was read appears on the instance, and not when a key of ``vars``
+    does: so a compiled graph reads the attributes, too.
+    """
+    if torch.compiler.is_compiling():
+        for name in names:
+            getattr(module, name, None)
+    own = vars(module)
+    return [name for name in names if name in own]
+
+
 def changed_mode(mode: Theirs, name: str = "dynamic_multiplication") -> str | None:
     """What makes the late explanation mode of a module other than the published one; None where nothing does.
 
     ``name`` is the attribute in which the module holds the mode.
     """
-    if "forward" in vars(mode):
+    if assigned(mode, ("forward",)):
         return f"the forward of its .{name} was assigned on the instance"
     if not isinstance(mode.state, MutableMapping) or "fixed_weights" not in mode.state:
         return f"its {name} has no state with the key 'fixed_weights'"
