@@ -92,7 +92,8 @@ def selection(arch: str, *, first: bool = False) -> dict[aot.Specialisation, str
                 tried.add(candidate)
                 for started in launches(p, direction, candidate.name, tile, channels_last):
                     found.setdefault(aot.specialise(started, p.arch), f"{what}, {direction}, {candidate}, {tile}")
-        for name in ("semi", "vendor") if p.takes_gradient_map and not p.depthwise else ():
+        training = {candidate.name for candidate, _ in choice.ways(TRANSFORM, "triton", p, "training")}
+        for name in sorted(training & {"semi", "vendor"}) if p.takes_gradient_map and not p.depthwise else ():
             for started in launches(p, "map", name, channels_last=channels_last):
                 found.setdefault(aot.specialise(started, p.arch), f"{what}, a pair by {name}")
         if p.has_second(frozen=False):
