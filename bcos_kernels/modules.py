@@ -226,7 +226,8 @@ class BcosConvolution(BcosLayer):
         conv = held(self, "linear")
         geometry = self.axes, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
         norms: Any = self.calc_patch_norms
-        own = getattr(norms, "__func__", None) is not BcosConvolution.calc_patch_norms
+        inherited = type(self).calc_patch_norms is BcosConvolution.calc_patch_norms  # a bound method is new for Dynamo
+        own = "calc_patch_norms" in vars(self) or not inherited
         return self._transform(in_tensor, conv, geometry, norms, own)
 
     def calc_patch_norms(self, in_tensor: Tensor) -> Tensor:
