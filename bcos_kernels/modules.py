@@ -225,10 +225,9 @@ class BcosConvolution(BcosLayer):
         """The transform without the division of :class:`BcosConv2dWithScale`."""
         conv = held(self, "linear")
         geometry = self.axes, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
-        norms: Any = self.calc_patch_norms
-        inherited = type(self).calc_patch_norms is BcosConvolution.calc_patch_norms  # a bound method is new for Dynamo
+        inherited = type(self).calc_patch_norms is BcosConvolution.calc_patch_norms
         own = "calc_patch_norms" in vars(self) or not inherited
-        return self._transform(in_tensor, conv, geometry, norms, own)
+        return self._transform(in_tensor, conv, geometry, self.calc_patch_norms, own)
 
     def calc_patch_norms(self, in_tensor: Tensor) -> Tensor:
         """n = √(Σ_patch x² + 1e-6): ``[N, 1, ...]``; with groups ``[N, out_channels, ...]``."""

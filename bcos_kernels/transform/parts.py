@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.formula import accumulated
 from . import checks, reference
 from .spec import Spec
 
@@ -35,16 +35,19 @@ def by_parts(x: Tensor, linear: Any, norms: Callable[[Tensor], Tensor] | None, b
     """
     max_out, _, _, norm_eps, cos_eps, exact_two, out_dtype, _ = options
     exponent, _ = checks.exponent(b, x)
-    cast = checks.autocast_dtype(x.device.type) is not None and x.dtype != torch.float64
-    y = linear(x)
-    if max_out > 1:
-        channels = -1 - len(getattr(linear, "kernel_size", ()))
-        y = y.unflatten(channels, (-1, max_out)).max(channels).values
-    if exponent == 1:
-        return y if out_dtype is None else y.to(out_dtype)
-    norm = reference.patch_norm(x, (), Spec(norm_eps=norm_eps)) if norms is None else norms(x)
-    y, norm = accumulated(y), accumulated(norm)
-    seen, size = (y.detach(), norm.detach()) if detach else (y, norm)
-    spec = Spec(b=exponent, cos_eps=cos_eps, exact_two=exact_two)
-    y = reference.scale(seen, size, b if exponent is None else None, spec) * y
-    return y.to(out_dtype or (torch.float32 if cast else x.dtype))
+    products = linear(x)
+    if out_dtype is None:
+        cast = checks.autocast_dtype(x.device.type) is not None and x.dtype != torch.float64
+        out_dtype = products.dtype if exponent == 1 else torch.float32 if cast else x.dtype
+    spec = Spec(
+        stride=tuple(getattr(linear, "stride", ())),
+        max_out=max_out,
+        b=exponent,
+        norm_eps=norm_eps,
+        cos_eps=cos_eps,
+        exact_two=exact_two,
+        detach=detach,
+        out_dtype=out_dtype,
+    )
+    patch_norms = partial(reference.patch_norm, x, (), spec) if norms is None else partial(norms, x)
+    return reference.scaled(products, patch_norms, b if exponent is None else None, spec)

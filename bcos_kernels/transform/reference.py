@@ -6,7 +6,7 @@ Sums and powers are formed in fp32 for half-precision inputs. No derivative is N
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from functools import partial
 from operator import getitem
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core.formula import FrozenScale, accumulated
 from .spec import Inputs, Spec
 
-__all__ = ["patch_norm", "scale", "transform", "weight_norm"]
+__all__ = ["patch_norm", "scaled", "transform", "weight_norm"]
 
 
 def _root(squares: Tensor) -> Tensor:
@@ -98,14 +98,27 @@ def transform(inputs: Inputs, spec: Spec, late: MutableMapping | None = None) ->
     x, weight, bias, tensor_b = inputs
     w = (unit_weight(weight) if spec.unit else weight).to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
-    linear = F.linear(x, w, bias) if spec.is_linear else _convolution(x, w, bias, spec)
+    products = F.linear(x, w, bias) if spec.is_linear else _convolution(x, w, bias, spec)
+    return scaled(products, lambda: patch_norm(x, tuple(weight.shape[2:]), spec), tensor_b, spec, late)
+
+
+def scaled(
+    products: Tensor,
+    patch_norms: Callable[[], Tensor],
+    tensor_b: Tensor | None,
+    spec: Spec,
+    late: MutableMapping | None = None,
+) -> Tensor:
+    """y of the products of x with all filters, ``[N, O·M, ...]`` or ``[..., O·M]``; N may lack.
+
+    ``patch_norms()``, which is not called for b = 1, is n as :func:`patch_norm` gives it.
+    """
+    linear, channels = products, -1 - len(spec.stride)
     if spec.max_out > 1:
-        linear = linear.unflatten(spec.channel_dim, (-1, spec.max_out))
-        linear = linear.max(-1 if spec.is_linear else 2).values
+        linear = linear.unflatten(channels, (-1, spec.max_out)).max(channels).values
     if spec.b == 1:
         return linear.to(spec.out_dtype)
-    linear = accumulated(linear)
-    norm = patch_norm(x, tuple(weight.shape[2:]), spec)
+    linear, norm = accumulated(linear), accumulated(patch_norms())
     seen, size = (linear.detach(), norm.detach()) if spec.detach else (linear, norm)
     s = scale(seen, size, tensor_b, spec)
     y = s * linear if late is None else FrozenScale.apply(linear, s, partial(getitem, late, "fixed_weights"))

@@ -80,10 +80,6 @@ class Spec(call.Spec):
         return not self.stride
 
     @property
-    def channel_dim(self) -> int:
-        return -1 if self.is_linear else 1
-
-    @property
     def power(self) -> int:
         """1 or 2 where b is that number and the formula has no cos_eps; 0 for the general formula."""
         if self.b == 2:
