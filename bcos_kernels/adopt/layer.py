@@ -76,15 +76,12 @@ def repeat(module: Theirs, x: Tensor, out_dtype=None, backend: str | None = None
     if facts is None:
         return None
     key = facts, out_dtype, backend, dispatch.FORCED, *TRANSFORM.backends.values()
-    plan = code.plans.get(key, _UNREAD)
-    if plan is _UNREAD:
-        plan = plans.keep(code.plans, key, _direct_plan(module, layer, x, code, out_dtype, backend))
+    plan = plans.kept(code.plans, key, lambda: _direct_plan(module, layer, x, code, out_dtype, backend))
     return None if plan is None else functional.planned(plan, x, parameters["weight"], parameters["bias"])
 
 
 _C: Any
 _C, _ = extension.load()
-_UNREAD = object()
 _TENSORS = tuple(TENSORS)
 _UNCHANGED = ("_modules", *published.HOOKS)
 """What is empty in a part that has neither hooks nor a parametrization: a dict with something in it has no key."""

@@ -204,9 +204,7 @@ def repeat(module: Theirs, x: Tensor, out_dtype=None, backend: str | None = None
     if facts is None:
         return None
     key = facts, out_dtype, backend, VENDOR, dispatch.FORCED, *NORM.backends.values()
-    plan = code.plans.get(key, _UNREAD)
-    if plan is _UNREAD:
-        plan = plans.keep(code.plans, key, _direct_plan(module, x, code, out_dtype, backend))
+    plan = plans.kept(code.plans, key, lambda: _direct_plan(module, x, code, out_dtype, backend))
     if plan is None:
         return None
     weight, bias = parameters["weight"], parameters["bias"]
@@ -216,7 +214,6 @@ def repeat(module: Theirs, x: Tensor, out_dtype=None, backend: str | None = None
 
 _C: Any
 _C, _ = extension.load()
-_UNREAD = object()
 
 
 def _direct_plan(module: Theirs, x: Tensor, code: Code, out_dtype, backend: str | None) -> functional.Plan | None:

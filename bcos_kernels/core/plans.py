@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from . import dispatch, extension
 from .checks import autocast_dtype
 from .op import Op
 
-__all__ = ["MOST", "keep", "key"]
+__all__ = ["MOST", "keep", "kept", "key"]
 
 _C: Any
 _C, _ = extension.load()
@@ -57,3 +58,12 @@ def keep(plans: dict, key: tuple | None, plan: Any) -> Any:
             plans.clear()
         plans[key] = plan
     return plan
+
+
+_ABSENT = object()
+
+
+def kept(plans: dict, key: tuple, make: Callable[[], Any]) -> Any:
+    """The plan that is kept under the key, made at the first call with it; None is kept as well."""
+    plan = plans.get(key, _ABSENT)
+    return keep(plans, key, make()) if plan is _ABSENT else plan
