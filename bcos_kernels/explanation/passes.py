@@ -65,7 +65,9 @@ def backward(logits: Tensor, x: Tensor, gradients: Tensor, create_graph: bool, r
         raise
     except RuntimeError as error:  # of a compiled model, a checkpoint or an autograd Function without a rule for vmap
         rows, why = len(gradients), f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise RuntimeError(f"no backward of {rows} rows at once: chunk=1 forms them one by one ({why})") from error
+        raise RuntimeError(
+            f"the backward of {rows} rows at once failed ({why}): chunk=1 forms them one by one"
+        ) from error
 
 
 class _Kept:
