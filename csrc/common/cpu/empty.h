@@ -6,7 +6,7 @@
 
 namespace bcos::cpu {
 
-// at::empty on the CPU, in half its time: it does not ask torch's dispatcher what serves such a tensor.
+// at::empty on the CPU, which does not ask torch's dispatcher what serves such a tensor.
 inline at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
   return at::Tensor(at::detail::empty_cpu(sizes, options));
 }
