@@ -53,7 +53,7 @@ def check(model, kept=None, size=24):
     x = torch.rand(2, 6, size, size, dtype=torch.float64)
     assert max(differences(folded, model, x)) < 1e-11
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
-    norms = [row for row in folded.folding.rows if "Norm" in row.kind]
+    norms = [row for row in folded.folding.rows if "Norm" in row.class_name]
     assert {row.became for row in norms} <= {"FoldedNorm" if kept is None else None}
     if kept is not None:
         assert norms and all(kept in row.reason for row in norms), [row.reason for row in norms]
@@ -124,7 +124,7 @@ def test_a_converted_network(options):
     model = ready(bk.convert(resnet18(num_classes=7), **options).eval())
     folded = bk.fold(model)
     assert max(differences(folded, model, torch.rand(2, 6, 24, 24).double())) < 1e-11
-    norms = [row.became for row in folded.folding.rows if "Norm" in row.kind]
+    norms = [row.became for row in folded.folding.rows if "Norm" in row.class_name]
     assert len(norms) == 20 and set(norms) == {None if options.get("bias") else "FoldedNorm"}
 
 

@@ -160,7 +160,7 @@ def test_hooks_between_layer_and_norm_are_not_run_and_see_what_they_saw(register
     model(x)
     for a, b in zip(ours, seen[3:], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
-    assert [row.became for row in folded.folding.rows if "Norm" in row.kind] == [None, "FoldedNorm"]
+    assert [row.became for row in folded.folding.rows if "Norm" in row.class_name] == [None, "FoldedNorm"]
 
 
 def test_a_layer_of_a_hooked_module_that_is_also_called_past_it():

@@ -51,7 +51,7 @@ def test_norm_family(name, vendor, backend, monkeypatch):
     theirs = norm(name)
     ours = accelerated(theirs, backend)
     (row,) = bk.report(ours).rows
-    assert (row.backend, row.of) == (backend, "norm")
+    assert (row.backend, row.kind) == (backend, "norm")
     before = tally.current()
     for training in (True, False):
         for i, (early, late) in enumerate(MODES.values()):

@@ -73,8 +73,8 @@ def test_report_as_html_and_as_a_dictionary():
     assert found["layer"] == {"accelerated": 4, "left_alone": 2, "backends": {"cpu": 4}}
     assert found["norm"] == {"accelerated": 3, "left_alone": 1, "backends": {"cpu": 3}}
     assert found["rows"][3] == {
-        "name": "1", "kind": "OwnForward", "backend": None, "reason": UNKNOWN, "measured": False, "choices": [],
-        "of": "layer", "note": "",
+        "name": "1", "class_name": "OwnForward", "backend": None, "reason": UNKNOWN, "measured": False, "choices": [],
+        "kind": "layer", "note": "",
     }  # fmt: skip
 
 

@@ -128,7 +128,7 @@ def test_standard_networks_are_left_alone_but_for_their_attentions():
         model = bcos.pretrained.standard_simple_vit_ti_patch16_224(pretrained=False)
         classes = [type(m) for m in model.modules()]
         report = bk.report(bk.accelerate(model))
-    assert {row.of for row in report.rows} == {"attention"} and report.accelerated == 0
+    assert {row.kind for row in report.rows} == {"attention"} and report.accelerated == 0
     changed = [a for a, m in zip(classes, model.modules(), strict=True) if type(m) is not a]
     assert {a.__name__ for a in changed} == {"Attention"} and len(changed) == len(report.rows)
 

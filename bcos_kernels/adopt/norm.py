@@ -130,13 +130,8 @@ def objection(module: Theirs, x: Tensor | None = None, backend: str | None = Non
     except (AttributeError, RuntimeError, TypeError) as error:  # an attribute is gone, or is not what it should be
         return f"its input or an attribute is unusual: {error}"
     if fit is None:
-        if len(code.fitting) >= _MOST:
-            code.fitting.clear()
-        fit = code.fitting[key] = _fit(module, x, code, frozen, backend)
+        fit = plans.keep(code.fitting, key, _fit(module, x, code, frozen, backend))
     return fit if isinstance(fit, str) else (fit, weight, bias, var)
-
-
-_MOST = 4096
 
 
 def _held(module: Theirs, own: dict[str, Any], name: str) -> Any:

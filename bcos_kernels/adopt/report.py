@@ -107,19 +107,19 @@ def _row(name: str, module: Theirs) -> Row | None:
         kind = candidate
         found, _ = variant_of(kind, module)
         found = found if isinstance(found, str) else "not accelerated: accelerate(model) would"
-        return Row(name, title, None, found, of=kind.name)
+        return Row(name, title, None, found, kind=kind.name)
     else:
         return None
     if "forward" in vars(module):
         found = "its forward was assigned on the instance"
     if isinstance(found, str):
-        return Row(name, title, None, found, of=kind.name)
+        return Row(name, title, None, found, kind=kind.name)
     try:
         served = kind.op.choose(kind.call(module, found), backend) if kind.op and kind.call else TORCH
     except ValueError as error:
-        return Row(name, title, None, str(error), of=kind.name)
+        return Row(name, title, None, str(error), kind=kind.name)
     return Row(
-        name, title, served, measured=measured, of=kind.name, note=kind.note(module, found),
+        name, title, served, measured=measured, kind=kind.name, note=kind.note(module, found),
         has_choice=kind.op is not None and kind.op.has_choice(served),
     )  # fmt: skip
 

@@ -18,16 +18,15 @@ class Row:
     """One layer, norm, attention or gate: its backend, or the reason why its own forward runs."""
 
     name: str
-    kind: str
-    """The name of its class."""
+    class_name: str
     backend: str | None
     reason: str | None = None
     measured: bool = False
     """Whether its formula was found by measurement, because its code is not published."""
     choices: tuple[str, ...] = ()
     """The choice for each of its directions, and why; empty without an example or where a backend has no choice."""
-    of: str = "layer"
-    """Its kind: ``"layer"``, ``"alignment"``, ``"norm"``, ``"attention"`` or ``"gate"``."""
+    kind: str = "layer"
+    """``"layer"``, ``"alignment"``, ``"norm"``, ``"attention"`` or ``"gate"``."""
     note: str = ""
     """What else is to be known of how it is served."""
     has_choice: bool = field(default=False, compare=False)
@@ -62,7 +61,7 @@ class Report:
 
     def of(self, kind: str) -> tuple[Row, ...]:
         """The rows of one kind: ``"layer"``, ``"alignment"``, ``"norm"``, ``"attention"`` or ``"gate"``."""
-        return tuple(row for row in self.rows if row.of == kind)
+        return tuple(row for row in self.rows if row.kind == kind)
 
     def to_dict(self) -> dict:
         """The counts of each kind and all rows, in types that JSON has."""
@@ -88,15 +87,16 @@ class Report:
             text = _note(row)
             number = f" [{notes.setdefault(text, len(notes) + 1)}]" if text else ""
             choices = row.choices or ("",) * len(DIRECTIONS)
-            cells.append((row.name, row.kind, f"{row.backend or 'left alone'}{number}", *(choices if wide else ())))
+            served = f"{row.backend or 'left alone'}{number}"
+            cells.append((row.name, row.class_name, served, *(choices if wide else ())))
         listed = [wrapped(f"[{number}] {text}") for text, number in notes.items()]
         return "\n".join([aligned(cells), *listed, *self._totals(), *self._hint(wide)])
 
     def __str__(self) -> str:
-        groups = Counter((row.of, row.kind, _note(row), row.backend is None) for row in self.rows if _note(row))
+        groups = Counter((row.kind, row.class_name, _note(row), row.backend is None) for row in self.rows if _note(row))
         remarks = [
-            wrapped(f"{'left alone: ' if left else ''}{many(count, KINDS[of].noun)} of class {kind}: {text}")
-            for (of, kind, text, left), count in groups.most_common()
+            wrapped(f"{'left alone: ' if left else ''}{many(count, KINDS[kind].noun)} of class {class_name}: {text}")
+            for (kind, class_name, text, left), count in groups.most_common()
         ]
         more = ["each of them: print(report(model).table())"] if len(self.rows) > 1 else []
         return "\n".join([*self._totals(), *remarks, *self._hint(False), *more])
@@ -107,7 +107,7 @@ class Report:
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{escape(title)}</th>" for title in ("module", "class", "backend", ""))
         lines = (
-            "".join(f"<td>{escape(cell)}</td>" for cell in (r.name, r.kind, r.backend or "left alone", _note(r)))
+            "".join(f"<td>{escape(cell)}</td>" for cell in (r.name, r.class_name, r.backend or "left alone", _note(r)))
             for r in self.rows
         )
         body = "".join(f"<tr>{line}</tr>" for line in lines)

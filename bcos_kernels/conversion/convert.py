@@ -223,10 +223,10 @@ class _Conversion:
         head = head_of(network)
         if head is None:
             return
-        if head.kind is None:
+        if head.reordered is None:
             network.gap_reorder = True
         else:
-            network.__class__ = head.kind
+            network.__class__ = head.reordered
         if head.convolves:
             self._convolved.add(id(network.get_submodule(head.linear)))
 

@@ -20,8 +20,8 @@ class Head(NamedTuple):
 
     linear: str
     """The name of the last linear layer."""
-    kind: type | None
-    """The class that does it; None where the network has the attribute ``gap_reorder`` for it."""
+    reordered: type | None
+    """The class that the network gets; None where the network has the attribute ``gap_reorder`` for it."""
     convolves: bool
     """Whether the linear layer becomes a 1×1 convolution."""
 
@@ -31,8 +31,8 @@ def head_of(network: Any) -> Head | None:
     if "torchvision" in sys.modules and type(network).__module__.startswith("torchvision.models."):
         from .torchvision import FAMILIES
 
-        kind, name = FAMILIES.get(type(network), (None, ""))
-        return Head(name, kind, True) if kind is not None and _is_linear(network, name) else None
+        reordered, name = FAMILIES.get(type(network), (None, ""))
+        return Head(name, reordered, True) if reordered is not None and _is_linear(network, name) else None
     if type(network).__name__ == "SimpleViT" and _is_linear(network, "linear_head.linear"):
         if "gap_reorder" in vars(network):
             return Head("linear_head.linear", None, False)

@@ -265,11 +265,11 @@ def _layer(module: Any, found: _Formula, factor: Tensor) -> BcosLayer:
         "backend": plan.backend if plan else getattr(module, "backend", None),
         "device": "meta",
     }
-    kind = next((made for plain, made in CONVOLUTIONS.items() if isinstance(linear, plain)), None)
-    if kind is not None:
+    convolution = next((made for plain, made in CONVOLUTIONS.items() if isinstance(linear, plain)), None)
+    if convolution is not None:
         names = "in_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"
         geometry = {name: getattr(linear, name) for name in names}
-        made: Any = kind(out_channels=linear.out_channels // found.max_out, **geometry, **options)
+        made: Any = convolution(out_channels=linear.out_channels // found.max_out, **geometry, **options)
     else:
         made = BcosLinear(linear.in_features, linear.out_features // found.max_out, **options)
     made.linear.weight = _constant(weight * root.view(-1, *[1] * (weight.dim() - 1)), linear.weight)

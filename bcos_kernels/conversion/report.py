@@ -16,8 +16,7 @@ class Row:
     """One module of the given model."""
 
     name: str
-    kind: str
-    """The name of its class."""
+    class_name: str
     became: str | None
     """The class of what it became; None if it is the given module."""
     reason: str = ""
@@ -63,19 +62,19 @@ class Report:
         cells = [("module", "class", "became")]
         for row in self.rows:
             number = f" [{notes.setdefault(row.reason, len(notes) + 1)}]" if row.reason else ""
-            cells.append((row.name, row.kind, row.outcome + number))
+            cells.append((row.name, row.class_name, row.outcome + number))
         return "\n".join([aligned(cells), *(wrapped(f"[{n}] {text}") for text, n in notes.items()), self._total()])
 
     def __str__(self) -> str:
-        pairs = Counter((row.kind, row.became) for row in self.converted)
-        left = Counter((row.kind, row.reason) for row in self.left_alone)
+        pairs = Counter((row.class_name, row.became) for row in self.converted)
+        left = Counter((row.class_name, row.reason) for row in self.left_alone)
         return "\n".join(
             [
                 self._total(),
-                *(wrapped(f"{count} {kind} became {became}") for (kind, became), count in pairs.items()),
+                *(wrapped(f"{count} {name} became {became}") for (name, became), count in pairs.items()),
                 *(
-                    wrapped(f"left alone: {many(count, 'module')} of class {kind}: {reason}")
-                    for (kind, reason), count in left.most_common()
+                    wrapped(f"left alone: {many(count, 'module')} of class {name}: {reason}")
+                    for (name, reason), count in left.most_common()
                 ),
                 "its method table() has a line for each of them",
             ]
@@ -87,7 +86,7 @@ class Report:
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{title}</th>" for title in ("module", "class", "became", ""))
         lines = (
-            "".join(f"<td>{escape(cell)}</td>" for cell in (row.name, row.kind, row.outcome, row.reason))
+            "".join(f"<td>{escape(cell)}</td>" for cell in (row.name, row.class_name, row.outcome, row.reason))
             for row in self.rows
         )
         body = "".join(f"<tr>{line}</tr>" for line in lines)

@@ -73,9 +73,9 @@ def opaque(module: nn.Module) -> str | None:
 
 def computes_as(module: nn.Module, base: Any) -> bool:
     """Whether the module's code is that of ``base``, a class of PyTorch."""
-    kind: Any = type(module)
-    same = kind.forward is base.forward and "forward" not in vars(module)
-    return same and getattr(kind, "_conv_forward", None) is getattr(base, "_conv_forward", None)
+    cls: Any = type(module)
+    same = cls.forward is base.forward and "forward" not in vars(module)
+    return same and getattr(cls, "_conv_forward", None) is getattr(base, "_conv_forward", None)
 
 
 def is_attention_pool(module: nn.Module) -> bool:
@@ -117,9 +117,9 @@ def convolution_of(linear: nn.Linear) -> nn.Conv2d:
     return conv.train(linear.training)
 
 
-def _of_class(module: Any, kind: type) -> Made:
+def _of_class(module: Any, cls: type) -> Made:
     """The norm as one of ours, which holds the same things."""
-    module.__class__ = kind
+    module.__class__ = cls
     return Made(module)
 
 
