@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from . import extension
+from . import extension, plans
 from .op import Op
 
 __all__ = ["Maker", "has_hooks", "leave", "maker_of", "of"]
@@ -31,11 +31,10 @@ class Maker(NamedTuple):
 
 
 _KERNELS: dict[tuple, Any] = {}
+"""As many as plans are kept; a b that is another number at every step makes others at every step. Graphs and plans own
+theirs, too."""
 _MAKERS: WeakKeyDictionary[Any, Maker] = WeakKeyDictionary()
 """The kernels -> what they serve."""
-
-MOST = 4096
-"""The most kernels that are kept here; graphs and plans own theirs, too."""
 
 
 def of(op: Op, call, backend: str, by_operators: Callable[..., tuple]) -> Any:
@@ -55,9 +54,7 @@ def of(op: Op, call, backend: str, by_operators: Callable[..., tuple]) -> Any:
         made = None if lone is None or lone.kernels is None else lone.kernels(call, gradients)
         made = made or _started_by_python(op, call.spec, backend, gradients)
         _MAKERS[made] = Maker(op, call, backend)
-        if len(_KERNELS) >= MOST:  # a b that is another number at every step makes others at every step
-            _KERNELS.clear()
-        _KERNELS[key] = made
+        plans.keep(_KERNELS, key, made)
     return made
 
 
