@@ -14,15 +14,10 @@ from ..core.formats import channels_last
 from ..core.formula import sums_of
 from .spec import Inputs, Spec
 
-__all__ = ["HALF", "Call", "of", "of_shapes", "power_of_two"]
+__all__ = ["HALF", "Call", "of", "of_shapes"]
 
 HALF = (torch.float16, torch.bfloat16)
 PACKED_WIDTH = 32  # the most channels or filters of the neighbouring narrow groups that share a tile
-
-
-def power_of_two(n: int, least: int = 1) -> int:
-    """The smallest power of two that is at least ``n`` and at least ``least``."""
-    return 1 << max(n - 1, least - 1, 0).bit_length()
 
 
 @call.hash_kept

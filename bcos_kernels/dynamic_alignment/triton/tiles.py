@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from triton import next_power_of_2
 
 from ...core.candidate import Tile
 from ...gpu.launch import cdiv
+from ...gpu.sizes import power_of_two
 from ..call import Call
 
 __all__ = [
@@ -24,7 +24,7 @@ VALUES = 1024
 
 def _side(length: int, most: int) -> int:
     """The side of a tile: a power of two that holds ``length``, at least 16 and at most ``most``."""
-    return min(most, max(16, next_power_of_2(length)))
+    return min(most, max(16, power_of_two(length)))
 
 
 def _tile(call: Call, rows: int, columns: int, depth: int, deepest: int, busy: bool = True) -> Tile:
@@ -78,7 +78,7 @@ def signs(call: Call) -> int:
 
 def patches(call: Call) -> tuple[int, int]:
     """Pixels and values of the patch of a tile that is copied."""
-    n = min(64, next_power_of_2(call.patch))
+    n = min(64, power_of_two(call.patch))
     return VALUES // n, n
 
 

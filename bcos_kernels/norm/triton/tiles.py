@@ -5,12 +5,13 @@ To the kernels x is ``[images, positions, channels]``, and one of the last two l
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from triton import next_power_of_2
 
 from ...gpu.launch import cdiv
+from ...gpu.sizes import power_of_two
 from ..call import Call
 
 __all__ = ["Items", "Row", "View", "of_items", "parts", "rows", "tile", "view"]
@@ -60,6 +61,7 @@ class Row(NamedTuple):
     warps: int
 
 
+@lru_cache(maxsize=4096)
 def view(call: Call) -> View:
     """How the kernels see x, which is dense in the memory format of the call."""
     batch, positions, channels = call.batch, call.positions, call.channels
@@ -70,9 +72,10 @@ def view(call: Call) -> View:
     return View(1, batch * positions, channels, channels, 1)
 
 
+@lru_cache(maxsize=4096)
 def tile(x: View) -> tuple[int, int]:
     """The positions and channels of a tile."""
-    positions, channels = next_power_of_2(x.positions), next_power_of_2(x.channels)
+    positions, channels = power_of_two(x.positions), power_of_two(x.channels)
     if x.channel_stride == 1:
         n, m = _sides(channels, positions, COLUMNS)
     else:
@@ -87,6 +90,7 @@ def _sides(inner: int, outer: int, most: int) -> tuple[int, int]:
     return min(inner, VALUES // second), second
 
 
+@lru_cache(maxsize=4096)
 def parts(x: View, m: int, programs: int) -> tuple[int, int]:
     """The positions of a part, a multiple of m, and the parts of an image, of which ``programs`` more are started."""
     wanted = max(1, PARTS // (x.images * programs))
@@ -94,21 +98,23 @@ def parts(x: View, m: int, programs: int) -> tuple[int, int]:
     return length, cdiv(x.positions, length)
 
 
+@lru_cache(maxsize=4096)
 def rows(call: Call, x: View, most: int) -> Row:
     """How the channels of a position are walked: whole where a tile has at most ``most`` values.
 
     Tiles of fp64 have half as many values.
     """
     values, most = (VALUES // 2, most // 2) if call.dtype == torch.float64 else (VALUES, most)
-    channels, least = next_power_of_2(x.channels), 1 if x.channel_stride == 1 else 16
-    m = min(next_power_of_2(x.positions), max(least, values // channels))
+    channels, least = power_of_two(x.channels), 1 if x.channel_stride == 1 else 16
+    m = min(power_of_two(x.positions), max(least, values // channels))
     if m * channels <= most:
         return Row(m, channels, True, max(1, m * channels // (values // 4)))
     return Row(m, values // m, False, 4)
 
 
+@lru_cache(maxsize=4096)
 def of_items(shape: Items) -> tuple[int, int]:
     """The items and columns of a tile where items are added up: few columns, unless there are few items."""
-    items, columns = next_power_of_2(shape.items), next_power_of_2(shape.columns)
+    items, columns = power_of_two(shape.items), power_of_two(shape.columns)
     n = min(columns, max(8, VALUES // items))
     return min(items, max(1, VALUES // n)), n

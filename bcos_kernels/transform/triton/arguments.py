@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ...core.formats import CHANNELS_LAST
-from ..call import Call, power_of_two
+from ...gpu.sizes import power_of_two
+from ..call import Call
 
 __all__ = ["PIXEL", "Plane", "across", "formula", "image", "plane", "row_tile", "shares", "sizes", "window"]
 
@@ -40,6 +42,7 @@ PIXEL = Plane((1, 1), (1, 1), (1, 1), (1, 1), (0, 0), (1, 1))
 """The window that sees one pixel, in images of one pixel."""
 
 
+@lru_cache(maxsize=4096)
 def plane(call: Call) -> Plane:
     """The window of the last two axes."""
     parts = call.in_size, call.out_size, call.kernel, call.stride, call.padding, call.dilation

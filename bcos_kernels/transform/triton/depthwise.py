@@ -13,7 +13,8 @@ from torch import Tensor
 from ...gpu.functions import pixel, safe_inverse
 from ...gpu.launch import cdiv, launch
 from ...gpu.rounding import cast
-from ..call import Call, power_of_two
+from ...gpu.sizes import power_of_two
+from ..call import Call
 from . import tiles
 from .arguments import formula, image, shares, sizes, window
 from .formula import exponent, partials, root_gradient, root_norm, transform

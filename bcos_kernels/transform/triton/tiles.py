@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from ...core.candidate import Tile
-from ..call import HALF, Call, power_of_two
+from ...gpu.sizes import power_of_two
+from ..call import HALF, Call
 
 __all__ = ["MOST_MAX_OUT", "SHARE", "columns_of_output", "padding", "splits", "strip", "tiles", "wgrad_tile"]
 
@@ -24,7 +27,7 @@ def tiles(call: Call, direction: str, given: bool) -> list[Tile]:
     if direction == "forward":
         columns = call.pack * call.group_outputs * columns_of_output(call)
         depth = call.taps * call.group_channels if call.flat else call.pack * call.group_channels
-        return _tiles(call, call.pixels, columns, depth, columns_of_output(call), call.flat)
+        return list(_tiles(call, call.pixels, columns, depth, columns_of_output(call), call.flat))
     found = _tiles(
         call, call.in_pixels, call.pack * call.group_channels, call.pack * call.group_filters, busy=not given
     )
@@ -48,7 +51,10 @@ def columns_of_output(call: Call) -> int:
     return power_of_two(call.max_out)
 
 
-def _tiles(call: Call, rows: int, columns: int, depth: int, least_columns: int = 16, busy: bool = False) -> list[Tile]:
+@lru_cache(maxsize=4096)
+def _tiles(
+    call: Call, rows: int, columns: int, depth: int, least_columns: int = 16, busy: bool = False
+) -> tuple[Tile, ...]:
     half = call.dtype in HALF
     stages = 2 if call.arch.startswith("gfx") or not half else 3
     shapes = [(128, 128), (128, 64), (64, 128), (64, 64), (64, 32)] if half else [(64, 64), (64, 32), (32, 32)]
@@ -58,7 +64,7 @@ def _tiles(call: Call, rows: int, columns: int, depth: int, least_columns: int =
         m, n = min(m, power_of_two(rows, 16)), max(min(n, power_of_two(columns, 16)), least_columns)
         more = m * n >= 128 * 128 or ((busy or not half) and max(m, n) > (64 if half else 32))
         found[Tile(m, n, k, 8 if more else 4, stages)] = None
-    return list(found)
+    return tuple(found)
 
 
 def splits(rows: int, programs: int, step: int) -> int:

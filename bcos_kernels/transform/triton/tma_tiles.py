@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ...core.candidate import Tile
-from ..call import HALF, Call, power_of_two
+from ...gpu.sizes import power_of_two
+from ..call import HALF, Call
 
 __all__ = ["ALIGNED", "in_registers", "residents", "tiles", "training_tile", "why_not"]
 

@@ -11,7 +11,8 @@ from ...core.formats import CHANNELS_LAST, channels_last
 from ...gpu.functions import exact_root, safe_inverse, sums_of
 from ...gpu.launch import launch
 from ...gpu.rounding import cast
-from ..call import Call, power_of_two
+from ...gpu.sizes import power_of_two
+from ..call import Call
 
 
 @triton.jit
