@@ -33,7 +33,7 @@ from bcos_kernels.norm import NORM
 from bcos_kernels.text import aligned
 from bcos_kernels.transform import TRANSFORM, traffic
 
-__all__ = ["Step", "main", "predicted"]
+__all__ = ["NETWORKS", "Step", "calls_of", "main", "predicted"]
 
 NETWORKS = ("resnet50", "resnext50", "densenet121", "vgg11")
 """Those whose norms are over the batch, of which the plain network is known to the byte."""
@@ -68,7 +68,7 @@ class _Call(NamedTuple):
     y: int
 
 
-def _calls(model: nn.Module, images: int, arch: str) -> list[_Call]:
+def calls_of(model: nn.Module, images: int, arch: str) -> list[_Call]:
     """The calls of the accelerated layers and norms of ``model`` on a batch of bf16 images on a GPU."""
     found: list[_Call] = []
     kept = []  # alive, so that no identity is used twice
@@ -138,7 +138,7 @@ def _plain(calls: list[_Call], model: nn.Module, images: int, arch: str) -> Iter
 
 def predicted(name: str, images: int, arch: str) -> Step:
     """The step of one of ``NETWORKS``."""
-    calls = _calls(bk.accelerate(network(name)), images, arch)
+    calls = calls_of(bk.accelerate(network(name)), images, arch)
     standard = sum(_plain(calls, plain(name, IMAGE), images, arch))
     return Step(standard, *(sum(_ours(calls, pairs)) for pairs in (False, True)))
 
@@ -191,7 +191,7 @@ def _table_of_bounds(models: Iterable[str], images: int, architectures: Iterable
     rows = [("network", "GPU", "ours ms", "statistics ms", "of ours", "squares ms", "of ours")]
     for arch in architectures:
         for name in models:
-            calls = _calls(bk.accelerate(network(name)), images, arch)
+            calls = calls_of(bk.accelerate(network(name)), images, arch)
             ours, saved = sum(_ours(calls, False)), bounds(calls, arch)
             columns = (f"{1e3 * s:.2f}" if i == 0 else f"{s / ours:.1%}" for s in saved for i in range(2))
             rows.append((MODELS[name][1], arch, f"{1e3 * ours:.1f}", *columns))

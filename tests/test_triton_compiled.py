@@ -24,6 +24,7 @@ from bcos_kernels.gpu.launch import recording
 from bcos_kernels.transform import TRANSFORM, Call
 from bcos_kernels.transform.call import of_shapes
 from bcos_kernels.transform.triton.launches import launches
+from benchmarks import launches as counted_launches
 
 pytestmark = pytest.mark.slow
 
@@ -299,7 +300,7 @@ def test_what_exceeds_the_gpu_is_named():
 @pytest.mark.parametrize("arch", aot.ARCHITECTURES)
 def test_specialisations_are_what_triton_would_compile(arch, monkeypatch):
     """The arguments of a specialisation stand for those of the launch: Triton keys both alike."""
-    monkeypatch.setattr(triton.runtime.driver, "_active", aot._Driver(arch))
+    monkeypatch.setattr(triton.runtime.driver, "_active", aot.Driver(arch))
     assert isinstance(aot.ARCHITECTURES[arch].target, GPUTarget)
     large = replace(CALLS["linear"], x_shape=(1 << 22, 384))
     for p in (EVERY_TILE, CALLS["7x7 of 6 channels, stride 2"], CALLS["depthwise 7x7"], large):
@@ -310,9 +311,22 @@ def test_specialisations_are_what_triton_would_compile(arch, monkeypatch):
             assert keys[0] == keys[1], what
 
 
+@pytest.mark.parametrize("direction", ["forward", "training"])
+@pytest.mark.parametrize("what", ["3x3, stride 2", "1x1", "32 groups", "linear"])
+def test_what_a_call_starts_is_counted(what, direction, monkeypatch):
+    """Every launch, and two products of cuDNN in a backward that they form; one image starts what a batch does."""
+    call = CALLS[what]
+    monkeypatch.setattr(triton.runtime.driver, "_active", counted_launches.DRIVER)
+    found = counted_launches.started(TRANSFORM, call, direction, times=1)
+    chosen = choice.predicted(TRANSFORM, "triton", call, direction)
+    expected = len(launches(call, direction, chosen.candidate.name, chosen.tile))
+    products = {"forward": 1, "training": 2}[direction] * (found.candidate == "vendor")
+    assert (found.candidate, found.kernels) == (chosen.candidate.name, expected + products) and found.seconds > 0
+
+
 def test_tune_compiles_in_threads_what_it_measures(monkeypatch):
     """All that its launches need, under their keys, each once; one that fails stops no other."""
-    gpu, misses, done = aot._Driver("sm_90"), [], []
+    gpu, misses, done = aot.Driver("sm_90"), [], []
     gpu.get_current_device = lambda: "a GPU of its own"
     monkeypatch.setattr(triton.runtime.driver, "_active", gpu)
     monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", lambda **told: misses.append(told["fn"].name))

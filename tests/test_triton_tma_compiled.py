@@ -160,7 +160,7 @@ def test_the_checks_find_planted_faults():
 
 def test_specialisations_are_what_triton_would_compile(monkeypatch):
     """The arguments of a specialisation stand for those of the launch: Triton keys both alike."""
-    monkeypatch.setattr(aot.driver, "_active", aot._Driver("sm_90"))
+    monkeypatch.setattr(aot.driver, "_active", aot.Driver("sm_90"))
     for direction in DIRECTIONS:
         for started in launches(replace(square(64), arch="sm_90"), direction, "tma"):
             binder = started.kernel.create_binder()[-1]

@@ -28,6 +28,7 @@ __all__ = [
     "Compiled",
     "Constant",
     "Descriptor",
+    "Driver",
     "Pointer",
     "Resources",
     "Specialisation",
@@ -165,7 +166,7 @@ def _value(argument):
     return argument
 
 
-class _Driver:
+class Driver:
     """Replaces the driver of a GPU, with all that compiling for it needs."""
 
     def __init__(self, arch: str) -> None:
@@ -193,7 +194,7 @@ def compile_here(what: Specialisation):
 def compiled(what: Specialisation) -> Compiled:
     """Compiles one kernel. Raises Triton's own error if that fails."""
     usual = driver._active
-    driver.set_active(_Driver(what.arch))
+    driver.set_active(Driver(what.arch))
     try:
         binary = compile_here(what)
     finally:
