@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import driver
 from triton.runtime.jit import KernelInterface
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ..core import plans
+from ..core.env import INTERPRETED
 
 __all__ = ["Launch", "cdiv", "launch", "on_device_of", "recording"]
 
@@ -43,13 +48,41 @@ def launch(kernel, grid: tuple[int, ...], *arguments, warps: int = 4, stages: in
     """Starts ``kernel`` on the current device and stream.
 
     Triton passes a float as fp32. Where the first tensor is fp64, floats are constants of the kernel, which are exact.
+    What Triton compiled is kept under all for which it specialises a kernel, and started from there: its own search for
+    it takes three times as long.
     """
     if next(t for t in arguments if isinstance(t, Tensor)).dtype is torch.float64:
         arguments = tuple(tl.constexpr(value) if isinstance(value, float) else value for value in arguments)
     if _recorded is not None:
         _recorded.append(Launch(kernel, grid, arguments, constants, warps, stages))
         return
-    kernel[grid](*arguments, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
+    if INTERPRETED:
+        kernel[grid](*arguments, **constants)
+        return
+    device = driver.active.get_current_device()
+    constants_in_order = [constants[name] for name in kernel.arg_names[len(arguments) :]]
+    key = kernel.fn, device, warps, stages, *map(_fact, arguments), *constants_in_order
+    compiled = _compiled.get(key)
+    if compiled is not None:
+        stream = driver.active.get_current_stream(device)
+        compiled[(*grid, 1, 1)[:3]](*arguments, *constants_in_order, stream=stream)
+        return
+    compiled = kernel[grid](*arguments, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
+    if compiled.metadata.target.backend == "cuda":  # AMD's depend on more: on the size of a tensor's memory
+        plans.keep(_compiled, key, compiled)
+
+
+_compiled: dict[tuple, Any] = {}
+"""A kernel, its device and all for which Triton specialises it -> what Triton compiled."""
+
+
+def _fact(argument: Any) -> Any:
+    """What Triton specialises a kernel for of one argument."""
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.data_ptr() % 16 == 0
+    if isinstance(argument, TensorDescriptor):
+        return argument.base.dtype, *argument.block_shape
+    return float if isinstance(argument, float) else argument
 
 
 def on_device_of(x: Tensor):
