@@ -78,11 +78,14 @@ _compiled: dict[tuple, Any] = {}
 
 def _fact(argument: Any) -> Any:
     """What Triton specialises a kernel for of one argument."""
+    kind = argument.__class__
+    if kind is int or kind is float:
+        return argument if kind is int else float
     if isinstance(argument, Tensor):
         return argument.dtype, argument.data_ptr() % 16 == 0
-    if isinstance(argument, TensorDescriptor):
+    if kind is TensorDescriptor:
         return argument.base.dtype, *argument.block_shape
-    return float if isinstance(argument, float) else argument
+    return argument
 
 
 def on_device_of(x: Tensor):
