@@ -43,8 +43,8 @@ def hopper(monkeypatch):
         ),
         ({"weight_dtype": torch.float16}, "weight dtype torch.float16 does not go with input dtype torch.bfloat16"),
         ({"spec": replace(CONV.spec, max_out=256)}, "max_out=256 is above 255"),
-        ({"x_shape": (2**20, 8, 64, 64)}, "above 2147483647, the largest index"),
-        ({"spec": Spec(), "x_shape": (2**31, 8), "weight_shape": (4, 8)}, "are above 2147483647"),
+        ({"x_shape": (2**20, 8, 64, 64)}, "above 2147352576, the largest index"),
+        ({"spec": Spec(), "x_shape": (2**31 - 1, 8), "weight_shape": (4, 8)}, "are above 2147352576"),
     ],
 )
 def test_reasons(hopper, changed, reason):
@@ -195,12 +195,49 @@ def test_without_the_extension(monkeypatch):
         ({"weight_shape": (64, 4, 3, 3), "groups": 16}, ("one-pass",)),
         ({"max_out": 32}, ("one-pass", "semi")),
         ({"weight_shape": (64, 1, 3, 3), "groups": 64}, ("semi",)),
+        # more programs than a grid's second axis has
+        ({"x_shape": (1, 2**18, 9, 9), "weight_shape": (2**18, 32, 3, 3), "groups": 2**13}, ("one-pass", "semi")),
+        # a window that reaches over more than 2³¹ values of an image
+        (
+            {"x_shape": (1, 2**12, 70, 2**14), "weight_shape": (64, 2**12, 3, 3), "dilation": (32, 32)},
+            ("one-pass", "semi"),
+        ),
     ],
 )
 def test_candidates_of_triton(changed, missing):
     call = of_shapes(**{**LAYER, **changed})
     assert serving("triton", call, "training") == OF_TRITON - {"tma", *missing}
-    assert serving("triton", call, "forward") == ({"vendor"} if call.max_out > 16 else {"one-pass", "vendor"})
+    own = call.depthwise or "semi" not in missing
+    assert serving("triton", call, "forward") == ({"one-pass", "vendor"} if own else {"vendor"})
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
+@pytest.mark.parametrize("options", [{}, {"out_dtype": torch.float32}, {"b": 1.0}, {"dtype": torch.float32}], ids=str)
+def test_products_that_form_u_fit_the_shared_memory_of_every_gpu(arch, options):
+    """The copies of grad, of y and of the other operand, of every step but one: of fp32 gradients 160 KiB at most."""
+    call = of_shapes(**LAYER | {"x_shape": (64, 256, 14, 14), "weight_shape": (256, 256, 3, 3)}, arch=arch, **options)
+    most = {"sm_80": 163, "sm_90": 227, "sm_100": 227}.get(arch, 99) << 10
+    found = [*triton.PRODUCTS.tiles(call, "training", False), triton.PRODUCTS.wgrad_tile(call, False)]
+    for tile in found:
+        of_u = tile.m * call.out_dtype.itemsize * (1 if call.power == 1 else 2)
+        assert (tile.stages - 1) * tile.k * (of_u + tile.n * call.dtype.itemsize) <= most, tile
+    given = triton.PRODUCTS.tiles(call, "training", True)
+    assert {(tile.m, tile.n) for tile in found} <= {(tile.m, tile.n) for tile in given}
+    if arch == "sm_90":
+        assert (found[0].m, found[0].n) == (given[0].m, given[0].n) == (found[-1].m, found[-1].n)
+
+
+def test_no_loop_over_rows_leaves_32_bits(hopper):
+    """Of the largest call that is served: the step behind the last row would be negative, and so below the limit."""
+    from bcos_kernels.transform.triton.launches import launches  # here, because it imports Triton
+
+    rows = next(n for n in range(2**31 - 1, 0, -(2**15)) if not triton.why_not(of_shapes((n, 16), (16, 16))))
+    (wgrad,) = (
+        started for started in launches(of_shapes((rows, 16), (16, 16)), "training", "semi")
+        if started.kernel.fn.__name__ == "conv2d_wgrad_kernel"
+    )  # fmt: skip
+    assert any(value == rows for value in wgrad.arguments if isinstance(value, int)) and wgrad.grid[2] > 1
+    assert rows + wgrad.grid[2] * wgrad.constants["BK"] < 2**31
 
 
 def serving(backend: str, call, direction: str) -> set[str]:
@@ -222,6 +259,11 @@ def serving(backend: str, call, direction: str) -> set[str]:
         ({"stride": (2, 2)}, ("graph",)),
         ({"detach": True}, ("graph",)),
         ({"weight_shape": (64, 1, 25, 25), "groups": 64, "padding": (12, 12)}, ("one-pass", "semi", "graph")),
+        ({"weight_shape": (64, 1, 21, 21), "groups": 64, "padding": (10, 10)}, ("semi", "graph")),
+        (
+            {"weight_shape": (64, 1, 21, 21), "groups": 64, "padding": (10, 10), "arch": "sm_86"},
+            ("one-pass", "semi", "graph"),
+        ),
         (
             {"x_shape": (1, 2**14, 9, 9), "weight_shape": (2**14, 2, 3, 3), "groups": 2**13},
             ("one-pass", "semi", "graph"),

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -340,3 +341,25 @@ def test_a_dynamic_alignment_is_described_for_the_table():
 def test_a_norm_is_described_for_the_table():
     call = Call(Spec("group", 4, True), "cuda", (2, 8, 5, 5), torch.bfloat16)
     assert tuning._described(call) == "norm 2×8×5×5 over group centered bfloat16"
+
+
+def test_other_threads_start_their_kernels_while_those_of_a_call_are_listed():
+    """Else a network that runs beside tune would compute nothing, and say nothing of it."""
+    from bcos_kernels.gpu import launch  # here, because it imports Triton
+
+    class Kernel:
+        started = 0
+
+        def __getitem__(self, grid):
+            return self.start
+
+        def start(self, *arguments, **options):
+            self.started += 1
+
+    kernel, x = Kernel(), torch.ones(1)
+    with launch.recording() as listed:
+        launch.launch(kernel, (1,), x)
+        thread = threading.Thread(target=launch.launch, args=(kernel, (1,), x))
+        thread.start()
+        thread.join()
+    assert (len(listed), kernel.started) == (1, 1)

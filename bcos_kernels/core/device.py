@@ -8,7 +8,10 @@ import torch
 
 from . import _torch, env
 
-__all__ = ["architecture", "architecture_of", "multiprocessors", "tf32"]
+__all__ = ["architecture", "architecture_of", "multiprocessors", "shared_memory", "tf32"]
+
+_SHARED = {"sm_80": 163 << 10, "sm_87": 163 << 10, **dict.fromkeys(("sm_90", "sm_100", "sm_103"), 227 << 10)}
+_LEAST_SHARED = 99 << 10
 
 
 @cache
@@ -26,6 +29,14 @@ def architecture(index: int | None = None) -> str:
 def architecture_of(where: torch.device) -> str:
     """The architecture of a tensor's device; ``"none"`` where it is not a GPU."""
     return architecture(where.index) if where.type == "cuda" else "none"
+
+
+def shared_memory(arch: str) -> int:
+    """The bytes of shared memory that a program may take on an NVIDIA GPU from sm_80 on.
+
+    Those that are not listed are taken for GPUs of workstations, which have least: sm_86, sm_89 and sm_120.
+    """
+    return _SHARED.get(arch, _LEAST_SHARED)
 
 
 @cache

@@ -50,6 +50,7 @@ class Architecture(NamedTuple):
 
 ARCHITECTURES = {
     "sm_80": Architecture(GPUTarget("cuda", 80, 32), 163 << 10, 255),
+    "sm_86": Architecture(GPUTarget("cuda", 86, 32), 99 << 10, 255),
     "sm_90": Architecture(GPUTarget("cuda", 90, 32), 227 << 10, 255),
     "sm_100": Architecture(GPUTarget("cuda", 100, 32), 227 << 10, 255),
     "gfx942": Architecture(GPUTarget("hip", "gfx942", 64), 64 << 10, 512),

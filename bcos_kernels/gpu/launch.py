@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -30,18 +31,21 @@ class Launch(NamedTuple):
     stages: int
 
 
-_recorded: list[Launch] | None = None
+class _OfThread(threading.local):
+    recorded: list[Launch] | None = None
+
+
+_this = _OfThread()
 
 
 @contextmanager
 def recording() -> Iterator[list[Launch]]:
-    """A context in which launches are collected instead of started, so that tensors may be on the meta device."""
-    global _recorded
-    outer, _recorded = _recorded, []
+    """A context in which this thread's launches are collected instead of started: tensors may be on the meta device."""
+    outer, _this.recorded = _this.recorded, []
     try:
-        yield _recorded
+        yield _this.recorded
     finally:
-        _recorded = outer
+        _this.recorded = outer
 
 
 def launch(kernel, grid: tuple[int, ...], *arguments, warps: int = 4, stages: int = 1, **constants) -> None:
@@ -53,8 +57,8 @@ def launch(kernel, grid: tuple[int, ...], *arguments, warps: int = 4, stages: in
     """
     if next(t for t in arguments if isinstance(t, Tensor)).dtype is torch.float64:
         arguments = tuple(tl.constexpr(value) if isinstance(value, float) else value for value in arguments)
-    if _recorded is not None:
-        _recorded.append(Launch(kernel, grid, arguments, constants, warps, stages))
+    if _this.recorded is not None:
+        _this.recorded.append(Launch(kernel, grid, arguments, constants, warps, stages))
         return
     if INTERPRETED:
         kernel[grid](*arguments, **constants)

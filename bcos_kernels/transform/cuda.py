@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..core.candidate import Backend, Tile
+from ..core.device import shared_memory
 from ..gpu import cuda
 from .call import HALF, Call
 from .spec import Inputs, Outputs
@@ -21,6 +22,7 @@ SMALL, LARGE = Tile(64, 64, 32), Tile(128, 128, 32, 8)
 MOST_MAX_OUT = 64  # the most filters per output, which lie in one tile
 MOST_GROUPS = 65535  # the most groups × taps, the second axis of a grid
 MOST_TAPS = 600  # the most taps of a depthwise filter, which a block holds in shared memory
+_TAP = 264  # bytes of one there
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _MOST_ROWS = 2**31 - 128  # leaves the last row of the largest tile an index of 32 bits
@@ -88,7 +90,8 @@ def serves_products(call: Call) -> bool:
     """Whether our own products can serve the call."""
     if not call.planar or call.dtype == torch.float64:
         return False
-    fits = call.taps <= MOST_TAPS if call.depthwise else call.groups * call.taps <= MOST_GROUPS
+    most_taps = min(MOST_TAPS, shared_memory(call.arch) // _TAP)
+    fits = call.taps <= most_taps if call.depthwise else call.groups * call.taps <= MOST_GROUPS
     return fits and call.max_out <= MOST_MAX_OUT
 
 
@@ -105,7 +108,7 @@ def tiles(call: Call, direction: str, given: bool) -> list[Tile]:
     return [LARGE, SMALL] if wide and call.group_filters >= LARGE.n else [SMALL, LARGE] if wide else [SMALL]
 
 
-def _wgrad_tile(call: Call) -> Tile:
+def _wgrad_tile(call: Call, given: bool) -> Tile:
     """The tile of the product that forms dw: filters × channels of a tap, in steps of pixels."""
     return (tiles(call, "training", given=True) or [SMALL])[0]
 

@@ -33,8 +33,8 @@ class Products:
     tiles: Callable[..., list[Tile]]
     """``tiles(call, direction, given=)``: the tiles of the product that forms y or dx, the best guess first. ``given``
     says whether a kernel before the products forms u; else the products form it themselves."""
-    wgrad_tile: Callable[[Call], Tile]
-    """The tile of the product that forms dw."""
+    wgrad_tile: Callable[[Call, bool], Tile]
+    """``wgrad_tile(call, given)``: the tile of the product that forms dw."""
 
 
 class Sizes:
@@ -135,6 +135,6 @@ def own_gradients(call: Call, direction: str, products: Products, given: bool) -
     moved = source + s.w + s.x + s.pooled(call, direction)
     yield Kernel(moved, padded * call.stride[0] * call.stride[1], True, issued)
     if direction == "training":
-        tile = products.wgrad_tile(call)
+        tile = products.wgrad_tile(call, given)
         columns = call.taps * width if call.flat else call.taps * max(width, tile.n)
         yield Kernel(source + s.x + s.w, padded, True, _read(call.pixels * packs, height, columns, tile, each))

@@ -21,7 +21,8 @@ from . import tiles
 __all__ = ["BACKEND", "PRODUCTS", "kernels", "serves_products", "why_not"]
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_MOST_ROWS = 2**31 - 1  # the largest 32-bit index
+_MOST_ROWS = 2**31 - 2**17  # leaves the last step of a loop over rows an index of 32 bits
+_MOST_PROGRAMS = 65535  # of a grid's second axis
 
 
 def why_not(call: Call) -> list[str]:
@@ -31,7 +32,15 @@ def why_not(call: Call) -> list[str]:
 
 def serves_products(call: Call) -> bool:
     """Whether our own products can serve the call."""
-    return call.planar and call.dtype != torch.float64 and call.max_out <= tiles.MOST_MAX_OUT
+    if not call.planar or call.dtype == torch.float64 or call.max_out > tiles.MOST_MAX_OUT:
+        return False
+    if call.depthwise:
+        return True
+    (rows, columns), (_, width) = (
+        (d * (k - 1) for d, k in zip(call.dilation, call.kernel, strict=True)), call.in_size
+    )  # fmt: skip
+    reach = (rows * width + columns + 1) * call.channels  # values from the first of a window to behind its last
+    return reach < 2**31 and call.groups // call.pack * call.taps <= _MOST_PROGRAMS
 
 
 @cache

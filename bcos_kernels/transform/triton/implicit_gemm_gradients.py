@@ -246,7 +246,9 @@ def dgrad(call: Call, source: Source, weights, x: Tensor, tile: Tile) -> Tensor:
 
 def wgrad(call: Call, source: Source, weights, x: Tensor, with_bias: bool) -> tuple[Tensor, Tensor | None]:
     """Partial sums ``[splits, F, KH, KW, CG]`` of the gradient of the products' weights, and dbias."""
-    tile = tiles.wgrad_tile(call)
+    u, _, *tensors, frozen = source
+    fused = u is None
+    tile = tiles.wgrad_tile(call, not fused)
     columns = call.taps * call.group_channels if call.flat else call.pack * call.group_channels
     tiles_n = cdiv(columns, tile.n)
     grid = (
@@ -254,8 +256,6 @@ def wgrad(call: Call, source: Source, weights, x: Tensor, with_bias: bool) -> tu
         (1 if call.flat else call.taps) * (call.groups // call.pack),
     )
     splits = tiles.splits(call.pixels, grid[0] * grid[1], tile.k)
-    u, _, *tensors, frozen = source
-    fused = u is None
     partial, total = shares(call, splits, x.device, with_bias and fused)
     launch(
         conv2d_wgrad_kernel, (*grid, splits), u, *tensors, x, weights.alpha, partial, total,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from ...core.candidate import Tile
+from ...core.device import shared_memory
 from ...gpu.sizes import power_of_two
 from ..call import HALF, Call
 
@@ -12,7 +13,8 @@ __all__ = ["MOST_MAX_OUT", "SHARE", "columns_of_output", "padding", "splits", "s
 
 MOST_MAX_OUT = 16  # the most filters per output that fit a tile
 
-MOST_FUSED = {"sm_80": 64 * 128, "gfx942": 64 * 64}  # the most values of a tile that leave registers to form u and t
+ASYNCHRONOUS = ("sm_90", "sm_100", "sm_103")
+"""The architectures whose products take operands from shared memory and leave registers for more values."""
 SHARE = {"sm_80": 0.85, "sm_90": 0.6, "sm_100": 0.4, "gfx942": 0.5}
 """Architecture -> the rate of these kernels' products as a share of the vendor's; assumed, until ``tune`` measures."""
 
@@ -31,14 +33,34 @@ def tiles(call: Call, direction: str, given: bool) -> list[Tile]:
     found = _tiles(
         call, call.in_pixels, call.pack * call.group_channels, call.pack * call.group_filters, busy=not given
     )
-    most = MOST_FUSED.get(call.arch, 128 * 128)
-    return [tile for tile in found if given or tile.m * tile.n <= most]
+    return [t for t in found if given or (t.m * t.n <= _most_fused(call.arch) and _forms_u(call, t))]
 
 
-def wgrad_tile(call: Call) -> Tile:
-    """The tile of the product that forms dw: filters × channels of a tap, or of all taps if ``call.flat``."""
+def wgrad_tile(call: Call, given: bool) -> Tile:
+    """The tile of the product that forms dw: filters × channels of a tap, or of all taps if ``call.flat``.
+
+    ``given`` is that of :func:`tiles`.
+    """
     columns = call.taps * call.group_channels if call.flat else call.pack * call.group_channels
-    return _tiles(call, call.pack * call.group_filters, columns, call.pixels, busy=True)[0]
+    found = _tiles(call, call.pack * call.group_filters, columns, call.pixels, busy=True)
+    return found[0] if given else next(tile for tile in found if _forms_u(call, tile))
+
+
+def _most_fused(arch: str) -> int:
+    """The most values of a tile that leave registers to form u and t."""
+    return 64 * 64 if arch.startswith("gfx") else 128 * 128 if arch in ASYNCHRONOUS else 64 * 128
+
+
+def _forms_u(call: Call, tile: Tile) -> bool:
+    """Whether shared memory holds the copies of a product that forms u itself: of grad, of y, and of its other operand.
+
+    On AMD's GPUs only the operands of a product lie there.
+    """
+    if not call.arch.startswith("sm_"):
+        return True
+    copied = tile.k * (tile.m * call.out_dtype.itemsize * (1 if call.power == 1 else 2) + tile.n * call.dtype.itemsize)
+    more = tile.k * tile.n * call.dtype.itemsize if call.arch in ASYNCHRONOUS else 0  # a product may still read it
+    return (tile.stages - 1) * copied + more + 2048 <= shared_memory(call.arch)
 
 
 def padding(call: Call) -> float:
