@@ -23,6 +23,7 @@ from bcos_kernels.gpu import aot, timing
 from bcos_kernels.gpu.launch import recording
 from bcos_kernels.transform import TRANSFORM, Call
 from bcos_kernels.transform.call import of_shapes
+from bcos_kernels.transform.triton import why_not
 from bcos_kernels.transform.triton.launches import launches
 
 pytestmark = pytest.mark.slow
@@ -218,6 +219,17 @@ def test_no_buffer_is_refilled_while_a_product_reads_it(kernels):
 def test_no_offset_of_a_row_is_formed_in_32_bits(kernels):
     found = {origin: r.wrapping for origin, r in kernels.values() if not isinstance(r, str) and r.wrapping}
     assert not found, shown(found)
+
+
+def test_no_loop_over_rows_leaves_32_bits():
+    """Of the largest call that is served: the step behind the last row would be negative, and so below the limit."""
+    rows = next(n for n in range(2**31 - 1, 0, -(2**15)) if not why_not(of_shapes((n, 16), (16, 16))))
+    (wgrad,) = (
+        started for started in launches(of_shapes((rows, 16), (16, 16)), "training", "semi")
+        if started.kernel.fn.__name__ == "conv2d_wgrad_kernel"
+    )  # fmt: skip
+    assert any(value == rows for value in wgrad.arguments if isinstance(value, int)) and wgrad.grid[2] > 1
+    assert rows + wgrad.grid[2] * wgrad.constants["BK"] < 2**31
 
 
 # ------------------------------------------------------------------------------------------------ the checks themselves
