@@ -97,6 +97,19 @@ def test_views_beyond_the_start_of_a_storage(name, force):
             assert torch.equal(mine, yours)
 
 
+@pytest.mark.parametrize("name, candidate", [("conv", "one-pass"), ("max_out", "semi"), ("linear", "vendor")])
+def test_saved_tensors_come_back_in_other_memory(name, candidate, force):
+    """As a hook may return them that keeps them elsewhere: here with gaps between their values."""
+    force(candidate)
+    case = BY_NAME[name]
+    given = tensors(case)
+    expected = run(case, *given)
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: torch.stack([t, t], -1)[..., 0])
+    with hooks:
+        found = run(case, *given)
+    assert all(torch.equal(mine, plain) for mine, plain in zip(found, expected, strict=True))
+
+
 TILE = Tile(16, 16, 16, 4, 2)
 
 
