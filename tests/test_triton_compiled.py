@@ -232,6 +232,24 @@ def test_no_loop_over_rows_leaves_32_bits():
     assert rows + wgrad.grid[2] * wgrad.constants["BK"] < 2**31
 
 
+ELEMENTWISE = ("scale_fwd_kernel", "scale_bwd_kernel", "depthwise_fwd_kernel", "depthwise_bwd_kernel",
+               "weight_norm_fwd_kernel")  # fmt: skip
+
+
+def test_what_no_product_rounds_is_divided_exactly():
+    """In fp32, where an approximation would show beside a sum of few terms; half precision does without."""
+    for dtype, exact in (("fp32", True), ("bf16", False)):
+        found = {}
+        for name, candidate in (("3x3, stride 2", "vendor"), ("depthwise 7x7", "one-pass")):
+            for direction in ("forward", "training"):
+                for started in launches(typed(CALLS[name], dtype, "sm_90"), direction, candidate):
+                    if started.kernel.fn.__name__ in ELEMENTWISE:
+                        what = aot.specialise(started, "sm_90")
+                        found.setdefault(what.kernel, []).append("div.full" in aot.compiled(what).assembly)
+        assert found.keys() == {*ELEMENTWISE}
+        assert any(map(any, found.values())) is not exact, found
+
+
 # ------------------------------------------------------------------------------------------------ the checks themselves
 
 
