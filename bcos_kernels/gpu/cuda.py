@@ -53,6 +53,11 @@ def _unserved_by(arch: str) -> list[str]:
 
 
 def _current(arch: str):
-    """A context in which a GPU of this architecture is the current one, of which the extension tells what it runs."""
-    found = [i for i in range(torch.cuda.device_count()) if architecture(i) == arch] if device == "cuda" else []
-    return torch.cuda.device(found[0]) if found else nullcontext()
+    """A context in which a GPU of this architecture is the current one, of which the extension tells what it runs.
+
+    Where the current one is of it, no other is touched: each that is takes memory for this process.
+    """
+    if device != "cuda" or architecture(torch.cuda.current_device()) == arch:
+        return nullcontext()
+    others = [i for i in range(torch.cuda.device_count()) if architecture(i) == arch]
+    return torch.cuda.device(others[0]) if others else nullcontext()
