@@ -15,7 +15,8 @@ __all__ = [
     "pytest_generate_tests", "test_equal_values_have_their_own_mean_and_no_variance",
     "test_nan_and_inf_reach_what_they_reach_in_the_reference", "test_nothing_to_normalize",
     "test_one_value_or_one_channel", "test_opcheck", "test_parameters_of_another_dtype", "test_partial_gradients",
-    "test_results_may_be_changed_in_place", "test_strides_are_respected", "test_sums_of_integers_are_exact",
+    "test_results_may_be_changed_in_place", "test_saved_tensors_come_back_in_other_memory",
+    "test_strides_are_respected", "test_sums_of_integers_are_exact",
 ]  # fmt: skip
 
 OVER = ("batch", "all_last", "group", "group_last", "position", "position_last", "token")
@@ -111,6 +112,27 @@ def test_strides_are_respected(name, device):
     assert all(torch.equal(a, b) for a, b in zip(ones, expanded, strict=True))
     repeated = x[:1].expand(3, *x.shape[1:])
     assert error(norm(repeated, **case.options), norm(repeated.clone(), **case.options)) < 1e-6
+
+
+def elsewhere(kind: str):
+    """A context in which a backward gets what a forward saved in other memory: strided as ``odd_memory`` has it."""
+    return torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t, lambda t: dict(odd_memory(t))[kind] if t.dim() and t.numel() else t
+    )
+
+
+@pytest.mark.parametrize("kind", ["sliced", "unaligned"])
+@pytest.mark.parametrize("name", OVER)
+def test_saved_tensors_come_back_in_other_memory(name, kind, device):
+    """As hooks may return them that keep them elsewhere."""
+    case = BY_NAME[name]
+    given = [t.to(device) for key, t in case.tensors(torch.float32, True).items() if key in ("x", "grad", "weight")]
+    for options in ({}, {"detach": True}):
+        expected = run(*given, centered=True, **case.options | options)
+        with elsewhere(kind):
+            found = run(*given, centered=True, **case.options | options)
+        for value, plain in zip(found, expected, strict=True):
+            assert error(value, plain) < 1e-6
 
 
 @pytest.mark.parametrize("shape", [(0, 6, 5, 3), (0, 6), (2, 6, 0, 3)], ids=str)

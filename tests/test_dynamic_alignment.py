@@ -61,7 +61,7 @@ def tensors(name, dtype=torch.float64, seed=0, format=torch.contiguous_format):
 def outcome(function, given, options):
     """y and the gradients of a sum of its values with different weights; in the explanation mode that of x alone."""
     y = function(*given, **options)
-    upstream = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).view(y.shape).to(y.dtype)
+    upstream = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).view(y.shape).to(y)
     wanted = [t for t in given if t is not None][: 1 if options.get("detach") else None]
     return {"y": y, **dict(zip(("dx", "dprojection", "dweight", "dbias"), grad(y, wanted, upstream), strict=False))}
 

@@ -23,6 +23,7 @@ from bcos_kernels.gpu import aot, timing
 from bcos_kernels.gpu.launch import recording
 from bcos_kernels.transform import TRANSFORM, Call
 from bcos_kernels.transform.call import of_shapes
+from bcos_kernels.transform.triton import why_not
 from bcos_kernels.transform.triton.launches import launches
 from benchmarks import launches as counted_launches
 
@@ -219,6 +220,35 @@ def test_no_buffer_is_refilled_while_a_product_reads_it(kernels):
 def test_no_offset_of_a_row_is_formed_in_32_bits(kernels):
     found = {origin: r.wrapping for origin, r in kernels.values() if not isinstance(r, str) and r.wrapping}
     assert not found, shown(found)
+
+
+def test_no_loop_over_rows_leaves_32_bits():
+    """Of the largest call that is served: the step behind the last row would be negative, and so below the limit."""
+    rows = next(n for n in range(2**31 - 1, 0, -(2**15)) if not why_not(of_shapes((n, 16), (16, 16))))
+    (wgrad,) = (
+        started for started in launches(of_shapes((rows, 16), (16, 16)), "training", "semi")
+        if started.kernel.fn.__name__ == "conv2d_wgrad_kernel"
+    )  # fmt: skip
+    assert any(value == rows for value in wgrad.arguments if isinstance(value, int)) and wgrad.grid[2] > 1
+    assert rows + wgrad.grid[2] * wgrad.constants["BK"] < 2**31
+
+
+ELEMENTWISE = ("scale_fwd_kernel", "scale_bwd_kernel", "depthwise_fwd_kernel", "depthwise_bwd_kernel",
+               "weight_norm_fwd_kernel")  # fmt: skip
+
+
+def test_what_no_product_rounds_is_divided_exactly():
+    """In fp32, where an approximation would show beside a sum of few terms; half precision does without."""
+    for dtype, exact in (("fp32", True), ("bf16", False)):
+        found = {}
+        for name, candidate in (("3x3, stride 2", "vendor"), ("depthwise 7x7", "one-pass")):
+            for direction in ("forward", "training"):
+                for started in launches(typed(CALLS[name], dtype, "sm_90"), direction, candidate):
+                    if started.kernel.fn.__name__ in ELEMENTWISE:
+                        what = aot.specialise(started, "sm_90")
+                        found.setdefault(what.kernel, []).append("div.full" in aot.compiled(what).assembly)
+        assert found.keys() == {*ELEMENTWISE}
+        assert any(map(any, found.values())) is not exact, found
 
 
 # ------------------------------------------------------------------------------------------------ the checks themselves

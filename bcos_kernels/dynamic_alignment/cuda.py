@@ -21,7 +21,7 @@ TILE = 2**25
 
 def why_not(call: Call) -> list[str]:
     """The reasons why the CUDA kernels do not serve ``call``; empty where they do."""
-    return cuda.unavailable(call.device) + unserved(call, _DTYPES)
+    return cuda.unavailable(call.device, call.arch) + unserved(call, _DTYPES)
 
 
 def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cache
 
 import torch
 
 from ..core import _torch, env, extension
+from ..core.device import architecture
 
 __all__ = ["absent", "device", "kernels", "unavailable"]
 
@@ -26,24 +28,36 @@ if kernels is not None:
     kernels.set_plan_folder(str(env.PLANS))
 
 
-def unavailable(where: str) -> list[str]:
-    """The reasons why no CUDA kernel runs on this type of device; empty where they do."""
+def unavailable(where: str, arch: str) -> list[str]:
+    """The reasons why no CUDA kernel runs on a device of this type and architecture; empty where they do."""
     if kernels is None:
         return [absent]
     if where != device:
         return [f"device is {where!r}, the CUDA kernels run on 'cuda'"]
-    return _unserved_architecture()
+    return _unserved_architecture(arch)
 
 
 @_torch.constant_when_compiled
-def _unserved_architecture() -> list[str]:
-    return _unserved_by(torch.cuda.current_device() if device == "cuda" else None)
+def _unserved_architecture(arch: str) -> list[str]:
+    return _unserved_by(arch)
 
 
 @cache
-def _unserved_by(index: int | None) -> list[str]:
-    reason = kernels.why_not()
+def _unserved_by(arch: str) -> list[str]:
+    with _current(arch):
+        reason = kernels.why_not()
     if not reason:
         return []
-    compiled = ", ".join(f"sm_{arch // 10}" for arch in kernels.build_info()["architectures"])
-    return [f"the CUDA kernels were compiled for {compiled} and cannot run on GPU {index}: {reason}"]
+    compiled = ", ".join(f"sm_{each // 10}" for each in kernels.build_info()["architectures"])
+    return [f"the CUDA kernels were compiled for {compiled} and cannot run on the GPU, {arch}: {reason}"]
+
+
+def _current(arch: str):
+    """A context in which a GPU of this architecture is the current one, of which the extension tells what it runs.
+
+    Where the current one is of it, no other is touched: each that is takes memory for this process.
+    """
+    if device != "cuda" or architecture(torch.cuda.current_device()) == arch:
+        return nullcontext()
+    others = [i for i in range(torch.cuda.device_count()) if architecture(i) == arch]
+    return torch.cuda.device(others[0]) if others else nullcontext()

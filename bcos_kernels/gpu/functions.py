@@ -55,10 +55,14 @@ def matmul(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def safe_inverse(v):
-    """1/v, or 0 where v = 0, so that a zero patch or a zero filter does not yield NaN."""
+def safe_inverse(v, EXACT: tl.constexpr = False):
+    """1/v, or 0 where v = 0, so that a zero patch or a zero filter does not yield NaN.
+
+    ``EXACT`` rounds it to nearest; else a GPU may miss its last place or two in fp32, and takes fewer instructions.
+    """
     zero = v == 0
-    return tl.where(zero, 0.0, 1.0 / tl.where(zero, 1.0, v))
+    divisor = tl.where(zero, 1.0, v)
+    return tl.where(zero, 0.0, exact_ratio(1.0, divisor) if EXACT else 1.0 / divisor)
 
 
 @triton.jit

@@ -19,7 +19,7 @@ _MOST_POSITIONS = 2**31 - 1  # the largest index of 32 bits
 
 def why_not(call: Call) -> list[str]:
     """The reasons why the CUDA kernels do not serve ``call``; empty where they do."""
-    return cuda.unavailable(call.device) + unserved(call, _DTYPES, _MOST_POSITIONS)
+    return cuda.unavailable(call.device, call.arch) + unserved(call, _DTYPES, _MOST_POSITIONS)
 
 
 _NATIVE = Native(lambda: cuda.kernels)

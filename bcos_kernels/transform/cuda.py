@@ -30,7 +30,7 @@ _MOST_ROWS = 2**31 - 128  # leaves the last row of the largest tile an index of 
 
 def why_not(call: Call) -> list[str]:
     """The reasons why the CUDA kernels do not serve ``call``; empty where they do."""
-    return cuda.unavailable(call.device) + unserved(call, _DTYPES, _MOST_ROWS)
+    return cuda.unavailable(call.device, call.arch) + unserved(call, _DTYPES, _MOST_ROWS)
 
 
 def forward(candidate: str, inputs: Inputs, call: Call, tile: Tile | None) -> tuple[Tensor, ...]:

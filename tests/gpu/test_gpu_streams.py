@@ -110,6 +110,26 @@ def test_delayed_producer_on_a_side_stream(name, candidate, force):
     assert_agree(found, expected, candidate)
 
 
+@pytest.mark.parametrize("candidate", (*CANDIDATES, "tma"))
+@pytest.mark.parametrize("name", ["conv3x3", "max_out", "linear"])
+def test_two_streams_at_once(name, candidate, force):
+    """Memory that is kept from call to call would be written by one stream while the other reads it."""
+    force(candidate)
+    case = SMALL[name]
+    inputs = [tensors(case, seed=seed) for seed in (1, 2)]
+    expected, found = [run(case, *each) for each in inputs], ([], [])
+    streams = [torch.cuda.Stream() for _ in inputs]
+    torch.cuda.synchronize()
+    for _ in range(20):
+        for stream, each, kept in zip(streams, inputs, found, strict=True):
+            with torch.cuda.stream(stream):
+                kept.append(run(case, *each))
+    torch.cuda.synchronize()
+    for kept, true in zip(found, expected, strict=True):
+        for each in kept:
+            assert_agree(each, true, candidate)
+
+
 @pytest.mark.parametrize("name", ["conv3x3", "depthwise", "max_out", "linear"])
 def test_tensors_of_another_device_than_the_current_one(name):
     if torch.cuda.device_count() < 2:

@@ -168,3 +168,21 @@ def test_empty_batches(backend):
     x, *rest = moved(given)
     found = outcome(dynamic_alignment, [x[:0].detach().requires_grad_(), *rest], options | {"backend": backend})
     assert found["y"].shape[0] == 0 and found["dx"].shape[0] == 0 and not found["dweight"].any()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_saved_tensors_come_back_in_other_memory(norm, backend):
+    """As a hook may return them that keeps them elsewhere: here with gaps between their values."""
+    given, options = tensors("plain", torch.float32, 0, torch.contiguous_format)
+    given, options = moved(given), options | {"backend": backend, "norm": norm}
+
+    def gradients():
+        return [t for key, t in outcome(dynamic_alignment, given, options).items() if key != "y"]
+
+    expected = gradients()
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t, lambda t: torch.stack([t, t], -1)[..., 0] if t.dim() else t
+    )
+    with hooks:
+        found = gradients()
+    assert all(torch.equal(mine, plain) for mine, plain in zip(found, expected, strict=True))

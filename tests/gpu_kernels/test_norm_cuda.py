@@ -183,6 +183,20 @@ if "cuda" in BACKENDS:
         found, expected = (run(*each, **options(name)) for each in (map(moved, given), given))
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
+    @pytest.mark.parametrize("mode", MODES)
+    def test_saved_statistics_that_are_not_aligned(mode):
+        """A hook that keeps them elsewhere may return them so; those of positions are read 16 bytes at a time."""
+        given, more = tensors("position_wide", torch.float32, 0), options("position_wide") | MODES[mode]
+        expected = run(*given, **more)
+
+        def moved(t):
+            shifted = torch.empty(t.numel() + 1, dtype=t.dtype, device=t.device)[1:]
+            return shifted.as_strided(t.shape, t.stride(), 1).copy_(t)
+
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, moved):
+            found = run(*given, **more)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
     @pytest.mark.parametrize("over", ["batch", "all", "group", "position", "token"])
     def test_empty_batch(over):
         """No kernel is started; the gradients of γ and β are zeros, and statistics of no values are no numbers."""

@@ -24,7 +24,7 @@ _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 def why_not(call: Call) -> list[str]:
     """The reasons why the Triton kernels do not serve ``call``; empty where they do."""
-    return unavailable(call.device) + unserved(call, _DTYPES)
+    return unavailable(call.device, call.arch) + unserved(call, _DTYPES)
 
 
 @cache

@@ -44,7 +44,7 @@ def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: b
     dx = dh = dweight = dbias = None
     with on_device_of(grad):
         x, h, weight, bias = _dense(inputs)
-        grad = grad.contiguous()
+        grad, saved = grad.contiguous(), saved._replace(norm=saved.norm.contiguous(), l=saved.l.contiguous())
         first = gradients.upstream(call, grad, saved) if training else None
         if needs[0]:
             source, norm = (grad, saved.norm) if first is None else (first[0], None)

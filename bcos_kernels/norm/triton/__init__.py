@@ -25,7 +25,7 @@ _MOST_POSITIONS = 2**30  # leaves the end of the last part an index of 32 bits
 
 def why_not(call: Call) -> list[str]:
     """The reasons why the Triton kernels do not serve ``call``; empty where they do."""
-    return unavailable(call.device) + unserved(call, _DTYPES, _MOST_POSITIONS)
+    return unavailable(call.device, call.arch) + unserved(call, _DTYPES, _MOST_POSITIONS)
 
 
 @cache

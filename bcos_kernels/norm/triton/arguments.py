@@ -27,7 +27,7 @@ def as_given(t: Tensor, x: Tensor) -> Tensor:
 
 
 def vector(t: Tensor | None) -> Tensor | None:
-    """A tensor of one value for each channel without gaps in memory."""
+    """A tensor of one value for each channel, or for each set of values, without gaps in memory."""
     return None if t is None else t.contiguous()
 
 

@@ -61,7 +61,7 @@ def backward(
         return *(torch.zeros_like(t) if need and t is not None else None for t, need in likes), None, None
     with on_device_of(given):
         x, grad, gamma = dense(given, call), dense(grad, call), vector(weight)
-        mean, var = (vector(mean), vector(var)) if call.given else saved[1:]
+        mean, var = map(vector, (mean, var) if call.given else saved[1:])
         dvar = vector(joined[0])
         dx, frozen = torch.empty_like(x) if needs_x and not as_map else None, frozen or call.given
         if call.spec.over == "position":
@@ -87,10 +87,10 @@ def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, 
         return torch.zeros_like(grad), None if weight is None else torch.zeros_like(weight), dvar
     with on_device_of(given):
         v, grad, gamma = dense(v, call), dense(grad, call), vector(inputs.weight)
-        var, summed = vector(inputs.var) if call.given else saved.var, weight is not None
+        var, summed = vector(inputs.var if call.given else saved.var), weight is not None
         dgrad = torch.empty_like(v, dtype=call.spec.out_dtype)
         if call.spec.over == "position":
-            dvar = torch.empty_like(saved.var) if call.intermediates else None
+            dvar = torch.empty_like(var) if call.intermediates else None
             dgamma = positions.second(call, grad, v, gamma, var, dvar, dgrad, summed)
         else:
             dgamma, dvar = _second_of_others(grad, v, gamma, var, call, summed, dgrad)

@@ -27,7 +27,7 @@ _MOST_PROGRAMS = 65535  # of a grid's second axis
 
 def why_not(call: Call) -> list[str]:
     """The reasons why the Triton kernels do not serve ``call``; empty where they do."""
-    return unavailable(call.device) + unserved(call, _DTYPES, _MOST_ROWS)
+    return unavailable(call.device, call.arch) + unserved(call, _DTYPES, _MOST_ROWS)
 
 
 def serves_products(call: Call) -> bool:

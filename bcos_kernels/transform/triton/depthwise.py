@@ -127,7 +127,7 @@ def depthwise_fwd_kernel(
             l *= tl.load(alpha_ptr + channel, mask=live, other=0.0)[None, :]  # noqa: E741
         if BIAS:
             l += tl.load(bias_ptr + channel, mask=live, other=0.0).to(tl.float32)[None, :]  # noqa: E741
-        inv_n = safe_inverse(root_norm(window_sum(squares, v, KW, SW, DW), eps_inside, eps_outside))
+        inv_n = safe_inverse(root_norm(window_sum(squares, v, KW, SW, DW), eps_inside, eps_outside), EXACT)
         y = transform(l, inv_n, b_minus_1, cos_eps, POWER, EXACT)
         at = ((image * OH + oh) * OW + block * V + v)[:, None] * C + channel[None, :]
         mask = inside & (block * V + v < OW)[:, None]
@@ -173,13 +173,13 @@ def depthwise_bwd_kernel(
         value = tl.zeros((BM, BN), tl.float32)
         if POWER != 1:
             value = tl.load(v_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        dl, dn = partials(value, safe_inverse(n), b_minus_1, cos_eps, POWER, FROZEN, EXACT)
+        dl, dn = partials(value, safe_inverse(n, EXACT), b_minus_1, cos_eps, POWER, FROZEN, EXACT)
         u = grad * dl
         if ALPHA:
             u *= tl.load(alpha_ptr + channel, mask=live, other=0.0)[None, :]
         tl.store(u_ptr + at, cast(u, u_ptr.dtype.element_ty), mask=mask)
         if POWER != 1 and not FROZEN:
-            tl.store(t_ptr + at, grad * dn * root_gradient(n, eps_outside), mask=mask)
+            tl.store(t_ptr + at, grad * dn * root_gradient(n, eps_outside, EXACT), mask=mask)
 
 
 @triton.jit

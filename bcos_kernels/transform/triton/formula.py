@@ -31,9 +31,9 @@ def root_norm(squares, eps_inside, eps_outside):
 
 
 @triton.jit
-def root_gradient(n, eps_outside):
+def root_gradient(n, eps_outside, EXACT: tl.constexpr = False):
     """dn/dx ÷ x."""
-    return safe_inverse(n - eps_outside)
+    return safe_inverse(n - eps_outside, EXACT)
 
 
 @triton.jit

@@ -47,7 +47,7 @@ def scale_fwd_kernel(
         winner = tl.where(replaces, which, winner)
     inv_n = best
     if POWER != 1:
-        inv_n = safe_inverse(tl.load(n_ptr + row, mask=row < rows, other=1.0))[:, None]
+        inv_n = safe_inverse(tl.load(n_ptr + row, mask=row < rows, other=1.0), EXACT)[:, None]
     b_minus_1, cos_eps = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO, SUMS)
     y = transform(best, inv_n, b_minus_1, cos_eps, POWER, EXACT)
     at = wide * OG + column[None, :]
@@ -83,7 +83,7 @@ def scale_bwd_kernel(
     n = tl.zeros((BM,), SUMS)
     if POWER != 1:
         n = tl.load(n_ptr + scaled, mask=known, other=1.0)
-    inv_n = safe_inverse(n)[:, None]
+    inv_n = safe_inverse(n, EXACT)[:, None]
     total = tl.zeros((BM,), SUMS)
     db = tl.zeros((BM,), SUMS)
     for start in range(0, OG, BN):
@@ -123,7 +123,7 @@ def scale_bwd_kernel(
     if JOINS:
         total += tl.load(dn_ptr + row, mask=known, other=0.0)
     if POWER != 1 and (JOINS or not FROZEN):
-        tl.store(t_ptr + row, total * root_gradient(n, eps_outside), mask=known)
+        tl.store(t_ptr + row, total * root_gradient(n, eps_outside, EXACT), mask=known)
     if WITH_DB:
         tl.store(db_ptr + tl.program_id(0), tl.sum(db, axis=0))
 

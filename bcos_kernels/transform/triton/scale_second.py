@@ -39,8 +39,8 @@ def scale_second_kernel(
     n = tl.zeros((BM,), SUMS)
     if POWER != 1:
         n = tl.load(n_ptr + row, mask=known, other=1.0)
-    inv_n = safe_inverse(n)[:, None]
-    r = root_gradient(n, eps_outside)
+    inv_n = safe_inverse(n, EXACT)[:, None]
+    r = root_gradient(n, eps_outside, EXACT)
     rm = tl.zeros((BM,), SUMS)
     if not FROZEN:
         rm = r * tl.load(m_ptr + row, mask=known, other=0.0)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...core.formats import CHANNELS_LAST, channels_last
-from ...gpu.functions import exact_root, safe_inverse, sums_of
+from ...gpu.functions import exact_ratio, exact_root, safe_inverse, sums_of
 from ...gpu.launch import launch
 from ...gpu.rounding import cast
 from ...gpu.sizes import power_of_two
@@ -33,14 +33,14 @@ def weight_norm_fwd_kernel(
         w = tl.load(w_ptr + row + k, mask=k < K, other=0.0).to(SUMS)
         squares += w * w
     norm = exact_root(tl.sum(squares, axis=0))
-    tl.store(alpha_ptr + f, safe_inverse(norm))
+    tl.store(alpha_ptr + f, safe_inverse(norm, True))
     if WRITE:
         divisor = tl.where(RAW | (norm == 0), 1.0, norm)
         for k0 in range(0, K, BN):
             k = k0 + tl.arange(0, BN)
             source = k if OHWI else k % CG * TAPS + k // CG
             w = tl.load(w_ptr + row + source, mask=k < K, other=0.0).to(SUMS)
-            tl.store(out_ptr + row + k, cast(w / divisor, out_ptr.dtype.element_ty), mask=k < K)
+            tl.store(out_ptr + row + k, cast(exact_ratio(w, divisor), out_ptr.dtype.element_ty), mask=k < K)
 
 
 @triton.jit

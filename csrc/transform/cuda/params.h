@@ -251,7 +251,8 @@ struct ImplicitGemmWgrad {
   bool large;       // as in ImplicitGemmDgrad
 };
 
-// Depthwise layers: one filter to a channel, the norm formed inside. At most 2^22 channels and 600 taps.
+// Depthwise layers: one filter to a channel, the norm formed inside. At most 2^22 channels, and 600 taps or
+// as many as shared memory holds, of 264 bytes each.
 
 // y = transform(alpha x * w + bias, n)
 struct DepthwiseFwd {

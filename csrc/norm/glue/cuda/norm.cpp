@@ -69,12 +69,12 @@ Gradients run_backward(const DeviceCall& call, const Saved& saved, const Needs& 
                           call.dense(saved.grad),
                           call.dense(x),
                           dense_factor(saved.weight),
-                          saved.mean,
-                          saved.var,
+                          aligned(saved.mean),
+                          aligned(saved.var),
                           needs,
                           dweight,
                           dbias,
-                          saved.dvar,
+                          aligned(saved.dvar),
                           out.map.value_or(at::Tensor())};
   const auto run = at_positions(call) ? positions_backward : shared_backward;
   if (needs.x)
@@ -95,9 +95,9 @@ Second run_second(const DeviceCall& call, const Saved& saved, const at::Tensor& 
     if (needs.var) out.var = at::zeros_like(saved.var);
     return out;
   }
-  const BackwardPass pass{
-      call, call.dense(saved.grad), call.dense(v), dense_factor(saved.weight), {}, saved.var, sums, dweight,
-      {}};
+  const BackwardPass pass{call, call.dense(saved.grad), call.dense(v), dense_factor(saved.weight),
+                          {},   aligned(saved.var),     sums,          dweight,
+                          {}};
   const auto run = at_positions(call) ? positions_second : shared_second;
   out.grad = call.result_of(v, call.spec.out_dtype,
                             [&](const at::Tensor& dgrad) { out.var = run(pass, dgrad, needs.var); });
