@@ -162,6 +162,14 @@ def test_trap_5_autocast_dtypes_and_errors(name, dtype):
     budget.check()
 
 
+def test_an_accelerated_layer_is_exported_with_a_dimension_of_a_named_argument():
+    layer = bk.accelerate(bcos.modules.BcosConv2d(6, 4, 3))
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(layer, (torch.randn(3, 6, 5, 5),), dynamic_shapes={"in_tensor": {0: batch}})
+    x = torch.randn(7, 6, 5, 5)
+    assert torch.equal(program.module()(x), layer(x))
+
+
 @pytest.mark.parametrize("b", [1, 1.5, 2])
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
