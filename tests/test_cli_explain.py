@@ -232,6 +232,18 @@ def test_a_checkpoint_may_have_a_prefix(images, tmp_path, capsys):
     assert not (tmp_path / "3").exists()
 
 
+def test_a_checkpoint_of_a_model_whose_own_names_begin_with_a_prefix(tmp_path):
+    """As those of converted networks do: what all names share is taken off only where it is not the model's."""
+    network = bk.convert(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 3, 1)))
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    assert all(name.startswith("model.") for name in state)
+    for prefix in ("", "module.", "_orig_mod.", "model.", "module.model."):
+        torch.save({prefix + name: value + 1 for name, value in state.items()}, tmp_path / "model.pt")
+        network.load_state_dict(state)
+        loading._load_weights(network, tmp_path / "model.pt")
+        assert all(torch.equal(value, state[name] + 1) for name, value in network.state_dict().items())
+
+
 def test_an_entry_point_of_the_reference(images, tmp_path):
     more = "--factory-args", '{"pretrained": false}', "--image-size", 32, "--workers", 0, "--out", tmp_path / "out"
     assert main(["explain", str(images / "a"), "--hub", "resnet18", *map(str, more)]) == 0

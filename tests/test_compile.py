@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import IDS, Budget, error, thinned, upstream
+from cases import IDS, Budget, bcos, error, thinned, upstream
 from torch.autograd import grad
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -160,6 +160,34 @@ def test_trap_5_autocast_dtypes_and_errors(name, dtype):
             assert mine.dtype == torch.float32
             budget.add(what, mine, yours, truth, dtype)
     budget.check()
+
+
+def test_an_accelerated_layer_is_exported_with_a_dimension_of_a_named_argument():
+    layer = bk.accelerate(bcos.modules.BcosConv2d(6, 4, 3))
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(layer, (torch.randn(3, 6, 5, 5),), dynamic_shapes={"in_tensor": {0: batch}})
+    x = torch.randn(7, 6, 5, 5)
+    assert torch.equal(program.module()(x), layer(x))
+
+
+@pytest.mark.parametrize("b", [1, 1.5, 2])
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "make", [lambda b: bcos.modules.BcosConv2d(6, 4, 3, b=b), lambda b: bcos.modules.BcosLinear(6, 4, b=b)]
+)
+def test_autocast_gives_the_references_dtype_to_inputs_in_half_precision(make, x_dtype, b):
+    """As behind a plain layer: on a CPU autocast leaves squares and their sum in the dtype of x."""
+    layer, x = make(b), torch.randn(2, 6, 6, 6).to(x_dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = layer(x).dtype
+        assert bk.accelerate(layer)(x).dtype == theirs
+        layer.linear.register_forward_hook(lambda *args: None)
+        assert layer(x).dtype == theirs
+    own = bk.BcosLinear(6, 4, b=b)
+    with torch.autocast("cpu", torch.bfloat16):
+        fused = own(x).dtype
+        own.linear.register_forward_hook(lambda *args: None)
+        assert own(x).dtype == fused == theirs
 
 
 def test_autocast_low_precision_output_and_backward_inside():

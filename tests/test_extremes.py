@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from cases import bcos
+from cases import Budget, bcos
 from torch.autograd import grad
 
 import bcos_kernels as bk
@@ -78,6 +80,29 @@ def test_tiny_inputs(name, scale):
     ]:
         theirs = compare(name, b, dtype, layout, lambda x, layer: x.mul_(scale))
         assert theirs["dx"].any() and theirs["explanation"].any()
+
+
+SMALL = {
+    "linear": (lambda: bcos.modules.BcosLinear(1024, 8), (20, 1024), 3e-4),
+    "conv": (lambda: bcos.modules.BcosConv2d(64, 32, 3, padding=1), (2, 64, 9, 9), 1e-3),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_outputs_in_fp16(name):
+    """Outputs below 6e-5 have lost digits in fp16, and those below 3e-8 are 0: gradients need l, not y."""
+    make, shape, scale = SMALL[name]
+    budget = Budget()
+    for seed in range(5):
+        torch.manual_seed(seed)
+        layer, x = make().half(), torch.randn(shape).mul_(scale).half()
+        gradient = torch.randn(shape[0], 40, *shape[2:]).half()
+        truth = results(copy.deepcopy(layer).double(), x.double(), gradient)
+        theirs = results(layer, x, gradient)
+        ours = results(bk.accelerate(layer), x, gradient)
+        for what, found in ours.items():
+            budget.add(what, found, theirs[what], truth[what])
+    budget.check()
 
 
 @pytest.mark.parametrize("layout", FORMATS)

@@ -57,3 +57,10 @@ def test_doctor_ends_quietly_where_its_reader_does():
     os.close(reader)
     _, error = process.communicate()
     assert process.returncode == 141 and error == b""
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_report_needs_no_streams(stream, file, monkeypatch):
+    """``bench report FILE >&-``: Python has None in the place of a stream that was closed before it started."""
+    monkeypatch.setattr(sys, stream, None)
+    assert main(["bench", "report", file]) == 0

@@ -8,6 +8,7 @@ and checks that the code is still the code that was recognised.
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 import warnings
 from collections import Counter
@@ -277,6 +278,7 @@ def _subclass(origin: Any, plan: Plan) -> type:
 
     forward.__name__, forward.__qualname__ = "forward", f"{origin.__qualname__}.forward"
     forward.__doc__ = origin.forward.__doc__
+    forward.__signature__ = inspect.signature(origin.forward)  # type: ignore[attr-defined]  # torch.export goes by it
     names = {
         "forward": forward,
         "__reduce_ex__": __reduce_ex__,

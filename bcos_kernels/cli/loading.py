@@ -96,8 +96,9 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         found = found[key] if isinstance(found, Mapping) and isinstance(found.get(key), Mapping) else found
     if not isinstance(found, Mapping):
         raise ValueError(f"--weights {path}: it holds {type(found).__name__}, not a state dict")
-    for prefix in ("module.", "model."):
-        if found and all(str(name).startswith(prefix) for name in found):
+    own = model.state_dict()
+    for prefix in ("module.", "_orig_mod.", "model."):
+        if found and all(str(name).startswith(prefix) and name not in own for name in found):
             found = {name.removeprefix(prefix): value for name, value in found.items()}
     try:
         missing, unexpected = model.load_state_dict(found, strict=False)

@@ -104,8 +104,11 @@ def printable(command: Callable[[argparse.Namespace], int]) -> Callable[[argpars
 
     def wrapped(options: argparse.Namespace) -> int:
         codecs.register_error("bcos_kernels.spelt", _spelt)
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream is None:  # it was closed before the interpreter started (``doctor >&-``)
+                setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+            elif hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="bcos_kernels.spelt")
         try:
             status = command(options)

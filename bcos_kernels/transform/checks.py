@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 from numbers import Real
 
+import torch
 from torch import Tensor
 
 from ..core.checks import (
@@ -20,9 +22,9 @@ from ..core.checks import (
 )
 
 __all__ = [
-    "AXES", "PADDING_MODES", "autocast_dtype", "channels", "convolution_geometry", "convolution_sizes", "epsilon",
-    "exponent", "filters", "flag", "integer", "late_mode", "norm_epsilons", "out_dtype", "padding_amounts",
-    "single_filters", "sizes", "tensors",
+    "AXES", "PADDING_MODES", "autocast_dtype", "autocast_result", "channels", "convolution_geometry",
+    "convolution_sizes", "epsilon", "exponent", "filters", "flag", "integer", "late_mode", "norm_epsilons",
+    "out_dtype", "padding_amounts", "single_filters", "sizes", "tensors",
 ]  # fmt: skip
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -36,6 +38,17 @@ def norm_epsilons(value) -> tuple[float, float]:
     if inside + outside == 0:
         raise ValueError(f"norm_eps={value!r}: one of the two must be above 0, or zero patches would divide by zero")
     return inside, outside
+
+
+def autocast_result(dtype: torch.dtype, x: Tensor, b, weight: Tensor | None = None) -> torch.dtype:
+    """The dtype of y under autocast to ``dtype``, for any b but 1. ``weight`` is given where its norm is part of n.
+
+    Autocast forms powers and sums in fp32 on a GPU. On a CPU it leaves them in the dtype of what they are made of.
+    """
+    if x.device.type != "cpu":
+        return torch.float32
+    parts = (x, weight, b if isinstance(b, Tensor) and b.dim() else None)
+    return reduce(torch.promote_types, (t.dtype for t in parts if t is not None), dtype)
 
 
 def exponent(b, x: Tensor) -> tuple[float | None, Tensor | None]:

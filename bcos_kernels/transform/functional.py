@@ -138,7 +138,7 @@ def _make_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> P
     checks.flag("normalize_weights", normalize_weights)
     if checks.flag("weight_in_norm", weight_in_norm):
         checks.single_filters(max_out)
-    casts, dtype, weight_dtype, y_dtype = _dtypes(x, weight, exponent)
+    casts, dtype, weight_dtype, y_dtype = _dtypes(x, weight, b, exponent, weight_in_norm)
     spec = Spec(
         **options_of_axes,
         max_out=max_out,
@@ -192,7 +192,7 @@ def _ends(pads: tuple[int, ...]) -> list[tuple[int, int]]:
     return list(zip(pads[::2], pads[1::2], strict=True))
 
 
-def _dtypes(x: Tensor, weight: Tensor, exponent: float | None):
+def _dtypes(x: Tensor, weight: Tensor, b, exponent: float | None, weight_in_norm: bool):
     """Whether autocast is on, and the dtypes of x, weight and y. Autocast casts as it does for nn.Conv2d.
 
     Only a fp32 weight stays fp32, and with it its norm and its gradient.
@@ -201,7 +201,8 @@ def _dtypes(x: Tensor, weight: Tensor, exponent: float | None):
     if dtype is None or x.dtype == torch.float64:
         return dtype is not None, x.dtype, weight.dtype, x.dtype
     weight_dtype = torch.float32 if weight.dtype == torch.float32 else dtype
-    return True, dtype, weight_dtype, dtype if exponent == 1 else torch.float32
+    y_dtype = dtype if exponent == 1 else checks.autocast_result(dtype, x, b, weight if weight_in_norm else None)
+    return True, dtype, weight_dtype, y_dtype
 
 
 def _cast(x: Tensor, weight: Tensor, bias: Tensor | None, dtype, weight_dtype):

@@ -37,8 +37,9 @@ def by_parts(x: Tensor, linear: Any, norms: Callable[[Tensor], Tensor] | None, b
     exponent, _ = checks.exponent(b, x)
     products = linear(x)
     if out_dtype is None:
-        cast = checks.autocast_dtype(x.device.type) is not None and x.dtype != torch.float64
-        out_dtype = products.dtype if exponent == 1 else torch.float32 if cast else x.dtype
+        low = checks.autocast_dtype(x.device.type) if x.dtype != torch.float64 else None
+        out_dtype = x.dtype if low is None else checks.autocast_result(low, x, b)
+        out_dtype = products.dtype if exponent == 1 else out_dtype
     spec = Spec(
         stride=tuple(getattr(linear, "stride", ())),
         max_out=max_out,
