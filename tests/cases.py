@@ -162,7 +162,7 @@ class Budget:
             assert found <= budget, f"{what}: error {found:.3g} against float64, budget {budget:.3g}"
 
 
-MANY = 45
+MANY = 63
 
 
 def enough(usual: int, case: Case, dtype: torch.dtype) -> int:
