@@ -63,7 +63,7 @@ TRITON ?= 3.6.0
 
 triton: setup ## the Triton tests on another Triton, into build/ (TRITON=3.9.0)
 	$(PYTHON) -m pip install --quiet --no-deps --upgrade --target build/triton-$(TRITON) triton==$(TRITON) 'numpy<2.4'
-	PYTHONPATH="$(CURDIR)/build/triton-$(TRITON):$$PYTHONPATH" $(PYTHON) -m pytest -q -m "not gpu" tests/gpu_kernels tests/test_triton_compiled.py $(or $(ARGS),-k triton)
+	PYTHONPATH="$(CURDIR)/build/triton-$(TRITON):$$PYTHONPATH" $(PYTHON) -m pytest -q -m "not gpu and not thorough" tests/gpu_kernels $(wildcard tests/test_triton_*.py) $(or $(ARGS),-k triton)
 
 TORCH ?= 2.11.0
 

@@ -11,7 +11,7 @@ from operator import getitem
 
 import pytest
 import torch
-from cases import IDS, Budget, error, naive
+from cases import IDS, Budget, enough, error, naive
 from norm_cases import BY_NAME
 
 from bcos_kernels.core.formula import FrozenScale
@@ -163,7 +163,8 @@ def check_norm(name, mode, centered, ordinary, dtype, backend, device, kernels_u
 @pytest.mark.parametrize("ordinary", [False, True], ids=["explanation", "both"])
 @pytest.mark.parametrize("mode", MODES)
 def test_error_of_a_layer(layer, mode, ordinary, dtype, backend, device, kernels_used):
-    check_layer(layer, mode, ordinary, dtype, backend, device, kernels_used)
+    seeds = enough(SEEDS, IDS[layer], dtype)
+    check_layer(layer, mode, ordinary, dtype, backend, device, kernels_used, seeds)
 
 
 @pytest.mark.parametrize("ordinary", [False, True], ids=["explanation", "both"])

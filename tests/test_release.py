@@ -102,3 +102,10 @@ def test_ci_tests_the_promised_pythons_and_torches():
     assert re.search(r'TORCH = "torch==(.+?)"|"torch==(.+?)"', read(".ci/environment.py"))[2] in torches
     targets = set(re.findall(r"^([a-z]+):", read("Makefile"), re.MULTILINE))
     assert set(re.findall(r"run: make ([a-z]+)", workflow)) <= targets
+
+
+def test_make_triton_runs_every_test_of_tritons_kernels():
+    """Those that are compiled as well as those that run, which are in one folder."""
+    commands = read("Makefile").partition("\ntriton:")[2].partition("\n\n")[0]
+    (pattern,) = re.findall(r"tests/gpu_kernels \$\(wildcard (.+?)\)", commands)
+    assert {*ROOT.glob(pattern)} == {*ROOT.glob("tests/test_*triton*.py")} and len(list(ROOT.glob(pattern))) > 3

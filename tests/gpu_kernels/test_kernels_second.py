@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from cases import IDS, Case, error
+from cases import IDS, Case, enough, error
 from second_checks import MODES, check_layer, check_norm, kernels_used, outcome, test_zero_rows_and_filters  # noqa: F401
 from test_norm_kernels import small_tiles
 from torch.autograd import grad
@@ -51,7 +51,8 @@ def norms():
 @pytest.mark.parametrize("case, mode, ordinary, kind", list(layers()))
 def test_error_of_a_layer(case, mode, ordinary, kind, backend, device, kernels_used, force):  # noqa: F811
     force("vendor")  # the forward, too, which is the quickest in a stand-in
-    check_layer(case, mode, ordinary, kind, backend, device, kernels_used, seeds=3 if INTERPRETED else 5)
+    seeds = 3 if INTERPRETED else enough(5, IDS[case], kind)
+    check_layer(case, mode, ordinary, kind, backend, device, kernels_used, seeds)
 
 
 @pytest.mark.parametrize("case, mode, centered, ordinary, kind", list(norms()))
