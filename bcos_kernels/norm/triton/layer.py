@@ -90,7 +90,7 @@ def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, 
         var, summed = vector(inputs.var if call.given else saved.var), weight is not None
         dgrad = torch.empty_like(v, dtype=call.spec.out_dtype)
         if call.spec.over == "position":
-            dvar = torch.empty_like(var) if call.intermediates else None
+            dvar = torch.empty_like(saved.var, memory_format=torch.contiguous_format) if call.intermediates else None
             dgamma = positions.second(call, grad, v, gamma, var, dvar, dgrad, summed)
         else:
             dgamma, dvar = _second_of_others(grad, v, gamma, var, call, summed, dgrad)
