@@ -351,3 +351,11 @@ def test_the_report_of_a_network_that_is_understood():
     lines = str(report).splitlines()
     assert "1 Linear became BcosConv2d" in lines and "1 MaxPool2d became AvgPool2d" in lines
     assert "front of the pooling" in report.table()
+
+
+def test_a_norm_without_parameters_computes_what_it_did():
+    plain = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, affine=False), nn.ReLU(), nn.Conv2d(5, 4, 1)).double()
+    plain(3 + torch.randn(4, 3, 8, 8, dtype=torch.float64))
+    found = bk.convert(plain.eval(), **SAME)
+    assert torch.allclose(found(six()), plain(normalized(images(), "")), rtol=1e-9)
+    assert not found.model[1].bias.requires_grad and plain[1].bias is None

@@ -126,9 +126,11 @@ def _of_class(module: Any, cls: type) -> Made:
 def _batch_norm(norm: Any, name: str, options: Options) -> Made:
     if not options.uncentered:
         return Made(norm, "uncentered=False")
-    if norm.running_mean is not None and norm.bias is not None:
+    if norm.running_mean is not None and options.bias:
+        if norm.bias is None:  # a norm without γ and β subtracts its mean as well
+            norm.bias = nn.Parameter(torch.zeros_like(norm.running_mean), requires_grad=False)
         std = (norm.running_var + norm.eps).sqrt()
-        norm.bias.data = norm.bias.data - norm.running_mean / std * norm.weight.data
+        norm.bias.data = norm.bias.data - norm.running_mean / std * (1 if norm.weight is None else norm.weight.data)
     return _of_class(norm, modules.BatchNormUncentered2d)
 
 
