@@ -214,14 +214,15 @@ GEOMETRIES = {
     "linear 1": replace(LINEAR, batch=1, channels=1, outputs=1),
     "linear tiles": replace(LINEAR, batch=133, channels=65, outputs=259),
     "linear long": replace(LINEAR, batch=70, channels=1030, outputs=40),
+    "linear tiles long": replace(LINEAR, batch=133, channels=517, outputs=70),
     "linear high": replace(LINEAR, batch=2100, channels=19, outputs=70),
 }
 EXACT = [
     GEOMETRIES[name]
     for name in (
         "3x3", "1x1", "1x1 tiles", "dilated", "patches of a stem", "patches apart", "groups of 4",
-        "groups of 8 strided", "groups of 8 dilated", "groups of 16 to 16", "depthwise 7x7", "depthwise 1x7", "depthwise 5x1",
-        "depthwise long", "linear", "linear tiles", "linear high",
+        "groups of 8 strided", "groups of 8 dilated", "groups of 16 to 16", "depthwise 7x7", "depthwise 1x7",
+        "depthwise 5x1", "depthwise long", "linear", "linear tiles", "linear high",
     )
 ]  # fmt: skip
 """One for every way to form the products."""
