@@ -190,6 +190,9 @@ GEOMETRIES = {
     "groups of 8 strided": Case(channels=16, outputs=16, groups=2, stride=(2, 1), size=(8, 9)),
     "groups of 8 dilated": Case(channels=16, outputs=16, groups=2, dilation=(2, 1), padding=(3, 1), size=(9, 8)),
     "groups of 16": Case(channels=32, outputs=64, groups=2),
+    "groups of 16 to 16": Case(channels=48, outputs=48, groups=3, size=(9, 11)),
+    "groups of 32 strided": Case(channels=64, outputs=64, groups=2, stride=(2, 1), size=(8, 9)),
+    "groups of 32 dilated": Case(channels=64, outputs=64, groups=2, dilation=(2, 1), padding=(3, 1), size=(9, 8)),
     "groups 3 strided": Case(groups=3, channels=9, outputs=6, stride=(2, 2)),
     "depthwise": Case(channels=8, groups=8),
     "depthwise 7x7": Case(channels=20, outputs=20, groups=20, kernel=(7, 7), padding=(3, 3), size=(14, 13)),
@@ -211,14 +214,15 @@ GEOMETRIES = {
     "linear 1": replace(LINEAR, batch=1, channels=1, outputs=1),
     "linear tiles": replace(LINEAR, batch=133, channels=65, outputs=259),
     "linear long": replace(LINEAR, batch=70, channels=1030, outputs=40),
+    "linear tiles long": replace(LINEAR, batch=133, channels=517, outputs=70),
     "linear high": replace(LINEAR, batch=2100, channels=19, outputs=70),
 }
 EXACT = [
     GEOMETRIES[name]
     for name in (
         "3x3", "1x1", "1x1 tiles", "dilated", "patches of a stem", "patches apart", "groups of 4",
-        "groups of 8 strided", "groups of 8 dilated", "depthwise 7x7", "depthwise 1x7", "depthwise 5x1",
-        "depthwise long", "linear", "linear tiles", "linear high",
+        "groups of 8 strided", "groups of 8 dilated", "groups of 16 to 16", "depthwise 7x7", "depthwise 1x7",
+        "depthwise 5x1", "depthwise long", "linear", "linear tiles", "linear high",
     )
 ]  # fmt: skip
 """One for every way to form the products."""

@@ -15,6 +15,8 @@ BCOS_INLINE void by_width(int64_t width, F&& body) {
   switch (width) {
     case 4:
       return body(std::integral_constant<int64_t, 4>{});
+    case 6:
+      return body(std::integral_constant<int64_t, 6>{});
     case 8:
       return body(std::integral_constant<int64_t, 8>{});
     case 16:

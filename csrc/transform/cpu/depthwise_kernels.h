@@ -107,6 +107,14 @@ BCOS_INLINE void store(Vec* row, const DepthwiseShape& s, const Unit& u, int64_t
   each_value(line, u, span, row, copy);
 }
 
+// What load or store will touch of row h, if the image has it; nothing where `image` is null.
+template <typename T>
+BCOS_INLINE Ahead ahead(const T* image, const DepthwiseShape& s, const Unit& u, int64_t h) {
+  if (!image || !s.channels_last || h < 0 || h >= s.height) return {};
+  const Line line(s, u, h, 0);
+  return {reinterpret_cast<const char*>(image + line.start), line.pixel * int64_t(sizeof(T))};
+}
+
 // The rows of the window around row h of an image.
 BCOS_INLINE Rows window(const Ring& ring, const DepthwiseShape& s, int64_t h) {
   return ring.rows(std::max<int64_t>(0, h - s.rows / 2), std::min(s.height, h + s.rows / 2 + 1));
@@ -141,8 +149,10 @@ BCOS_INLINE void forward(const DepthwiseForward<T, U>& f, int64_t begin, int64_t
         }
         product = {window(x, s, h), taps + first_tap(s, h), z.row(h), u.columns};
       }
-      if (h > u.first)
+      if (h > u.first) {
         before = {window(squares, s, h - 1), bias, z.row(h - 1), with_l ? l.row(0) : nullptr, 0, u.columns};
+        before.ahead = {ahead(f.x, s, u, loaded), ahead(f.y, s, u, h)};
+      }
       forward_row(s.columns, s.power, product, before, f.k);
       if (h > u.first) store(z.row(h - 1), s, u, h - 1, f.y);
       if (h > u.first && with_l) store(l.row(0), s, u, h - 1, f.l);
@@ -187,6 +197,8 @@ BCOS_INLINE bool backward(const DepthwiseBackward<T, U>& f, int64_t begin, int64
         if (s.power == Power::Two) load(f.y, s, u, d, margin, y);
         if (s.power == Power::General) load(f.l, s, u, d, margin, l);
         pixels = {window(squares, s, d), du.row(d), y, l, t, lowest, inside.begin, inside.end};
+        pixels.ahead = {ahead(f.x, s, u, loaded), ahead(f.grad, s, u, d + 1),
+                        ahead(s.power == Power::General ? f.l : f.y, s, u, d + 1), ahead(f.dx, s, u, h + 1)};
       }
       if (multiplies) product = {window(du, s, h), taps + first_tap(s, h), product_row, u.columns};
       backward_row(s.columns, s.power, product, pixels, f.k);

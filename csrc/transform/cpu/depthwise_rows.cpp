@@ -83,6 +83,7 @@ template <int Lanes, int K, Power P>
 BCOS_INLINE void forward(const Product& product, const Forward& f, const Constants<float>& k) {
   const float* bias = lanes(f.bias);
   correlate<Lanes, K>(product, f.begin, f.end, [&](int64_t w) BCOS_INLINE_BODY {
+    for (const Ahead& row : f.ahead) row.fetch(w - f.begin);
     Vec sum;
     if constexpr (P != Power::One) sum_rows<Lanes>(f.squares, w, sum);
     const float* q = lanes(&sum);
@@ -101,6 +102,7 @@ template <int Lanes, int K, Power P, bool FormsT>
 BCOS_INLINE void backward(const Product& product, const Backward& f, const Constants<float>& k) {
   float* lowest = lanes(f.lowest);
   correlate<Lanes, K>(product, f.begin, f.end, [&](int64_t w) BCOS_INLINE_BODY {
+    for (const Ahead& row : f.ahead) row.fetch(w - f.begin);
     Vec sum;
     if constexpr (P != Power::One) sum_rows<Lanes>(f.squares, w, sum);
     const float *q = lanes(&sum), *y = P == Power::Two ? lanes(f.y + w) : nullptr,

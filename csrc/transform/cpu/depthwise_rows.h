@@ -75,6 +75,20 @@ struct Product {
   int64_t width = 0;
 };
 
+// A row of a channels_last image that will be needed soon. Its pixels lie so far apart that the CPU does not
+// fetch them by itself, and all of them at once would be waited for: one is asked for with each pixel of
+// another row that is computed.
+struct Ahead {
+  const char* first = nullptr;  // pixel; null where nothing is needed
+  int64_t step = 0;             // bytes from a pixel to the next
+
+  BCOS_INLINE void fetch(int64_t w) const {
+#if defined(__GNUC__)
+    if (first) __builtin_prefetch(first + w * step);
+#endif
+  }
+};
+
 // What is to be done for each pixel of [begin, end) of another row. Its roots and quotients cost little
 // between the sums of a Product, which leave the divider idle.
 struct Forward {  // z becomes y; l, where the formula saves it, is written
@@ -82,6 +96,7 @@ struct Forward {  // z becomes y; l, where the formula saves it, is written
   const Vec* bias = nullptr;
   Vec *z = nullptr, *l = nullptr;
   int64_t begin = 0, end = 0;
+  std::array<Ahead, 2> ahead{};
 };
 struct Backward {  // the gradient of y becomes that of z
   Rows squares;
@@ -90,6 +105,7 @@ struct Backward {  // the gradient of y becomes that of z
   Vec* t = nullptr;       // written: the coefficient of x in dx, or nowhere where it is null
   Vec* lowest = nullptr;  // the least norm so far of each lane
   int64_t begin = 0, end = 0;
+  std::array<Ahead, 4> ahead{};
 };
 
 // Transposes kLanes pixels of kLanes channels.

@@ -6,65 +6,129 @@
 #include <cstring>
 #include <utility>
 
+#include "common/cpu/registers.h"
+#include "common/cpu/tiling.h"
+#include "common/cpu/transpose.h"
 #include "common/cpu/vectors.h"
 #include "common/layout.h"
 #include "common/macros.h"
 
 namespace bcos::transform::cpu {
+
+using namespace bcos::cpu;
+
 namespace {
 
-constexpr int64_t kLanes = 8;   // outputs of a vector: one group of 8, or two of 4
 constexpr int64_t kPixels = 8;  // that share each load of weights
 
-#if defined(BCOS_VECTORS)
-constexpr bool kCompiled = true;
+// Outputs whose weights lie side by side: two groups of 4 channels or one of 8, or a part of a wider group.
+constexpr int64_t kNarrow = 8, kWide = 16;
 
-using Vector = float __attribute__((vector_size(kLanes * sizeof(float))));
+int64_t block_size(int64_t width) {
+  return width <= kNarrow ? kNarrow : kWide;
+}
+
+// A tile of pixels: at[tap * stride + pixel] says where the values of each tap are. `stride` is a multiple of
+// kPixels.
+struct Taps {
+  const float* const* at;
+  int64_t count, stride;
+};
+
+#if defined(BCOS_VECTORS)
+// out [pixels, channels]: add(begin, first, sums) adds up outputs [first, first + lanes of V) of kPixels
+// pixels from `begin` on. All pixels take the same outputs before the next ones, whose weights stay in cache.
+template <typename V, typename F>
+BCOS_INLINE void each_output(float* out, int64_t channels, int64_t pixels, F&& add) {
+  for (int64_t first = 0; first < channels; first += sizeof(V) / sizeof(float))
+    for (int64_t begin = 0; begin < pixels; begin += kPixels) {
+      V sums[kPixels] = {};
+      add(begin, first, sums);
+#pragma GCC unroll 8
+      for (int64_t p = 0; p < kPixels; p++)
+        if (begin + p < pixels) std::memcpy(out + (begin + p) * channels + first, &sums[p], sizeof(V));
+    }
+}
+
+using Vector = float __attribute__((vector_size(kNarrow * sizeof(float))));
 
 // sums[p] += weights * the pixel's values of channel C. One shuffle gives all lanes of both halves their
 // value: the upper half's channel is C + 4, modulo the width of the group.
 template <int64_t C>
 BCOS_INLINE void add_channel(const float* const* pixels, int64_t first, const float* weights, Vector* sums) {
   Vector w;
-  std::memcpy(&w, weights + C * kLanes, sizeof(w));
+  std::memcpy(&w, weights + C * kNarrow, sizeof(w));
 #pragma GCC unroll 8
   for (int64_t p = 0; p < kPixels; p++) {
-    constexpr int lower = C, upper = (C + 4) % kLanes;
+    constexpr int lower = C, upper = (C + 4) % kNarrow;
     Vector v;
     std::memcpy(&v, pixels[p] + first, sizeof(v));
     sums[p] += w * __builtin_shufflevector(v, v, lower, lower, lower, lower, upper, upper, upper, upper);
   }
 }
 
-// `count` pixels of out [.., channels]; at [tap][kPixels] says where the values of each tap are.
 template <int64_t... C>
-BCOS_INLINE void product(std::integer_sequence<int64_t, C...>, const float* const* at, int64_t taps,
-                         const float* weights, float* out, int64_t channels, int64_t count) {
-  for (int64_t first = 0; first < channels; first += kLanes) {
-    Vector sums[kPixels] = {};
-    for (int64_t tap = 0; tap < taps; tap++) {
-      (add_channel<C>(at + tap * kPixels, first, weights, sums), ...);
-      weights += sizeof...(C) * kLanes;
-    }
-#pragma GCC unroll 8
-    for (int64_t p = 0; p < kPixels; p++)
-      if (p < count) std::memcpy(out + p * channels + first, &sums[p], sizeof(Vector));
-  }
+BCOS_INLINE void narrow_product(std::integer_sequence<int64_t, C...>, const Taps& taps, const float* weights,
+                                float* out, int64_t channels, int64_t pixels) {
+  each_output<Vector>(out, channels, pixels,
+                      [&](int64_t begin, int64_t first, Vector* sums) BCOS_INLINE_BODY {
+                        const float* w = weights + first * taps.count * int64_t(sizeof...(C));
+                        for (int64_t tap = 0; tap < taps.count; tap++, w += sizeof...(C) * kNarrow)
+                          (add_channel<C>(taps.at + tap * taps.stride + begin, first, w, sums), ...);
+                      });
 }
 
-BCOS_CLONES void product_4(const float* const* at, int64_t taps, const float* weights, float* out,
-                           int64_t channels, int64_t count) {
-  product(std::make_integer_sequence<int64_t, 4>{}, at, taps, weights, out, channels, count);
+BCOS_CLONES void product_4(const Taps& taps, const float* weights, float* out, int64_t channels,
+                           int64_t pixels) {
+  narrow_product(std::make_integer_sequence<int64_t, 4>{}, taps, weights, out, channels, pixels);
 }
-BCOS_CLONES void product_8(const float* const* at, int64_t taps, const float* weights, float* out,
-                           int64_t channels, int64_t count) {
-  product(std::make_integer_sequence<int64_t, 8>{}, at, taps, weights, out, channels, count);
+BCOS_CLONES void product_8(const Taps& taps, const float* weights, float* out, int64_t channels,
+                           int64_t pixels) {
+  narrow_product(std::make_integer_sequence<int64_t, 8>{}, taps, weights, out, channels, pixels);
+}
+
+// Each value of a pixel is one factor of all outputs that a register holds.
+template <int64_t Width>
+void wide_product(const Taps& taps, const float* weights, float* out, int64_t channels, int64_t pixels) {
+  by_lanes([&](auto lanes) BCOS_INLINE_BODY {
+    using V = Register<lanes()>;
+    each_output<V>(out, channels, pixels, [&](int64_t begin, int64_t first, V* sums) BCOS_INLINE_BODY {
+      const int64_t group = first / Width * Width, block = first / kWide * kWide;
+      const float* w = weights + block * taps.count * Width + (first - block);
+      for (int64_t tap = 0; tap < taps.count; tap++) {
+        const float* in[kPixels];
+        for (int64_t p = 0; p < kPixels; p++) in[p] = taps.at[tap * taps.stride + begin + p] + group;
+#pragma GCC unroll 4
+        for (int64_t c = 0; c < Width; c++, w += kWide)
+#pragma GCC unroll 8
+          for (int64_t p = 0; p < kPixels; p++) sums[p] += *reinterpret_cast<const V*>(w) * in[p][c];
+      }
+    });
+  });
+}
+
+using Product = void (*)(const Taps& taps, const float* weights, float* out, int64_t channels,
+                         int64_t pixels);
+
+Product product_of(int64_t width) {
+  switch (width) {
+    case 4:
+      return product_4;
+    case 8:
+      return product_8;
+    case 16:
+      return wide_product<16>;
+    case 32:
+      return wide_product<32>;
+  }
+  return nullptr;
 }
 #else
-constexpr bool kCompiled = false;
+using Product = void (*)(const Taps&, const float*, float*, int64_t, int64_t);
 
-void product_4(const float* const*, int64_t, const float*, float*, int64_t, int64_t) {}
-void product_8(const float* const*, int64_t, const float*, float*, int64_t, int64_t) {}
+Product product_of(int64_t) {
+  return nullptr;
+}
 #endif
 
 Axis reversed(const Axis& a) {
@@ -89,9 +153,10 @@ bool inside(const Axis& a, int64_t first) {
 
 bool NarrowGroups::serves(const Call& call, const at::Tensor& x, const at::Tensor& weight) {
   const int64_t width = call.group_channels();
-  return kCompiled && call.window.is_plane() && call.spec.groups > 1 && (width == 4 || width == 8) &&
-         call.group_filters() == width && call.channels % kLanes == 0 && x.scalar_type() == at::kFloat &&
-         weight.scalar_type() == at::kFloat && call.spec.out_dtype == at::kFloat;
+  return product_of(width) && call.window.is_plane() && call.spec.groups > 1 &&
+         call.group_filters() == width && call.channels % block_size(width) == 0 &&
+         x.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat &&
+         call.spec.out_dtype == at::kFloat;
 }
 
 bool NarrowGroups::serves_dgrad(const Call& call, const at::Tensor& x, const at::Tensor& weight) {
@@ -114,41 +179,51 @@ NarrowGroups::NarrowGroups(const Call& call, const at::Tensor& weight, bool forw
   const float* w = filters.const_data_ptr<float>();
   float* to = packed_.mutable_data_ptr<float>();
   const auto taps = int64_t(steps_.size());
-  for (int64_t first = 0; first < channels_; first += kLanes)
+  const int64_t size = taps * width_, block = block_size(width_);
+  const auto pack = [&](int64_t first, float* to) {
+    if (block == kWide && forward) return transpose(w + first * size, size, block, size, to, block);
     for (int64_t tap = 0; tap < taps; tap++)
-      for (int64_t step = 0; step < width_; step++)
-        for (int64_t output = first; output < first + kLanes; output++) {
-          const int64_t channel = channel_at(step, output - first, width_), group = output / width_ * width_;
-          *to++ = forward ? w[(output * taps + tap) * width_ + channel]
-                          : w[((group + channel) * taps + taps - 1 - tap) * width_ + output - group];
+      for (int64_t step = 0; step < width_; step++, to += block) {
+        const int64_t turned = (taps - 1 - tap) * width_;
+        if (block == kWide) {
+          const int64_t from = first % width_;
+          std::copy_n(w + (first - from + step) * size + turned + from, block, to);
+          continue;
         }
+        for (int64_t lane = 0; lane < block; lane++) {
+          const int64_t output = first + lane, from = output % width_;
+          const int64_t channel = channel_at(step, lane, width_);
+          to[lane] = forward ? w[output * size + tap * width_ + channel]
+                             : w[(output - from + channel) * size + turned + from];
+        }
+      }
+  };
+  parallel(channels_ / block, block * size, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) pack(i * block, to + i * block * size);
+  });
 }
 
 void NarrowGroups::run(const float* in, float* out, int64_t begin, int64_t end) const {
   const auto& [rows, columns] = window_;
   const auto taps = int64_t(steps_.size());
-  const float *weights = packed_.const_data_ptr<float>(), *padding = padding_.const_data_ptr<float>();
-  std::vector<const float*> at(taps * kPixels);
-  for (int64_t first = begin; first < end; first += kPixels) {
-    const int64_t count = std::min(kPixels, end - first);
-    std::fill(at.begin(), at.end(), padding);
-    for (int64_t p = 0; p < count; p++) {
-      const int64_t row = (first + p) / columns.out, image = row / rows.out;
-      const int64_t h = row % rows.out * rows.stride - rows.padding,
-                    w = (first + p) % columns.out * columns.stride - columns.padding;
-      const int64_t offset = ((image * rows.in + h) * columns.in + w) * channels_;
-      if (inside(rows, h) && inside(columns, w)) {
-        for (int64_t tap = 0; tap < taps; tap++) at[tap * kPixels + p] = in + (offset + steps_[tap]);
-        continue;
-      }
-      for (int64_t i = 0, tap = 0; i < rows.kernel; i++)
-        for (int64_t j = 0; j < columns.kernel; j++, tap++)
-          if (has(rows, h + i * rows.dilation) && has(columns, w + j * columns.dilation))
-            at[tap * kPixels + p] = in + (offset + steps_[tap]);
+  const int64_t pixels = end - begin, stride = (pixels + kPixels - 1) / kPixels * kPixels;
+  std::vector<const float*> at(taps * stride, padding_.const_data_ptr<float>());
+  for (int64_t p = 0; p < pixels; p++) {
+    const int64_t row = (begin + p) / columns.out, image = row / rows.out;
+    const int64_t h = row % rows.out * rows.stride - rows.padding,
+                  w = (begin + p) % columns.out * columns.stride - columns.padding;
+    const int64_t offset = ((image * rows.in + h) * columns.in + w) * channels_;
+    if (inside(rows, h) && inside(columns, w)) {
+      for (int64_t tap = 0; tap < taps; tap++) at[tap * stride + p] = in + (offset + steps_[tap]);
+      continue;
     }
-    (width_ == 4 ? product_4 : product_8)(at.data(), taps, weights, out + first * channels_, channels_,
-                                          count);
+    for (int64_t i = 0, tap = 0; i < rows.kernel; i++)
+      for (int64_t j = 0; j < columns.kernel; j++, tap++)
+        if (has(rows, h + i * rows.dilation) && has(columns, w + j * columns.dilation))
+          at[tap * stride + p] = in + (offset + steps_[tap]);
   }
+  product_of(width_)({at.data(), taps, stride}, packed_.const_data_ptr<float>(), out + begin * channels_,
+                     channels_, pixels);
 }
 
 }  // namespace bcos::transform::cpu
