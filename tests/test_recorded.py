@@ -204,6 +204,22 @@ def test_compiled_autograd_runs_the_calls():
     assert torch.equal(x.grad, expected[0]) and torch.equal(weight.grad, expected[1])
 
 
+def test_compiled_autograd_forms_an_output_again_that_was_changed():
+    from torch._dynamo import compiled_autograd
+
+    x, weight, _ = LAYER.inputs(torch.float64)
+    expected = grad(LAYER(x, weight).sum(), (x, weight))
+    with compiled_autograd._enable(lambda graph: torch.compile(graph, backend="eager")):
+        for changes in (False, True, False, True):
+            x.grad = weight.grad = None
+            y = LAYER(x, weight)
+            loss = y.sum()
+            if changes:
+                y.detach().mul_(3)
+            loss.backward()
+            assert error(x.grad, expected[0]) < 1e-13 and error(weight.grad, expected[1]) < 1e-13
+
+
 def test_several_threads_at_once():
     model = nn.Sequential(bk.BcosConv2d(4, 4, 3), bk.BcosConv2d(4, 4, 3))
     x = torch.randn(2, 4, 8, 8)
