@@ -171,6 +171,7 @@ def check(case: Case, frozen: bool = False, grad=None, mutate=None):
 LINEAR = Case(batch=5, channels=12, outputs=10, size=(), eps=(0.0, 1e-12, 1e-6))
 GEOMETRIES = {
     "3x3": Case(),
+    "more filters than lie on a stack": Case(outputs=300),
     "1x1": Case(kernel=(1, 1), padding=(0, 0), channels=17, outputs=33),
     "1x1 stride 2": Case(kernel=(1, 1), padding=(0, 0), stride=(2, 2)),
     "1x1 tiles stride 2": Case(

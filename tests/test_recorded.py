@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import bcos_kernels as bk
+from bcos_kernels.core import kernels
+from bcos_kernels.transform import TRANSFORM, Inputs, Spec
 
 LAYER = IDS["conv3x3"]
 NAMES = ["conv3x3", "grouped", "depthwise", "max_out", "explain", "b1", "b1.5", "bias", "linear", "linear_3d"]
@@ -202,6 +204,31 @@ def test_compiled_autograd_runs_the_calls():
     with compiled_autograd._enable(lambda graph: torch.compile(graph, backend="eager")):
         y.sum().backward()
     assert torch.equal(x.grad, expected[0]) and torch.equal(weight.grad, expected[1])
+
+
+def test_compiled_autograd_forms_an_output_again_that_was_changed():
+    from torch._dynamo import compiled_autograd
+
+    x, weight, _ = LAYER.inputs(torch.float64)
+    expected = grad(LAYER(x, weight).sum(), (x, weight))
+    with compiled_autograd._enable(lambda graph: torch.compile(graph, backend="eager")):
+        for changes in (False, True, False, True):
+            x.grad = weight.grad = None
+            y = LAYER(x, weight)
+            loss = y.sum()
+            if changes:
+                y.detach().mul_(3)
+            loss.backward()
+            assert error(x.grad, expected[0]) < 1e-13 and error(weight.grad, expected[1]) < 1e-13
+
+
+def test_what_the_extension_calls_is_checked():
+    for wrong in ((), (object(), [None])):
+        with pytest.raises(TypeError, match="kernels and a tuple of inputs are needed"):
+            kernels.outputs_of(*wrong)
+    made = kernels.of(TRANSFORM, TRANSFORM.call(Inputs(*LAYER.inputs(torch.float32), None), Spec()), "cpu", lambda: ())
+    with pytest.raises(TypeError, match="neither a tensor nor None"):
+        kernels.outputs_of(made, (1.0, None, None, None))
 
 
 def test_several_threads_at_once():

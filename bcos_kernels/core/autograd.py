@@ -283,19 +283,18 @@ def _of_some(values: tuple, chosen, function):
     return partial
 
 
-def apply(op: Op, inputs, call, late: Late, backend: str, served: Any = None) -> Sequence[Tensor]:
+def apply(op: Op, inputs: tuple, call, late: Late, backend: str, served: Any = None) -> Sequence[Tensor]:
     """The returned outputs of a call: of the kernels, or of the reference where these lack a derivative.
 
     ``served`` is what :func:`kernels_of` returned for the call.
     """
-    if torch.compiler.is_compiling() or _torch.forward_derivatives():
-        return _transformed(op, inputs, call, late, backend)
-    if served is not None and late is None:
-        outputs = served(inputs)
+    if served is not None and late is None and not _torch.forward_derivatives():
+        outputs = kernels.outputs_of(served, inputs)
         if outputs is not None:  # else something must see the operators
             tally.fused()
             return outputs
-    if _torch.transformed():
+    inputs = op.inputs(*inputs)
+    if _torch.is_followed():
         return _transformed(op, inputs, call, late, backend)
     tally.fused()
     return _eager(op, inputs, call, late, backend)

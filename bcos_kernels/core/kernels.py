@@ -15,10 +15,13 @@ from torch import Tensor
 from . import extension, plans
 from .op import Op
 
-__all__ = ["Maker", "has_hooks", "leave", "maker_of", "of"]
+__all__ = ["Maker", "has_hooks", "leave", "maker_of", "of", "outputs_of"]
 
 _C: Any
 _C, _ = extension.load()
+
+outputs_of: Any = None if _C is None else _C.outputs_of
+"""``outputs_of(kernels, inputs)``: the outputs that a caller gets; None where something must see the operators."""
 
 
 class Maker(NamedTuple):
@@ -38,9 +41,8 @@ _MAKERS: WeakKeyDictionary[Any, Maker] = WeakKeyDictionary()
 
 
 def of(op: Op, call, backend: str, by_operators: Callable[..., tuple]) -> Any:
-    """What serves a call and records it: called with the inputs it returns the outputs that a caller gets.
+    """What serves a call and records it, as :func:`outputs_of` takes it; None where Python records the call.
 
-    It returns None where something must see the operators. None in its place means that Python records the call.
     ``by_operators(op, spec, backend, grad, inputs, saved, needs, gradient_map)`` is the backward where it is
     differentiated, or where something must see the operators.
     """

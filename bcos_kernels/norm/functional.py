@@ -76,7 +76,7 @@ def direct_plan(tensors: tuple[Tensor | None, ...], detach: bool, options: tuple
 
 def planned(plan: Plan, x: Tensor, *others: Tensor | None) -> Outputs:
     """:func:`norm` of ``x, weight, bias, mean, var`` with the arguments for which the plan was made."""
-    return Outputs(*autograd.apply(NORM, Inputs(x, *others), plan.call, None, plan.backend, plan.kernels))
+    return Outputs(*autograd.apply(NORM, (x, *others), plan.call, None, plan.backend, plan.kernels))
 
 
 def _plan(tensors: tuple[Tensor | None, ...], detach: bool, options: tuple) -> Plan:

@@ -56,12 +56,9 @@ def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Te
         return handle_torch_function(transform, arguments, *arguments, detach, geometry, options)
     plan = _plan(x, weight, bias, b, detach, geometry, options)
     late = checks.late_mode(detach)
-    if plan.direct:
-        return _served(plan, Inputs(x, weight, bias, b if plan.call.spec.b is None else None), late)
-    return _around(plan, x, weight, bias, b, late, geometry, options)
-
-
-def _served(plan: Plan, inputs: Inputs, late) -> Tensor:
+    if not plan.direct:
+        return _around(plan, x, weight, bias, b, late, geometry, options)
+    inputs = x, weight, bias, b if plan.call.spec.b is None else None
     return autograd.apply(TRANSFORM, inputs, plan.call, late, plan.backend, plan.kernels)[0]
 
 
@@ -73,7 +70,8 @@ def direct_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> 
 
 def planned(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """:func:`transform` with the arguments for which the plan was made, but for the values in these tensors."""
-    return _served(plan, Inputs(x, weight, bias, None), None)
+    inputs = x, weight, bias, None
+    return autograd.apply(TRANSFORM, inputs, plan.call, None, plan.backend, plan.kernels)[0]
 
 
 def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tuple) -> Tensor:

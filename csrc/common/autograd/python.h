@@ -74,22 +74,35 @@ inline std::shared_ptr<Kernels> started_by_python(pybind11::function forward, py
                 std::move(by_operators));
 }
 
+// Kernels and a tuple of inputs -> the outputs that a caller gets, or None, as call() has them.
+inline pybind11::object outputs_of(Arguments arguments) {
+  TORCH_CHECK_TYPE(arguments.size() == 2 && PyTuple_Check(arguments[1]),
+                   "kernels and a tuple of inputs are needed");
+  const auto kernels = pybind11::handle(arguments[0]).cast<std::shared_ptr<Kernels>>();
+  const auto inputs = unpacked(pybind11::reinterpret_borrow<pybind11::tuple>(arguments[1]));
+  std::optional<Tensors> outputs;
+  {
+    const pybind11::gil_scoped_release unlocked;
+    outputs = call(kernels, inputs);
+  }
+  if (!outputs) return pybind11::none();
+  pybind11::tuple found(outputs->size());
+  for (size_t i = 0; i < outputs->size(); i++)
+    PyTuple_SET_ITEM(found.ptr(), Py_ssize_t(i), THPVariable_Wrap(std::move((*outputs)[i])));
+  return found;
+}
+
 inline void bind_calls(pybind11::module_ m) {
   namespace py = pybind11;
   using namespace py::literals;
   py::class_<Kernels, std::shared_ptr<Kernels>>(
-      m, "Kernels", "How calls of an op with the same options are served and recorded.")
-      .def("__call__",
-           torch::wrap_pybind_function([](const std::shared_ptr<Kernels>& kernels, const py::tuple& inputs) {
-             const auto tensors = unpacked(inputs);
-             const py::gil_scoped_release unlocked;
-             return call(kernels, tensors);
-           }));
+      m, "Kernels", "How calls of an op with the same options are served and recorded.");
   m.def("kernels_started_by_python", &started_by_python, "forward"_a, "backward"_a, "by_operators"_a,
         "inputs"_a, "returned"_a, "saves_output"_a);
   bind_fast<key_of>(m, "key_of");
   bind_fast<key_of_held>(m, "key_of_held");
   bind_fast<are_held>(m, "are_held");
+  bind_fast<outputs_of>(m, "outputs_of");
   m.def("maker_of", &maker_of, "y"_a);
   m.def("has_hooks", &has_hooks, "y"_a);
   m.def("leave", &leave, "y"_a, "grad"_a, "map"_a, "message"_a);

@@ -1,6 +1,5 @@
 #include "common/autograd/recorded.h"
 
-#include <ATen/EmptyTensor.h>
 #include <ATen/TracerMode.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -11,6 +10,8 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
+#include <mutex>
 #include <type_traits>
 
 namespace bcos {
@@ -44,112 +45,126 @@ bool is_seen(at::TensorList tensors) {
          std::any_of(tensors.begin(), tensors.end(), [](const at::Tensor& t) { return is_seen(t); });
 }
 
-constexpr auto kKernels = "kernels", kWitness = "witness", kVersion = "version";
-constexpr auto kDifferentiated = "differentiated", kMap = "map", kLeft = "left",
-               kVersionLeft = "version left", kMessage = "message";
+// The first output of a call. It is saved with a version of its own, so that a change of it in place is no
+// error; the version of the output itself tells of such a change, and the output is then computed again.
+struct First {
+  c10::VariableVersion version;  // of the output itself; none in compiled autograd
+  bool changed;
 
-const Kernels* kernels_of(AutogradContext* ctx) {
-  return reinterpret_cast<const Kernels*>(intptr_t(ctx->saved_data[kKernels].toInt()));
-}
-
-// What was left with the call: undefined in most of them.
-at::Tensor left(AutogradContext* ctx, const at::Tensor& grad) {
-  auto& data = ctx->saved_data;
-  if (data.count(kMap) == 0) return {};
-  const auto expected = data[kLeft].toTensor();
-  TORCH_CHECK(grad.is_same(expected) && grad._version() == data[kVersionLeft].toInt(),
-              data[kMessage].toStringRef());
-  const auto map = data[kMap].toTensor();
-  if (map.is_cuda()) {  // it may have been made on another stream, of which alone the allocator knows
-    const c10::impl::VirtualGuardImpl guard(map.device().type());
-    map.record_stream(guard.getStream(map.device()));
+  void refresh(const Kernels& kernels, const Tensors& inputs, at::Tensor& saved) const {
+    if (changed) {
+      const c10::AutoGradMode unrecorded(false);
+      saved = kernels.forward(inputs)[0];
+    } else if (c10::GradMode::is_enabled() && version.enabled()) {
+      saved = saved.variable_data();  // a second derivative saves it again, and may meet a change
+      autograd::impl::set_version_counter(saved, version);
+    }
   }
-  for (const auto* name : {kMap, kLeft, kVersionLeft, kMessage}) data.erase(name);
-  return map;
+};
+
+// The gradients of the inputs that a call has: they alone have edges.
+Tensors gradients(const AutogradContext& ctx, const Kernels& kernels, const First& first,
+                  const at::Tensor& grad, const at::Tensor& map) {
+  auto inputs = ctx.get_saved_variables();
+  const auto middle = inputs.begin() + int64_t(kernels.inputs);
+  Tensors saved(std::make_move_iterator(middle), std::make_move_iterator(inputs.end()));
+  inputs.erase(middle, inputs.end());
+
+  std::vector<bool> needs(inputs.size());
+  size_t present = 0;
+  for (size_t i = 0; i < inputs.size(); i++)
+    needs[i] = inputs[i].defined() && ctx.needs_input_grad(present++);
+  if (!grad.defined()) return Tensors(present);
+  if (kernels.saves_output) first.refresh(kernels, inputs, saved[0]);
+  const bool seen = c10::GradMode::is_enabled() || is_seen(grad) || is_seen(inputs);
+  auto of_all = (seen ? kernels.by_operators : kernels.backward)(grad, inputs, saved, needs, map);
+  Tensors found;
+  found.reserve(present);
+  for (size_t i = 0; i < inputs.size(); i++)
+    if (inputs[i].defined()) found.push_back(needs[i] ? std::move(of_all[i]) : at::Tensor());
+  return found;
 }
+
+// What a norm left with a call: the map that grad still has to pass.
+struct Left {
+  at::Tensor map, grad;
+  uint32_t version;  // of grad
+  std::string message;
+
+  // The map, for the gradient that arrived.
+  at::Tensor taken(const at::Tensor& arrived) const {
+    TORCH_CHECK(arrived.is_same(grad) && arrived._version() == version, message);
+    if (map.is_cuda()) {  // it may have been made on another stream, of which alone the allocator knows
+      const c10::impl::VirtualGuardImpl guard(map.device().type());
+      map.record_stream(guard.getStream(map.device()));
+    }
+    return map;
+  }
+};
+
+constexpr auto kKernels = "kernels", kChanged = "changed";
 
 }  // namespace
 
-// What stands in the graph. The first output is saved with a version of its own, so that a change of it in
-// place is no error. The witness, an empty tensor with the version of the output itself, tells of such a
-// change, and the output is then computed again.
+// The name by which compiled autograd knows the calls, and what it runs.
 struct Recorded : autograd::Function<Recorded> {
-  // Saves what the backward needs; y is the first of the outputs, and is in the graph already.
-  static void save(AutogradContext& ctx, const Kernels& kernels, const Tensors& inputs,
-                   const Tensors& outputs) {
-    auto saved = inputs;
-    saved.insert(saved.end(), outputs.begin(), outputs.end());
-    auto& first = saved[inputs.size()];
-    if (kernels.saves_output) {
-      const at::Tensor witness(at::detail::empty_cpu({0}, at::kByte));
-      autograd::impl::set_version_counter(witness, autograd::impl::version_counter(first));
-      ctx.saved_data[kWitness] = witness;
-      ctx.saved_data[kVersion] = int64_t(first._version());
-      first = first.variable_data();
-    } else {
-      first = at::Tensor();
-    }
-    ctx.saved_data[kKernels] = int64_t(reinterpret_cast<intptr_t>(&kernels));
-    ctx.save_for_backward(std::move(saved));
-    ctx.set_materialize_grads(false);
-  }
-
   static Tensors backward(AutogradContext* ctx, const Tensors& grads) {
-    const auto& kernels = *kernels_of(ctx);
-    const auto kept = ctx->get_saved_variables();
-    const auto middle = kept.begin() + int64_t(kernels.inputs);
-    const Tensors inputs(kept.begin(), middle);
-    Tensors saved(middle, kept.end());
-
-    std::vector<bool> needs;
-    size_t present = 0;
-    for (const auto& t : inputs) needs.push_back(t.defined() && ctx->needs_input_grad(present++));
-    Tensors gradients(inputs.size());
-    const auto map = left(ctx, grads[0]);
-    if (grads[0].defined()) {
-      if (c10::GradMode::is_enabled()) ctx->saved_data[kDifferentiated] = true;
-      const auto& way = must_be_seen(grads[0], inputs) ? kernels.by_operators : kernels.backward;
-      gradients = way(grads[0], inputs, output_as_saved(ctx, kernels, inputs, std::move(saved)), needs, map);
-    }
-    Tensors found;  // of the inputs that the call has: they alone have edges
-    found.reserve(present);
-    for (size_t i = 0; i < inputs.size(); i++)
-      if (inputs[i].defined()) found.push_back(needs[i] ? std::move(gradients[i]) : at::Tensor());
-    return found;
-  }
-
- private:
-  static bool must_be_seen(const at::Tensor& grad, at::TensorList inputs) {
-    return c10::GradMode::is_enabled() || is_seen(grad) || is_seen(inputs);
-  }
-
-  static Tensors output_as_saved(AutogradContext* ctx, const Kernels& kernels, const Tensors& inputs,
-                                 Tensors saved) {
-    if (!kernels.saves_output) return saved;
-    const auto witness = ctx->saved_data[kWitness].toTensor();
-    if (witness._version() != ctx->saved_data[kVersion].toInt()) {
-      const c10::AutoGradMode unrecorded(false);
-      saved[0] = kernels.forward(inputs)[0];
-    } else if (c10::GradMode::is_enabled()) {  // a second derivative saves it again, and may meet a change
-      saved[0] = saved[0].variable_data();
-      autograd::impl::set_version_counter(saved[0], autograd::impl::version_counter(witness));
-    }
-    return saved;
+    auto& data = ctx->saved_data;
+    const auto& kernels = *reinterpret_cast<const Kernels*>(intptr_t(data[kKernels].toInt()));
+    return gradients(*ctx, kernels, {{}, data[kChanged].toBool()}, grads[0], {});
   }
 };
 
 namespace {
 
-// The node of a call. torch's own demangles its name in every backward, and checks what Recorded returns.
+// The node of a call. torch's own keeps all but tensors in a map of names, demangles its own name in every
+// backward, and checks what Recorded returns.
 struct Node : autograd::CppNode<Recorded> {
-  std::shared_ptr<Kernels> kernels;  // to which the saved data point
+  std::shared_ptr<Kernels> kernels;
+  c10::VariableVersion version;  // of the first output, where the kernels save it
+  uint32_t saved_version = 0;
+  bool differentiated = false;  // whether a backward was
+  std::optional<Left> left;
 
   std::string name() const override { return "bcos::Recorded"; }
 
+  // Saves what the backward needs; y is the first of the outputs, and is in the graph already.
+  void save(const Tensors& inputs, const Tensors& outputs) {
+    Tensors saved;
+    saved.reserve(inputs.size() + outputs.size());
+    saved.insert(saved.end(), inputs.begin(), inputs.end());
+    saved.insert(saved.end(), outputs.begin(), outputs.end());
+    auto& y = saved[inputs.size()];
+    if (kernels->saves_output) {
+      version = autograd::impl::version_counter(y);
+      saved_version = version.current_version();
+      y = y.variable_data();
+    } else {
+      y = at::Tensor();
+    }
+    ctx_.save_for_backward(std::move(saved));
+    save_variables_to_ctx();
+  }
+
   Tensors apply(Tensors&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return Recorded::backward(&ctx_, grads);
+    const auto& grad = grads[0];
+    const auto map = left ? left->taken(grad) : at::Tensor();
+    left.reset();
+    differentiated |= grad.defined() && c10::GradMode::is_enabled();
+    return gradients(ctx_, *kernels, {version, is_changed()}, grad, map);
   }
+
+  // Compiled autograd takes along what stands in the context, and nothing else of a node.
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    auto& data = const_cast<Node*>(this)->ctx_.saved_data;
+    data[kKernels] = int64_t(reinterpret_cast<intptr_t>(kernels.get()));
+    data[kChanged] = is_changed();
+    CppNode::compiled_args(args);
+  }
+
+ private:
+  bool is_changed() const { return kernels->saves_output && version.current_version() != saved_version; }
 };
 
 // A node under the kind of pointer that the present torch has for nodes.
@@ -174,10 +189,10 @@ Tensors record(const std::shared_ptr<Kernels>& kernels, const Tensors& inputs, c
   node->set_ctx_grad_fn(node);
   node->set_next_edges(autograd::collect_next_edges(present));
   node->is_variable_input_.assign(present.size(), true);
+  node->ctx_.set_materialize_grads(false);
   auto outputs = unrecorded(*kernels, inputs);
   autograd::set_history(outputs[0], node);
-  Recorded::save(node->ctx_, *kernels, inputs, outputs);
-  node->save_variables_to_ctx();
+  node->save(inputs, outputs);
   return outputs;
 }
 
@@ -209,7 +224,7 @@ Node* node_of(const at::Tensor& y) {
 
 std::shared_ptr<Kernels> maker_of(const at::Tensor& y) {
   const auto* node = node_of(y);
-  return node && !node->ctx_.saved_data.count(kDifferentiated) ? node->kernels : nullptr;
+  return node && !node->differentiated ? node->kernels : nullptr;
 }
 
 bool has_hooks(const at::Tensor& y) {
@@ -221,11 +236,7 @@ bool has_hooks(const at::Tensor& y) {
 void leave(const at::Tensor& y, const at::Tensor& grad, const at::Tensor& map, const std::string& message) {
   auto* node = node_of(y);
   TORCH_CHECK_VALUE(node, "y is not the output of a call that these kernels recorded");
-  auto& data = node->ctx_.saved_data;
-  data[kMap] = map;
-  data[kLeft] = grad;
-  data[kVersionLeft] = int64_t(grad._version());
-  data[kMessage] = message;
+  node->left = Left{map, grad, uint32_t(grad._version()), message};
 }
 
 }  // namespace bcos

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <new>
 #include <vector>
 
@@ -26,5 +27,28 @@ struct LineAllocator {
 // A vector that starts on a cache line, as tensors do: where it does not, every wide load takes two lines.
 template <typename T>
 using Lines = std::vector<T, LineAllocator<T>>;
+
+// Values that a pass writes before it reads them. Few of them lie on the stack: to make memory for them, or a
+// tensor, costs more than the pass does with them.
+template <typename T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : count_(std::size_t(count)), values_(count > kFew ? LineAllocator<T>().allocate(count_) : few_) {}
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() {
+    if (values_ != few_) LineAllocator<T>().deallocate(values_, count_);
+  }
+
+  T* data() { return values_; }
+
+ private:
+  static constexpr int64_t kFew = 256;
+
+  std::size_t count_;
+  alignas(64) T few_[kFew];
+  T* values_;
+};
 
 }  // namespace bcos::cpu

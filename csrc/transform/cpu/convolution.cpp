@@ -2,9 +2,9 @@
 
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros_like.h>
 
+#include "common/cpu/empty.h"
 #include "common/cpu/row_gemm.h"
 #include "common/layout.h"
 #include "transform/cpu/depthwise.h"
@@ -49,20 +49,22 @@ at::DimVector no_output_padding(const Call& call) {
 at::Tensor products(const Call& call, const at::Tensor& x, const at::Tensor& weight,
                     const OptionalTensor& bias = {}) {
   const auto& s = call.spec;
-  return at::convolution(x, weight.to(call.dtype), bias, s.stride, s.padding, s.dilation, false,
+  return at::convolution(x, in_type(weight, call.dtype), bias, s.stride, s.padding, s.dilation, false,
                          no_output_padding(call), s.groups);
 }
 
-// dx of a call that NarrowGroups serves; r is the coefficient of x in it, undefined where the norm has no
-// gradient.
-at::Tensor narrow_gradient(const Call& call, const Saved& saved, const at::Tensor& u, const at::Tensor& r) {
+// dx of a call that NarrowGroups serves
+at::Tensor narrow_gradient(const Call& call, const Saved& saved, const BackwardPass& pass) {
   const NarrowGroups product(call, saved.weight, false);
   auto dx = empty_gradient(call, saved.x);
-  const Tiling inputs{true, call.images, call.spec.groups, call.group_channels(), call.in_plane()};
-  const AddScaled<float> add{pointer<float>(saved.x), pointer<float>(r), mutable_pointer<float>(dx), inputs};
+  const auto inputs = input_tiling(call, true);
+  std::optional<Spread<float>> r;
+  if (saved.norm_gradient(call)) r.emplace(call, pass.t, true);
+  const AddScaled<float> add{pointer<float>(saved.x), r ? r->data() : nullptr, mutable_pointer<float>(dx),
+                             inputs};
   run_tiles(call.rows * inputs.units(), [&](int64_t begin, int64_t end) {
-    product.run(u.const_data_ptr<float>(), add.dx, begin, end);
-    if (r.defined()) run(add, begin, end);
+    product.run(pass.u.const_data_ptr<float>(), add.dx, begin, end);
+    if (r) run(add, begin, end);
   });
   return dx;
 }
@@ -78,25 +80,24 @@ Outputs of_products(const Call& call, const Inputs& given) {
   if (call.images * call.out_plane() >= kPacksFrom &&
       is_linear(call, inputs.x, inputs.weight, wants_channels_last)) {
     const auto options = inputs.x.options().memory_format(format);
-    if (call.has_norm()) out.n = at::empty(call.n_shape(), options);
-    tiled_forward(call, inputs, at::empty(call.z_shape(), options), output_tiling(call, true), out);
+    if (call.has_norm()) out.n = empty(call.n_shape(), options);
+    tiled_forward(call, inputs, empty(call.z_shape(), options), output_tiling(call, true), out);
     return out;
   }
   if (wants_channels_last && NarrowGroups::serves(call, inputs.x, inputs.weight)) {
     if (call.has_norm()) out.n = patch_norm(call, inputs.x, true);
     const NarrowGroups product(call, inputs.weight, true);
-    const auto z = at::empty(call.z_shape(), inputs.x.options().memory_format(format));
+    const auto z = empty(call.z_shape(), inputs.x.options().memory_format(format));
     const auto step = [&](int64_t begin, int64_t end) {
       product.run(inputs.x.const_data_ptr<float>(), z.mutable_data_ptr<float>(), begin, end);
     };
-    finish_forward(call, inputs, filter_scale(inputs.weight, call.spec.unit), z, output_tiling(call, true),
-                   out, step);
+    finish_forward(call, inputs, {}, z, output_tiling(call, true), out, step);
     return out;
   }
   if (patches_serve_forward(call, inputs.x, inputs.weight, wants_channels_last)) {
     const auto options = inputs.x.options().memory_format(format);
-    if (call.has_norm()) out.n = at::empty(call.n_shape(), options);
-    patches_forward(call, inputs, at::empty(call.z_shape(), options), output_tiling(call, true), out);
+    if (call.has_norm()) out.n = empty(call.n_shape(), options);
+    patches_forward(call, inputs, empty(call.z_shape(), options), output_tiling(call, true), out);
     return out;
   }
   auto z = products(call, inputs.x, inputs.weight, take_bias(call, inputs));
@@ -104,8 +105,7 @@ Outputs of_products(const Call& call, const Inputs& given) {
   if (!channels_last) z = z.contiguous();
   if (call.has_norm())
     out.n = patch_norm(call, given.x.contiguous(image_format(channels_last, z.dim())), channels_last);
-  const auto alpha = filter_scale(inputs.weight, call.spec.unit);
-  finish_forward(call, inputs, alpha, z, output_tiling(call, channels_last), out);
+  finish_forward(call, inputs, {}, z, output_tiling(call, channels_last), out);
   if (!call.saves_n()) out.n = at::Tensor();
   return out;
 }
@@ -147,12 +147,9 @@ Gradients convolution_backward(const Call& call, const Saved& given, const Needs
   const auto tiling = output_tiling(call, channels_last);
   const auto pass = tiled ? tiled_backward(call, saved, format, tiling, needs, out)
                           : start_backward(call, saved, format, tiling, needs, out);
-  if (needs.bias) out.bias = out.bias->to(saved.weight.scalar_type());
-  const auto coefficient = [&] {
-    return saved.norm_gradient(call) ? spread(call, pass.t, channels_last) : at::Tensor();
-  };
+  if (needs.bias) out.bias = in_type(*out.bias, saved.weight.scalar_type());
   const bool narrow = needs.x && channels_last && NarrowGroups::serves_dgrad(call, saved.x, saved.weight);
-  if (narrow) out.x = narrow_gradient(call, saved, pass.u, coefficient());
+  if (narrow) out.x = narrow_gradient(call, saved, pass);
   at::Tensor dx, dw;
   if (needs.x && !out.x && patches_serve(call, saved.x, saved.weight, channels_last))
     dx = patches_dgrad(call, pass.u, saved.x, saved.weight.contiguous(format));
@@ -161,17 +158,13 @@ Gradients convolution_backward(const Call& call, const Saved& given, const Needs
     const auto& s = call.spec;
     const auto x = call.rows == 1 ? saved.x : empty_gradient(call, saved.x);
     const auto found = at::convolution_backward(
-        pass.u, x, saved.weight.to(call.dtype), std::nullopt, s.stride, s.padding, s.dilation, false,
+        pass.u, x, in_type(saved.weight, call.dtype), std::nullopt, s.stride, s.padding, s.dilation, false,
         no_output_padding(call), s.groups, {vendor_x, vendor_weight, false});
     if (vendor_x) dx = std::get<0>(found).contiguous(format);
     dw = std::get<1>(found);
   }
   if (dx.defined()) {
-    if (const auto r = coefficient(); r.defined()) {
-      const Tiling inputs{channels_last, call.images, call.spec.groups, call.group_channels(),
-                          call.in_plane()};
-      add_norm_gradient(saved.x, r, inputs, dx);
-    }
+    if (saved.norm_gradient(call)) add_norm_gradient(call, saved.x, pass.t, channels_last, dx);
     out.x = dx;
   }
   if (vendor_weight) out.weight = finish_weight_gradient(call, saved.weight, dw);
@@ -200,7 +193,7 @@ Second convolution_second(const Call& call, const Saved& given, const at::Tensor
   BackwardPass pass;
   if (call.images * call.out_plane() >= kPacksFrom && is_linear(call, v, saved.weight, channels_last)) {
     const RowGemm gemm(saved.weight, true);
-    const auto z = at::empty(call.z_shape(), v.options().memory_format(format));
+    const auto z = empty(call.z_shape(), v.options().memory_format(format));
     pass = finish_second(call, saved, z, m, tiling, needs.detached, out, [&](int64_t begin, int64_t end) {
       gemm.forward(v.const_data_ptr<float>(), z.mutable_data_ptr<float>(), begin, end);
     });
@@ -209,9 +202,8 @@ Second convolution_second(const Call& call, const Saved& given, const at::Tensor
     pass = finish_second(call, saved, z, m, tiling, needs.detached, out);
   }
   if (with_m && needs.x) {
-    const Tiling inputs{channels_last, call.images, call.spec.groups, call.group_channels(), call.in_plane()};
     auto dx = at::zeros_like(v);
-    add_norm_gradient(v, spread(call, pass.t, channels_last), inputs, dx);
+    add_norm_gradient(call, v, pass.t, channels_last, dx);
     out.x = dx;
   }
   if (needs.weight) {

@@ -35,12 +35,12 @@ Outputs of_products(const Call& call, const Inputs& given) {
     return out;
   }
   if (call.has_norm()) {
-    square_sums(x, {true, 1, 1, call.channels, call.images}, out.n);
+    square_sums(x, {true, 1, 1, call.channels, call.images}, out.n.mutable_data_ptr());
     finish_norm(call, out.n);
   }
   const auto in_product = take_bias(call, inputs);
-  const auto z = at::linear(x, weight.to(call.dtype), in_product);
-  finish_forward(call, inputs, filter_scale(weight, call.spec.unit), z, output_tiling(call), out);
+  const auto z = at::linear(x, in_type(weight, call.dtype), in_product);
+  finish_forward(call, inputs, {}, z, output_tiling(call), out);
   return out;
 }
 
@@ -111,11 +111,10 @@ Gradients linear_backward(const Call& call, const Saved& given, const Needs& nee
   constexpr auto format = at::MemoryFormat::Contiguous;
   const auto pass = tiled ? tiled_backward(call, saved, format, output_tiling(call), needs, out)
                           : start_backward(call, saved, format, output_tiling(call), needs, out);
-  if (needs.bias) out.bias = out.bias->to(saved.weight.scalar_type());
+  if (needs.bias) out.bias = in_type(*out.bias, saved.weight.scalar_type());
   if (needs.x && !tiled) {
-    auto dx = at::mm(pass.u, saved.weight.to(call.dtype));
-    if (saved.norm_gradient(call))
-      add_norm_gradient(saved.x, pass.t, {true, 1, 1, call.channels, call.images}, dx);
+    auto dx = at::mm(pass.u, in_type(saved.weight, call.dtype));
+    if (saved.norm_gradient(call)) add_norm_gradient(call, saved.x, pass.t, true, dx);
     out.x = dx;
   }
   if (needs.weight && !out.weight)

@@ -1,8 +1,7 @@
 #include "transform/cpu/patch_norm.h"
 
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/mul.h>
-
-#include <memory>
 
 #include "common/cpu/empty.h"
 #include "common/cpu/groups.h"
@@ -132,18 +131,19 @@ BCOS_INLINE void window_rows(const A* q, A* out, const Plane& w, int64_t inner, 
                              int64_t begin, int64_t end) {
   const auto& [rows, columns] = w;
   const int64_t in_row = columns.in * inner, out_row = columns.out * inner;
-  const auto column = std::make_unique<A[]>(in_row);
+  Scratch<A> scratch(in_row);
+  A* column = scratch.data();
   for (int64_t row = begin; row < end; row++) {
     const int64_t plane = row / rows.out, oh = row % rows.out;
     A* dst = out + row * out_row;
-    std::fill_n(column.get(), in_row, A(0));
+    std::fill_n(column, in_row, A(0));
     std::fill_n(dst, out_row, A(0));
     for (int64_t i = 0; i < rows.kernel; i++) {
       const int64_t h = oh * rows.stride - rows.padding + i * rows.dilation;
-      if (h >= 0 && h < rows.in) add_row(column.get(), q + (plane * rows.in + h) * in_row, in_row);
+      if (h >= 0 && h < rows.in) add_row(column, q + (plane * rows.in + h) * in_row, in_row);
     }
     for (int64_t j = 0; j < columns.kernel; j++)
-      gather_tap(dst, column.get(), j * columns.dilation - columns.padding, columns, inner);
+      gather_tap(dst, column, j * columns.dilation - columns.padding, columns, inner);
     if (k) roots(dst, *k, 0, out_row);
   }
 }
@@ -153,19 +153,20 @@ template <typename A>
 BCOS_INLINE void spread_rows(const A* t, A* out, const Plane& w, int64_t inner, int64_t begin, int64_t end) {
   const auto& [rows, columns] = w;
   const int64_t in_row = columns.in * inner, out_row = columns.out * inner;
-  const auto column = std::make_unique<A[]>(out_row);
+  Scratch<A> scratch(out_row);
+  A* column = scratch.data();
   for (int64_t row = begin; row < end; row++) {
     const int64_t plane = row / rows.in, h = row % rows.in;
     A* dst = out + row * in_row;
-    std::fill_n(column.get(), out_row, A(0));
+    std::fill_n(column, out_row, A(0));
     std::fill_n(dst, in_row, A(0));
     for (int64_t i = 0; i < rows.kernel; i++) {
       const int64_t reach = h + rows.padding - i * rows.dilation, oh = reach / rows.stride;
       if (reach >= 0 && reach % rows.stride == 0 && oh < rows.out)
-        add_row(column.get(), t + (plane * rows.out + oh) * out_row, out_row);
+        add_row(column, t + (plane * rows.out + oh) * out_row, out_row);
     }
     for (int64_t j = 0; j < columns.kernel; j++)
-      scatter_tap(dst, column.get(), j * columns.dilation - columns.padding, columns, inner);
+      scatter_tap(dst, column, j * columns.dilation - columns.padding, columns, inner);
   }
 }
 
@@ -218,63 +219,75 @@ struct Planes {
 };
 
 // `out` = the sums over the windows of w in `count` planes, or the norms where q holds squares
-void sum_planes(const Call& call, const Plane& w, int64_t count, int64_t inner, const at::Tensor& q,
-                const at::Tensor& out, bool squares) {
-  with_type(q.scalar_type(), [&](auto zero) {
-    using A = Accumulate<decltype(zero)>;
-    const A* from = q.const_data_ptr<A>();
-    A* to = out.mutable_data_ptr<A>();
-    const auto k = call.constants<A>();
-    const int64_t work = (w.rows.kernel * w.columns.in + w.columns.kernel * w.columns.out) * inner;
-    parallel(count * w.rows.out, work, [&](int64_t begin, int64_t end) {
-      run_window(from, to, w, inner, squares ? &k : nullptr, begin, end);
-    });
+template <typename A>
+void sum_planes(const Call& call, const Plane& w, int64_t count, int64_t inner, const A* q, A* out,
+                bool squares) {
+  const auto k = call.constants<A>();
+  const int64_t work = (w.rows.kernel * w.columns.in + w.columns.kernel * w.columns.out) * inner;
+  parallel(count * w.rows.out, work, [&](int64_t begin, int64_t end) {
+    run_window(q, out, w, inner, squares ? &k : nullptr, begin, end);
   });
 }
 
 // The transpose of sum_planes.
-void spread_planes(const Plane& w, int64_t count, int64_t inner, const at::Tensor& t, const at::Tensor& out) {
-  with_type(t.scalar_type(), [&](auto zero) {
-    using A = Accumulate<decltype(zero)>;
-    const A* in = t.const_data_ptr<A>();
-    A* to = out.mutable_data_ptr<A>();
-    const int64_t work = (w.rows.kernel * w.columns.out + w.columns.kernel * w.columns.in) * inner;
-    parallel(count * w.rows.in, work,
-             [&](int64_t begin, int64_t end) { run_spread(in, to, w, inner, begin, end); });
-  });
+template <typename A>
+void spread_planes(const Plane& w, int64_t count, int64_t inner, const A* t, A* out) {
+  const int64_t work = (w.rows.kernel * w.columns.out + w.columns.kernel * w.columns.in) * inner;
+  parallel(count * w.rows.in, work,
+           [&](int64_t begin, int64_t end) { run_spread(t, out, w, inner, begin, end); });
 }
 
-// The sums of q, as x with a channel for each group, over every patch, or the norms where q holds squares
-at::Tensor window_sums(const Call& call, const at::Tensor& q, bool channels_last, bool squares) {
+// `out`, of the shape of n, = the sums of q, as x with a channel for each group, over every patch, or the
+// norms where q holds squares
+template <typename A>
+void window_sums(const Call& call, const A* q, bool channels_last, bool squares, A* out) {
   const auto& w = call.window;
   const Planes planes(call, channels_last);
-  const auto out = empty_image(q, call.n_shape(), channels_last);
-  if (w.depth.pointwise()) {
-    sum_planes(call, w.plane, planes.count * w.depth.in, planes.inner, q, out, squares);
-    return out;
-  }
-  const auto half = empty({planes.count * w.depth.in, w.across().columns.out * planes.inner}, q.options());
-  sum_planes(call, w.plane, planes.count * w.depth.in, planes.inner, q, half, false);
-  sum_planes(call, w.across(), planes.count, planes.inner, half, out, squares);
-  return out;
+  const int64_t count = planes.count * w.depth.in;
+  if (w.depth.pointwise()) return sum_planes(call, w.plane, count, planes.inner, q, out, squares);
+  Scratch<A> half(count * w.across().columns.out * planes.inner);
+  sum_planes(call, w.plane, count, planes.inner, q, half.data(), false);
+  sum_planes(call, w.across(), planes.count, planes.inner, half.data(), out, squares);
 }
 
 // Sets what the patch norm takes as 0, in q of the shape of x with a channel for each group.
-void clear_border(const Call& call, const at::Tensor& q) {
+template <typename A>
+void clear_border(const Call& call, bool channels_last, A* q) {
   const auto& border = call.spec.border;
+  if (border.empty()) return;
+  const auto& [depth, plane, bordered] = call.window;
+  const Planes planes(call, channels_last);
+  auto all = at::from_blob(q, {planes.count, depth.in, plane.rows.in, plane.columns.in, planes.inner},
+                           c10::CppTypeToScalarType<A>::value);
   for (size_t i = 0; i < border.size(); i++) {
-    const int64_t axis = 2 + int64_t(i) / 2, begin = i % 2 ? q.size(axis) - border[i] : 0;
-    q.narrow(axis, begin, border[i]).zero_();
+    const int64_t axis = 4 - int64_t(border.size() / 2) + int64_t(i / 2);
+    const int64_t begin = i % 2 ? all.size(axis) - border[i] : 0;
+    all.narrow(axis, begin, border[i]).zero_();
   }
+}
+
+template <typename A>
+void spread_all(const Call& call, const A* t, bool channels_last, A* r) {
+  const auto& w = call.window;
+  const Planes planes(call, channels_last);
+  const int64_t count = planes.count * w.depth.in, inner = planes.inner;
+  if (w.depth.pointwise()) {
+    spread_planes(w.plane, count, inner, t, r);
+  } else {
+    Scratch<A> half(count * w.across().columns.out * inner);
+    spread_planes(w.across(), planes.count, inner, t, half.data());
+    spread_planes(w.plane, count, inner, half.data(), r);
+  }
+  clear_border(call, channels_last, r);
 }
 
 }  // namespace
 
-void square_sums(const at::Tensor& x, const Tiling& tiling, at::Tensor& q) {
+void square_sums(const at::Tensor& x, const Tiling& tiling, void* q) {
   with_type(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const T* in = x.const_data_ptr<T>();
-    auto* out = q.mutable_data_ptr<Accumulate<T>>();
+    auto* out = static_cast<Accumulate<T>*>(q);
     parallel(tiling.units(), tiling.unit_size(),
              [&](int64_t begin, int64_t end) { run_squares(in, out, tiling, begin, end); });
   });
@@ -298,14 +311,20 @@ void finish_norm(const Call& call, at::Tensor& q) {
 at::Tensor patch_norm(const Call& call, const at::Tensor& x, bool channels_last) {
   const int64_t groups = call.spec.groups;
   const Tiling tiling{channels_last, call.images, groups, call.group_channels(), call.in_plane()};
-  auto q = empty_image(x, call.in_shape(groups), channels_last);
-  square_sums(x, tiling, q);
+  auto n = empty_image(x, call.n_shape(), channels_last);
   if (call.window.pointwise()) {
-    finish_norm(call, q);
-    return q;
+    square_sums(x, tiling, n.mutable_data_ptr());
+    finish_norm(call, n);
+    return n;
   }
-  clear_border(call, q);
-  return window_sums(call, q, channels_last, true);
+  with_type(n.scalar_type(), [&](auto zero) {
+    using A = Accumulate<decltype(zero)>;
+    Scratch<A> q(call.images * groups * call.in_plane());
+    square_sums(x, tiling, q.data());
+    clear_border(call, channels_last, q.data());
+    window_sums(call, q.data(), channels_last, true, n.mutable_data_ptr<A>());
+  });
+  return n;
 }
 
 at::Tensor patch_products(const Call& call, const at::Tensor& x, const at::Tensor& v, bool channels_last) {
@@ -313,24 +332,21 @@ at::Tensor patch_products(const Call& call, const at::Tensor& x, const at::Tenso
   auto q = at::mul(x.to(dtype), v.to(dtype)).unflatten(1, {call.spec.groups, -1}).sum(2);
   if (call.window.pointwise()) return q;
   q = q.contiguous(image_format(channels_last, q.dim()));
-  clear_border(call, q);
-  return window_sums(call, q, channels_last, false);
+  auto m = empty_image(q, call.n_shape(), channels_last);
+  with_type(dtype, [&](auto zero) {
+    using A = Accumulate<decltype(zero)>;
+    clear_border(call, channels_last, q.mutable_data_ptr<A>());
+    window_sums(call, q.const_data_ptr<A>(), channels_last, false, m.mutable_data_ptr<A>());
+  });
+  return m;
 }
 
-at::Tensor spread(const Call& call, const at::Tensor& t, bool channels_last) {
-  const auto& w = call.window;
-  if (w.pointwise()) return t;
-  const Planes planes(call, channels_last);
-  const auto r = empty_image(t, call.in_shape(call.spec.groups), channels_last);
-  if (w.depth.pointwise()) {
-    spread_planes(w.plane, planes.count * w.depth.in, planes.inner, t, r);
-  } else {
-    const auto half = empty({planes.count * w.depth.in, w.across().columns.out * planes.inner}, t.options());
-    spread_planes(w.across(), planes.count, planes.inner, t, half);
-    spread_planes(w.plane, planes.count * w.depth.in, planes.inner, half, r);
-  }
-  clear_border(call, r);
-  return r;
+void spread(const Call& call, const float* t, bool channels_last, float* r) {
+  spread_all(call, t, channels_last, r);
+}
+
+void spread(const Call& call, const double* t, bool channels_last, double* r) {
+  spread_all(call, t, channels_last, r);
 }
 
 }  // namespace bcos::transform::cpu

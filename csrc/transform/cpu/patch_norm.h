@@ -2,6 +2,7 @@
 // pixels.
 #pragma once
 
+#include "common/cpu/lines.h"
 #include "common/cpu/tiling.h"
 #include "transform/spec.h"
 
@@ -17,11 +18,29 @@ at::Tensor patch_norm(const Call& call, const at::Tensor& x, bool channels_last)
 at::Tensor patch_products(const Call& call, const at::Tensor& x, const at::Tensor& v, bool channels_last);
 
 // t, shaped as n -> r, as x with a channel for each group: the sum of t over the patches whose norm each
-// pixel is part of
-at::Tensor spread(const Call& call, const at::Tensor& t, bool channels_last);
+// pixel is part of. Both have the type of sums.
+void spread(const Call& call, const float* t, bool channels_last, float* r);
+void spread(const Call& call, const double* t, bool channels_last, double* r);
 
-// Sum of squares of each group of each pixel, into q; Tiling of x.
-void square_sums(const at::Tensor& x, const Tiling& tiling, at::Tensor& q);
+// The same with memory for r, which is t itself where every patch is a pixel.
+template <typename A>
+class Spread {
+ public:
+  Spread(const Call& call, const at::Tensor& t, bool channels_last)
+      : summed_(call.window.pointwise() ? 0 : call.images * call.spec.groups * call.in_plane()),
+        r_(call.window.pointwise() ? t.const_data_ptr<A>() : summed_.data()) {
+    if (r_ == summed_.data()) spread(call, t.const_data_ptr<A>(), channels_last, summed_.data());
+  }
+
+  const A* data() const { return r_; }
+
+ private:
+  Scratch<A> summed_;
+  const A* r_;
+};
+
+// Sum of squares of each group of each pixel, into q of the type of sums; Tiling of x.
+void square_sums(const at::Tensor& x, const Tiling& tiling, void* q);
 
 // The same and the root after it for rows [begin, end) of x [rows, size], on the calling thread.
 void row_norms(const float* x, float* n, int64_t size, const Constants<float>& k, int64_t begin, int64_t end);

@@ -10,12 +10,13 @@
 #include <ATen/ops/zeros_like.h>
 
 #include <atomic>
-#include <cstring>
 #include <utility>
 
 #include "common/cpu/empty.h"
+#include "common/cpu/lines.h"
 #include "common/cpu/row_gemm.h"
 #include "common/layout.h"
+#include "transform/cpu/patch_norm.h"
 #include "transform/cpu/scale_second.h"
 #include "transform/cpu/weight_norm.h"
 
@@ -48,13 +49,6 @@ void in_rows(const Pass& all, int64_t begin, int64_t end, F&& body) {
   }
 }
 
-at::Tensor filter_bias(const OptionalTensor& bias, int64_t filters, at::TensorOptions options) {
-  if (bias) return bias->to(options.dtype()).contiguous();
-  auto none = empty({filters}, options);
-  std::memset(none.mutable_data_ptr(), 0, none.nbytes());  // at::zeros would ask torch's dispatcher
-  return none;
-}
-
 }  // namespace
 
 void run_tiles(int64_t units, const TileStep& step) {
@@ -74,7 +68,7 @@ PackedFilters::PackedFilters(const at::Tensor& weight, bool unit)
 
 OptionalTensor take_bias(const Call& call, Inputs& inputs) {
   if (!inputs.bias || call.spec.unit) return std::nullopt;
-  return std::exchange(inputs.bias, std::nullopt)->to(call.dtype);
+  return in_type(*std::exchange(inputs.bias, std::nullopt), call.dtype);
 }
 
 void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& alpha, const at::Tensor& z,
@@ -92,18 +86,23 @@ void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& al
   }
   if (call.saves_l()) out.l = at::empty_like(out.y);
   if (call.saves_winner()) out.winner = at::empty_like(out.y, out.y.options().dtype(at::kByte));
-  const auto beta = filter_bias(inputs.bias, call.filters, alpha.options());
+  at::Tensor bias;
+  if (inputs.bias) bias = in_type(*inputs.bias, accumulate_type(z.scalar_type())).contiguous();
   with_types(z.scalar_type(), spec.out_dtype, [&](auto t, auto u) {
     using T = decltype(t);
     using U = decltype(u);
     using A = Accumulate<T>;
+    Scratch<A> scratch(2 * call.filters);
+    A *own_alpha = scratch.data(), *zeros = own_alpha + call.filters;
+    if (!alpha.defined()) filter_scale(inputs.weight, spec.unit, own_alpha);
+    if (!bias.defined()) std::fill_n(zeros, call.filters, A(0));
     const ScaleForward<T, U> scale{pointer<T>(z),
                                    mutable_pointer<U>(out.y),
                                    mutable_pointer<U>(out.l),
                                    mutable_pointer<uint8_t>(out.winner),
                                    pointer<A>(out.n),
-                                   pointer<A>(alpha),
-                                   pointer<A>(beta),
+                                   alpha.defined() ? pointer<A>(alpha) : own_alpha,
+                                   bias.defined() ? pointer<A>(bias) : zeros,
                                    outputs,
                                    spec.max_out,
                                    call.power,
@@ -129,7 +128,6 @@ BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryForm
                             const BackwardStep& after) {
   BackwardPass pass;
   const auto& x = saved.x;
-  pass.alpha = filter_scale(saved.weight, call.spec.unit);
   const int64_t filters = call.filters, shares = at::get_num_threads();
   pass.u = after.keeps_u ? empty(call.of_rows(call.z_shape()), x.options().memory_format(format))
                          : empty({shares * RowGemm::kRows, filters}, x.options());
@@ -137,17 +135,19 @@ BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryForm
     pass.t = empty(call.of_rows(saved.n.sizes().vec()), saved.n.options().memory_format(format));
   const bool joins = saved.dl.defined();
   at::Tensor dbias;
-  if (needs.bias) dbias = at::zeros({shares, filters}, pass.alpha.options());
+  if (needs.bias) dbias = at::zeros({shares, filters}, x.options().dtype(accumulate_type(x.scalar_type())));
   with_types(x.scalar_type(), saved.grad.scalar_type(), [&](auto t, auto u) {
     using T = decltype(t);
     using U = decltype(u);
     using A = Accumulate<T>;
+    Scratch<A> alpha(filters);
+    filter_scale(saved.weight, call.spec.unit, alpha.data());
     const ScaleBackward<T, U> scale{pointer<U>(saved.grad),
                                     pointer<U>(saved.y),
                                     pointer<U>(saved.l),
                                     pointer<uint8_t>(saved.winner),
                                     pointer<A>(saved.n),
-                                    pointer<A>(pass.alpha),
+                                    alpha.data(),
                                     mutable_pointer<T>(pass.u),
                                     mutable_pointer<A>(pass.t),
                                     nullptr,
@@ -205,7 +205,6 @@ at::Tensor empty_gradient(const Call& call, const at::Tensor& x) {
 BackwardPass finish_second(const Call& call, const Saved& saved, const at::Tensor& z, const at::Tensor& m,
                            const Tiling& outputs, bool detached, Second& out, const TileStep& before) {
   BackwardPass pass;
-  pass.alpha = filter_scale(saved.weight, call.spec.unit);
   pass.u = at::empty_like(z);
   const bool in_place = call.spec.max_out == 1 && call.spec.out_dtype == z.scalar_type();
   const auto dgrad = in_place ? z : at::empty_like(saved.grad);
@@ -224,6 +223,8 @@ BackwardPass finish_second(const Call& call, const Saved& saved, const at::Tenso
     using T = decltype(t);
     using U = decltype(u);
     using A = Accumulate<T>;
+    Scratch<A> alpha(call.filters);
+    filter_scale(saved.weight, call.spec.unit, alpha.data());
     const ScaleSecond<T, U> scale{pointer<U>(saved.grad),
                                   pointer<U>(saved.y),
                                   pointer<U>(saved.l),
@@ -231,7 +232,7 @@ BackwardPass finish_second(const Call& call, const Saved& saved, const at::Tenso
                                   pointer<T>(z),
                                   pointer<A>(saved.n),
                                   pointer<A>(rm),
-                                  pointer<A>(pass.alpha),
+                                  alpha.data(),
                                   mutable_pointer<U>(dgrad),
                                   mutable_pointer<T>(pass.u),
                                   mutable_pointer<U>(out.l),
@@ -251,16 +252,18 @@ BackwardPass finish_second(const Call& call, const Saved& saved, const at::Tenso
   return pass;
 }
 
-void add_norm_gradient(const at::Tensor& x, const at::Tensor& r, const Tiling& inputs, at::Tensor& dx) {
-  with_type(x.scalar_type(), [&](auto t) {
-    using T = decltype(t);
-    run_all(AddScaled<T>{pointer<T>(x), pointer<Accumulate<T>>(r), mutable_pointer<T>(dx), inputs});
+void add_norm_gradient(const Call& call, const at::Tensor& x, const at::Tensor& t, bool channels_last,
+                       at::Tensor& dx) {
+  with_type(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const Spread<Accumulate<T>> r(call, t, channels_last);
+    run_all(AddScaled<T>{pointer<T>(x), r.data(), mutable_pointer<T>(dx), input_tiling(call, channels_last)});
   });
 }
 
 at::Tensor finish_weight_gradient(const Call& call, const at::Tensor& weight, const at::Tensor& wgrad) {
   const auto format = weight.suggest_memory_format();
-  auto dw = wgrad.to(weight.scalar_type()).contiguous(format);
+  auto dw = in_type(wgrad, weight.scalar_type()).contiguous(format);
   if (call.spec.unit) weight_norm_backward(weight.contiguous(format), dw);
   return dw;
 }

@@ -12,6 +12,10 @@ namespace bcos::transform::cpu {
 
 using namespace bcos::cpu;
 
+inline Tiling input_tiling(const Call& call, bool channels_last) {
+  return {channels_last, call.images, call.spec.groups, call.group_channels(), call.in_plane()};
+}
+
 // A step of a tile of units [begin, end), while it is in cache.
 using TileStep = std::function<void(int64_t begin, int64_t end)>;
 
@@ -30,17 +34,16 @@ struct PackedFilters {
 };
 
 // z [.., O*M, ..] -> y, l, winner; out.n is already there. z is overwritten where y has its shape and type.
-// `alpha` is the filter_scale of the weight. `before`, where given, writes z and n of a tile's units first.
-// Sets out.finite.
+// `alpha` is the filter_scale of the weight, where the caller has it. `before`, where given, writes z and n
+// of a tile's units first. Sets out.finite.
 void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& alpha, const at::Tensor& z,
                     const Tiling& outputs, Outputs& out, const TileStep& before = {});
 
 // The gradient at z, as the vendor's dgrad and wgrad take it, and what comes beside it. Where several rows of
 // each image are formed at once, both hold Call::rows times as many images.
 struct BackwardPass {
-  at::Tensor u;      // grad * dy/dl * alpha, shaped and typed as z
-  at::Tensor t;      // as n: coefficient of x in dx, per patch; undefined where n has no gradient
-  at::Tensor alpha;  // filter_scale of the weight
+  at::Tensor u;  // grad * dy/dl * alpha, shaped and typed as z
+  at::Tensor t;  // as n: coefficient of x in dx, per patch; undefined where n has no gradient
 };
 // Units [begin, end) while they are in cache: their u is in pass.u from row `u_row` on. Each share is one
 // thread's.
@@ -69,8 +72,9 @@ at::Tensor empty_gradient(const Call& call, const at::Tensor& x);
 BackwardPass finish_second(const Call& call, const Saved& saved, const at::Tensor& z, const at::Tensor& m,
                            const Tiling& outputs, bool detached, Second& out, const TileStep& before = {});
 
-// dx += x * r, in place
-void add_norm_gradient(const at::Tensor& x, const at::Tensor& r, const Tiling& inputs, at::Tensor& dx);
+// dx += x * r, in place, with the r of t that Spread forms
+void add_norm_gradient(const Call& call, const at::Tensor& x, const at::Tensor& t, bool channels_last,
+                       at::Tensor& dx);
 
 // The vendor's wgrad of u, as a gradient of the raw weight in the weight's dtype and memory format
 at::Tensor finish_weight_gradient(const Call& call, const at::Tensor& weight, const at::Tensor& wgrad);

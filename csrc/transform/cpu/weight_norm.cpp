@@ -2,7 +2,8 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/mul.h>
-#include <ATen/ops/ones.h>
+
+#include <algorithm>
 
 #include "common/cpu/empty.h"
 #include "common/cpu/sums.h"
@@ -73,32 +74,45 @@ A scale_of(A squares) {
   return A(safe_inverse(std::sqrt(double(squares))));
 }
 
-// finish(<w, w>) of each filter
+at::Tensor empty_scale(const at::Tensor& weight) {
+  return empty({weight.size(0)}, weight.options().dtype(accumulate_type(weight.scalar_type())));
+}
+
+// out = finish(<w, w>) of each filter, in the type of sums
 template <typename F>
-at::Tensor of_squares(const at::Tensor& weight, F&& finish) {
+void of_squares(const at::Tensor& weight, void* out, F&& finish) {
   const int64_t filters = weight.size(0), size = weight.numel() / filters;
-  auto out = empty({filters}, weight.options().dtype(accumulate_type(weight.scalar_type())));
   with_type(weight.scalar_type(), [&](auto t) {
     using T = decltype(t);
     const T* w = weight.const_data_ptr<T>();
-    auto* o = out.mutable_data_ptr<Accumulate<T>>();
+    auto* o = static_cast<Accumulate<T>*>(out);
     parallel(filters, size, [&](int64_t begin, int64_t end) {
       squares(w, o, begin, end, size);
       for (int64_t i = begin; i < end; i++) o[i] = finish(o[i]);
     });
   });
-  return out;
 }
 
 }  // namespace
 
 at::Tensor weight_norm(const at::Tensor& weight) {
-  return of_squares(weight, [](auto squares) { return std::sqrt(squares); });
+  const auto out = empty_scale(weight);
+  of_squares(weight, out.mutable_data_ptr(), [](auto squares) { return std::sqrt(squares); });
+  return out;
+}
+
+void filter_scale(const at::Tensor& weight, bool unit, void* scales) {
+  if (unit) return of_squares(weight, scales, [](auto squares) { return scale_of(squares); });
+  with_type(weight.scalar_type(), [&](auto t) {
+    using A = Accumulate<decltype(t)>;
+    std::fill_n(static_cast<A*>(scales), weight.size(0), A(1));
+  });
 }
 
 at::Tensor filter_scale(const at::Tensor& weight, bool unit) {
-  if (!unit) return at::ones({weight.size(0)}, weight.options().dtype(accumulate_type(weight.scalar_type())));
-  return of_squares(weight, [](auto squares) { return scale_of(squares); });
+  const auto out = empty_scale(weight);
+  filter_scale(weight, unit, out.mutable_data_ptr());
+  return out;
 }
 
 void filter_scales(const float* weight, int64_t size, int64_t begin, int64_t end, float* scales) {

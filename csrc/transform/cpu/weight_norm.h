@@ -11,6 +11,9 @@ at::Tensor weight_norm(const at::Tensor& weight);
 // 1/|w|, 0 for a zero filter; ones where filters are not normalised
 at::Tensor filter_scale(const at::Tensor& weight, bool unit);
 
+// The same into `scales`, which has their type
+void filter_scale(const at::Tensor& weight, bool unit, void* scales);
+
 // The same for filters [begin, end) of normalised filters, which have `size` values each
 void filter_scales(const float* weight, int64_t size, int64_t begin, int64_t end, float* scales);
 
