@@ -151,7 +151,7 @@ def module() -> Path:
     places = compiled(flags, [MODULE, *GLUE]) | compiled((*flags, *ALIGNED), KERNELS)
     libraries = ("-ltorch", "-ltorch_cpu", "-ltorch_python", "-lc10", "-ldl")
     target = places[KERNELS[0]].with_name("emulated.so")
-    link(target, "-shared", *places.values(), "-L", library_paths()[0], *libraries)
+    link(target, "-shared", "-Wl,--wrap=dlopen", *places.values(), "-L", library_paths()[0], *libraries)
     return target
 
 

@@ -27,8 +27,9 @@ SAMPLED = tuple(name for name in _NAMES if name.startswith("sampled-"))
 """The candidates that serve 1×1 convolutions with a stride alone."""
 CANDIDATES = tuple(name for name in _NAMES if name not in SAMPLED)
 if INTERPRETED:
+    from triton.language import int1
     from triton.runtime import interpreter
-    from triton.runtime.interpreter import InterpretedFunction, interpreter_builder
+    from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle, interpreter_builder
 
     # the option forms every sum and product of integers once more, in 64 bits, for an assertion that is made in `debug`
     # alone: half of the interpreter's time
@@ -44,6 +45,14 @@ if INTERPRETED:
         return types[kind.name]
 
     interpreter._get_np_dtype = numpy_type
+
+    def spread(builder, kind, scalar, usual=InterpreterBuilder.create_splat):
+        """A scalar in all of a block; a comparison becomes integers, which Triton 3.9 refuses as a mask."""
+        if scalar.data.dtype == bool:
+            scalar = TensorHandle(scalar.data, int1)
+        return usual(builder, kind, scalar)
+
+    InterpreterBuilder.create_splat = spread
     prepared: set[str] = set()
 
     def called(function, *arguments, call=InterpretedFunction.__call__, **options):
