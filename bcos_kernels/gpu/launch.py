@@ -17,7 +17,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ..core import plans
 from ..core.env import INTERPRETED
 
-__all__ = ["Launch", "cdiv", "launch", "on_device_of", "recording"]
+__all__ = ["Launch", "launch", "on_device_of", "recording"]
 
 
 class Launch(NamedTuple):
@@ -95,7 +95,3 @@ def _fact(argument: Any) -> Any:
 def on_device_of(x: Tensor):
     """A context in which the device of x is the current one, on which Triton starts kernels."""
     return torch.cuda.device(x.device) if x.is_cuda and x.get_device() != torch.cuda.current_device() else nullcontext()
-
-
-def cdiv(a: int, b: int) -> int:
-    return -(-a // b)

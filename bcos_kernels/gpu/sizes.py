@@ -1,8 +1,13 @@
-"""Whole numbers that tiles are made of."""
+"""Whole numbers that grids and tiles are made of."""
 
 from __future__ import annotations
 
-__all__ = ["power_of_two"]
+__all__ = ["cdiv", "power_of_two"]
+
+
+def cdiv(a: int, b: int) -> int:
+    """a ÷ b, rounded up."""
+    return -(-a // b)
 
 
 def power_of_two(n: int, least: int = 1) -> int:

@@ -14,8 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ...gpu.functions import matmul, pixel, sums_of
-from ...gpu.launch import cdiv, launch
+from ...gpu.launch import launch
 from ...gpu.rounding import cast
+from ...gpu.sizes import cdiv
 from ..call import Call
 from ..spec import Outputs
 from . import tiles

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...core.candidate import Tile
-from ...gpu.launch import cdiv
-from ...gpu.sizes import power_of_two
+from ...gpu.sizes import cdiv, power_of_two
 from ..call import Call
 
 __all__ = [

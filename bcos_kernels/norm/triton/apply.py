@@ -5,8 +5,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ...gpu.functions import sums_of
-from ...gpu.launch import cdiv, launch
+from ...gpu.launch import launch
 from ...gpu.rounding import cast
+from ...gpu.sizes import cdiv
 from ..call import Call
 from . import tiles
 from .arguments import counted, owner

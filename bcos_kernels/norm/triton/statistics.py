@@ -6,7 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ...gpu.functions import exact_ratio, sums_of
-from ...gpu.launch import cdiv, launch
+from ...gpu.launch import launch
+from ...gpu.sizes import cdiv
 from ..call import Call
 from . import tiles
 from .arguments import number, owner

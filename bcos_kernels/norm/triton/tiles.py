@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from ...gpu.launch import cdiv
-from ...gpu.sizes import power_of_two
+from ...gpu.sizes import cdiv, power_of_two
 from ..call import Call
 
 __all__ = ["Items", "Row", "View", "of_items", "parts", "rows", "tile", "view"]

@@ -11,9 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ...gpu.functions import pixel, safe_inverse
-from ...gpu.launch import cdiv, launch
+from ...gpu.launch import launch
 from ...gpu.rounding import cast
-from ...gpu.sizes import power_of_two
+from ...gpu.sizes import cdiv, power_of_two
 from ..call import Call
 from . import tiles
 from .arguments import formula, image, shares, sizes, window

@@ -10,8 +10,9 @@ import triton.language as tl
 
 from ...core.candidate import Tile
 from ...gpu.functions import all_finite, matmul, pixel, safe_inverse
-from ...gpu.launch import cdiv, launch
+from ...gpu.launch import launch
 from ...gpu.rounding import INTERPRETED, cast
+from ...gpu.sizes import cdiv
 from ..call import Call
 from . import patch_norm, tiles
 from .arguments import formula, sizes, window

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ...core.candidate import Tile
 from ...gpu.functions import all_finite, matmul, pixel, safe_inverse
-from ...gpu.launch import cdiv, launch
+from ...gpu.launch import launch
 from ...gpu.rounding import cast
+from ...gpu.sizes import cdiv
 from ..call import Call
 from . import tiles
 from .arguments import shares, sizes, window

@@ -11,8 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ...gpu.functions import pixel, sums_of
-from ...gpu.launch import cdiv, launch
+from ...gpu.launch import launch
 from ...gpu.rounding import cast
+from ...gpu.sizes import cdiv
 from ..call import Call
 from .arguments import PIXEL, Plane, across, image, plane, row_tile
 from .formula import root_norm

@@ -9,8 +9,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ...gpu.functions import safe_inverse, sums_of
-from ...gpu.launch import cdiv, launch
+from ...gpu.launch import launch
 from ...gpu.rounding import cast
+from ...gpu.sizes import cdiv
 from ..call import Call
 from .arguments import formula, image, row_tile
 from .formula import exponent, partial_b, partials, root_gradient, transform

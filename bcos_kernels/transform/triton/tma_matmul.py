@@ -14,8 +14,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ...core.candidate import Tile
 from ...core.device import multiprocessors
 from ...gpu.functions import matmul, safe_inverse
-from ...gpu.launch import cdiv, launch
+from ...gpu.launch import launch
 from ...gpu.rounding import cast
+from ...gpu.sizes import cdiv
 from ..call import Call
 from . import tma_tiles
 from .arguments import formula

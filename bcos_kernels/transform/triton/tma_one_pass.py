@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ...core.candidate import Tile
 from ...gpu.functions import matmul, safe_inverse
-from ...gpu.launch import cdiv, launch
+from ...gpu.launch import launch
 from ...gpu.rounding import cast
+from ...gpu.sizes import cdiv
 from ..call import Call
 from .arguments import shares
 from .formula import partials, root_gradient
