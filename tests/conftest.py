@@ -2,6 +2,7 @@
 
 import os
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,22 @@ def pytest_xdist_make_scheduler(config, log):
             return next((i for i, name in enumerate(LONGEST) if name in scope), len(LONGEST))
 
     return Scheduling(config, log)
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    """A process group of this process alone.
+
+    Its end holds Python and waits for its threads, which may need Python to drop what they have done: they get the
+    time to do so before. A test's own objects are gone by then.
+    """
+    dist = torch.distributed
+    if not dist.is_available():
+        pytest.skip("torch is built without torch.distributed")
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    yield
+    time.sleep(0.2)
+    dist.destroy_process_group()
 
 
 @pytest.fixture(autouse=True)

@@ -275,18 +275,6 @@ def test_data_parallel_replica():
     assert torch.equal(nn.DataParallel(layer)(x), layer(x))
 
 
-@pytest.fixture
-def one_process(tmp_path):
-    """A process group of this process alone."""
-    dist = torch.distributed
-    if not dist.is_available():
-        pytest.skip("torch is built without torch.distributed")
-    store = dist.FileStore(str(tmp_path / "store"), 1)
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 def test_distributed_data_parallel(one_process):
     plain, model = net(), net()
     wrapped = nn.parallel.DistributedDataParallel(bk.accelerate(model))

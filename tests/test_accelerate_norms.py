@@ -66,19 +66,12 @@ def test_data_parallel_replica_of_a_norm(name):
     assert torch.equal(replica(example(name)), module(example(name)))
 
 
-def test_norms_in_distributed_data_parallel(tmp_path):
-    dist = torch.distributed
-    if not dist.is_available():
-        pytest.skip("torch is built without torch.distributed")
-    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
-    try:
-        theirs = norm(BATCH)
-        ours = accelerated(theirs)
-        wrapped = nn.parallel.DistributedDataParallel(ours)
-        wrapped(example(BATCH)).square().sum().backward()
-        theirs(example(BATCH)).square().sum().backward()
-    finally:
-        dist.destroy_process_group()
+def test_norms_in_distributed_data_parallel(one_process):
+    theirs = norm(BATCH)
+    ours = accelerated(theirs)
+    wrapped = nn.parallel.DistributedDataParallel(ours)
+    wrapped(example(BATCH)).square().sum().backward()
+    theirs(example(BATCH)).square().sum().backward()
     assert torch.allclose(ours.weight.grad, theirs.weight.grad, rtol=1e-10)
     assert torch.allclose(ours.running_var, theirs.running_var, rtol=1e-10)
 

@@ -239,18 +239,13 @@ def test_gradients_of_several_steps_add_up(late):
     assert all(error(p.grad, e) < 1e-6 for p, e in zip(model.parameters(), expected, strict=True))
 
 
-def test_distributed_training(late, tmp_path):
+def test_distributed_training(late, one_process):
     """With ``create_graph=True`` inside of a wrapped model: gradients are those of the model itself."""
     model, x = late
     expected = model.gradients(x)
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        wrapped = torch.nn.parallel.DistributedDataParallel(copy.deepcopy(model))
-        wrapped.module.loss(x, wrapped).backward()
-        assert all(error(p.grad, e) < 1e-6 for p, e in zip(wrapped.parameters(), expected, strict=True))
-    finally:
-        torch.distributed.destroy_process_group()
+    wrapped = torch.nn.parallel.DistributedDataParallel(copy.deepcopy(model))
+    wrapped.module.loss(x, wrapped).backward()
+    assert all(error(p.grad, e) < 1e-6 for p, e in zip(wrapped.parameters(), expected, strict=True))
 
 
 def test_autocast(late):
