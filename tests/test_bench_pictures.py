@@ -45,9 +45,12 @@ def test_contenders_differ_without_colour():
 
 def test_pictures_carry_their_conditions():
     for picture in plots.PICTURES.values():
-        text = " ".join(t.get_text().replace("\n", " ") for t in picture(made(gpu=True)).texts)
+        texts = picture(made(gpu=True)).texts
+        text = " ".join(t.get_text().replace("\n", " ") for t in texts)
         for part in ("NVIDIA H200", "driver 570.1", "torch 2.13.0", "bf16", "commit 431f4d43a6", "Complete."):
             assert part in text
+        # a command may have several dollars, as in --layers 'a$|b$', which is no formula
+        assert not any(t.get_parse_math() for t in texts if "commit" in t.get_text())
 
 
 def test_pictures_without_rows_are_left_out():

@@ -100,7 +100,7 @@ def figure(
     room = (0, bottom / total, 1, 1 - (bottom + top) / total)
     made = Figure((WIDTH, total), layout=ConstrainedLayoutEngine(rect=room, wspace=0.06, hspace=0.06))
     made.text(0.012, 1 - 0.1 / total, title, va="top", fontsize=12, fontweight="bold")
-    made.text(0.012, 0.06 / total, "\n".join(lines), va="bottom", fontsize=7.5, color="#555555")
+    made.text(0.012, 0.06 / total, "\n".join(lines), va="bottom", fontsize=7.5, color="#555555", parse_math=False)
     place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 1 - 0.35 / total)}
     made.legend(handles=handles, fontsize=8.5, frameon=False, ncols=BESIDE, handletextpad=0.5, **place)
     axes = [made.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
