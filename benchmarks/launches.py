@@ -22,7 +22,6 @@ from unittest import mock
 import torch
 import triton
 from torch import Tensor
-from triton.runtime import driver
 
 import bcos_kernels as bk
 from bcos_kernels.cli.bench.stored import commit
@@ -36,35 +35,22 @@ from bcos_kernels.transform.triton import vendor
 
 from .networks import NETWORKS, calls_of
 
-__all__ = ["StandIn", "Started", "main", "started"]
+__all__ = ["DRIVER", "Started", "main", "started"]
 
 ARCH = "sm_90"
 DIRECTIONS = "forward", "training"
 
 
-class StandIn(aot.Driver):
+class _Counting(aot.Driver):
     """A driver that counts the kernels that it is told to start."""
 
-    def __init__(self) -> None:
-        super().__init__(ARCH)
-        self.count = 0
-        self.utils = self
+    count = 0
 
-    def load_binary(self, name: str, kernel: bytes, shared: int, device: str) -> tuple[int, ...]:
-        module, function, registers, spills, threads = 1, 1, 32, 0, 1024
-        return module, function, registers, spills, threads
-
-    def get_device_properties(self, device: str) -> dict[str, int]:
-        return {"max_shared_mem": aot.ARCHITECTURES[ARCH].shared}
-
-    def launcher_cls(self, source, metadata):
-        def start(*arguments) -> None:
-            self.count += 1
-
-        return start
+    def start(self, metadata, *arguments) -> None:
+        self.count += 1
 
 
-DRIVER = StandIn()
+DRIVER = _Counting(ARCH)
 """The only one, because Triton keeps what a driver has loaded."""
 
 
@@ -84,7 +70,7 @@ def started(op, call, direction: str, times: int = 15) -> Started:
     small = replace(call, x_shape=(1, call.channels, *_smallest(op, call)))
     inputs, grad = small.example(torch.device("cpu"))
     spent, before = [], 0
-    with mock.patch.multiple(vendor, product=_product, gradients=_gradients):
+    with aot.active(DRIVER), mock.patch.multiple(vendor, product=_product, gradients=_gradients):
         saved = op.outputs(*first.candidate.forward(inputs, small, first.tile))
         with choice.choosing(lambda *described: found):
             for _ in range(times + 1):
@@ -140,10 +126,11 @@ def main(argv: list[str] | None = None) -> int:
     command = f"python -m benchmarks.launches {shlex.join(argv)}".strip()
     versions = f"bcos_kernels {bk.__version__}, torch {torch.__version__}, triton {triton.__version__}"
     print(f"`{command}` at commit {commit()[:10]}; {versions}, python {platform.python_version()}.")
-    print("What a training step starts on a GPU, and the host's time for it with a driver that starts nothing.\n")
+    print(
+        "The layers' and norms' kernels of a training step, for a GPU, and the host's time to start them with a driver"
+    )
+    print("that starts nothing: no kernel ran.\n")
     rows = [("network", "", "calls", "kernels: forward", "backward", "ms: forward", "backward", "both", "µs a kernel")]
-    torch.set_num_threads(1)
-    driver.set_active(DRIVER)
     for name in chosen.models:
         calls = calls_of(bk.accelerate(network(name)), chosen.images, ARCH)
         for kind, op in (("layer", TRANSFORM), ("norm", NORM)):

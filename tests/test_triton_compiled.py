@@ -25,7 +25,6 @@ from bcos_kernels.transform import TRANSFORM, Call
 from bcos_kernels.transform.call import of_shapes
 from bcos_kernels.transform.triton import why_not
 from bcos_kernels.transform.triton.launches import launches
-from benchmarks import launches as counted_launches
 
 pytestmark = pytest.mark.slow
 
@@ -347,19 +346,6 @@ def test_specialisations_are_what_triton_would_compile(arch, monkeypatch):
             what = aot.specialise(started, arch)
             keys = [binder(*a, **started.constants)[1] for a in (started.arguments, map(aot._value, what.arguments))]
             assert keys[0] == keys[1], what
-
-
-@pytest.mark.parametrize("direction", ["forward", "training"])
-@pytest.mark.parametrize("what", ["3x3, stride 2", "1x1", "32 groups", "linear"])
-def test_what_a_call_starts_is_counted(what, direction, monkeypatch):
-    """Every launch, and two products of cuDNN in a backward that they form; one image starts what a batch does."""
-    call = CALLS[what]
-    monkeypatch.setattr(triton.runtime.driver, "_active", counted_launches.DRIVER)
-    found = counted_launches.started(TRANSFORM, call, direction, times=1)
-    chosen = choice.predicted(TRANSFORM, "triton", call, direction)
-    expected = len(launches(call, direction, chosen.candidate.name, chosen.tile))
-    products = {"forward": 1, "training": 2}[direction] * (found.candidate == "vendor")
-    assert (found.candidate, found.kernels) == (chosen.candidate.name, expected + products) and found.seconds > 0
 
 
 def test_tune_compiles_in_threads_what_it_measures(monkeypatch):

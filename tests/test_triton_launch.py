@@ -1,19 +1,22 @@
-"""What reaches the driver of a GPU: a kernel that was kept is started as Triton itself starts it."""
+"""What reaches the driver of a GPU: a kernel that was kept is started as Triton itself starts it; and how many do."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
-import triton
 from torch import Tensor
 from triton.compiler.compiler import LazyDict
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from bcos_kernels.core import plans
+from bcos_kernels.core import choice, plans
 from bcos_kernels.gpu import aot, launch
 from bcos_kernels.norm.call import Call as NormCall
 from bcos_kernels.norm.spec import Spec as NormSpec
 from bcos_kernels.norm.triton import launches as of_norms
+from bcos_kernels.transform import TRANSFORM
 from bcos_kernels.transform.call import of_shapes
 from bcos_kernels.transform.triton.launches import launches
+from benchmarks import launches as counted
 
 pytestmark = pytest.mark.slow
 
@@ -35,26 +38,20 @@ class Recording(aot.Driver):
 
     def __init__(self):
         super().__init__("sm_90")
-        self.started, self.utils = [], self
-
-    def load_binary(self, name, kernel, shared, device):
-        return f"module of {name}", hash(kernel), 32, 0, 1024
-
-    def get_device_properties(self, device):
-        return {"max_shared_mem": 227 << 10}
+        self.started = []
 
     def get_current_device(self):
         return f"{self.arch} of {id(self)}"  # Triton and launch keep kernels by device
 
-    def launcher_cls(self, source, metadata):
-        return lambda *arguments: self.started.append((metadata, arguments))
+    def start(self, metadata, *arguments):
+        self.started.append((metadata, arguments))
 
 
 @pytest.fixture
-def driver(monkeypatch):
+def driver():
     driver = Recording()
-    monkeypatch.setattr(triton.runtime.driver, "_active", driver)
-    return driver
+    with aot.active(driver):
+        yield driver
 
 
 def memory(argument, offset: int = 0):
@@ -134,3 +131,35 @@ def test_no_more_kernels_are_kept_than_plans(driver, monkeypatch):
     for rows in range(2, 8):
         by_us(driver, started, (x, v, out, rows, *rest))
         assert 0 < len(launch._compiled) <= 3
+
+
+POINTWISE = of_shapes((256, 256, 56, 56), (64, 256, 1, 1))
+COUNTED = {
+    "3x3, stride 2": of_shapes((256, 128, 56, 56), (128, 128, 3, 3), stride=(2, 2), padding=(1, 1)),
+    "1x1": POINTWISE,
+    "32 groups": of_shapes((256, 128, 56, 56), (128, 4, 3, 3), padding=(1, 1), groups=32),
+    "linear": of_shapes((50176, 384), (1536, 384)),
+}
+
+
+@pytest.mark.parametrize("direction", ["forward", "training"])
+@pytest.mark.parametrize("what", COUNTED)
+def test_what_a_call_starts_is_counted(what, direction):
+    """Every launch, and two products of cuDNN in a backward that they form; one image starts what a batch does."""
+    call = COUNTED[what]
+    found = counted.started(TRANSFORM, call, direction, times=1)
+    chosen = choice.predicted(TRANSFORM, "triton", call, direction)
+    expected = len(launches(call, direction, chosen.candidate.name, chosen.tile))
+    products = {"forward": 1, "training": 2}[direction] * (found.candidate == "vendor")
+    assert (found.candidate, found.kernels) == (chosen.candidate.name, expected + products) and found.seconds > 0
+
+
+def test_the_table_of_what_a_step_starts(monkeypatch, capsys):
+    """Calls count as often as the network makes them, and are measured once."""
+    made, asked = [SimpleNamespace(kind=k, call=call) for k, call in (("layer", POINTWISE), ("norm", NORM))] * 2, []
+    monkeypatch.setattr(counted, "calls_of", lambda model, images, arch: asked.append(images) or made)
+    assert counted.main(["--models", "vgg11", "--images", "64"]) == 0
+    layers, norms = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("VGG-11"))
+    assert asked == [64] and layers[1:5] == ["layers", "2", "2.0", "3.0"] and norms[1:5] == ["norms", "2", "3.0", "3.0"]
+    with pytest.raises(SystemExit, match="2"):
+        counted.main(["--images", "0"])

@@ -10,6 +10,9 @@ import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from typing import NamedTuple
 
@@ -32,6 +35,7 @@ __all__ = [
     "Pointer",
     "Resources",
     "Specialisation",
+    "active",
     "compile_here",
     "compiled",
     "specialise",
@@ -168,10 +172,10 @@ def _value(argument):
 
 
 class Driver:
-    """Replaces the driver of a GPU, with all that compiling for it needs."""
+    """Replaces the driver of a GPU, with all that Triton asks of it. It loads nothing and starts nothing."""
 
     def __init__(self, arch: str) -> None:
-        self.arch = arch
+        self.arch, self.utils = arch, self
 
     def get_current_target(self) -> GPUTarget:
         return ARCHITECTURES[self.arch].target
@@ -181,6 +185,30 @@ class Driver:
 
     def get_current_stream(self, device: str) -> int:
         return 0
+
+    def get_device_properties(self, device: str) -> dict[str, int]:
+        return {"max_shared_mem": ARCHITECTURES[self.arch].shared}
+
+    def load_binary(self, name: str, kernel: bytes, shared: int, device: str) -> tuple:
+        module, function, registers, spills, threads = name, kernel, 0, 0, 1024
+        return module, function, registers, spills, threads
+
+    def launcher_cls(self, source, metadata) -> Callable[..., None]:
+        return partial(self.start, metadata)
+
+    def start(self, metadata, *arguments) -> None:
+        """Takes the place of a start of the kernel with this metadata; Triton hands ``arguments`` to its launcher."""
+
+
+@contextmanager
+def active(stand_in: Driver) -> Iterator[None]:
+    """A context in which Triton takes ``stand_in`` for the driver of the GPU."""
+    usual = driver._active
+    driver.set_active(stand_in)
+    try:
+        yield
+    finally:
+        driver._active = usual
 
 
 def compile_here(what: Specialisation):
@@ -194,12 +222,8 @@ def compile_here(what: Specialisation):
 
 def compiled(what: Specialisation) -> Compiled:
     """Compiles one kernel. Raises Triton's own error if that fails."""
-    usual = driver._active
-    driver.set_active(Driver(what.arch))
-    try:
+    with active(Driver(what.arch)):
         binary = compile_here(what)
-    finally:
-        driver._active = usual
     asm, nvidia = binary.asm, ARCHITECTURES[what.arch].target.backend == "cuda"
     assembly, code = (asm["ptx"], asm["cubin"]) if nvidia else (asm["amdgcn"], asm["hsaco"])
     registers, spills = _of_cubin(code) if nvidia else _of_amdgcn(assembly)
