@@ -8,9 +8,12 @@ import torch
 
 from . import _torch, env
 
-__all__ = ["architecture", "architecture_of", "multiprocessors", "shared_memory", "tf32"]
+__all__ = ["ASYNCHRONOUS", "architecture", "architecture_of", "multiprocessors", "shared_memory", "tf32"]
 
-_SHARED = {"sm_80": 163 << 10, "sm_87": 163 << 10, **dict.fromkeys(("sm_90", "sm_100", "sm_103"), 227 << 10)}
+ASYNCHRONOUS = ("sm_90", "sm_100", "sm_103")
+"""The architectures whose products take operands from shared memory and leave registers for more values."""
+
+_SHARED = {"sm_80": 163 << 10, "sm_87": 163 << 10, **dict.fromkeys(ASYNCHRONOUS, 227 << 10)}
 _LEAST_SHARED = 99 << 10
 
 
@@ -34,7 +37,7 @@ def architecture_of(where: torch.device) -> str:
 def shared_memory(arch: str) -> int:
     """The bytes of shared memory that a program may take on an NVIDIA GPU from sm_80 on.
 
-    Those that are not listed are taken for GPUs of workstations, which have least: sm_86, sm_89 and sm_120.
+    An architecture that is not listed counts as that of a workstation's GPU (sm_86, sm_89, sm_120), which has least.
     """
     return _SHARED.get(arch, _LEAST_SHARED)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...core.candidate import Tile
+from ...core.device import ASYNCHRONOUS
 from ...gpu.sizes import cdiv, power_of_two
 from ..call import Call
 
@@ -15,8 +16,6 @@ __all__ = [
 
 PROGRAMS = 132
 """The programs that a device should at least have, if the call is large enough."""
-ASYNCHRONOUS = ("sm_90", "sm_100")
-"""The architectures whose products take operands from shared memory and leave registers for more rows."""
 VALUES = 1024
 """The values of an elementwise tile."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from ...core.candidate import Tile
-from ...core.device import shared_memory
+from ...core.device import ASYNCHRONOUS, shared_memory
 from ...gpu.sizes import power_of_two
 from ..call import HALF, Call
 
@@ -13,8 +13,6 @@ __all__ = ["MOST_MAX_OUT", "SHARE", "columns_of_output", "padding", "splits", "s
 
 MOST_MAX_OUT = 16  # the most filters per output that fit a tile
 
-ASYNCHRONOUS = ("sm_90", "sm_100", "sm_103")
-"""The architectures whose products take operands from shared memory and leave registers for more values."""
 SHARE = {"sm_80": 0.85, "sm_90": 0.6, "sm_100": 0.4, "gfx942": 0.5}
 """Architecture -> the rate of these kernels' products as a share of the vendor's; assumed, until ``tune`` measures."""
 
