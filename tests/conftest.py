@@ -55,8 +55,8 @@ def pytest_xdist_make_scheduler(config, log):
 def one_process(tmp_path):
     """A process group of this process alone.
 
-    Its end holds Python and waits for its threads, which may need Python to drop what they have done: they get the
-    time to do so before. A test's own objects are gone by then.
+    To destroy it holds the interpreter's lock and waits for its threads, which may need that lock to let go of finished
+    work: they get the time to do so before. The objects of the test are gone by then.
     """
     dist = torch.distributed
     if not dist.is_available():

@@ -44,7 +44,8 @@ PLAIN = (*STRICT, "-O1", "-g1")
 CHECKED = (*PLAIN, *SANITIZERS)
 FAST = (*STRICT, "-O1", "-Wno-maybe-uninitialized", "-fPIC", "-DTORCH_EXTENSION_NAME=emulated")
 ALIGNED = ("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error")
-"""Kernels that read or write several values at an address that is not theirs end the process, as a GPU's would."""
+"""Kernels that read or write several values at once, at an address that is no multiple of their size, end the process:
+a GPU would end them, too."""
 
 
 def find_nvcc() -> str | None:

@@ -34,8 +34,8 @@ class Maker(NamedTuple):
 
 
 _KERNELS: dict[tuple, Any] = {}
-"""As many as plans are kept; a b that is another number at every step makes others at every step. Graphs and plans own
-theirs, too."""
+"""At most as many as plans are kept, because a b that changes at every step makes new ones at every step. Graphs and
+plans own the kernels that they use."""
 _MAKERS: WeakKeyDictionary[Any, Maker] = WeakKeyDictionary()
 """The kernels -> what they serve."""
 

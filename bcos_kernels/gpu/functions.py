@@ -58,7 +58,7 @@ def matmul(a, b, acc, PRECISION: tl.constexpr):
 def safe_inverse(v, EXACT: tl.constexpr = False):
     """1/v, or 0 where v = 0, so that a zero patch or a zero filter does not yield NaN.
 
-    ``EXACT`` rounds it to nearest; else a GPU may miss its last place or two in fp32, and takes fewer instructions.
+    ``EXACT`` rounds it to nearest. Without, it takes fewer instructions, and in fp32 may be off in the last places.
     """
     zero = v == 0
     divisor = tl.where(zero, 1.0, v)

@@ -52,8 +52,8 @@ def launch(kernel, grid: tuple[int, ...], *arguments, warps: int = 4, stages: in
     """Starts ``kernel`` on the current device and stream.
 
     Triton passes a float as fp32. Where the first tensor is fp64, floats are constants of the kernel, which are exact.
-    What Triton compiled is kept under all for which it specialises a kernel, and started from there: its own search for
-    it takes three times as long.
+    What Triton compiled is kept under all for which it specialises a kernel, and started from there, because its own
+    search for it takes the host more time than everything else in a start.
     """
     if next(t for t in arguments if isinstance(t, Tensor)).dtype is torch.float64:
         arguments = tuple(tl.constexpr(value) if isinstance(value, float) else value for value in arguments)
