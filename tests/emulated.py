@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -69,13 +70,29 @@ HEADERS = find_headers(NVCC)
 GXX = shutil.which("g++")
 
 
-def digest(compiler: str, *flags: str) -> str:
-    """Of the sources, the compiler and how it is called: what was built of the same is built once."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    found = hashlib.sha256(version + " ".join(flags).encode())
-    for path in sorted(p for folder in (SOURCES, EMULATION, CUDNN) for p in folder.rglob("*") if p.is_file()):
-        if "cpu" not in path.parts:
-            found.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+@cache
+def included(path: Path, *places: Path) -> frozenset[Path]:
+    """A source, and what it includes of ``places`` or from its own folder: itself, by another, or under a condition."""
+    found, waiting = set(), [path]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            for name in re.findall(r'^\s*#\s*include\s*[<"](.+?)[">]', path.read_text(encoding="utf-8"), re.M):
+                waiting += [place / name for place in (path.parent, *places) if (place / name).is_file()]
+    return frozenset(found)
+
+
+@cache
+def version(compiler: str) -> bytes:
+    return subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+
+
+def digest(compiler: str, *flags: str, of: Iterable[Path], places: tuple[Path, ...] = (SOURCES,)) -> str:
+    """Of sources, what they include, the compiler and how it is called: what was built of the same is built once."""
+    found = hashlib.sha256(version(compiler) + " ".join(flags).encode())
+    for path in sorted({part.resolve() for source in of for part in included(source, *places)}):
+        found.update(os.path.relpath(path, ROOT).encode() + path.read_bytes())
     return found.hexdigest()[:16]
 
 
@@ -87,9 +104,11 @@ def execute(*command) -> subprocess.CompletedProcess:
 
 def compiled(flags: tuple[str, ...], sources: list[Path]) -> dict[Path, Path]:
     """Source -> object file, compiled as C++ where that was not done before."""
-    folder = BUILD / digest(GXX, *flags)
+    folder = BUILD / digest(GXX, *flags, str(HEADERS), of=(OPERATORS,))
     folder.mkdir(parents=True, exist_ok=True)
-    places = {path: folder / f"{'-'.join(path.relative_to(ROOT).parts)}.o" for path in sources}
+
+    keys = {path: digest(GXX, *flags, of=(path,), places=(EMULATION, SOURCES)) for path in sources}
+    places = {path: folder / f"{'-'.join(path.relative_to(ROOT).parts)}-{key}.o" for path, key in keys.items()}
 
     def compile_as(language: str, path: Path, target: Path, *options) -> None:
         if not target.exists():
@@ -117,17 +136,24 @@ def uses_operators(path: Path) -> bool:
 
     Any other file may not, for the compiler would no longer miss what it forgets to include.
     """
-    text = path.read_text()
-    names = (SOURCES / name for name in re.findall(r'^#include "(.+)"', text, re.M))
-    return "#include <ATen/ops/" in text or any(name.exists() and uses_operators(name) for name in names)
+    return any("#include <ATen/ops/" in part.read_text(encoding="utf-8") for part in included(path, SOURCES))
 
 
-def link(target: Path, *arguments) -> None:
+def link(target: Path, *arguments) -> Path:
+    """What g++ makes of these arguments, where that was not done before."""
     if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
         draft = target.with_suffix(f".{os.getpid()}")
         done = execute(GXX, *arguments, "-o", draft)
         assert done.returncode == 0, done.stdout
         draft.replace(target)
+    return target
+
+
+def linked(name: str, *arguments) -> Path:
+    """A program or a library of objects, whose own names tell what they were compiled of."""
+    key = hashlib.sha256(version(GXX) + " ".join(map(str, arguments)).encode()).hexdigest()[:16]
+    return link(BUILD / key / name, *arguments)
 
 
 @cache
@@ -138,10 +164,7 @@ def programs() -> dict[str, Path]:
     first, so that of functions which both have compiled the linker takes the checked one.
     """
     kernels, places = compiled(CHECKED, KERNELS), compiled(PLAIN, PROGRAMS)
-    linked = {path.stem: kernels[KERNELS[0]].with_name(path.stem) for path in PROGRAMS}
-    for path in PROGRAMS:
-        link(linked[path.stem], *SANITIZERS, *kernels.values(), places[path])
-    return linked
+    return {path.stem: linked(path.stem, *SANITIZERS, *kernels.values(), places[path]) for path in PROGRAMS}
 
 
 @cache
@@ -151,21 +174,17 @@ def module() -> Path:
     flags = (*FAST, *python, "-isystem", sysconfig.get_paths()["include"], f"-DTORCH={torch.__version__}")
     places = compiled(flags, [MODULE, *GLUE]) | compiled((*flags, *ALIGNED), KERNELS)
     libraries = ("-ltorch", "-ltorch_cpu", "-ltorch_python", "-lc10", "-ldl")
-    target = places[KERNELS[0]].with_name("emulated.so")
-    link(target, "-shared", "-Wl,--wrap=dlopen", *places.values(), "-L", library_paths()[0], *libraries)
-    return target
+    return linked(
+        "emulated.so", "-shared", "-Wl,--wrap=dlopen", *places.values(), "-L", library_paths()[0], *libraries
+    )  # fmt: skip
 
 
 @cache
 def cudnn(*flags: str) -> Path:
     """The stand-in for cuDNN, a library of its name: whoever looks for one in a process that has loaded it finds it."""
-    options = (*STRICT, "-O2", "-g1", "-fPIC", *flags)
-    folder = BUILD / f"cudnn-{digest(GXX, *options)}"
-    folder.mkdir(parents=True, exist_ok=True)
-    link(
-        folder / "libcudnn.so.9", *options, "-shared", "-Wl,-soname,libcudnn.so.9", "-I", "csrc", CUDNN / "libcudnn.cpp"
-    )
-    return folder / "libcudnn.so.9"
+    options, source = (*STRICT, "-O2", "-g1", "-fPIC", *flags), CUDNN / "libcudnn.cpp"
+    target = BUILD / f"cudnn-{digest(GXX, *options, of=(source,))}" / "libcudnn.so.9"
+    return link(target, *options, "-shared", f"-Wl,-soname,{target.name}", "-I", "csrc", source)
 
 
 @cache
@@ -174,5 +193,5 @@ def cudnn_program() -> Path:
     library = cudnn(*SANITIZERS)
     sources = (CUDNN / "program.cpp", *sorted((SOURCES / "common" / "cuda" / "cudnn").glob("*.cpp")))
     libraries = (library, f"-Wl,-rpath,{library.parent}", "-ldl", "-pthread")
-    link(library.with_name("program"), *CHECKED, "-I", "csrc", *sources, *libraries)
-    return library.with_name("program")
+    target = library.parent / digest(GXX, *CHECKED, of=sources) / "program"
+    return link(target, *CHECKED, "-I", "csrc", *sources, *libraries)

@@ -96,14 +96,14 @@ if GXX and HEADERS:
 
 if NVCC:
 
-    def strictly_compiled(source: Path, folder: Path, arch: str) -> str:
+    def strictly_compiled(source: Path, arch: str, folder: Path = BUILD) -> str:
         """What the compilers say; raises AssertionError for a warning, a spill or local memory."""
-        log = folder / f"{source.stem}.log"
+        binary = binary_of(source, arch, folder)
+        log = binary.with_suffix(".log")
         if not log.exists():
+            binary.parent.mkdir(parents=True, exist_ok=True)
             target = f"-gencode=arch=compute_{arch},code=sm_{arch}"
-            done = execute(
-                NVCC, *STRICT, "-I", "csrc", target, "-fatbin", source, "-o", folder / f"{source.stem}.fatbin"
-            )
+            done = execute(NVCC, *STRICT, "-I", "csrc", target, "-fatbin", source, "-o", binary)
             assert done.returncode == 0, done.stdout
             log.write_text(done.stdout)
         said = log.read_text()
@@ -111,17 +111,14 @@ if NVCC:
         assert stacks and all(set(numbers) == {"0"} for numbers in stacks), said
         return said
 
-    def folder_of_binaries(arch: str) -> Path:
-        return BUILD / digest(NVCC, *STRICT, arch)
+    def binary_of(source: Path, arch: str, folder: Path = BUILD) -> Path:
+        return folder / digest(NVCC, *STRICT, arch, of=(source,)) / f"{source.stem}.fatbin"
 
     @cache
     def compiled(arch: str) -> dict[str, str | AssertionError]:
-        folder = folder_of_binaries(arch)
-        folder.mkdir(parents=True, exist_ok=True)
-
         def attempt(source: Path) -> str | AssertionError:
             try:
-                return strictly_compiled(source, folder, arch)
+                return strictly_compiled(source, arch)
             except AssertionError as error:
                 return error
 
@@ -146,7 +143,8 @@ if NVCC:
         if isinstance(said := compiled(arch)[f"implicit_gemm_{name}"], AssertionError):
             raise said
         found: dict[tuple[str, str], float] = {}
-        for kernel, code in disassembled(folder_of_binaries(arch) / f"implicit_gemm_{name}.fatbin", arch).items():
+        (source,) = (path for path in KERNELS if path.stem == f"implicit_gemm_{name}")
+        for kernel, code in disassembled(binary_of(source, arch), arch).items():
             kind = re.search(r"Tile\w*?Lb([01])ELi(\d+)E\w*DiagonalE0EEELb1E", kernel)  # operands copied, no packs
             if kind and (rounds := loops(code)):  # fp32 without tf32 takes no tensor core
                 # of two loops the longer one has the sums of a row in it
@@ -165,4 +163,4 @@ if NVCC:
             "}\n"
         )
         with pytest.raises(AssertionError, match="Local memory used"):
-            strictly_compiled(source, tmp_path, "90a")
+            strictly_compiled(source, "90a", tmp_path)
