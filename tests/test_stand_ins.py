@@ -1,10 +1,13 @@
 """The tests that run in a stand-in for a GPU: a report tells of each what its own process found, and what it wrote."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -130,3 +133,23 @@ def test_tests_that_cannot_be_collected_are_an_error(started, tmp_path):
     done = started()
     assert done.returncode == 2 and "pretence: the tests could not be collected" in done.stdout, done.stdout
     assert "No module named 'a_module_that_is_not_there'" in done.stdout
+
+
+def test_a_record_is_read_once_for_all_tests_in_it(tmp_path, monkeypatch):
+    """A reading takes longer the more tests have run: one for each of them would take most of a worker's time."""
+    spec = spec_from_file_location("stand_ins_alone", HERE / "gpu_kernels" / "stand_ins.py")
+    spec.loader.exec_module(alone := module_from_spec(spec))
+    stand_in = object.__new__(alone.StandIn)
+    stand_in.name, stand_in.told, record = "pretence", {}, tmp_path / "record"
+    stand_in.shares = [SimpleNamespace(record=record, ended=False, crashed=[], step=lambda longest: write(4, 6))]
+
+    def write(*numbers: int) -> None:
+        with open(record, "a", encoding="utf-8") as file:
+            for i in range(*numbers):
+                file.write(json.dumps({"test": f"test_{i}", "outcome": "passed", "seconds": i}) + "\n")
+
+    readings, usual = [], recorder.read
+    monkeypatch.setattr(recorder, "read", lambda file: readings.append(file) or usual(file))
+    write(4)
+    assert [stand_in.outcome(f"test_{i}")["seconds"] for i in range(6)] == list(range(6))
+    assert len(readings) == 3  # for the first, and before and after the wait for the fifth

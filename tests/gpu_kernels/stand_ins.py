@@ -35,6 +35,8 @@ class StandIn:
         self.name, self.running = name, running
         self.folder = tempfile.TemporaryDirectory()
         self.shares: list[shares.Share] = []
+        self.told: dict[str, dict] = {}
+        """Test -> its outcome, of those that had run when the records were read."""
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         path = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
         self.environment["PYTHONPATH"] = os.pathsep.join(path)
@@ -68,10 +70,11 @@ class StandIn:
         """Waits until a test has run: ``{"outcome", "seconds", "text", "output"}``."""
         while True:
             ended = all(share.ended for share in self.shares)
-            lines = [line for share in self.shares for line in recorder.read(share.record)]
-            told = shares.merged(lines).get(test, {"outcome": "not run"})
-            if told["outcome"] != "not run":
-                return told
+            if test not in self.told:
+                found = shares.merged([line for share in self.shares for line in recorder.read(share.record)])
+                self.told = {name: told for name, told in found.items() if told["outcome"] != "not run"}
+            if test in self.told:
+                return self.told[test]
             if ended:
                 crashes = "\n".join(text for share in self.shares for text in share.crashed)
                 text = f"{self.name}: the test was not run. {crashes}"
