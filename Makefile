@@ -12,6 +12,8 @@ endif
 
 # make runs from the repository, and so does everything it starts: no installation, the sources are the package
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+# many containers forbid bytecode: every process that a test starts would compile the package anew, and pytest its tests
+export PYTHONDONTWRITEBYTECODE :=
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 
 .PHONY: help setup demo test check thorough lint docs bench gpu plans triton torch wheel release cuda clean always

@@ -1,7 +1,9 @@
 """What a release and a set-up rest on: one version, one list of linters, extras that hold what they are for."""
 
 import importlib.util
+import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -109,3 +111,12 @@ def test_make_triton_runs_every_test_of_tritons_kernels():
     commands = read("Makefile").partition("\ntriton:")[2].partition("\n\n")[0]
     (pattern,) = re.findall(r"tests/gpu_kernels \$\(wildcard (.+?)\)", commands)
     assert {*ROOT.glob(pattern)} == {*ROOT.glob("tests/test_*triton*.py")} and len(list(ROOT.glob(pattern))) > 3
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not here")
+def test_what_make_starts_keeps_its_bytecode():
+    """Where a container forbids it, every process that a test starts would compile the package anew."""
+    rule = '--eval=told: ; @echo "<$$PYTHONDONTWRITEBYTECODE>"'
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    told = subprocess.run(["make", "-s", rule, "told"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert told.stdout == "<>\n", told
