@@ -30,28 +30,18 @@ def through_fp32(own: Candidate, rounded: tuple[int, ...] = (0,)) -> Candidate:
         dtype = getattr(call.spec, "out_dtype", call.dtype)
         return tuple(t.to(dtype) if i in rounded else t for i, t in enumerate(outputs))
 
-    def wide_saved(wide, saved, call):
-        """What the forward saved, in fp32: an output below 6e-5 has lost in fp16 what derivatives are made of."""
-        if call.spec.saves_output and call.spec.out_dtype == _HALF:
-            assert own.forward is not None
-            return type(saved)(*own.forward(wide, _wide_call(call), None))
-        return _wide(saved)
-
     def backward(grad, inputs, saved, call, *rest, **options) -> tuple:
         if call.dtype != _HALF:
             return own.backward(grad, inputs, saved, call, *rest, **options)
-        wide = _wide(inputs)
-        saved = wide_saved(wide, saved, call)
-        found = own.backward(_wide(grad), wide, saved, _wide_call(call), *_wide(rest), **_wide(options))
+        wide = _wide((grad, inputs, saved))
+        found = own.backward(*wide, _wide_call(call), *_wide(rest), **_wide(options))
         return _as(found, inputs)
 
     def second(v, grad, inputs, saved, call, *rest) -> tuple:
         assert own.second is not None
         if call.dtype != _HALF:
             return own.second(v, grad, inputs, saved, call, *rest)
-        wide = _wide(inputs)
-        saved = wide_saved(wide, saved, call)
-        found = own.second(_wide(v), _wide(grad), wide, saved, _wide_call(call), *rest)
+        found = own.second(*_wide((v, grad, inputs, saved)), _wide_call(call), *rest)
         others = (t.to(dtype) for t, (_, dtype) in zip(found[1 + len(inputs) :], call.intermediates, strict=False))
         return *_as(found, (grad, *inputs)), *others
 
@@ -90,10 +80,8 @@ def _wide(value: Any) -> Any:
 
 @lru_cache(maxsize=4096)
 def _wide_call(call):
-    """The same call in fp32."""
-    dtypes = {f.name: torch.float32 for f in fields(call) if f.name in ("dtype", "weight_dtype")}
-    wide = {f.name: torch.float32 for f in fields(call.spec) if f.name == "out_dtype"}
-    return replace(call, spec=replace(call.spec, **wide), **dtypes)
+    """The same call of tensors in fp32. Its options stay: they say what is saved, and ``out_dtype`` what is rounded."""
+    return replace(call, **{f.name: torch.float32 for f in fields(call) if f.name in ("dtype", "weight_dtype")})
 
 
 def _as(found, likes) -> tuple:
