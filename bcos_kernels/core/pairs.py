@@ -1,7 +1,7 @@
 """Pairs: the backward of a norm leaves its last pass to the layer that made its input.
 
 At every channel dx of a norm is a map of the gradient and of x, ``dx = grad · a + (x − m) · b + c``, and x is the y
-that the layer's backward reads anyway, unless that reads l. So the norm sends the gradient on as it came, leaves the map
+that the layer's backward reads anyway, unless it reads l. So the norm sends the gradient on as it came, leaves the map
 ``[4, C]`` (a, b, m and c of each channel) with the layer's node of autograd's graph, and the layer applies it where it
 reads gradient and y: three passes over a tensor of y's size are saved.
 
