@@ -44,7 +44,7 @@ class Native(NamedTuple):
         ``as_map`` the map of dx stands in its place: see ``Candidate.gradient_map``.
         """
         if grad is None:
-            grad = torch.zeros_like(inputs.x, dtype=torch.promote_types(inputs.x.dtype, call.spec.out_dtype))
+            grad = torch.zeros_like(inputs.x, dtype=call.spec.out_dtype)
         (x, weight, bias, mean, var), saved, call = rows.as_images(grad, inputs, saved, call)
         dx, dweight, dbias = self.kernels().norm_backward(
             grad, x, weight, mean, var, saved.mean, saved.var, *joined, call.spec.native, frozen, list(needs[:3]),
