@@ -231,7 +231,6 @@ template <typename T, typename O>
 void scale_second(int rows, int G, int OG, int max_out, const Exponents& b, bool factors, bool frozen,
                   bool attached, int plane = 0) {
   const Formula<float> formula = b.formula();
-  const Power power = formula.power;
   const std::string what = std::string("scale second ") + name_of<T> + " " + name_of<O> + " " +
                            std::to_string(rows) + "x" + std::to_string(G) + "x" + std::to_string(OG) + "/" +
                            std::to_string(max_out) + " " + b.name() + (factors ? " alpha" : "") +
