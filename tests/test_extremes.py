@@ -10,8 +10,10 @@ from cases import Budget, bcos
 from torch.autograd import grad
 
 import bcos_kernels as bk
+from bcos_kernels.transform import TRANSFORM, traffic
+from bcos_kernels.transform.call import of_shapes
 
-F32, BF16 = torch.float32, torch.bfloat16
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 LAYERS = {
     "linear": lambda b: bcos.modules.BcosLinear(24, 20, b=b),
@@ -103,6 +105,30 @@ def test_small_outputs_in_fp16(name):
         for what, found in ours.items():
             budget.add(what, found, theirs[what], truth[what])
     budget.check()
+
+
+@pytest.mark.parametrize(
+    "options, saved",
+    [
+        ({"dtype": BF16}, "y"),
+        ({"dtype": F16}, "l"),
+        ({"dtype": F16, "out_dtype": F32}, "y"),
+        ({"dtype": F16, "b": 1.0}, ""),
+        ({"dtype": F16, "exact_two": False}, "l"),
+        ({"dtype": BF16, "b": 1.5}, "l"),
+    ],
+    ids=str,
+)
+def test_what_a_backward_reads(options, saved):
+    """On every device, and what is said of it: to pairs, to the cost model and by the operator."""
+    call = of_shapes((2, 8, 5, 5), (4, 8, 1, 1), **options)
+    assert call.spec.saves_output == call.takes_gradient_map == (saved == "y")
+    assert call.saves_linear == (saved == "l")
+    assert traffic.Sizes(call).saved == (200 * call.dtype.itemsize if saved == "l" else 0)
+    inputs, _ = call.example(torch.device("cpu"))
+    found = TRANSFORM.forward(inputs, call, "cpu")
+    assert [t.dtype for t in found[:3:2]] == [call.out_dtype] * 2
+    assert found[2].shape == (found[0].shape if saved == "l" else (0,))
 
 
 @pytest.mark.parametrize("layout", FORMATS)

@@ -36,6 +36,7 @@ def calls() -> Iterator[tuple[str, Call, tuple[str, ...], bool]]:
     yield "256 filters", square(256), DIRECTIONS, True
     yield "64 filters", square(64), ("training",), False
     yield "fp16, bias", square(128, dtype=torch.float16, bias=True), ("forward", "training"), False
+    yield "fp16", square(256, dtype=torch.float16), DIRECTIONS, False
     yield "fp32 outputs", square(128, out_dtype=torch.float32), DIRECTIONS, False
     yield "256 filters, fp32 outputs", square(256, out_dtype=torch.float32), ("map",), False
     yield "b = 1", square(128, b=1.0), DIRECTIONS, False

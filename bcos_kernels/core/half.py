@@ -16,42 +16,40 @@ __all__ = ["through_fp32"]
 _HALF = torch.float16
 
 
-def through_fp32(own: Candidate, rounded: tuple[int, ...] = (0,)) -> Candidate:
+def through_fp32(own: Candidate, rounded: tuple[int, ...] = (0,), knows_fp16: bool = False) -> Candidate:
     """The candidate ``own``, which then serves calls in fp16 as well.
 
-    ``rounded`` holds the places of the outputs that have the result's dtype; the others have dtypes of their own.
+    ``rounded`` holds the places of the outputs that have the result's dtype; the others have dtypes of their own. One
+    that ``knows_fp16`` is told by ``out_dtype`` that its outputs will be rounded to that; what it returns is in fp32.
     """
+
+    @lru_cache(maxsize=4096)
+    def wide_call(call):
+        """The same call in fp32."""
+        dtypes = {f.name: torch.float32 for f in fields(call) if f.name in ("dtype", "weight_dtype")}
+        kept = knows_fp16 or not hasattr(call.spec, "out_dtype")
+        return replace(call, spec=call.spec if kept else replace(call.spec, out_dtype=torch.float32), **dtypes)
 
     def forward(inputs, call, tile) -> tuple[Tensor, ...]:
         assert own.forward is not None
         if call.dtype != _HALF:
             return own.forward(inputs, call, tile)
-        outputs = own.forward(_wide(inputs), _wide_call(call), tile)
+        outputs = own.forward(_wide(inputs), wide_call(call), tile)
         dtype = getattr(call.spec, "out_dtype", call.dtype)
         return tuple(t.to(dtype) if i in rounded else t for i, t in enumerate(outputs))
-
-    def wide_saved(wide, saved, call):
-        """What the forward saved, in fp32: an output below 6e-5 has lost in fp16 what derivatives are made of."""
-        if call.spec.saves_output and call.spec.out_dtype == _HALF:
-            assert own.forward is not None
-            return type(saved)(*own.forward(wide, _wide_call(call), None))
-        return _wide(saved)
 
     def backward(grad, inputs, saved, call, *rest, **options) -> tuple:
         if call.dtype != _HALF:
             return own.backward(grad, inputs, saved, call, *rest, **options)
-        wide = _wide(inputs)
-        saved = wide_saved(wide, saved, call)
-        found = own.backward(_wide(grad), wide, saved, _wide_call(call), *_wide(rest), **_wide(options))
+        wide = _wide((grad, inputs, saved))
+        found = own.backward(*wide, wide_call(call), *_wide(rest), **_wide(options))
         return _as(found, inputs)
 
     def second(v, grad, inputs, saved, call, *rest) -> tuple:
         assert own.second is not None
         if call.dtype != _HALF:
             return own.second(v, grad, inputs, saved, call, *rest)
-        wide = _wide(inputs)
-        saved = wide_saved(wide, saved, call)
-        found = own.second(_wide(v), _wide(grad), wide, saved, _wide_call(call), *rest)
+        found = own.second(*_wide((v, grad, inputs, saved)), wide_call(call), *rest)
         others = (t.to(dtype) for t, (_, dtype) in zip(found[1 + len(inputs) :], call.intermediates, strict=False))
         return *_as(found, (grad, *inputs)), *others
 
@@ -59,7 +57,7 @@ def through_fp32(own: Candidate, rounded: tuple[int, ...] = (0,)) -> Candidate:
         assert own.gradient_map is not None
         if call.dtype != _HALF:
             return own.gradient_map(grad, inputs, saved, call, *rest)
-        found = own.gradient_map(_wide(grad), _wide(inputs), _wide(saved), _wide_call(call), *_wide(rest))
+        found = own.gradient_map(_wide(grad), _wide(inputs), _wide(saved), wide_call(call), *_wide(rest))
         return found[0], *_as(found[1:], inputs[1:])
 
     def kernels(call, by_operators):
@@ -86,14 +84,6 @@ def _wide(value: Any) -> Any:
         made = getattr(type(value), "_make", tuple)  # a NamedTuple stays one
         return made(map(_wide, value))
     return value
-
-
-@lru_cache(maxsize=4096)
-def _wide_call(call):
-    """The same call in fp32."""
-    dtypes = {f.name: torch.float32 for f in fields(call) if f.name in ("dtype", "weight_dtype")}
-    wide = {f.name: torch.float32 for f in fields(call.spec) if f.name == "out_dtype"}
-    return replace(call, spec=replace(call.spec, **wide), **dtypes)
 
 
 def _as(found, likes) -> tuple:

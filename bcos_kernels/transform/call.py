@@ -227,8 +227,7 @@ class Call(call.Call):
 
     @cached_property
     def saves_linear(self) -> bool:
-        """Whether l is saved, because y cannot stand for it in the backward."""
-        return self.power == 0
+        return self.spec.saves_linear
 
     @cached_property
     def intermediates(self) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
@@ -240,7 +239,7 @@ class Call(call.Call):
 
     @cached_property
     def takes_gradient_map(self) -> bool:
-        return self.power == 2
+        return self.spec.saves_output
 
     def has_second(self, frozen: bool) -> bool:
         return not self.tensor_b

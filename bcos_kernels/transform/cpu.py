@@ -75,4 +75,4 @@ _KERNELS = Candidate(
     "cpu", "kernels", forward, backward, second=second, takes_gradient_map=True, kernels=kernels,
     takes_rows=lambda call, rows: True,
 )  # fmt: skip
-CANDIDATES = (half.through_fp32(_KERNELS, rounded=(0, 2)),)
+CANDIDATES = (half.through_fp32(_KERNELS, rounded=(0, 2), knows_fp16=True),)

@@ -37,7 +37,7 @@ class Outputs(NamedTuple):
     """The patch norm, ``[M, 1]`` or, for ``groups`` in place of O, of y's shape; empty for a depthwise layer, where it
     is as large as x."""
     l: Tensor  # noqa: E741
-    """The linear output, of y's shape, where y cannot stand for it: for b other than 1 and 2."""
+    """The linear output, of y's shape, where y cannot stand for it: for b other than 1 and 2, and for b = 2 in fp16."""
     winner: Tensor
     """Which of the ``max_out`` filters is the largest, of y's shape, uint8; empty for ``max_out=1``."""
 
@@ -88,8 +88,17 @@ class Spec(call.Spec):
 
     @property
     def saves_output(self) -> bool:
-        """Whether the backward needs y, which stands for l at b = 2: |l| = √(|y|·n)."""
-        return self.power == 2
+        """Whether the backward needs y, which stands for l at b = 2: |l| = √(|y|·n).
+
+        Not in fp16: its smallest normal number is 6e-5, and y, about the square of l, loses its digits below that while
+        l still has all of them.
+        """
+        return self.power == 2 and self.out_dtype != torch.float16
+
+    @property
+    def saves_linear(self) -> bool:
+        """Whether the backward needs l, because y cannot stand for it."""
+        return self.power != 1 and not self.saves_output
 
     @cached_property
     def native(self):

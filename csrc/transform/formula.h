@@ -11,9 +11,15 @@
 
 namespace bcos::transform {
 
-// b = 1 has no norm; b = 2 has no epsilon and needs no saved l; General covers every other b and b as a
-// tensor.
+// b = 1 has no norm; b = 2 has no epsilon; General covers every other b and b as a tensor.
 enum class Power : int { One, Two, General };
+
+// Whether the backward is formed of y, which stands for l at b = 2, and not of l. Not in fp16: its smallest
+// normal number is 6e-5, and y, about the square of l, loses its digits below that while l still has all of
+// them.
+constexpr bool saves_output(Power power, bool is_fp16) {
+  return power == Power::Two && !is_fp16;
+}
 
 template <typename A>
 struct Constants {

@@ -96,11 +96,11 @@ struct Call {
   bool has_norm() const { return power != Power::One; }
   bool norm_gradient() const { return has_norm() && !frozen; }  // whether that of y has a part through n
 
-  // The outputs that a backward needs: y stands for l at b = 2. The norm of a depthwise layer is as large as
-  // x: the backward forms it again.
-  bool saves_y() const { return power == Power::Two; }
+  // The outputs that a backward needs: y or l. The norm of a depthwise layer is as large as x: the backward
+  // forms it again.
+  bool saves_y() const { return saves_output(power, spec.out_dtype == at::kHalf); }
   bool saves_n() const { return has_norm() && (spec.groups == 1 || group_channels() > 1); }
-  bool saves_l() const { return power == Power::General; }
+  bool saves_l() const { return has_norm() && !saves_y(); }
   bool saves_winner() const { return spec.max_out > 1; }
 
   // Shapes of the outputs: y, l and winner have the first, n the second.

@@ -19,7 +19,7 @@ void check(const Case& c, bool frozen, int splits) {
   const float* factors = c.factors ? alpha.data() : nullptr;
   const Forward truth = forward(c, wide(x), wide(w), alpha, bias);
 
-  const bool saves_l = power == Power::General;
+  const bool saves_l = formula.of_l;
   auto y = unwritten<O>(count), l = unwritten<O>(saves_l ? count : 0);
   expect_success(depthwise_fwd(
       {x.data(), w.data(), factors, c.factors ? bias.data() : nullptr, y.data(), saves_l ? l.data() : nullptr,
@@ -29,7 +29,7 @@ void check(const Case& c, bool frozen, int splits) {
   if (saves_l) expect("fwd " + what + " l", l, truth.l);
 
   const auto grad = normal<O>(count, 5);
-  const auto& v = power == Power::General ? l : y;
+  const auto& v = saves_l ? l : y;
   const bool with_t = !frozen && power != Power::One;
   auto u = unwritten<T>(count);
   auto t = unwritten<float>(with_t ? count : 0);
@@ -39,7 +39,7 @@ void check(const Case& c, bool frozen, int splits) {
       nullptr));
   std::vector<double> du(count), dt(count);
   for (int i = 0; i < count; ++i) {
-    const Slopes d = slopes(power, to_float(v[i]), truth.n[i], c.b.constants(frozen));
+    const Slopes d = slopes(formula, to_float(v[i]), truth.n[i], c.b.constants(frozen));
     du[i] = to_float(grad[i]) * d.l * (c.factors ? alpha[i % C] : 1);
     dt[i] = to_float(grad[i]) * d.n / truth.n[i];
   }
@@ -83,6 +83,7 @@ int main() {
       {"3x3 strided", shape(2, 70, 1, 1, 9, 8, 3, 3, 2, 1), {2.5f, true}, true},
       {"3x2 dilated", shape(1, 3, 1, 1, 9, 8, 3, 2, 1, 2, 2), {1}, true},
       {"1x1", shape(3, 64, 1, 1, 2, 3, 1, 1), {2, true}},
+      {"3x3", shape(1, 7, 1, 1, 8, 6, 3, 3, 1, 1), kTwoOfL, true},
   };
   for_dtypes([&](auto type) {
     using T = typename decltype(type)::type;

@@ -150,8 +150,8 @@ void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factor
   std::vector<uint8_t> winner(max_out > 1 ? outputs : 0, 255);
   expect_success(
       scale_fwd<float>({given_z.data(), factors ? alpha.data() : nullptr, factors ? bias.data() : nullptr,
-                        given_n.data(), y.data(), power == Power::General ? l.data() : nullptr, winner.data(),
-                        rows, G, OG, max_out, formula, dtype_of<T>, Dtype::Float32, dtype_of<O>, plane},
+                        given_n.data(), y.data(), formula.of_l ? l.data() : nullptr, winner.data(), rows, G,
+                        OG, max_out, formula, dtype_of<T>, Dtype::Float32, dtype_of<O>, plane},
                        nullptr));
   std::vector<double> best(outputs), truth(outputs);
   std::vector<uint8_t> first(winner.size());
@@ -168,7 +168,7 @@ void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factor
     truth[o] = transform(power, best[o], n[o / OG], b.constants());
   }
   expect(what + " y", interleaved(y, plane, G * OG), truth);
-  if (power == Power::General) expect(what + " l", interleaved(l, plane, G * OG), best);
+  if (formula.of_l) expect(what + " l", interleaved(l, plane, G * OG), best);
   expect_equal(what + " winner", interleaved(winner, plane, G * OG), first);
 
   const int gradients = frozen ? 2 : 1;  // of each row
@@ -197,7 +197,7 @@ void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factor
                     dtype_of<O>,
                     plane};
   const auto map = normal<float>(size_t(4 * G) * OG, 7);
-  const bool mapped = power == Power::Two && factors;
+  const bool mapped = power == Power::Two && !formula.of_l && factors;
   if (mapped) p.map = map.data();
   auto db = unwritten<float>(scale_bwd_blocks(p));
   if (with_db) p.db = db.data();
@@ -207,7 +207,7 @@ void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factor
   for (int o = 0; o < gradients * outputs; ++o) {
     const double norm = n[o % outputs / OG];
     const double y = to_float(v[o % outputs]);
-    const Slopes d = slopes(power, y, norm, b.constants(frozen));
+    const Slopes d = slopes(formula, y, norm, b.constants(frozen));
     double upward = to_float(grad[o]);
     if (mapped) {
       const float* of = map.data() + o / OG % G * OG + o % OG;
@@ -231,7 +231,6 @@ template <typename T, typename O>
 void scale_second(int rows, int G, int OG, int max_out, const Exponents& b, bool factors, bool frozen,
                   bool attached, int plane = 0) {
   const Formula<float> formula = b.formula();
-  const Power power = formula.power;
   const std::string what = std::string("scale second ") + name_of<T> + " " + name_of<O> + " " +
                            std::to_string(rows) + "x" + std::to_string(G) + "x" + std::to_string(OG) + "/" +
                            std::to_string(max_out) + " " + b.name() + (factors ? " alpha" : "") +
@@ -253,7 +252,7 @@ void scale_second(int rows, int G, int OG, int max_out, const Exponents& b, bool
       both(rows);
   for (int o = 0; o < outputs; ++o) {
     const int row = o / OG;
-    const Slopes d = slopes(power, to_float(y[o]), n[row], b.constants(frozen));
+    const Slopes d = slopes(formula, to_float(y[o]), n[row], b.constants(frozen));
     const double r = n[row] == 0 ? 0 : 1. / n[row], rm = frozen ? 0 : r * m[row];
     const double g = to_float(grad[o]), p = double(to_float(z[of_z(o)])) * factor(o);
     dgrad[o] = d.l * p + d.n * rm;
@@ -368,7 +367,8 @@ int main() {
       patch_norm<T>(3, 2, 9, {4, 5, 2, 3, 3, 3, 2, 2, 1, 1, 1, 1}, 1e-6f, 0, planes);
     }
 
-    for (const Exponents b : {Exponents{2}, {1}, {1.5f}, {2.5f, true}, {2, true}, {2, true, false}}) {
+    for (const Exponents b :
+         {Exponents{2}, kTwoOfL, {1}, {1.5f}, {2.5f, true}, {2, true}, {2, true, false}}) {
       scale<T, T>(37, 1, 24, 1, b, true, false);
       scale<T, float>(6, 2, 7, 3, b, true, false);
       scale<T, float>(33, 3, 16, 2, b, false, true);
@@ -377,7 +377,7 @@ int main() {
       scale<T, float>(210, 3, 16, 2, b, false, true, 35);
     }
     scale<T, T>(5, 5, 600, 1, {2}, false, true);
-    for (const Exponents b : {Exponents{2}, {1.5f}, {2.5f}}) {
+    for (const Exponents b : {Exponents{2}, kTwoOfL, {1.5f}, {2.5f}}) {
       scale_second<T, T>(37, 1, 24, 1, b, true, false, true);
       scale_second<T, float>(6, 2, 7, 3, b, true, false, true);
       scale_second<T, float>(33, 3, 16, 2, b, false, true, true);

@@ -38,7 +38,7 @@ void check(const Case& c, const Mode& mode, int splits) {
     const size_t o = i / s.max_out;
     if (s.max_out > 1 && winner[o] != f % s.max_out) continue;
     const double norm = n[site * s.G + f / s.FG];
-    const Slopes d = slopes(power, to_float(v[o]), norm, c.b.constants(mode.frozen));
+    const Slopes d = slopes(formula, to_float(v[o]), norm, c.b.constants(mode.frozen));
     // what the product takes is rounded to its operands' type
     du[i] = to_float(rounded<T>(float(to_float(grad[o]) * d.l * (c.factors ? alpha[f] : 1))));
     true_dbias[f] += du[i];
@@ -100,6 +100,7 @@ int main() {
       {"5x5 of 6 channels", shape(1, 1, 6, 16, 10, 9, 5, 5, 2, 2), {2}},
       {"odd groups max_out", shape(2, 2, 5, 14, 5, 5, 3, 3, 1, 1, 1, 2), {2.5f, true}, true},
       {"1 channel", shape(3, 1, 1, 1, 1, 1, 1, 1), {2}},
+      {"1x1", shape(1, 1, 24, 40, 7, 5, 1, 1), kTwoOfL, true},
       {"images in several steps", shape(5, 1, 8, 8, 7, 5, 3, 3, 1, 1), {2}},
   };
   for_dtypes([&](auto type) {

@@ -18,7 +18,7 @@ void check(const Case& c) {
   const Forward truth = forward(c, wide(x), wide(w), alpha, bias);
   const std::vector<float> squares(truth.squares.begin(), truth.squares.end());
 
-  const bool saves_l = formula.power == Power::General, has_norm = formula.power != Power::One;
+  const bool saves_l = formula.of_l, has_norm = formula.power != Power::One;
   auto y = unwritten<O>(count), l = unwritten<O>(saves_l ? count : 0);
   auto n = unwritten<float>(has_norm ? truth.n.size() : 0);
   std::vector<uint8_t> winner(s.max_out > 1 ? count : 0, 255);
@@ -46,6 +46,8 @@ int main() {
       {"7x7 of 6 channels", shape(1, 1, 6, 16, 12, 11, 7, 7, 2, 3), {2}},
       {"odd groups max_out", shape(2, 2, 5, 14, 5, 5, 3, 3, 1, 1, 1, 2), {2.5f, true}, true, true},
       {"1 channel", shape(3, 1, 1, 1, 1, 1, 1, 1), {2}},
+      {"1x1", shape(1, 1, 24, 40, 7, 5, 1, 1), kTwoOfL, true},
+      {"odd 1x1", shape(1, 1, 24, 9, 7, 5, 1, 1), kTwoOfL},
   };
   for_dtypes([&](auto type) {
     using T = typename decltype(type)::type;

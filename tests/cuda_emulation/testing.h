@@ -130,22 +130,28 @@ void for_dtypes(F f) {
   f(bcos::cuda::Type<__nv_bfloat16>{});
 }
 
-// The formula of exponent b; `tensor`: b is read from the device.
+// The formula of exponent b; `tensor`: b is read from the device; `of_l`: l stands in place of y at b = 2.
 struct Exponents {
   float b;
-  bool tensor = false, exact_two = true;
+  bool tensor = false, exact_two = true, of_l = false;
 
   Formula<float> formula(float eps_inside = 1e-6f, float eps_outside = 0) const {
     const Power power = tensor ? Power::General : b == 2 ? Power::Two : b == 1 ? Power::One : Power::General;
-    return {power, tensor ? NAN : b - 1, 1e-6f, eps_inside, eps_outside, tensor ? &b : nullptr, exact_two};
+    const bool saves_l = of_l || power == Power::General;
+    return {power,       tensor ? NAN : b - 1,  1e-6f,     eps_inside,
+            eps_outside, tensor ? &b : nullptr, exact_two, saves_l};
   }
   bcos::transform::Constants<double> constants(bool frozen = false) const {
     const Formula<float> f = formula();
     const double cos_eps = tensor && exact_two && b == 2 ? 0 : f.cos_eps;
     return {double(b) - 1, cos_eps, f.eps_inside, f.eps_outside, frozen ? 0. : 1.};
   }
-  std::string name() const { return "b=" + std::to_string(b).substr(0, 4) + (tensor ? " tensor" : ""); }
+  std::string name() const {
+    return "b=" + std::to_string(b).substr(0, 4) + (tensor ? " tensor" : "") + (of_l ? " of l" : "");
+  }
 };
+
+constexpr Exponents kTwoOfL{2, false, true, true};
 
 // The formula in float64, b = 2 without its shortcuts.
 inline double transform(Power power, double l, double n, const bcos::transform::Constants<double>& k) {
@@ -154,13 +160,15 @@ inline double transform(Power power, double l, double n, const bcos::transform::
   return (power == Power::Two ? cosine : std::pow(cosine + k.cos_eps, k.b_minus_1)) * l;
 }
 
-// (dy/dl, dy/dn, dy/db) of v: y where b = 2, else l; l/n, and the slope of dy/dl along l.
+// (dy/dl, dy/dn, dy/db) of v, which is y or l as the formula says; l/n, and the slope of dy/dl along l.
 struct Slopes {
   double l, n, b, cosine, bend;
 };
-inline Slopes slopes(Power power, double v, double n, const bcos::transform::Constants<double>& k) {
+inline Slopes slopes(const Formula<float>& f, double v, double n,
+                     const bcos::transform::Constants<double>& k) {
+  const Power power = f.power;
   if (power == Power::One) return {1, 0, 0, 0, 0};
-  const double l = power == Power::Two ? std::sqrt(std::abs(v) * n) * (v < 0 ? -1 : 1) : v;
+  const double l = power == Power::Two && !f.of_l ? std::sqrt(std::abs(v) * n) * (v < 0 ? -1 : 1) : v;
   const double e = power == Power::Two ? 1 : k.b_minus_1, cosine = n == 0 ? 0 : std::abs(l) / n;
   const double c = cosine + (power == Power::Two ? 0 : k.cos_eps);
   const double s = std::pow(c, e), slope = c == 0 ? 0 : e * std::pow(c, e - 1) * cosine;

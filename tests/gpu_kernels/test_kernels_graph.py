@@ -305,7 +305,7 @@ def test_plans_are_kept_on_disk(cudnn, tmp_path):
         run(call, "graph", direction)
     files = list(folder.iterdir())
     assert len(files) == 2 and stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert all(Path(file).read_bytes().startswith(b"bcos_kernels plan 1\ncudnn 92801 ") for file in files)
+    assert all(Path(file).read_bytes().startswith(b"bcos_kernels plan 2\ncudnn 92801 ") for file in files)
 
 
 def test_decisions(cudnn, tmp_path, capsys):

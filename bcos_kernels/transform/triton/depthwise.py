@@ -17,7 +17,7 @@ from ...gpu.sizes import cdiv, power_of_two
 from ..call import Call
 from . import tiles
 from .arguments import formula, image, shares, sizes, window
-from .formula import exponent, partials, root_gradient, root_norm, transform
+from .formula import exponent, partials, restored, root_gradient, root_norm, transform
 
 
 @triton.jit
@@ -143,9 +143,10 @@ def depthwise_bwd_kernel(
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     POWER: tl.constexpr, TENSOR_B: tl.constexpr, EXACT_TWO: tl.constexpr, ALPHA: tl.constexpr,
-    FROZEN: tl.constexpr, EXACT: tl.constexpr, V: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    FROZEN: tl.constexpr, SAVED_L: tl.constexpr, EXACT: tl.constexpr,
+    V: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """u = ∂L/∂z and t = ∂L/∂n · dn/dx ÷ x, both [N, OH, OW, C]; v is y where b = 2, else l.
+    """u = ∂L/∂z and t = ∂L/∂n · dn/dx ÷ x, both [N, OH, OW, C]; v is l with ``SAVED_L``, else y.
 
     n is formed again because a saved one would be as large as x.
     """
@@ -170,10 +171,11 @@ def depthwise_bwd_kernel(
         at = ((image * OH + oh) * OW + block * V + v)[:, None] * C + channel[None, :]
         mask = inside & (block * V + v < OW)[:, None]
         grad = tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        inv_n = safe_inverse(n, EXACT)
         value = tl.zeros((BM, BN), tl.float32)
         if POWER != 1:
-            value = tl.load(v_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        dl, dn = partials(value, safe_inverse(n, EXACT), b_minus_1, cos_eps, POWER, FROZEN, EXACT)
+            value = restored(tl.load(v_ptr + at, mask=mask, other=0.0).to(tl.float32), inv_n, POWER, SAVED_L)
+        dl, dn = partials(value, inv_n, b_minus_1, cos_eps, POWER, FROZEN, EXACT)
         u = grad * dl
         if ALPHA:
             u *= tl.load(alpha_ptr + channel, mask=live, other=0.0)[None, :]
@@ -302,7 +304,7 @@ def backward(call: Call, grad, x, weights, b, saved, frozen: bool) -> tuple[Tens
         grad, saved.l if call.saves_linear else saved.y, x, weights.alpha, b, u, t,
         strips, *sizes(call), call.filters, call.b_minus_1, call.cos_eps, *call.norm_eps,
         **window(call), **formula(call),
-        ALPHA=weights.alpha is not None, FROZEN=frozen, **tile,
+        ALPHA=weights.alpha is not None, FROZEN=frozen, SAVED_L=call.saves_linear, **tile,
     )  # fmt: skip
     return u, t
 

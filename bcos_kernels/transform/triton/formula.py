@@ -71,6 +71,14 @@ def transform(l, inv_n, b_minus_1, cos_eps, POWER: tl.constexpr, EXACT: tl.const
 
 
 @triton.jit
+def restored(v, inv_n, POWER: tl.constexpr, SAVED_L: tl.constexpr):
+    """What the derivatives are formed of, y where b = 2 and else l, from v, which is l where that was saved."""
+    if POWER == 2 and SAVED_L:
+        v = tl.abs(v) * inv_n * v
+    return v
+
+
+@triton.jit
 def partials(v, inv_n, b_minus_1, cos_eps, POWER: tl.constexpr, FROZEN: tl.constexpr, EXACT: tl.constexpr):
     """(∂y/∂l, ∂y/∂n) from v, which is y where b = 2, because |l| = √(|y|·n), else l. ``FROZEN`` makes s a constant.
 

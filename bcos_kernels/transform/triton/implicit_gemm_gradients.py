@@ -15,21 +15,22 @@ from ...gpu.sizes import cdiv
 from ..call import Call
 from . import tiles
 from .arguments import shares, sizes, window
-from .formula import partials, root_gradient
+from .formula import partials, restored, root_gradient
 from .window import output_site, pooled_norm_gradient
 
 
 @triton.jit
 def form_u(
-    grad_ptr, y_ptr, at, inv_n, inside, POWER: tl.constexpr, FROZEN: tl.constexpr, EXACT: tl.constexpr
+    grad_ptr, v_ptr, at, inv_n, inside,
+    POWER: tl.constexpr, FROZEN: tl.constexpr, SAVED_L: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """∂L/∂l and each output's part of ∂L/∂n at the offsets ``at``, for b = 1 or 2."""
+    """∂L/∂l and each output's part of ∂L/∂n at the offsets ``at``, for b = 1 or 2; v is l with ``SAVED_L``, else y."""
     grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if POWER == 1:
         return grad, grad
-    else:  # without "else" Triton would compile this for b = 1 too, where there is no y
-        y = tl.load(y_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        dl, dn = partials(y, inv_n, 1.0, 0.0, POWER, FROZEN, EXACT)
+    else:  # without "else" Triton would compile this for b = 1 too, where there is no v
+        v = restored(tl.load(v_ptr + at, mask=inside, other=0.0).to(tl.float32), inv_n, POWER, SAVED_L)
+        dl, dn = partials(v, inv_n, 1.0, 0.0, POWER, FROZEN, EXACT)
         return grad * dl, grad * dn
 
 
@@ -54,18 +55,18 @@ def own_gradients(
 
 @triton.jit
 def conv2d_dgrad_kernel(
-    u_ptr, t_ptr, grad_ptr, y_ptr, n_ptr, w_ptr, alpha_ptr, x_ptr, dx_ptr,
+    u_ptr, t_ptr, grad_ptr, v_ptr, n_ptr, w_ptr, alpha_ptr, x_ptr, dx_ptr,
     pixels, H, W, OH, OW, CG, FG, tiles_n, eps_outside,
     G: tl.constexpr, PACK: tl.constexpr, ALIGN: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
-    POWER: tl.constexpr, ALPHA: tl.constexpr, FUSED: tl.constexpr, FROZEN: tl.constexpr,
+    POWER: tl.constexpr, ALPHA: tl.constexpr, FUSED: tl.constexpr, FROZEN: tl.constexpr, SAVED_L: tl.constexpr,
     EXACT: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """dx = u ⋆ᵀ w + x · poolᵀ(t) with u = ∂L/∂z and t = ∂L/∂n · dn/dx ÷ x; ``FROZEN`` leaves out the second term.
 
     dx, x [N, H, W, G·CG]; w [G·FG, KH, KW, CG]. With ``FUSED`` (b = 1 or 2, no maximum) u and t are formed here, from
-    grad and y [N, OH, OW, G·FG] and n [N, OH, OW, G]; otherwise u [N, OH, OW, G·FG] and t [N, OH, OW, G] are given.
+    grad and v [N, OH, OW, G·FG] and n [N, OH, OW, G]; otherwise u [N, OH, OW, G·FG] and t [N, OH, OW, G] are given.
     """
     TAPS: tl.constexpr = KH * KW
     WITH_T: tl.constexpr = not FROZEN and POWER != 1
@@ -97,7 +98,7 @@ def conv2d_dgrad_kernel(
             if POWER != 1:
                 n = tl.load(n_ptr + site * G + group0, mask=reads, other=0.0)
                 inv_n = safe_inverse(n)[:, None]
-            u, dn = form_u(grad_ptr, y_ptr, at, inv_n, a_mask, POWER, FROZEN, EXACT)
+            u, dn = form_u(grad_ptr, v_ptr, at, inv_n, a_mask, POWER, FROZEN, SAVED_L, EXACT)
             if WITH_T:
                 pooled += tl.sum(dn, axis=1) * root_gradient(n, eps_outside)
             if ALPHA:
@@ -138,13 +139,13 @@ def conv2d_dgrad_kernel(
 
 @triton.jit
 def conv2d_wgrad_kernel(
-    u_ptr, grad_ptr, y_ptr, n_ptr, x_ptr, alpha_ptr, dw_ptr, dbias_ptr,
+    u_ptr, grad_ptr, v_ptr, n_ptr, x_ptr, alpha_ptr, dw_ptr, dbias_ptr,
     pixels, H, W, OH, OW, CG, FG, tiles_n, splits,
     G: tl.constexpr, PACK: tl.constexpr, ALIGN: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     POWER: tl.constexpr, ALPHA: tl.constexpr, BIAS: tl.constexpr, FUSED: tl.constexpr, FROZEN: tl.constexpr,
-    FLAT: tl.constexpr,
+    SAVED_L: tl.constexpr, FLAT: tl.constexpr,
     EXACT: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """dw[split] = Σ_pixels uᵀ x over every ``splits``-th block of pixels.
@@ -192,7 +193,7 @@ def conv2d_wgrad_kernel(
             inv_n = tl.zeros((BK, 1), tl.float32)
             if POWER != 1:
                 inv_n = safe_inverse(tl.load(n_ptr + site * G + group0, mask=inside, other=0.0))[:, None]
-            u, _ = form_u(grad_ptr, y_ptr, at, inv_n, u_mask, POWER, FROZEN, EXACT)
+            u, _ = form_u(grad_ptr, v_ptr, at, inv_n, u_mask, POWER, FROZEN, SAVED_L, EXACT)
             if ALPHA:
                 u *= tl.load(alpha_ptr + group0 * FG + f, mask=known, other=0.0)[None, :]
             if BIAS:
@@ -223,7 +224,7 @@ class Source(NamedTuple):
     u: Tensor | None
     t: Tensor | None
     grad: Tensor
-    y: Tensor | None
+    v: Tensor | None
     n: Tensor
     frozen: bool
 
@@ -239,7 +240,7 @@ def dgrad(call: Call, source: Source, weights, x: Tensor, tile: Tile) -> Tensor:
         call.in_pixels, *sizes(call), call.group_channels, call.group_filters, tiles_n, call.norm_eps[1],
         G=call.groups, PACK=call.pack, ALIGN=call.align, **window(call), POWER=call.power,
         ALPHA=weights.alpha is not None,
-        FUSED=source.u is None, FROZEN=frozen, EXACT=call.exact, PRECISION=call.precision,
+        FUSED=source.u is None, FROZEN=frozen, SAVED_L=call.saves_linear, EXACT=call.exact, PRECISION=call.precision,
         BM=tile.m, BN=tile.n, BK=tile.k, warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
     return dx
@@ -263,7 +264,7 @@ def wgrad(call: Call, source: Source, weights, x: Tensor, with_bias: bool) -> tu
         call.pixels, *sizes(call), call.group_channels, call.group_filters, tiles_n, splits,
         G=call.groups, PACK=call.pack, ALIGN=call.align, **window(call), POWER=call.power,
         ALPHA=weights.alpha is not None,
-        BIAS=with_bias and fused, FUSED=fused, FROZEN=frozen,
+        BIAS=with_bias and fused, FUSED=fused, FROZEN=frozen, SAVED_L=call.saves_linear,
         FLAT=call.flat, EXACT=call.exact, PRECISION=call.precision,
         BM=tile.m, BN=tile.n, BK=tile.k, warps=tile.warps, stages=tile.stages,
     )  # fmt: skip

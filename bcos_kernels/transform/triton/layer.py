@@ -99,9 +99,9 @@ def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, 
         weight = weight_norm.dense(_image(weight))
         weights = weight_norm.prepare(call, weight)
         unfrozen = attached and not frozen
-        y, n = _saved(call, x, saved)
+        value, n = _output_or_linear(call, saved), _norm(call, x, saved)
         z, m = vendor.product(call, v, weights.operand), patch_norm.products(call, x, v) if unfrozen else None
-        dgrad, u, dn, dl, t = scale_second.second(call, grad, y, saved.winner, z, n, m, weights, attached)
+        dgrad, u, dn, dl, t = scale_second.second(call, grad, value, saved.winner, z, n, m, weights, attached)
         dx = patch_norm.gradient(call, v, t) if unfrozen and wanted[0] else None
         dweight = None
         if wanted[1]:
@@ -150,14 +150,14 @@ def depthwise_backward(call: Call, grad, x, weights: Weights, b, saved: Outputs,
 
 
 def one_pass_backward(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, tile):
-    source = gradients.Source(None, None, grad, saved.y, saved.n, frozen)
+    source = gradients.Source(None, None, grad, _output_or_linear(call, saved), saved.n, frozen)
     tile = tile or tiles.tiles(call, "training", given=False)[0]
     return *_products(call, source, x, weights, needs, tile), None
 
 
 def semi_backward(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, tile, **given):
     u, t, db = _scale(call, grad, x, weights, b, saved, frozen, needs, **given)
-    source = gradients.Source(u, t, grad, saved.y, saved.n, frozen)
+    source = gradients.Source(u, t, grad, _output_or_linear(call, saved), saved.n, frozen)
     tile = tile or tiles.tiles(call, "training", given=True)[0]
     return *_products(call, source, x, weights, needs, tile), db
 
@@ -173,14 +173,18 @@ def _products(call: Call, source: gradients.Source, x: Tensor, weights: Weights,
 
 def _scale(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, **given):
     """u, t and db, formed by one kernel."""
-    v, n = _saved(call, x, saved)
-    return scale.backward(call, grad, v, saved.winner, n, weights, b, frozen, needs[3], **given)
+    value, n = _output_or_linear(call, saved), _norm(call, x, saved)
+    return scale.backward(call, grad, value, saved.winner, n, weights, b, frozen, needs[3], **given)
 
 
-def _saved(call: Call, x: Tensor, saved: Outputs) -> tuple[Tensor | None, Tensor | None]:
-    """What the formula's derivatives are formed from: y where b = 2, else l; and n, again where it was not saved."""
-    v = saved.l if call.saves_linear else saved.y
-    return v, saved.n if call.saves_norm else patch_norm.norm(call, x, saved.n)
+def _output_or_linear(call: Call, saved: Outputs) -> Tensor | None:
+    """What the formula's derivatives are formed from: l where it is saved, else y."""
+    return saved.l if call.saves_linear else saved.y
+
+
+def _norm(call: Call, x: Tensor, saved: Outputs) -> Tensor | None:
+    """n, formed again where it was not saved."""
+    return saved.n if call.saves_norm else patch_norm.norm(call, x, saved.n)
 
 
 # ---- linear layers as images of one pixel

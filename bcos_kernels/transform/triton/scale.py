@@ -14,7 +14,7 @@ from ...gpu.rounding import cast
 from ...gpu.sizes import cdiv
 from ..call import Call
 from .arguments import formula, image, row_tile
-from .formula import exponent, partial_b, partials, root_gradient, transform
+from .formula import exponent, partial_b, partials, restored, root_gradient, transform
 
 
 @triton.jit
@@ -64,12 +64,12 @@ def scale_bwd_kernel(
     grad_ptr, v_ptr, winner_ptr, n_ptr, alpha_ptr, b_ptr, dl_ptr, dn_ptr, map_ptr, u_ptr, t_ptr, db_ptr,
     rows, scales, OG, b_minus_1, cos_eps, eps_outside,
     G: tl.constexpr, MAX_OUT: tl.constexpr, POWER: tl.constexpr, TENSOR_B: tl.constexpr, EXACT_TWO: tl.constexpr,
-    ALPHA: tl.constexpr, FROZEN: tl.constexpr, JOINS: tl.constexpr, WITH_DB: tl.constexpr, EXACT: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr,
+    ALPHA: tl.constexpr, FROZEN: tl.constexpr, SAVED_L: tl.constexpr, JOINS: tl.constexpr, WITH_DB: tl.constexpr,
+    EXACT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """u = ∂L/∂z [rows, OG·MAX_OUT], t = ∂L/∂n · dn/dx ÷ x [rows] and the program's part of ∂L/∂b.
 
-    grad is [rows, OG]; winner and v (y where b = 2, else l) are [scales, OG], and n is [scales]. They are those of
+    grad is [rows, OG]; winner and v (l with ``SAVED_L``, else y) are [scales, OG], and n is [scales]. They are those of
     ``scales`` rows, of which each has ``rows // scales`` gradients. With ``FROZEN`` s is a constant. With
     ``JOINS`` the gradients dl [rows, OG] and dn [rows] of a second derivative are added to those at l and n. t is
     not written where it would be 0. map [4, G·OG], which may be None where v is y, is what grad still has to pass:
@@ -95,7 +95,7 @@ def scale_bwd_kernel(
         grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(SUMS)
         v = tl.zeros((BM, BN), SUMS)
         if POWER != 1:
-            v = tl.load(v_ptr + held, mask=inside, other=0.0).to(SUMS)
+            v = restored(tl.load(v_ptr + held, mask=inside, other=0.0).to(SUMS), inv_n, POWER, SAVED_L)
         if map_ptr is not None:
             output = map_ptr + (row % G * OG)[:, None] + column[None, :]
             of_grad = tl.load(output, mask=inside, other=0.0)
@@ -145,7 +145,7 @@ def backward(
     call: Call, grad: Tensor, v: Tensor | None, winner, n, weights, b, frozen: bool, with_db: bool,
     joined: tuple = (None, None), gradient_map: Tensor | None = None,
 ):  # fmt: skip
-    """u ``[T·N, F, OH, OW]``, t ``[N, G, OH, OW]`` and db; v is y where b = 2, else l.
+    """u ``[T·N, F, OH, OW]``, t ``[N, G, OH, OW]`` and db; v is l where that is saved, else y.
 
     T is the number of gradients of each image in ``grad``, which is 1 unless ``frozen``.
 
@@ -167,6 +167,6 @@ def backward(
         grad, v, winner, n, weights.alpha, b, dl, dn, gradient_map, u, t, db,
         rows, scales, call.group_outputs, call.b_minus_1, call.cos_eps, call.norm_eps[1],
         G=call.groups, MAX_OUT=call.max_out, **formula(call), ALPHA=weights.alpha is not None, FROZEN=frozen,
-        JOINS=joins, WITH_DB=with_db, BM=m, BN=columns,
+        SAVED_L=call.saves_linear, JOINS=joins, WITH_DB=with_db, BM=m, BN=columns,
     )  # fmt: skip
     return u, t, None if db is None else db.sum()

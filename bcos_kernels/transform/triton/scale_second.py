@@ -15,22 +15,22 @@ from ...gpu.rounding import cast
 from ...gpu.sizes import cdiv
 from ..call import Call
 from .arguments import image, row_tile
-from .formula import curvature, partials, root_gradient, signed_cosine
+from .formula import curvature, partials, restored, root_gradient, signed_cosine
 
 VALUES = 1024  # of a tile, beside which the registers hold five sums and factors of each of its rows
 
 
 @triton.jit
 def scale_second_kernel(
-    grad_ptr, y_ptr, winner_ptr, z_ptr, n_ptr, m_ptr, alpha_ptr, dgrad_ptr, u_ptr, dl_ptr, dn_ptr, t_ptr,
+    grad_ptr, v_ptr, winner_ptr, z_ptr, n_ptr, m_ptr, alpha_ptr, dgrad_ptr, u_ptr, dl_ptr, dn_ptr, t_ptr,
     rows, OG, b_minus_1, cos_eps, eps_outside,
     G: tl.constexpr, MAX_OUT: tl.constexpr, POWER: tl.constexpr, ALPHA: tl.constexpr, FROZEN: tl.constexpr,
-    ATTACHED: tl.constexpr, EXACT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    SAVED_L: tl.constexpr, ATTACHED: tl.constexpr, EXACT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """dgrad [rows, OG] and u = grad·P·alpha at the winners [rows, OG·MAX_OUT], from z = v ⋆ w [rows, OG·MAX_OUT].
 
     Where the scale is ``ATTACHED`` also the gradients dl [rows, OG] and dn [rows], and t = r·Σ grad·Q [rows].
-    grad, winner and y (l unless b = 2) are [rows, OG]; n and m are [rows]. With ``FROZEN`` the scale was a
+    grad, winner and v (l with ``SAVED_L``, else y) are [rows, OG]; n and m are [rows]. With ``FROZEN`` the scale was a
     constant of dx, and m is not read.
     """
     SUMS: tl.constexpr = sums_of(grad_ptr.dtype.element_ty)
@@ -52,9 +52,9 @@ def scale_second_kernel(
         inside = known[:, None] & (column < OG)[None, :]
         at = wide * OG + column[None, :]
         grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(SUMS)
-        y = tl.zeros((BM, BN), SUMS)
+        v = tl.zeros((BM, BN), SUMS)
         if POWER != 1:
-            y = tl.load(y_ptr + at, mask=inside, other=0.0).to(SUMS)
+            v = restored(tl.load(v_ptr + at, mask=inside, other=0.0).to(SUMS), inv_n, POWER, SAVED_L)
         winner = tl.zeros((BM, BN), tl.int32)
         if MAX_OUT > 1:
             winner = tl.load(winner_ptr + at, mask=inside, other=0).to(tl.int32)
@@ -62,14 +62,14 @@ def scale_second_kernel(
         p = tl.load(z_ptr + wide * (OG * MAX_OUT) + won, mask=inside, other=0.0).to(SUMS)
         if ALPHA:
             p *= tl.load(alpha_ptr + (row % G * (OG * MAX_OUT))[:, None] + won, mask=inside, other=0.0)
-        by_l, by_n = partials(y, inv_n, b_minus_1, cos_eps, POWER, FROZEN, EXACT)
+        by_l, by_n = partials(v, inv_n, b_minus_1, cos_eps, POWER, FROZEN, EXACT)
         dgrad = by_l * p
         if not FROZEN:
             dgrad += by_n * rm[:, None]
             sum_t += tl.sum(grad * by_n, axis=1)
         tl.store(dgrad_ptr + at, cast(dgrad, dgrad_ptr.dtype.element_ty), mask=inside)
         if ATTACHED:
-            cosine = signed_cosine(y, inv_n, POWER, EXACT)
+            cosine = signed_cosine(v, inv_n, POWER, EXACT)
             slope = curvature(cosine, inv_n, b_minus_1, cos_eps, POWER, FROZEN, EXACT)
             dl = grad * slope * (p - cosine * rm[:, None])
             sum_dn += tl.sum(cosine * dl, axis=1)
@@ -89,10 +89,10 @@ def scale_second_kernel(
         tl.store(t_ptr + row, t, mask=known)
 
 
-def second(call: Call, grad: Tensor, y: Tensor | None, winner, z: Tensor, n, m, weights, attached: bool):
+def second(call: Call, grad: Tensor, v: Tensor | None, winner, z: Tensor, n, m, weights, attached: bool):
     """dgrad, u ``[N, F, OH, OW]``, dn, dl and t; the last three are None unless ``attached``.
 
-    y is l unless b = 2. m is None where the scale was a constant of dx.
+    v is l where that is saved, else y. m is None where the scale was a constant of dx.
     """
     tile = row_tile(call, call.group_outputs, VALUES)
     rows = call.pixels * call.groups
@@ -104,9 +104,9 @@ def second(call: Call, grad: Tensor, y: Tensor | None, winner, z: Tensor, n, m, 
         dn, t = (image(call, call.groups, call.sums, grad) for _ in range(2))
     launch(
         scale_second_kernel, (cdiv(rows, tile[0]),),
-        grad, y, winner, z, n, m, weights.alpha, dgrad, u, dl, dn, t,
+        grad, v, winner, z, n, m, weights.alpha, dgrad, u, dl, dn, t,
         rows, call.group_outputs, call.b_minus_1, call.cos_eps, call.norm_eps[1],
         G=call.groups, MAX_OUT=call.max_out, POWER=call.power, ALPHA=weights.alpha is not None, FROZEN=m is None,
-        ATTACHED=attached, EXACT=call.exact, BM=tile[0], BN=tile[1],
+        SAVED_L=call.saves_linear, ATTACHED=attached, EXACT=call.exact, BM=tile[0], BN=tile[1],
     )  # fmt: skip
     return dgrad, u, dn, dl, t

@@ -20,7 +20,7 @@ from ...gpu.sizes import cdiv
 from ..call import Call
 from . import tma_tiles
 from .arguments import formula
-from .formula import exponent, partials, root_norm, transform
+from .formula import exponent, partials, restored, root_norm, transform
 from .implicit_gemm import in_registers
 
 
@@ -81,10 +81,10 @@ def mapped(grad, y, map_ptr, f, F):
 @triton.jit
 def matmul_dgrad_kernel(
     grad_desc, v_desc, w_desc, dx_desc, n_ptr, alpha_ptr, b_ptr, map_ptr, pixels, F, tiles, tiles_n, b_minus_1, cos_eps,
-    POWER: tl.constexpr, TENSOR_B: tl.constexpr, EXACT_TWO: tl.constexpr, ALPHA: tl.constexpr,
+    POWER: tl.constexpr, TENSOR_B: tl.constexpr, EXACT_TWO: tl.constexpr, ALPHA: tl.constexpr, SAVED_L: tl.constexpr,
     EXACT: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """dx = u w with u = ∂L/∂z where the scale is a constant; grad, v [pixels, F], v is y where b = 2, else l.
+    """dx = u w with u = ∂L/∂z where the scale is a constant; grad, v [pixels, F], v is l with ``SAVED_L``, else y.
 
     map_ptr, which may be None where v is y, is what grad still has to pass.
     """
@@ -100,7 +100,7 @@ def matmul_dgrad_kernel(
             u = grad_desc.load([first, k]).to(tl.float32)
             b = w_desc.load([k, column])
             if POWER != 1:
-                v = v_desc.load([first, k]).to(tl.float32)
+                v = restored(v_desc.load([first, k]).to(tl.float32), inv_n, POWER, SAVED_L)
                 if map_ptr is not None:
                     u = mapped(u, v, map_ptr, k + tl.arange(0, BK), F)
                 u *= partials(v, inv_n, exponent_minus_1, epsilon, POWER, True, EXACT)[0]
@@ -140,7 +140,7 @@ def forward(call: Call, x: Tensor, weights, bias, b, out, tile: Tile) -> None:
 
 
 def dgrad(call: Call, grad: Tensor, v, n, weights, b, gradient_map, x: Tensor, tile: Tile) -> Tensor:
-    """dx ``[N, C, H, W]`` where the scale is a constant; v is y where b = 2, else l, and None where b = 1."""
+    """dx ``[N, C, H, W]`` where the scale is a constant; v is l where that is saved, else y, and None where b = 1."""
     dx = torch.empty_like(x, memory_format=torch.channels_last)
     rows, columns, k = tile.m, tile.n, tile.k
     tiles, tiles_n = cdiv(call.pixels, rows) * cdiv(call.channels, columns), cdiv(call.channels, columns)
@@ -150,7 +150,7 @@ def dgrad(call: Call, grad: Tensor, v, n, weights, b, gradient_map, x: Tensor, t
         described(weights.operand, k, columns), described(dx, rows, columns), n, weights.alpha, b,
         gradient_map,
         call.pixels, call.filters, tiles, tiles_n, call.b_minus_1, call.cos_eps,
-        **formula(call), ALPHA=weights.alpha is not None, PRECISION=call.precision,
+        **formula(call), ALPHA=weights.alpha is not None, SAVED_L=call.saves_linear, PRECISION=call.precision,
         BM=rows, BN=columns, BK=k, warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
     return dx

@@ -15,7 +15,7 @@ from ...gpu.rounding import cast
 from ...gpu.sizes import cdiv
 from ..call import Call
 from .arguments import shares
-from .formula import partials, root_gradient
+from .formula import partials, restored, root_gradient
 from .tma_matmul import described, mapped, programs
 
 
@@ -33,17 +33,17 @@ def replaced(tiles, new, at: tl.constexpr, COUNT: tl.constexpr):
 
 @triton.jit
 def matmul_training_kernel(
-    grad_desc, y_desc, x_desc, w_desc, dx_desc, n_ptr, alpha_ptr, map_ptr, dw_ptr, dbias_ptr,
+    grad_desc, v_desc, x_desc, w_desc, dx_desc, n_ptr, alpha_ptr, map_ptr, dw_ptr, dbias_ptr,
     pixels, C, F, splits, eps_outside,
-    POWER: tl.constexpr, ALPHA: tl.constexpr, BIAS: tl.constexpr, FROZEN: tl.constexpr,
+    POWER: tl.constexpr, ALPHA: tl.constexpr, BIAS: tl.constexpr, FROZEN: tl.constexpr, SAVED_L: tl.constexpr,
     WITH_DX: tl.constexpr, WITH_DW: tl.constexpr, BLOCKS: tl.constexpr,
     EXACT: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """dx = u w + x · t and dw[split] = Σ_pixels uᵀ x over every ``splits``-th block of pixels, from one u and one x.
 
-    u = ∂L/∂z and t = ∂L/∂n · dn/dx ÷ x. A program has BN channels and all filters, in ``BLOCKS`` blocks of BK.
-    dw [splits, F, C] fp32; dbias [splits, F] fp32, the column sums of u. map_ptr, which may be None, is what grad
-    still has to pass, for b = 2.
+    u = ∂L/∂z and t = ∂L/∂n · dn/dx ÷ x; v is l with ``SAVED_L``, else y. A program has BN channels and all filters, in
+    ``BLOCKS`` blocks of BK. dw [splits, F, C] fp32; dbias [splits, F] fp32, the column sums of u. map_ptr, which may be
+    None where v is y, is what grad still has to pass.
     """
     WITH_T: tl.constexpr = WITH_DX and not FROZEN and POWER != 1
     split = tl.program_id(0) % splits
@@ -66,7 +66,7 @@ def matmul_training_kernel(
         for block in tl.static_range(BLOCKS):
             u = grad_desc.load([first, block * BK]).to(tl.float32)
             if POWER != 1:
-                y = y_desc.load([first, block * BK]).to(tl.float32)
+                y = restored(v_desc.load([first, block * BK]).to(tl.float32), inv_n, POWER, SAVED_L)
                 if map_ptr is not None:
                     u = mapped(u, y, map_ptr, block * BK + tl.arange(0, BK), F)
                 if WITH_T:
@@ -114,7 +114,7 @@ def gradients(
         described(weights.operand, k, columns), None if dx is None else described(dx, rows, columns),
         n, weights.alpha, gradient_map, partial, total,
         call.pixels, call.channels, call.filters, splits, call.norm_eps[1],
-        POWER=call.power, ALPHA=weights.alpha is not None, BIAS=needs[2], FROZEN=frozen,
+        POWER=call.power, ALPHA=weights.alpha is not None, BIAS=needs[2], FROZEN=frozen, SAVED_L=call.saves_linear,
         WITH_DX=needs[0], WITH_DW=needs[1], BLOCKS=cdiv(call.filters, k), EXACT=call.exact, PRECISION=call.precision,
         BM=rows, BN=columns, BK=k, warps=tile.warps, stages=tile.stages,
     )  # fmt: skip

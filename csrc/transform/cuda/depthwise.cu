@@ -74,7 +74,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<K>) depthwise_bwd_kernel(con
       float2 u, t;
       by_power(p.formula.power, [&](auto power) {
         constexpr Power P = decltype(power)::value;
-        const auto x = partials<P>(v.x, v.x, inverse.x, k), y = partials<P>(v.y, v.y, inverse.y, k);
+        const float2 of = {restored<P>(p.formula, v.x, inverse.x, k),
+                           restored<P>(p.formula, v.y, inverse.y, k)};
+        const auto x = partials<P>(of.x, of.x, inverse.x, k), y = partials<P>(of.y, of.y, inverse.y, k);
         u = {grad.x * x.l * alpha.x, grad.y * y.l * alpha.y};
         t = {grad.x * x.n * root_gradient(n.x, k), grad.y * y.n * root_gradient(n.y, k)};
       });

@@ -17,6 +17,12 @@ __device__ __forceinline__ Constants<A> constants(const Formula<A>& f, bool froz
   return k;
 }
 
+// What partials and signed_cosine take, y at b = 2 and else l, of what is given as v.
+template <Power P, typename A>
+__device__ __forceinline__ A restored(const Formula<A>& f, A v, A inv_n, const Constants<A>& k) {
+  return P == Power::Two && f.of_l ? scaled<P>(v, inv_n, k) : v;
+}
+
 // Of one element of ScaleSecond, with v as y or l: u without alpha, dgrad, dl, and what it adds to dn and to
 // t / r.
 template <typename A>

@@ -98,7 +98,7 @@ struct Builder {
     const int w = operand(false);
     // |l| = sqrt(|y| n), so that s = |l|/n = sqrt(|y|/n) at b = 2
     int s = cosine(v, n);
-    s = call.power == Power::Two ? graph.pointwise(Pointwise::Sqrt, s) : scale(s);
+    s = call.saves_y() ? graph.pointwise(Pointwise::Sqrt, s) : scale(s);
     int u = multiplied(grad, s, call.alpha ? DataType::Float : call.dtype);
     if (call.alpha) u = multiplied(u, alpha, call.dtype);
     graph.output(product(Operator::ConvolutionData, u, w, call.channels, false), call.dtype);

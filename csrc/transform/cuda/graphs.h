@@ -28,7 +28,8 @@ struct Fused {
   // One pixel of x for one of y, in the same order: a product of matrices.
   bool pointwise() const;
 
-  bool saves_l() const { return power == Power::General; }
+  bool saves_y() const { return saves_output(power, out_dtype == cudnn::DataType::Half); }
+  bool saves_l() const { return power != Power::One && !saves_y(); }
 
   // Equal where the plan is the same.
   std::array<int64_t, 24> key() const;

@@ -226,24 +226,26 @@ __device__ __forceinline__ void store_vectors(const ImplicitGemmFwd& p, const Pl
     const int row = at / (Tile::BN / V), column = at % (Tile::BN / V) * V, filter = place.filter0 + column;
     const int site = place.row0 + row;
     if (!within(site, s.N * s.window.OH * s.window.OW) || !within(filter, s.FG)) continue;
-    float y[V];
-    Tile::products(y, row, column);
+    float l[V], y[V];
+    Tile::products(l, row, column);
     float inv_n = has_norm && !Tile::kPacked ? Tile::row_value(row) : 0.f;
     Neighbours neighbours(filter, width);
 #pragma unroll
     for (int e = 0; e < V; ++e) {
       if (Tile::kPacked && has_norm) inv_n = Tile::group_value(row, neighbours.group_of(filter + e) * words);
-      float l = y[e];
       const int f = place.group * s.FG + filter + e;
-      if (p.alpha != nullptr) l *= p.alpha[f];
-      if (p.bias != nullptr) l += load_as(p.bias, p.bias_dtype, f);
-      y[e] = has_norm ? scaled<Power::Two>(l, inv_n, k) : scaled<Power::One>(l, inv_n, k);
+      if (p.alpha != nullptr) l[e] *= p.alpha[f];
+      if (p.bias != nullptr) l[e] += load_as(p.bias, p.bias_dtype, f);
+      y[e] = has_norm ? scaled<Power::Two>(l[e], inv_n, k) : scaled<Power::One>(l[e], inv_n, k);
     }
     const int64_t to = (int64_t(site) * s.G + place.group) * s.FG + filter;
-    if (p.out_dtype == p.dtype)
+    if (p.out_dtype == p.dtype) {
       store(static_cast<typename Tile::T*>(p.y), to, y, true);
-    else
+      if (p.l != nullptr) store(static_cast<typename Tile::T*>(p.l), to, l, true);
+    } else {
       store(static_cast<float*>(p.y), to, y, true);
+      if (p.l != nullptr) store(static_cast<float*>(p.l), to, l, true);
+    }
   }
 }
 
@@ -304,7 +306,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, ALIGNED>)
     return own_product<typename Tile::T>(params, place.group, place.row0 + row, place.filter0 + column);
   });
   constexpr int V = kVector<typename Tile::T>;
-  if (p.shape.max_out == 1 && p.shape.FG % V == 0 && p.formula.power != Power::General && p.l == nullptr)
+  if (p.shape.max_out == 1 && p.shape.FG % V == 0 && p.formula.power != Power::General)
     store_vectors<V>(p, place, words, width);
   else
     store_values(p, place, words, width);

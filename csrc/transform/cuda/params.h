@@ -29,6 +29,7 @@ struct Formula {
   A b_minus_1, cos_eps, eps_inside, eps_outside;  // b_minus_1: unused where b is a tensor
   const A* b;                                     // one value on the device, or null
   bool exact_two;                                 // a tensor b of exactly 2 has no cos_eps
+  bool of_l = false;  // what is given as v, of which derivatives are formed, is l; else y, for b = 2 alone
 };
 
 // How output pixels see input pixels.
@@ -125,7 +126,7 @@ struct ScaleFwd {
 template <typename A>
 struct ScaleBwd {
   const void* grad;       // [rows, OG]
-  const void* v;          // [scales, OG]: y where b = 2, l for the general b, null for b = 1
+  const void* v;          // [scales, OG]: y or l, as formula.of_l says; null for b = 1
   const uint8_t* winner;  // as v; where max_out > 1
   const A* n;             // [scales]; null for b = 1
   const A* alpha;         // [G * OG * max_out] or null
@@ -158,7 +159,7 @@ BCOS_HOST_DEVICE BCOS_INLINE A mapped(const ScaleBwd<A>& p, int output, A grad, 
 template <typename A>
 struct ScaleSecond {
   const void* grad;       // [rows, OG]
-  const void* y;          // as grad: y where b = 2, l for the general b, null for b = 1
+  const void* v;          // as grad: y or l, as formula.of_l says; null for b = 1
   const uint8_t* winner;  // as grad; where max_out > 1
   const void* z;          // [rows, OG * max_out]
   const A* n;             // [rows]; null for b = 1
@@ -213,7 +214,7 @@ struct ImplicitGemmDgrad {
   const void* u;          // [N, OH, OW, G * FG] or null
   const float* t;         // [N, OH, OW, G]; null where frozen, b = 1 or u is null
   const void* grad;       // [N, OH, OW, G * OG]
-  const void* v;          // as grad: y where b = 2, l for the general b, null for b = 1
+  const void* v;          // as grad: y or l, as formula.of_l says; null for b = 1
   const uint8_t* winner;  // as grad; where max_out > 1
   const float* n;         // [N, OH, OW, G]; null for b = 1
   const void* w;          // [G * FG, KH, KW, CG]
@@ -273,7 +274,7 @@ struct DepthwiseFwd {
 // u = dL/dz and t = dL/dn * dn/dx / x, with n formed again: it would be as large as x to save.
 struct DepthwiseBwd {
   const void* grad;    // [N, OH, OW, C]
-  const void* v;       // as grad: y where b = 2, l for the general b, null for b = 1
+  const void* v;       // as grad: y or l, as formula.of_l says; null for b = 1
   const void* x;       // [N, H, W, C]
   const float* alpha;  // [C] or null
   void* u;             // as grad

@@ -79,6 +79,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<SumsOf<T>>)
       A grad[V], v[V] = {}, u[V];
       load(grad, static_cast<const O*>(p.grad), at, true);
       if (P != Power::One) load(v, static_cast<const O*>(p.v), held, true);
+#pragma unroll
+      for (int i = 0; i < V; ++i) v[i] = restored<P>(p.formula, v[i], inv_n, k);
       if (P == Power::Two && p.map != nullptr) {
 #pragma unroll
         for (int i = 0; i < V; ++i) grad[i] = mapped(p, int(row % p.G * p.OG) + o + i, grad[i], v[i]);

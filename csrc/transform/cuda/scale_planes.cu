@@ -68,6 +68,8 @@ __global__ void __launch_bounds__(kThreads, 2) scale_bwd_kernel(const Sliced<Sca
       A grad[V], v[V] = {}, u[V];
       load(grad, static_cast<const O*>(p.grad), at, true);
       if (P != Power::One) load(v, static_cast<const O*>(p.v), held, true);
+#pragma unroll
+      for (int i = 0; i < V; ++i) v[i] = restored<P>(p.formula, v[i], inv_n[i], k);
       if (P == Power::Two && p.map != nullptr) {
 #pragma unroll
         for (int i = 0; i < V; ++i) grad[i] = mapped(p, int(strip.plane % p.G * p.OG) + o, grad[i], v[i]);

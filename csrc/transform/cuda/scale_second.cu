@@ -34,10 +34,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<SumsOf<T>>)
     for (int o = lane * V; inside && o < p.OG; o += s.lanes * V) {
       const int64_t at = row * p.OG + o;
       const int filter = int(row % p.G * p.OG + o) * p.max_out;
-      A grad[V], y[V] = {}, products[V], u[V], dgrad[V], dl[V];
+      A grad[V], v[V] = {}, products[V], u[V], dgrad[V], dl[V];
       int winner[V] = {};
       load(grad, static_cast<const O*>(p.grad), at, true);
-      if (P != Power::One) load(y, static_cast<const O*>(p.y), at, true);
+      if (P != Power::One) load(v, static_cast<const O*>(p.v), at, true);
       if (p.max_out == 1) {
         load(products, z, at, true);
       } else {
@@ -50,7 +50,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<SumsOf<T>>)
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         const A alpha = p.alpha != nullptr ? p.alpha[filter + i * p.max_out + winner[i]] : A(1);
-        const SecondOrder<A> found = second_order<P>(grad[i], y[i], products[i] * alpha, inv_n, rm, k);
+        const A value = restored<P>(p.formula, v[i], inv_n, k);
+        const SecondOrder<A> found = second_order<P>(grad[i], value, products[i] * alpha, inv_n, rm, k);
         u[i] = found.u * alpha;
         dgrad[i] = found.dgrad;
         dl[i] = found.dl;

@@ -24,10 +24,10 @@ __global__ void __launch_bounds__(kThreads, 2) scale_second_kernel(const Sliced<
       const int64_t output = strip.plane * p.OG + o, at = output * p.plane + strip.pixel;
       const int filter = int(strip.plane % p.G * p.OG + o) * p.max_out;
       const auto of_filter = [&](int m) { return (output * p.max_out + m) * p.plane + strip.pixel; };
-      A grad[V], y[V] = {}, products[V], u[V], dgrad[V], dl[V];
+      A grad[V], v[V] = {}, products[V], u[V], dgrad[V], dl[V];
       Vector<uint8_t, V> winner{};
       load(grad, static_cast<const O*>(p.grad), at, true);
-      if (P != Power::One) load(y, static_cast<const O*>(p.y), at, true);
+      if (P != Power::One) load(v, static_cast<const O*>(p.v), at, true);
       if (p.max_out == 1) {
         load(products, static_cast<const T*>(p.z), at, true);
       } else {
@@ -39,7 +39,8 @@ __global__ void __launch_bounds__(kThreads, 2) scale_second_kernel(const Sliced<
 #pragma unroll
       for (int i = 0; i < V; ++i) {
         const A alpha = p.alpha != nullptr ? p.alpha[filter + winner.v[i]] : A(1);
-        const SecondOrder<A> found = second_order<P>(grad[i], y[i], products[i] * alpha, inv_n[i], rm[i], k);
+        const A value = restored<P>(p.formula, v[i], inv_n[i], k);
+        const SecondOrder<A> found = second_order<P>(grad[i], value, products[i] * alpha, inv_n[i], rm[i], k);
         u[i] = found.u * alpha;
         dgrad[i] = found.dgrad;
         dl[i] = found.dl;

@@ -61,7 +61,9 @@ struct UChunk {
     by_power(p.formula.power, [&](auto power) {
 #pragma unroll
       for (int e = 0; e < V; ++e) {
-        const auto [dl, dn] = partials<decltype(power)::value>(v[e], v[e], inv_n, k);
+        constexpr Power P = decltype(power)::value;
+        const float of = restored<P>(p.formula, v[e], inv_n, k);
+        const auto [dl, dn] = partials<P>(of, of, inv_n, k);
         float value = grad[e] * dl;
         total += grad[e] * dn;
         if (p.alpha != nullptr && within(filter + e, p.shape.FG))

@@ -4,6 +4,7 @@
 #include "transform/cpu/convolution.h"
 #include "transform/cpu/linear.h"
 #include "transform/cpu/patch_norm.h"
+#include "transform/cpu/range.h"
 #include "transform/cpu/weight_norm.h"
 
 namespace bcos::transform::glue {
@@ -11,9 +12,20 @@ namespace {
 
 const Takes kCpu{c10::kCPU, {at::kFloat, at::kDouble, at::kBFloat16}};
 
+// The call as the kernels serve it. One of fp16 comes with an x of float and gets outputs in float, which
+// core/half.py rounds; l stands there in place of y, as in every call of fp16.
+Call make_cpu_call(const Spec& spec, const Inputs& inputs) {
+  if (spec.out_dtype != at::kHalf || inputs.x.scalar_type() != at::kFloat)
+    return make_call(kCpu, spec, inputs);
+  Spec wide = spec;
+  wide.out_dtype = at::kFloat;
+  auto call = make_call(kCpu, wide, inputs);
+  return call.saves_y() ? cpu::with_l(std::move(call)) : call;
+}
+
 Outputs outputs_of(const Inputs& inputs, const Spec& spec) {
   const PlainAten guard;
-  const auto call = make_call(kCpu, spec, inputs);
+  const auto call = make_cpu_call(spec, inputs);
   return spec.linear ? cpu::linear(call, inputs) : cpu::convolution(call, inputs);
 }
 
@@ -30,7 +42,7 @@ Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor&
                   const OptionalTensor& map, const Spec& spec, bool frozen, const std::vector<bool>& needs) {
   const PlainAten guard;
   const Inputs inputs{x, weight, std::nullopt, b};
-  auto call = make_call(kCpu, spec, inputs);
+  auto call = make_cpu_call(spec, inputs);
   call.frozen = frozen;
   const auto wanted = make_needs(needs, b);
   call.rows = count_rows(call, grad, wanted);
@@ -49,7 +61,7 @@ SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor
   TORCH_CHECK_VALUE(spec.b, "spec has b=None, allowed: a number");
   TORCH_CHECK_VALUE(needs.size() == 2, "needs has ", needs.size(), " values, allowed: 2");
   const Inputs inputs{x, weight, std::nullopt, std::nullopt};
-  auto call = make_call(kCpu, spec, inputs);
+  auto call = make_cpu_call(spec, inputs);
   call.frozen = frozen || detached;
   check_exactly(x, "v", v, x.sizes(), x.scalar_type());
   const auto saved = make_saved(call, inputs, grad, y, n, l, winner);

@@ -27,7 +27,7 @@ void Store::write(const std::string&, const std::string&) const {}
 
 namespace {
 
-constexpr const char* kTitle = "bcos_kernels plan 1\n";
+constexpr const char* kTitle = "bcos_kernels plan 2\n";
 constexpr off_t kLargest = 64 << 20;  // bytes of a file
 
 // An open file or folder, closed with this object.

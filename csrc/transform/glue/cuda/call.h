@@ -35,7 +35,8 @@ struct DeviceCall : Call {
   template <typename A>
   kernels::Formula<A> device_formula(const at::Tensor& b = {}) const {
     const auto k = constants<A>();
-    return {power, k.b_minus_1, k.cos_eps, k.eps_inside, k.eps_outside, data<A>(b), spec.exact_two};
+    return {power,         k.b_minus_1, k.cos_eps,      k.eps_inside,
+            k.eps_outside, data<A>(b),  spec.exact_two, saves_l()};
   }
   int device_plane() const { return planes ? int(out_plane()) : 0; }
   int device_in_plane() const { return planes ? int(in_plane()) : 0; }

@@ -78,7 +78,7 @@ ScaleGradients scale_second(const SecondCall& c, const at::Tensor& z, const at::
     using A = typename decltype(sums)::type;
     kernels::ScaleSecond<A> k{};
     k.grad = data(saved.grad);
-    k.y = data(call.saves_l() ? saved.l : saved.y);
+    k.v = data(call.saves_l() ? saved.l : saved.y);
     k.winner = data<uint8_t>(saved.winner);
     k.z = data(z);
     k.n = data<A>(n);
