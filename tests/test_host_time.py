@@ -1,5 +1,8 @@
 """A call like an earlier one repeats no checks, and nothing that an answer depends on is missing from what is kept."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from recorded_calls import is_recorded
@@ -54,6 +57,39 @@ def test_modules_repeat_no_checks(checked):
         for _ in range(3):
             module(x)
         assert len(checked) == 1
+
+
+def functions_of(call) -> list[str]:
+    """The names of this package's functions of Python that a call goes through."""
+    found, before = [], sys.getprofile()
+
+    def note(frame, event, _):
+        if event == "call" and Path(frame.f_code.co_filename).is_relative_to(Path(bk.__file__).parent):
+            found.append(frame.f_code.co_name)
+
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(before)
+    return found
+
+
+IN_EVERY_CALL = ["transform", "_plan", "apply", "fused"]
+
+
+def test_a_repeated_call_goes_through_few_functions():
+    """Behind a backward, whose code takes their place in the caches, each of them costs about a microsecond."""
+    named = host.pairs("cpu")
+    own, accelerated = named["BcosConv2d"][0], named["accelerated bcos.modules.BcosConv2d"][0]
+    x = torch.randn(1, 8, 4, 4)
+    for call, expected in (
+        (lambda: conv2d(X, W), ["bcos_conv2d", *IN_EVERY_CALL]),
+        (lambda: own(x), ["forward", "forward_impl", "held", "_transform", "unseen", *IN_EVERY_CALL]),
+        (lambda: accelerated(x), ["forward", "repeat", "code_in_eager_mode", "planned", "apply", "fused"]),
+    ):
+        call()
+        assert functions_of(call) == expected
 
 
 @pytest.mark.parametrize(

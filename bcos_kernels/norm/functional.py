@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import tally
-from ..core import _torch, autograd, device, plans
+from ..core import _torch, autograd, device, dispatch, plans
 from ..core.checks import (
     Described,
     autocast_dtype,
@@ -84,7 +84,7 @@ def _plan(tensors: tuple[Tensor | None, ...], detach: bool, options: tuple) -> P
     x = tensors[0]
     fixed = isinstance(x, Tensor) and not torch.compiler.is_compiling()  # sizes may be symbolic there
     last = isinstance(x, Tensor) and not _torch.transformed() and is_channels_last(x)  # vmap does not tell
-    key = plans.key(NORM, *tensors, detach, last, options) if fixed else None
+    key = plans.key(NORM.backends, dispatch.FORCED, *tensors, detach, last, options) if fixed else None
     plan = None if key is None else _PLANS.get(key)
     if plan is None:
         # a trace would record the checks, and sizes are tensors in it
@@ -95,7 +95,7 @@ def _plan(tensors: tuple[Tensor | None, ...], detach: bool, options: tuple) -> P
     return plan
 
 
-_PLANS: dict[tuple, Plan] = {}
+_PLANS: dict[Any, Plan] = {}
 
 
 def _make_plan(tensors: tuple, channels_last: bool, detach: bool, options: tuple) -> Plan:
