@@ -79,7 +79,7 @@ IN_EVERY_CALL = ["transform", "_plan", "apply", "fused"]
 
 
 def test_a_repeated_call_goes_through_few_functions():
-    """Behind a backward, whose code takes their place in the caches, each of them costs about a microsecond."""
+    """Behind a backward, whose code takes their place in the caches, each of them costs half a microsecond."""
     named = host.pairs("cpu")
     own, accelerated = named["BcosConv2d"][0], named["accelerated bcos.modules.BcosConv2d"][0]
     x = torch.randn(1, 8, 4, 4)
@@ -118,6 +118,23 @@ def test_equal_arguments_of_other_types_are_refused_all_the_same(right, wrong):
     with pytest.raises(type(first.value)) as second:
         conv2d(X, W, **wrong)
     assert str(second.value) == str(first.value)
+
+
+@pytest.mark.parametrize("key", [plans.key, plans._key_in_python], ids=["extension", "python"])
+def test_what_a_key_tells_apart(key):
+    backends = TRANSFORM.backends
+    other = backends | {"cpu": Backend("cpu", backends["cpu"].why_not)}
+    calls = [
+        (backends, None, ROWS, FILTERS, 2.0, (1,)), (backends, None, ROWS, FILTERS, 2, (1,)),
+        (backends, None, ROWS, FILTERS, 2.0, (True,)), (backends, None, ROWS[1:], FILTERS, 2.0, (1,)),
+        (backends, None, ROWS.double(), FILTERS, 2.0, (1,)), (backends, "cpu", ROWS, FILTERS, 2.0, (1,)),
+        (other, None, ROWS, FILTERS, 2.0, (1,)),
+    ]  # fmt: skip
+    keys = {key(*call) for call in calls}
+    assert len(keys) == len(calls) and key(backends, None, torch.randn(5, 8), FILTERS, 2.0, (1,)) in keys
+    with torch.autocast("cpu", torch.bfloat16):
+        assert key(*calls[0]) not in keys
+    assert key(backends, None, ROWS, [1]) is None and key(backends, None, "rows") is None
 
 
 def test_a_list_is_no_key_and_serves_all_the_same(checked):
