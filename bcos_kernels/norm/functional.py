@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,9 @@ TOKEN = "token"
 """Over the channels of a token, x ``[..., C]``: the norm at positions of x ``[M, C]``."""
 
 
-class Plan(NamedTuple):
+# Slots are read several times in every call, in half the time of a NamedTuple's fields.
+@dataclass(frozen=True, slots=True)
+class Plan:
     """All that follows from the shapes, dtypes and options of the arguments."""
 
     call: Call
