@@ -154,13 +154,14 @@ class BcosLayer(Detachable):
         out_dtype = self.out_dtype
         if out_dtype is not None and not torch.is_autocast_enabled(x.device.type):
             out_dtype = None
-        b, exact_two = self.exponent()
+        b, exact_two = (self.b, True) if self.b_rule is None else self.exponent()
         options = (
             self.max_out, self.normalize_weights, False, self.norm_eps, 1e-6, exact_two, out_dtype, self.backend,
         )  # fmt: skip
-        if own or parts.are_seen(linear):
+        tensors = None if own else parts.unseen(linear)
+        if tensors is None:
             return parts.by_parts(x, linear, norms, b, bool(self.detach), options)
-        return transform(x, held(linear, "weight"), held(linear, "bias"), b, bool(self.detach), geometry, options)
+        return transform(x, *tensors, b, bool(self.detach), geometry, options)
 
     def extra_repr(self) -> str:
         b = self.b.item() if isinstance(self.b, Tensor) else self.b

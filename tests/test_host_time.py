@@ -1,5 +1,8 @@
 """A call like an earlier one repeats no checks, and nothing that an answer depends on is missing from what is kept."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from recorded_calls import is_recorded
@@ -56,6 +59,39 @@ def test_modules_repeat_no_checks(checked):
         assert len(checked) == 1
 
 
+def functions_of(call) -> list[str]:
+    """The names of this package's functions of Python that a call goes through."""
+    found, before = [], sys.getprofile()
+
+    def note(frame, event, _):
+        if event == "call" and Path(frame.f_code.co_filename).is_relative_to(Path(bk.__file__).parent):
+            found.append(frame.f_code.co_name)
+
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(before)
+    return found
+
+
+IN_EVERY_CALL = ["transform", "_plan", "apply", "fused"]
+
+
+def test_a_repeated_call_goes_through_few_functions():
+    """Behind a backward, whose code takes their place in the caches, each of them costs half a microsecond."""
+    named = host.pairs("cpu")
+    own, accelerated = named["BcosConv2d"][0], named["accelerated bcos.modules.BcosConv2d"][0]
+    x = torch.randn(1, 8, 4, 4)
+    for call, expected in (
+        (lambda: conv2d(X, W), ["bcos_conv2d", *IN_EVERY_CALL]),
+        (lambda: own(x), ["forward", "forward_impl", "held", "_transform", "unseen", *IN_EVERY_CALL]),
+        (lambda: accelerated(x), ["forward", "repeat", "code_in_eager_mode", "planned", "apply", "fused"]),
+    ):
+        call()
+        assert functions_of(call) == expected
+
+
 @pytest.mark.parametrize(
     "right, wrong",
     [
@@ -82,6 +118,23 @@ def test_equal_arguments_of_other_types_are_refused_all_the_same(right, wrong):
     with pytest.raises(type(first.value)) as second:
         conv2d(X, W, **wrong)
     assert str(second.value) == str(first.value)
+
+
+@pytest.mark.parametrize("key", [plans.key, plans._key_in_python], ids=["extension", "python"])
+def test_what_a_key_tells_apart(key):
+    backends = TRANSFORM.backends
+    other = backends | {"cpu": Backend("cpu", backends["cpu"].why_not)}
+    calls = [
+        (backends, None, ROWS, FILTERS, 2.0, (1,)), (backends, None, ROWS, FILTERS, 2, (1,)),
+        (backends, None, ROWS, FILTERS, 2.0, (True,)), (backends, None, ROWS[1:], FILTERS, 2.0, (1,)),
+        (backends, None, ROWS.double(), FILTERS, 2.0, (1,)), (backends, "cpu", ROWS, FILTERS, 2.0, (1,)),
+        (other, None, ROWS, FILTERS, 2.0, (1,)),
+    ]  # fmt: skip
+    keys = {key(*call) for call in calls}
+    assert len(keys) == len(calls) and key(backends, None, torch.randn(5, 8), FILTERS, 2.0, (1,)) in keys
+    with torch.autocast("cpu", torch.bfloat16):
+        assert key(*calls[0]) not in keys
+    assert key(backends, None, ROWS, [1]) is None and key(backends, None, "rows") is None
 
 
 def test_a_list_is_no_key_and_serves_all_the_same(checked):

@@ -7,7 +7,7 @@ import torch
 from cases import IDS, error
 from recorded_calls import by_python, is_recorded
 from torch import nn
-from torch.autograd import grad
+from torch.autograd import forward_ad, grad
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -229,6 +229,15 @@ def test_what_the_extension_calls_is_checked():
     made = kernels.of(TRANSFORM, TRANSFORM.call(Inputs(*LAYER.inputs(torch.float32), None), Spec()), "cpu", lambda: ())
     with pytest.raises(TypeError, match="neither a tensor nor None"):
         kernels.outputs_of(made, (1.0, None, None, None))
+
+
+def test_the_extension_records_no_call_while_forward_derivatives_are_computed():
+    inputs = Inputs(*IDS["linear"].inputs(torch.float32), None)
+    made = kernels.of(TRANSFORM, TRANSFORM.call(inputs, Spec()), "cpu", lambda: ())
+    assert kernels.outputs_of(made, inputs) is not None
+    with forward_ad.dual_level():
+        assert kernels.outputs_of(made, inputs) is None
+    assert kernels.outputs_of(made, inputs) is not None
 
 
 def test_several_threads_at_once():

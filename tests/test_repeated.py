@@ -134,6 +134,16 @@ def test_modes_and_transforms(layer):
     assert layer(X).requires_grad and repeats(layer)
 
 
+def test_a_call_that_is_followed_repeats_none(layer):
+    found = []
+    torch.func.vmap(lambda x: found.append(repeats(layer, x[None])) or x)(X)
+    torch.jit.trace(lambda x: found.append(repeats(layer, x)) or x + 1, X, check_trace=False)
+    with torch.autograd.forward_ad.dual_level():
+        found.append(repeats(layer))
+    assert found == [False] * 3
+    assert repeats(layer)
+
+
 def test_global_hooks_and_forced_backends(layer, monkeypatch):
     handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
     assert not repeats(layer)

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from .. import tally
-from ..core import _torch
 from ..core.checks import check_model, flag
 from ..modules import Detachable
 from ..text import many
@@ -244,7 +243,7 @@ def _subclass(origin: Any, plan: Plan) -> type:
         x = args[0] if len(args) == 1 and not kwargs else None
         if isinstance(x, Tensor):
             dtype = out_dtype if out_dtype is not None and torch.is_autocast_enabled(x.device.type) else None
-            if repeat is not None and not _torch.is_followed():
+            if repeat is not None and not torch.compiler.is_dynamo_compiling():
                 y = repeat(self, x, dtype, backend)
                 if y is not None:
                     return y

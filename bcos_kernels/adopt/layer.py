@@ -69,14 +69,18 @@ def repeat(module: Theirs, x: Tensor, out_dtype=None, backend: str | None = None
     hidden = "weight" in own or "bias" in own
     if _C is None or hidden or len(parts) != (layer is not module) or published.has_global_hook():
         return None
-    code = published.code((type(module), type(layer), type(None)), read)
-    (names, inner), parameters = code.held, own["_parameters"]
+    code = published.code_in_eager_mode((type(module), type(layer), type(None)), read)
+    (names, inner), parameters, settings = code.held, own["_parameters"], (out_dtype, backend, dispatch.FORCED)
     unchanged = () if layer is module else _UNCHANGED
-    facts = _C.key_of_held(x, module, names, layer, inner, layer, unchanged, parameters, _TENSORS)
-    if facts is None:
+    key = _C.key_of_held(
+        TRANSFORM.backends, settings, x, module, names, layer, inner, layer, unchanged, parameters, _TENSORS
+    )
+    if key is None:
         return None
-    key = facts, out_dtype, backend, dispatch.FORCED, *TRANSFORM.backends.values()
-    plan = plans.kept(code.plans, key, lambda: _direct_plan(module, layer, x, code, out_dtype, backend))
+    if key in code.plans:
+        plan = code.plans[key]
+    else:
+        plan = plans.keep(code.plans, key, _direct_plan(module, layer, x, code, out_dtype, backend))
     return None if plan is None else functional.planned(plan, x, parameters["weight"], parameters["bias"])
 
 

@@ -69,7 +69,7 @@ class Code(published.Code):
     fitting: dict[tuple, str | None] = field(default_factory=dict)
     """Sizes of a layer and of its linear part that were met so far -> where they contradict each other, or None."""
 
-    plans: dict[tuple, Any] = field(default_factory=dict)
+    plans: dict[bytes, Any] = field(default_factory=dict)
     """All that decides about a call -> its plan, or None where the call must be read anew."""
 
     @functools.cached_property

@@ -193,13 +193,15 @@ def repeat(module: Theirs, x: Tensor, out_dtype=None, backend: str | None = None
     own = module.__dict__
     if _C is None or own["_modules"]:
         return None
-    code = published.code((type(module), type(None)), read)
-    parameters, buffers = own["_parameters"], own["_buffers"]
-    facts = _C.key_of_held(x, module, code.held, parameters, TENSORS, buffers, TENSORS)
-    if facts is None:
+    code = published.code_in_eager_mode((type(module), type(None)), read)
+    parameters, buffers, settings = own["_parameters"], own["_buffers"], (out_dtype, backend, VENDOR, dispatch.FORCED)
+    key = _C.key_of_held(NORM.backends, settings, x, module, code.held, parameters, TENSORS, buffers, TENSORS)
+    if key is None:
         return None
-    key = facts, out_dtype, backend, VENDOR, dispatch.FORCED, *NORM.backends.values()
-    plan = plans.kept(code.plans, key, lambda: _direct_plan(module, x, code, out_dtype, backend))
+    if key in code.plans:
+        plan = code.plans[key]
+    else:
+        plan = plans.keep(code.plans, key, _direct_plan(module, x, code, out_dtype, backend))
     if plan is None:
         return None
     weight, bias = parameters["weight"], parameters["bias"]

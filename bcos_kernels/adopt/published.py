@@ -22,7 +22,8 @@ from . import fingerprint
 
 __all__ = [
     "HOOKS", "TABLE", "Code", "Theirs", "Unknown", "assigned", "changed_mode", "changed_parts", "code",
-    "finds_otherwise", "has_global_hook", "known", "origin", "published_mro", "reads_code", "rows", "watched",
+    "code_in_eager_mode", "finds_otherwise", "has_global_hook", "known", "origin", "published_mro", "reads_code",
+    "rows", "watched",
 ]  # fmt: skip
 
 Theirs = Any
@@ -54,13 +55,14 @@ class Code:
         if torch.compiler.is_compiling():  # the same test in a form that Dynamo can trace
             same = all(getattr(owner, name, None) is value for owner, name, value in self.watched)
             return same and all(map(_is_called_as_usual, self.parts))
-        return _are_held(*self.watched_apart) and all(map(_is_called_as_usual, self.parts))
+        return _are_held(*self.watched_apart)
 
     @functools.cached_property
     def watched_apart(self) -> tuple[list, list[str], list]:
-        """The owners, the names and the values in ``watched``."""
-        owners, names, values = map(list, zip(*self.watched, strict=True)) if self.watched else ([], [], [])
-        return owners, names, values
+        """The owners, the names and the values in ``watched``, and of how ``parts`` are called."""
+        calls = [(part, name, getattr(nn.Module, name)) for part in self.parts for name in ("__call__", "_call_impl")]
+        watched = (*self.watched, *calls)
+        return [owner for owner, _, _ in watched], [name for _, name, _ in watched], [value for *_, value in watched]
 
 
 def _are_held_in_python(owners: list, names: list[str], values: list) -> bool:
@@ -85,6 +87,12 @@ def code(classes: tuple[type, ...], read: Callable[..., C]) -> C:
     if found is None or not found.holds():
         found = _CODES[classes] = read(*classes)
     return found
+
+
+def code_in_eager_mode(classes: tuple[type, ...], read: Callable[..., C]) -> C:
+    """:func:`code` in fewer steps, for calls that no compiler traces."""
+    found = _CODES.get(classes)
+    return found if found is not None and _are_held(*found.watched_apart) else code(classes, read)
 
 
 F = TypeVar("F", bound=Callable)

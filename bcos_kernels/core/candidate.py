@@ -34,6 +34,13 @@ class Backend:
     """Whether the backend saves the same tensors as all other interchangeable ones, so that one of them may serve the
     forward of a call and another its backward."""
 
+    def __post_init__(self) -> None:
+        _EVER_MADE.append(self)
+
+
+_EVER_MADE: list[Backend] = []
+"""They live as long as the process: keys of plans (:mod:`.plans`) tell one from another by its address."""
+
 
 def _no_tiles(call, direction: str) -> list[Tile]:
     return []

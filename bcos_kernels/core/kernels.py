@@ -21,7 +21,8 @@ _C: Any
 _C, _ = extension.load()
 
 outputs_of: Any = None if _C is None else _C.outputs_of
-"""``outputs_of(kernels, inputs)``: the outputs that a caller gets; None where something must see the operators."""
+"""``outputs_of(kernels, inputs)``: the outputs that a caller gets; None where something must see the operators, or
+forward-mode derivatives are computed."""
 
 
 class Maker(NamedTuple):

@@ -39,6 +39,7 @@ def unavailable(where: str, arch: str) -> list[str]:
 
 @_torch.constant_when_compiled
 def _unserved_architecture(arch: str) -> list[str]:
+    """A function of its own, because Dynamo looks through functools.cache and would trace what it wraps."""
     return _unserved_by(arch)
 
 

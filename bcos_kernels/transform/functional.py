@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .. import tally
-from ..core import _torch, autograd, device, plans
+from ..core import _torch, autograd, device, dispatch, plans
 from . import checks, reference
 from .call import Call
 from .op import REFERENCE, TRANSFORM
@@ -21,7 +22,9 @@ from .spec import Inputs, Spec
 __all__ = ["Plan", "convolution", "direct_plan", "planned", "transform"]
 
 
-class Plan(NamedTuple):
+# Slots are read several times in every call, in half the time of a NamedTuple's fields.
+@dataclass(frozen=True, slots=True)
+class Plan:
     """All that follows from the shapes, dtypes and options of the arguments, and not from the values in the tensors."""
 
     call: Call
@@ -42,7 +45,7 @@ class Plan(NamedTuple):
     """What :func:`bcos_kernels.core.autograd.kernels_of` returned."""
 
 
-_PLANS: dict[tuple, Plan] = {}
+_PLANS: dict[Any, Plan] = {}
 
 
 def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Tensor:
@@ -55,7 +58,7 @@ def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Te
     if has_torch_function_variadic(*arguments) and _torch.overloads(arguments):  # subclasses of Tensor keep their type
         return handle_torch_function(transform, arguments, *arguments, detach, geometry, options)
     plan = _plan(x, weight, bias, b, detach, geometry, options)
-    late = checks.late_mode(detach)
+    late = None if isinstance(detach, bool) else checks.late_mode(detach)
     if not plan.direct:
         return _around(plan, x, weight, bias, b, late, geometry, options)
     inputs = x, weight, bias, b if plan.call.spec.b is None else None
@@ -105,11 +108,14 @@ def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tupl
 
 def _plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Plan:
     """The plan of a call. It is made, and the arguments are checked, once for all calls with the same key."""
-    if torch.compiler.is_compiling():  # sizes may be symbolic there
+    if torch.compiler.is_dynamo_compiling():  # sizes may be symbolic there
         return _make_plan(x, weight, bias, b, detach, geometry, options)
-    key = plans.key(TRANSFORM, x, weight, bias, b, detach if isinstance(detach, bool) else None, geometry, options)
-    plan = None if key is None else _PLANS.get(key)
+    early = detach if isinstance(detach, bool) else None
+    key = plans.key(TRANSFORM.backends, dispatch.FORCED, x, weight, bias, b, early, geometry, options)
+    plan = _PLANS.get(key)
     if plan is None:
+        if torch.compiler.is_compiling():  # for another compiler than Dynamo
+            return _make_plan(x, weight, bias, b, detach, geometry, options)
         if _torch.is_traced():  # a trace would record the checks, and sizes are tensors in it
             with _torch.unrecorded():
                 return _make_plan(x, weight, bias, b, detach, geometry, options)

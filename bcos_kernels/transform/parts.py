@@ -7,24 +7,32 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import checks, reference
 from .spec import Spec
 
-__all__ = ["are_seen", "by_parts"]
+__all__ = ["by_parts", "unseen"]
 
 
-def are_seen(linear: nn.Module) -> bool:
-    """Whether a hook or a method that was assigned on the instance takes part in the calls of a linear part."""
+def unseen(linear: Any) -> tuple[Tensor, Tensor | None] | None:
+    """The weight and the bias of a linear part.
+
+    None where a hook or a method that was assigned on the instance takes part in its calls.
+    """
     own = linear.__dict__
-    return bool(
+    if (
         own["_forward_pre_hooks"]
         or own["_forward_hooks"]
         or own["_backward_pre_hooks"]
         or own["_backward_hooks"]
         or "forward" in own
-    )
+    ):
+        return None
+    held = own["_parameters"]
+    if "weight" in held and "bias" in held and not ("weight" in own or "bias" in own):  # ten times as fast
+        return held["weight"], held["bias"]
+    return linear.weight, linear.bias
 
 
 def by_parts(x: Tensor, linear: Any, norms: Callable[[Tensor], Tensor] | None, b, detach, options: tuple) -> Tensor:

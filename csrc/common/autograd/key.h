@@ -10,12 +10,16 @@
 #include <optional>
 #include <string>
 
+#include "common/autograd/recorded.h"
+
 namespace bcos {
 
 // Appends to a key; false for what has none: a value of another type, a dict that is not empty, or a tensor
 // that says its sizes itself.
 class Key {
  public:
+  Key() { text_.reserve(kUsual); }
+
   bool add(PyObject* value) {
     if (THPVariable_CheckExact(value)) return add(THPVariable_Unpack(value));
     return add_value(value) || (THPVariable_Check(value) && add(THPVariable_Unpack(value)));
@@ -39,6 +43,15 @@ class Key {
       if (!value && PyErr_Occurred()) throw pybind11::error_already_set();
       if (value ? !add_exact(value) : !tag('M')) return false;
     }
+    return true;
+  }
+
+  // What serves calls: of each value of a dict which object it is.
+  bool add_identities(PyObject* dict) {
+    if (!PyDict_Check(dict)) return false;
+    raw(PyDict_GET_SIZE(dict));
+    PyObject *name = nullptr, *value = nullptr;
+    for (Py_ssize_t i = 0; PyDict_Next(dict, &i, &name, &value);) raw(value);
     return true;
   }
 
@@ -127,35 +140,42 @@ class Key {
     return raw(t.layout());
   }
 
+  static constexpr size_t kUsual = 512;  // bytes, of most keys
+
   std::string text_;
 };
 
 // The arguments of a function of Python. These functions are called too often for pybind11 to sort them.
 using Arguments = c10::ArrayRef<PyObject*>;
 
-// A key of the arguments, of which the first is a tensor: equal for equal types and values. Of a tensor count
-// its shape, dtype, device and layout, and of the device the state of autocast. None where there is no key.
+// A key of arguments: equal for equal types and values. The first is the dict of the backends that may serve
+// the call, the second what was asked for outside of it, the third a tensor. Of a tensor count its shape,
+// dtype, device and layout, and of the device the state of autocast. None where there is no key.
 inline pybind11::object key_of(Arguments arguments) {
   Key key;
-  for (PyObject* argument : arguments)
+  if (arguments.size() < 3 || !key.add_identities(arguments[0])) return pybind11::none();
+  for (PyObject* argument : arguments.slice(1))
     if (!key.add(argument)) return pybind11::none();
-  PyObject* first = arguments.empty() ? Py_None : arguments[0];
-  if (!THPVariable_Check(first) || !key.add_autocast(THPVariable_Unpack(first).device().type()))
+  PyObject* x = arguments[2];
+  if (!THPVariable_Check(x) || !key.add_autocast(THPVariable_Unpack(x).device().type()))
     return pybind11::none();
   return key.bytes();
 }
 
 // A key of a tensor, with its strides, and of what holders hold, as add_held reads it: pairs of a holder and
-// of the names that count follow the tensor. Else what counts of a tensor is as above.
+// of the names that count follow the tensor. A call that is followed has none. Else the arguments, and what
+// counts of a tensor, are as above.
 inline pybind11::object key_of_held(Arguments arguments) {
   Key key;
-  PyObject* x = arguments.empty() ? Py_None : arguments[0];
+  if (arguments.size() < 3 || !key.add_identities(arguments[0]) || !key.add(arguments[1]))
+    return pybind11::none();
+  PyObject* x = arguments[2];
   if (!THPVariable_CheckExact(x) || !key.add(x)) return pybind11::none();
   const auto& tensor = THPVariable_Unpack(x);
-  if (tensor.layout() != at::kStrided || !key.add_strides(tensor) ||
+  if (is_followed(tensor) || tensor.layout() != at::kStrided || !key.add_strides(tensor) ||
       !key.add_autocast(tensor.device().type()))
     return pybind11::none();
-  for (size_t i = 1; i + 1 < arguments.size(); i += 2)
+  for (size_t i = 3; i + 1 < arguments.size(); i += 2)
     if (!key.add_held(arguments[i], arguments[i + 1])) return pybind11::none();
   return key.bytes();
 }

@@ -6,6 +6,7 @@
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/forward_grad.h>
 #include <torch/csrc/autograd/functions/utils.h>
 
 #include <algorithm>
@@ -198,8 +199,12 @@ Tensors record(const std::shared_ptr<Kernels>& kernels, const Tensors& inputs, c
 
 }  // namespace
 
+bool is_followed(at::TensorList tensors) {
+  return is_seen(tensors) || autograd::ForwardADLevel::try_get_by_idx(0);
+}
+
 std::optional<Tensors> call(const std::shared_ptr<Kernels>& kernels, const Tensors& inputs) {
-  if (is_seen(inputs)) return std::nullopt;
+  if (is_followed(inputs)) return std::nullopt;
   Tensors present;
   present.reserve(inputs.size());
   bool needs_gradient = false;

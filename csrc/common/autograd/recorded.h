@@ -41,8 +41,12 @@ Tensors or_undefined(const T&... tensors) {
   return {tensors.value_or(at::Tensor())...};
 }
 
-// The outputs that a caller gets; none where something must see the operators of the op, such as a transform,
-// a trace, a mode or a tensor of a subclass. A call that is recorded owns the kernels with others.
+// Whether something must see the operators that are called with these tensors: a transform, a trace, a mode,
+// forward-mode derivatives, or a tensor that is a subclass, a wrapper or a fake one.
+bool is_followed(at::TensorList tensors);
+
+// The outputs that a caller gets; none where the call is followed. A call that is recorded owns the kernels
+// with others.
 std::optional<Tensors> call(const std::shared_ptr<Kernels>& kernels, const Tensors& inputs);
 
 // The kernels of the call that made y; null where no call did, or where a backward of it was differentiated.
