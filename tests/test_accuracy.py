@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 from statistics import median
 
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import Budget, bcos, error
-from cpu_oracle import Case
+from cpu_oracle import LINEAR, Case, check
 from torch.autograd import grad
 
 import bcos_kernels as bk
@@ -69,6 +70,30 @@ def through_the_norm(layer, x, gradient):
     (frozen,) = grad(layer(x), x, gradient)
     layer.set_explanation_mode(False)
     return whole - 2 * frozen
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 9, 15, 16, 33, 64, 65])
+def test_few_rows(rows):
+    """Linear layers of few rows, whose products, norms and gradients are formed filter by filter."""
+    budget = Budget()
+    for seed in range(5):
+        x, gradient = normal(rows, 391, seed=seed), normal(rows, 70, seed=seed + 99)
+        torch.manual_seed(seed)
+        layer = bcos.modules.BcosLinear(391, 70)
+        found = []
+        for module, dtype in (
+            (bk.accelerate(copy.deepcopy(layer)), torch.float32),
+            (layer, torch.float32),
+            (copy.deepcopy(layer).double(), torch.float64),
+        ):
+            z = x.to(dtype).requires_grad_()
+            y = module(z)
+            found.append((y.detach(), *grad(y, (z, module.linear.weight), gradient.to(dtype))))
+        for what, *results in zip(("y", "dx", "dw"), *found, strict=True):
+            budget.add(what, *results)
+    budget.check()
+    for options in ({"unit": False}, {"bias": True, "max_out": 2}, {"b": 1.5}, {"dtype": torch.float64}):
+        check(replace(LINEAR, batch=rows, channels=391, outputs=70, **options))
 
 
 @pytest.mark.parametrize("channels, size", [(512, 2), (256, 4)])

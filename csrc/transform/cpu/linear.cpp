@@ -7,6 +7,7 @@
 #include "common/cpu/empty.h"
 #include "common/cpu/row_gemm.h"
 #include "common/cpu/types.h"
+#include "transform/cpu/few_rows.h"
 #include "transform/cpu/patch_norm.h"
 #include "transform/cpu/range.h"
 #include "transform/cpu/scale.h"
@@ -37,6 +38,12 @@ Outputs of_products(const Call& call, const Inputs& given) {
   if (call.has_norm()) {
     square_sums(x, {true, 1, 1, call.channels, call.images}, out.n.mutable_data_ptr());
     finish_norm(call, out.n);
+  }
+  if (few_rows_serve(x, weight, call.spec.out_dtype)) {
+    const auto z = empty(call.z_shape(), x.options()), scale = empty({call.filters}, x.options());
+    few_rows_forward(x, weight, call.spec.unit, z, scale);
+    finish_forward(call, inputs, scale, z, output_tiling(call), out);
+    return out;
   }
   const auto in_product = take_bias(call, inputs);
   const auto z = at::linear(x, in_type(weight, call.dtype), in_product);
@@ -117,6 +124,8 @@ Gradients linear_backward(const Call& call, const Saved& given, const Needs& nee
     if (saved.norm_gradient(call)) add_norm_gradient(call, saved.x, pass.t, true, dx);
     out.x = dx;
   }
+  if (needs.weight && !out.weight && few_rows_serve_wgrad(saved.x, saved.weight, call.spec.out_dtype))
+    out.weight = few_rows_wgrad(pass.u, saved.x, saved.weight, call.spec.unit);
   if (needs.weight && !out.weight)
     out.weight = finish_weight_gradient(call, saved.weight, at::mm(pass.u.t(), saved.x));
   return out;

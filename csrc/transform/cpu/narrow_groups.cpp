@@ -3,8 +3,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <cstring>
-#include <utility>
 
 #include "common/cpu/registers.h"
 #include "common/cpu/tiling.h"
@@ -24,7 +24,7 @@ constexpr int64_t kPixels = 8;  // that share each load of weights
 // Outputs whose weights lie side by side: two groups of 4 channels or one of 8, or a part of a wider group.
 constexpr int64_t kNarrow = 8, kWide = 16;
 
-int64_t block_size(int64_t width) {
+constexpr int64_t block_size(int64_t width) {
   return width <= kNarrow ? kNarrow : kWide;
 }
 
@@ -52,54 +52,50 @@ BCOS_INLINE void each_output(float* out, int64_t channels, int64_t pixels, F&& a
 
 using Vector = float __attribute__((vector_size(kNarrow * sizeof(float))));
 
-// sums[p] += weights * the pixel's values of channel C. One shuffle gives all lanes of both halves their
-// value: the upper half's channel is C + 4, modulo the width of the group.
+// sums[p] += weights * the pixel's values of channel C of two groups of 4. One shuffle gives all lanes of
+// both groups their value.
 template <int64_t C>
 BCOS_INLINE void add_channel(const float* const* pixels, int64_t first, const float* weights, Vector* sums) {
   Vector w;
   std::memcpy(&w, weights + C * kNarrow, sizeof(w));
 #pragma GCC unroll 8
   for (int64_t p = 0; p < kPixels; p++) {
-    constexpr int lower = C, upper = (C + 4) % kNarrow;
+    constexpr int lower = C, upper = C + 4;
     Vector v;
     std::memcpy(&v, pixels[p] + first, sizeof(v));
     sums[p] += w * __builtin_shufflevector(v, v, lower, lower, lower, lower, upper, upper, upper, upper);
   }
 }
 
-template <int64_t... C>
-BCOS_INLINE void narrow_product(std::integer_sequence<int64_t, C...>, const Taps& taps, const float* weights,
-                                float* out, int64_t channels, int64_t pixels) {
-  each_output<Vector>(out, channels, pixels,
-                      [&](int64_t begin, int64_t first, Vector* sums) BCOS_INLINE_BODY {
-                        const float* w = weights + first * taps.count * int64_t(sizeof...(C));
-                        for (int64_t tap = 0; tap < taps.count; tap++, w += sizeof...(C) * kNarrow)
-                          (add_channel<C>(taps.at + tap * taps.stride + begin, first, w, sums), ...);
-                      });
-}
-
 BCOS_CLONES void product_4(const Taps& taps, const float* weights, float* out, int64_t channels,
                            int64_t pixels) {
-  narrow_product(std::make_integer_sequence<int64_t, 4>{}, taps, weights, out, channels, pixels);
-}
-BCOS_CLONES void product_8(const Taps& taps, const float* weights, float* out, int64_t channels,
-                           int64_t pixels) {
-  narrow_product(std::make_integer_sequence<int64_t, 8>{}, taps, weights, out, channels, pixels);
+  each_output<Vector>(out, channels, pixels,
+                      [&](int64_t begin, int64_t first, Vector* sums) BCOS_INLINE_BODY {
+                        const float* w = weights + first * taps.count * 4;
+                        for (int64_t tap = 0; tap < taps.count; tap++, w += 4 * kNarrow) {
+                          const float* const* in = taps.at + tap * taps.stride + begin;
+                          add_channel<0>(in, first, w, sums);
+                          add_channel<1>(in, first, w, sums);
+                          add_channel<2>(in, first, w, sums);
+                          add_channel<3>(in, first, w, sums);
+                        }
+                      });
 }
 
 // Each value of a pixel is one factor of all outputs that a register holds.
 template <int64_t Width>
 void wide_product(const Taps& taps, const float* weights, float* out, int64_t channels, int64_t pixels) {
+  constexpr int64_t kBlock = block_size(Width);
   by_lanes([&](auto lanes) BCOS_INLINE_BODY {
-    using V = Register<lanes()>;
+    using V = Register<std::min<int>(lanes(), kBlock)>;
     each_output<V>(out, channels, pixels, [&](int64_t begin, int64_t first, V* sums) BCOS_INLINE_BODY {
-      const int64_t group = first / Width * Width, block = first / kWide * kWide;
+      const int64_t group = first / Width * Width, block = first / kBlock * kBlock;
       const float* w = weights + block * taps.count * Width + (first - block);
       for (int64_t tap = 0; tap < taps.count; tap++) {
         const float* in[kPixels];
         for (int64_t p = 0; p < kPixels; p++) in[p] = taps.at[tap * taps.stride + begin + p] + group;
 #pragma GCC unroll 4
-        for (int64_t c = 0; c < Width; c++, w += kWide)
+        for (int64_t c = 0; c < Width; c++, w += kBlock)
 #pragma GCC unroll 8
           for (int64_t p = 0; p < kPixels; p++) sums[p] += *reinterpret_cast<const V*>(w) * in[p][c];
       }
@@ -115,7 +111,7 @@ Product product_of(int64_t width) {
     case 4:
       return product_4;
     case 8:
-      return product_8;
+      return wide_product<8>;
     case 16:
       return wide_product<16>;
     case 32:
@@ -133,11 +129,6 @@ Product product_of(int64_t) {
 
 Axis reversed(const Axis& a) {
   return {a.kernel, 1, a.dilation * (a.kernel - 1) - a.padding, a.dilation, a.out, a.in};
-}
-
-// The channel of its group that a lane multiplies at step `step`, as add_channel shuffles them
-int64_t channel_at(int64_t step, int64_t lane, int64_t width) {
-  return (step + lane / 4 * 4) % width;
 }
 
 bool has(const Axis& a, int64_t position) {
@@ -181,20 +172,19 @@ NarrowGroups::NarrowGroups(const Call& call, const at::Tensor& weight, bool forw
   const auto taps = int64_t(steps_.size());
   const int64_t size = taps * width_, block = block_size(width_);
   const auto pack = [&](int64_t first, float* to) {
-    if (block == kWide && forward) return transpose(w + first * size, size, block, size, to, block);
+    if (block <= width_ && forward) return transpose(w + first * size, size, block, size, to, block);
     for (int64_t tap = 0; tap < taps; tap++)
       for (int64_t step = 0; step < width_; step++, to += block) {
         const int64_t turned = (taps - 1 - tap) * width_;
-        if (block == kWide) {
+        if (block <= width_) {
           const int64_t from = first % width_;
           std::copy_n(w + (first - from + step) * size + turned + from, block, to);
           continue;
         }
         for (int64_t lane = 0; lane < block; lane++) {
           const int64_t output = first + lane, from = output % width_;
-          const int64_t channel = channel_at(step, lane, width_);
-          to[lane] = forward ? w[output * size + tap * width_ + channel]
-                             : w[(output - from + channel) * size + turned + from];
+          to[lane] = forward ? w[output * size + tap * width_ + step]
+                             : w[(output - from + step) * size + turned + from];
         }
       }
   };

@@ -309,8 +309,7 @@ void finish_norm(const Call& call, at::Tensor& q) {
 }
 
 at::Tensor patch_norm(const Call& call, const at::Tensor& x, bool channels_last) {
-  const int64_t groups = call.spec.groups;
-  const Tiling tiling{channels_last, call.images, groups, call.group_channels(), call.in_plane()};
+  const auto tiling = input_tiling(call, channels_last);
   auto n = empty_image(x, call.n_shape(), channels_last);
   if (call.window.pointwise()) {
     square_sums(x, tiling, n.mutable_data_ptr());
@@ -319,7 +318,7 @@ at::Tensor patch_norm(const Call& call, const at::Tensor& x, bool channels_last)
   }
   with_type(n.scalar_type(), [&](auto zero) {
     using A = Accumulate<decltype(zero)>;
-    Scratch<A> q(call.images * groups * call.in_plane());
+    Scratch<A> q(call.images * call.spec.groups * call.in_plane());
     square_sums(x, tiling, q.data());
     clear_border(call, channels_last, q.data());
     window_sums(call, q.data(), channels_last, true, n.mutable_data_ptr<A>());

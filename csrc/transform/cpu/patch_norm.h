@@ -10,6 +10,10 @@ namespace bcos::transform::cpu {
 
 using namespace bcos::cpu;
 
+inline Tiling input_tiling(const Call& call, bool channels_last) {
+  return {channels_last, call.images, call.spec.groups, call.group_channels(), call.in_plane()};
+}
+
 // x [N, C, H, W] or [N, C, D, H, W], contiguous or channels_last -> n [N, G, OH, OW] or [N, G, OD, OH, OW] of
 // the same memory format, fp32 (fp64 for double)
 at::Tensor patch_norm(const Call& call, const at::Tensor& x, bool channels_last);

@@ -68,6 +68,36 @@ BCOS_INLINE BitsOf<A> forward_row(const ScaleForward<T, U>& f, int64_t z0, int64
   return check;
 }
 
+// Pixels whose rows are scaled together: what is done once for a row costs about as much as the row itself.
+constexpr int64_t kPixels = 4;
+
+// forward_row of one group of kPixels channels_last pixels from `unit` on, without max_out.
+template <Power P, typename T, typename U, typename A>
+BCOS_INLINE BitsOf<A> forward_rows(const ScaleForward<T, U>& f, int64_t unit, int64_t group,
+                                   const Constants<A>& k) {
+  const Tiling& t = f.tiling;
+  const int64_t stride = t.channels(), filter = group * t.per_group, from = unit * stride + filter;
+  const T* z = f.z + from;
+  const A *alpha = f.alpha + filter, *bias = f.bias + filter;
+  U *y = f.y + from, *l = shift(f.l, from);
+  A inv_n[kPixels] = {};
+  for (int64_t p = 0; p < kPixels; p++)
+    if (P != Power::One) inv_n[p] = safe_inverse(f.n[(unit + p) * t.groups + group]);
+  BitsOf<A> check = 0;
+#pragma omp simd reduction(| : check)
+  for (int64_t i = 0; i < t.per_group; i++) {
+    const A scale = alpha[i], shift = bias[i];
+#pragma GCC unroll 4
+    for (int64_t p = 0; p < kPixels; p++) {
+      const A first = A(z[p * stride + i]), linear = first * scale + shift;
+      check |= bits_of<BitsOf<A>>(first - first);
+      if constexpr (P == Power::General) l[p * stride + i] = U(linear);
+      y[p * stride + i] = U(scaled<P>(linear, inv_n[p], k));
+    }
+  }
+  return check;
+}
+
 // Whether a pixel's groups are so narrow that one row of all its channels, each with its norm, is faster than
 // a row for each group.
 template <Power P>
@@ -84,6 +114,9 @@ BCOS_INLINE bool forward_units(const ScaleForward<T, U>& f, int64_t begin, int64
   const bool narrow = is_narrow<P>(t);
   std::vector<Accumulate<T>> norms(narrow ? channels : 0);
   BitsOf<Accumulate<T>> check = 0;
+  if (!Max && t.channels_last && per_group > 1 && !narrow)
+    for (; begin + kPixels <= end; begin += kPixels)
+      for (int64_t g = 0; g < t.groups; g++) check |= forward_rows<P>(f, begin, g, k);
   for (int64_t unit = begin; unit < end; unit++) {
     if (t.channels_last && per_group == 1) {
       const int64_t y0 = unit * channels;

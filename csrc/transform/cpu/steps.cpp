@@ -25,11 +25,14 @@ namespace {
 
 constexpr int64_t kTiledWork = 1 << 10;  // a unit of a tiled pass holds a product: split even few of them
 
-// Tiles of at most kRows units and nearly equal size: a short last one would waste its product.
+// Tiles of at most kRows units and nearly equal size, as a short last one would waste its product. All but
+// the last are of whole blocks, which are what NarrowGroups multiplies at once.
 template <typename F>
 void in_tiles(int64_t begin, int64_t end, F&& body) {
-  const int64_t count = end - begin, tiles = (count + RowGemm::kRows - 1) / RowGemm::kRows;
-  for (int64_t i = 0; i < tiles; i++) body(begin + count * i / tiles, begin + count * (i + 1) / tiles);
+  constexpr int64_t kBlock = 8, kBlocks = RowGemm::kRows / kBlock;
+  const int64_t blocks = (end - begin + kBlock - 1) / kBlock, tiles = (blocks + kBlocks - 1) / kBlocks;
+  for (int64_t i = 0; i < tiles; i++)
+    body(begin + blocks * i / tiles * kBlock, std::min(end, begin + blocks * (i + 1) / tiles * kBlock));
 }
 
 // body(pass, begin, end) with the units of one row of all images each, for the units [begin, end) of all

@@ -12,10 +12,6 @@ namespace bcos::transform::cpu {
 
 using namespace bcos::cpu;
 
-inline Tiling input_tiling(const Call& call, bool channels_last) {
-  return {channels_last, call.images, call.spec.groups, call.group_channels(), call.in_plane()};
-}
-
 // A step of a tile of units [begin, end), while it is in cache.
 using TileStep = std::function<void(int64_t begin, int64_t end)>;
 

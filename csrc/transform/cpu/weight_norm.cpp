@@ -137,4 +137,8 @@ void weight_norm_backward(const at::Tensor& weight, at::Tensor& d) {
   });
 }
 
+void weight_norm_backward(const float* weight, float* d, int64_t size, int64_t begin, int64_t end) {
+  projections(weight, d, begin, end, size);
+}
+
 }  // namespace bcos::transform::cpu

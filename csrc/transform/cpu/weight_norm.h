@@ -23,4 +23,7 @@ at::Tensor unit_weight(const at::Tensor& weight);
 // dw = d - w (w . d) / (w . w), in place of d = alpha * (gradient at w/|w|); both of one memory format
 void weight_norm_backward(const at::Tensor& weight, at::Tensor& d);
 
+// The same for filters [begin, end), which have `size` values each
+void weight_norm_backward(const float* weight, float* d, int64_t size, int64_t begin, int64_t end);
+
 }  // namespace bcos::transform::cpu
