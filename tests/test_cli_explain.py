@@ -157,7 +157,7 @@ def test_names_that_are_no_text(images, tmp_path, capsys):
     (images / "b" / os.fsdecode(b"\xff\xfe.png")).write_bytes((images / "a" / "0.png").read_bytes())
     (images / "b" / os.fsdecode(b"\xff.png")).write_bytes(b"no image")
     assert command(images, tmp_path / "out") == 1
-    assert f"{COUNT + 1} images in 1 shards" in capsys.readouterr().out
+    assert f"{COUNT + 1} images in 1 shard of" in capsys.readouterr().out
 
 
 def test_an_interrupt_loses_one_shard(images, tmp_path, monkeypatch, capsys):
