@@ -11,6 +11,8 @@ import pytest
 import torch
 
 import bcos_kernels
+from bcos_kernels.cli import doctor
+from bcos_kernels.core import extension
 
 pytestmark = pytest.mark.slow
 
@@ -78,3 +80,16 @@ def test_build_info():
     info = _C.build_info()
     assert info["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert set(info) == {"torch", "compiler", "isa_clones", "openmp", "cuda"}
+
+
+def test_the_reason_without_the_extension(monkeypatch, tmp_path):
+    """Not that of an import within a package that is being imported, which would name a circle that is none."""
+    monkeypatch.delitem(sys.modules, "bcos_kernels._C", raising=False)
+    monkeypatch.delattr(bcos_kernels, "_C", raising=False)
+    monkeypatch.setattr(bcos_kernels, "__path__", [])
+    monkeypatch.setattr(extension, "FAILED", tmp_path / "failed.txt")
+    message = "the compiled extension bcos_kernels._C cannot be imported"
+    assert extension.load() == (None, f"{message} (No module named 'bcos_kernels._C')")
+    (tmp_path / "failed.txt").write_text("no compiler\n")
+    assert extension.load() == (None, f"{message} (its build failed: no compiler)")
+    assert doctor._build() == "not there (its build failed: no compiler); slower backends serve its calls"
