@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,16 @@ def test_the_reason_without_the_extension(monkeypatch, tmp_path):
     (tmp_path / "failed.txt").write_text("no compiler\n")
     assert extension.load() == (None, f"{message} (its build failed: no compiler)")
     assert doctor._build() == "not there (its build failed: no compiler); slower backends serve its calls"
+
+
+def test_a_source_archive_holds_no_part_of_the_tests(sources):
+    """setuptools takes ``tests/test*.py`` unasked, which cannot run without the files beside them."""
+    shutil.copy(ROOT / "MANIFEST.in", sources)
+    (sources / "tests").mkdir()
+    (sources / "tests" / "test_nothing.py").touch()
+    assert python(sources, "setup.py", "--quiet", "sdist").returncode == 0
+    (archive,) = (sources / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    assert {"setup.py", "csrc/broken.cpp", "bcos_kernels/adopt/published.json"} <= names
+    assert not any(name.startswith("tests") for name in names)
