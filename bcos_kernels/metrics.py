@@ -145,7 +145,7 @@ def grid_pointing(contributions: Tensor, smooth: int = 0) -> Tensor:
             none. The papers take 15.
 
     Returns:
-        ``[..., n²]``, from 0 to 1; 0 where no contribution is positive.
+        ``[..., n²]``, from 0 to 1; 0 where no contribution is positive, NaN where one is NaN.
 
     Raises:
         TypeError: ``contributions`` is not a tensor.
@@ -162,7 +162,7 @@ def grid_pointing(contributions: Tensor, smooth: int = 0) -> Tensor:
     means = positive.reshape(*lead, count, n, height // n, n, width // n).mean((-3, -1))
     of_cells = means.transpose(-1, -2).flatten(-2)  # of each column its rows, as make_grid places images
     total = of_cells.sum(-1, keepdim=True)
-    shares = torch.where(total * of_cells > 0, of_cells / total, 0)
+    shares = torch.where(total * of_cells == 0, 0, of_cells / total)  # what is not finite stays so
     return shares.diagonal(dim1=-2, dim2=-1)
 
 

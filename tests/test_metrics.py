@@ -152,3 +152,10 @@ def test_bad_input(call, words):
 def test_what_is_no_tensor_is_named(call, name):
     with pytest.raises(TypeError, match=f"^{name}: a Tensor is needed, not ndarray"):
         call(torch.ones(4, 4, 4).numpy())
+
+
+def test_what_is_not_a_number_is_not_0():
+    maps = torch.rand(2, 4, 4, 4)
+    maps[0, 1, 0, 0] = math.nan
+    assert metrics.grid_pointing(maps).isnan().tolist() == [[False, True, False, False], [False] * 4]
+    assert metrics.energy_pointing(maps[0], [[(2, 2, 4, 4)]] * 4).isnan().tolist() == [False, True, False, False]
