@@ -10,6 +10,7 @@ Models with Explanations, ICCV 2023, section 3.4).
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -210,8 +211,11 @@ def energy_pointing(
 
 
 def _checked_box(box: Sequence[int]) -> tuple[int, int, int, int]:
-    values = tuple(box)
-    if len(values) != 4 or not all(isinstance(v, int) and v >= 0 for v in values):
+    try:
+        values = tuple(map(operator.index, box))  # also of NumPy and of tensors, as data sets of boxes have them
+    except TypeError:
+        values = ()
+    if len(values) != 4 or min(values) < 0:
         raise ValueError(f"boxes: {box!r} is not (xmin, ymin, xmax, ymax), four ints of at least 0")
     if values[0] > values[2] or values[1] > values[3]:
         raise ValueError(f"boxes: {box!r} ends before it starts: (xmin, ymin, xmax, ymax) is needed")
