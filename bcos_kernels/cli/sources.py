@@ -126,7 +126,9 @@ def _rgb(image: Any) -> Any:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that name the images."""
-    parser.add_argument("images", metavar="IMAGES", nargs="*", type=Path, help="folders, image files, WebDataset tars (not compressed)")
+    parser.add_argument(
+        "images", metavar="IMAGES", nargs="*", type=Path, help="folders, image files, WebDataset tars (not compressed)"
+    )
     parser.add_argument("--dataset", metavar="NAME", help="in place of IMAGES: a class of torchvision.datasets")
     parser.add_argument("--root", metavar="DIR", type=Path, default=Path("."), help="its folder (default .)")
     parser.add_argument(
