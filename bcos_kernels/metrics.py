@@ -10,6 +10,7 @@ Models with Explanations, ICCV 2023, section 3.4).
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -145,7 +146,7 @@ def grid_pointing(contributions: Tensor, smooth: int = 0) -> Tensor:
             none. The papers take 15.
 
     Returns:
-        ``[..., n²]``, from 0 to 1; 0 where no contribution is positive.
+        ``[..., n²]``, from 0 to 1; 0 where no contribution is positive, NaN where one is NaN.
 
     Raises:
         TypeError: ``contributions`` is not a tensor.
@@ -162,7 +163,7 @@ def grid_pointing(contributions: Tensor, smooth: int = 0) -> Tensor:
     means = positive.reshape(*lead, count, n, height // n, n, width // n).mean((-3, -1))
     of_cells = means.transpose(-1, -2).flatten(-2)  # of each column its rows, as make_grid places images
     total = of_cells.sum(-1, keepdim=True)
-    shares = torch.where(total * of_cells > 0, of_cells / total, 0)
+    shares = torch.where(total * of_cells == 0, 0, of_cells / total)  # what is not finite stays so
     return shares.diagonal(dim1=-2, dim2=-1)
 
 
@@ -210,8 +211,11 @@ def energy_pointing(
 
 
 def _checked_box(box: Sequence[int]) -> tuple[int, int, int, int]:
-    values = tuple(box)
-    if len(values) != 4 or not all(isinstance(v, int) and v >= 0 for v in values):
+    try:
+        values = tuple(map(operator.index, box))  # also of NumPy and of tensors, as data sets of boxes have them
+    except TypeError:
+        values = ()
+    if len(values) != 4 or min(values) < 0:
         raise ValueError(f"boxes: {box!r} is not (xmin, ymin, xmax, ymax), four ints of at least 0")
     if values[0] > values[2] or values[1] > values[3]:
         raise ValueError(f"boxes: {box!r} ends before it starts: (xmin, ymin, xmax, ymax) is needed")

@@ -9,7 +9,7 @@ from made_results import result, stored
 from PIL import Image
 
 from bcos_kernels import cli
-from bcos_kernels.cli import main
+from bcos_kernels.cli import doctor, main
 
 MINE = """
 from torch import nn
@@ -160,3 +160,21 @@ def test_without_a_gpu(arguments, capsys):
     assert status(arguments) == 2
     out, err = capsys.readouterr()
     assert "GPU" in err and err.count("\n") == 1 and out == ""
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(folder, monkeypatch, capsys):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # as on a file system that is only read
+    assert status(f"evaluate gridpg val --hub resnet18 --out {folder / 'x.json'}") == 2
+    assert f"x.json: nothing can be written in the folder {folder} (see" in capsys.readouterr().err
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("step", ["configure", "main"])
+def test_an_interrupt_ends_in_one_line(step, monkeypatch, capsys):
+    """Also one that comes while the command imports what it needs."""
+    monkeypatch.setattr(doctor, step, interrupted)
+    assert status("doctor") == 130
+    assert capsys.readouterr().err == "bcos_kernels doctor: interrupted\n"

@@ -5,12 +5,15 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 from pathlib import Path
 
 import pytest
 import torch
 
 import bcos_kernels
+from bcos_kernels.cli import doctor
+from bcos_kernels.core import extension
 
 pytestmark = pytest.mark.slow
 
@@ -80,3 +83,29 @@ def test_build_info():
     info = _C.build_info()
     assert info["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert set(info) == {"torch", "compiler", "isa_clones", "openmp", "cuda"}
+
+
+def test_the_reason_without_the_extension(monkeypatch, tmp_path):
+    """Not that of an import within a package that is being imported, which would name a circle that is none."""
+    monkeypatch.delitem(sys.modules, "bcos_kernels._C", raising=False)
+    monkeypatch.delattr(bcos_kernels, "_C", raising=False)
+    monkeypatch.setattr(bcos_kernels, "__path__", [])
+    monkeypatch.setattr(extension, "FAILED", tmp_path / "failed.txt")
+    message = "the compiled extension bcos_kernels._C cannot be imported"
+    assert extension.load() == (None, f"{message} (No module named 'bcos_kernels._C')")
+    (tmp_path / "failed.txt").write_text("no compiler\n")
+    assert extension.load() == (None, f"{message} (its build failed: no compiler)")
+    assert doctor._build() == "not there (its build failed: no compiler); slower backends serve its calls"
+
+
+def test_a_source_archive_holds_no_part_of_the_tests(sources):
+    """setuptools takes ``tests/test*.py`` unasked, which cannot run without the files beside them."""
+    shutil.copy(ROOT / "MANIFEST.in", sources)
+    (sources / "tests").mkdir()
+    (sources / "tests" / "test_nothing.py").touch()
+    assert python(sources, "setup.py", "--quiet", "sdist").returncode == 0
+    (archive,) = (sources / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    assert {"setup.py", "csrc/broken.cpp", "bcos_kernels/adopt/published.json"} <= names
+    assert not any(name.startswith("tests") for name in names)

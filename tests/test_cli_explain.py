@@ -157,7 +157,7 @@ def test_names_that_are_no_text(images, tmp_path, capsys):
     (images / "b" / os.fsdecode(b"\xff\xfe.png")).write_bytes((images / "a" / "0.png").read_bytes())
     (images / "b" / os.fsdecode(b"\xff.png")).write_bytes(b"no image")
     assert command(images, tmp_path / "out") == 1
-    assert f"{COUNT + 1} images in 1 shards" in capsys.readouterr().out
+    assert f"{COUNT + 1} images in 1 shard of" in capsys.readouterr().out
 
 
 def test_an_interrupt_loses_one_shard(images, tmp_path, monkeypatch, capsys):
@@ -336,3 +336,34 @@ def test_two_processes_share_the_work(images, tmp_path):
     assert made.stdout.count(f"{COUNT} images in 4 shards") == 1
     assert command(images, tmp_path / "one", "--shard", 2) == 0
     assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+def overflowing():
+    """A model whose logits of some images are infinite."""
+    model = facts.model()
+    model.append(Exploding())
+    return model
+
+
+class Exploding(torch.nn.Module):
+    limit = 0.0
+
+    def forward(self, logits):
+        return logits / (logits.amax(1, keepdim=True) > self.limit)
+
+
+def test_logits_that_are_not_finite_are_told(images, tmp_path, monkeypatch, capsys):
+    """Their explanation would be one of class 0, or of a class chosen by chance."""
+    more = "--image-size", "16", "--workers", "0", "--out", str(tmp_path / "out"), "--save", "map,rgba"
+    names, expected = explained(images)
+    largest = expected.logits.amax(1)
+    monkeypatch.setattr(sys.modules["test_cli_explain"].Exploding, "limit", largest.median().item() + 1e-9)
+    finite = (largest > largest.median()).tolist()
+    assert sum(finite) == COUNT // 2
+    assert main(["explain", str(images), "--model", "test_cli_explain:overflowing", *more]) == 1
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    assert index["shards"][0]["images"] == [name for name, known in zip(names, finite, strict=True) if known]
+    assert len(contents(tmp_path / "out")) == sum(finite)
+    skipped = [name for name, known in zip(names, finite, strict=True) if not known]
+    assert [image["name"] for image in index["skipped"]] == skipped
+    assert f"skipped {skipped[0]}: the model's logits are not finite" in capsys.readouterr().err

@@ -107,3 +107,49 @@ def test_six_channels_stay_six():
     converted = bk.convert(plain, b=1, mean=(0,) * 6, std=(1,) * 6, logit_bias=None)
     assert torch.allclose(converted(six()), plain(six()))
     assert isinstance(converted.model[0], BcosLayer)
+
+
+class Affine(nn.Module):
+    """A module of one's own that adds its bias."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.bias = nn.Parameter(torch.ones(channels, 1, 1))
+
+    def forward(self, x):
+        return x + self.bias
+
+
+def test_a_module_that_is_left_alone_keeps_its_bias():
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), Affine(4))
+    with pytest.warns(UserWarning, match="modules left alone: 1"):
+        converted = bk.convert(plain, logit_bias=None)
+    assert converted.model[0].linear.bias is None
+    x = six(size=5, dtype=torch.float32)
+    assert torch.equal(converted(x), converted.model[0](converted.normalize(x)) + 1)
+
+
+class HeadFirst(nn.Module):
+    """A network that names its classifier before its last convolution."""
+
+    def __init__(self, returned):
+        super().__init__()
+        self.stem, self.head, self.body = nn.Conv2d(3, 4, 3), nn.Linear(8, 5), nn.Conv2d(4, 8, 3)
+        self.returned = returned
+
+    def forward(self, x):
+        return self.returned(self.head(self.body(self.stem(x)).mean((2, 3))))
+
+
+@pytest.mark.parametrize(
+    "returned, error, message",
+    [
+        (nn.Identity(), ValueError, r"logit_bias='classes' took 8 classes .* returns the shape \(2, 5\)"),
+        (lambda logits: {"out": logits}, TypeError, "returns dict, not a tensor of logits: .* logit_bias=None"),
+    ],
+)
+def test_a_bias_that_is_not_that_of_the_logits(returned, error, message):
+    plain, x = HeadFirst(returned), six(size=9, dtype=torch.float32)
+    with pytest.raises(error, match=message):
+        bk.convert(plain)(x)
+    bk.convert(plain, logit_bias=None)(x)

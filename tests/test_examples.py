@@ -93,7 +93,7 @@ def test_the_loss_of_distillation_is_the_published_one():
 @pytest.mark.parametrize("name, words", [
     ("model_guidance", "contributions inside of the boxes"),
     ("explanation_distillation", "similarity of the explanations"),
-    ("localisation", "20 images in 1 shards"),
+    ("localisation", "20 images in 1 shard"),
 ])  # fmt: skip
 def test_they_run(name, words, tmp_path):
     status, printed, errors = outcome(start(ROOT / "examples" / f"{name}.py", "--quick", cwd=tmp_path))

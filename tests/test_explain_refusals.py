@@ -28,6 +28,8 @@ X = example("bcos")
         (lambda m: bk.explain(m, X.numpy()), TypeError, "images=ndarray: a tensor"),
         (lambda m: bk.explain(m, X.long()), TypeError, "images has dtype torch.int64"),
         (lambda m: bk.explain(m, X[0, 0, 0]), ValueError, r"images has shape \(8,\)"),
+        (lambda m: bk.explain(m, X[0]), ValueError, r"images has shape \(6, 9, 8\): one image .* images\[None\]"),
+        (lambda m: bk.explain(m, X[0, :3]), ValueError, r"images has shape \(3, 9, 8\): one image"),
         (lambda m: bk.explain(m, X[:0]), ValueError, r"images has shape \(0, 6, 9, 8\)"),
         (lambda m: bk.explain(m, X, chunk=0), ValueError, "chunk=0: must be at least 1"),
         (lambda m: bk.explain(m, X, chunk=True), TypeError, "chunk=True: an int"),

@@ -9,6 +9,7 @@ with an explainer that multiplies the image with its gradient in explanation mod
 import math
 
 import localisation_facts as facts
+import numpy as np
 import pytest
 import torch
 
@@ -152,3 +153,19 @@ def test_bad_input(call, words):
 def test_what_is_no_tensor_is_named(call, name):
     with pytest.raises(TypeError, match=f"^{name}: a Tensor is needed, not ndarray"):
         call(torch.ones(4, 4, 4).numpy())
+
+
+def test_what_is_not_a_number_is_not_0():
+    maps = torch.rand(2, 4, 4, 4)
+    maps[0, 1, 0, 0] = math.nan
+    assert metrics.grid_pointing(maps).isnan().tolist() == [[False, True, False, False], [False] * 4]
+    assert metrics.energy_pointing(maps[0], [[(2, 2, 4, 4)]] * 4).isnan().tolist() == [False, True, False, False]
+
+
+def test_boxes_of_numpy_and_of_tensors():
+    maps, boxes = torch.rand(2, 6, 6), [[(0, 1, 4, 5)], [(2, 2, 3, 6), (0, 0, 1, 1)]]
+    expected = metrics.energy_pointing(maps, boxes)
+    for kind in (np.array, torch.tensor):
+        assert torch.equal(metrics.energy_pointing(maps, [kind(of_map) for of_map in boxes]), expected)
+    with pytest.raises(ValueError, match="four ints of at least 0"):
+        metrics.energy_pointing(maps[:1], [torch.rand(1, 4)])

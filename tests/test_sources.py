@@ -3,6 +3,7 @@
 import argparse
 import os
 import resource
+import tarfile
 
 import numpy as np
 import pytest
@@ -66,3 +67,13 @@ def test_a_full_disk_leaves_no_drafts(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert os.listdir(tmp_path) == before
+
+
+@pytest.mark.parametrize("name, mode", [("shard.tar", "w:gz"), ("shard.tar.gz", "w:gz"), ("shard.tgz", "w:gz")])
+def test_compressed_tars_are_refused(tmp_path, name, mode):
+    """Their parts have no place in the file at which they could be read."""
+    picture(tmp_path / "0.png")
+    with tarfile.open(tmp_path / name, mode) as tar:
+        tar.add(tmp_path / "0.png", "0.png")
+    with pytest.raises(ValueError, match=f"{name}: not a readable tar without compression"):
+        found(tmp_path / name)

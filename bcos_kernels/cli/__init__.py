@@ -18,6 +18,7 @@ __all__ = ["main"]
 
 SCRIPT = "bcos-kernels"
 """The name of the console script."""
+INTERRUPTED = 128 + 2  # the status by which a shell reports that SIGINT ended a process
 COMMANDS = {
     "doctor": "show what is built, which backend serves which calls, and why",
     "demo": "compare reference models on real images with accelerated ones",
@@ -67,8 +68,13 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="<command>", required=True, parser_class=Command)
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text).module = f".{name}"
-    options = parser.parse_args(argv, argparse.Namespace(argv=argv))
+    try:
+        options = parser.parse_args(argv, argparse.Namespace(argv=argv))
+        from .terminal import printable
 
-    from .terminal import printable
-
-    return printable(options.command)(options)
+        return printable(options.command)(options)
+    except KeyboardInterrupt:
+        if argv[:1] == ["run"]:  # it is the script's, as in plain Python
+            raise
+        print(f"bcos_kernels {argv[0]}: interrupted", file=sys.stderr)
+        return INTERRUPTED

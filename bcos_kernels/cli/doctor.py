@@ -8,13 +8,12 @@ import json
 import platform
 import warnings
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import __version__, dynamic_alignment, norm
-from ..core import dispatch, env, tuned
+from ..core import dispatch, env, extension, tuned
 from ..core.op import Op
 from ..dynamic_alignment import DYNAMIC_ALIGNMENT
 from ..gpu import cuda, plans
@@ -25,8 +24,6 @@ from ..transform.call import of_shapes
 
 __all__ = ["configure", "main"]
 
-FAILED = Path(__file__).parents[1] / "_C.failed.txt"
-"""The file in which setup.py leaves the reason why a build failed."""
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _LINEAR = of_shapes((8, 64), (64, 64))
@@ -140,10 +137,9 @@ def _versions() -> dict[str, str]:
 def _build() -> str:
     """The compiled extension: whether it is there, and whether it was built for the torch that runs."""
     try:
-        from .. import _C
+        _C = extension.imported()
     except ImportError as error:
-        reason = f"its build failed: {FAILED.read_text(encoding='utf-8').strip()}" if FAILED.exists() else error
-        return f"not there ({reason}); slower backends serve its calls"
+        return f"not there ({error}); slower backends serve its calls"
     info = _C.build_info()
     facts: dict[str, object] = {**info}
     if info["cuda"]:

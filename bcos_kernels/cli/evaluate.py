@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("metric", choices=("gridpg", "epg"), help="what is measured")
     sources.configure(parser)
     loading.configure(parser)
-    parser.add_argument("--smooth", metavar="N", type=int, help="averaging (default 15 for gridpg, 0 for epg)")
+    parser.add_argument("--smooth", metavar="N", type=int, help="window that averages maps (default: gridpg 15, epg 0)")
     parser.add_argument("--out", metavar="FILE", type=Path, help="also write every value to this JSON file")
     grid = parser.add_argument_group("gridpg")
     grid.add_argument("--cells", metavar="N", type=int, default=9, help="images of a grid: 4 or 9 (default 9)")
@@ -61,8 +61,6 @@ def main(options: argparse.Namespace) -> int:
         return _evaluate(options)
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         return refused("evaluate", error)
-    except KeyboardInterrupt:
-        return 130
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -125,7 +123,7 @@ def _grids(
 ) -> list[dict[str, Any]]:
     """The names and the values of each grid."""
     source.transform = loading.transform_of(model, options.image_size)
-    numbers, labels, logits = _confidences(model, source, options, skipped)
+    numbers, labels, logits, side = _confidences(model, source, options, skipped)
     chosen = metrics.select_grids(logits, labels, options.cells, options.grids, options.threshold)
     if not chosen:
         raise ValueError(
@@ -133,8 +131,7 @@ def _grids(
             f"confidence is above {options.threshold}"
         )
     if options.rescale:
-        size = (options.image_size or loading.SIDE) // round(options.cells**0.5)
-        source.transform = loading.transform_of(model, size)
+        source.transform = loading.transform_of(model, max(1, side // math.isqrt(options.cells)))
     smooth = 15 if options.smooth is None else options.smooth
     at_once = max(1, options.batch // options.cells)
     batches = [[numbers[i] for grid in some for i in grid] for some in _in_parts(chosen, at_once)]
@@ -154,18 +151,21 @@ def _grids(
 
 def _confidences(
     model: nn.Module, source: Source, options: argparse.Namespace, skipped: dict[str, str]
-) -> tuple[list[int], Tensor, Tensor]:
-    """The numbers, labels and logits of all readable images."""
+) -> tuple[list[int], Tensor, Tensor, int]:
+    """The numbers, labels and logits of all readable images, and the side that the model gets them with."""
     numbers: list[int] = []
     labels: list[int] = []
     logits: list[Tensor] = []
+    side = 0
     with progress("confidences", len(source)) as advance, torch.no_grad():
         for items in _batches(source, _in_parts(list(range(len(source))), options.batch), options, skipped):
             without = next((item.name for item in items if item.label is None), None)
             if without is not None:
                 raise ValueError(f"{without} has no class: a folder for each class is needed, or a data set of classes")
             if items:
-                logits.append(model(_stacked(items, model)).cpu())
+                images = _stacked(items, model)
+                logits.append(_logits(model(images)).cpu())
+                side = images.shape[-1]
             numbers += [item.number for item in items]
             labels += [item.label for item in items if item.label is not None]
             advance(f"{len(numbers)} images", options.batch)
@@ -178,7 +178,16 @@ def _confidences(
     if classes < known:
         told = f"the images have {classes} classes and the model {known}: class k of the images is taken as its logit k"
         print(f"bcos_kernels evaluate: {told}", file=sys.stderr)
-    return numbers, torch.tensor(labels), found
+    return numbers, torch.tensor(labels), found, side
+
+
+def _logits(found: Any) -> Tensor:
+    """The logits in what a model returns."""
+    found = getattr(found, "logits", found)
+    if not isinstance(found, Tensor) or found.dim() != 2:
+        what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise TypeError(f"the model returns {what}: a tensor of logits [N, K] is needed")
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ EPG

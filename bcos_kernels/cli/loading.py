@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ __all__ = ["configure", "check", "device", "load_model", "stacked", "transform_o
 
 SIDE, SHOWN = 224, 0.875
 """The side of an image, and the part of its shorter side that is shown, where a model has no transform of its own."""
+FITTING = ("Resize", "CenterCrop")
+"""The classes of torchvision's transforms that give images another size."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -134,21 +137,42 @@ def stacked(images: list[Tensor], model: nn.Module) -> Tensor:
 def transform_of(model: nn.Module, size: int | None, whole: bool = False) -> Callable[[Any], Tensor]:
     """A function that turns a PIL image into the model's input ``[C, H, W]``.
 
-    It is the model's own attribute ``transform``, where it has one and no size is asked for. Else images are resized,
-    cropped in the middle, and get the inverse channels 1 - x where the first convolution takes six. With ``whole`` all
-    of the image is shown, squeezed into a square.
+    It is the model's own attribute ``transform``, where it has one and no size is asked for. Else images are resized
+    and cropped in the middle, or, with ``whole``, squeezed into a square; the other steps are those of the model's own
+    transform, where it is a list of steps, or else the pixels become floats and get the inverse channels 1 - x where
+    the first layer takes six.
     """
     own = getattr(model, "transform", None)
-    if size is None and not whole and callable(own) and not inspect.isclass(own):
+    own = own if callable(own) and not inspect.isclass(own) else None
+    if size is None and not whole and own is not None:
         return own
     declare_torchvision_operators_when_needed()
     from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
 
     size = size or SIDE
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    inverse = first is not None and first.in_channels == 6 and not _adds_inverse(model)
     fit = [Resize((size, size))] if whole else [Resize(round(size / SHOWN)), CenterCrop(size)]
-    return Compose([*fit, ToTensor(), *([AddInverse()] if inverse else [])])
+    inverse = [AddInverse()] if _channels(model) == 6 and not _adds_inverse(model) else []
+    return Compose([*fit, *(_without_fitting(own) or [ToTensor(), *inverse])])
+
+
+def _without_fitting(own: Any) -> list[Callable]:
+    """The steps of a transform, without those that resize and crop; none where it is no list of steps."""
+    steps = getattr(own, "transforms", None)
+    steps = getattr(steps, "transforms", steps)  # the presets of bcos hold a Compose
+    return [s for s in steps if type(s).__name__ not in FITTING] if isinstance(steps, (list, tuple)) else []
+
+
+def _channels(model: nn.Module) -> int | None:
+    """How many channels the first layer takes: a convolution, or a linear layer of the patches that einops makes."""
+    pixels = None
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+        if type(module).__name__ == "Rearrange":
+            pixels = math.prod(dict(module.axes_lengths).values())  # type: ignore[arg-type]
+        if isinstance(module, nn.Linear):
+            return module.in_features // pixels if pixels else None
+    return None
 
 
 def _adds_inverse(model: nn.Module) -> bool:

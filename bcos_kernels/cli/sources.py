@@ -22,6 +22,9 @@ __all__ = ["Loaded", "Source", "configure", "open_source"]
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
+TARS = (".tar", ".tgz", *(f".tar.{kind}" for kind in ("gz", "bz2", "xz", "zst")))
+"""Only the first is read; the others would be taken for images."""
+
 
 class Loaded(NamedTuple):
     """An image as the model takes it, or the reason why it cannot be read."""
@@ -123,7 +126,9 @@ def _rgb(image: Any) -> Any:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that name the images."""
-    parser.add_argument("images", metavar="IMAGES", nargs="*", type=Path, help="folders, image files, WebDataset tars")
+    parser.add_argument(
+        "images", metavar="IMAGES", nargs="*", type=Path, help="folders, image files, WebDataset tars (not compressed)"
+    )
     parser.add_argument("--dataset", metavar="NAME", help="in place of IMAGES: a class of torchvision.datasets")
     parser.add_argument("--root", metavar="DIR", type=Path, default=Path("."), help="its folder (default .)")
     parser.add_argument(
@@ -147,7 +152,7 @@ def open_source(options: argparse.Namespace) -> Source:
     for path in options.images:
         if path.is_dir():
             entries += _of_folder(path, labels)
-        elif path.suffix == ".tar" and path.is_file():
+        elif path.name.endswith(TARS) and path.is_file():
             entries += _of_tar(path)
         elif path.is_file():
             entries.append(File(str(path), path))
@@ -194,13 +199,13 @@ def _images_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
 def _of_tar(path: Path) -> list[File]:
     """The images of a tar; the label of ``KEY.jpg`` stands in ``KEY.cls``, as WebDataset has it."""
     try:
-        with tarfile.open(path) as tar:
+        with tarfile.open(path, "r:") as tar:  # images are read at their places, which a compressed one has not
             members = [member for member in tar if member.isfile()]
             numbers = {
                 m.name.removesuffix(".cls"): _number(tar.extractfile(m)) for m in members if m.name.endswith(".cls")
             }
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: not a readable tar ({error})") from None
+        raise ValueError(f"{path}: not a readable tar without compression ({error})") from None
 
     def label(name: str) -> int | None:
         folder, _, base = name.rpartition("/")

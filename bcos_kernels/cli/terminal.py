@@ -79,7 +79,9 @@ def unwritable(path: Path) -> str:
     folder = path.absolute().parent
     if path.is_dir():
         return "it is a folder"
-    return "" if folder.is_dir() else f"the folder {folder} does not exist"
+    if not folder.is_dir():
+        return f"the folder {folder} does not exist"
+    return "" if os.access(folder, os.W_OK | os.X_OK) else f"nothing can be written in the folder {folder}"
 
 
 def refused(command: str, reason: Exception | str) -> int:

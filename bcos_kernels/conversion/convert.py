@@ -23,7 +23,7 @@ from .inputs import LogitBias, Normalize
 from .network import BcosNetwork
 from .options import CLASSES, Options
 from .report import Report, Row
-from .rules import CONVERTIBLE, computes_as, convolution_of, is_attention_pool, made, opaque
+from .rules import BIASED, CONVERTIBLE, computes_as, convolution_of, is_attention_pool, made, opaque
 
 __all__ = ["convert"]
 
@@ -63,16 +63,17 @@ def convert(
         b: the exponent of every layer, at least 1; its first value where it is learned.
         learn_b: None keeps it; ``"clamp"`` learns b, clamped above 1; ``"offset"`` learns b - 2, which a weight decay
             draws to 0. The parameters end with ``.b``.
-        bias: False removes every bias, and the positional embedding of CLIP's attention pool. With True batch norms
-            get ``β - μγ/σ``, so that in evaluation they compute what they did.
+        bias: False removes the biases of layers and norms, and the positional embedding of CLIP's attention pool; a
+            module that is left alone keeps its own. With True batch norms get ``β - μγ/σ``, so that in evaluation they
+            compute what they did.
         uncentered: False keeps ``nn.BatchNorm2d``.
         activations: False replaces ReLUs and GELUs by the identity.
         average_pool: False keeps max pools; True replaces them by average pools of the same window.
         pool_logits: True puts the classifier in front of the last average pool, as a 1×1 convolution, in the networks
             whose code is known: ResNet, DenseNet, ConvNeXt and SimpleViT.
         attn_unpool: True makes CLIP's attention pool embed every position, instead of pooling them.
-        logit_bias: what is added to the logits: ``"classes"`` is ``-log(classes - 1)``, and none for CLIP and for
-            fewer than three classes; a float; or None.
+        logit_bias: what is added to the logits: ``"classes"`` is ``-log(classes - 1)``, of the outputs of the layer
+            that the network names last, and none for CLIP and for fewer than three classes; a float; or None.
         mean, std: of the channels: three values m and s, which become ``[m, 1 - m]`` and ``[s, s]``, or six. None
             takes ImageNet's, and CLIP's for networks with its attention pool. Six zeros are the paper's zero mean.
         out_dtype, backend: of the B-cos layers, as in :func:`bcos_kernels.accelerate`, which may be called again on the
@@ -105,8 +106,10 @@ def convert(
     normalize = Normalize(*options.statistics(clip), device=parameter.device, dtype=parameter.dtype)
     conversion.widen(name)
     converted = conversion.run()
-    bias_of_logits = options.bias_of_logits(None if clip else conversion.classes)
-    logit_layer = None if bias_of_logits is None else LogitBias(bias_of_logits)
+    classes = None if clip else conversion.classes
+    bias_of_logits = options.bias_of_logits(classes)
+    counted = classes if logit_bias == CLASSES else None
+    logit_layer = None if bias_of_logits is None else LogitBias(bias_of_logits, counted)
     network = BcosNetwork(normalize, converted, logit_layer, Report(tuple(conversion.rows)))
     for own in (network.normalize, network.logit_layer):
         if own is not None:
@@ -213,7 +216,7 @@ class _Conversion:
         for module in converted.modules():
             if getattr(module, "inplace", False) is True:
                 module.inplace = False  # type: ignore[assignment]
-            if not self.options.bias:
+            if not self.options.bias and isinstance(module, BIASED):
                 for name in ("bias", "in_proj_bias", "positional_embedding")[: 3 if _is_ours(module) else 1]:
                     if module._parameters.get(name) is not None:
                         setattr(module, name, None)

@@ -88,14 +88,33 @@ class Normalize(nn.Module):
 
 
 class LogitBias(nn.Module):
-    """Adds a constant to all logits, ``-log(classes - 1)``: with it, logits of 0 mean the probability 1/classes."""
+    """Adds a constant to all logits, ``-log(classes - 1)``: with it, logits of 0 mean the probability 1/classes.
 
-    def __init__(self, bias: float) -> None:
+    Args:
+        bias: the constant.
+        classes: the number of classes of which it was made; None where it was given.
+    """
+
+    def __init__(self, bias: float, classes: int | None = None) -> None:
         super().__init__()
         self.logit_bias = bias
+        self.classes = classes
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Logits of any shape -> the same shape."""
+        """Logits of any shape -> the same shape.
+
+        Raises:
+            TypeError: the network returns something else than a tensor.
+            ValueError: it returns another number of logits than the classes of which the bias was made.
+        """
+        if not isinstance(logits, Tensor):
+            what = type(logits).__name__
+            raise TypeError(f"the network returns {what}, not a tensor of logits: convert it with logit_bias=None")
+        if self.classes is not None and self.classes not in logits.shape[1:]:
+            raise ValueError(
+                f"logit_bias='classes' took {self.classes} classes from the layer that the network names last, and the "
+                f"network returns the shape {tuple(logits.shape)}: convert it with logit_bias=-math.log(classes - 1)"
+            )
         return logits + self.logit_bias
 
     def extra_repr(self) -> str:

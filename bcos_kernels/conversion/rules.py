@@ -12,7 +12,9 @@ from ..modules import BcosConv2d, BcosLinear
 from . import modules
 from .options import Options
 
-__all__ = ["CONVERTIBLE", "QKV", "Made", "computes_as", "convolution_of", "is_attention_pool", "made", "opaque"]
+__all__ = [
+    "BIASED", "CONVERTIBLE", "QKV", "Made", "computes_as", "convolution_of", "is_attention_pool", "made", "opaque",
+]  # fmt: skip
 
 QKV = {"to_qkv", "to_q", "to_k", "to_v", "qkv", "q_proj", "k_proj", "v_proj", "query", "key", "value"}
 """The names of layers that form queries, keys or values. They stay plain."""
@@ -32,6 +34,13 @@ OPAQUE = (
 )  # fmt: skip
 OPAQUE_NAMES = {"ShiftedWindowAttention", "ShiftedWindowAttentionV2"}
 """Classes of modules that compute with their layers' weights without calling the layers."""
+
+
+BIASED = (
+    nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm,
+    modules.Detachable,
+)  # fmt: skip
+"""Modules that compute without their bias where it is None."""
 
 
 class Made(NamedTuple):

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 import torch
 
-__all__ = ["load", "unavailable"]
+__all__ = ["imported", "load", "unavailable"]
+
+FAILED = Path(__file__).parents[1] / "_C.failed.txt"
+"""The file in which setup.py leaves the reason why a build failed."""
+
+
+def imported() -> ModuleType:
+    """The extension, also one that was built for another torch.
+
+    Raises:
+        ImportError: it is not there, or it cannot be loaded; where its build failed, the error says why.
+    """
+    try:
+        return import_module("bcos_kernels._C")
+    except ImportError as error:
+        if FAILED.exists():
+            raise ImportError(f"its build failed: {FAILED.read_text(encoding='utf-8').strip()}") from error
+        raise
 
 
 def load() -> tuple[ModuleType | None, str]:
     """``(extension, "")``, or ``(None, reason)`` where it cannot be used."""
     try:
-        from .. import _C
+        _C = imported()
     except ImportError as error:
         return None, f"the compiled extension bcos_kernels._C cannot be imported ({error})"
     built_for = _C.build_info()["torch"]

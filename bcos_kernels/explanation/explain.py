@@ -52,7 +52,7 @@ def explain(
             ``output(model, images)``. A result ``[N, K, ...]`` is summed over its positions, one ``[N, L, K]`` over its
             tokens, and ``targets`` counts its K channels.
         create_graph: whether the result can be differentiated, for losses on explanations. A model of the late mode
-            is then differentiated through its scales as well.
+            is then differentiated through its scales as well, and the result depends on directions, too.
         chunk: how many rows of every image one backward forms. None takes as many as are fast and fit into memory.
         weights: whether the result holds the weights; without them it holds the contributions alone, which take
             less memory by a factor of C.
@@ -68,7 +68,7 @@ def explain(
     flag("create_graph", create_graph)
     flag("weights", weights)
     _check(model, images, output, chunk, create_graph)
-    chosen = parse(targets, len(images))
+    chosen = parse(targets, len(images), create_graph)
     x = images if create_graph and images.requires_grad else images.detach()
     with torch.inference_mode(False), torch.enable_grad(), explanation_mode(model):
         x = x.clone() if x.is_inference() else x
@@ -97,6 +97,10 @@ def _check(model: Any, images: Any, output: Any, chunk: Any, create_graph: bool)
     if images.dim() not in (2, 3, 4) or not images.numel():
         shape = tuple(images.shape)
         raise ValueError(f"images has shape {shape}: not empty ones [N, C, H, W], [N, L, D] or [N, D] are needed")
+    first = _first_convolution(model) if images.dim() == 3 else None
+    if first is not None and first.weight.shape[1] in (len(images), 2 * len(images)):  # which takes a single image, too
+        shape = tuple(images.shape)
+        raise ValueError(f"images has shape {shape}: one image needs the dimension of a batch, as in images[None]")
     if isinstance(output, str):
         names = dict(model.named_modules())
         if not output or output not in names:
@@ -147,10 +151,14 @@ def _telling_of_channels(model: nn.Module, x: Tensor):
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        first = next((m.weight for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-        if first is None or x.dim() != 4 or first.shape[1] != 2 * x.shape[1]:
+        first = _first_convolution(model)
+        if first is None or x.dim() != 4 or first.weight.shape[1] != 2 * x.shape[1]:
             raise
         raise ValueError(
-            f"images has shape {tuple(x.shape)}: the first convolution takes {first.shape[1]} channels, which are "
-            "[x, 1 - x]: apply AddInverse to the images, bcos_kernels.AddInverse()(images)"
+            f"images has shape {tuple(x.shape)}: the first convolution takes {first.weight.shape[1]} channels, which "
+            "are [x, 1 - x]: apply AddInverse to the images, bcos_kernels.AddInverse()(images)"
         ) from error
+
+
+def _first_convolution(model: nn.Module) -> nn.Conv2d | None:
+    return next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)

@@ -118,7 +118,8 @@ def rgba(images: Tensor, weights: Tensor, smooth: int = 15, alpha_percentile: fl
     alpha = torch.where(contributions < 0, 1e-12, length)
     if smooth:
         alpha = averaged(alpha, smooth)
-    alpha = (alpha / opacity_limit(alpha, alpha_percentile)).clip(0, 1)
+    limit = opacity_limit(alpha, alpha_percentile)
+    alpha = torch.where(alpha == 0, 0, alpha / limit).clip(0, 1)  # a limit of 0 would make 0 / 0 of weights that are 0
     return torch.cat([colours / (colours + inverse).add_(1e-12), alpha], -3).movedim(-3, -1)
 
 

@@ -69,7 +69,7 @@ class Targets:
             if self.directions.shape[1] != count:
                 shape = tuple(self.directions.shape)
                 raise ValueError(f"targets: directions of shape {shape} were given, and the model has K={count} values")
-            return Rows(self.directions, len(self.directions), None, self.directions)
+            return Rows(self.directions.detach(), len(self.directions), None, self.directions)
         if self.top is not None:
             if self.top > count:
                 raise ValueError(f"targets={self.given!r}: the model has {count} classes")
@@ -95,8 +95,8 @@ def _of_pairs(pairs: Tensor, images: int) -> Rows:
     return Rows(pairs, of_class.shape[1], of_class, places=torch.stack([image, number], 1))
 
 
-def parse(targets: Any, images: int) -> Targets:
-    """The targets of ``images`` images.
+def parse(targets: Any, images: int, keep_graph: bool = False) -> Targets:
+    """The targets of ``images`` images. With ``keep_graph`` directions stay part of the graph that made them.
 
     Raises:
         TypeError, ValueError: ``targets`` is not as :func:`bcos_kernels.explain` describes it.
@@ -117,7 +117,8 @@ def parse(targets: Any, images: int) -> Targets:
     if found.is_floating_point():
         if found.dim() != 2 or not found.numel():
             raise ValueError(f"targets: directions have shape {tuple(found.shape)}, allowed is [T, K]")
-        return Targets(targets, directions=targets.detach() if isinstance(targets, Tensor) else found)
+        given = targets if isinstance(targets, Tensor) else found
+        return Targets(targets, directions=given if keep_graph else given.detach())
     return Targets(targets, classes=_classes(found, images))
 
 

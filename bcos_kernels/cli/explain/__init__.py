@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from ... import __version__
-from ...text import progress
+from ...text import many, progress
 from .. import loading, sources
 from ..sources import Source
 from ..terminal import refused
@@ -115,9 +115,9 @@ def _tell(out: Path, index: dict, shards: int, done: int, seconds: float, in_mod
         print(f"skipped {image['name']}: {image['reason']}", file=sys.stderr)
     if len(skipped) > NAMED:
         print(f"skipped {len(skipped) - NAMED} more: see {out / 'index.json'}", file=sys.stderr)
-    print(f"{index['images']} images in {shards} shards of {out}, {len(skipped)} skipped")
+    print(f"{many(index['images'], 'image')} in {many(shards, 'shard')} of {out}, {len(skipped)} skipped")
     if done:
         share = f"{100 * in_model / seconds:.0f} % of it in the model"
-        print(f"this run: {done} images in {seconds:.1f} s, {done / seconds:.1f} images/s, {share}")
+        print(f"this run: {many(done, 'image')} in {seconds:.1f} s, {done / seconds:.1f} images/s, {share}")
     else:
         print("this run: nothing was left to do")

@@ -99,12 +99,19 @@ def _write(
             skipped += [{"name": item.name, "reason": item.reason} for item in batch if item.image is None]
             items = [item for item in batch if item.image is not None]
             found, in_model = _explained(model, items, job) if items else (None, 0.0)
+            finite = [] if found is None else found.logits.isfinite().all(1).tolist()
+            skipped += [
+                {"name": item.name, "reason": "the model's logits are not finite"}
+                for item, known in zip(items, finite, strict=True)
+                if not known
+            ]
             for future in pending:
                 shard.add(*future.result())
             pending = []
             if found is not None:
-                pending = [pool.submit(_encoded, item, found.of(i), job) for i, item in enumerate(items)]
-            names += [item.name for item in items]
+                explained = [(item, found.of(i)) for i, item in enumerate(items) if finite[i]]
+                pending = [pool.submit(_encoded, item, rows, job) for item, rows in explained]
+                names += [item.name for item, _ in explained]
             yield Progress(len(batch), in_model)
         for future in pending:
             shard.add(*future.result())

@@ -1,0 +1,31 @@
+"""``bk.explain``: directions that are trained, and pictures of rows without weights."""
+
+import torch
+from test_explain import example, made
+
+import bcos_kernels as bk
+
+
+def test_the_graph_of_directions_is_kept():
+    """As of embeddings of texts that are trained by a loss on explanations."""
+    model, x = made("bcos"), example("bcos")
+    with torch.no_grad():
+        classes = model(x).shape[1]
+    directions = torch.randn(2, classes, dtype=x.dtype, requires_grad=True)
+    found = bk.explain(model, x, directions, create_graph=True)
+    assert not found.targets.requires_grad
+    (gradient,) = torch.autograd.grad(found.contributions.square().sum(), directions)
+    rows = bk.explain(model, x, [range(classes)] * len(x)).contributions
+    again = directions.detach().requires_grad_()
+    (expected,) = torch.autograd.grad(torch.einsum("tk,nkhw->nthw", again, rows).square().sum(), again)
+    assert gradient.allclose(expected, rtol=1e-9)
+    assert not bk.explain(model, x, directions).contributions.requires_grad
+
+
+def test_weights_of_zero_are_transparent():
+    images, weights = torch.rand(2, 6, 9, 8), torch.zeros(2, 6, 9, 8)
+    weights[1, :, 4, 4] = 1  # fewer pixels than the percentile leaves out
+    for smooth in (0, 3):
+        pictures = bk.explanation.result.rgba(images, weights, smooth, alpha_percentile=80)
+        assert not pictures.isnan().any() and not pictures[0, ..., 3].any()
+        assert pictures[1, 4, 4, 3] == 1 and pictures[1, 0, 0, 3] == 0
