@@ -1,0 +1,48 @@
+"""What stands around a layer changes none of its numbers: derived classes, inference mode, uses of its output."""
+
+import copy
+
+import pytest
+import torch
+from families import example
+from torch import nn
+
+import bcos_kernels as bk
+from bcos_kernels.compat import import_reference
+
+M = import_reference().modules
+
+
+def halved(cls, by_name):
+    """A class derived from that of an accelerated layer, which calls the forward of its base."""
+
+    class Halved(cls):
+        if by_name:
+
+            def forward(self, x):
+                return super(Halved, self).forward(x) / 2  # noqa: UP008
+        else:
+
+            def forward(self, x):
+                return super().forward(x) / 2
+
+    return Halved
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_restore_of_a_class_derived_from_an_accelerated_one(by_name, depth):
+    layer = bk.accelerate(M.BcosLinear(6, 4, dtype=torch.float64))
+    x = example(layer)
+    expected = layer(x) / 2**depth
+    derived = type(layer)
+    for _ in range(depth):
+        derived = halved(derived, by_name)
+    layer.__class__ = derived
+    model = nn.Sequential(layer)
+    model.append(M.BcosLinear(4, 4))
+    for change in (bk.restore, copy.deepcopy, bk.accelerate, bk.accelerate, bk.restore):
+        model = change(model)
+        assert isinstance(model[0], derived)
+        assert torch.allclose(model[0](x), expected, rtol=1e-12)
+    assert bk.report(model).accelerated == 0
