@@ -46,3 +46,30 @@ def test_restore_of_a_class_derived_from_an_accelerated_one(by_name, depth):
         assert isinstance(model[0], derived)
         assert torch.allclose(model[0](x), expected, rtol=1e-12)
     assert bk.report(model).accelerated == 0
+
+
+RESULTS = {
+    "linear": (M.BcosLinear(6, 4), (2, 3, 6)),
+    "tokens": (M.norms.DetachableLayerNorm((3, 6)), (2, 3, 6)),
+    "strided norm": (M.norms.PositionNormUncentered2d(6), (2, 4, 4, 6)),
+    "one image": (bk.BcosConv2d(6, 4, 3), (6, 5, 5)),
+    "one axis": (bk.BcosConv1d(6, 4, 3), (2, 6, 5)),
+}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_result_without_gradients_is_changed_with_them(name):
+    """As frozen features are to which something learned is added in place."""
+    module, shape = RESULTS[name]
+    module = bk.accelerate(nn.Sequential(copy.deepcopy(module), M.BcosLinear(1, 1)))[:1]
+    if name == "tokens":
+        module[0].set_explanation_mode(True)  # outside of it torch's own norm serves
+    x = torch.rand(shape)
+    x = x.permute(0, 3, 2, 1) if name == "strided norm" else x
+    learned = torch.ones((), requires_grad=True)
+    for _ in range(2):
+        with torch.no_grad():
+            y = module(x)
+        y += learned
+        (gradient,) = torch.autograd.grad(y.sum(), learned)
+        assert gradient == y.numel()

@@ -16,9 +16,9 @@ from torch.overrides import _get_overloaded_args
 
 __all__ = [
     "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function", "ends_recomputation",
-    "forward_derivatives", "is_exporting", "is_followed", "is_seen", "is_seen_beside_vmap", "is_traced",
-    "largest_gradient", "overloads", "saved_tensor_of", "softmax_backward_in_place", "transformed", "unrecorded",
-    "unwrap_dead_wrappers", "will_run",
+    "forward_derivatives", "is_exporting", "is_followed", "is_seen", "is_seen_beside_vmap",
+    "is_traced", "largest_gradient", "overloads", "result", "saved_tensor_of", "softmax_backward_in_place",
+    "transformed", "unrecorded", "unwrap_dead_wrappers", "will_run",
 ]  # fmt: skip
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -26,6 +26,12 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 
 overloads = _get_overloaded_args
 """Returns those of the given arguments whose class overrides torch's functions."""
+
+
+def result(y: Tensor) -> Tensor:
+    """y, or a tensor in its place that is no view: a view that was made without gradients may not be changed in place
+    with them."""
+    return y if torch.is_grad_enabled() else y.detach()
 
 
 def is_traced() -> bool:
