@@ -73,3 +73,22 @@ def test_a_result_without_gradients_is_changed_with_them(name):
         y += learned
         (gradient,) = torch.autograd.grad(y.sum(), learned)
         assert gradient == y.numel()
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("inside", ["enable_grad", "vmap"])
+def test_gradients_enabled_in_inference_mode(late, inside):
+    """Autograd records nothing there, and torch's own layers raise no error."""
+    weight = torch.rand(4, 6, requires_grad=True)
+
+    def layer(x):
+        return bk.functional.bcos_linear(x, weight, detach={"fixed_weights": False} if late else False)
+
+    x = torch.rand(3, 6)
+    expected = layer(x)
+    with torch.inference_mode(), torch.enable_grad():
+        y = layer(x) if inside == "enable_grad" else torch.vmap(layer)(x)
+    assert torch.allclose(y, expected) and y.is_inference() and not y.requires_grad
+    norm = bk.accelerate(M.norms.BatchNormUncentered2d(6))
+    with torch.inference_mode(), torch.enable_grad():
+        assert not norm(torch.rand(2, 6, 3, 3)).requires_grad

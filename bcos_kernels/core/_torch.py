@@ -17,7 +17,7 @@ from torch.overrides import _get_overloaded_args
 __all__ = [
     "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function", "ends_recomputation",
     "forward_derivatives", "is_exporting", "is_followed", "is_seen", "is_seen_beside_vmap",
-    "is_traced", "largest_gradient", "overloads", "result", "saved_tensor_of", "softmax_backward_in_place",
+    "is_traced", "largest_gradient", "overloads", "records", "result", "saved_tensor_of", "softmax_backward_in_place",
     "transformed", "unrecorded", "unwrap_dead_wrappers", "will_run",
 ]  # fmt: skip
 
@@ -26,6 +26,11 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 
 overloads = _get_overloaded_args
 """Returns those of the given arguments whose class overrides torch's functions."""
+
+
+def records() -> bool:
+    """Whether autograd records what is computed: in inference mode it does not, even where gradients are enabled."""
+    return torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
 def result(y: Tensor) -> Tensor:
