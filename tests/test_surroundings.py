@@ -8,6 +8,7 @@ from families import example
 from torch import nn
 
 import bcos_kernels as bk
+from bcos_kernels import tally
 from bcos_kernels.compat import import_reference
 
 M = import_reference().modules
@@ -92,3 +93,28 @@ def test_gradients_enabled_in_inference_mode(late, inside):
     norm = bk.accelerate(M.norms.BatchNormUncentered2d(6))
     with torch.inference_mode(), torch.enable_grad():
         assert not norm(torch.rand(2, 6, 3, 3)).requires_grad
+
+
+def test_distributed_tensors(one_process):
+    """DTensor has no rules for the operators of this package: torch's own compute the layer, as without it."""
+    from torch.distributed.tensor import Shard, distribute_module, distribute_tensor
+
+    mesh = torch.distributed.init_device_mesh("cpu", (1,))
+    plain = nn.Sequential(M.BcosLinear(6, 8), M.norms.DetachableLayerNorm(8), M.BcosLinear(8, 4, b=1.5)).double()
+    x = torch.rand(3, 6, dtype=torch.float64, requires_grad=True)
+    plain(x).square().sum().backward()
+    own = copy.deepcopy(plain)
+    for index, b in ((0, 2), (2, 1.5)):
+        layer = bk.BcosLinear(*plain[index].linear.weight.shape[::-1], b=b).double()
+        layer.load_state_dict(plain[index].state_dict())
+        own[index] = layer
+    before = tally.current()
+    for model in (bk.accelerate(copy.deepcopy(plain)), own):
+        model.zero_grad()
+        model = distribute_module(model, mesh)
+        sharded = distribute_tensor(x.detach(), mesh, [Shard(0)]).requires_grad_()
+        model(sharded).square().sum().backward()
+        assert torch.allclose(sharded.grad.full_tensor(), x.grad, rtol=1e-10)
+        for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+            assert torch.allclose(ours.grad.full_tensor(), theirs.grad, rtol=1e-10)
+    assert "its input or its weight is a DTensor" in str(tally.current() - before)

@@ -16,7 +16,7 @@ from torch.overrides import _get_overloaded_args
 
 __all__ = [
     "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function", "ends_recomputation",
-    "forward_derivatives", "is_exporting", "is_followed", "is_seen", "is_seen_beside_vmap",
+    "forward_derivatives", "is_distributed", "is_exporting", "is_followed", "is_seen", "is_seen_beside_vmap",
     "is_traced", "largest_gradient", "overloads", "records", "result", "saved_tensor_of", "softmax_backward_in_place",
     "transformed", "unrecorded", "unwrap_dead_wrappers", "will_run",
 ]  # fmt: skip
@@ -101,6 +101,12 @@ def is_seen(tensors: Iterable[Tensor | None]) -> bool:
 
 def _are_plain(tensors: Iterable[Tensor | None]) -> bool:
     return _PLAIN.issuperset([_keys(t).raw_repr() for t in tensors if t is not None])
+
+
+def is_distributed(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether one of the tensors is a DTensor, which knows the operators of torch alone."""
+    distributed: Any = sys.modules.get("torch.distributed.tensor")
+    return distributed is not None and any(isinstance(t, distributed.DTensor) for t in tensors)
 
 
 def is_seen_beside_vmap(tensors: Iterable[Tensor | None]) -> bool:

@@ -294,6 +294,8 @@ def apply(op: Op, inputs: tuple, call, late: Late, backend: str, served: Any = N
             tally.fused()
             return outputs
     inputs = op.inputs(*inputs)
+    if _torch.is_distributed(inputs):
+        return op.reference(inputs, call.spec, late)[: op.returned]
     if _torch.is_followed():
         return _transformed(op, inputs, call, late, backend)
     tally.fused()
