@@ -118,3 +118,17 @@ def test_distributed_tensors(one_process):
         for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
             assert torch.allclose(ours.grad.full_tensor(), theirs.grad, rtol=1e-10)
     assert "its input or its weight is a DTensor" in str(tally.current() - before)
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_an_exponent_that_is_annealed_under_a_compiler(backend):
+    """After its first change the compiler takes it for a symbol."""
+    torch._dynamo.reset()
+    layer = bk.accelerate(M.BcosLinear(6, 4, dtype=torch.float64), backend=backend)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    x = example(layer)
+    for layer.b in (2, 1.5, 1.75, 1, 2.5):
+        y = compiled(x)
+        assert torch.allclose(y, layer(x), rtol=1e-12)
+        (gradient,) = torch.autograd.grad(y.sum(), layer.linear.weight)
+        assert gradient.isfinite().all()
