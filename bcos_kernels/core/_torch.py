@@ -35,8 +35,11 @@ def records() -> bool:
 
 def result(y: Tensor) -> Tensor:
     """y, or a tensor in its place that is no view: a view that was made without gradients may not be changed in place
-    with them."""
-    return y if torch.is_grad_enabled() else y.detach()
+    with them.
+
+    A program that is traced or compiled stays the same with gradients and without.
+    """
+    return y if torch.is_grad_enabled() or is_followed() else y.detach()
 
 
 def is_traced() -> bool:
