@@ -30,6 +30,7 @@ from ..text import many
 from ..transform import TRANSFORM
 from .kind import Kind
 from .kinds import KINDS, kind_of
+from .published import PARAMETRIZED
 
 __all__ = [
     "UNPUBLISHED",
@@ -220,15 +221,27 @@ def plan_of(module: nn.Module) -> Plan | None:
 
 
 @functools.cache
-def _without_plan(cls: type) -> type:
+def _without_plan(cls: Any) -> Any:
     """The class without its acceleration; subclasses that were derived from the accelerated class are kept."""
     if "_bcos_kernels_plan" in vars(cls):
         return cls.__bases__[0]
     if not hasattr(cls, "_bcos_kernels_plan"):
         return cls
-    bases = tuple(_without_plan(base) for base in cls.__bases__)
-    names = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
-    return types.new_class(cls.__name__, bases, exec_body=lambda body: body.update(names))
+    if cls.__module__ == PARAMETRIZED:  # torch removes it again by setting the class to the first of its bases
+        bases = tuple(map(_without_plan, cls.__bases__))
+        names = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+        return types.new_class(cls.__name__, bases, exec_body=lambda body: body.update(names))
+    meta: Any = type("Restored", (type(cls),), {"mro": _restored_mro})
+    names = {"_bcos_kernels_restored": cls, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return meta(cls.__name__, (cls,), names)
+
+
+def _restored_mro(restored: Any) -> list[type]:
+    """The method resolution order of a class whose ``super()``, in methods of its bases too, finds no acceleration."""
+    mro = type.mro(restored)
+    if "_bcos_kernels_restored" in vars(restored):
+        mro = [cls for cls in mro if "_bcos_kernels_plan" not in vars(cls)]
+    return mro
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import dispatch, extension, plans
+from ..core import _torch, dispatch, extension, plans
 from ..modules import BcosLayer, BcosLinear, clamped, held
 from ..transform import TRANSFORM, Call, Spec, functional
 from . import published
@@ -182,6 +182,8 @@ def changed(module: Theirs, layer: Theirs, x: Tensor | None) -> str | None:
     tensor = held(layer, "weight") if x is None else x
     if not tensor.is_floating_point():
         return f"{'its weight' if x is None else 'its input'} is {tensor.dtype}, not of a floating-point dtype"
+    if x is not None and _torch.is_distributed((x, held(layer, "weight"))):
+        return "its input or its weight is a DTensor, which knows the operators of torch alone"
     return None
 
 

@@ -154,7 +154,8 @@ def run(
         x, weight, bias = x.flatten(first), _flat(weight), _flat(bias)
     y = _updating(module, variant, var, lambda var: functional.norm(x, weight, bias, None, var, detach, options))
     y = y if shape is None else y.view(shape)
-    return y if order is None else _stored(y, order)
+    y = y if order is None else _stored(y, order)
+    return y if shape is None and order is None else _torch.result(y)
 
 
 def _options(module: Theirs, x: Tensor, fit: Fit, out_dtype, backend: str | None, paired: bool) -> tuple:

@@ -21,7 +21,7 @@ from ..core import extension
 from . import fingerprint
 
 __all__ = [
-    "HOOKS", "TABLE", "Code", "Theirs", "Unknown", "assigned", "changed_mode", "changed_parts", "code",
+    "HOOKS", "PARAMETRIZED", "TABLE", "Code", "Theirs", "Unknown", "assigned", "changed_mode", "changed_parts", "code",
     "code_in_eager_mode", "finds_otherwise", "has_global_hook", "known", "origin", "published_mro", "reads_code",
     "rows", "watched",
 ]  # fmt: skip
@@ -106,10 +106,11 @@ def reads_code(function: F) -> F:
 
 def published_mro(cls: type) -> tuple[type, ...]:
     """The method resolution order of a class without the classes that ``accelerate`` or ``parametrize`` inserted."""
-    return tuple(c for c in cls.__mro__ if "_bcos_kernels_plan" not in vars(c) and c.__module__ != _PARAMETRIZED)
+    return tuple(c for c in cls.__mro__ if "_bcos_kernels_plan" not in vars(c) and c.__module__ != PARAMETRIZED)
 
 
-_PARAMETRIZED = "torch.nn.utils.parametrize"
+PARAMETRIZED = "torch.nn.utils.parametrize"
+"""The module of the classes that torch puts on top of a class whose attributes are parametrized."""
 
 
 def origin(cls: type) -> Any:

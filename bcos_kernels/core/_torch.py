@@ -16,9 +16,9 @@ from torch.overrides import _get_overloaded_args
 
 __all__ = [
     "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function", "ends_recomputation",
-    "forward_derivatives", "is_exporting", "is_followed", "is_seen", "is_seen_beside_vmap", "is_traced",
-    "largest_gradient", "overloads", "saved_tensor_of", "softmax_backward_in_place", "transformed", "unrecorded",
-    "unwrap_dead_wrappers", "will_run",
+    "forward_derivatives", "is_distributed", "is_exporting", "is_followed", "is_seen", "is_seen_beside_vmap",
+    "is_traced", "largest_gradient", "overloads", "records", "result", "saved_tensor_of", "softmax_backward_in_place",
+    "transformed", "unrecorded", "unwrap_dead_wrappers", "will_run",
 ]  # fmt: skip
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -26,6 +26,20 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 
 overloads = _get_overloaded_args
 """Returns those of the given arguments whose class overrides torch's functions."""
+
+
+def records() -> bool:
+    """Whether autograd records what is computed: in inference mode it does not, even where gradients are enabled."""
+    return torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+def result(y: Tensor) -> Tensor:
+    """y, or a tensor in its place that is no view: a view that was made without gradients may not be changed in place
+    with them.
+
+    A program that is traced or compiled stays the same with gradients and without.
+    """
+    return y if torch.is_grad_enabled() or is_followed() else y.detach()
 
 
 def is_traced() -> bool:
@@ -90,6 +104,12 @@ def is_seen(tensors: Iterable[Tensor | None]) -> bool:
 
 def _are_plain(tensors: Iterable[Tensor | None]) -> bool:
     return _PLAIN.issuperset([_keys(t).raw_repr() for t in tensors if t is not None])
+
+
+def is_distributed(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether one of the tensors is a DTensor, which knows the operators of torch alone."""
+    distributed: Any = sys.modules.get("torch.distributed.tensor")
+    return distributed is not None and any(isinstance(t, distributed.DTensor) for t in tensors)
 
 
 def is_seen_beside_vmap(tensors: Iterable[Tensor | None]) -> bool:

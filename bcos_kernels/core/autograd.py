@@ -260,7 +260,7 @@ def register(op: Op) -> None:
 
 def _register(op: Op, function: type[Function], operator) -> None:
     def kernel(*args):
-        if torch.is_grad_enabled():
+        if _torch.records():
             with _torch.enable_single_level_autograd_function():
                 return function.apply(op, *args)
         with _torch.below_autograd():
@@ -294,6 +294,8 @@ def apply(op: Op, inputs: tuple, call, late: Late, backend: str, served: Any = N
             tally.fused()
             return outputs
     inputs = op.inputs(*inputs)
+    if _torch.is_distributed(inputs):
+        return op.reference(inputs, call.spec, late)[: op.returned]
     if _torch.is_followed():
         return _transformed(op, inputs, call, late, backend)
     tally.fused()
@@ -306,7 +308,7 @@ def kernels_of(op: Op, call, backend: str) -> Any:
 
 
 def _eager(op: Op, inputs, call, late: Late, backend: str) -> tuple[Tensor, ...]:
-    if torch.is_grad_enabled():
+    if _torch.records():
         return EagerFunction.apply(op, call, late, backend, *inputs)[: op.returned]
     return op.forward(inputs, call, backend)[: op.returned]
 

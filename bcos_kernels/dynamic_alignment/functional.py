@@ -73,7 +73,7 @@ def dynamic_alignment(
             y = y if _torch.transformed() else y.contiguous(memory_format=memory_format(x))  # vmap does not tell
         else:
             (y,) = autograd.apply(DYNAMIC_ALIGNMENT, inputs, plan.call, None, plan.backend)
-    return y if batched else y.squeeze(0)
+    return y if batched else _torch.result(y.squeeze(0))
 
 
 @lru_cache(maxsize=4096, typed=True)

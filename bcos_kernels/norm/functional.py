@@ -66,7 +66,7 @@ def norm(
             outputs = reference.norm(inputs, spec, late)
     else:
         outputs = Outputs(*autograd.apply(NORM, inputs, plan.call, late, plan.backend, plan.kernels))
-    return outputs._replace(y=outputs.y.view(shape)) if options[0] == TOKEN else outputs
+    return outputs._replace(y=_torch.result(outputs.y.view(shape))) if options[0] == TOKEN else outputs
 
 
 def direct_plan(tensors: tuple[Tensor | None, ...], detach: bool, options: tuple) -> Plan | None:

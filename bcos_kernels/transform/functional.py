@@ -103,7 +103,8 @@ def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tupl
         y = y.view(*x.shape[:-1], y.shape[-1]) if rows else y
         y = y if gain is None else y * gain.to(y.dtype)
     y = y.squeeze(2) if plan.lifted else y
-    return y.squeeze(0) if plan.unbatched else y
+    y = y.squeeze(0) if plan.unbatched else y
+    return _torch.result(y) if rows or plan.lifted or plan.unbatched else y
 
 
 def _plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Plan:

@@ -78,7 +78,8 @@ def scale(linear: Tensor, norm: Tensor, b: Tensor | None, spec: Spec) -> Tensor:
         assert spec.b is not None
         if spec.b == 2 and spec.exact_two:
             return cos
-        return _power(cos + spec.cos_eps, spec.b - 1, float(spec.b == 1))
+        at_zero = 1.0 if spec.b == 1 else 0.0  # no float(): a compiler may have a symbol for b
+        return _power(cos + spec.cos_eps, spec.b - 1, at_zero)
     b = b.to(cos.dtype)
     epsilon = (b != 2).to(cos.dtype) * spec.cos_eps if spec.exact_two else spec.cos_eps
     return _power(cos + epsilon, b - 1, (b == 1).to(cos.dtype))

@@ -2,6 +2,7 @@
 
 #include <ATen/TracerMode.h>
 #include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -213,7 +214,8 @@ std::optional<Tensors> call(const std::shared_ptr<Kernels>& kernels, const Tenso
     present.push_back(t);
     needs_gradient |= t.requires_grad();
   }
-  const bool records = needs_gradient && c10::GradMode::is_enabled();
+  // in inference mode autograd records nothing, even where gradients are enabled
+  const bool records = needs_gradient && c10::GradMode::is_enabled() && !c10::InferenceMode::is_enabled();
   auto outputs = records ? record(kernels, inputs, present) : unrecorded(*kernels, inputs);
   outputs.resize(kernels->returned);
   return outputs;
