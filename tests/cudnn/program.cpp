@@ -144,7 +144,7 @@ void damaged(const std::string& folder) {
   for (const size_t length : {size_t(0), size_t(5), size_t(30), good.size() / 2, good.size() - 1})
     bad(good.substr(0, length));
   bad(good + "x");
-  bad("bcos_kernels plan 2\n" + good.substr(good.find('\n') + 1));
+  bad("bcos_kernels plan 1\n" + good.substr(good.find('\n') + 1));
   auto changed = good;
   changed[good.size() - 3] ^= 1;
   bad(changed);
