@@ -38,14 +38,19 @@ def _tile(call: Call, rows: int, columns: int, depth: int, deepest: int, busy: b
     return Tile(m, n, k, 8 if busy and m * n >= 4096 else 4, 3 if half else 2)
 
 
+def _step(call: Call) -> int:
+    """The most of the rank that one step takes in half precision; more spills registers on GPUs such as sm_86."""
+    return 128 if call.arch in ASYNCHRONOUS else 64
+
+
 def forward(call: Call) -> Tile:
-    """Pixels × outputs; the depth is the rank, in one step if it is at most 128 in half precision."""
-    return _tile(call, call.pixels, call.outputs, call.rank, 128)
+    """Pixels × outputs; the depth is the rank."""
+    return _tile(call, call.pixels, call.outputs, call.rank, _step(call))
 
 
 def du(call: Call, sites: int) -> Tile:
     """Pixels × values of the patch, with the depth of :func:`forward`."""
-    return _tile(call, sites, call.patch, call.rank, 128, busy=call.rank > 64)
+    return _tile(call, sites, call.patch, call.rank, _step(call), busy=call.rank > 64)
 
 
 def dh(call: Call) -> Tile:

@@ -377,6 +377,6 @@ using TileOf = std::conditional_t<
 template <typename Tile, bool COPIED>
 constexpr int kBlocks = Tile::BM == 128                                             ? 2
                         : COPIED && sizeof(typename Tile::T) == 2 && !Tile::kPacked ? 4
-                                                                                    : 3;
+                                                                                    : 384 / Tile::kThreads;
 
 }  // namespace bcos::cuda
