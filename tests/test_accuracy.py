@@ -72,6 +72,21 @@ def through_the_norm(layer, x, gradient):
     return whole - 2 * frozen
 
 
+def add_training(budget, layer, x, gradient):
+    """Adds y, dx and dw of a layer to the budget: accelerated, as it is, and in float64."""
+    found = []
+    for module, dtype in (
+        (bk.accelerate(copy.deepcopy(layer)), torch.float32),
+        (layer, torch.float32),
+        (copy.deepcopy(layer).double(), torch.float64),
+    ):
+        z = x.to(dtype).requires_grad_()
+        y = module(z)
+        found.append((y.detach(), *grad(y, (z, module.linear.weight), gradient.to(dtype))))
+    for what, *results in zip(("y", "dx", "dw"), *found, strict=True):
+        budget.add(what, *results)
+
+
 @pytest.mark.parametrize("rows", [1, 3, 4, 9, 15, 16, 33, 64, 65])
 def test_few_rows(rows):
     """Linear layers of few rows, whose products, norms and gradients are formed filter by filter."""
@@ -80,17 +95,7 @@ def test_few_rows(rows):
         x, gradient = normal(rows, 391, seed=seed), normal(rows, 70, seed=seed + 99)
         torch.manual_seed(seed)
         layer = bcos.modules.BcosLinear(391, 70)
-        found = []
-        for module, dtype in (
-            (bk.accelerate(copy.deepcopy(layer)), torch.float32),
-            (layer, torch.float32),
-            (copy.deepcopy(layer).double(), torch.float64),
-        ):
-            z = x.to(dtype).requires_grad_()
-            y = module(z)
-            found.append((y.detach(), *grad(y, (z, module.linear.weight), gradient.to(dtype))))
-        for what, *results in zip(("y", "dx", "dw"), *found, strict=True):
-            budget.add(what, *results)
+        add_training(budget, layer, x, gradient)
     budget.check()
     for options in ({"unit": False}, {"bias": True, "max_out": 2}, {"b": 1.5}, {"dtype": torch.float64}):
         check(replace(LINEAR, batch=rows, channels=391, outputs=70, **options))
@@ -109,17 +114,7 @@ def test_two_nearly_equal_images(channels, size):
         gradient = torch.cat([gradient, -gradient]) + 1e-3 * normal(2, 128, size, size, seed=seed + 150)
         torch.manual_seed(seed)
         layer = bcos.modules.BcosConv2d(channels, 128, 1)
-        found = []
-        for module, dtype in (
-            (bk.accelerate(copy.deepcopy(layer)), torch.float32),
-            (layer, torch.float32),
-            (copy.deepcopy(layer).double(), torch.float64),
-        ):
-            z = x.to(dtype).requires_grad_()
-            y = module(z)
-            found.append((y.detach(), *grad(y, (z, module.linear.weight), gradient.to(dtype))))
-        for what, *results in zip(("y", "dx", "dw"), *found, strict=True):
-            budget.add(what, *results)
+        add_training(budget, layer, x, gradient)
     budget.check()
 
 
