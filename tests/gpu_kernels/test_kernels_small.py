@@ -9,8 +9,6 @@ from cases import Budget, Case, error, their_result
 from second_checks import outcome
 from where import CANDIDATES, DEVICE, STANDS_IN
 
-from bcos_kernels.core import choice
-
 F16 = torch.float16
 CASES = {
     case.name: case
@@ -41,22 +39,21 @@ def moved(tensors, where=DEVICE, dtype=F16):
 @pytest.mark.parametrize("direction", ["training", "explanation"])
 @pytest.mark.parametrize("candidate", CANDIDATES)
 @pytest.mark.parametrize("name", CASES)
-def test_gradients(name, candidate, direction):
+def test_gradients(name, candidate, direction, force):
+    """Of the candidate, or of what serves the layer in its place."""
+    force(candidate)
     case = CASES[name]
     budget = Budget()
     if direction == "explanation":
         case = replace(case, options={**case.options, "detach": True})
     for seed in SEEDS:
         inputs = small_inputs(case, seed)
-        with choice.forced(candidate) as chosen:
-            ours = moved(inputs)
-            y = case(*ours)
-            assert y.dtype == F16 and 1e-7 < y.abs().median() < 5e-5
-            grad = torch.randn_like(y.detach().cpu())
-            wanted = ours if direction == "training" else ours[:1]
-            found = torch.autograd.grad(y, wanted, grad.to(DEVICE))
-        if chosen[direction][1].candidate.name != candidate:
-            pytest.skip("the candidate does not serve this layer")
+        ours = moved(inputs)
+        y = case(*ours)
+        assert y.dtype == F16 and 1e-7 < y.abs().median() < 5e-5
+        grad = torch.randn_like(y.detach().cpu())
+        wanted = ours if direction == "training" else ours[:1]
+        found = torch.autograd.grad(y, wanted, grad.to(DEVICE))
         truth, theirs = (their_result(case, dtype, inputs, grad)[1] for dtype in (torch.float64, F16))
         for what, mine, exact, reference in zip(("dx", "dw", "dbias"), found, truth, theirs, strict=False):
             budget.add(what, mine.cpu(), reference, exact)

@@ -373,7 +373,7 @@ using TileOf = std::conditional_t<
                            Tile<T, TF32, 64, 64, 2, 2, 2, A_K_MAJOR, B_K_MAJOR, SUM>,
                            Tile<T, TF32, 64, 64, 4, 1, 2, A_K_MAJOR, B_K_MAJOR, SUM, DIAGONAL>>>>;
 // Blocks that run on a multiprocessor together: as many as leave 128 registers to a thread, or 168 in packs,
-// of fp32 and where the operands pass through registers.
+// of fp32, of fp64 and where the operands pass through registers.
 template <typename Tile, bool COPIED>
 constexpr int kBlocks = Tile::BM == 128                                             ? 2
                         : COPIED && sizeof(typename Tile::T) == 2 && !Tile::kPacked ? 4
