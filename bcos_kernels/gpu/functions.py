@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from .rounding import INTERPRETED
+from .rounding import INTERPRETED, to_tf32
 
 
 @triton.constexpr_function
@@ -47,10 +47,13 @@ def _interpreted_power(c: tl.tensor, e: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def matmul(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a @ b, accumulated in the dtype of sums."""
+    """acc + a @ b, accumulated in the dtype of sums. With ``PRECISION`` "tf32", fp32 is rounded to it first."""
     if INTERPRETED:  # the interpreter's product of half-precision tiles is wrong
         a = widened(a)
         b = widened(b)
+    if PRECISION == "tf32" and a.dtype == tl.float32:
+        a = to_tf32(a)
+        b = to_tf32(b)
     return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
 
 
