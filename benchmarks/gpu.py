@@ -3,8 +3,9 @@
 ``right``: is it right? Small calls of each backend, the graphs of cuDNN beside torch's own products, the tests, a first
 table. ``fast``: how fast? Every layer beside the plain one and the reference. ``tune``: the choice of kernels measured,
 whole models, and races last.
-Each call builds the extension first and ends in time; it names what it had no time for, which is no failure. Its files
-are complete and readable at any moment: ``gpu_CALL.txt``, ``gpu_CALL.log`` and a file of figures for each part.
+Each call builds the extension first and ends in time; it names what it had no time for, which is no failure. Where the
+build fails, ``right`` asks what Triton's kernels do. Its files are complete and readable at any moment:
+``gpu_CALL.txt``, ``gpu_CALL.log`` and a file of figures for each part.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import subprocess
 import sys
 import sysconfig
 import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -26,6 +29,7 @@ from bcos_kernels.cli.bench import report, stored
 from bcos_kernels.cli.bench.devices import Gpu
 from bcos_kernels.cli.bench.settings import QUICK_LAYERS
 from bcos_kernels.cli.bench.stored import ROOT
+from bcos_kernels.compat import import_reference
 
 from . import shares
 
@@ -40,7 +44,7 @@ LATE = "accelerated_network or compute_sanitizer"
 BENCH = ("--device=cuda",)
 TUNED = "bcos.models.pretrained:resnet50", '{"pretrained": false}', "256,6,224,224"
 SECONDS = 525.0
-BUILD, SMALL, DECISIONS, TESTS, TABLE = 150.0, 60.0, 90.0, 220.0, 80.0
+BUILD, SMALL, DECISIONS, TESTS, TABLE = 240.0, 60.0, 90.0, 220.0, 80.0
 TUNE, MODELS, NETWORKS = 110.0, 160.0, 80.0
 """The most seconds of each part; the last part of a call takes all the time that is left."""
 CLOSING = 10.0  # seconds for writing the last files
@@ -67,10 +71,15 @@ def cuda_home() -> Path | None:
     return next(whole, None)
 
 
-def surroundings(commit: str | None) -> dict[str, str]:
-    """The environment of every process: they share caches and start no compilers of their own."""
+def surroundings(commit: str | None, jobs: int) -> dict[str, str]:
+    """The environment of every process: they share caches and start no compilers of their own.
+
+    The build has ``jobs`` compilers: its own choice follows from the free memory, which a virtual machine may show too
+    small because it grows with what is used. It finds the ninja that is installed beside the interpreter.
+    """
     found = {
         "BCOS_KERNELS_REQUIRE_C": "1",
+        "MAX_JOBS": str(jobs),
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
         "TRITON_CACHE_DIR": str(CACHES / "triton"),
         "TORCHINDUCTOR_CACHE_DIR": str(CACHES / "inductor"),
@@ -80,10 +89,11 @@ def surroundings(commit: str | None) -> dict[str, str]:
     }
     if commit:
         found["BCOS_KERNELS_COMMIT"] = commit
-    home = cuda_home()
+    home, folders = cuda_home(), [sysconfig.get_path("scripts"), os.environ.get("PATH", "")]
     if home is not None:
-        found |= {"CUDA_HOME": str(home), "PATH": f"{home / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"}
-    return found
+        found["CUDA_HOME"] = str(home)
+        folders.insert(0, str(home / "bin"))
+    return found | {"PATH": os.pathsep.join(folders)}
 
 
 # ------------------------------------------------------------------------------------------------ a call
@@ -96,10 +106,10 @@ class Job:
         self.end = time.monotonic() + arguments.seconds - CLOSING
         self.out, self.call, self.processes = arguments.out, arguments.call, arguments.processes
         self.out.mkdir(parents=True, exist_ok=True)
-        self.environment = surroundings(arguments.commit)
+        self.environment = surroundings(arguments.commit, self.processes)
         os.environ.update(self.environment)
         self.log, self.page = (self.out / f"gpu_{self.call}.{suffix}" for suffix in ("log", "txt"))
-        for old in (self.log, self.page):
+        for old in (self.log, self.page, *self.out.glob(f"{self.log.stem}_*.log")):
             old.unlink(missing_ok=True)  # else the files of a killed call would stand beside those of an earlier one
         self.parts: list[str] = []
         self.failed: list[str] = []
@@ -128,9 +138,13 @@ class Job:
         self.failed.append(text.partition("\n")[0])
         self.tell(f"FAILED {text}")
 
-    def run(self, command: list[str], seconds: float, **environment: str) -> tuple[int | None, str]:
-        """``(exit status, output)`` of a program whose output goes to the log; None if it was stopped at its limit."""
-        with open(self.log, "a", encoding="utf-8") as log:
+    def run(self, command: list[str], seconds: float, log_of: str = "", **environment: str) -> tuple[int | None, str]:
+        """``(exit status, output)`` of a program whose output goes to the log; None if it was stopped at its limit.
+
+        With ``log_of`` it goes to a log of its own, ``gpu_CALL_NAME.log``, as programs that run at the same time need.
+        """
+        path = self.log.with_stem(f"{self.log.stem}_{log_of}") if log_of else self.log
+        with open(path, "a", encoding="utf-8") as log:
             log.write(f"\n$ {shlex.join(command)}\n")
             log.flush()
             begin = log.tell()
@@ -142,7 +156,7 @@ class Job:
             finally:
                 process.kill()
                 process.wait()
-        printed = self.log.read_bytes()[begin:].decode("utf-8", errors="replace").strip()
+        printed = path.read_bytes()[begin:].decode("utf-8", errors="replace").strip()
         return None if late else process.returncode, printed
 
 
@@ -174,11 +188,19 @@ def build(job: Job, wanted: bool) -> bool:
     return True
 
 
-def small(job: Job) -> None:
-    """A small call of every kind on each backend, which shows first whether the kernels run at all."""
-    for backend in BACKENDS:
-        command = [sys.executable, "tests/gpu/small_calls.py"]
-        code, printed = job.run(command, job.left(SMALL / len(BACKENDS)), BCOS_KERNELS_BACKEND=backend)
+def small(job: Job, backends: tuple[str, ...]) -> None:
+    """A small call of every kind on each backend, which shows first whether the kernels run at all.
+
+    The backends run at the same time, because Triton's compiler takes all of it on one core.
+    """
+    seconds, command = job.left(SMALL), [sys.executable, "tests/gpu/small_calls.py"]
+
+    def calls(backend: str) -> tuple[int | None, str]:
+        return job.run(command, seconds, log_of=backend, BCOS_KERNELS_BACKEND=backend)
+
+    with ThreadPoolExecutor(len(backends)) as pool:
+        told = list(pool.map(calls, backends))
+    for backend, (code, printed) in zip(backends, told, strict=True):
         if code is None:
             job.tell(f"small calls of {backend}: stopped by the clock after: {last_lines(printed, 1)}")
         elif code != 0:
@@ -265,7 +287,7 @@ def choices(job: Job) -> None:
 
 
 def right(job: Job) -> None:
-    small(job)
+    small(job, BACKENDS)
     decisions(job)
     tests(job, min(TESTS, max(0.0, job.left() - TABLE)), f"not ({LATE})", "gpu_tests")
     bench(job, job.left(), "gpu_first", "--no-models", f"--layers={QUICK_LAYERS}")
@@ -282,7 +304,14 @@ def tune(job: Job) -> None:
     tests(job, job.left(), "compute_sanitizer", "gpu_races")
 
 
+def right_without_extension(job: Job) -> None:
+    """What ``right`` can still ask where the build failed: whether Triton's kernels are right."""
+    small(job, ("triton",))
+    tests(job, job.left(), f"triton and not ({LATE})", "gpu_tests")
+
+
 CALLS = {"right": right, "fast": fast, "tune": tune}
+WITHOUT_EXTENSION = {"right": right_without_extension}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -306,6 +335,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
             f"no GPU here: torch {torch.__version__} of {sys.executable} sees none; BCOS_PYTHON=/path/to/python "
             "makes make use another interpreter"
         )
+    try:
+        import_reference()
+        import_module("pytest")
+    except ImportError as missing:
+        parser.error(f"the layers and the tests need the packages bcos and pytest: {missing}")
     return arguments
 
 
@@ -313,8 +347,9 @@ def main(argv: list[str] | None = None) -> int:
     """Returns 0 if nothing that ran failed, else 1; running out of time is no failure."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
     job = Job(arguments, Gpu().describe())
-    if build(job, not arguments.no_build):
-        CALLS[arguments.call](job)
+    calls = CALLS if build(job, not arguments.no_build) else WITHOUT_EXTENSION
+    if arguments.call in calls:
+        calls[arguments.call](job)
     shown = "\n".join(f"- {text}" for text in job.failed[:SHOWN])
     job.tell(f"{len(job.failed)} failed:\n{shown}" if job.failed else "nothing failed")
     return int(bool(job.failed))

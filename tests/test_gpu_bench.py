@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -285,97 +284,3 @@ def test_a_call_that_is_killed_leaves_complete_files(suite, tmp_path):
     found = json.loads(tests.read_text())
     assert outcomes(found) == {"test_a": "passed", "test_b": "not run", "test_c": "not run"} and not found["complete"]
     assert "not run: " in (tmp_path / "gpu_right.txt").read_text()
-
-
-@pytest.fixture
-def job(tmp_path, monkeypatch):
-    """A call on no GPU, with half a minute."""
-    for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS", "BCOS_KERNELS_REQUIRE_C"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(gpu.os, "environ", dict(os.environ))
-    arguments = {"seconds": 40.0, "out": tmp_path / "out", "call": "right", "processes": 1, "commit": None, "argv": []}
-    return gpu.Job(SimpleNamespace(**arguments), {"device": "a stand-in"})
-
-
-def test_a_build_that_fails_is_a_failure_with_its_log(job, tmp_path, monkeypatch):
-    (tmp_path / "setup.py").write_text("import sys; print('nvcc: no such option'); sys.exit(3)")
-    monkeypatch.setattr(gpu, "ROOT", tmp_path)
-    assert not gpu.build(job, True)
-    assert job.failed == [f"build: it ended with 3; all of it is in {job.log}"]
-    assert "nvcc: no such option" in job.page.read_text() and "nvcc: no such option" in job.log.read_text()
-
-
-def test_an_extension_that_cannot_be_imported_is_a_failure(job, tmp_path, monkeypatch):
-    (tmp_path / "bcos_kernels").mkdir()
-    (tmp_path / "bcos_kernels" / "__init__.py").write_text("")
-    monkeypatch.setattr(gpu, "ROOT", tmp_path)
-    monkeypatch.setitem(job.environment, "PYTHONPATH", str(tmp_path))
-    assert not gpu.build(job, False) and "cannot import name '_C'" in job.page.read_text()
-
-
-@pytest.mark.slow
-def test_time_that_is_used_up_in_a_benchmark_is_no_failure(job, monkeypatch):
-    monkeypatch.setattr(gpu, "BENCH", ("--device=cpu", "--seconds=0", "--models", "vit_s", "--no-models"))
-    gpu.bench(job, 3.0, "gpu_layers")
-    assert job.failed == [] and "bench, gpu_layers: no row in 3 s" in job.page.read_text()
-
-
-def test_the_processes_share_one_cache_and_do_not_crowd_the_cores(job):
-    assert job.environment["TRITON_CACHE_DIR"] == str(gpu.CACHES / "triton")
-    assert job.environment["TORCHINDUCTOR_COMPILE_THREADS"] == "1" and job.environment["BCOS_KERNELS_REQUIRE_C"] == "1"
-
-
-def test_a_cuda_toolkit_is_found_and_shown(job, tmp_path, monkeypatch):
-    """A folder with a compiler alone, as a wrapper in /usr/local/bin makes /usr/local look, is none."""
-    assert "CUDA_HOME: " in job.page.read_text()
-    for place, whole in (("local", False), ("toolkit", True)):
-        (tmp_path / place / "bin").mkdir(parents=True)
-        (tmp_path / place / "bin" / "nvcc").write_text("#!/bin/sh\n")
-        (tmp_path / place / "bin" / "nvcc").chmod(0o755)
-        if whole:
-            (tmp_path / place / "include").mkdir()
-            (tmp_path / place / "include" / "cuda_runtime.h").write_text("")
-    monkeypatch.setattr(gpu.os, "environ", {"CUDA_PATH": str(tmp_path / "toolkit"), "PATH": ""})
-    monkeypatch.setattr(gpu.shutil, "which", lambda name: str(tmp_path / "local" / "bin" / name))
-    assert gpu.cuda_home() == tmp_path / "toolkit"
-    monkeypatch.setattr(gpu.os, "environ", {"CUDA_HOME": str(tmp_path / "nowhere"), "PATH": ""})
-    monkeypatch.setattr(gpu.shutil, "which", lambda name: str(tmp_path / "toolkit" / "bin" / name))
-    assert gpu.cuda_home() == tmp_path / "toolkit"
-
-
-def test_the_commit_of_a_copy_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(stored, "ROOT", tmp_path)
-    monkeypatch.delenv("BCOS_KERNELS_COMMIT", raising=False)
-    assert stored.commit() is None
-    monkeypatch.setenv("BCOS_KERNELS_COMMIT", "0123abc")
-    assert stored.commit() == "0123abc"
-
-
-@pytest.mark.parametrize("options", [["--seconds=0"], ["--processes=-1"], ["quick"]])
-def test_bad_options_are_refused(options, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        gpu.main(options)
-    error = capsys.readouterr().err
-    assert "must be above 0" in error or "invalid choice: 'quick'" in error
-
-
-@pytest.mark.slow
-def test_without_a_gpu_there_is_one_clear_line():
-    """``pytest -m gpu`` and ``make gpu``."""
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-m",
-        "gpu",
-        "tests/gpu",
-        "tests/gpu_kernels/test_kernels_bad_input.py",
-    ]
-    run = subprocess.run(command, cwd=stored.ROOT, capture_output=True, text=True)
-    assert run.returncode == 4 and "torch.cuda.is_available() is False" in run.stdout
-    assert "Error" not in run.stdout.replace("Exit", "")
-    with pytest.raises(SystemExit):
-        gpu.main([])
