@@ -2,8 +2,8 @@
 // pointers and sizes.
 //
 // x [N, C, H, W], y [N, O, OH, OW] and their gradients lie without gaps. `pixels` are those of y in all
-// images. h [pixels, K] and the weight [P*O, K] have the bias as one more column, beside which h is 1, and
-// zeros up to a multiple of 16 bytes: row p*O + o of the weight makes the dynamic weight of output o for
+// images. h [pixels, K] and the weight [P*O, K] have the bias as more columns, beside which h is 1, and zeros
+// up to a multiple of 16 bytes: row p*O + o of the weight makes the dynamic weight of output o for
 // value p of the patch. Pointers are aligned to 16 bytes; those of tensors that a call does not have are
 // null. The kernels start at least one block: no size is 0.
 //

@@ -1,8 +1,12 @@
 #include "dynamic_alignment/glue/cuda/call.h"
 
 #include <ATen/ops/ones.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/sub.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/StringUtil.h>
+
+#include <array>
 
 namespace bcos::dynamic_alignment::glue::cuda {
 namespace {
@@ -13,16 +17,23 @@ void check_count(const char* name, int64_t count) {
   TORCH_CHECK_VALUE(count <= kMost, name, " are ", count, ", allowed: at most ", kMost);
 }
 
-// `t`, whose last axis has the values of a row, with those of `last` behind them and zeros to `depth` values.
-at::Tensor widened(const at::Tensor& t, const at::Tensor& last, int64_t depth, at::ScalarType dtype) {
+// `t`, whose last axis has the values of a row, with `columns` behind them and zeros to `depth` values.
+at::Tensor widened(const at::Tensor& t, const at::Tensor& columns, int64_t depth, at::ScalarType dtype) {
   const int64_t count = t.size(-1);
-  if (count == depth && !last.defined()) return aligned(t.to(dtype).contiguous());
+  if (count == depth && !columns.defined()) return aligned(t.to(dtype).contiguous());
   auto shape = t.sizes().vec();
   shape.back() = depth;
   const auto out = at::zeros(shape, t.options().dtype(dtype));
   out.narrow(-1, 0, count).copy_(t);
-  if (last.defined()) out.select(-1, count).copy_(last);
+  if (columns.defined()) out.narrow(-1, count, columns.size(-1)).copy_(columns);
   return out;
+}
+
+// The bias as columns whose sum it is, also where a product rounds them to tf32: the first one is of bf16.
+at::Tensor columns_of(const at::Tensor& bias, int64_t columns) {
+  if (columns == 1) return bias.unsqueeze(-1);
+  const auto first = bias.to(at::kBFloat16).to(bias.scalar_type());
+  return at::stack(std::array{first, at::sub(bias, first)}, -1);
 }
 
 }  // namespace
@@ -47,12 +58,16 @@ std::string DeviceCall::sizes() const {
 }
 
 Operands::Operands(const DeviceCall& call, const Inputs& inputs, at::ScalarType dtype) {
-  const int64_t vector = 16 / int64_t(at::elementSize(dtype)), used = call.rank + call.bias;
-  const int64_t depth = (used + vector - 1) / vector * vector;
-  at::Tensor one;
-  if (call.bias) one = at::ones({}, inputs.h.options().dtype(dtype));
-  h = widened(inputs.h.permute({0, 2, 3, 1}), one, depth, dtype);
-  weight = widened(inputs.weight, inputs.bias.value_or(at::Tensor()), depth, dtype);
+  const int64_t vector = 16 / int64_t(at::elementSize(dtype));
+  const int64_t columns = call.bias ? 1 + call.tf32 : 0;
+  const int64_t depth = (call.rank + columns + vector - 1) / vector * vector;
+  at::Tensor ones, bias;
+  if (call.bias) {
+    ones = at::ones({columns}, inputs.h.options().dtype(dtype));
+    bias = columns_of(*inputs.bias, columns);
+  }
+  h = widened(inputs.h.permute({0, 2, 3, 1}), ones, depth, dtype);
+  weight = widened(inputs.weight, bias, depth, dtype);
 }
 
 }  // namespace bcos::dynamic_alignment::glue::cuda

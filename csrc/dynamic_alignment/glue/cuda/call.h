@@ -23,8 +23,8 @@ struct DeviceCall : Call {
   std::string sizes() const;  // for the error of a kernel
 };
 
-// h [pixels, K] and the weight [P*O, K], with the bias as one more column beside which h is 1, and zeros up
-// to a multiple of 16 bytes.
+// h [pixels, K] and the weight [P*O, K], with the bias as one more column beside which h is 1, or as two
+// whose sum it is where products round their operands; and zeros up to a multiple of 16 bytes.
 struct Operands {
   at::Tensor h, weight;
 
