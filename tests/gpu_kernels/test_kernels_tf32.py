@@ -53,7 +53,7 @@ def test_operands_are_rounded_to_nearest(case, candidate, force):
         out = product(case, a, b)
         results += [out.detach(), *torch.autograd.grad(out, (a, b), up)]
     for what, mine, true, full in zip(("y", "dx", "dw"), found, nearest, exact, strict=True):
-        assert error(mine.cpu(), true) < 2e-6, what
+        assert error(mine.cpu(), true) < 1e-5, what  # a tensor core rounds sums, too
         assert error(mine.cpu(), full) > 5e-5, f"{what}: nothing was rounded"
 
 
@@ -67,6 +67,6 @@ def test_dynamic_weights_are_products_of_rounded_operands(norm):
     others = x.double(), projection.double(), rounded(weight), bias.double()
     true = [t.requires_grad_() for t in others]
     exact = dynamic_alignment(*true, padding=1, norm=norm, backend="reference")
-    assert error(y.cpu(), exact) < 2e-6
+    assert error(y.cpu(), exact) < 1e-5
     dbias, of_bias = (torch.autograd.grad(t.sum(), given[3])[0] for t, given in ((y, wanted), (exact, true)))
     assert error(dbias.cpu(), of_bias) < 1e-3
