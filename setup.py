@@ -31,10 +31,20 @@ def sources(suffix: str) -> list[str]:
     return sorted(str(p.relative_to(ROOT)) for p in ROOT.glob(f"csrc/**/*{suffix}"))
 
 
+def free_memory() -> int:
+    """Bytes, with those that Linux uses for files and gives up when they are needed."""
+    try:
+        facts = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        facts = ""
+    found = re.search(r"^MemAvailable: +(\d+) kB$", facts, re.MULTILINE)
+    return int(found[1]) * 1024 if found else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def cap_jobs() -> None:
     """Set MAX_JOBS so that parallel compilers fit into the free memory, unless the user set it."""
     try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+        free = free_memory() / 2**30
     except (AttributeError, OSError, ValueError):
         return
     jobs = max(1, min(os.cpu_count() or 1, int(free / GIB_PER_JOB)))

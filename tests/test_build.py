@@ -68,6 +68,24 @@ def test_without_ninja_a_failed_build_fails_too(sources):
     assert done.returncode != 0 and not (sources / "bcos_kernels" / NAME).exists()
 
 
+JOBS = """
+import os, pathlib, runpy, setuptools
+usual = pathlib.Path.read_text
+def read_text(path, **options):
+    return "MemFree: 100 kB\\nMemAvailable: 14680064 kB\\n" if str(path) == "/proc/meminfo" else usual(path, **options)
+pathlib.Path.read_text, setuptools.setup, os.cpu_count = read_text, lambda **_: None, lambda: 64
+del os.environ["MAX_JOBS"]
+runpy.run_path("setup.py")
+print(os.environ["MAX_JOBS"])
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems tell it otherwise")
+def test_memory_that_holds_files_counts_as_free(sources):
+    """As long as a machine has read many files, else, one compiler ran after the other."""
+    assert python(sources, "-c", JOBS).stdout.split()[-1:] == ["7"]
+
+
 def test_a_wheel_for_others_names_its_torch_and_nothing_else_does(sources):
     minor = ".".join(torch.__version__.split(".")[:2])
     version = bcos_kernels.__version__
