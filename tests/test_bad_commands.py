@@ -1,6 +1,7 @@
 """Every command with a wrong argument: one line on stderr that names it, nothing on stdout, exit status 2, no work."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -178,3 +179,12 @@ def test_an_interrupt_ends_in_one_line(step, monkeypatch, capsys):
     monkeypatch.setattr(doctor, step, interrupted)
     assert status("doctor") == 130
     assert capsys.readouterr().err == "bcos_kernels doctor: interrupted\n"
+
+
+@pytest.mark.parametrize("module", ["benchmarks.cudnn_plans.__main__", "benchmarks.triton_aot"])
+def test_layers_that_no_benchmark_has(module, capsys, monkeypatch):
+    monkeypatch.setattr("subprocess.run", None)  # nothing is installed or compiled before
+    with pytest.raises(SystemExit) as ended:
+        import_module(module).main(["--layers", "no_such"])
+    assert ended.value.code == 2
+    assert "--layers 'no_such' matches no layer" in capsys.readouterr().err

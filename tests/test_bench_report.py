@@ -95,6 +95,19 @@ def test_gpu_has_its_own_goals_memory_and_host_time():
     assert "NVIDIA H200 (driver 570.1)" in text
 
 
+def test_gpu_has_goals_for_the_step_of_a_network():
+    row = next(r for r in results.main_rows(made(gpu=True), "model", "training") if r["workload"] == "resnet50")
+    lines = tables.goals(made(gpu=True)).markdown()
+    for words, pair, goal in (
+        ("ours ÷ plain", ("ours", "plain"), "≤ 0.95"),
+        ("torch.compile(reference) ÷ ours", ("compiled", "ours"), "≥ 2"),
+    ):
+        figure = results.ratio(row, *pair)
+        met = figure <= 0.95 if pair[0] == "ours" else figure >= 2
+        verdict = "met" if met else "missed"
+        assert f"| ResNet-50 training, {words} | {figure:.2f} | {goal} | {verdict} | batch {row['batch']} |" in lines
+
+
 def test_headline_table():
     row = next(r for r in results.main_rows(made(), "model", "training") if r["workload"] == "vit_s")
     step = statistics.median(row["contenders"]["ours"]["samples"])

@@ -171,6 +171,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="store the answers as JSON, too")
     argv = sys.argv[1:] if argv is None else argv
     chosen = parser.parse_args(argv)
+    steps_of = {arch: steps(chosen.layers, arch) for arch in chosen.arch}
+    if not all(steps_of.values()):
+        parser.error(f"--layers {chosen.layers!r} matches no layer of {', '.join(MODELS)} that a graph serves")
     settings = {"workers": chosen.workers, "gpus": {arch: _COMMON | GPUS[arch] for arch in chosen.arch}}
     command = "python -m benchmarks.cudnn_plans " + shlex.join(argv)
     result = header(command, machine(), settings) | {"cudnn": "", "plans": []}
@@ -181,8 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = [("GPU", "model", "direction", "built", "s each", "with workspace")]
     refusals: dict[str, bool] = {}  # what was refused -> whether a model has it
     start = time.monotonic()
-    for arch in chosen.arch:
-        found = steps(chosen.layers, arch)
+    for arch, found in steps_of.items():
         lines = list(found)
         description = BUILD / f"{arch}.json"
         description.write_text(json.dumps(_COMMON | GPUS[arch]), encoding="utf-8")
