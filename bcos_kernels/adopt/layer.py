@@ -182,6 +182,8 @@ def changed(module: Theirs, layer: Theirs, x: Tensor | None) -> str | None:
     tensor = held(layer, "weight") if x is None else x
     if not tensor.is_floating_point():
         return f"{'its weight' if x is None else 'its input'} is {tensor.dtype}, not of a floating-point dtype"
+    if x is not None and (x.is_nested or x.layout != torch.strided):
+        return f"its input is {'nested' if x.is_nested else f'of layout {x.layout}'}, not a dense tensor"
     if x is not None and _torch.is_distributed((x, held(layer, "weight"))):
         return "its input or its weight is a DTensor, which knows the operators of torch alone"
     return None
