@@ -40,8 +40,8 @@ from bcos_kernels.compat import import_reference
 __all__ = ["main"]
 
 CLASS = (
-    r"^class ([Nn]orm(ed)?(Conv[123]d|Linear)|B[Cc]os[A-Za-z]*(Conv[123]d|Linear)(WithScale)?|DynamicMultiplication"
-    r"|Attention|MyGELU|_SiLU|Bcos(GELU|NewGELU|SILU)Activation"
+    r"^class (_?[Nn]orm(ed)?(Conv[123]d|Linear)|B[Cc]os[A-Za-z]*(Conv[123]d|Linear)(WithScale|_v2|_unnormed)?"
+    r"|DynamicMultiplication|Attention|MyGELU|_SiLU|Bcos(GELU|NewGELU|SILU)Activation|Detachable(GELU(Approx)?|SiLU)"
     r"|CoDAConv2d|DAUWeights|Squashing|LpNorm|L2Norm"
     r"|Detachable[A-Za-z]*Norm[A-Za-z0-9]*|[A-Za-z0-9]*NormUncentered[A-Za-z0-9]*|[A-Za-z0-9]*Norm2dUncentered[A-Za-z]*)\b"
 )

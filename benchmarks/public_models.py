@@ -110,6 +110,26 @@ def scaled_linears(m: ModuleType) -> nn.Module:
     return nn.Sequential(*(m.BcosLinear(8, 8, b=b, max_out=2, scale=1) for b in (1, 1.5, 2)))
 
 
+def aligned_convolutions(m: ModuleType) -> nn.Module:
+    """The convolutions of ALOE whose weights are those of the network that they were made from."""
+    kind = getattr(m, "BcosConv2d_unnormed", None) or m.BcosUnnormedConv2d
+    return nn.Sequential(
+        kind(6, 8, 3, padding=1, max_out=2),
+        kind(8, 8, 3, stride=2, groups=2, b=1.5),
+        kind(8, 8, 3, padding=2, dilation=2),
+    )
+
+
+def aligned_linears(m: ModuleType, *, b: float = 2) -> nn.Module:
+    return nn.Sequential(*(kind(8, 8, b=b, max_out=2) for kind in (m.BcosLinear, m.BcosUnnormedLinear)))
+
+
+def aligned_block(m: ModuleType) -> nn.Module:
+    """The parts of ALOE's blocks, as its package for Hugging Face holds them."""
+    gates = m.DetachableGELU(), m.DetachableGELUApprox(), m.DetachableSiLU()
+    return nn.Sequential(aligned_linears(m), m.NoBiasDetachableLayerNorm(8), *gates, aligned_linears(m, b=1))
+
+
 class Beside(nn.Module):
     """The sum of what several norms make of an image, each with parameters that are not those of a new one."""
 
@@ -203,6 +223,7 @@ MG, KD = "sukrutrao/Model-Guidance", "m-parchami/GoodTeachersExplain"
 LM, HTP = "Ewanwong/B-cos-v2", "sidgairo18/how-to-probe"
 FAIR, LM_SP = "Ewanwong/fairness_x_explainability", "314-Foundation/bcos_lm_SP"
 SD = "n-bernold/bcos-stablediffusion"
+ALOE, ALIGNED = "rmaser/ALOE", "src/models/hf/aloe/modules/bcos_core.py"
 SIC, BD, PR = "ai-med/SIC", "sidgairo18/dino_with_bcos", "pedroroblesduten/B-COS-Networks-Implementation"
 EPG, GRID = "evaluate_attributions/epg", "evaluate_attributions/gridpg"
 DINO, MM = "pretraining/dino", "pretraining/mmpretrain"
@@ -328,6 +349,10 @@ MODELS = (
         lambda m: nn.Sequential(nn.Linear(16, 16), m._SiLU()),
         (5, 16),
     ),
+    Model(ALOE, "convolutions", "src/modules/bcos/bcos_conv.py", aligned_convolutions),
+    Model(ALOE, "linear layers", "src/modules/bcos/bcos_linear.py", partial(aligned_linears, b=1.5), (8,)),
+    Model(ALOE, "convolutions of its package", ALIGNED, aligned_convolutions),
+    Model(ALOE, "block of its package", ALIGNED, aligned_block, (5, 8)),
     Model(LM_SP, "gates", "bcos_lm/modules/bcoslinear.py", gates, (5, 16)),
     Model(
         HTP,

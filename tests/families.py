@@ -244,10 +244,27 @@ class ScaledLinear(nn.Module):
         return l * (cos.detach() if self.detach else cos) / self.scale
 
 
+class ClampedLinear(ScaledLinear):
+    """The linear layer that clamps its cosine at every b but 1 and 2, and can make a constant of its output."""
+
+    def __init__(self, *args, detach_output=False, **options):
+        super().__init__(*args, **options)
+        self.detach_output = detach_output
+
+    def forward(self, x):
+        l = _max(self.linear(x), self.max_out, -1)  # noqa: E741
+        if self.b != 1:
+            cos = l.abs() / (x.norm(dim=-1, keepdim=True) + 1e-12)
+            cos = cos if self.b == 2 else cos.clamp(min=1e-6) ** (self.b - 1)
+            l = l * (cos.detach() if self.detach else cos)  # noqa: E741
+        return l.detach() if self.detach_output and self.detach else l
+
+
 FORMULAS = (
     (FirstVersion.BcosConv2d, (1e-6, 0.0), 1e-6),
     (OneFormula.BcosConv2d, (1e-6, 0.0), 1e-6),
     (ScaledLinear, (0.0, 1e-12), 1e-6),
+    (ClampedLinear, (0.0, 1e-12), 1e-6),
     (Bcosification.BcosifyConv2d, (1e-6, 0.0), 1e-6),
     (Bcosification.BcosifyLinear, (0.0, 1e-12), 1e-6),
     (ModelGuidance.BcosConv2d, (1e-6, 0.0), 1e-6),
@@ -261,6 +278,7 @@ OPTIONS = {
     Minimal.BcosConv2d: {"unit": True},
     OneFormula.BcosConv2d: {"exact_two": False},
     ScaledLinear: {"scaled_at_one": False},
+    ClampedLinear: {"exponents": [1, 2]},
 }
 """What else the table says of some of them."""
 

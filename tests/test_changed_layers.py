@@ -166,6 +166,36 @@ def test_a_mode_that_was_replaced(families_published):
     assert torch.allclose(layer(X[0, 0, :2, :]), plain(layer)(X[0, 0, :2, :]), rtol=1e-12)
 
 
+SPARSE = {
+    "sparse": lambda x: x.to_sparse(),
+    "sparse rows": lambda x: x.to_sparse_csr(),
+    "oneDNN's": lambda x: x.to_mkldnn(),
+    "jagged": lambda x: torch.nested.nested_tensor([x, x[:2]], layout=torch.jagged),
+    "nested": lambda x: torch.nested.nested_tensor([x, x[:2]]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested")
+@pytest.mark.parametrize("name", SPARSE)
+def test_an_input_that_is_not_dense_runs_the_layers_own_forward(name):
+    """At b = 1 a layer is a linear one, which takes such inputs."""
+    layer = M.BcosLinear(6, 4, b=1)
+    theirs, x = copy.deepcopy(layer), SPARSE[name](torch.rand(3, 6))
+    bk.accelerate(layer)
+    for inputs in (torch.rand(3, 6), x, x):
+        for ours, expected in zip(parts(layer(inputs)), parts(theirs(inputs)), strict=True):
+            assert torch.allclose(ours, expected)
+    layer.b = theirs.b = 2
+    for module in (layer, theirs):
+        with pytest.raises(NotImplementedError, match="vector_norm"):
+            module(x)
+
+
+def parts(y):
+    """The dense tensors of a result."""
+    return y.unbind() if y.is_nested else [y.to_dense()]
+
+
 def test_a_complex_layer_runs_its_own_forward():
     layer = bk.accelerate(M.BcosLinear(6, 4, dtype=torch.complex128, b=2))
     x = example(M.BcosLinear(6, 4)).to(torch.complex128)

@@ -39,6 +39,18 @@ def test_a_bias_of_the_layer(formed):  # noqa: F811
     assert formed == [True]
 
 
+def test_a_backward_that_is_compiled_leaves_nothing(both):
+    """Compiled autograd, whose graph has no nodes that could be asked: the norm forms dx itself."""
+    from torch._dynamo import compiled_autograd
+
+    alone, paired = both
+    x = image(alone)
+    expected = gradients(alone, x)
+    for made in (alone, paired):
+        with compiled_autograd._enable(torch.compile(backend="eager")):
+            assert error(gradients(made, x), expected) < 1e-13
+
+
 def test_patches_whose_outputs_underflow(formed):  # noqa: F811
     """There y does not stand for l, which the layer computes again."""
     made = model("conv3x3", "batch", torch.float32)

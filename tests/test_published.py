@@ -48,6 +48,7 @@ def test_every_fingerprint_of_the_table_has_a_formula_and_an_origin():
         "Ewanwong/B-cos-v2",
         "sidgairo18/how-to-probe",
         "pedroroblesduten/B-COS-Networks-Implementation",
+        "rmaser/ALOE",
     ],
 )
 def test_the_table_covers(source):
@@ -93,6 +94,35 @@ def test_layers_of_bcos(make):
     assert bk.report(layer).accelerated == 1
     for explain in (False, True):
         assert_close(outcome(layer, x, explain), theirs[explain])
+
+
+@pytest.mark.parametrize("b", [1, 2, 2.0])
+def test_a_formula_that_holds_for_some_exponents(b, families_published):
+    """And an option that makes a constant of the output: both are read at every call, a repeated one as well."""
+    layer = families.ClampedLinear(6, 4, b=b, max_out=2).double()
+    x, theirs = example(layer), families.plain(layer)
+    bk.accelerate(layer)
+
+    def same(served):
+        for explain in (False, True):
+            for _ in range(2):
+                assert_close(outcome(layer, x, explain), outcome(theirs, x, explain))
+        assert (bk.report(layer).rows[0].backend is not None) == served
+
+    same(True)
+    for other in (1.5, torch.tensor(2.0)):
+        layer.b = theirs.b = other
+        same(False)
+        assert "is not one of (1, 2)" in reason(layer)
+    layer.b = theirs.b = b
+    same(True)
+    layer.detach_output = theirs.detach_output = True
+    for module in (layer, theirs, layer):
+        families.set_mode(module, True)
+        assert not module(x).requires_grad
+        families.set_mode(module, False)
+        assert module(x).requires_grad
+    assert "detach_output" in reason(layer)
 
 
 def test_known_code_that_is_left_alone_says_why(families_published, monkeypatch):

@@ -182,6 +182,8 @@ def changed(module: Theirs, layer: Theirs, x: Tensor | None) -> str | None:
     tensor = held(layer, "weight") if x is None else x
     if not tensor.is_floating_point():
         return f"{'its weight' if x is None else 'its input'} is {tensor.dtype}, not of a floating-point dtype"
+    if x is not None and (x.is_nested or x.layout != torch.strided):
+        return f"its input is {'nested' if x.is_nested else f'of layout {x.layout}'}, not a dense tensor"
     if x is not None and _torch.is_distributed((x, held(layer, "weight"))):
         return "its input or its weight is a DTensor, which knows the operators of torch alone"
     return None
@@ -204,6 +206,10 @@ def unfitting(module: Theirs, layer: Theirs, code: Code) -> str | None:
         return reason
     if "normalized_weights" in code.reads and not module.normalized_weights and module.max_out != 1:
         return "its norm has a ‖w‖ for each filter, but its output keeps only one of several filters"
+    if "detach_output" in code.reads and module.detach_output:
+        return "its detach_output makes a constant of its output in explanation mode"
+    if code.variant.exponents and not (type(module.b) in (int, float) and module.b in code.variant.exponents):
+        return f"its b={module.b!r} is not one of {code.variant.exponents}: for others its code has another formula"
     usual = type(module.b) is int and module.b >= 1 and "clamping" not in code.reads
     return (None if usual else unusual_exponent(module, code.reads)) or _sizes_differ(module, layer, code, slow)
 

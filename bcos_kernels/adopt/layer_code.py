@@ -50,6 +50,8 @@ class Variant:
     """Whether ``cos_eps`` is left out at b = 2."""
     scaled_at_one: bool = True
     """Whether a scaled output is divided at b = 1, too."""
+    exponents: tuple[int, ...] = ()
+    """The values of b at which the code computes this formula; empty for all values."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +138,7 @@ def read(cls: type, linear: type, mode: type) -> Code:
         attributes=layer.reads.intersection(OPTIONAL),
         exact_two=formula.get("exact_two", True),
         scaled_at_one=formula.get("scaled_at_one", True),
+        exponents=tuple(formula.get("exponents", ())),
     )
     return Code(
         variant,

@@ -39,6 +39,8 @@ def leave(
     None where that is not possible, and the call must form dx itself.
     """
     op, call = ctx.op, ctx.call
+    if torch.compiler.is_compiling():  # a compiled backward, to which the nodes of the graph say nothing
+        return None
     if grad is None or not grad.numel() or not needs[0] or not call.has_gradient_map or torch.is_grad_enabled():
         return None
     node, number = ctx.next_functions[0]
