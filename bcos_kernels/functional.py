@@ -129,7 +129,8 @@ def bcos_conv2d(
             ``"reference"``; None chooses the fastest that serves the call.
 
     Returns:
-        ``[N, out_channels, OH, OW]``, without N if x has none, in the memory format that ``nn.Conv2d`` gives.
+        ``[N, out_channels, OH, OW]``, without N if x has none, in the memory format that ``nn.Conv2d`` gives. The
+        reference's maximum over ``max_out`` filters is contiguous in every case.
 
     Raises:
         TypeError, ValueError: an argument is not as described above; the error names it, its value and what is

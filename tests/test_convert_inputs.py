@@ -14,6 +14,17 @@ from bcos_kernels.modules import BcosLayer
 bcos = import_reference()
 
 
+class TwoFirst(nn.Module):
+    """Both layers see the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 5, padding=2)
+
+    def forward(self, images):
+        return self.fine(images) + self.coarse(images)
+
+
 class Scaled(nn.Conv2d):
     def forward(self, x):
         return 2 * super().forward(x)
@@ -33,6 +44,7 @@ def hooked():
         (lambda: nn.Conv2d(1, 4, 3), {}, ValueError, "its first layer Conv2d takes 1 channels: 3 or 6"),
         (lambda: nn.Sequential(nn.Linear(3, 4)), {}, ValueError, "its first layer 0 is linear"),
         (lambda: nn.Conv2d(3, 3, 3, groups=3), {}, ValueError, "has groups=3: 1 is needed"),
+        (TwoFirst, {}, ValueError, "fine and coarse both take 3 channels, which no layer makes: one alone"),
         (lambda: nn.Sequential(Scaled(3, 4, 3)), {}, ValueError, "the code of its first layer 0 is not that of"),
         (lambda: nn.Sequential(bk.BcosConv2d(6, 4, 3)), {}, ValueError, "0 is a B-cos layer"),
         (lambda: nn.Sequential(bcos.modules.BcosConv2d(6, 4, 3)), {}, ValueError, "the network is one already"),
@@ -60,6 +72,11 @@ def test_bad_input_is_named_before_anything_is_changed(make, options, error, mes
     with pytest.raises(error, match=message):
         bk.convert(model, **options)
     assert str(model) == before
+
+
+def test_a_layer_of_three_channels_that_another_makes_is_converted():
+    made = bk.convert(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 4, 3)))
+    assert made(six(dtype=torch.float32)).shape[1] == 4 and isinstance(made.model[1], BcosLayer)
 
 
 def test_masks_and_other_keys_are_refused():

@@ -275,3 +275,14 @@ def test_late_mode_under_transforms():
             for detach in (state, fixed)
         ]
         assert error(*tangents) < 1e-13
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_frozen_scale_gives_a_learned_exponent_no_gradient(backend):
+    """In the late mode, as the scale of the authors' code drops its gradient; the early mode keeps that of b."""
+    x, weight, _ = IDS["size2"].inputs(torch.float64)
+    b = torch.tensor(1.6, dtype=torch.float64, requires_grad=True)
+    for late, has_gradient in (({"fixed_weights": True}, False), ({"fixed_weights": False}, True), (True, True)):
+        y = bcos_conv2d(x, weight, b=b, detach=late, backend=backend)
+        *others, of_b = torch.autograd.grad(y.sum(), (x, weight, b), allow_unused=True)
+        assert (of_b is not None) == has_gradient and all(g.any() for g in others)

@@ -65,6 +65,21 @@ def test_long_sums_keep_their_precision(format, threads):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("far", [0.5, 5, 30])
+def test_long_sums_of_few_different_values_keep_their_precision(far, half):
+    """Of values on a coarse grid, whose terms a sum rounds to the same side again and again; y is in fp32."""
+    budget = Budget()
+    for seed in range(9):
+        x = (torch.randn(8, 2304, generator=torch.Generator().manual_seed(seed)) + far).to(half)
+        for over, values in (("token", x), ("group", x.view(2, 4, 48, 48)), ("batch", x.view(2, 4, 48, 48))):
+            options = {"over": over, "centered": True, "groups": 4 if over == "group" else 1}
+            y = norm(values, out_dtype=torch.float32, backend="cpu", **options)
+            theirs = norm(values, out_dtype=torch.float32, backend="reference", **options)
+            budget.add(over, y, theirs, norm(values.double(), backend="reference", **options))
+    budget.check()
+
+
 def small(name: str, centered: bool, dtype=torch.float64):
     """``(function of leaves, backend and detach, leaves)`` of a case, cut down to what finite differences can do."""
     case = BY_NAME[name]

@@ -86,8 +86,8 @@ def convert(
     Raises:
         TypeError: ``model`` is not a module or was compiled by TorchScript, or an argument is of another type.
         ValueError: the model has B-cos layers already, or none that could become one; its first layer takes another
-            number of channels, or its ``transform_input`` is True; a module that would be replaced has hooks or
-            parametrizations; or an argument is not allowed.
+            number of channels, or a second layer takes the images, too; its ``transform_input`` is True; a module that
+            would be replaced has hooks or parametrizations; or an argument is not allowed.
 
     Warns:
         UserWarning: modules were left alone, because there is no rule for them: explanations may be wrong.
@@ -147,11 +147,23 @@ def _first_layer(model: nn.Module) -> tuple[str, Any]:
             raise ValueError(f"model: its first layer {shown} takes {first.in_channels} channels: 3 or 6 are needed")
         if first.groups != 1 and first.in_channels == 3:
             raise ValueError(f"model: its first layer {shown} has groups={first.groups}: 1 is needed")
+        if first.in_channels == 3 and (other := _other_first_layer(model, layers)) is not None:
+            raise ValueError(
+                f"model: {shown} and {other} both take 3 channels, which no layer makes: one alone may see the images"
+            )
     elif not _takes_patches(model, name):
         raise ValueError(f"model: its first layer {shown} is linear: a convolution of 3 or 6 channels is needed")
     if not computes_as(first, nn.Conv2d if isinstance(first, nn.Conv2d) else nn.Linear):
         raise ValueError(f"model: the code of its first layer {shown} is not that of PyTorch")
     return name, first
+
+
+def _other_first_layer(model: nn.Module, layers: list[tuple[str, Any]]) -> str | None:
+    """The name of a further layer that takes three channels, in a network where the images alone have as many."""
+    made = {getattr(module, "out_channels", getattr(module, "out_features", None)) for module in model.modules()}
+    if 3 in made or any(isinstance(module, nn.PixelShuffle) for module in model.modules()):
+        return None
+    return next((name for name, m in layers[1:] if isinstance(m, nn.Conv2d) and m.in_channels == 3), None)
 
 
 def _takes_patches(model: nn.Module, name: str) -> bool:

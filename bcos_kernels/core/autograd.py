@@ -41,6 +41,8 @@ def _backward(ctx, grad, joined: tuple, needs: tuple[bool, ...]) -> tuple:
         return (None,) * len(needs)
     inputs, saved, intermediates = _saved(ctx)
     frozen, used = ctx.late is not None and bool(ctx.late["fixed_weights"]), _used(ctx, inputs, needs)
+    if frozen:
+        used = tuple(map(all, zip(used, op.has_frozen_gradient, strict=True)))
     if call.spec.paired and (found := pairs.leave(ctx, grad, joined, inputs, saved, frozen, used)) is not None:
         return found
     if joins:

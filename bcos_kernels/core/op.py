@@ -41,6 +41,7 @@ class Op:
         fake: ``fake(inputs, spec)`` returns outputs of the right shapes, dtypes and strides.
         batches: whether the first dimension of x is a batch of independent rows, so that vmap over x alone is one call
             of a larger batch.
+        scaling: the inputs that shape the scale alone, and so have no gradient in a backward that freezes it.
         returned: how many of the outputs the caller of a function gets; the rest is kept for the backward alone.
         second_in_parts: ``second_in_parts(derived, grad, inputs, spec, grads, wanted)`` forms the second derivative of
             the reference in parts that need less memory: the gradients of ``grad`` and of the inputs, None for those
@@ -63,6 +64,7 @@ class Op:
         reference: Callable[..., tuple[Tensor, ...]],
         fake: Callable[..., tuple],
         batches: bool = False,
+        scaling: tuple[str, ...] = (),
         returned: int = 1,
         second_in_parts: Callable[..., tuple] | None = None,
     ) -> None:
@@ -71,6 +73,7 @@ class Op:
         self.name, self.spec, self.inputs, self.outputs = name, spec, inputs, outputs
         self.call, self.reference, self.fake, self.batches = call, reference, fake, batches
         self.returned, self.second_in_parts = returned, second_in_parts
+        self.has_frozen_gradient = tuple(field not in scaling for field in inputs._fields)
         self.backends: dict[str, Backend] = {}
         self.candidates: list[Candidate] = []
         self._candidates_of = lru_cache(maxsize=64)(self._find_candidates)

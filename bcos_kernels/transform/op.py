@@ -49,6 +49,7 @@ TRANSFORM = op.Op(
     reference=lambda *args: (reference.transform(*args),),
     fake=_fake,
     batches=True,
+    scaling=("tensor_b",),
 )
 autograd.register(TRANSFORM)
 

@@ -25,6 +25,10 @@ BCOS_INLINE void join(double before, double count, double near, double sum, doub
 // Values that are summed in single precision before the sum joins those before it.
 constexpr int64_t kShortRun = 2048;
 
+// Values of one such sum of moments. Values in bf16 and fp16 are few different numbers, whose terms
+// are rounded to the same side again and again: the error of such a sum grows as the sum does.
+constexpr int64_t kShortSum = 512;
+
 // Values whose mean is the first guess at that of a run. A mean of this many is never so far from the run's
 // that much cancels: one far value moves the standard deviation too.
 constexpr int64_t kGuess = 16;
@@ -44,12 +48,18 @@ BCOS_INLINE Moment moment_of(const T* x, int64_t size) {
     double guess = 0;
     for (int64_t i = 0; i < guessed; i++) guess += double(run[i]);
     const A near = A(guess / double(guessed));
-    A sum = 0, squares = 0;
-#pragma omp simd reduction(+ : sum, squares)
-    for (int64_t i = 0; i < count; i++) {
-      const A distance = A(run[i]) - near;
-      sum += distance;
-      squares += distance * distance;
+    double sum = 0, squares = 0;
+    for (int64_t first = 0; first < count; first += kShortSum) {
+      const int64_t last = std::min(first + kShortSum, count);
+      A short_sum = 0, short_squares = 0;
+#pragma omp simd reduction(+ : short_sum, short_squares)
+      for (int64_t i = first; i < last; i++) {
+        const A distance = A(run[i]) - near;
+        short_sum += distance;
+        short_squares += distance * distance;
+      }
+      sum += double(short_sum);
+      squares += double(short_squares);
     }
     join(double(begin), double(count), near, sum, squares, all.mean, all.squares);
   }
