@@ -8,11 +8,26 @@
 
 #include "common/dtype.h"
 #include "common/macros.h"
+#include "common/power.h"
 
 namespace bcos::cpu {
 
 template <typename T>
 using Accumulate = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// A sum as an element of a tensor, rounded to nearest even as the constructor of BFloat16 rounds, whose
+// branch for NaN would keep a loop from using vectors.
+template <typename T, typename A>
+BCOS_INLINE T rounded(A value) {
+  if constexpr (std::is_same_v<T, c10::BFloat16>) {
+    static_assert(std::is_same_v<A, float>, "BFloat16 is rounded once, from the type of sums");
+    const auto bits = bits_of<uint32_t>(value);
+    const uint32_t nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+    return T(uint16_t(value != value ? 0x7FC0 : nearest), T::from_bits());
+  } else {
+    return T(value);
+  }
+}
 
 // Calls body(T{}) with the element type of t.
 template <typename F>

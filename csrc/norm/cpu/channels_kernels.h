@@ -167,7 +167,7 @@ BCOS_INLINE void scale(const Apply<T, U>& f, int64_t begin, int64_t end) {
              const A* gain = f.gain + constants;
              const A gain0 = *gain;
 #pragma omp simd
-             for (int64_t i = 0; i < size; i++) y[i] = U(A(x[i]) * (each ? gain[i] : gain0));
+             for (int64_t i = 0; i < size; i++) y[i] = rounded<U>(A(x[i]) * (each ? gain[i] : gain0));
            });
 }
 
@@ -183,27 +183,28 @@ BCOS_INLINE void apply(const Apply<T, U>& f, int64_t begin, int64_t end) {
         const A shift0 = *shift, gain0 = *gain, add0 = *add;
 #pragma omp simd
         for (int64_t i = 0; i < size; i++)
-          y[i] =
-              U(Affine<A>{each ? shift[i] : shift0, each ? gain[i] : gain0, each ? add[i] : add0}(A(x[i])));
+          y[i] = rounded<U>(
+              Affine<A>{each ? shift[i] : shift0, each ? gain[i] : gain0, each ? add[i] : add0}(A(x[i])));
       });
 }
 
 template <typename T, typename U>
 BCOS_INLINE void input_gradient(const InputGradient<T, U>& f, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
-  for_runs(f.extent, begin, end,
-           [&](int64_t offset, int64_t size, int64_t constants, auto each) BCOS_INLINE_BODY {
-             const U* grad = f.grad + offset;
-             const T* x = f.x + offset;
-             T* dx = f.dx + offset;
-             const A *mean = f.mean + constants, *of_grad = f.of_grad + constants;
-             const A *of_x = f.of_x + constants, *add = f.offset + constants;
-             const A mean0 = *mean, of_grad0 = *of_grad, of_x0 = *of_x, add0 = *add;
+  for_runs(
+      f.extent, begin, end, [&](int64_t offset, int64_t size, int64_t constants, auto each) BCOS_INLINE_BODY {
+        const U* grad = f.grad + offset;
+        const T* x = f.x + offset;
+        T* dx = f.dx + offset;
+        const A *mean = f.mean + constants, *of_grad = f.of_grad + constants;
+        const A *of_x = f.of_x + constants, *add = f.offset + constants;
+        const A mean0 = *mean, of_grad0 = *of_grad, of_x0 = *of_x, add0 = *add;
 #pragma omp simd
-             for (int64_t i = 0; i < size; i++)
-               dx[i] = T(Gradient<A>{each ? of_grad[i] : of_grad0, each ? of_x[i] : of_x0,
+        for (int64_t i = 0; i < size; i++)
+          dx[i] =
+              rounded<T>(Gradient<A>{each ? of_grad[i] : of_grad0, each ? of_x[i] : of_x0,
                                      each ? add[i] : add0}(A(grad[i]), A(x[i]) - (each ? mean[i] : mean0)));
-           });
+      });
 }
 
 }  // namespace

@@ -23,7 +23,7 @@ BCOS_INLINE void forward(const RowForward<T, U>& f, int64_t begin, int64_t end) 
     f.var[r] = A(row.squares / double(f.channels));
     const A gain = inverse_std(f.var[r], f.eps), shift = f.centered ? f.mean[r] : A(0);
 #pragma omp simd
-    for (int64_t c = 0; c < f.channels; c++) y[c] = U((A(x[c]) - shift) * gain * gamma[c] + beta[c]);
+    for (int64_t c = 0; c < f.channels; c++) y[c] = rounded<U>((A(x[c]) - shift) * gain * gamma[c] + beta[c]);
   }
 }
 
@@ -63,7 +63,7 @@ BCOS_INLINE void row_second(const RowSecond<T, U>& f, int64_t row, A* dgamma, A*
   if (f.dvar) f.dvar[row] = A(var_gradient<double>(r, sums.products));
   U* dgrad = f.dgrad + row * C;
 #pragma omp simd
-  for (int64_t c = 0; c < C; c++) dgrad[c] = U((A(v[c]) - shift) * r * f.gamma[c]);
+  for (int64_t c = 0; c < C; c++) dgrad[c] = rounded<U>((A(v[c]) - shift) * r * f.gamma[c]);
 }
 
 template <bool Parameters, typename T, typename U, typename A>
@@ -82,7 +82,7 @@ BCOS_INLINE void row_backward(const RowBackward<T, U>& f, int64_t row, A* dgamma
   T* dx = f.dx + row * C;
 #pragma omp simd
   for (int64_t c = 0; c < C; c++)
-    dx[c] = T(A(grad[c]) * f.gamma[c] * k.of_grad + (A(x[c]) - mean) * k.of_x + k.offset);
+    dx[c] = rounded<T>(A(grad[c]) * f.gamma[c] * k.of_grad + (A(x[c]) - mean) * k.of_x + k.offset);
 }
 
 // body(row, dgamma, dbeta) for every row, which adds to rows of channels; their sums join those of the share,

@@ -97,7 +97,7 @@ BCOS_INLINE void load(const T* image, const DepthwiseShape& s, const Unit& u, in
 // What is left in the row is of no use.
 template <typename T>
 BCOS_INLINE void store(Vec* row, const DepthwiseShape& s, const Unit& u, int64_t h, T* image) {
-  const auto copy = [&](float& value, int64_t i) BCOS_INLINE_BODY { image[i] = T(value); };
+  const auto copy = [&](float& value, int64_t i) BCOS_INLINE_BODY { image[i] = rounded<T>(value); };
   const Line line(s, u, h, 0);
   Span span{0, u.columns};
   for (; line.pixel == 1 && span.begin + kLanes <= span.end; span.begin += kLanes) {

@@ -61,9 +61,9 @@ BCOS_INLINE BitsOf<A> forward_row(const ScaleForward<T, U>& f, int64_t z0, int64
       }
       winner[i] = index;
     }
-    if constexpr (P == Power::General) l[i] = U(best);
+    if constexpr (P == Power::General) l[i] = rounded<U>(best);
     const A inv_n = normed && PerNorm ? safe_inverse(n[i]) : inv_row;
-    y[i] = U(scaled<P>(best, inv_n, k));
+    y[i] = rounded<U>(scaled<P>(best, inv_n, k));
   }
   return check;
 }
@@ -91,8 +91,8 @@ BCOS_INLINE BitsOf<A> forward_rows(const ScaleForward<T, U>& f, int64_t unit, in
     for (int64_t p = 0; p < kPixels; p++) {
       const A first = A(z[p * stride + i]), linear = first * scale + shift;
       check |= bits_of<BitsOf<A>>(first - first);
-      if constexpr (P == Power::General) l[p * stride + i] = U(linear);
-      y[p * stride + i] = U(scaled<P>(linear, inv_n[p], k));
+      if constexpr (P == Power::General) l[p * stride + i] = rounded<U>(linear);
+      y[p * stride + i] = rounded<U>(scaled<P>(linear, inv_n[p], k));
     }
   }
   return check;
@@ -192,11 +192,11 @@ BCOS_INLINE A backward_row(const ScaleBackward<T, U>& f, int64_t u0, int64_t u_s
     if constexpr (Max) {
       for (int64_t m = 0; m < max_out; m++) {
         const A v = winner[i] == m ? du : A(0);
-        u[i * stride + m * filter_stride] = T(v * alpha[i * step + m]);
+        u[i * stride + m * filter_stride] = rounded<T>(v * alpha[i * step + m]);
         if constexpr (Bias) dbias[i * step + m] += v;
       }
     } else {
-      u[i * stride] = T(du * alpha[i * step]);
+      u[i * stride] = rounded<T>(du * alpha[i * step]);
       if constexpr (Bias && PerFilter) {
         dbias[i] += du;
       } else if constexpr (Bias) {
@@ -304,7 +304,7 @@ BCOS_INLINE void add_scaled(const AddScaled<T>& f, int64_t begin, int64_t end) {
     T* dx = f.dx + x0;
 #pragma omp simd
     for (int64_t i = 0; i < size; i++)
-      dx[i] = T(Accumulate<T>(dx[i]) + Accumulate<T>(x[i]) * (per_pixel ? r[i] : r_row));
+      dx[i] = rounded<T>(Accumulate<T>(dx[i]) + Accumulate<T>(x[i]) * (per_pixel ? r[i] : r_row));
   };
   constexpr std::true_type each;
   constexpr std::false_type row;

@@ -44,15 +44,15 @@ BCOS_INLINE void second_row(const ScaleSecond<T, U>& f, int64_t z0, int64_t z_st
     const Partials<A> d = partials<P>(y_i, l_i, inv_n, k);
     if constexpr (Max) {
       for (int64_t o = 0; o < max_out; o++)
-        u[i * stride + o * filter_stride] = o == which ? T(g * d.l * alpha[i * step + o]) : T(0);
+        u[i * stride + o * filter_stride] = o == which ? rounded<T>(g * d.l * alpha[i * step + o]) : T(0);
     } else {
-      u[i] = T(g * d.l * alpha[i * step]);
+      u[i] = rounded<T>(g * d.l * alpha[i * step]);
     }
-    dgrad[i] = U(d.l * p + d.n * rm_i);
+    dgrad[i] = rounded<U>(d.l * p + d.n * rm_i);
     if constexpr (Attached) {
       const A cosine = signed_cosine<P>(y_i, l_i, inv_n);
       const A slope = g * curvature<P>(cosine, inv_n, k) * (p - cosine * rm_i);
-      dl[i] = U(slope);
+      dl[i] = rounded<U>(slope);
       if constexpr (PerNorm) {
         dn[i] -= cosine * slope;
         t[i] += g * d.n;
@@ -154,7 +154,7 @@ BCOS_INLINE void join_row(const ScaleJoin<T, U>& f, int64_t u0, int64_t u_stride
   A* dbias = shift(f.dbias, filter);
   const auto add = [&](int64_t i) BCOS_INLINE_BODY {
     const int64_t which = Max ? winner[i] : 0, at = i * stride + which * filter_stride;
-    u[at] = T(A(u[at]) + A(dl[i]) * alpha[i * step + which]);
+    u[at] = rounded<T>(A(u[at]) + A(dl[i]) * alpha[i * step + which]);
   };
   if (dbias) {
     for (int64_t i = 0; i < size; i++) dbias[i * step + (Max ? winner[i] : 0)] += A(dl[i]);

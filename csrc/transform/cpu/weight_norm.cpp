@@ -34,7 +34,7 @@ BCOS_INLINE void project(const T* w, T* d, int64_t size) {
   auto along = squares == 0 ? 0 : dot(w, d, size) / squares;
   if (!std::isfinite(along)) along = scaled_quotient(w, d, size, squares);
 #pragma omp simd
-  for (int64_t i = 0; i < size; i++) d[i] = T(Accumulate<T>(d[i]) - Accumulate<T>(w[i]) * along);
+  for (int64_t i = 0; i < size; i++) d[i] = rounded<T>(Accumulate<T>(d[i]) - Accumulate<T>(w[i]) * along);
 }
 
 // out[o] = <w, w> of filters [begin, end), each of `size` values
