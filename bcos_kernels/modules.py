@@ -18,6 +18,7 @@ from .core.checks import flag, integer
 from .functional import bcos_conv1d, bcos_conv2d, bcos_conv3d, bcos_linear
 from .transform import Spec, checks, parts, reference
 from .transform.functional import transform
+from .transform.repeated import held, keep, repeated
 
 __all__ = [
     "BcosConv1d", "BcosConv2d", "BcosConv2dWithScale", "BcosConv3d", "BcosConvolution", "BcosLayer", "BcosLinear",
@@ -33,16 +34,6 @@ def _convolved(conv: Any, x: Tensor, **options) -> Tensor:
         x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups,
         padding_mode=conv.padding_mode, **options,
     )  # fmt: skip
-
-
-def held(module: Any, name: str) -> Any:
-    """``getattr(module, name)``; a parameter or a part of the module is found ten times as fast."""
-    own = module.__dict__
-    if name not in own:
-        for store in (own["_parameters"], own["_modules"]):
-            if name in store:
-                return store[name]
-    return getattr(module, name)
 
 
 class NormedConv1d(nn.Conv1d):
@@ -148,8 +139,11 @@ class BcosLayer(Detachable):
     def __prepare_scriptable__(self) -> nn.Module:
         raise RuntimeError("torch.jit.script cannot compile a fused layer: use torch.jit.trace or torch.export instead")
 
-    def _transform(self, x: Tensor, linear: Any, geometry: tuple, norms: Any = None, own: bool = False) -> Tensor:
-        """The layer with the values that the module holds now; ``own`` says that ``norms`` are not those of a patch."""
+    def _transform(self, x: Tensor, key: Any, linear: Any, geometry: tuple, norms: Any = None, own=False) -> Tensor:
+        """The layer with the values that the module holds now; ``own`` says that ``norms`` are not those of a patch.
+
+        ``key`` is what :func:`.transform.repeated.repeated` returned.
+        """
         # Outside of autocast y has x's dtype, so that a pass without autocast, such as validation, runs unchanged.
         out_dtype = self.out_dtype
         if out_dtype is not None and not torch.is_autocast_enabled(x.device.type):
@@ -161,6 +155,8 @@ class BcosLayer(Detachable):
         tensors = None if own else parts.unseen(linear)
         if tensors is None:
             return parts.by_parts(x, linear, norms, b, bool(self.detach), options)
+        if key is not None:
+            keep(key, self, linear, (x, *tensors, b, bool(self.detach), geometry, options))
         return transform(x, *tensors, b, bool(self.detach), geometry, options)
 
     def extra_repr(self) -> str:
@@ -224,11 +220,14 @@ class BcosConvolution(BcosLayer):
 
     def forward_impl(self, in_tensor: Tensor) -> Tensor:
         """The transform without the division of :class:`BcosConv2dWithScale`."""
+        inherited = type(self).calc_patch_norms is BcosConvolution.calc_patch_norms
+        found = repeated(self, in_tensor) if inherited else None
+        if isinstance(found, Tensor):
+            return found
         conv = held(self, "linear")
         geometry = self.axes, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
-        inherited = type(self).calc_patch_norms is BcosConvolution.calc_patch_norms
         own = "calc_patch_norms" in vars(self) or not inherited
-        return self._transform(in_tensor, conv, geometry, self.calc_patch_norms, own)
+        return self._transform(in_tensor, found, conv, geometry, self.calc_patch_norms, own)
 
     def calc_patch_norms(self, in_tensor: Tensor) -> Tensor:
         """n = √(Σ_patch x² + 1e-6): ``[N, 1, ...]``; with groups ``[N, out_channels, ...]``."""
@@ -375,7 +374,8 @@ class BcosLinear(BcosLayer):
 
     def forward(self, in_tensor: Tensor) -> Tensor:
         """``[..., in_features]`` -> ``[..., out_features]``."""
-        return self._transform(in_tensor, held(self, "linear"), ())
+        found = repeated(self, in_tensor)
+        return found if isinstance(found, Tensor) else self._transform(in_tensor, found, held(self, "linear"), ())
 
 
 def clamped(b: Tensor) -> Tensor:

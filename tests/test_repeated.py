@@ -95,6 +95,17 @@ def test_the_explanation_mode(layer):
         assert torch.allclose(found[0], expected[0], rtol=1e-10) and repeats(layer)
 
 
+def test_a_mode_that_is_a_tensor(layer):
+    layer.detach = torch.tensor(True)
+    for mode in (True, True, False):
+        layer.detach.fill_(mode)
+        found = []
+        for module in (layer, plain(layer)):
+            x = X.clone().requires_grad_()
+            found.append(torch.autograd.grad(module(x).sum(), x)[0])
+        assert torch.allclose(*found, rtol=1e-10)
+
+
 def test_a_property_in_the_place_of_an_attribute(layer, monkeypatch):
     for name, value in (("b", 3), ("detach", True)):
         with monkeypatch.context() as patch:

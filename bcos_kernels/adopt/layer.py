@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import tally
 from ..core import _torch, dispatch, extension, plans
-from ..modules import BcosLayer, BcosLinear, clamped, held
+from ..modules import BcosLayer, BcosLinear, clamped
 from ..transform import TRANSFORM, Call, Spec, functional
+from ..transform.repeated import held
 from . import published
 from .kind import Kind
-from .layer_code import GEOMETRY, SIZES, TENSORS, Code, Variant, read
+from .layer_code import GEOMETRY, SIZES, Code, Variant, read
 from .published import Theirs
 
 __all__ = ["KIND", "is_candidate", "objection", "repeat", "transform", "variant_of", "weighted"]
@@ -72,31 +74,30 @@ def repeat(module: Theirs, x: Tensor, out_dtype=None, backend: str | None = None
     code = published.code_in_eager_mode((type(module), type(layer), type(None)), read)
     (names, inner), parameters, settings = code.held, own["_parameters"], (out_dtype, backend, dispatch.FORCED)
     unchanged = () if layer is module else _UNCHANGED
-    key = _C.key_of_held(
-        TRANSFORM.backends, settings, x, module, names, layer, inner, layer, unchanged, parameters, _TENSORS
-    )
-    if key is None:
-        return None
-    if key in code.plans:
-        plan = code.plans[key]
-    else:
-        plan = plans.keep(code.plans, key, _direct_plan(module, layer, x, code, out_dtype, backend))
-    return None if plan is None else functional.planned(plan, x, parameters["weight"], parameters["bias"])
+    arguments = TRANSFORM.backends, settings, x, module, names, layer, inner, layer, unchanged, parameters, _INPUTS
+    y = _C.repeated(code.plans, *arguments)
+    if type(y) is bytes:
+        plans.keep(code.plans, y, _kernels(module, layer, x, code, out_dtype, backend))
+        y = _C.repeated(code.plans, *arguments)
+    if y is not None:
+        tally.fused()
+    return y
 
 
 _C: Any
 _C, _ = extension.load()
-_TENSORS = tuple(TENSORS)
+_INPUTS = "weight", "bias"
 _UNCHANGED = ("_modules", *published.HOOKS)
 """What is empty in a part that has neither hooks nor a parametrization: a dict with something in it has no key."""
 
 
-def _direct_plan(module: Theirs, layer: Theirs, x: Tensor, code: Code, out_dtype, backend: str | None):
-    """The plan of a call that :func:`repeat` can serve; else None."""
+def _kernels(module: Theirs, layer: Theirs, x: Tensor, code: Code, out_dtype, backend: str | None) -> Any:
+    """What serves a call that :func:`repeat` can serve; else None."""
     variant = objection(module, x, backend)
     if isinstance(variant, str) or not code.is_held(module, layer) or scale(module, variant) is not None:
         return None
-    return functional.direct_plan(*_arguments(module, x, variant, out_dtype, backend))
+    plan = functional.direct_plan(*_arguments(module, x, variant, out_dtype, backend))
+    return None if plan is None else plan.kernels
 
 
 def _read_together(*names: str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -64,32 +64,39 @@ def launch(kernel, grid: tuple[int, ...], *arguments, warps: int = 4, stages: in
         kernel[grid](*arguments, **constants)
         return
     device = driver.active.get_current_device()
-    constants_in_order = [constants[name] for name in kernel.arg_names[len(arguments) :]]
-    key = kernel.fn, device, warps, stages, *map(_fact, arguments), *constants_in_order
-    compiled = _compiled.get(key)
-    if compiled is not None:
+    key = kernel.fn, device, grid, warps, stages, *_facts(arguments), *constants, *constants.values()
+    found = _starts.get(key)
+    if found is not None:
+        start, names = found
         stream = driver.active.get_current_stream(device)
-        compiled[(*grid, 1, 1)[:3]](*arguments, *constants_in_order, stream=stream)
+        start(*arguments, *[constants[name] for name in names], stream=stream)
         return
     compiled = kernel[grid](*arguments, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
     if compiled.metadata.target.backend == "cuda":  # AMD's depend on more: on the size of a tensor's memory
-        plans.keep(_compiled, key, compiled)
+        plans.keep(_starts, key, (compiled[(*grid, 1, 1)[:3]], kernel.arg_names[len(arguments) :]))
 
 
-_compiled: dict[tuple, Any] = {}
-"""A kernel, its device and all for which Triton specialises it -> what Triton compiled."""
+_starts: dict[tuple, tuple[Callable, list[str]]] = {}
+"""A kernel, its device, its grid and all for which Triton specialises it -> what starts the kernel that Triton
+compiled, and the names of its constants in its own order."""
 
 
-def _fact(argument: Any) -> Any:
-    """What Triton specialises a kernel for of one argument."""
-    kind = argument.__class__
-    if kind is int or kind is float:
-        return argument if kind is int else float
-    if isinstance(argument, Tensor):
-        return argument.dtype, argument.data_ptr() % 16 == 0
-    if kind is TensorDescriptor:
-        return argument.base.dtype, *argument.block_shape
-    return argument
+def _facts(arguments: tuple) -> list:
+    """What Triton specialises a kernel for of its arguments. It is one loop, as a function for each costs more."""
+    facts: list[Any] = []
+    for argument in arguments:
+        kind = argument.__class__
+        if kind is int:
+            facts.append(argument)
+        elif kind is float:
+            facts.append(float)
+        elif isinstance(argument, Tensor):
+            facts += argument.dtype, argument.data_ptr() % 16 == 0
+        elif kind is TensorDescriptor:
+            facts += argument.base.dtype, *argument.block_shape
+        else:
+            facts.append(argument)
+    return facts
 
 
 def on_device_of(x: Tensor):

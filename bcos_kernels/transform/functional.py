@@ -19,7 +19,7 @@ from .call import Call
 from .op import REFERENCE, TRANSFORM
 from .spec import Inputs, Spec
 
-__all__ = ["Plan", "convolution", "direct_plan", "planned", "transform"]
+__all__ = ["Plan", "convolution", "direct_plan", "transform"]
 
 
 # Slots are read several times in every call, in half the time of a NamedTuple's fields.
@@ -66,15 +66,9 @@ def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Te
 
 
 def direct_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Plan | None:
-    """What :func:`planned` takes in place of the other arguments; None where that cannot serve such a call."""
+    """The plan of a call whose op takes the tensors x, weight and bias as they are, and nothing else; else None."""
     plan = _plan(x, weight, bias, b, detach, geometry, options)
     return plan if plan.direct and isinstance(detach, bool) and plan.call.spec.b is not None else None
-
-
-def planned(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """:func:`transform` with the arguments for which the plan was made, but for the values in these tensors."""
-    inputs = x, weight, bias, None
-    return autograd.apply(TRANSFORM, inputs, plan.call, None, plan.backend, plan.kernels)[0]
 
 
 def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tuple) -> Tensor:

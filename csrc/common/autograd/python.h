@@ -92,6 +92,39 @@ inline pybind11::object outputs_of(Arguments arguments) {
   return found;
 }
 
+// Plans and the arguments of key_of_held -> the first output of the kernels that the plans hold under that
+// key. The last holder is a dict of the inputs behind x, of which a value that is no tensor is not there.
+// Returns the key where the plans hold nothing under it, and None where there is no key, where they hold None
+// and where call() has no outputs.
+inline pybind11::object repeated(Arguments arguments) {
+  const auto count = arguments.size();
+  TORCH_CHECK_TYPE(count >= 6 && PyDict_Check(arguments[0]) && PyDict_Check(arguments[count - 2]) &&
+                       PyTuple_Check(arguments[count - 1]),
+                   "a dict of plans, the arguments of a key, and a dict of inputs are needed");
+  const auto key = key_of_held(arguments.slice(1));
+  if (key.is_none()) return key;
+  PyObject* plan = PyDict_GetItemWithError(arguments[0], key.ptr());
+  if (!plan && PyErr_Occurred()) throw pybind11::error_already_set();
+  if (!plan) return key;
+  if (plan == Py_None) return pybind11::none();
+  const auto kernels = pybind11::handle(plan).cast<std::shared_ptr<Kernels>>();
+  Tensors inputs;
+  inputs.reserve(kernels->inputs);
+  inputs.push_back(THPVariable_Unpack(arguments[3]));
+  for (const auto& name : pybind11::reinterpret_borrow<pybind11::tuple>(arguments[count - 1])) {
+    PyObject* value = PyDict_GetItemWithError(arguments[count - 2], name.ptr());
+    inputs.push_back(value && THPVariable_Check(value) ? THPVariable_Unpack(value) : at::Tensor());
+  }
+  inputs.resize(kernels->inputs);
+  std::optional<Tensors> outputs;
+  {
+    const pybind11::gil_scoped_release unlocked;
+    outputs = call(kernels, inputs);
+  }
+  if (!outputs) return pybind11::none();
+  return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(std::move(outputs->front())));
+}
+
 inline void bind_calls(pybind11::module_ m) {
   namespace py = pybind11;
   using namespace py::literals;
@@ -103,6 +136,7 @@ inline void bind_calls(pybind11::module_ m) {
   bind_fast<key_of_held>(m, "key_of_held");
   bind_fast<are_held>(m, "are_held");
   bind_fast<outputs_of>(m, "outputs_of");
+  bind_fast<repeated>(m, "repeated");
   m.def("maker_of", &maker_of, "y"_a);
   m.def("has_hooks", &has_hooks, "y"_a);
   m.def("leave", &leave, "y"_a, "grad"_a, "map"_a, "message"_a);

@@ -1,0 +1,69 @@
+"""A call of a B-cos module that reads as one before: what decides is read in the extension, and nothing in Python.
+
+An attribute of a module takes Python ten times as long to read as one of another object.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import tally
+from ..core import dispatch, extension, plans
+from . import functional
+from .op import TRANSFORM
+
+__all__ = ["held", "keep", "repeated"]
+
+_C: Any
+_C, _ = extension.load()
+
+OWN = "b", "backend", "detach", "max_out", "normalize_weights", "out_dtype"
+"""What a layer holds of what decides about a call; the values of its class count in no key."""
+GEOMETRY = "stride", "padding", "dilation", "groups", "padding_mode"
+TENSORS = "weight", "bias"
+HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+_NAMES = (*OWN, "b_rule", "norm_eps", "calc_patch_norms", "linear")
+_INNER = (*GEOMETRY, *HOOKS, *TENSORS, "forward")
+
+_PLANS: dict[Any, Any] = {}
+"""All that decides about a call -> the kernels that serve it, or None where the module must be read."""
+
+
+def held(module: Any, name: str) -> Any:
+    """``getattr(module, name)``; a parameter or a part of the module is found ten times as fast."""
+    own = module.__dict__
+    if name not in own:
+        for store in (own["_parameters"], own["_modules"]):
+            if name in store:
+                return store[name]
+    return getattr(module, name)
+
+
+def repeated(module: Any, x: Tensor) -> Any:
+    """The layer of x where a call before read the same; else None, or the key under which :func:`keep` may keep it."""
+    if _C is None or torch.compiler.is_dynamo_compiling():
+        return None
+    linear: Any = module.__dict__["_modules"].get("linear")
+    if linear is None:
+        return None
+    cls, parameters = type(module), linear.__dict__["_parameters"]
+    settings = cls.norm_eps, cls.b_rule, dispatch.FORCED
+    found = _C.repeated(_PLANS, TRANSFORM.backends, settings, x, module, _NAMES, linear, _INNER, parameters, TENSORS)
+    if isinstance(found, Tensor):
+        tally.fused()
+    return found
+
+
+def keep(key: bytes, module: Any, linear: Any, arguments: tuple) -> None:
+    """Keeps how a call is served whose ``arguments`` are those of :func:`bcos_kernels.transform.functional.transform`.
+
+    None is kept where something is done beside the op, or where an attribute is not the module's own.
+    """
+    own, inner = vars(module), vars(linear)
+    held = own.keys() >= set(OWN) and inner["_parameters"].keys() >= set(TENSORS)
+    usual = held and inner.keys() >= set(GEOMETRY if arguments[5] else ()) and not inner.keys() & set(TENSORS)
+    plan = functional.direct_plan(*arguments) if usual and "b_rule" not in own and module.b_rule is None else None
+    plans.keep(_PLANS, key, None if plan is None else plan.kernels)
