@@ -61,9 +61,31 @@ def make_tensor(self, handle, kind, usual=tl.tensor.__init__):
 
 
 def broadcast(self, left, right, usual=TritonSemantic.broadcast_impl_value):
-    """Operands of the same shape are what they are."""
+    """Two operands of one shape: Triton compares shapes by its own tuples, and makes a type for the builder as well."""
     a, b = left.type, right.type
-    return (left, right) if a.is_block() and b.is_block() and a.shape is b.shape else usual(self, left, right)
+    if a.is_block() and not b.is_block():
+        return left, filled(self.builder, a, right)
+    if b.is_block() and not a.is_block():
+        return filled(self.builder, b, left), right
+    if not a.is_block() or a.shape is b.shape:
+        return left, right
+    sizes = list(zip(a.shape, b.shape, strict=False))
+    if len(a.shape) != len(b.shape) or any(one != other and 1 not in (one, other) for one, other in sizes):
+        return usual(self, left, right)
+    common = [other if one == 1 else one for one, other in sizes]
+    return grown(self.builder, left, common), grown(self.builder, right, common)
+
+
+def filled(builder, like, scalar):
+    """A block of the shape of the type ``like``."""
+    kind = like.with_element_ty(scalar.type)
+    return tl.tensor(builder.create_splat(kind, scalar.handle), kind)
+
+
+def grown(builder, block, sizes):
+    if [*block.type.shape] == sizes:
+        return block
+    return tl.tensor(builder.create_broadcast(block.handle, sizes), tl.block_type(block.type.scalar, sizes))
 
 
 def widened(self, value, kind, usual=InterpreterBuilder.cast_impl):
