@@ -26,8 +26,8 @@ SAMPLED = tuple(name for name in _NAMES if name.startswith("sampled-"))
 """The candidates that serve 1×1 convolutions with a stride alone."""
 CANDIDATES = tuple(name for name in _NAMES if name not in SAMPLED)
 OF_EVERY_KIND = tuple(name for name in CANDIDATES if name != "tma" or not STANDS_IN)
-"""Without tma in a stand-in, where other candidates would serve the shapes of all others' cases in its place a second
-time: its own are in ``test_kernels_tma.py``."""
+"""Without tma in a stand-in: it serves none of the shapes that the others share, so that one of these would serve them
+once more. Its own are in ``test_kernels_tma.py``."""
 if INTERPRETED:
     import interpreter  # noqa: F401
 
