@@ -79,6 +79,7 @@ FORMATS = {
     "contiguous": lambda x: x,
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x,
     "transposed": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
+    "rotated": lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0),
     "a slice": lambda x: torch.cat([x, x])[: len(x)] if x.dim() < 3 else torch.cat([x, x], 2)[:, :, : x.shape[2]],
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
