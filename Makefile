@@ -37,7 +37,7 @@ test: setup ## the whole test suite (ARGS="-k conv2d" WORKERS=4)
 check: setup ## the fast part of the test suite, in two minutes (ARGS="-k conv2d")
 	$(PYTHON) -m pytest -q -m "not slow and not gpu" $(SHARED) $(ARGS)
 
-thorough: setup ## what make test leaves out: the GPU kernels compiled for every GPU beside Hopper
+thorough: setup ## what make test leaves out: GPU kernels compiled for GPUs other than Hopper, further combinations of options
 	$(PYTHON) -m pytest -q -m thorough --ignore tests/gpu_kernels $(SHARED) $(ARGS)
 
 lint: $(READY)-test $(READY)-lint docs ## ruff, mypy, clang-format, codespell and the build of the documentation, as checks

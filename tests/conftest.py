@@ -17,8 +17,13 @@ pytest.register_assert_rewrite("norm_checks")
 APART = ("test_compile.py", "test_zoo.py")
 """Files whose tests take long and share nothing, so that they may run in different processes."""
 
-LONGEST = ("cuda emulation", "triton interpreter", "test_cuda_kernels.py", "test_triton_", "test_zoo.py")
+LONGEST = (
+    "cuda emulation", "triton interpreter", "test_cuda_kernels.py", "test_triton_", "test_zoo.py", "test_examples.py",
+    "test_gpu_bench.py", "test_tune.py", "test_job.py", "test_cudnn.py", "test_derivatives.py", "test_cpu_kernels.py",
+)  # fmt: skip
 """What takes longest, in the order in which it starts: a process that began it last would end long after the others."""
+SHORTEST = "test_compile.py"
+"""What starts last: many tests that take little each, and so let all processes end at about the same time."""
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -46,7 +51,8 @@ def pytest_xdist_make_scheduler(config, log):
 
         @staticmethod
         def _rank(scope: str) -> int:
-            return next((i for i, name in enumerate(LONGEST) if name in scope), len(LONGEST))
+            usual = len(LONGEST) + (SHORTEST in scope)
+            return next((i for i, name in enumerate(LONGEST) if name in scope), usual)
 
     return Scheduling(config, log)
 

@@ -42,8 +42,22 @@ def recorded_calls(case, **options):
     return calls
 
 
-@pytest.mark.parametrize("differentiable", [False, True])
-@pytest.mark.parametrize("name", thinned(NAMES, lambda name: name in ("b1", "linear_max_out")))
+TRACED = (
+    "conv3x3", "grouped", "max_out", "b1", "b1.5", "bias_raw", "linear_max_out", "linear_3d", "conv3d_circular",
+)  # fmt: skip
+"""Layers in which every input, output and option of the operators takes part, of one, two and three axes: ``make test``
+traces the gradients of these, ``make thorough`` of the others, whose graphs consist of the same parts."""
+
+
+def opchecked():
+    """Names, and whether with inputs that require gradients."""
+    for name in NAMES:
+        usual = () if name in ("b1", "linear_max_out") else (pytest.mark.slow,)
+        yield pytest.param(name, False, marks=usual)
+        yield pytest.param(name, True, marks=usual if name in TRACED else (pytest.mark.thorough, *usual))
+
+
+@pytest.mark.parametrize("name, differentiable", list(opchecked()))
 def test_opcheck(name, differentiable):
     """Schema, autograd registration, fake tensors and AOT dispatch, with and without inputs that require gradients."""
     options = {"b": torch.tensor(1.5)} if name == "grouped" else {}

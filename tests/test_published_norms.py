@@ -79,15 +79,30 @@ FORMATS = {
     "contiguous": lambda x: x,
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x,
     "transposed": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
+    "rotated": lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0),
     "a slice": lambda x: torch.cat([x, x])[: len(x)] if x.dim() < 3 else torch.cat([x, x], 2)[:, :, : x.shape[2]],
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", *map(SLOW, list(FORMATS)[1:])])
-@pytest.mark.parametrize("autocast", [None, SLOW(torch.bfloat16), SLOW(torch.float16)], ids=str)
-@pytest.mark.parametrize("backend", ["reference", SLOW(None)])
-@pytest.mark.parametrize("name", MAKERS)
+def combinations() -> list:
+    """``make check`` has each norm once; ``make test`` each by every backend, beside every dtype of autocast and beside
+    every layout, and each of these two beside the other in a third of the norms; ``make thorough`` has the rest."""
+    found = []
+    for i, name in enumerate(MAKERS):
+        for j, backend in enumerate(("reference", None)):
+            for k, autocast in enumerate((None, torch.bfloat16, torch.float16)):
+                for m, layout in enumerate(FORMATS):
+                    first = (j, k, m) == (0, 0, 0)
+                    marks = () if first else (pytest.mark.slow,)
+                    if not first and (i + j + k + m) % 3:
+                        marks = (pytest.mark.slow, pytest.mark.thorough)
+                    words = f"{name}-{backend}-{autocast}-{layout}"
+                    found.append(pytest.param(name, backend, autocast, layout, marks=marks, id=words))
+    return found
+
+
+@pytest.mark.parametrize("name, backend, autocast, layout", combinations())
 def test_dtype_and_memory_format_are_those_of_the_own_forward(name, backend, autocast, layout):
     """For every dtype of input and parameters, in training and evaluation, in both modes the same comes out."""
     for held in DTYPES:

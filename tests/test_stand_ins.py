@@ -135,11 +135,34 @@ def test_tests_that_cannot_be_collected_are_an_error(started, tmp_path):
     assert "No module named 'a_module_that_is_not_there'" in done.stdout
 
 
-def test_a_record_is_read_once_for_all_tests_in_it(tmp_path, monkeypatch):
-    """A reading takes longer the more tests have run: one for each of them would take most of a worker's time."""
+def stand_ins_alone():
+    """The module ``stand_ins`` without the folder's conftest."""
     spec = spec_from_file_location("stand_ins_alone", HERE / "gpu_kernels" / "stand_ins.py")
     spec.loader.exec_module(alone := module_from_spec(spec))
-    stand_in = object.__new__(alone.StandIn)
+    return alone
+
+
+def test_all_processes_of_a_run_collect_once(tmp_path, monkeypatch):
+    """Whoever asks later, while another process collects or after it, waits for what that one finds."""
+    alone = stand_ins_alone()
+    (tmp_path / "test_two.py").write_text("def test_a(): pass\ndef test_b(): pass\n")
+    monkeypatch.setattr(alone, "FOLDER", tmp_path)
+    monkeypatch.setenv("PYTEST_XDIST_TESTRUNUID", tmp_path.name)
+    first, second = (alone.Collection("pretence", dict(os.environ)) for _ in range(2))
+    found = second.tests()
+    third = alone.Collection("pretence", dict(os.environ))
+    assert [test.rpartition("::")[2] for test in found] == ["test_a", "test_b"]
+    assert first.tests() == third.tests() == found
+    assert first.process and not second.process and not third.process
+    for each in (second, third, first):
+        assert first.record.exists() and first.output.exists()
+        each.stop()
+    assert not first.record.exists() and not first.output.exists()
+
+
+def test_a_record_is_read_once_for_all_tests_in_it(tmp_path, monkeypatch):
+    """A reading takes longer the more tests have run: one for each of them would take most of a worker's time."""
+    stand_in = object.__new__(stand_ins_alone().StandIn)
     stand_in.name, stand_in.told, record = "pretence", {}, tmp_path / "record"
     stand_in.shares = [SimpleNamespace(record=record, ended=False, crashed=[], step=lambda longest: write(4, 6))]
 

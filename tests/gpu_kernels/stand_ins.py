@@ -2,17 +2,20 @@
 
 Triton decides when it is imported whether it interprets, and a fault of an emulated kernel ends its process. So another
 process collects the tests, and two run those that were chosen, as ``make gpu`` does it on a GPU: a test whose process
-dies or hangs has failed, and the others are run in a new process. Where pytest itself runs in several processes, all
-tests of one stand-in belong to one of these, which starts one process for them.
+dies or hangs has failed, and the others are run in a new process. Where pytest itself runs in several processes, the
+first of them has the tests collected for all, and all tests of one stand-in belong to one of these, which starts one
+process for them.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +29,45 @@ ROOT = FOLDER.parent.parent
 PROCESSES = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 LONGEST = 150.0
 """Seconds after which a test is held to hang."""
+POLL = 1.0
+"""Seconds between two readings of the records: the longer, the less of a core is read away from the tests."""
+
+
+class Collection:
+    """The process that collects a stand-in's tests: one for all processes of a run of pytest."""
+
+    def __init__(self, name: str, environment: dict[str, str]) -> None:
+        run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
+        place = Path(tempfile.gettempdir(), f"bcos_kernels-{run}-{name.replace(' ', '-')}")
+        self.name, self.record, self.output = name, place.with_suffix(".json"), place.with_suffix(".txt")
+        self.process: subprocess.Popen | None = None
+        """Where this one is the first that asks for the tests."""
+        with open(self.output, "a", encoding="utf-8") as output:
+            try:
+                fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held until the process that inherits it has ended
+            except BlockingIOError:
+                return
+            if not self.record.exists():
+                options = ("-q", "--collect-only", "-p", "no:cacheprovider", "-p", "benchmarks.recorder")
+                command = [sys.executable, "-m", "pytest", *options, f"--record={self.record}", str(FOLDER)]
+                self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+
+    def tests(self) -> list[str]:
+        """Waits for the names of all tests, with their files."""
+        with open(self.output, encoding="utf-8") as output:
+            fcntl.flock(output, fcntl.LOCK_SH)
+            lines = recorder.read(self.record)
+            found = [line["collected"] for line in lines if "collected" in line]
+            if len(found) != 1 or any("outcome" in line for line in lines):
+                raise pytest.Collector.CollectError(f"{self.name}: the tests could not be collected\n{output.read()}")
+        return found[0]
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.record.unlink(missing_ok=True)
+            self.output.unlink(missing_ok=True)
 
 
 class StandIn:
@@ -40,22 +82,12 @@ class StandIn:
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         path = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
         self.environment["PYTHONPATH"] = os.pathsep.join(path)
-        self.record = Path(self.folder.name, "collected")
-        options = ("-q", "--collect-only", "-p", "no:cacheprovider", "-p", "benchmarks.recorder")
-        command = [sys.executable, "-m", "pytest", *options, f"--record={self.record}", str(FOLDER)]
-        self.collection = subprocess.Popen(
-            command, cwd=ROOT, env=self.environment | collecting, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True,
-        )  # fmt: skip
+        self.collection = Collection(name, self.environment | collecting)
 
     def collected(self, path: Path) -> list[str]:
         """The names of the tests of one file."""
-        output, _ = self.collection.communicate() if self.collection.returncode is None else ("", None)
-        if self.collection.returncode != 0:
-            raise pytest.Collector.CollectError(f"{self.name}: the tests could not be collected\n{output}")
-        (line,) = (line for line in recorder.read(self.record) if "collected" in line)
         file = f"{path.relative_to(ROOT).as_posix()}::"
-        return [test.removeprefix(file) for test in line["collected"] if test.startswith(file)]
+        return [test.removeprefix(file) for test in self.collection.tests() if test.startswith(file)]
 
     def start(self, tests: list[str]) -> None:
         """Starts the processes; each has a share of ``tests``, the names of tests with their files."""
@@ -82,12 +114,13 @@ class StandIn:
             for share in self.shares:
                 if not share.ended:
                     share.step(LONGEST)
-            time.sleep(shares.POLL)
+            time.sleep(POLL)
 
     def stop(self) -> None:
-        for process in (self.collection, *(share.process for share in self.shares)):
-            process.kill()
-            process.wait()
+        self.collection.stop()
+        for share in self.shares:
+            share.process.kill()
+            share.process.wait()
         self.folder.cleanup()
 
 

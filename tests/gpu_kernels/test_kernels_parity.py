@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import CASES, IDS, Case, enough, error
 from parity import check
-from where import CANDIDATES, DEVICE, STANDS_IN
+from where import CANDIDATES, DEVICE, OF_EVERY_KIND, STANDS_IN
 
 from bcos_kernels.core import choice
 from bcos_kernels.transform import TRANSFORM
@@ -78,7 +78,7 @@ def here(case: Case) -> Case:
 def combinations():
     """All of them on a GPU; a stand-in has fewer cases, and sees each with another dtype."""
     cases = {case.name: here(case) for case in (*CASES, *MORE)}
-    for candidate in CANDIDATES:
+    for candidate in OF_EVERY_KIND:
         names = OF_ALL_KINDS if STANDS_IN and candidate != "one-pass" else tuple(cases)
         if candidate != "vendor":
             names = tuple(name for name in names if planar(cases[name]))
@@ -111,7 +111,7 @@ EXACT = ("conv3x3", "conv1x1_stride2", "stem7x7", "asymmetric", "dilated", "grou
 
 
 @pytest.mark.parametrize("name", EXACT)
-@pytest.mark.parametrize("candidate", CANDIDATES)
+@pytest.mark.parametrize("candidate", OF_EVERY_KIND)
 def test_small_integers_are_exact(name, candidate, force):
     """Sums of small integers are exact in fp32, so l, dgrad and wgrad must be equal, not close."""
     force(candidate)

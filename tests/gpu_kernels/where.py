@@ -7,7 +7,6 @@ stand-in for cuDNN that runs the candidate graph there (``tests/cudnn``).
 
 import ctypes
 import os
-from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 
 import torch
@@ -26,43 +25,11 @@ _NAMES = tuple(dict.fromkeys(c.name for c in TRANSFORM.candidates_of(",".join(BA
 SAMPLED = tuple(name for name in _NAMES if name.startswith("sampled-"))
 """The candidates that serve 1×1 convolutions with a stride alone."""
 CANDIDATES = tuple(name for name in _NAMES if name not in SAMPLED)
+OF_EVERY_KIND = tuple(name for name in CANDIDATES if name != "tma" or not STANDS_IN)
+"""Without tma in a stand-in: it serves none of the shapes that the others share, so that one of these would serve them
+once more. Its own are in ``test_kernels_tma.py``."""
 if INTERPRETED:
-    from triton.language import int1
-    from triton.runtime import interpreter
-    from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle, interpreter_builder
-
-    # the option forms every sum and product of integers once more, in 64 bits, for an assertion that is made in `debug`
-    # alone: half of the interpreter's time
-    options = interpreter_builder.options
-    interpreter_builder.options = replace(options, sanitize_overflow=options.debug)
-
-    types: dict = {}
-
-    def numpy_type(kind, usual=interpreter._get_np_dtype):
-        """NumPy's type for one of Triton's; the interpreter makes a table of all of them for each call."""
-        if kind.name not in types:
-            types[kind.name] = usual(kind)
-        return types[kind.name]
-
-    interpreter._get_np_dtype = numpy_type
-
-    def spread(builder, kind, scalar, usual=InterpreterBuilder.create_splat):
-        """A scalar in all of a block; a comparison becomes integers, which Triton 3.9 refuses as a mask."""
-        if scalar.data.dtype == bool:
-            scalar = TensorHandle(scalar.data, int1)
-        return usual(builder, kind, scalar)
-
-    InterpreterBuilder.create_splat = spread
-    prepared: set[str] = set()
-
-    def called(function, *arguments, call=InterpretedFunction.__call__, **options):
-        """A call of a function in a kernel; the interpreter prepares the language anew for each, once is enough."""
-        if function.fn.__module__ in prepared:
-            return function.rewrite()(*arguments, **options)
-        prepared.add(function.fn.__module__)
-        return call(function, *arguments, **options)
-
-    InterpretedFunction.__call__ = called
+    import interpreter  # noqa: F401
 
 
 def load_cudnn() -> ctypes.CDLL:
