@@ -17,8 +17,8 @@ from torch.overrides import _get_overloaded_args
 __all__ = [
     "Function", "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function",
     "ends_recomputation", "forward_derivatives", "is_distributed", "is_exporting", "is_followed", "is_seen",
-    "is_seen_beside_vmap", "is_traced", "largest_gradient", "overloads", "records", "result", "saved_tensor_of",
-    "softmax_backward_in_place", "transformed", "unrecorded", "unwrap_dead_wrappers", "will_run",
+    "is_seen_beside_vmap", "is_traced", "largest_gradient", "overloads", "rank_of_quantile", "records", "result",
+    "saved_tensor_of", "softmax_backward_in_place", "transformed", "unrecorded", "unwrap_dead_wrappers", "will_run",
 ]  # fmt: skip
 
 
@@ -173,6 +173,11 @@ def saved_tensor_of(ctx, index: int):
 def softmax_backward_in_place(grad: Tensor, result: Tensor) -> Tensor:
     """The gradient at the input of a softmax over the last dimension, written over ``grad``, that at its result."""
     return torch.ops.aten._softmax_backward_data.out(grad, result, -1, grad.dtype, grad_input=grad)
+
+
+def rank_of_quantile(quantile: Tensor, count: int) -> float:
+    """The rank of a quantile among sorted values as torch.quantile forms it: since torch 2.14 in float64."""
+    return float((quantile.double() if torch.__version__ >= "2.14" else quantile) * (count - 1))
 
 
 def constant_when_compiled(function):
