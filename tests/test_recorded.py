@@ -148,6 +148,17 @@ def test_hooks_on_saved_tensors_between_two_calls():
     assert is_recorded(LAYER(x, weight)) and len(packed) == 4
 
 
+@pytest.mark.skipif(not hasattr(torch.autograd.graph, "node_creation_hook"), reason="torch 2.14 brought these hooks")
+def test_hooks_on_created_nodes_see_each_once_and_complete(monkeypatch):
+    x, weight, _ = LAYER.inputs(torch.float64)
+    created = []
+    with torch.autograd.graph.node_creation_hook(lambda node: created.append((node, node.next_functions))):
+        recorded = LAYER(x, weight)
+        by_python(monkeypatch)
+        for y in (recorded, LAYER(x, weight)):
+            assert [edges for node, edges in created if node == y.grad_fn] == [y.grad_fn.next_functions]
+
+
 def test_an_output_that_changes_between_the_first_and_the_second_derivative():
     x, weight, _ = LAYER.inputs(torch.float64)
     results = []

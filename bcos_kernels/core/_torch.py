@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,11 +15,22 @@ from torch.autograd import forward_ad
 from torch.overrides import _get_overloaded_args
 
 __all__ = [
-    "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function", "ends_recomputation",
-    "forward_derivatives", "is_distributed", "is_exporting", "is_followed", "is_seen", "is_seen_beside_vmap",
-    "is_traced", "largest_gradient", "overloads", "records", "result", "saved_tensor_of", "softmax_backward_in_place",
-    "transformed", "unrecorded", "unwrap_dead_wrappers", "will_run",
+    "Function", "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function",
+    "ends_recomputation", "forward_derivatives", "is_distributed", "is_exporting", "is_followed", "is_seen",
+    "is_seen_beside_vmap", "is_traced", "largest_gradient", "overloads", "rank_of_quantile", "records", "result",
+    "saved_tensor_of", "softmax_backward_in_place", "transformed", "unrecorded", "unwrap_dead_wrappers", "will_run",
 ]  # fmt: skip
+
+
+class Function(torch.autograd.function._SingleLevelFunction):
+    """A Function whose ``apply`` does not ask for transforms of torch.func, and so may be called within one.
+
+    That of torch.autograd.Function asks for them in C++ since torch 2.14.
+    """
+
+    apply: ClassVar[Callable[..., Any]]
+    _compiled_autograd_key = staticmethod(torch.autograd.Function._compiled_autograd_key)  # type: ignore[attr-defined]
+
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
 """A context in which operators skip autograd: torch's dispatcher calls the kernels below it."""
@@ -162,6 +173,11 @@ def saved_tensor_of(ctx, index: int):
 def softmax_backward_in_place(grad: Tensor, result: Tensor) -> Tensor:
     """The gradient at the input of a softmax over the last dimension, written over ``grad``, that at its result."""
     return torch.ops.aten._softmax_backward_data.out(grad, result, -1, grad.dtype, grad_input=grad)
+
+
+def rank_of_quantile(quantile: Tensor, count: int) -> float:
+    """The rank of a quantile among sorted values as torch.quantile forms it: since torch 2.14 in float64."""
+    return float((quantile.double() if torch.__version__ >= "2.14" else quantile) * (count - 1))
 
 
 def constant_when_compiled(function):

@@ -97,15 +97,7 @@ def _itself(t: Tensor) -> Tensor:
     return t
 
 
-class Function(torch.autograd.Function):
-    """A Function whose ``apply`` skips the search for torch.func's transforms."""
-
-    @classmethod
-    def apply(cls, *args):
-        return super(torch.autograd.Function, cls).apply(*args)
-
-
-class EagerFunction(Function):
+class EagerFunction(_torch.Function):
     """The returned outputs of a call, with less host time than the operator takes.
 
     It is used only outside of compilers, traces and torch.func, for calls that the extension does not record itself
@@ -136,7 +128,7 @@ def _stand_in(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.empty_strided(shape, (0,) * len(shape), dtype=dtype, device=x.device)
 
 
-class EagerBackward(Function):
+class EagerBackward(_torch.Function):
     """The gradients of the inputs; its own backward is the second derivative."""
 
     @staticmethod
@@ -169,7 +161,7 @@ class EagerBackward(Function):
         return *(None,) * 6, *found, *(None,) * len(saved), *(joined or (None,) * (len(call.intermediates) * ctx.joins))
 
 
-class DispatchedFunction(Function):
+class DispatchedFunction(_torch.Function):
     """All outputs of the forward operator: its kernel for the autograd keys of torch's dispatcher."""
 
     @staticmethod
@@ -187,7 +179,7 @@ class DispatchedFunction(Function):
         return None, *_backward(ctx, grad, (), needs), *(None,) * (len(ctx.needs_input_grad) - 1 - count)
 
 
-class DispatchedBackward(Function):
+class DispatchedBackward(_torch.Function):
     """The backward operator's kernel for the autograd keys; its own backward computes the second order."""
 
     @staticmethod
@@ -260,7 +252,7 @@ def register(op: Op) -> None:
         _register(op, function, operator)
 
 
-def _register(op: Op, function: type[Function], operator) -> None:
+def _register(op: Op, function: type[_torch.Function], operator) -> None:
     def kernel(*args):
         if _torch.records():
             with _torch.enable_single_level_autograd_function():

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core import _torch
 from ..core.formula import accumulated
 
 __all__ = ["Explanation", "averaged", "check_smooth", "opacity_limit", "rgba"]
@@ -143,7 +144,7 @@ def opacity_limit(alpha: Tensor, percentile: float) -> Tensor:
     """
     planes = alpha.reshape(-1, alpha.shape[-2] * alpha.shape[-1])
     values = planes if planes.dtype in (torch.float32, torch.float64) else planes.float()
-    position = values.new_tensor(percentile / 100) * (values.shape[1] - 1)
+    position = _torch.rank_of_quantile(values.new_tensor(percentile / 100), values.shape[1])
     lower = int(position)
     largest = values.topk(values.shape[1] - lower).values
     upper = largest[:, -2] if largest.shape[1] > 1 else largest[:, -1]

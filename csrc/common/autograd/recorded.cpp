@@ -9,6 +9,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/forward_grad.h>
 #include <torch/csrc/autograd/functions/utils.h>
+#include <torch/version.h>
 
 #include <algorithm>
 #include <array>
@@ -178,6 +179,15 @@ auto make_node() {
     return std::shared_ptr<T>(new T, [](T* node) { deleteNode(node); });
 }
 
+// Tells the hooks of torch.autograd.graph.node_creation_hook, which torch 2.14 brought, of a node that is
+// complete.
+template <typename Pointer>
+void announce([[maybe_unused]] Pointer node) {
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 14
+  autograd::fire_node_creation_hooks(std::move(node));
+#endif
+}
+
 Tensors unrecorded(const Kernels& kernels, const Tensors& inputs) {
   const c10::AutoGradMode off(false);
   return kernels.forward(inputs);
@@ -186,7 +196,7 @@ Tensors unrecorded(const Kernels& kernels, const Tensors& inputs) {
 // The outputs of a call that autograd records. It does what Function::apply does for any function, without
 // what a call of kernels cannot be: one that returns an input or a view, or changes one in place.
 Tensors record(const std::shared_ptr<Kernels>& kernels, const Tensors& inputs, const Tensors& present) {
-  const auto node = make_node<Node>();
+  auto node = make_node<Node>();
   node->kernels = kernels;
   node->set_ctx_grad_fn(node);
   node->set_next_edges(autograd::collect_next_edges(present));
@@ -195,6 +205,7 @@ Tensors record(const std::shared_ptr<Kernels>& kernels, const Tensors& inputs, c
   auto outputs = unrecorded(*kernels, inputs);
   autograd::set_history(outputs[0], node);
   node->save(inputs, outputs);
+  announce(std::move(node));
   return outputs;
 }
 
