@@ -59,7 +59,8 @@ class Options:
         """The keyword arguments of a B-cos layer, whose weight is the given one."""
         b: float | Tensor = self.b
         if self.learn_b is not None:
-            first = self.b - 2 if self.learn_b == "offset" else max(self.b, 1 + 1e-6)
+            # at the bound of `clamped` itself, 1 + 1e-6, the gradient is 0 since torch 2.14
+            first = self.b - 2 if self.learn_b == "offset" else max(self.b, 1 + 2e-6)
             b = nn.Parameter(torch.tensor(first, dtype=weight.dtype, device=weight.device))
         return {"b": b, "normalize_weights": False, "out_dtype": self.out_dtype, "backend": self.backend}
 
