@@ -21,6 +21,7 @@ THREE = ("--contenders", "plain", "reference", "ours")
 
 TINY = """
 import sys
+import torch
 from bcos_kernels.cli import main
 from bcos_kernels.cli.bench import tasks
 from bcos_kernels.cli.bench.devices import Cpu
@@ -29,6 +30,7 @@ from bcos_kernels.transform import Spec
 tasks.read = lambda *a, **k: [
     Layer("vit_s", (4, 8), Spec(), (5, 8), batch=4),
     Layer("vit_s", (2, 3, 3, 3), Spec((1, 1), (1, 1), (1, 1)), (4, 3, 3, 3), batch=2)]
+torch.backends.cudnn.allow_tf32 = False  # the interpreter would round to tf32, which the reference on a CPU does not
 Cpu.copied, Cpu.product, tasks.LEAST = 1 << 16, 64, 1
 sys.exit(main(["bench", *sys.argv[1:]]))
 """
