@@ -139,6 +139,15 @@ def test_headings_tell_runs_apart():
     assert results.covered(made() | {"rows": rows}) == "training of ViT-S, with compiled"
     paired = [row | {"contenders": row["contenders"] | {"ours pairs": row["contenders"]["ours"]}} for row in rows]
     assert results.covered(made() | {"rows": paired}) == "training of ViT-S, with compiled, ours pairs"
+    half = made() | {"settings": made()["settings"] | {"dtype": "bf16"}}
+    assert results.covered(half | {"rows": rows}) == "training of ViT-S in bf16, with compiled"
+
+
+def test_a_row_without_any_contender_adds_none():
+    rows = results.main_rows(made(), "model", "training")
+    refused = rows[0] | {"contenders": {}, "refused": {results.EVERY: "its own error is too large"}}
+    assert results.order([refused, *rows]) == results.order(rows)
+    assert tables.every_model(made() | {"rows": [refused, *rows]}).head == tables.every_model(made()).head
 
 
 def test_the_headline_has_no_column_of_a_contender_that_nobody_timed():

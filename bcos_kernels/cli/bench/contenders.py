@@ -19,6 +19,7 @@ from ...core.choice import Choice, forced
 from ...modules import BcosLayer
 from ...transform import TRANSFORM
 from ...transform.call import of_shapes
+from .results import EVERY
 
 __all__ = [
     "BACKENDS",
@@ -118,7 +119,7 @@ class Contest:
         bound = error(self.compared(self.contenders["reference"].module), exact)
         reason = unjudged(bound, self.x.dtype)
         if reason is not None:
-            return {}, {"every contender": reason}
+            return {}, {EVERY: reason}
         errors: dict[str, list[float] | None] = {}
         refused: dict[str, str] = {}
         worst: list[float] = []

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..measure import ratio as paired_ratio
 
 __all__ = [
+    "EVERY",
     "SCHEMA",
     "conditions",
     "covered",
@@ -29,6 +30,8 @@ NAMED = 12  # of what was not measured; the rest is counted
 CONTENDERS = ("plain", "reference", "compiled", "compiled plain", "compiled ours", "ours", "ours pairs", "ours folded")
 USUAL = ("plain", "reference", "ours")
 """The contenders of every run."""
+EVERY = "every contender"
+"""Where a row says why all contenders were refused."""
 NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 
 
@@ -77,7 +80,8 @@ def main_rows(result: dict, scope: str, measure: str | None = None) -> list[dict
 def covered(result: dict) -> str:
     """What a run measured, for a heading: layers, models, or the measures of models alone.
 
-    It names one or two groups, and the contenders that are not in every run.
+    It names one or two groups, a dtype that is not the usual one of the device, and the contenders that are not in
+    every run.
     """
     layers, models = (main_rows(result, scope) for scope in ("layer", "model"))
     found = f"layers{' and models' if models else ''}"
@@ -85,6 +89,8 @@ def covered(result: dict) -> str:
         found = ", ".join(dict.fromkeys(row["measure"] for row in models)) or "nothing"
     groups = dict.fromkeys(row["group"] for row in (*layers, *models))
     found += f" of {' and '.join(groups)}" if 0 < len(groups) <= 2 else ""
+    dtype = NAMES.get(result["settings"]["dtype"], result["settings"]["dtype"])
+    found += "" if dtype == ("bf16" if is_gpu(result) else "fp32") else f" in {dtype}"
     others = [name for name in order((*layers, *models)) if name not in USUAL and "/" not in name]
     return f"{found}, with {', '.join(others)}" if others else found
 
@@ -103,6 +109,7 @@ def largest_error(row: dict, contender: str) -> float | None:
 def order(rows: Iterable[dict]) -> list[str]:
     """Every contender of the rows, plain and reference first, forced ones of ours last."""
     found = dict.fromkeys(name for row in rows for name in (*row["contenders"], *row.get("refused", ())))
+    found.pop(EVERY, None)
     return sorted(found, key=lambda name: (CONTENDERS.index(name) if name in CONTENDERS else len(CONTENDERS), name))
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..measure import interleave, saved_bytes
 from .contenders import Contender, Contest, in_a_line, served
 from .devices import Cpu, DeviceLost
+from .results import EVERY
 
 __all__ = ["failed", "measured"]
 
@@ -67,4 +68,4 @@ def _saved(contest: Contest, name: str) -> int | None:
 
 def failed(failure: Exception) -> dict[str, dict]:
     """The same keys for a row in which nothing could be timed."""
-    return {"contenders": {}, "served": {}, "refused": {"every contender": in_a_line(failure)}}
+    return {"contenders": {}, "served": {}, "refused": {EVERY: in_a_line(failure)}}

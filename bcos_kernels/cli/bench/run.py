@@ -21,7 +21,7 @@ from . import host, show, stored
 from .contenders import in_a_line
 from .devices import DeviceLost
 from .noise import Watch
-from .results import SCHEMA
+from .results import EVERY, SCHEMA
 from .settings import Settings, resolved
 from .tables import no_verdict
 from .tasks import Bench, Task, task_of
@@ -109,7 +109,7 @@ class Run:
         print(f"stored in {self.finish()}", flush=True)
         if sentence := no_verdict(self.result):
             print(wrapped(sentence), flush=True)
-        refused = (row["refused"].keys() & {"ours", "every contender"} for row in self.result["rows"])
+        refused = (row["refused"].keys() & {"ours", EVERY} for row in self.result["rows"])
         return status or int(any(refused))
 
     def measure(self) -> None:

@@ -16,6 +16,7 @@ from ..terminal import factory, module_of
 from . import coda, layers, models
 from .contenders import FOLDED, Contender, Contest, build, in_a_line
 from .devices import DeviceLost
+from .results import EVERY
 from .rows import failed, measured
 from .settings import QUICK_IMAGE, QUICK_MEASURE, QUICK_MODEL, Settings
 from .workloads import IMAGE, MODELS, OF_AXES, TRANSFORMERS, Workload, network
@@ -268,7 +269,7 @@ class Bench:
                 return
             row = self._point(workload, measure, batch, image, taking_part) | {"scaling": over}
             yield row
-            if "every contender" in row["refused"] or not row["contenders"]:
+            if EVERY in row["refused"] or not row["contenders"]:
                 self.ended.append(f"{workload}, {measure}, {over} above {(batch, image)[over == 'image']}: it failed")
                 return
             work, took = batch * image**2, sum(statistics.median(c["samples"]) for c in row["contenders"].values())
