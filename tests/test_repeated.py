@@ -95,6 +95,12 @@ def test_the_explanation_mode(layer):
         assert torch.allclose(found[0], expected[0], rtol=1e-10) and repeats(layer)
 
 
+def test_plans_that_another_thread_empties_are_no_output(layer, monkeypatch):
+    monkeypatch.setattr(plans, "keep", lambda _, key, plan: plan)
+    x = X[:1].clone()  # of a shape that was not met before
+    assert torch.allclose(layer(x), plain(layer)(x), rtol=1e-10)
+
+
 def test_a_mode_that_is_a_tensor(layer):
     layer.detach = torch.tensor(True)
     for mode in (True, True, False):

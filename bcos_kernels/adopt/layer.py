@@ -79,8 +79,9 @@ def repeat(module: Theirs, x: Tensor, out_dtype=None, backend: str | None = None
     if type(y) is bytes:
         plans.keep(code.plans, y, _kernels(module, layer, x, code, out_dtype, backend))
         y = _C.repeated(code.plans, *arguments)
-    if y is not None:
-        tally.fused()
+    if not isinstance(y, Tensor):  # also where another thread has emptied the plans meanwhile
+        return None
+    tally.fused()
     return y
 
 
