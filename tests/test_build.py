@@ -82,7 +82,7 @@ print(os.environ["MAX_JOBS"])
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems tell it otherwise")
 def test_memory_that_holds_files_counts_as_free(sources):
-    """As long as a machine has read many files, else, one compiler ran after the other."""
+    """On a machine that has read many files, little other memory is free: only one compiler would run at a time."""
     assert python(sources, "-c", JOBS).stdout.split()[-1:] == ["7"]
 
 

@@ -1,4 +1,4 @@
-"""Products of fp32 that may round their operands to tf32 round them to nearest, as the vendor's products do.
+"""Products of fp32 that may round their operands to tf32 round them to nearest.
 
 A tensor core itself cuts off the bits that tf32 lacks, so that every product would be too small.
 """
