@@ -53,6 +53,18 @@ void with_types(at::ScalarType in, at::ScalarType out, F&& body) {
   }
 }
 
+// Calls body(p) with the values of a tensor whose sums have the type A.
+template <typename A, typename F>
+void with_values(const at::Tensor& t, F&& body) {
+  if constexpr (std::is_same_v<A, double>) {
+    body(t.const_data_ptr<double>());
+  } else if (t.scalar_type() == at::kBFloat16) {
+    body(t.const_data_ptr<c10::BFloat16>());
+  } else {
+    body(t.const_data_ptr<float>());
+  }
+}
+
 // p + i, and null for a tensor that the formula does not have
 template <typename T>
 BCOS_INLINE T* shift(T* p, int64_t i) {

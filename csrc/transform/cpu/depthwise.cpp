@@ -82,7 +82,7 @@ bool depthwise_serves(const Call& call) {
 Outputs depthwise(const Call& call, const Inputs& inputs, bool channels_last) {
   const auto& [x, weight, bias, b] = inputs;
   const auto s = make_shape(call, channels_last);
-  const auto alpha = filter_scale(weight, call.spec.unit);
+  const auto alpha = filter_alpha(weight, call.spec.unit);
   const auto taps = pack_taps(weight.to(at::kFloat).contiguous(), alpha, s, false);
   const auto beta = at::zeros({s.lane_blocks() * kLanes}, alpha.options());
   if (bias) beta.narrow(0, 0, s.channels).copy_(*bias);
@@ -111,7 +111,7 @@ Gradients depthwise_backward(const Call& call, const Saved& saved, const Needs& 
                              bool& small_norm) {
   const auto s = make_shape(call, channels_last);
   const auto weight = saved.weight.to(at::kFloat).contiguous();
-  const auto alpha = filter_scale(saved.weight, call.spec.unit);
+  const auto alpha = filter_alpha(saved.weight, call.spec.unit);
   const auto taps = pack_taps(weight, alpha, s, true);
   const int64_t shares = at::get_num_threads(), area = s.taps();
   std::atomic<bool> found{false};

@@ -117,10 +117,10 @@ bool few_rows_serve_wgrad(const at::Tensor& x, const at::Tensor& weight, at::Sca
 }
 
 void few_rows_forward(const at::Tensor& x, const at::Tensor& weight, bool unit, const at::Tensor& z,
-                      const at::Tensor& scale) {
+                      const at::Tensor& alpha) {
   const int64_t rows = x.size(0), size = x.size(1), filters = weight.size(0);
   const float *in = x.const_data_ptr<float>(), *w = weight.const_data_ptr<float>();
-  float *out = z.mutable_data_ptr<float>(), *scales = scale.mutable_data_ptr<float>();
+  float *out = z.mutable_data_ptr<float>(), *a = alpha.mutable_data_ptr<float>();
   const bool by_gemm = rows >= kGemmRows;
   Scratch<float> columns(by_gemm ? rows * size : 0);
   if (by_gemm) transpose(in, size, rows, size, columns.data(), rows);
@@ -133,9 +133,9 @@ void few_rows_forward(const at::Tensor& x, const at::Tensor& weight, bool unit, 
       products(in, rows, w, size, begin, end, out, filters);
     }
     if (unit)
-      filter_scales(w, size, begin, end, scales);
+      filter_alpha(w, size, begin, end, a);
     else
-      std::fill(scales + begin, scales + end, 1.f);
+      std::fill(a + begin, a + end, 1.f);
   });
 }
 

@@ -10,9 +10,9 @@ namespace bcos::transform::cpu {
 bool few_rows_serve(const at::Tensor& x, const at::Tensor& weight, at::ScalarType out_dtype);
 bool few_rows_serve_wgrad(const at::Tensor& x, const at::Tensor& weight, at::ScalarType out_dtype);
 
-// z = x w^T, and the filter_scale of the weight
+// z = x w^T, and alpha of each filter
 void few_rows_forward(const at::Tensor& x, const at::Tensor& weight, bool unit, const at::Tensor& z,
-                      const at::Tensor& scale);
+                      const at::Tensor& alpha);
 
 // The gradient of the weight from the gradient u of the products
 at::Tensor few_rows_wgrad(const at::Tensor& u, const at::Tensor& x, const at::Tensor& weight, bool unit);

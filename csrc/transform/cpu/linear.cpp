@@ -30,19 +30,16 @@ Outputs of_products(const Call& call, const Inputs& given) {
   Inputs inputs{given.x.contiguous(), given.weight.contiguous(), given.bias, given.b};
   const auto& [x, weight, bias, b] = inputs;
   Outputs out;
-  if (call.has_norm()) out.n = empty(call.n_shape(), x.options().dtype(accumulate_type(call.dtype)));
   if (call.images >= kPacksFrom && RowGemm::serves(x, weight, call.spec.out_dtype)) {
+    if (call.has_norm()) out.n = empty(call.n_shape(), x.options());
     tiled_forward(call, inputs, empty(call.z_shape(), x.options()), output_tiling(call), out);
     return out;
   }
-  if (call.has_norm()) {
-    square_sums(x, {true, 1, 1, call.channels, call.images}, out.n.mutable_data_ptr());
-    finish_norm(call, out.n);
-  }
+  if (call.has_norm()) out.n = patch_norm(call, x, true);
   if (few_rows_serve(x, weight, call.spec.out_dtype)) {
-    const auto z = empty(call.z_shape(), x.options()), scale = empty({call.filters}, x.options());
-    few_rows_forward(x, weight, call.spec.unit, z, scale);
-    finish_forward(call, inputs, scale, z, output_tiling(call), out);
+    const auto z = empty(call.z_shape(), x.options()), alpha = empty({call.filters}, x.options());
+    few_rows_forward(x, weight, call.spec.unit, z, alpha);
+    finish_forward(call, inputs, alpha, z, output_tiling(call), out);
     return out;
   }
   const auto in_product = take_bias(call, inputs);
@@ -66,7 +63,7 @@ void tiled_forward(const Call& call, const Inputs& inputs, const at::Tensor& z, 
   float *product = z.mutable_data_ptr<float>(), *n = mutable_pointer<float>(out.n);
   const auto k = call.constants<float>();
   const bool norms_first = call.channels < kLongRow;
-  finish_forward(call, inputs, filters.scale, z, outputs, out, [&](int64_t begin, int64_t end) {
+  finish_forward(call, inputs, filters.alpha, z, outputs, out, [&](int64_t begin, int64_t end) {
     if (n && norms_first) row_norms(x, n, call.channels, k, begin, end);
     filters.gemm.forward(x, product, begin, end);
     if (n && !norms_first) row_norms(x, n, call.channels, k, begin, end);

@@ -281,17 +281,16 @@ void spread_all(const Call& call, const A* t, bool channels_last, A* r) {
   clear_border(call, channels_last, r);
 }
 
-}  // namespace
-
-void square_sums(const at::Tensor& x, const Tiling& tiling, void* q) {
-  with_type(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    const T* in = x.const_data_ptr<T>();
-    auto* out = static_cast<Accumulate<T>*>(q);
+// q = the sum of squares of each group of each pixel
+template <typename A>
+void square_sums(const at::Tensor& x, const Tiling& tiling, A* q) {
+  with_values<A>(x, [&](const auto* in) {
     parallel(tiling.units(), tiling.unit_size(),
-             [&](int64_t begin, int64_t end) { run_squares(in, out, tiling, begin, end); });
+             [&](int64_t begin, int64_t end) { run_squares(in, q, tiling, begin, end); });
   });
 }
+
+}  // namespace
 
 void row_norms(const float* x, float* n, int64_t size, const Constants<float>& k, int64_t begin,
                int64_t end) {
@@ -299,29 +298,21 @@ void row_norms(const float* x, float* n, int64_t size, const Constants<float>& k
   run_roots(n, k, begin, end);
 }
 
-void finish_norm(const Call& call, at::Tensor& q) {
-  with_type(q.scalar_type(), [&](auto zero) {
-    using A = Accumulate<decltype(zero)>;
-    A* p = q.mutable_data_ptr<A>();
-    const auto k = call.constants<A>();
-    parallel(q.numel(), 1, [&](int64_t begin, int64_t end) { run_roots(p, k, begin, end); });
-  });
-}
-
 at::Tensor patch_norm(const Call& call, const at::Tensor& x, bool channels_last) {
   const auto tiling = input_tiling(call, channels_last);
   auto n = empty_image(x, call.n_shape(), channels_last);
-  if (call.window.pointwise()) {
-    square_sums(x, tiling, n.mutable_data_ptr());
-    finish_norm(call, n);
-    return n;
-  }
   with_type(n.scalar_type(), [&](auto zero) {
     using A = Accumulate<decltype(zero)>;
+    A* out = n.mutable_data_ptr<A>();
+    if (call.window.pointwise()) {
+      const auto k = call.constants<A>();
+      square_sums(x, tiling, out);
+      return parallel(n.numel(), 1, [&](int64_t begin, int64_t end) { run_roots(out, k, begin, end); });
+    }
     Scratch<A> q(call.images * call.spec.groups * call.in_plane());
     square_sums(x, tiling, q.data());
     clear_border(call, channels_last, q.data());
-    window_sums(call, q.data(), channels_last, true, n.mutable_data_ptr<A>());
+    window_sums(call, q.data(), channels_last, true, out);
   });
   return n;
 }

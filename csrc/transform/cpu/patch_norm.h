@@ -14,8 +14,8 @@ inline Tiling input_tiling(const Call& call, bool channels_last) {
   return {channels_last, call.images, call.spec.groups, call.group_channels(), call.in_plane()};
 }
 
-// x [N, C, H, W] or [N, C, D, H, W], contiguous or channels_last -> n [N, G, OH, OW] or [N, G, OD, OH, OW] of
-// the same memory format, fp32 (fp64 for double)
+// x [M, K], [N, C, H, W] or [N, C, D, H, W], contiguous or channels_last, as which a linear layer counts -> n
+// [M, 1], [N, G, OH, OW] or [N, G, OD, OH, OW] of the same memory format, fp32 (fp64 for double)
 at::Tensor patch_norm(const Call& call, const at::Tensor& x, bool channels_last);
 
 // The same for v of x's shape -> m, shaped as n: the sum of x v over every patch
@@ -43,13 +43,7 @@ class Spread {
   const A* r_;
 };
 
-// Sum of squares of each group of each pixel, into q of the type of sums; Tiling of x.
-void square_sums(const at::Tensor& x, const Tiling& tiling, void* q);
-
-// The same and the root after it for rows [begin, end) of x [rows, size], on the calling thread.
+// n of rows [begin, end) of x [rows, size], on the calling thread
 void row_norms(const float* x, float* n, int64_t size, const Constants<float>& k, int64_t begin, int64_t end);
-
-// n in place of the sums of squares q
-void finish_norm(const Call& call, at::Tensor& q);
 
 }  // namespace bcos::transform::cpu

@@ -105,7 +105,7 @@ void patches_forward(const Call& call, const Inputs& inputs, const at::Tensor& z
   float *room = scratch.mutable_data_ptr<float>(), *product = z.mutable_data_ptr<float>(),
         *n = out.n.defined() ? out.n.mutable_data_ptr<float>() : nullptr;
   const auto k = call.constants<float>();
-  finish_forward(call, inputs, filters.scale, z, outputs, out, [&](int64_t begin, int64_t end) {
+  finish_forward(call, inputs, filters.alpha, z, outputs, out, [&](int64_t begin, int64_t end) {
     float* patches = room + at::get_thread_num() * scratch.size(1);
     gather(call, x, begin, end, patches);
     if (n) row_norms(patches, n + begin, patch_size(call), k, 0, end - begin);

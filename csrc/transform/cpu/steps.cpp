@@ -62,11 +62,11 @@ void run_tiles(int64_t units, const TileStep& step) {
 }
 
 PackedFilters::PackedFilters(const at::Tensor& weight, bool unit)
-    : scale(unit ? empty({weight.size(0)}, weight.options()) : filter_scale(weight, false)),
+    : alpha(unit ? empty({weight.size(0)}, weight.options()) : filter_alpha(weight, false)),
       gemm(weight, true, [&](int64_t begin, int64_t end) {
         if (unit)
-          filter_scales(weight.const_data_ptr<float>(), weight.numel() / weight.size(0), begin, end,
-                        scale.mutable_data_ptr<float>());
+          filter_alpha(weight.const_data_ptr<float>(), weight.numel() / weight.size(0), begin, end,
+                       alpha.mutable_data_ptr<float>());
       }) {}
 
 OptionalTensor take_bias(const Call& call, Inputs& inputs) {
@@ -97,7 +97,7 @@ void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& al
     using A = Accumulate<T>;
     Scratch<A> scratch(2 * call.filters);
     A *own_alpha = scratch.data(), *zeros = own_alpha + call.filters;
-    if (!alpha.defined()) filter_scale(inputs.weight, spec.unit, own_alpha);
+    if (!alpha.defined()) filter_alpha(inputs.weight, spec.unit, own_alpha);
     if (!bias.defined()) std::fill_n(zeros, call.filters, A(0));
     const ScaleForward<T, U> scale{pointer<T>(z),
                                    mutable_pointer<U>(out.y),
@@ -144,7 +144,7 @@ BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryForm
     using U = decltype(u);
     using A = Accumulate<T>;
     Scratch<A> alpha(filters);
-    filter_scale(saved.weight, call.spec.unit, alpha.data());
+    filter_alpha(saved.weight, call.spec.unit, alpha.data());
     const ScaleBackward<T, U> scale{pointer<U>(saved.grad),
                                     pointer<U>(saved.y),
                                     pointer<U>(saved.l),
@@ -227,7 +227,7 @@ BackwardPass finish_second(const Call& call, const Saved& saved, const at::Tenso
     using U = decltype(u);
     using A = Accumulate<T>;
     Scratch<A> alpha(call.filters);
-    filter_scale(saved.weight, call.spec.unit, alpha.data());
+    filter_alpha(saved.weight, call.spec.unit, alpha.data());
     const ScaleSecond<T, U> scale{pointer<U>(saved.grad),
                                   pointer<U>(saved.y),
                                   pointer<U>(saved.l),

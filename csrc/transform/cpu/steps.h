@@ -21,16 +21,16 @@ void run_tiles(int64_t units, const TileStep& step);
 // Takes the bias out of the inputs where the vendor's product can add it, before it rounds to x's type.
 OptionalTensor take_bias(const Call& call, Inputs& inputs);
 
-// A weight as the tiles of a forward take it, and its filter_scale: both from one reading of it.
+// A weight as the tiles of a forward take it, and alpha of each filter: both from one reading of it.
 struct PackedFilters {
-  at::Tensor scale;
+  at::Tensor alpha;
   RowGemm gemm;
 
   PackedFilters(const at::Tensor& weight, bool unit);
 };
 
 // z [.., O*M, ..] -> y, l, winner; out.n is already there. z is overwritten where y has its shape and type.
-// `alpha` is the filter_scale of the weight, where the caller has it. `before`, where given, writes z and n
+// `alpha` is the filter_alpha of the weight, where the caller has it. `before`, where given, writes z and n
 // of a tile's units first. Sets out.finite.
 void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& alpha, const at::Tensor& z,
                     const Tiling& outputs, Outputs& out, const TileStep& before = {});

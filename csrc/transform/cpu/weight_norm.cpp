@@ -70,25 +70,22 @@ BCOS_CLONES void projections(const c10::BFloat16* w, c10::BFloat16* d, int64_t b
 
 // rounded once: its error is that of every output of the filter
 template <typename A>
-A scale_of(A squares) {
+A alpha_of(A squares) {
   return A(safe_inverse(std::sqrt(double(squares))));
 }
 
-at::Tensor empty_scale(const at::Tensor& weight) {
+at::Tensor empty_sums(const at::Tensor& weight) {
   return empty({weight.size(0)}, weight.options().dtype(accumulate_type(weight.scalar_type())));
 }
 
-// out = finish(<w, w>) of each filter, in the type of sums
-template <typename F>
-void of_squares(const at::Tensor& weight, void* out, F&& finish) {
+// out = finish(<w, w>) of each filter
+template <typename A, typename F>
+void of_squares(const at::Tensor& weight, A* out, F&& finish) {
   const int64_t filters = weight.size(0), size = weight.numel() / filters;
-  with_type(weight.scalar_type(), [&](auto t) {
-    using T = decltype(t);
-    const T* w = weight.const_data_ptr<T>();
-    auto* o = static_cast<Accumulate<T>*>(out);
+  with_values<A>(weight, [&](const auto* w) {
     parallel(filters, size, [&](int64_t begin, int64_t end) {
-      squares(w, o, begin, end, size);
-      for (int64_t i = begin; i < end; i++) o[i] = finish(o[i]);
+      squares(w, out, begin, end, size);
+      for (int64_t i = begin; i < end; i++) out[i] = finish(out[i]);
     });
   });
 }
@@ -96,32 +93,37 @@ void of_squares(const at::Tensor& weight, void* out, F&& finish) {
 }  // namespace
 
 at::Tensor weight_norm(const at::Tensor& weight) {
-  const auto out = empty_scale(weight);
-  of_squares(weight, out.mutable_data_ptr(), [](auto squares) { return std::sqrt(squares); });
-  return out;
-}
-
-void filter_scale(const at::Tensor& weight, bool unit, void* scales) {
-  if (unit) return of_squares(weight, scales, [](auto squares) { return scale_of(squares); });
-  with_type(weight.scalar_type(), [&](auto t) {
-    using A = Accumulate<decltype(t)>;
-    std::fill_n(static_cast<A*>(scales), weight.size(0), A(1));
+  const auto out = empty_sums(weight);
+  with_type(out.scalar_type(), [&](auto zero) {
+    using A = Accumulate<decltype(zero)>;
+    of_squares(weight, out.mutable_data_ptr<A>(), [](A squares) { return std::sqrt(squares); });
   });
-}
-
-at::Tensor filter_scale(const at::Tensor& weight, bool unit) {
-  const auto out = empty_scale(weight);
-  filter_scale(weight, unit, out.mutable_data_ptr());
   return out;
 }
 
-void filter_scales(const float* weight, int64_t size, int64_t begin, int64_t end, float* scales) {
-  squares(weight, scales, begin, end, size);
-  for (int64_t i = begin; i < end; i++) scales[i] = scale_of(scales[i]);
+template <typename A>
+void filter_alpha(const at::Tensor& weight, bool unit, A* alpha) {
+  if (unit) return of_squares(weight, alpha, [](A squares) { return alpha_of(squares); });
+  std::fill_n(alpha, weight.size(0), A(1));
+}
+template void filter_alpha(const at::Tensor&, bool, float*);
+template void filter_alpha(const at::Tensor&, bool, double*);
+
+at::Tensor filter_alpha(const at::Tensor& weight, bool unit) {
+  const auto out = empty_sums(weight);
+  with_type(out.scalar_type(), [&](auto zero) {
+    filter_alpha(weight, unit, out.mutable_data_ptr<Accumulate<decltype(zero)>>());
+  });
+  return out;
+}
+
+void filter_alpha(const float* weight, int64_t size, int64_t begin, int64_t end, float* alpha) {
+  squares(weight, alpha, begin, end, size);
+  for (int64_t i = begin; i < end; i++) alpha[i] = alpha_of(alpha[i]);
 }
 
 at::Tensor unit_weight(const at::Tensor& weight) {
-  const auto alpha = filter_scale(weight, true);
+  const auto alpha = filter_alpha(weight, true);
   auto shape = std::vector<int64_t>(weight.dim(), 1);
   shape[0] = -1;
   return at::mul(weight.to(alpha.scalar_type()), alpha.view(shape)).to(weight.scalar_type());

@@ -8,14 +8,14 @@ namespace bcos::transform::cpu {
 // weight [filters, ...] -> |w| [filters], fp32 (fp64 for double)
 at::Tensor weight_norm(const at::Tensor& weight);
 
-// 1/|w|, 0 for a zero filter; ones where filters are not normalised
-at::Tensor filter_scale(const at::Tensor& weight, bool unit);
-
-// The same into `scales`, which has their type
-void filter_scale(const at::Tensor& weight, bool unit, void* scales);
+// alpha of each filter, in the type of sums: 1/|w|, 0 for a zero filter; ones where filters are not
+// normalised
+at::Tensor filter_alpha(const at::Tensor& weight, bool unit);
+template <typename A>
+void filter_alpha(const at::Tensor& weight, bool unit, A* alpha);
 
 // The same for filters [begin, end) of normalised filters, which have `size` values each
-void filter_scales(const float* weight, int64_t size, int64_t begin, int64_t end, float* scales);
+void filter_alpha(const float* weight, int64_t size, int64_t begin, int64_t end, float* alpha);
 
 // w/|w|, 0 for a zero filter, in the weight's dtype
 at::Tensor unit_weight(const at::Tensor& weight);
