@@ -12,10 +12,9 @@ from torch import nn
 
 from .core import env
 from .core.candidate import DIRECTIONS, Candidate, Tile
+from .core.checks import check_model
 from .dynamic_alignment import DYNAMIC_ALIGNMENT
-from .dynamic_alignment import Call as AlignmentCall
 from .norm import NORM
-from .norm import Call as NormCall
 from .text import aligned, progress
 from .transform import TRANSFORM
 
@@ -113,8 +112,7 @@ def tune(
         RuntimeError: there is no GPU, and Triton's interpreter is off.
         OSError: the file of choices cannot be written.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model={model!r}: a torch.nn.Module is needed, not {type(model).__name__}")
+    check_model(model)
     from . import adopt  # imported here so that ``import bcos_kernels`` stays fast
 
     args = adopt.arguments(example_input)
@@ -135,11 +133,11 @@ def tune(
             timing.compile_all(graphs, device, partial(advance, "graphs by cuDNN"))
             timing.compile_kernels(kernels, device, partial(advance, "kernels by Triton"))
             for what in calls:
-                call = _described(what.call)
-                measured = timing.measure(what, device, partial(advance, f"{what.direction} of {call}"))
+                label = what.call.label
+                measured = timing.measure(what, device, partial(advance, f"{what.direction} of {label}"))
                 timing.keep(what, measured)
                 guess = choice.predicted(*what)
-                rows.append(Measurement(call, what.direction, tuple(measured), (guess.candidate, guess.tile)))
+                rows.append(Measurement(label, what.direction, tuple(measured), (guess.candidate, guess.tile)))
         except KeyboardInterrupt:
             pass
     return Tuning(tuple(rows), len(calls), tuned.device(), tuned.PATH)
@@ -176,28 +174,3 @@ def _unserved(model: nn.Module) -> str:
     counts = Counter(f"served by {row.backend}" if row.backend else row.reason for row in rows)
     listed = "; ".join(f"{count} {text}" for text, count in counts.items())
     return f"no call is served by GPU kernels, which need an accelerated model on a GPU: B-cos layers {listed}"
-
-
-def _described(call) -> str:
-    """A call in words, for a table."""
-    sizes = "×".join(map(str, call.x_shape))
-    if isinstance(call, NormCall):
-        options = f"over {call.spec.over}{' centered' * call.spec.centered}{' given' * call.given}"
-        return f"norm {sizes} {options} {str(call.dtype).removeprefix('torch.')}"
-    if isinstance(call, AlignmentCall):
-        window = "".join(f" {name}={_short(getattr(call.spec, name))}" for name in ("kernel", "stride", "padding"))
-        dtype = "tf32" if call.tf32 else str(call.dtype).removeprefix("torch.")
-        return f"alignment {sizes} -> {call.outputs}{window} rank={call.rank} {call.spec.norm} {dtype}"
-    window = "" if call.is_linear else " k" + "×".join(map(str, call.kernel))
-    facts = {
-        "stride": (call.stride, (1, 1)), "padding": (call.padding, (0, 0)), "dilation": (call.dilation, (1, 1)),
-        "groups": (call.groups, 1), "max_out": (call.max_out, 1), "b": (call.spec.b or "learned", 2.0),
-    }  # fmt: skip
-    unusual = "".join(f" {name}={_short(value)}" for name, (value, usual) in facts.items() if value != usual)
-    options = (" bias" if call.bias else "") + ("" if call.unit else " raw")
-    dtype = "tf32" if call.precision == "tf32" else str(call.dtype).removeprefix("torch.")
-    return f"{'linear' if call.is_linear else 'conv2d'} {sizes} -> {call.filters}{window}{unusual}{options} {dtype}"
-
-
-def _short(value) -> str:
-    return str(value[0]) if isinstance(value, tuple) and len(set(value)) == 1 else str(value).replace(" ", "")

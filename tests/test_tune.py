@@ -335,12 +335,12 @@ def test_bad_arguments(arguments, message, capsys):
 def test_a_dynamic_alignment_is_described_for_the_table():
     call = AlignmentCall(AlignmentSpec((3, 2), (2, 2), (1, 0), "l1"), "cuda", (2, 8, 5, 5), 16, 10, torch.bfloat16)
     told = "alignment 2×8×5×5 -> 10 kernel=(3,2) stride=2 padding=(1,0) rank=16 l1 bfloat16"
-    assert tuning._described(call) == told
+    assert call.label == told
 
 
 def test_a_norm_is_described_for_the_table():
     call = Call(Spec("group", 4, True), "cuda", (2, 8, 5, 5), torch.bfloat16)
-    assert tuning._described(call) == "norm 2×8×5×5 over group centered bfloat16"
+    assert call.label == "norm 2×8×5×5 over group centered bfloat16"
 
 
 def test_other_threads_start_their_kernels_while_those_of_a_call_are_listed(monkeypatch):

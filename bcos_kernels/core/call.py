@@ -6,15 +6,17 @@ served: shapes, dtypes and the device. Options are flattened for ``torch.library
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["Call", "Spec", "hash_kept"]
+__all__ = ["Call", "Spec", "hash_kept", "kept", "short"]
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable)
 
 _SCHEMAS = {
     "str": "str", "bool": "bool", "int": "int", "float": "float", "float | None": "float?", "torch.dtype": "ScalarType",
@@ -45,6 +47,23 @@ def hash_kept(cls: type[T]) -> type[T]:
     return cls
 
 
+def kept(make: F) -> F:
+    """``make`` with its results kept, so that equal arguments give the same object.
+
+    Nothing is kept of arguments without a hash, as the symbolic sizes of a compiler are.
+    """
+    known = lru_cache(maxsize=4096)(make)
+
+    @wraps(make)
+    def found(*arguments):
+        try:
+            return known(*arguments)
+        except TypeError:
+            return make(*arguments)
+
+    return found  # type: ignore[return-value]
+
+
 @dataclass(frozen=True)
 class Spec:
     """The static options of an op. Each op has its own subclass, whose fields are its options."""
@@ -67,14 +86,10 @@ class Spec:
     @classmethod
     def of_flat(cls, values) -> Any:
         """The spec whose options are ``values``. Equal values give the same object, except for symbolic ones."""
-        options = tuple(tuple(v) if isinstance(v, (list, tuple)) else v for v in values)
-        try:
-            return _made(cls, options)  # type: ignore[arg-type]
-        except TypeError:  # a compiler's symbolic size has no hash
-            return cls(*options)
+        return _made(cls, tuple(tuple(v) if isinstance(v, (list, tuple)) else v for v in values))
 
 
-@lru_cache(maxsize=4096)
+@kept
 def _made(cls, values: tuple):
     return cls(*values)
 
@@ -123,6 +138,11 @@ class Call:
         told = ((owner, f.name) for owner in (self, self.spec) for f in fields(owner) if f.name not in left_out)
         return " ".join(f"{name}={getattr(owner, name)}" for owner, name in told)
 
+    @property
+    def label(self) -> str:
+        """What a table calls it: its sizes, and the options that are not the usual ones."""
+        return self.words()
+
     def is_rounding(self, name: str) -> bool:
         """Whether the named result is 0 apart from rounding errors, so that two kernels need not agree on it."""
         return False
@@ -131,3 +151,10 @@ class Call:
     def amplification(self) -> float:
         """The factor by which the formula multiplies relative rounding errors, at least 1."""
         return 1.0
+
+
+def short(value: Any) -> str:
+    """A value as a table shows it: one number for a tuple of equal ones, and a dtype without ``torch.``."""
+    if isinstance(value, tuple) and len(set(value)) == 1:
+        return str(value[0])
+    return str(value).replace(" ", "").removeprefix("torch.")

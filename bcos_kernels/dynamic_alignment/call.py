@@ -62,6 +62,13 @@ class Call(call.Call):
         inputs = Inputs(random(*self.x_shape), random(images, self.rank, *self.size), weight, bias)
         return inputs, random(images, self.outputs, *self.size)
 
+    @property
+    def label(self) -> str:
+        sizes = "×".join(map(str, self.x_shape))
+        window = "".join(f" {name}={call.short(getattr(self.spec, name))}" for name in ("kernel", "stride", "padding"))
+        dtype = "tf32" if self.tf32 else call.short(self.dtype)
+        return f"alignment {sizes} -> {self.outputs}{window} rank={self.rank} {self.spec.norm} {dtype}"
+
     @cached_property
     def size(self) -> tuple[int, int]:
         """Height and width of y."""

@@ -72,6 +72,12 @@ class Call(call.Call):
         )
         return inputs, random(*self.x_shape, dtype=self.spec.out_dtype)
 
+    @property
+    def label(self) -> str:
+        sizes = "×".join(map(str, self.x_shape))
+        options = f"over {self.spec.over}{' centered' * self.spec.centered}{' given' * self.given}"
+        return f"norm {sizes} {options} {call.short(self.dtype)}"
+
     @cached_property
     def batch(self) -> int:
         return self.x_shape[0]
@@ -120,18 +126,12 @@ def of(inputs: Inputs, spec: Spec) -> Call:
     """The call of these tensors."""
     x, weight, bias, _, var = inputs
     there = weight is not None, bias is not None, var is not None
-    facts = spec, x.device, x.shape, x.dtype, *there, is_channels_last(x)
-    try:
-        return _kept(*facts)
-    except TypeError:  # a compiler's symbolic size has no hash
-        return _made(*facts)
+    return _made(spec, x.device, x.shape, x.dtype, *there, is_channels_last(x))
 
 
+@call.kept
 def _made(spec: Spec, where: torch.device, shape, dtype, weight: bool, bias: bool, given: bool, last: bool) -> Call:
     return Call(spec, where.type, tuple(shape), dtype, weight, bias, given, last, device.architecture_of(where))
-
-
-_kept = lru_cache(maxsize=4096)(_made)
 
 
 def is_channels_last(x: Tensor) -> bool:
