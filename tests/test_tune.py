@@ -18,6 +18,7 @@ from bcos_kernels.core import env, tuned
 from bcos_kernels.dynamic_alignment import Call as AlignmentCall
 from bcos_kernels.dynamic_alignment import Spec as AlignmentSpec
 from bcos_kernels.norm import Call, Spec
+from bcos_kernels.transform.call import of_shapes
 
 ROOT = Path(__file__).parent.parent
 tuning = importlib.import_module("bcos_kernels.tuning")
@@ -341,6 +342,16 @@ def test_a_dynamic_alignment_is_described_for_the_table():
 def test_a_norm_is_described_for_the_table():
     call = Call(Spec("group", 4, True), "cuda", (2, 8, 5, 5), torch.bfloat16)
     assert call.label == "norm 2×8×5×5 over group centered bfloat16"
+
+
+@pytest.mark.parametrize("dtype, allowed", [(torch.float64, 1e-13), (torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_a_way_is_refused_for_what_rounding_does_not_explain(dtype, allowed):
+    from bcos_kernels.gpu import timing
+
+    call = of_shapes((2, 8), (4, 8), dtype=dtype)
+    truth = {"y": torch.ones(2, 4, dtype=torch.promote_types(dtype, torch.float32))}
+    assert timing._disagreement(call, {"y": truth["y"] + allowed}, truth) is None
+    assert "its y differs" in timing._disagreement(call, {"y": truth["y"] + 100 * allowed}, truth)
 
 
 def test_other_threads_start_their_kernels_while_those_of_a_call_are_listed(monkeypatch):

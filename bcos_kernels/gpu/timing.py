@@ -30,7 +30,7 @@ ROUNDS = 12
 ROUNDS_INTERPRETED = 2  # in the interpreter times mean nothing
 FLUSHED = 256 << 20  # bytes written between two calls, more than any second-level cache holds
 LEAD = 4  # such writes before a call, during which the host starts its kernels, so that the device never waits
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 TOLERANCE_TF32 = 4e-3
 """The relative difference in the 2-norm, for b up to 2, that rounding may cause between two ways to serve a call."""
 MEASURE = "vendor"
@@ -257,8 +257,9 @@ def _disagreement(call, results: dict[str, Tensor], truth: dict[str, Tensor]) ->
         # winner, which is not floating-point, is not compared: near a tie both answers are right
         if not theirs.is_floating_point() or theirs.numel() == 0 or call.is_rounding(name):
             continue
-        theirs = theirs.float()
-        error = ((results[name].float() - theirs).norm() / theirs.norm()).item()
+        wide = torch.promote_types(theirs.dtype, torch.float32)
+        theirs = theirs.to(wide)
+        error = ((results[name].to(wide) - theirs).norm() / theirs.norm()).item()
         if not error <= tolerance:
             return f"its {name} differs from the vendor's by {error:.1e}, and {tolerance:.1e} is allowed"
     return None
