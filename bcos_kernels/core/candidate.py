@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["DIRECTIONS", "Backend", "Candidate", "Tile"]
+__all__ = ["DIRECTIONS", "REFERENCE", "Backend", "Candidate", "Tile"]
 
 DIRECTIONS = ("forward", "explanation", "training")
 """The forward; the backward of the input alone with the scale frozen; any other backward."""
@@ -40,6 +40,9 @@ class Backend:
 
 _EVER_MADE: list[Backend] = []
 """They live as long as the process: keys of plans (:mod:`.plans`) tell one from another by its address."""
+
+REFERENCE = Backend("reference", why_not=lambda call: [])
+"""The backend in plain PyTorch, which serves every valid call of every op on every device."""
 
 
 def _no_tiles(call, direction: str) -> list[Tile]:

@@ -1,8 +1,9 @@
 """Convolutions of dynamic alignment units (CoDA-Nets), whose weights are made of the patch that they are applied to."""
 
+from ..core.candidate import REFERENCE
 from . import cpu, cuda, tiled, triton
 from .call import Call
-from .op import DYNAMIC_ALIGNMENT, REFERENCE
+from .op import DYNAMIC_ALIGNMENT
 from .spec import NORMS, Inputs, Outputs, Spec
 
 __all__ = ["DYNAMIC_ALIGNMENT", "NORMS", "Call", "Inputs", "Outputs", "Spec"]

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from .. import tally
 from ..core import _torch, autograd, dispatch
+from ..core.candidate import REFERENCE
 from ..core.checks import Described, autocast_dtype, check_dense, described, flag, integer, pair, without_autocast
 from ..core.device import architecture_of
 from ..core.formats import memory_format
 from . import reference
 from .call import Call
-from .op import DYNAMIC_ALIGNMENT, REFERENCE
+from .op import DYNAMIC_ALIGNMENT
 from .spec import NORMS, Inputs, Spec
 
 __all__ = ["dynamic_alignment"]

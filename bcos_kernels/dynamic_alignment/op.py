@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 
 from ..core import autograd, op
-from ..core.candidate import Backend
 from ..core.formats import memory_format
 from . import call, reference, second
 from .spec import Inputs, Outputs, Spec
 
-__all__ = ["DYNAMIC_ALIGNMENT", "REFERENCE"]
+__all__ = ["DYNAMIC_ALIGNMENT"]
 
 
 def _fake(inputs: Inputs, spec: Spec) -> Outputs:
@@ -32,6 +31,3 @@ DYNAMIC_ALIGNMENT = op.Op(
     second_in_parts=second.second,
 )
 autograd.register(DYNAMIC_ALIGNMENT)
-
-REFERENCE = Backend("reference", why_not=lambda call: [])
-"""The backend in plain PyTorch, which serves every valid call on every device."""

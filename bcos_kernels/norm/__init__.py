@@ -1,8 +1,9 @@
 """The norms between B-cos layers, centered or not, with the variance as a constant in the explanation mode."""
 
+from ..core.candidate import REFERENCE
 from . import cpu, cuda, triton
 from .call import Call
-from .op import NORM, REFERENCE
+from .op import NORM
 from .spec import OVER, Inputs, Outputs, Spec
 
 __all__ = ["NORM", "OVER", "Call", "Inputs", "Outputs", "Spec"]

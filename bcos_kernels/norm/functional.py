@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import tally
 from ..core import _torch, autograd, device, dispatch, plans
+from ..core.candidate import REFERENCE
 from ..core.checks import (
     Described,
     autocast_dtype,
@@ -26,7 +27,7 @@ from ..core.checks import (
 )
 from . import reference
 from .call import Call, is_channels_last
-from .op import NORM, REFERENCE
+from .op import NORM
 from .spec import OVER, Inputs, Outputs, Spec
 
 __all__ = ["Plan", "direct_plan", "norm", "planned"]

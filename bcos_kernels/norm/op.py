@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 
 from ..core import autograd, op
-from ..core.candidate import Backend
 from . import call, reference
 from .spec import Inputs, Outputs, Spec
 
-__all__ = ["NORM", "REFERENCE"]
+__all__ = ["NORM"]
 
 
 def _fake(inputs: Inputs, spec: Spec) -> Outputs:
@@ -30,6 +29,3 @@ NORM = op.Op(
     returned=3,
 )
 autograd.register(NORM)
-
-REFERENCE = Backend("reference", why_not=lambda call: [])
-"""The backend in plain PyTorch, which serves every valid call on every device."""

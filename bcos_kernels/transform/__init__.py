@@ -1,8 +1,9 @@
 """The B-cos transform y = |cos(x, w)|^(b-1) · ŵᵀx of linear and convolutional layers, and everything that serves it."""
 
+from ..core.candidate import REFERENCE
 from . import candidates, cpu, cuda, triton
 from .call import Call
-from .op import REFERENCE, TRANSFORM
+from .op import TRANSFORM
 from .spec import Inputs, Outputs, Spec
 
 __all__ = ["TRANSFORM", "Call", "Inputs", "Outputs", "Spec"]

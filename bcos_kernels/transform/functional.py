@@ -14,9 +14,10 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .. import tally
 from ..core import _torch, autograd, device, dispatch, plans
+from ..core.candidate import REFERENCE
 from . import checks, reference
 from .call import Call
-from .op import REFERENCE, TRANSFORM
+from .op import TRANSFORM
 from .spec import Inputs, Spec
 
 __all__ = ["Plan", "convolution", "direct_plan", "transform"]

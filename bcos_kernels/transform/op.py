@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from ..core import autograd, op
-from ..core.candidate import Backend
 from ..core.formats import memory_format
 from . import call, reference
 from .spec import Inputs, Outputs, Spec
 
-__all__ = ["REFERENCE", "TRANSFORM"]
+__all__ = ["TRANSFORM"]
 
 
 def _fake(inputs: Inputs, spec: Spec) -> Outputs:
@@ -52,6 +51,3 @@ TRANSFORM = op.Op(
     scaling=("tensor_b",),
 )
 autograd.register(TRANSFORM)
-
-REFERENCE = Backend("reference", why_not=lambda call: [])
-"""The backend in plain PyTorch, which serves every valid call on every device."""
