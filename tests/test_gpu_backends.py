@@ -308,7 +308,7 @@ def test_a_refusal_goes_to_the_next_and_is_told(monkeypatch):
     graph = next(c for c in TRANSFORM.candidates if c.name == "graph")
     refusing = replace(graph, refusal=refusal)
     others = [c for c in TRANSFORM.candidates_of("cuda") if c is not graph]
-    monkeypatch.setattr(TRANSFORM, "_candidates_of", lambda names: (refusing, *others))
+    monkeypatch.setattr(TRANSFORM, "candidates_of", lambda names: (refusing, *others))
     chosen = choice.predicted(TRANSFORM, "cuda", call, "forward")
     assert chosen.candidate.name != "graph" and asked == [False]
     assert chosen.reason.startswith("predicted: cuda ") and chosen.reason.endswith(
@@ -318,7 +318,7 @@ def test_a_refusal_goes_to_the_next_and_is_told(monkeypatch):
         assert choice.choose(TRANSFORM, "cuda", call, "forward").candidate.name == "one-pass"
     assert asked == [False, False, True] and forced["forward"][0] is call
     slow = replace(refusing, cost=lambda call, direction: 1.0)
-    monkeypatch.setattr(TRANSFORM, "_candidates_of", lambda names: (slow, *others))
+    monkeypatch.setattr(TRANSFORM, "candidates_of", lambda names: (slow, *others))
     assert "graph refuses" not in choice.predicted(TRANSFORM, "cuda", call, "forward").reason and len(asked) == 3
 
 
@@ -333,7 +333,7 @@ def test_a_measured_choice_that_refuses(monkeypatch):
     graph = next(c for c in TRANSFORM.candidates if c.name == "graph")
     refusing = replace(graph, refusal=lambda call, direction, compiles=False: "no plan")
     known = [refusing if c is graph else c for c in TRANSFORM.candidates]
-    monkeypatch.setattr(TRANSFORM, "_candidates_of", lambda names: tuple(c for c in known if c.backend in names))
+    monkeypatch.setattr(TRANSFORM, "candidates_of", lambda names: tuple(c for c in known if c.backend in names))
     found = choice._choose(TRANSFORM, BOTH, call, "forward")
     assert (str(found), found.reason) == ("triton vendor", "measured on this device")
     del stored["triton"]

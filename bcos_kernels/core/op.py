@@ -76,8 +76,8 @@ class Op:
         self.has_frozen_gradient = tuple(field not in scaling for field in inputs._fields)
         self.backends: dict[str, Backend] = {}
         self.candidates: list[Candidate] = []
-        self._candidates_of = lru_cache(maxsize=64)(self._find_candidates)
-        self._without_choice = lru_cache(maxsize=64)(self._find_without_choice)
+        self.candidates_of = lru_cache(maxsize=64)(self._candidates_of)
+        self.without_choice = lru_cache(maxsize=64)(self._without_choice)
         self.forward_operator = self._define(
             name,
             f"({_arguments(inputs)}, {spec.schema()}, str backend) -> ({_results(outputs._fields)})",
@@ -128,8 +128,8 @@ class Op:
         if any((c.backend, c.name) == (candidate.backend, candidate.name) for c in self.candidates):
             raise ValueError(f"candidate {candidate} of op {self.name!r} is registered twice")
         self.candidates.append(candidate)
-        self._candidates_of.cache_clear()
-        self._without_choice.cache_clear()
+        self.candidates_of.cache_clear()
+        self.without_choice.cache_clear()
 
     def check_backend(self, backend: str | None) -> None:
         """Raises ValueError unless ``backend`` is None or names backends of this op."""
@@ -148,19 +148,13 @@ class Op:
         """Why each backend does not serve the call; an empty list where it does."""
         return dispatch.reasons(self.backends, call)
 
-    def candidates_of(self, backend: str) -> tuple[Candidate, ...]:
+    def _candidates_of(self, backend: str) -> tuple[Candidate, ...]:
         """The candidates of the backends in a result of :meth:`choose`."""
-        return self._candidates_of(backend)
-
-    def _find_candidates(self, backend: str) -> tuple[Candidate, ...]:
         names = dispatch.named(backend)
         return tuple(sorted((c for c in self.candidates if c.backend in names), key=lambda c: names.index(c.backend)))
 
-    def without_choice(self, backend: str) -> Candidate | None:
+    def _without_choice(self, backend: str) -> Candidate | None:
         """The candidate of a backend that leaves nothing to choose; None where there is a choice."""
-        return self._without_choice(backend)
-
-    def _find_without_choice(self, backend: str) -> Candidate | None:
         found = self.candidates_of(backend)
         return found[0] if len(found) == 1 and not found[0].has_tiles else None
 
@@ -172,7 +166,7 @@ class Op:
 
     def serve(self, inputs, call, backend: str) -> tuple:
         """All outputs, of the candidate that is chosen for the call."""
-        lone = self._without_choice(backend)
+        lone = self.without_choice(backend)
         if lone is not None and lone.forward is not None:
             return lone.forward(inputs, call, None)
         call = call.now()
@@ -192,7 +186,7 @@ class Op:
     def serve_backward(self, grad, inputs, saved, call, frozen: bool, needs, backend: str, gradient_map=None) -> tuple:
         """The gradients, of the candidate that is chosen for the call; those that are not needed may be None."""
         frozen, options = frozen or call.spec.detach, _given(gradient_map)
-        lone = self._without_choice(backend)
+        lone = self.without_choice(backend)
         if lone is not None:
             return lone.backward(grad, inputs, saved, call, None, frozen, needs, **options)
         direction = "explanation" if frozen and not any(needs[1:]) else "training"
