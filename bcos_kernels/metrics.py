@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .core.checks import described
+from .core.checks import check_tensor
 from .explanation.result import averaged, check_smooth
 
 __all__ = ["energy_pointing", "grid_pointing", "make_grid", "scaled_boxes", "select_grids"]
@@ -52,8 +52,8 @@ def select_grids(
         ValueError: an argument is not as described above, or there are less than ``count`` grids.
     """
     _side(cells)
-    described("logits", logits, optional=False)
-    described("labels", labels, optional=False)
+    check_tensor("logits", logits)
+    check_tensor("labels", labels)
     if logits.dim() != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(f"logits has shape {tuple(logits.shape)} and labels {tuple(labels.shape)}: [N, K] and [N]")
     blocks = _blocks(_by_confidence(logits, labels), cells, threshold)
@@ -127,7 +127,7 @@ def make_grid(images: Tensor) -> Tensor:
         TypeError: ``images`` is not a tensor.
         ValueError: ``images`` has fewer than four dimensions, or the number of images is not such a square.
     """
-    described("images", images, optional=False)
+    check_tensor("images", images)
     if images.dim() < 4:
         raise ValueError(f"images has shape {tuple(images.shape)}: [..., n², C, H, W] is needed")
     n = _side(images.shape[-4])
@@ -152,7 +152,7 @@ def grid_pointing(contributions: Tensor, smooth: int = 0) -> Tensor:
         TypeError: ``contributions`` is not a tensor.
         ValueError: an argument is not as described above.
     """
-    described("contributions", contributions, optional=False)
+    check_tensor("contributions", contributions)
     if contributions.dim() < 3:
         raise ValueError(f"contributions has shape {tuple(contributions.shape)}: [..., n², n·H, n·W] is needed")
     *lead, count, height, width = contributions.shape
@@ -193,7 +193,7 @@ def energy_pointing(
         TypeError: ``contributions`` is not a tensor.
         ValueError: an argument is not as described above.
     """
-    described("contributions", contributions, optional=False)
+    check_tensor("contributions", contributions)
     if contributions.dim() != 3 or len(boxes) != len(contributions):
         shape = tuple(contributions.shape)
         raise ValueError(f"contributions has shape {shape} and boxes {len(boxes)} lists: [P, H, W] and P are needed")

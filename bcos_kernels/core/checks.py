@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "Described", "autocast_dtype", "check_dense", "check_model", "described", "epsilon", "flag", "integer", "late_mode",
-    "out_dtype", "pair", "sizes", "without_autocast",
+    "Described", "autocast_dtype", "check_dense", "check_model", "check_tensor", "described", "epsilon", "flag",
+    "integer", "late_mode", "out_dtype", "pair", "sizes", "without_autocast",
 ]  # fmt: skip
 
 
@@ -26,12 +26,18 @@ class Described(NamedTuple):
     layout: torch.layout
 
 
-def described(name: str, t: Tensor | None, optional: bool) -> Described | None:
-    """What a plan depends on of a tensor; None for None where the argument is ``optional``."""
+def check_tensor(name: str, t: Any) -> Tensor:
+    """The argument, which must be a tensor."""
     if not isinstance(t, Tensor):
-        if t is None and optional:
-            return None
         raise TypeError(f"{name}: a Tensor is needed, not {type(t).__name__}")
+    return t
+
+
+def described(name: str, t: Any, optional: bool) -> Described | None:
+    """What a plan depends on of a tensor; None for None where the argument is ``optional``."""
+    if t is None and optional:
+        return None
+    t = check_tensor(name, t)
     return Described(t.shape, t.dtype, t.device, t.layout)
 
 

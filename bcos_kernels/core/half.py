@@ -13,8 +13,6 @@ from .candidate import Candidate
 
 __all__ = ["through_fp32"]
 
-_HALF = torch.float16
-
 
 def through_fp32(own: Candidate, rounded: tuple[int, ...] = (0,), knows_fp16: bool = False) -> Candidate:
     """The candidate ``own``, which then serves calls in fp16 as well.
@@ -32,14 +30,14 @@ def through_fp32(own: Candidate, rounded: tuple[int, ...] = (0,), knows_fp16: bo
 
     def forward(inputs, call, tile) -> tuple[Tensor, ...]:
         assert own.forward is not None
-        if call.dtype != _HALF:
+        if call.dtype != torch.float16:
             return own.forward(inputs, call, tile)
         outputs = own.forward(_wide(inputs), wide_call(call), tile)
         dtype = getattr(call.spec, "out_dtype", call.dtype)
         return tuple(t.to(dtype) if i in rounded else t for i, t in enumerate(outputs))
 
     def backward(grad, inputs, saved, call, *rest, **options) -> tuple:
-        if call.dtype != _HALF:
+        if call.dtype != torch.float16:
             return own.backward(grad, inputs, saved, call, *rest, **options)
         wide = _wide((grad, inputs, saved))
         found = own.backward(*wide, wide_call(call), *_wide(rest), **_wide(options))
@@ -47,7 +45,7 @@ def through_fp32(own: Candidate, rounded: tuple[int, ...] = (0,), knows_fp16: bo
 
     def second(v, grad, inputs, saved, call, *rest) -> tuple:
         assert own.second is not None
-        if call.dtype != _HALF:
+        if call.dtype != torch.float16:
             return own.second(v, grad, inputs, saved, call, *rest)
         found = own.second(*_wide((v, grad, inputs, saved)), wide_call(call), *rest)
         others = (t.to(dtype) for t, (_, dtype) in zip(found[1 + len(inputs) :], call.intermediates, strict=False))
@@ -55,14 +53,14 @@ def through_fp32(own: Candidate, rounded: tuple[int, ...] = (0,), knows_fp16: bo
 
     def gradient_map(grad, inputs, saved, call, *rest) -> tuple:
         assert own.gradient_map is not None
-        if call.dtype != _HALF:
+        if call.dtype != torch.float16:
             return own.gradient_map(grad, inputs, saved, call, *rest)
         found = own.gradient_map(_wide(grad), _wide(inputs), _wide(saved), wide_call(call), *_wide(rest))
         return found[0], *_as(found[1:], inputs[1:])
 
     def kernels(call, by_operators):
         assert own.kernels is not None
-        return None if call.dtype == _HALF else own.kernels(call, by_operators)
+        return None if call.dtype == torch.float16 else own.kernels(call, by_operators)
 
     return replace(
         own,
@@ -77,7 +75,7 @@ def through_fp32(own: Candidate, rounded: tuple[int, ...] = (0,), knows_fp16: bo
 def _wide(value: Any) -> Any:
     """The value, with fp32 copies in place of the fp16 tensors that it is or holds."""
     if isinstance(value, Tensor):
-        return value.float() if value.dtype == _HALF else value
+        return value.float() if value.dtype == torch.float16 else value
     if isinstance(value, dict):
         return {key: _wide(held) for key, held in value.items()}
     if isinstance(value, tuple):
