@@ -21,7 +21,7 @@ def test_layers_are_drawn_at_their_ratios_on_a_log_axis():
     assert [ax.get_yscale() for ax in axes] == ["log"] * 3
     for ax, measure in zip(axes, tables.MEASURES, strict=True):
         expected = sorted(results.ratio(r, "ours", "plain") for r in results.main_rows(made(), "layer", measure))
-        (ours,) = (line for line in ax.lines if line.get_marker() == plots.MARKERS["ours"])
+        (ours,) = (line for line in ax.lines if line.get_marker() == plots.LOOKS["ours"].marker)
         assert sorted(ours.get_ydata()) == pytest.approx(expected)
         assert any(set(line.get_ydata()) == {1} for line in ax.lines)
         low, high = ax.get_ylim()
@@ -37,9 +37,9 @@ def test_bars_start_at_zero_and_are_as_high_as_measured():
 
 
 def test_contenders_differ_without_colour():
-    for kinds in (plots.MARKERS, plots.LINES):
-        assert len(set(map(str, kinds.values()))) == len(plots.COLOURS)
-    compared = [plots.HATCHES[c] for c in ("reference", "compiled", "ours")]
+    for kind in ("name", "colour", "marker", "dashes"):
+        assert len({str(getattr(look, kind)) for look in plots.LOOKS.values()}) == len(plots.LOOKS)
+    compared = [plots.LOOKS[c].hatch for c in ("reference", "compiled", "ours")]
     assert len(set(compared)) == len(compared)
 
 
@@ -89,7 +89,7 @@ def test_curves_are_relative_to_plain():
     axes = plots.scaling(made()).axes
     rows = [row for row in made()["rows"] if row["scaling"] == "batch"]
     expected = [results.ratio(row, "ours", "plain") for row in sorted(rows, key=lambda row: row["batch"])]
-    (ours,) = (line for line in axes[0].lines if line.get_marker() == plots.MARKERS["ours"])
+    (ours,) = (line for line in axes[0].lines if line.get_marker() == plots.LOOKS["ours"].marker)
     assert list(ours.get_ydata()) == pytest.approx(expected)
     assert any(set(line.get_ydata()) == {1} for line in axes[0].lines)
 

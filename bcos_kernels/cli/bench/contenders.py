@@ -110,10 +110,9 @@ class Contest:
         """``(errors, refused)``: the errors of the contenders that may be timed, and why the others may not.
 
         Every contender is refused where the reference's own error is above the limit of :func:`unjudged`, because it
-        is no bound then. A contender that is less exact
-        than the reference gets all turns, and so does the reference; it is refused if the smallest of its errors is
-        above the bound of the reference's largest, which happens by chance once in 70 times with 4 turns. Whatever the
-        reference raises is raised: without it there is no bound.
+        is no bound then. A contender that is less exact than the reference gets all turns, and so does the reference;
+        it is refused if the smallest of its errors is above the bound of the reference's largest, which happens by
+        chance once in 70 times with 4 turns. Whatever the reference raises is raised: without it there is no bound.
         """
         exact = self.exact()
         bound = error(self.compared(self.contenders["reference"].module), exact)

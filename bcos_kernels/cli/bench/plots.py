@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -22,50 +22,28 @@ from .tables import MEASURES, memory, operator, roof, seconds
 __all__ = ["PICTURES", "draw"]
 
 WIDTH = 8.3  # inches: as wide as a README's column at 100 pixels an inch
-COLOURS = {
-    "plain": "#7f7f7f",
-    "reference": "#d55e00",
-    "compiled": "#56b4e9",
-    "compiled plain": "#bdbdbd",
-    "compiled ours": "#6f8fc9",
-    "ours": "#00539c",
-    "ours pairs": "#009e73",
+
+
+class Look(NamedTuple):
+    """How a contender is drawn: it differs from others in shape, hatching and dashes as well as in colour."""
+
+    name: str
+    colour: str
+    marker: str
+    hatch: str
+    dashes: Any
+
+
+LOOKS = {
+    "plain": Look("plain", "#7f7f7f", "s", "", ":"),
+    "reference": Look("reference", "#d55e00", "^", "///", "--"),
+    "compiled": Look("torch.compile(reference)", "#56b4e9", "D", "...", "-."),
+    "compiled plain": Look("torch.compile(plain)", "#bdbdbd", "v", "xxx", (0, (1, 4))),
+    "compiled ours": Look("torch.compile(bcos_kernels)", "#6f8fc9", "P", "++", (0, (6, 1, 1, 1, 1, 1))),
+    "ours": Look("bcos_kernels", "#00539c", "o", "", "-"),
+    "ours pairs": Look("bcos_kernels, pairs=True", "#009e73", "X", "oo", (0, (4, 1))),
 }
-MARKERS = {
-    "plain": "s",
-    "reference": "^",
-    "compiled": "D",
-    "compiled plain": "v",
-    "compiled ours": "P",
-    "ours": "o",
-    "ours pairs": "X",
-}
-HATCHES = {
-    "plain": "",
-    "reference": "///",
-    "compiled": "...",
-    "compiled plain": "xxx",
-    "compiled ours": "++",
-    "ours": "",
-    "ours pairs": "oo",
-}
-LINES: dict[str, Any] = {
-    "plain": ":",
-    "reference": "--",
-    "compiled": "-.",
-    "compiled plain": (0, (1, 4)),
-    "compiled ours": (0, (6, 1, 1, 1, 1, 1)),
-    "ours": "-",
-    "ours pairs": (0, (4, 1)),
-}
-"""Contenders differ in shape, hatching and dashes as well as in colour."""
-NAMES = {
-    "compiled": "torch.compile(reference)",
-    "compiled plain": "torch.compile(plain)",
-    "compiled ours": "torch.compile(bcos_kernels)",
-    "ours": "bcos_kernels",
-    "ours pairs": "bcos_kernels, pairs=True",
-}
+"""The contenders in the order of a legend."""
 OPERATORS = {
     "linear": "#0072b2",
     "convolution": "#d55e00",
@@ -85,7 +63,7 @@ LETTERS = 120
 
 
 def name(contender: str) -> str:
-    return NAMES.get(contender, contender)
+    return LOOKS[contender].name if contender in LOOKS else contender
 
 
 def figure(
@@ -114,14 +92,14 @@ def figure(
 
 def shape(contender: str) -> dict:
     """How a contender's points look; ours is filled."""
-    colour = COLOURS[contender]
+    _, colour, marker, *_ = LOOKS[contender]
     filled = colour if contender == "ours" else "none"
-    return {"marker": MARKERS[contender], "markeredgecolor": colour, "markerfacecolor": filled, "color": colour}
+    return {"marker": marker, "markeredgecolor": colour, "markerfacecolor": filled, "color": colour}
 
 
 def filling(contender: str) -> dict:
     """How a contender's bars look."""
-    colour, hatch = COLOURS[contender], HATCHES[contender]
+    _, colour, _, hatch, _ = LOOKS[contender]
     return {"facecolor": "white" if hatch else colour, "edgecolor": colour, "hatch": hatch}
 
 
@@ -172,7 +150,7 @@ def bars(ax: Axes, labels: list[str], values: dict[str, list[float | None]], for
 
 def compared(rows: list[dict], *, plain: bool) -> list[str]:
     """The contenders of the rows in the order of a legend, without the forced ones of ours."""
-    return [c for c in COLOURS if (plain or c != "plain") and any(c in row["contenders"] for row in rows)]
+    return [c for c in LOOKS if (plain or c != "plain") and any(c in row["contenders"] for row in rows)]
 
 
 # ------------------------------------------------------------------------------------------------ pictures
@@ -310,7 +288,7 @@ def scaling(result: dict) -> Figure | None:
             points = [(row[along], r) for row in rows if (r := ratio(row, contender, "plain")) is not None]
             if points:
                 x, y = zip(*points, strict=True)
-                (line,) = ax.plot(x, y, linestyle=LINES[contender], markersize=4, **shape(contender))
+                (line,) = ax.plot(x, y, linestyle=LOOKS[contender].dashes, markersize=4, **shape(contender))
                 tell(line, [f"{along} {at}: {name(contender)} {value:.2f}" for at, value in points])
                 values += y
         ratio_axis(ax, values)
@@ -336,8 +314,8 @@ def roofline(result: dict) -> Figure | None:
     if not measured or not rates:
         return None
     kinds = [kind for kind in OPERATORS if any(operator(row) == kind for rows in measured.values() for row in rows)]
-    handles = [Line2D([], [], linestyle="", marker=MARKERS["ours"], color=OPERATORS[k], label=k) for k in kinds]
-    handles.append(Line2D([], [], linestyle="", marker=MARKERS["plain"], color=PALE, label="plain layers"))
+    handles = [Line2D([], [], linestyle="", marker=LOOKS["ours"].marker, color=OPERATORS[k], label=k) for k in kinds]
+    handles.append(Line2D([], [], linestyle="", marker=LOOKS["plain"].marker, color=PALE, label="plain layers"))
     title = "Roofline: what each layer reaches of the device"
     made, axes = figure(result, 1, len(measured), 3.3, title, [*handles, line_of("roof")])
     rates_seen: list[float] = []
@@ -347,7 +325,7 @@ def roofline(result: dict) -> Figure | None:
             if points:
                 x, y, texts = zip(*points, strict=True)
                 colour = OPERATORS[kind] if contender == "ours" else PALE
-                (line,) = ax.plot(x, y, linestyle="", marker=MARKERS[contender], markersize=3.5, color=colour)
+                (line,) = ax.plot(x, y, linestyle="", marker=LOOKS[contender].marker, markersize=3.5, color=colour)
                 tell(line, texts)
                 rates_seen += y
         ridge = rates["FLOP/s"] / rates["bytes/s"]
