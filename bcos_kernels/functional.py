@@ -243,10 +243,10 @@ def dynamic_alignment(
 ) -> Tensor:
     """A convolution of dynamic alignment units, the layer of CoDA-Nets.
 
-    ``y = scale(‖w‖) · wᵀu`` for every patch u and every output, with the dynamic weights ``w = weight h + bias``, which
-    are made of the patch itself by ``h = projection ⋆ x`` (Böhle et al., Convolutional Dynamic Alignment Networks,
-    CVPR 2021, arXiv 2104.00032, eqs. 1 to 3). The dynamic weights of all pixels are never in memory at once. Neither y
-    nor any derivative is NaN where w is zero; y is 0 there.
+    ``y = scale(‖w‖) · wᵀu`` for every patch u and every output. The dynamic weights ``w = weight h + bias`` are made of
+    the patch itself, by ``h = projection ⋆ x`` (Böhle et al., Convolutional Dynamic Alignment Networks, CVPR 2021,
+    arXiv 2104.00032, eqs. 1 to 3). The dynamic weights of all pixels are never in memory at once. Neither y nor any
+    derivative is NaN where w is zero; y is 0 there.
 
     Args:
         x: ``[N, C, H, W]`` or ``[C, H, W]``; fp64, fp32, bf16 or fp16, any strides.

@@ -138,9 +138,9 @@ def transform_of(model: nn.Module, size: int | None, whole: bool = False) -> Cal
     """A function that turns a PIL image into the model's input ``[C, H, W]``.
 
     It is the model's own attribute ``transform``, where it has one and no size is asked for. Else images are resized
-    and cropped in the middle, or, with ``whole``, squeezed into a square; the other steps are those of the model's own
-    transform, where it is a list of steps, or else the pixels become floats and get the inverse channels 1 - x where
-    the first layer takes six.
+    and cropped in the middle, or, with ``whole``, squeezed into a square. The other steps are those of the model's own
+    transform, where it is a list of steps. Without such a list the pixels become floats, and get the inverse channels
+    1 - x where the first layer takes six.
     """
     own = getattr(model, "transform", None)
     own = own if callable(own) and not inspect.isclass(own) else None

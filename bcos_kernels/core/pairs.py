@@ -1,9 +1,9 @@
 """Pairs: the backward of a norm leaves its last pass to the layer that made its input.
 
-At every channel dx of a norm is a map of the gradient and of x, ``dx = grad · a + (x − m) · b + c``, and x is the y
-that the layer's backward reads anyway, unless it reads l. So the norm sends the gradient on as it came, leaves the map
-``[4, C]`` (a, b, m and c of each channel) with the layer's node of autograd's graph, and the layer applies it where it
-reads gradient and y: three passes over a tensor of y's size are saved.
+At every channel dx of a norm is a map of the gradient and of x: ``dx = grad · a + (x − m) · b + c``. That x is the
+layer's y, which the layer's backward reads anyway, unless it reads l. So the norm sends the gradient on as it came, and
+leaves the map ``[4, C]`` (a, b, m and c of each channel) with the layer's node of autograd's graph. The layer applies
+it where it reads gradient and y: three passes over a tensor of y's size are saved.
 
 What travels between the two nodes is then not the gradient of y. A hook of y, ``y.retain_grad()`` and a gradient with
 respect to y alone are seen in time, and the norm forms dx itself. A second use of y is seen too late: that raises an

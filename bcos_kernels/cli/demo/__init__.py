@@ -1,8 +1,8 @@
 """``python -m bcos_kernels demo``: reference B-cos models on real images, as they are and accelerated.
 
-It trains the reference ResNet-18 (small inputs) on scikit-learn's digits twice from one seed, explains digits and a
-photograph with the reference's layers and with accelerated ones, converts a plain network and fine-tunes it on patches
-of two photographs, prints a table and writes a picture.
+It trains the reference ResNet-18 (small inputs) on scikit-learn's digits, twice from one seed: with the reference's
+layers and with accelerated ones. Both explain digits and a photograph. Then it converts a plain network and fine-tunes
+it on patches of two photographs. It prints a table and writes a picture.
 """
 
 from __future__ import annotations

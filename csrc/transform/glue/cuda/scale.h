@@ -41,8 +41,8 @@ struct ScaleGradients {
 // Forms the norm again where it was not saved.
 ScaleGradients scale_backward(const BackwardCall& c);
 
-// Writes the gradients of grad, n and l into `out`, of z = v * w, the norm n and the sums m of x v over a
-// patch, which is undefined where the scale was a constant of dx -> u and t.
+// z = v * w, the norm n and the sums m of x v over every patch -> u and t; the gradients of grad, n and l are
+// written into `out`. m is undefined where the scale was a constant of dx.
 ScaleGradients scale_second(const SecondCall& c, const at::Tensor& z, const at::Tensor& n,
                             const at::Tensor& m, SecondParts& out);
 
