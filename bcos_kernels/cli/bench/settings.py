@@ -124,13 +124,11 @@ class Settings:
         found = {name for name in known() if scope == "layers" or name.count("/") < 2} - {PAIRS, FOLDED}
         d = self.defaults
         if scope == "layers":
-            compiled, allowed = (
-                re.search(d.compiled, workload) and measure in (None, *d.compiled_measures),
-                {"compiled"},
-            )
+            allowed = {"compiled"}
+            compiled = re.search(d.compiled, workload) and measure in (None, *d.compiled_measures)
         else:
-            compiled = workload in d.compiled_models and measure in d.compiled_model_measures
             allowed = set(COMPILED)
+            compiled = workload in d.compiled_models and measure in d.compiled_model_measures
         return frozenset(found - set(COMPILED) | (allowed if compiled and not self.quick else set()))
 
     def described(self) -> dict:
