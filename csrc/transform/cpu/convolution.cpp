@@ -24,6 +24,13 @@ bool is_channels_last(const at::Tensor& t) {
   return bcos::is_channels_last(t.suggest_memory_format());
 }
 
+// The memory format in which a derivative is formed
+at::MemoryFormat derivative_format(const Call& call, const Saved& saved) {
+  const bool channels_last =
+      is_channels_last(saved.x) || is_channels_last(saved.weight) || call.out_plane() == 1;
+  return image_format(channels_last, saved.x.dim());
+}
+
 // Memory order of a result: where both formats describe it, the one with the longer rows.
 bool walks_channels_last(const at::Tensor& t) {
   return t.is_contiguous(image_format(true, t.dim())) &&
@@ -120,15 +127,10 @@ Outputs convolution(const Call& call, const Inputs& inputs) {
 
 Gradients convolution_backward(const Call& call, const Saved& given, const Needs& needs) {
   if (given.x.numel() == 0) return Gradients::zeros(given, needs);
-  Saved saved = given;
   const bool by_depthwise = !needs.b && !given.dl.defined() && depthwise_serves(call);
-  const bool channels_last =
-      is_channels_last(given.x) || is_channels_last(given.weight) || call.out_plane() == 1;
-  const auto format = image_format(channels_last, given.x.dim());
-  for (auto* t : {&saved.grad, &saved.y, &saved.n, &saved.l, &saved.winner, &saved.x, &saved.dn, &saved.dl})
-    if (t->defined()) *t = t->contiguous(format);
-  saved.weight = given.weight.contiguous(given.weight.suggest_memory_format());
-
+  const auto format = derivative_format(call, given);
+  const bool channels_last = bcos::is_channels_last(format);
+  auto saved = in_format(given, format);
   const auto as_given = [&](Gradients out) {
     if (out.x) out.x = out.x->contiguous(given.x.suggest_memory_format());
     return out;
@@ -174,13 +176,9 @@ Gradients convolution_backward(const Call& call, const Saved& given, const Needs
 Second convolution_second(const Call& call, const Saved& given, const at::Tensor& given_v,
                           const SecondNeeds& needs) {
   if (given.x.numel() == 0) return Second::zeros(given, needs);
-  Saved saved = given;
-  const bool channels_last =
-      is_channels_last(given.x) || is_channels_last(given.weight) || call.out_plane() == 1;
-  const auto format = image_format(channels_last, given.x.dim());
-  for (auto* t : {&saved.grad, &saved.y, &saved.n, &saved.l, &saved.winner, &saved.x})
-    if (t->defined()) *t = t->contiguous(format);
-  saved.weight = given.weight.contiguous(given.weight.suggest_memory_format());
+  const auto format = derivative_format(call, given);
+  const bool channels_last = bcos::is_channels_last(format);
+  auto saved = in_format(given, format);
   const auto v = given_v.contiguous(format);
   if (call.has_norm() && !saved.n.defined()) saved.n = patch_norm(call, saved.x, channels_last);
   if (replaces_y(call, saved, [&](const at::Tensor& weight) { return products(call, saved.x, weight); }))

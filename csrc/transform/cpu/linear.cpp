@@ -102,17 +102,14 @@ BackwardPass tiled_backward(const Call& call, const Saved& saved, at::MemoryForm
 
 Gradients linear_backward(const Call& call, const Saved& given, const Needs& needs) {
   if (given.x.numel() == 0) return Gradients::zeros(given, needs);
-  Saved saved = given;
-  for (auto* t : {&saved.grad, &saved.x, &saved.weight, &saved.y, &saved.n, &saved.l, &saved.winner,
-                  &saved.dn, &saved.dl})
-    if (t->defined()) *t = t->contiguous();
+  constexpr auto format = at::MemoryFormat::Contiguous;
+  auto saved = in_format(given, format);
   if (!takes_map(call, needs)) saved.apply_map();
   if (replaces_y(call, saved, [&](const at::Tensor& w) { return at::linear(saved.x, w.to(call.dtype)); }))
     return linear_backward(with_l(call), saved, needs);
 
   Gradients out;
   const bool tiled = needs.x && RowGemm::serves(saved.x, saved.weight, call.spec.out_dtype);
-  constexpr auto format = at::MemoryFormat::Contiguous;
   const auto pass = tiled ? tiled_backward(call, saved, format, output_tiling(call), needs, out)
                           : start_backward(call, saved, format, output_tiling(call), needs, out);
   if (needs.bias) out.bias = in_type(*out.bias, saved.weight.scalar_type());
@@ -131,10 +128,8 @@ Gradients linear_backward(const Call& call, const Saved& given, const Needs& nee
 Second linear_second(const Call& call, const Saved& given, const at::Tensor& given_v,
                      const SecondNeeds& needs) {
   if (given.x.numel() == 0) return Second::zeros(given, needs);
-  Saved saved = given;
-  auto v = given_v.contiguous();
-  for (auto* t : {&saved.grad, &saved.x, &saved.weight, &saved.y, &saved.n, &saved.l, &saved.winner})
-    if (t->defined()) *t = t->contiguous();
+  auto saved = in_format(given, at::MemoryFormat::Contiguous);
+  const auto v = given_v.contiguous();
   if (replaces_y(call, saved, [&](const at::Tensor& w) { return at::linear(saved.x, w.to(call.dtype)); }))
     return linear_second(with_l(call), saved, v, needs);
   Second out;

@@ -14,8 +14,8 @@ inline Tiling input_tiling(const Call& call, bool channels_last) {
   return {channels_last, call.images, call.spec.groups, call.group_channels(), call.in_plane()};
 }
 
-// x [M, K], [N, C, H, W] or [N, C, D, H, W], contiguous or channels_last, as which a linear layer counts -> n
-// [M, 1], [N, G, OH, OW] or [N, G, OD, OH, OW] of the same memory format, fp32 (fp64 for double)
+// x [M, K], [N, C, H, W] or [N, C, D, H, W] -> n [M, 1], [N, G, OH, OW] or [N, G, OD, OH, OW], fp32 (fp64 for
+// double). Both are contiguous or both channels_last; the rows of a linear layer count as channels_last.
 at::Tensor patch_norm(const Call& call, const at::Tensor& x, bool channels_last);
 
 // The same for v of x's shape -> m, shaped as n: the sum of x v over every patch

@@ -126,6 +126,13 @@ void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& al
   });
 }
 
+Saved in_format(Saved saved, at::MemoryFormat format) {
+  for (auto* t : {&saved.grad, &saved.x, &saved.y, &saved.n, &saved.l, &saved.winner, &saved.dn, &saved.dl})
+    if (t->defined()) *t = t->contiguous(format);
+  saved.weight = saved.weight.contiguous(saved.weight.suggest_memory_format());
+  return saved;
+}
+
 BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryFormat format,
                             const Tiling& outputs, const Needs& needs, Gradients& gradients,
                             const BackwardStep& after) {

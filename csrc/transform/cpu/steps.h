@@ -35,6 +35,9 @@ struct PackedFilters {
 void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& alpha, const at::Tensor& z,
                     const Tiling& outputs, Outputs& out, const TileStep& before = {});
 
+// The tensors of a derivative in one memory format; the weight is made dense in its own.
+Saved in_format(Saved saved, at::MemoryFormat format);
+
 // The gradient at z, as the vendor's dgrad and wgrad take it, and what comes beside it. Where several rows of
 // each image are formed at once, both hold Call::rows times as many images.
 struct BackwardPass {
