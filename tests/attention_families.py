@@ -2,14 +2,13 @@
 
 import copy
 import importlib
-from functools import cache
 
+import publishing
 import torch
 from families import DynamicMultiplication
 from torch import nn
 
 import bcos_kernels as bk
-from bcos_kernels.adopt import fingerprint, published
 from bcos_kernels.compat import import_reference
 
 M = import_reference().modules
@@ -34,23 +33,10 @@ class Late(nn.Module):
         return self.to_out(self.dyn_mul(weight=weights, input=v[:, :, None]).sum(3).transpose(1, 2).flatten(2))
 
 
-FORMULAS = {Late: {"late": True}}
-
-
-@cache
-def digests() -> dict[type, str]:
-    """Class -> what its code is published as, before a test changes any of it."""
-    return {kind: fingerprint.of(kind.__mro__).digest for kind in (*FORMULAS, DynamicMultiplication)}
-
-
 def publish(monkeypatch):
     """The table of published code with the stand-ins in it."""
-    table = {kind: dict(rows) for kind, rows in published._table().items()}
-    for kind, formula in FORMULAS.items():
-        table["attentions"][digests()[kind]] = {"formula": formula}
-    table["modes"][digests()[DynamicMultiplication]] = {"formula": {"late": True}}
-    monkeypatch.setattr(published, "_table", lambda: table)
-    monkeypatch.setattr(published, "_CODES", {})
+    rows = [("attentions", Late, {"late": True}), ("modes", DynamicMultiplication, {"late": True})]
+    publishing.publish(monkeypatch, rows)
 
 
 DIM, HEADS, WIDTH = 10, 2, 6

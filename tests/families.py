@@ -2,14 +2,13 @@
 
 import copy
 import math
-from functools import cache
 
+import publishing
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import bcos_kernels as bk
-from bcos_kernels.adopt import fingerprint, published
 from bcos_kernels.adopt.accelerate import plan_of
 from bcos_kernels.compat import import_reference
 
@@ -284,24 +283,12 @@ OPTIONS = {
 """What else the table says of some of them."""
 
 
-@cache
-def digests() -> dict[type, str]:
-    """Class -> what its code is published as, before a test changes any of it."""
-    kinds = (*(kind for kind, *_ in FORMULAS), UnitConv2d, UnitLinear, DynamicMultiplication)
-    return {kind: fingerprint.of(kind.__mro__).digest for kind in kinds}
-
-
 def publish(monkeypatch):
     """The table of published code with the stand-ins in it."""
-    table = {kind: dict(rows) for kind, rows in published._table().items()}
-    for kind, norm_eps, cos_eps in FORMULAS:
-        formula = {"norm_eps": norm_eps, "cos_eps": cos_eps, **OPTIONS.get(kind, {})}
-        table["layers"][digests()[kind]] = {"formula": formula}
-    for kind in (UnitConv2d, UnitLinear):
-        table["linears"][digests()[kind]] = {"formula": {"unit": True}}
-    table["modes"][digests()[DynamicMultiplication]] = {"formula": {"late": True}}
-    monkeypatch.setattr(published, "_table", lambda: table)
-    monkeypatch.setattr(published, "_CODES", {})
+    formulas = [(k, {"norm_eps": norm, "cos_eps": cos, **OPTIONS.get(k, {})}) for k, norm, cos in FORMULAS]
+    rows = [("layers", kind, formula) for kind, formula in formulas]
+    rows += [("linears", kind, {"unit": True}) for kind in (UnitConv2d, UnitLinear)]
+    publishing.publish(monkeypatch, [*rows, ("modes", DynamicMultiplication, {"late": True})])
 
 
 def set_mode(layer, on):

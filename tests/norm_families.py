@@ -2,8 +2,8 @@
 
 import copy
 from collections import Counter
-from functools import cache
 
+import publishing
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,6 @@ from torch import nn
 
 import bcos_kernels as bk
 from bcos_kernels import tally
-from bcos_kernels.adopt import fingerprint, published
 from bcos_kernels.compat import import_reference
 
 N = import_reference().modules.norms
@@ -188,20 +187,10 @@ FORMULAS = {
 }
 
 
-@cache
-def digests() -> dict[type, str]:
-    """Class -> what its code is published as, before a test changes any of it."""
-    return {kind: fingerprint.of(kind.__mro__).digest for kind in (*FORMULAS, InModeError)}
-
-
 def publish(monkeypatch):
     """The table of published code with the stand-ins in it."""
-    table = {kind: dict(rows) for kind, rows in published._table().items()}
-    for kind, formula in FORMULAS.items():
-        table["norms"][digests()[kind]] = {"formula": formula}
-    table["modes"][digests()[InModeError]] = {"formula": {"late": True}}
-    monkeypatch.setattr(published, "_table", lambda: table)
-    monkeypatch.setattr(published, "_CODES", {})
+    rows = [("norms", kind, formula) for kind, formula in FORMULAS.items()]
+    publishing.publish(monkeypatch, [*rows, ("modes", InModeError, {"late": True})])
 
 
 C = 6

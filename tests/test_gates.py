@@ -9,10 +9,11 @@ import pytest
 import torch
 from families import DynamicMultiplication, is_accelerated, plain
 from norm_families import counted
+from publishing import publish
 from torch import nn
 
 import bcos_kernels as bk
-from bcos_kernels.adopt import fingerprint, gate, published
+from bcos_kernels.adopt import gate, published
 
 pytestmark = [pytest.mark.usefixtures("_published"), pytest.mark.filterwarnings("ignore:accelerate")]
 
@@ -115,12 +116,8 @@ MODES = {"off": (False, False), "early": (True, True), "late": (False, True), "e
 
 @pytest.fixture
 def _published(monkeypatch):
-    table = {kind: dict(rows) for kind, rows in published._table().items()}
-    for (kind, root), formula in FORMULAS.items():
-        table["gates"][fingerprint.of(kind.__mro__, (root,)).digest] = {"formula": formula}
-    table["modes"][fingerprint.of(DynamicMultiplication.__mro__).digest] = {"formula": {"late": True}}
-    monkeypatch.setattr(published, "_table", lambda: table)
-    monkeypatch.setattr(published, "_CODES", {})
+    rows = [("gates", kind, formula, (root,)) for (kind, root), formula in FORMULAS.items()]
+    publish(monkeypatch, [*rows, ("modes", DynamicMultiplication, {"late": True})])
 
 
 def explain(module, on):
