@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,6 +95,15 @@ def test_doctor(no_gpu, capsys):
     assert line(text, "cuda kernels").startswith("not used here: ")
     assert line(text, "cuDNN graphs") == line(text, "cuda kernels")
     assert line(text, "tuned choices").startswith("not needed here: ")
+
+
+def test_doctor_says_of_an_extension_for_another_torch_what_the_documentation_says(monkeypatch):
+    other = SimpleNamespace(build_info=lambda: {"torch": "2.0.1", "cuda": False})
+    monkeypatch.setattr(doctor.extension, "imported", lambda: other)
+    told = doctor._build()
+    assert told.startswith(f"built for torch 2.0.1, not for {torch.__version__}: build it again")
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    assert told.replace("2.0.1", "X").replace(torch.__version__, "Y").partition(" (")[0] in page
 
 
 def test_doctor_has_the_same_as_json(no_gpu, capsys):

@@ -150,8 +150,8 @@ def _build() -> str:
     built_for = info["torch"]
     # the part behind "+" names the origin of the wheel, not its interface
     if built_for.partition("+")[0] != torch.__version__.partition("+")[0]:
-        return f"made for torch {built_for}, not {torch.__version__}: rebuild it ({told})"
-    return f"made for torch {built_for}, running {torch.__version__} ({told})"
+        return f"built for torch {built_for}, not for {torch.__version__}: build it again ({told})"
+    return f"built for torch {built_for}, running {torch.__version__} ({told})"
 
 
 def _gpu_kernels(name: str, device: str) -> str:
