@@ -134,6 +134,8 @@ def loop(sass: str) -> Counter[str]:
             labels[label[1]] = len(code)
         elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line):
             code.append(instruction[1])
+    exits = [at for at, instruction in enumerate(code) if instruction.split()[-1] == "EXIT"]
+    code = code[: exits[-1] + 1] if exits else code
     for end, instruction in enumerate(code):
         target = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", instruction)
         if target is None or labels.get(target[1], end + 1) > end:

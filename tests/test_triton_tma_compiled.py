@@ -16,6 +16,7 @@ from bcos_kernels.gpu import aot
 from bcos_kernels.transform import TRANSFORM, Call
 from bcos_kernels.transform.call import of_shapes
 from bcos_kernels.transform.triton.launches import launches
+from benchmarks.triton_aot import loop
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +32,11 @@ def square(channels: int, *, arch: str = "sm_90", **options) -> Call:
     return of_shapes((256, channels, 56, 56), (channels, channels, 1, 1), arch=arch, **options)
 
 
+def widening(channels: int, filters: int, *, arch: str = "sm_90", **options) -> Call:
+    """Whose backward forms l again from x."""
+    return of_shapes((256, channels, 56, 56), (filters, channels, 1, 1), arch=arch, **options)
+
+
 def calls() -> Iterator[tuple[str, Call, tuple[str, ...], bool]]:
     """(what, call, its directions, whether every tile)."""
     yield "256 filters", square(256), DIRECTIONS, True
@@ -44,9 +50,17 @@ def calls() -> Iterator[tuple[str, Call, tuple[str, ...], bool]]:
     yield "detached", square(128, detach=True), ("training",), False
     yield "256 filters in a pair", square(256), ("map",), False
     yield "64 filters in a pair", square(64), ("map",), False
+    yield "64 to 256", widening(64, 256), ("explanation", "training", "map"), False
+    yield "64 to 256, fp32 outputs", widening(64, 256, out_dtype=torch.float32), ("training", "map"), False
+    yield "64 to 256, fp16", widening(64, 256, dtype=torch.float16), ("training",), False
+    yield "64 to 128, bias", widening(64, 128, bias=True), ("training",), False
+    yield "128 to 512", widening(128, 512), ("explanation",), False
+    yield "128 to 512, b = 1.5", widening(128, 512, b=1.5, bias=True), ("explanation",), False
     yield "few", of_shapes((50176, 24), (40, 24)), DIRECTIONS, False
     yield "sm_100", square(128, arch="sm_100"), DIRECTIONS, False
     yield "64 filters, sm_100", square(64, arch="sm_100"), DIRECTIONS, False
+    yield "64 to 256, sm_100", widening(64, 256, arch="sm_100"), ("explanation",), False
+    yield "128 to 512, sm_100", widening(128, 512, arch="sm_100"), ("explanation",), False
     yield "256 filters, sm_100", square(256, arch="sm_100"), ("explanation",), False
 
 
@@ -157,6 +171,15 @@ def test_the_checks_find_planted_faults():
     ):
         faulty = re.sub(pattern, instead, ttgir)
         assert faulty != ttgir and Pipeline(faulty, **SIZES).races, pattern
+
+
+def test_a_loop_is_not_what_waits_for_a_copy():
+    """Behind the end of a kernel stand the loops that wait for its copies, each with a branch back into the kernel."""
+    head = [f"/*{i:04x}*/ FMUL R{i}, R{i}, R{i} ;" for i in range(6)]
+    wait = [".L_x_1:", "/*0090*/ @!P0 BRA `(.L_x_1) ;", "/*00a0*/ BRA `(.L_x_2) ;"]
+    kernel = [".L_x_0:", *head, ".L_x_2:", "/*0060*/ HGMMA.64x8x16.F32 R8 ;", "/*0070*/ @P0 BRA `(.L_x_0) ;"]
+    found = loop("\n".join([*kernel, "/*0080*/ EXIT ;", *wait]))
+    assert found == {"FMUL": 6, "HGMMA": 1, "BRA": 1}
 
 
 def test_specialisations_are_what_triton_would_compile(monkeypatch):

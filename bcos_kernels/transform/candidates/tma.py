@@ -7,6 +7,7 @@ kernel forms both gradients from one reading of all tensors, where filters are f
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from ...gpu.cost import Kernel
 from .. import traffic, triton
@@ -18,12 +19,11 @@ from ..triton import tma_tiles
 __all__ = ["CANDIDATES"]
 
 NAME = "tma"
-SHARE = {"sm_90": 0.75, "sm_100": 0.6}
-"""Architecture -> the rate of these kernels' products as a share of the vendor's; assumed, until ``tune`` measures."""
-
-READ, FORMED, BOTH = 7, 14, 19
+READ, FORMED, BOTH = 7, 14, 26
 """The instructions of a thread for each value of x that the forward reads for its norm, of u that the explanation
 forms, and of u that the kernel of both gradients forms and uses."""
+AGAIN = {"explanation": 11, "training": 18}
+"""Those for each value of u where l is formed again from x."""
 WRITTEN = {"forward": 8, "explanation": 3}
 """Those for each value of y and of dx at the end of a tile. All are counted in binaries for sm_90, where
 ``python -m benchmarks.triton_aot`` shows the instructions of a loop."""
@@ -33,22 +33,25 @@ PROGRAMS = 132
 
 def _kernels(call: Call, direction: str) -> Iterator[Kernel]:
     s, tile = Sizes(call), tma_tiles.tiles(call, direction)[0]
+    forward = direction == "forward"
+    again = not forward and tma_tiles.forms_l(call, direction, tile)
+    grad = s.grad - again * s.y
     if direction == "training":
         parts = -(-call.channels // tile.n)
-        formed = float(BOTH) * call.pixels * max(call.filters, tile.k) * parts
-        yield Kernel(s.grad + 2 * s.x + s.w, 2 * s.flops, True, formed)
+        formed = float(AGAIN[direction] if again else BOTH) * call.pixels * max(call.filters, tile.k) * parts
+        yield Kernel(grad + 2 * s.x + s.w, (2 + again) * s.flops, True, formed)
         yield Kernel(2 * 4.0 * call.filters * call.channels * max(1, PROGRAMS // parts))
         yield Kernel(2 * s.w)
         return
-    forward = direction == "forward"
     columns, depth = (call.filters, call.channels) if forward else (call.channels, call.filters)
-    walked = (READ if forward else FORMED) * depth * -(-columns // tile.n)
-    moved = s.x + s.w + (s.y + s.saved + s.n if forward else s.grad)
-    yield Kernel(moved, s.flops, True, float(call.pixels) * (walked + WRITTEN[direction] * columns))
+    each = READ if forward else AGAIN[direction] if again else FORMED
+    walked = each * depth * -(-columns // tile.n)
+    moved = (1 + again) * s.x + s.w + (s.y + s.saved + s.n if forward else grad)
+    yield Kernel(moved, (1 + again) * s.flops, True, float(call.pixels) * (walked + WRITTEN[direction] * columns))
 
 
 def _cost(call: Call, direction: str) -> float:
-    return traffic.seconds(call, _kernels(call, direction), SHARE)
+    return traffic.seconds(call, _kernels(call, direction), tma_tiles.SHARE)
 
 
 def _serves(call: Call, direction: str) -> bool:
@@ -63,7 +66,15 @@ def _forward(inputs, call: Call, tile):
 def _backward(grad, inputs, saved, call: Call, tile, frozen: bool, needs, gradient_map=None):
     kernels = triton.kernels()
     return kernels.backward(
-        kernels.tma.backward, grad, inputs, saved, call, tile, frozen, needs, gradient_map=gradient_map
+        partial(kernels.tma.backward, bias=inputs.bias),
+        grad,
+        inputs,
+        saved,
+        call,
+        tile,
+        frozen,
+        needs,
+        gradient_map=gradient_map,
     )
 
 

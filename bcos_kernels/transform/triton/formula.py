@@ -79,18 +79,21 @@ def restored(v, inv_n, POWER: tl.constexpr, SAVED_L: tl.constexpr):
 
 
 @triton.jit
-def partials(v, inv_n, b_minus_1, cos_eps, POWER: tl.constexpr, FROZEN: tl.constexpr, EXACT: tl.constexpr):
-    """(∂y/∂l, ∂y/∂n) from v, which is y where b = 2, because |l| = √(|y|·n), else l. ``FROZEN`` makes s a constant.
+def partials(
+    v, inv_n, b_minus_1, cos_eps,
+    POWER: tl.constexpr, FROZEN: tl.constexpr, EXACT: tl.constexpr, OF_L: tl.constexpr = False,
+):  # fmt: skip
+    """(∂y/∂l, ∂y/∂n) from v, which is y where b = 2, because |l| = √(|y|·n), else l, and l with ``OF_L`` as well.
 
-    At b = 2 both are 0 where y underflows, which is for |l| below about 1e-20.
+    ``FROZEN`` makes s a constant. At b = 2 both are 0 where y underflows, which is for |l| below about 1e-20.
     """
     if POWER == 1:
         dl = tl.full(v.shape, 1.0, v.dtype)
         dn = tl.zeros(v.shape, v.dtype)
     elif POWER == 2:
-        s = root(tl.abs(v) * inv_n, EXACT)
+        s = tl.abs(v) * inv_n if OF_L else root(tl.abs(v) * inv_n, EXACT)
         dl = s if FROZEN else 2.0 * s
-        dn = -v * inv_n
+        dn = -v * inv_n * s if OF_L else -v * inv_n
     else:
         cosine = tl.abs(v) * inv_n
         c = cosine + cos_eps

@@ -17,12 +17,24 @@ def forward(call: Call, x: Tensor, weights: Weights, bias, b, out: Outputs, tile
 
 
 def backward(
-    call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, tile: Tile | None, gradient_map=None
+    call: Call,
+    grad,
+    x,
+    weights: Weights,
+    b,
+    saved: Outputs,
+    frozen: bool,
+    needs,
+    tile: Tile | None,
+    *,
+    bias=None,
+    gradient_map=None,
 ):
     """dx, partial sums of the gradient of the products' weights, dbias and db, which is None."""
+    bias = None if bias is None else bias.contiguous()
     v = saved.l if call.saves_linear else saved.y
     if frozen and not any(needs[1:]):
         tile = tile or tma_tiles.tiles(call, "explanation")[0]
-        return tma_matmul.dgrad(call, grad, v, saved.n, weights, b, gradient_map, x, tile), None, None, None
-    tile = tile or tma_tiles.training_tile(call)
-    return *tma_one_pass.gradients(call, grad, v, saved.n, weights, gradient_map, x, frozen, needs, tile), None
+        return tma_matmul.dgrad(call, grad, v, saved.n, weights, bias, b, gradient_map, x, tile), None, None, None
+    tile = tma_tiles.training_tile(call, gradient_map is not None)  # the only one, for which a map leaves less memory
+    return *tma_one_pass.gradients(call, grad, v, saved.n, weights, bias, gradient_map, x, frozen, needs, tile), None

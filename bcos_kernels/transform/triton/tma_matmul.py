@@ -79,35 +79,54 @@ def mapped(grad, y, map_ptr, f, F):
 
 
 @triton.jit
+def linear(x, w, alpha, bias_ptr, f, F, PRECISION: tl.constexpr):
+    """l = alpha · x wᵀ + bias [pixels, filters], from all channels; alpha is a number or [1, filters]."""
+    l = matmul(x, tl.trans(w), tl.zeros((x.shape[0], w.shape[0]), tl.float32), PRECISION) * alpha  # noqa: E741
+    if bias_ptr is not None:
+        l += tl.load(bias_ptr + f, mask=f < F, other=0.0).to(tl.float32)[None, :]  # noqa: E741
+    return l
+
+
+@triton.jit
 def matmul_dgrad_kernel(
-    grad_desc, v_desc, w_desc, dx_desc, n_ptr, alpha_ptr, b_ptr, map_ptr, pixels, F, tiles, tiles_n, b_minus_1, cos_eps,
+    grad_desc, v_desc, x_desc, w_desc, dx_desc, n_ptr, alpha_ptr, bias_ptr, b_ptr, map_ptr,
+    pixels, F, tiles, tiles_n, b_minus_1, cos_eps,
     POWER: tl.constexpr, TENSOR_B: tl.constexpr, EXACT_TWO: tl.constexpr, ALPHA: tl.constexpr, SAVED_L: tl.constexpr,
-    EXACT: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    FORMS_L: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """dx = u w with u = ∂L/∂z where the scale is a constant; grad, v [pixels, F], v is l with ``SAVED_L``, else y.
 
-    map_ptr, which may be None where v is y, is what grad still has to pass.
+    With ``FORMS_L`` l is formed again from x, of which a tile has all channels, and v is not read. map_ptr, which may
+    be None where y is known, is what grad still has to pass.
     """
+    OF_L: tl.constexpr = SAVED_L or FORMS_L
     exponent_minus_1, epsilon = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO, tl.float32)
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=not FORMS_L):
         first = tile // tiles_n * BM
         column = tile % tiles_n * BN
         row = first + tl.arange(0, BM)
         acc = tl.zeros((BM, BN), tl.float32)
         if POWER != 1:
             inv_n = safe_inverse(tl.load(n_ptr + row, mask=row < pixels, other=0.0))[:, None]
+        if FORMS_L:
+            x = x_desc.load([first, column])
         for k in range(0, F, BK):
+            f = k + tl.arange(0, BK)
             u = grad_desc.load([first, k]).to(tl.float32)
             b = w_desc.load([k, column])
-            if POWER != 1:
-                v = restored(v_desc.load([first, k]).to(tl.float32), inv_n, POWER, SAVED_L)
-                if map_ptr is not None:
-                    u = mapped(u, v, map_ptr, k + tl.arange(0, BK), F)
-                u *= partials(v, inv_n, exponent_minus_1, epsilon, POWER, True, EXACT)[0]
+            alpha = 1.0
             if ALPHA:
-                filters = k + tl.arange(0, BK)
-                u *= tl.load(alpha_ptr + filters, mask=filters < F, other=0.0)[None, :]
-            acc = matmul(cast(u, w_desc.dtype), b, acc, PRECISION)
+                alpha = tl.load(alpha_ptr + f, mask=f < F, other=0.0)[None, :]
+            if POWER != 1:
+                if FORMS_L:
+                    v = linear(x, b, alpha, bias_ptr, f, F, PRECISION)
+                else:
+                    v = v_desc.load([first, k]).to(tl.float32)
+                if map_ptr is not None:
+                    u = mapped(u, restored(v, inv_n, POWER, OF_L), map_ptr, f, F)
+                u *= partials(v, inv_n, exponent_minus_1, epsilon, POWER, True, EXACT, OF_L)[0]
+            acc = matmul(cast(u * alpha, w_desc.dtype), b, acc, PRECISION)
         dx_desc.store([first, column], cast(acc, dx_desc.dtype))
 
 
@@ -139,18 +158,19 @@ def forward(call: Call, x: Tensor, weights, bias, b, out, tile: Tile) -> None:
     )  # fmt: skip
 
 
-def dgrad(call: Call, grad: Tensor, v, n, weights, b, gradient_map, x: Tensor, tile: Tile) -> Tensor:
+def dgrad(call: Call, grad: Tensor, v, n, weights, bias, b, gradient_map, x: Tensor, tile: Tile) -> Tensor:
     """dx ``[N, C, H, W]`` where the scale is a constant; v is l where that is saved, else y, and None where b = 1."""
     dx = torch.empty_like(x, memory_format=torch.channels_last)
     rows, columns, k = tile.m, tile.n, tile.k
     tiles, tiles_n = cdiv(call.pixels, rows) * cdiv(call.channels, columns), cdiv(call.channels, columns)
+    forms_l = tma_tiles.forms_l(call, "explanation", tile)
     launch(
         matmul_dgrad_kernel, (min(programs(x, tile), tiles),),
-        described(grad, rows, k), None if call.power == 1 else described(v, rows, k),
-        described(weights.operand, k, columns), described(dx, rows, columns), n, weights.alpha, b,
-        gradient_map,
+        described(grad, rows, k), None if call.power == 1 or forms_l else described(v, rows, k),
+        described(x, rows, columns) if forms_l else None, described(weights.operand, k, columns),
+        described(dx, rows, columns), n, weights.alpha, bias if forms_l else None, b, gradient_map,
         call.pixels, call.filters, tiles, tiles_n, call.b_minus_1, call.cos_eps,
-        **formula(call), ALPHA=weights.alpha is not None, SAVED_L=call.saves_linear, PRECISION=call.precision,
-        BM=rows, BN=columns, BK=k, warps=tile.warps, stages=tile.stages,
+        **formula(call), ALPHA=weights.alpha is not None, SAVED_L=call.saves_linear, FORMS_L=forms_l,
+        PRECISION=call.precision, BM=rows, BN=columns, BK=k, warps=tile.warps, stages=tile.stages,
     )  # fmt: skip
     return dx

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from ...core.candidate import Tile
+from ...gpu.cost import USUAL, rates
 from ...gpu.sizes import power_of_two
 from ..call import HALF, Call
+from ..traffic import Sizes
 
-__all__ = ["ALIGNED", "in_registers", "residents", "tiles", "training_tile", "why_not"]
+__all__ = ["ALIGNED", "SHARE", "forms_l", "in_registers", "residents", "tiles", "training_tile", "why_not"]
 
 ALIGNED = 16  # bytes of which TMA takes addresses and the lengths of rows as multiples
 BLACKWELL = ("sm_100", "sm_103")
 ARCHITECTURES = ("sm_90", *BLACKWELL)
 """Those with TMA and 227 KiB of shared memory."""
+SHARE = {"sm_90": 0.75, "sm_100": 0.6}
+"""Architecture -> the rate of these kernels' products as a share of the vendor's; assumed, until ``tune`` measures."""
 _MOST_ROWS = 2**31 - 2**17  # leaves the last step of a program an index of 32 bits
 _SHARED = 227 << 10
 _REGISTER_FILE, _REGISTERS = 65536, 255
@@ -91,21 +95,50 @@ def in_registers(call: Call) -> bool:
     return call.power != 1 and call.arch not in BLACKWELL
 
 
+def forms_l(call: Call, direction: str, tile: Tile) -> bool:
+    """Whether a backward forms l again from x in place of reading l or y: a tile has all channels, and it is faster."""
+    training = direction == "training"
+    if call.power == 1 or call.channels > tile.n or (training and not _holds_l(call)):
+        return False
+    s, reached = Sizes(call), rates(call.arch)
+    rate = reached.half * SHARE.get(call.arch, SHARE[USUAL])
+
+    def seconds(moved: int, products: int) -> float:
+        return max(moved / reached.bytes, products * s.flops / rate)
+
+    products = 2 if training else 1
+    again = s.grad - s.y + 2 * s.x  # x is read in training in any case
+    return seconds(again, products + 1) < seconds(s.grad + products * s.x, products)
+
+
+def _holds_l(call: Call) -> bool:
+    """Whether the kernel of both gradients has registers for l, beside dw and the sums of the bias's gradient."""
+    most = 64 if call.arch in BLACKWELL else 128 if call.bias else 256
+    return call.channels <= 64 and call.filters <= most
+
+
 def _most_filters(call: Call) -> int:
     """The most filters whose rows of dw, 64 channels wide, leave the kernel of both gradients registers for u."""
     return 128 if call.arch in BLACKWELL else 256
 
 
-def training_tile(call: Call) -> Tile:
-    """The tile of the kernel that forms both gradients: pixels × channels × filters of a block."""
+def training_tile(call: Call, mapped: bool = False) -> Tile:
+    """The tile of the kernel that forms both gradients: pixels × channels × filters of a block.
+
+    ``mapped`` says whether it is for a gradient that still has to pass a map.
+    """
     k = min(64 if call.filters <= 128 else 32, power_of_two(call.filters, 16))
     filters = -(-call.filters // k) * k
     n = 128 if filters <= 128 and call.channels > 64 else 64
     warps = 8 if filters * n > 64 * 64 else 4
-    element, out, m = call.dtype.itemsize, call.out_dtype.itemsize, 64
-    source = m * filters * out * (1 if call.power == 1 else 2)
-    kept = filters * n * element + m * (k + n) * element + (40 << 10 if call.arch in BLACKWELL else 13 << 10)
-    copied = source + m * n * element
+    # The product that forms l again gives its rows to warps: of 64 rows, eight warps would form each twice.
+    formed = forms_l(call, "training", Tile(64, n, k, warps, 3))
+    m = 128 if formed and warps == 8 else 64
+    element, out = call.dtype.itemsize, call.out_dtype.itemsize
+    source = m * filters * out * (1 if call.power == 1 or formed else 2)
+    kept = filters * n * element + m * (k + n) * element
+    kept += 40 << 10 if call.arch in BLACKWELL else 1 << 10 if formed else 13 << 10
+    copied = source + m * n * element + formed * 4 * (m + filters * (5 if mapped else 1))
     return Tile(m, n, k, warps, 3 if kept + 2 * copied <= _SHARED // residents(warps) else 2)
 
 
