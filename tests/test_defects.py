@@ -1,10 +1,12 @@
 """Defects that hit other kernel libraries: the test owed for each (those that need a GPU stand with the GPU tests)."""
 
 import importlib
+import textwrap
 
 import pytest
 import torch
 from cases import BACKENDS, IDS, bcos, error
+from programs import outcome, start
 from recorded_calls import by_python
 from torch.autograd import grad
 
@@ -101,6 +103,32 @@ def test_repeats_are_bit_equal(name, several_threads):
         run = (y, *grad(y, (x, weight), upward))
         first = first or run
         assert all(torch.equal(a, b) for a, b in zip(run, first, strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_sampled_layer_of_few_channels_trains(dtype, tmp_path):
+    """oneDNN's gradient of the weight of a plain layer of this shape writes beyond its workspace: a program that
+    trains one ends in a segmentation fault."""
+    program = f"""
+        import torch
+        from torch.autograd import grad
+        import bcos_kernels as bk
+
+        def gradients(dtype):
+            x, weight, v = (t.to(dtype) for t in tensors)
+            x.requires_grad_(), weight.requires_grad_()
+            y = bk.functional.bcos_conv2d(x, weight, stride=2, detach=True)
+            dx, dw = grad(y, (x, weight), torch.ones_like(y), create_graph=True)
+            return dw.double(), grad(dx, weight, v)[0].double()
+
+        for _ in range(4):
+            x, v = (torch.randn(2, 3, 160, 160).contiguous(memory_format=torch.channels_last) for _ in range(2))
+            tensors = [t.bfloat16() for t in (x, torch.randn(16, 3, 1, 1), v)]
+            for found, exact in zip(gradients(torch.{dtype}), gradients(torch.float64)):
+                assert (found - exact).norm() < {1e-2 if dtype == "bfloat16" else 1e-5} * exact.norm()
+    """
+    status, _, errors = outcome(start("-c", textwrap.dedent(program), cwd=tmp_path))
+    assert status == 0, errors or status
 
 
 @pytest.mark.parametrize("name", ["conv3x3", "depthwise", "linear", "linear_wide"])

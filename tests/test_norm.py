@@ -47,6 +47,27 @@ def test_error_is_the_references_own(case, dtype, centered):
     budget.check()
 
 
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize(
+    "over, shape, groups",
+    [
+        ("batch", (1, 64, 1, 1), 1),
+        ("all", (1, 1, 1, 1), 1),
+        ("group", (8, 16, 1, 1), 16),
+        ("position", (2, 1, 5, 5), 1),
+    ],
+)
+def test_a_value_alone_has_no_gradient(over, shape, groups, dtype, detach):
+    """It is its own mean: y is beta, and dx is 0, not what rounding leaves of two terms that cancel."""
+    x, grad_y = (torch.randn(shape, dtype=dtype) for _ in range(2))
+    weight, bias = (torch.randn(shape[1], dtype=dtype, requires_grad=True) for _ in range(2))
+    x.requires_grad_()
+    y = norm(x, weight, bias, over=over, groups=groups, centered=True, detach=detach, backend="cpu")
+    assert torch.equal(y, bias.view(1, -1, 1, 1).expand(shape))
+    dx, dweight = grad(y, (x, weight), grad_y)
+    assert not dx.any() and not dweight.any()
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("format", [torch.contiguous_format, CHANNELS_LAST], ids=["nchw", "channels_last"])
 def test_long_sums_keep_their_precision(format, threads):

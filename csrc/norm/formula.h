@@ -63,10 +63,12 @@ BCOS_HOST_DEVICE BCOS_INLINE Affine<A> affine(A mean, A r, A gamma, A beta, bool
 }
 
 // Of `count` values that share mean and r: `products` is the sum of γ grad (x − shift), `grads` that of γ
-// grad. The variance is a constant where `frozen`.
+// grad. The variance is a constant where `frozen`. A value alone is its own mean: y does not depend on it,
+// and terms that are rounded apart would not cancel.
 template <typename A>
 BCOS_HOST_DEVICE BCOS_INLINE Gradient<A> gradient(A r, A gamma, A products, A grads, A count, bool centered,
                                                   bool frozen) {
+  if (centered && count == A(1)) return {A(0), A(0), A(0)};
   return {gamma * r, frozen ? A(0) : -products * r * r * r / count, centered ? -grads * r / count : A(0)};
 }
 

@@ -60,6 +60,34 @@ at::Tensor products(const Call& call, const at::Tensor& x, const at::Tensor& wei
                          no_output_padding(call), s.groups);
 }
 
+// Whether the vendor's wgrad is given only the pixels that a 1x1 convolution with a stride sees. oneDNN
+// gathers them in a workspace, and writes beyond its end where a pixel of channels_last memory is shorter
+// than a register (its issue 6035): plain layers crash there.
+bool overruns(const Call& call) {
+  constexpr int64_t kRegister = 16;
+  const auto& [depth, plane, bordered] = call.window;
+  const auto is_sampled = [](const Axis& axis) { return axis.kernel == 1 && axis.padding == 0; };
+  return call.channels < kRegister && is_sampled(depth) && is_sampled(plane.rows) &&
+         is_sampled(plane.columns) && !call.window.pointwise();
+}
+
+at::Tensor weight_products(const Call& call, const at::Tensor& u, const at::Tensor& x,
+                           const at::Tensor& weight) {
+  auto stride = call.spec.stride;
+  auto seen = x;
+  if (overruns(call)) {
+    for (size_t i = 0; i < stride.size(); i++) {
+      const int64_t axis = int64_t(i) + 2;
+      seen = seen.slice(axis, 0, seen.size(axis), std::exchange(stride[i], 1));
+    }
+    seen = seen.contiguous(x.suggest_memory_format());
+  }
+  const auto& s = call.spec;
+  return std::get<1>(at::convolution_backward(u, seen, in_type(weight, call.dtype), std::nullopt, stride,
+                                              s.padding, s.dilation, false, no_output_padding(call), s.groups,
+                                              {false, true, false}));
+}
+
 // dx of a call that NarrowGroups serves
 at::Tensor narrow_gradient(const Call& call, const Saved& saved, const BackwardPass& pass) {
   const NarrowGroups product(call, saved.weight, false);
@@ -156,14 +184,16 @@ Gradients convolution_backward(const Call& call, const Saved& given, const Needs
   if (needs.x && !out.x && patches_serve(call, saved.x, saved.weight, channels_last))
     dx = patches_dgrad(call, pass.u, saved.x, saved.weight.contiguous(format));
   const bool vendor_x = needs.x && !out.x && !dx.defined(), vendor_weight = needs.weight && !out.weight;
-  if (vendor_x || vendor_weight) {
+  const bool apart = vendor_weight && overruns(call);
+  if (apart) dw = weight_products(call, pass.u, saved.x, saved.weight);
+  if (vendor_x || (vendor_weight && !apart)) {
     const auto& s = call.spec;
     const auto x = call.rows == 1 ? saved.x : empty_gradient(call, saved.x);
     const auto found = at::convolution_backward(
         pass.u, x, in_type(saved.weight, call.dtype), std::nullopt, s.stride, s.padding, s.dilation, false,
-        no_output_padding(call), s.groups, {vendor_x, vendor_weight, false});
+        no_output_padding(call), s.groups, {vendor_x, vendor_weight && !apart, false});
     if (vendor_x) dx = std::get<0>(found).contiguous(format);
-    dw = std::get<1>(found);
+    if (!apart) dw = std::get<1>(found);
   }
   if (dx.defined()) {
     if (saved.norm_gradient(call)) add_norm_gradient(call, saved.x, pass.t, channels_last, dx);
@@ -205,10 +235,7 @@ Second convolution_second(const Call& call, const Saved& given, const at::Tensor
     out.x = dx;
   }
   if (needs.weight) {
-    const auto& s = call.spec;
-    const auto dw = std::get<1>(
-        at::convolution_backward(pass.u, v, saved.weight.to(call.dtype), std::nullopt, s.stride, s.padding,
-                                 s.dilation, false, no_output_padding(call), s.groups, {false, true, false}));
+    const auto dw = weight_products(call, pass.u, v, saved.weight);
     out.weight = finish_weight_gradient(call, saved.weight, dw);
   }
   return out;
