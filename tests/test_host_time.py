@@ -128,7 +128,8 @@ def test_what_a_key_tells_apart(key):
         (backends, None, ROWS, FILTERS, 2.0, (1,)), (backends, None, ROWS, FILTERS, 2, (1,)),
         (backends, None, ROWS, FILTERS, 2.0, (True,)), (backends, None, ROWS[1:], FILTERS, 2.0, (1,)),
         (backends, None, ROWS.double(), FILTERS, 2.0, (1,)), (backends, "cpu", ROWS, FILTERS, 2.0, (1,)),
-        (other, None, ROWS, FILTERS, 2.0, (1,)),
+        (other, None, ROWS, FILTERS, 2.0, (1,)), (backends, None, ROWS, FILTERS, 2.0, (1 + 2**16,)),
+        (backends, None, ROWS, FILTERS, 2.0, (1 + 2**32,)),
     ]  # fmt: skip
     keys = {key(*call) for call in calls}
     assert len(keys) == len(calls) and key(backends, None, torch.randn(5, 8), FILTERS, 2.0, (1,)) in keys
