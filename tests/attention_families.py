@@ -50,7 +50,7 @@ def publish(monkeypatch):
         table["attentions"][digests()[kind]] = {"formula": formula}
     table["modes"][digests()[DynamicMultiplication]] = {"formula": {"late": True}}
     monkeypatch.setattr(published, "_table", lambda: table)
-    monkeypatch.setattr(published, "_CODES", {})
+    monkeypatch.setattr(published, "CODES", {})
 
 
 DIM, HEADS, WIDTH = 10, 2, 6

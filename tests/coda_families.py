@@ -91,7 +91,7 @@ def publish(monkeypatch):
     for section, kind, roots, formula in FORMULAS:
         table[section][fingerprint.of(kind.__mro__, roots).digest] = {"formula": formula}
     monkeypatch.setattr(published, "_table", lambda: table)
-    monkeypatch.setattr(published, "_CODES", {})
+    monkeypatch.setattr(published, "CODES", {})
 
 
 def layer(channels=3, units=4, rank=5, norm="squash", **options):

@@ -301,7 +301,7 @@ def publish(monkeypatch):
         table["linears"][digests()[kind]] = {"formula": {"unit": True}}
     table["modes"][digests()[DynamicMultiplication]] = {"formula": {"late": True}}
     monkeypatch.setattr(published, "_table", lambda: table)
-    monkeypatch.setattr(published, "_CODES", {})
+    monkeypatch.setattr(published, "CODES", {})
 
 
 def set_mode(layer, on):

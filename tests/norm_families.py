@@ -201,7 +201,7 @@ def publish(monkeypatch):
         table["norms"][digests()[kind]] = {"formula": formula}
     table["modes"][digests()[InModeError]] = {"formula": {"late": True}}
     monkeypatch.setattr(published, "_table", lambda: table)
-    monkeypatch.setattr(published, "_CODES", {})
+    monkeypatch.setattr(published, "CODES", {})
 
 
 C = 6
