@@ -20,7 +20,7 @@ from collections import Counter
 from contextlib import suppress
 from typing import Any
 
-__all__ = ["accelerated", "compiled", "current", "fused", "keep", "left_alone", "plain", "tell", "words"]
+__all__ = ["accelerated", "compiled", "counts", "current", "fused", "keep", "left_alone", "plain", "tell", "words"]
 
 Key = tuple[str, str, str]
 
@@ -32,7 +32,7 @@ _SHOWN = 8
 """The most reasons that a summary lists, beginning with the most frequent."""
 
 _index: dict[Key, int] = {(FUSED, "", ""): 0}
-_counts: Any = [0] * _MOST
+counts: Any = [0] * _MOST
 """The count of each key at the key's index: a list, or a view of this process's file."""
 _folder: str | None = None
 _path: str | None = None
@@ -41,7 +41,7 @@ _map: mmap.mmap | None = None
 
 def fused() -> None:
     """Counts a call that was served by the fused kernels."""
-    _counts[0] += 1
+    counts[0] += 1
 
 
 def compiled() -> None:
@@ -78,12 +78,12 @@ def plain(name: str, reason: str) -> None:
 
 def current() -> Counter[Key]:
     """The tally of this process."""
-    return Counter({key: count for key, i in _index.items() if (count := _counts[i])})
+    return Counter({key: count for key, i in _index.items() if (count := counts[i])})
 
 
 def _count(key: Key) -> None:
     index = _index.get(key)
-    _counts[_new(key) if index is None else index] += 1
+    counts[_new(key) if index is None else index] += 1
 
 
 def _new(key: Key) -> int:
@@ -112,10 +112,10 @@ class _Unopened:
         return self.inherited.get(index, 0)
 
     def __setitem__(self, index: int, count: int) -> None:
-        global _counts
-        _counts = _open()
+        global counts
+        counts = _open()
         for i, number in (self.inherited | {index: count}).items():
-            _counts[i] = number
+            counts[i] = number
 
 
 def keep(folder: str) -> None:
@@ -128,12 +128,12 @@ def keep(folder: str) -> None:
 
 def _start_anew() -> None:
     """Resets the counts of calls. The counts of layers stay, because a forked process has the same layers."""
-    global _counts, _map, _path
-    layers = {i: _counts[i] for key, i in _index.items() if key[0].startswith((ACCELERATED, LEFT_ALONE)) and _counts[i]}
+    global counts, _map, _path
+    layers = {i: counts[i] for key, i in _index.items() if key[0].startswith((ACCELERATED, LEFT_ALONE)) and counts[i]}
     if _map is not None:
-        _counts.release()
+        counts.release()
         _map.close()
-    _counts, _map, _path = _Unopened(layers), None, None
+    counts, _map, _path = _Unopened(layers), None, None
 
 
 def _open() -> memoryview | list[int]:

@@ -17,4 +17,4 @@ def publish(monkeypatch, rows):
     for section, kind, formula, *roots in rows:
         table[section][digest(kind, *roots)] = {"formula": formula}
     monkeypatch.setattr(published, "_table", lambda: table)
-    monkeypatch.setattr(published, "_CODES", {})
+    monkeypatch.setattr(published, "CODES", {})

@@ -360,7 +360,7 @@ def test_an_unpickled_model_compiles_without_a_graph_break():
     from bcos_kernels.adopt import published
 
     pickled = pickle.dumps(bk.accelerate(net(dtype=torch.float32)))
-    published._CODES.clear()
+    published.CODES.clear()
     torch._dynamo.reset()
     model = pickle.loads(pickled)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -162,11 +162,12 @@ def test_a_call_that_is_followed_repeats_none(layer):
 
 
 def test_global_hooks_and_forced_backends(layer, monkeypatch):
-    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
-    assert not repeats(layer)
-    same(layer)
-    handle.remove()
-    assert repeats(layer)
+    for kind in ("forward", "forward_pre", "full_backward", "full_backward_pre"):
+        handle = getattr(nn.modules.module, f"register_module_{kind}_hook")(lambda *_: None)
+        assert not repeats(layer)
+        same(layer)
+        handle.remove()
+        assert repeats(layer)
     from bcos_kernels.core import dispatch
 
     monkeypatch.setattr(dispatch, "FORCED", "reference")

@@ -69,25 +69,34 @@ def repeat(module: Theirs, x: Tensor, out_dtype=None, backend: str | None = None
     layer = parts.get("linear", module)
     own = layer.__dict__
     hidden = "weight" in own or "bias" in own
-    if _C is None or hidden or len(parts) != (layer is not module) or published.has_global_hook():
+    if _C is None or hidden or len(parts) != (layer is not module):
         return None
-    code = published.code_in_eager_mode((type(module), type(layer), type(None)), read)
-    (names, inner), parameters, settings = code.held, own["_parameters"], (out_dtype, backend, dispatch.FORCED)
+    classes = type(module), type(layer), _NO_MODE
+    code = published.CODES.get(classes)
+    if code is None or not _C.are_held(*code.watched_apart):
+        code = published.code(classes, read)
+    (names, inner), parameters = code.held, own["_parameters"]
+    settings = out_dtype, backend, dispatch.FORCED, published.GLOBAL_HOOKS  # a dict with something in it has no key
     unchanged = () if layer is module else _UNCHANGED
-    arguments = TRANSFORM.backends, settings, x, module, names, layer, inner, layer, unchanged, parameters, _INPUTS
-    y = _C.repeated(code.plans, *arguments)
-    if type(y) is bytes:
+    for _ in _TWICE:
+        y = _C.repeated(
+            code.plans, TRANSFORM.backends, settings, x, module, names, layer, inner, layer, unchanged, parameters,
+            _INPUTS,
+        )  # fmt: skip
+        if isinstance(y, Tensor):
+            tally.counts[0] += 1  # tally.fused() without a step into it
+            return y
+        if y is None:
+            return None
         plans.keep(code.plans, y, _kernels(module, layer, x, code, out_dtype, backend))
-        y = _C.repeated(code.plans, *arguments)
-    if not isinstance(y, Tensor):  # also where another thread has emptied the plans meanwhile
-        return None
-    tally.fused()
-    return y
+    return None  # another thread has emptied the plans meanwhile
 
 
 _C: Any
 _C, _ = extension.load()
 _INPUTS = "weight", "bias"
+_NO_MODE = type(None)
+_TWICE = range(2)
 _UNCHANGED = ("_modules", *published.HOOKS)
 """What is empty in a part that has neither hooks nor a parametrization: a dict with something in it has no key."""
 

@@ -194,7 +194,10 @@ def repeat(module: Theirs, x: Tensor, out_dtype=None, backend: str | None = None
     own = module.__dict__
     if _C is None or own["_modules"]:
         return None
-    code = published.code_in_eager_mode((type(module), type(None)), read)
+    classes = type(module), _NO_MODE
+    code = published.CODES.get(classes)
+    if code is None or not _C.are_held(*code.watched_apart):
+        code = published.code(classes, read)
     parameters, buffers, settings = own["_parameters"], own["_buffers"], (out_dtype, backend, VENDOR, dispatch.FORCED)
     key = _C.key_of_held(NORM.backends, settings, x, module, code.held, parameters, TENSORS, buffers, TENSORS)
     if key is None:
@@ -212,6 +215,7 @@ def repeat(module: Theirs, x: Tensor, out_dtype=None, backend: str | None = None
 
 _C: Any
 _C, _ = extension.load()
+_NO_MODE = type(None)
 
 
 def _direct_plan(module: Theirs, x: Tensor, code: Code, out_dtype, backend: str | None) -> functional.Plan | None:

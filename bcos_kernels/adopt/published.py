@@ -21,8 +21,8 @@ from ..core import extension
 from . import fingerprint
 
 __all__ = [
-    "HOOKS", "PARAMETRIZED", "TABLE", "Code", "Theirs", "Unknown", "assigned", "changed_mode", "changed_parts", "code",
-    "code_in_eager_mode", "finds_otherwise", "has_global_hook", "known", "origin", "published_mro", "reads_code",
+    "CODES", "GLOBAL_HOOKS", "HOOKS", "PARAMETRIZED", "TABLE", "Code", "Theirs", "Unknown", "assigned", "changed_mode",
+    "changed_parts", "code", "finds_otherwise", "has_global_hook", "known", "origin", "published_mro", "reads_code",
     "rows", "watched",
 ]  # fmt: skip
 
@@ -76,23 +76,18 @@ _C: Any
 _C, _ = extension.load()
 _are_held = _are_held_in_python if _C is None else _C.are_held
 
-_CODES: dict[tuple[type, ...], Any] = {}
+CODES: dict[tuple[type, ...], Any] = {}
+"""The code of each combination of classes, as it was read last: whoever takes one from here asks whether it holds."""
 
 C = TypeVar("C", bound=Code)
 
 
 def code(classes: tuple[type, ...], read: Callable[..., C]) -> C:
     """``read(*classes)``: the code of a module's class and of its parts' classes; read again once it was replaced."""
-    found = _CODES.get(classes)
+    found = CODES.get(classes)
     if found is None or not found.holds():
-        found = _CODES[classes] = read(*classes)
+        found = CODES[classes] = read(*classes)
     return found
-
-
-def code_in_eager_mode(classes: tuple[type, ...], read: Callable[..., C]) -> C:
-    """:func:`code` in fewer steps, for calls that no compiler traces."""
-    found = _CODES.get(classes)
-    return found if found is not None and _are_held(*found.watched_apart) else code(classes, read)
 
 
 F = TypeVar("F", bound=Callable)
@@ -133,6 +128,9 @@ HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pr
 
 has_global_hook: Callable[[], bool] = torch_module._has_any_global_hook
 """Whether a hook sees the calls of all modules."""
+
+GLOBAL_HOOKS = tuple(getattr(torch_module, name) for name in torch_module._has_any_global_hook.__code__.co_names)
+"""The dicts in which that function looks for one."""
 
 
 def changed_parts(module: Theirs, names: Iterable[str] | None = None) -> str | None:

@@ -53,7 +53,7 @@ def repeated(module: Any, x: Tensor) -> Any:
     settings = cls.norm_eps, cls.b_rule, dispatch.FORCED
     found = _C.repeated(_PLANS, TRANSFORM.backends, settings, x, module, _NAMES, linear, _INNER, parameters, TENSORS)
     if isinstance(found, Tensor):
-        tally.fused()
+        tally.counts[0] += 1  # tally.fused() without a step into it
     return found
 
 

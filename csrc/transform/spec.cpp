@@ -101,14 +101,14 @@ void Call::set_b(double value) {
   cos_eps = b == 2 && spec.exact_two ? 0 : spec.cos_eps;
 }
 
-Ints Call::in_shape(int64_t values) const {
+at::DimVector Call::in_shape(int64_t values) const {
   const auto& [depth, plane, bordered] = window;
   if (spec.linear) return {images, values};
   if (spec.stride.size() == 2) return {images, values, plane.rows.in, plane.columns.in};
   return {images, values, depth.in, plane.rows.in, plane.columns.in};
 }
 
-Ints Call::shape_of(int64_t values) const {
+at::DimVector Call::shape_of(int64_t values) const {
   const auto& [depth, plane, bordered] = window;
   if (spec.linear) return {images, values};
   if (spec.stride.size() == 2) return {images, values, plane.rows.out, plane.columns.out};

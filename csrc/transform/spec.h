@@ -104,13 +104,13 @@ struct Call {
   bool saves_winner() const { return spec.max_out > 1; }
 
   // Shapes of the outputs: y, l and winner have the first, n the second.
-  Ints y_shape() const { return shape_of(outputs()); }
-  Ints n_shape() const { return shape_of(spec.groups); }
-  Ints z_shape() const { return shape_of(filters); }
-  Ints in_shape(int64_t values) const;  // of a tensor with as many values at each pixel of x
+  at::DimVector y_shape() const { return shape_of(outputs()); }
+  at::DimVector n_shape() const { return shape_of(spec.groups); }
+  at::DimVector z_shape() const { return shape_of(filters); }
+  at::DimVector in_shape(int64_t values) const;  // of a tensor with as many values at each pixel of x
 
   // The shape of all rows' gradients: `rows` times as many images.
-  Ints of_rows(Ints shape) const {
+  at::DimVector of_rows(at::DimVector shape) const {
     shape[0] *= rows;
     return shape;
   }
@@ -121,7 +121,7 @@ struct Call {
   }
 
  private:
-  Ints shape_of(int64_t values) const;  // as y, with as many values at each pixel
+  at::DimVector shape_of(int64_t values) const;  // as y, with as many values at each pixel
 };
 
 }  // namespace bcos::transform

@@ -8,6 +8,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <cstring>
 #include <optional>
 
 #include "common/autograd/recorded.h"
@@ -48,7 +49,7 @@ class Key {
   // What serves calls: of each value of a dict which object it is.
   bool add_identities(PyObject* dict) {
     if (!PyDict_Check(dict)) return false;
-    raw(PyDict_GET_SIZE(dict));
+    number(PyDict_GET_SIZE(dict));
     PyObject *name = nullptr, *value = nullptr;
     for (Py_ssize_t i = 0; PyDict_Next(dict, &i, &name, &value);) raw(value);
     return true;
@@ -62,7 +63,7 @@ class Key {
   }
 
   bool add_strides(const at::Tensor& t) {
-    for (const int64_t stride : t.strides()) raw(stride);
+    for (const int64_t stride : t.strides()) number(stride);
     return true;
   }
 
@@ -94,21 +95,27 @@ class Key {
 
   template <typename T>
   bool raw(T value) {
-    const char* bytes = reinterpret_cast<const char*>(&value);
-    text_.append(bytes, bytes + sizeof(value));
+    const auto end = text_.size();
+    text_.resize_for_overwrite(end + sizeof(value));
+    std::memcpy(text_.data() + end, &value, sizeof(value));
     return true;
+  }
+
+  // Most numbers are small, and a short key is found in less time.
+  bool number(int64_t value) {
+    return value == int16_t(value) ? tag('i') && raw(int16_t(value)) : tag('I') && raw(value);
   }
 
   bool add_int(PyObject* value) {
     int overflows = 0;
-    const long long number = PyLong_AsLongLongAndOverflow(value, &overflows);
-    return !overflows && tag('I') && raw(number);
+    const long long found = PyLong_AsLongLongAndOverflow(value, &overflows);
+    return !overflows && number(found);
   }
 
   bool add_tuple(PyObject* values) {
     const auto count = PyTuple_GET_SIZE(values);
     tag('(');
-    raw(count);
+    number(count);
     for (Py_ssize_t i = 0; i < count; i++)
       if (!add(PyTuple_GET_ITEM(values, i))) return false;
     return true;
@@ -122,7 +129,7 @@ class Key {
       return false;
     }
     tag('S');
-    raw(count);
+    number(count);
     text_.append(text, text + count);
     return true;
   }
@@ -132,8 +139,8 @@ class Key {
         t.unsafeGetTensorImpl()->has_symbolic_sizes_strides())
       return false;
     tag('T');
-    raw(t.dim());
-    for (const int64_t size : t.sizes()) raw(size);
+    number(t.dim());
+    for (const int64_t size : t.sizes()) number(size);
     raw(t.scalar_type());
     raw(t.device().type());
     raw(t.device().index());
@@ -180,9 +187,18 @@ inline pybind11::object key_of_held(Arguments arguments) {
   return key.bytes();
 }
 
-// Whether getattr(owner, name) is the function `value`, as far as that can be seen in a fraction of getattr's
-// time: of a class without a metaclass, whose functions are found as they are.
-inline bool is_method(PyObject* owner, PyObject* name, PyObject* value) {
+// Whether getattr(owner, name) is `value`, as far as that can be seen in a fraction of getattr's time: the
+// code of a function, what a module holds, and a function of a class without a metaclass, which is found as
+// it is.
+inline bool is_found(PyObject* owner, PyObject* name, PyObject* value) {
+  if (!PyUnicode_CheckExact(name)) return false;
+  if (PyFunction_Check(owner))
+    return PyFunction_GET_CODE(owner) == value && !PyUnicode_CompareWithASCIIString(name, "__code__");
+  if (PyModule_CheckExact(owner)) {
+    PyObject* held = PyDict_GetItemWithError(PyModule_GetDict(owner), name);
+    if (!held) PyErr_Clear();
+    return held == value;
+  }
   return PyFunction_Check(value) && PyType_CheckExact(owner) &&
          _PyType_Lookup(reinterpret_cast<PyTypeObject*>(owner), name) == value;
 }
@@ -199,7 +215,7 @@ inline pybind11::object are_held(Arguments lists) {
   for (Py_ssize_t i = 0; i < count; i++) {
     PyObject *owner = PyList_GET_ITEM(lists[0], i), *name = PyList_GET_ITEM(lists[1], i),
              *value = PyList_GET_ITEM(lists[2], i);
-    if (is_method(owner, name, value)) continue;
+    if (is_found(owner, name, value)) continue;
     const auto found = pybind11::reinterpret_steal<pybind11::object>(PyObject_GetAttr(owner, name));
     if (!found && PyErr_ExceptionMatches(PyExc_AttributeError)) {
       PyErr_Clear();

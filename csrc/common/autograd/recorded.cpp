@@ -81,11 +81,11 @@ Tensors gradients(const AutogradContext& ctx, const Kernels& kernels, const Firs
   if (kernels.saves_output) first.refresh(kernels, inputs, saved[0]);
   const bool seen = c10::GradMode::is_enabled() || is_seen(grad) || is_seen(inputs);
   auto of_all = (seen ? kernels.by_operators : kernels.backward)(grad, inputs, saved, needs, map);
-  Tensors found;
-  found.reserve(present);
+  size_t edge = 0;
   for (size_t i = 0; i < inputs.size(); i++)
-    if (inputs[i].defined()) found.push_back(needs[i] ? std::move(of_all[i]) : at::Tensor());
-  return found;
+    if (inputs[i].defined()) of_all[edge++] = needs[i] ? std::move(of_all[i]) : at::Tensor();
+  of_all.resize(edge);
+  return of_all;
 }
 
 // What a norm left with a call: the map that grad still has to pass.
@@ -195,12 +195,16 @@ Tensors unrecorded(const Kernels& kernels, const Tensors& inputs) {
 
 // The outputs of a call that autograd records. It does what Function::apply does for any function, without
 // what a call of kernels cannot be: one that returns an input or a view, or changes one in place.
-Tensors record(const std::shared_ptr<Kernels>& kernels, const Tensors& inputs, const Tensors& present) {
+Tensors record(const std::shared_ptr<Kernels>& kernels, const Tensors& inputs) {
   auto node = make_node<Node>();
   node->kernels = kernels;
   node->set_ctx_grad_fn(node);
-  node->set_next_edges(autograd::collect_next_edges(present));
-  node->is_variable_input_.assign(present.size(), true);
+  autograd::edge_list edges;
+  edges.reserve(inputs.size());
+  for (const auto& t : inputs)
+    if (t.defined()) edges.push_back(autograd::impl::gradient_edge(t));
+  node->is_variable_input_.assign(edges.size(), true);
+  node->set_next_edges(std::move(edges));
   node->ctx_.set_materialize_grads(false);
   auto outputs = unrecorded(*kernels, inputs);
   autograd::set_history(outputs[0], node);
@@ -217,17 +221,11 @@ bool is_followed(at::TensorList tensors) {
 
 std::optional<Tensors> call(const std::shared_ptr<Kernels>& kernels, const Tensors& inputs) {
   if (is_followed(inputs)) return std::nullopt;
-  Tensors present;
-  present.reserve(inputs.size());
-  bool needs_gradient = false;
-  for (const auto& t : inputs) {
-    if (!t.defined()) continue;
-    present.push_back(t);
-    needs_gradient |= t.requires_grad();
-  }
+  const bool needs_gradient = std::any_of(inputs.begin(), inputs.end(),
+                                          [](const auto& t) { return t.defined() && t.requires_grad(); });
   // in inference mode autograd records nothing, even where gradients are enabled
   const bool records = needs_gradient && c10::GradMode::is_enabled() && !c10::InferenceMode::is_enabled();
-  auto outputs = records ? record(kernels, inputs, present) : unrecorded(*kernels, inputs);
+  auto outputs = records ? record(kernels, inputs) : unrecorded(*kernels, inputs);
   outputs.resize(kernels->returned);
   return outputs;
 }

@@ -1,6 +1,6 @@
 #include "transform/cpu/convolution.h"
 
-#include <ATen/ops/convolution.h>
+#include <ATen/ops/_convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/zeros_like.h>
 
@@ -56,8 +56,9 @@ at::DimVector no_output_padding(const Call& call) {
 at::Tensor products(const Call& call, const at::Tensor& x, const at::Tensor& weight,
                     const OptionalTensor& bias = {}) {
   const auto& s = call.spec;
-  return at::convolution(x, in_type(weight, call.dtype), bias, s.stride, s.padding, s.dilation, false,
-                         no_output_padding(call), s.groups);
+  // at::convolution asks what cuDNN may do, and then torch's dispatcher for this
+  return at::_convolution(x, in_type(weight, call.dtype), bias, s.stride, s.padding, s.dilation, false,
+                          no_output_padding(call), s.groups, false, false, false, false);
 }
 
 // Whether the vendor's wgrad is given only the pixels that a 1x1 convolution with a stride sees. oneDNN
@@ -94,7 +95,7 @@ at::Tensor narrow_gradient(const Call& call, const Saved& saved, const BackwardP
   auto dx = empty_gradient(call, saved.x);
   const auto inputs = input_tiling(call, true);
   std::optional<Spread<float>> r;
-  if (saved.norm_gradient(call)) r.emplace(call, pass.t, true);
+  if (saved.norm_gradient(call)) r.emplace(call, static_cast<const float*>(pass.t.get()), true);
   const AddScaled<float> add{pointer<float>(saved.x), r ? r->data() : nullptr, mutable_pointer<float>(dx),
                              inputs};
   run_tiles(call.rows * inputs.units(), [&](int64_t begin, int64_t end) {

@@ -1,5 +1,6 @@
 #include "transform/cpu/linear.h"
 
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/mul.h>
@@ -89,11 +90,11 @@ BackwardPass tiled_backward(const Call& call, const Saved& saved, at::MemoryForm
     if (wgrad) wgrad->add(share, u, add.x + begin * size, end - begin);
     if (!saved.norm_gradient(call)) return;
     auto mine = add;
-    mine.r = pass.t.const_data_ptr<float>();
+    mine.r = static_cast<const float*>(pass.t.get());
     run(mine, begin, end);
   };
   const bool keeps_u = needs.weight && !wgrad;
-  const auto pass = start_backward(call, saved, format, outputs, needs, gradients, {follow, keeps_u});
+  auto pass = start_backward(call, saved, format, outputs, needs, gradients, {follow, keeps_u});
   gradients.x = dx;
   if (wgrad)
     gradients.weight = finish_weight_gradient(call, saved.weight, wgrad->sum().view(saved.weight.sizes()));
@@ -139,7 +140,7 @@ Second linear_second(const Call& call, const Saved& given, const at::Tensor& giv
   const auto weight = saved.weight.to(call.dtype);
   const auto pass =
       finish_second(call, saved, at::linear(v, weight), m, output_tiling(call), needs.detached, out);
-  if (with_m && needs.x) out.x = at::mul(v, pass.t);
+  if (with_m && needs.x) out.x = at::mul(v, at::from_blob(pass.t.get(), saved.n.sizes(), saved.n.options()));
   if (needs.weight) out.weight = finish_weight_gradient(call, saved.weight, at::mm(pass.u.t(), v));
   return out;
 }

@@ -204,7 +204,7 @@ BCOS_CLONES void run_roots(double* q, const Constants<double>& k, int64_t begin,
   roots(q, k, begin, end);
 }
 
-at::Tensor empty_image(const at::Tensor& like, const Ints& shape, bool channels_last) {
+at::Tensor empty_image(const at::Tensor& like, at::IntArrayRef shape, bool channels_last) {
   const auto format = image_format(channels_last, int64_t(shape.size()));
   return empty(shape, like.options().dtype(accumulate_type(like.scalar_type())).memory_format(format));
 }

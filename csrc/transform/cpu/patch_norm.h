@@ -30,10 +30,10 @@ void spread(const Call& call, const double* t, bool channels_last, double* r);
 template <typename A>
 class Spread {
  public:
-  Spread(const Call& call, const at::Tensor& t, bool channels_last)
+  Spread(const Call& call, const A* t, bool channels_last)
       : summed_(call.window.pointwise() ? 0 : call.images * call.spec.groups * call.in_plane()),
-        r_(call.window.pointwise() ? t.const_data_ptr<A>() : summed_.data()) {
-    if (r_ == summed_.data()) spread(call, t.const_data_ptr<A>(), channels_last, summed_.data());
+        r_(call.window.pointwise() ? t : summed_.data()) {
+    if (r_ == summed_.data()) spread(call, t, channels_last, summed_.data());
   }
 
   const A* data() const { return r_; }

@@ -8,6 +8,7 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/core/CPUAllocator.h>
 
 #include <atomic>
 #include <utility>
@@ -141,8 +142,7 @@ BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryForm
   const int64_t filters = call.filters, shares = at::get_num_threads();
   pass.u = after.keeps_u ? empty(call.of_rows(call.z_shape()), x.options().memory_format(format))
                          : empty({shares * RowGemm::kRows, filters}, x.options());
-  if (call.has_norm())
-    pass.t = empty(call.of_rows(saved.n.sizes().vec()), saved.n.options().memory_format(format));
+  if (call.has_norm()) pass.t = c10::GetCPUAllocator()->allocate(call.rows * saved.n.nbytes());
   const bool joins = saved.dl.defined();
   at::Tensor dbias;
   if (needs.bias) dbias = at::zeros({shares, filters}, x.options().dtype(accumulate_type(x.scalar_type())));
@@ -159,7 +159,7 @@ BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryForm
                                     pointer<A>(saved.n),
                                     alpha.data(),
                                     mutable_pointer<T>(pass.u),
-                                    mutable_pointer<A>(pass.t),
+                                    static_cast<A*>(pass.t.get()),
                                     nullptr,
                                     outputs,
                                     call.spec.max_out,
@@ -209,7 +209,7 @@ bool takes_map(const Call& call, const Needs& needs) {
 }
 
 at::Tensor empty_gradient(const Call& call, const at::Tensor& x) {
-  return empty(call.of_rows(x.sizes().vec()), x.options().memory_format(x.suggest_memory_format()));
+  return empty(call.of_rows(at::DimVector(x.sizes())), x.options().memory_format(x.suggest_memory_format()));
 }
 
 BackwardPass finish_second(const Call& call, const Saved& saved, const at::Tensor& z, const at::Tensor& m,
@@ -227,7 +227,7 @@ BackwardPass finish_second(const Call& call, const Saved& saved, const at::Tenso
     }
     out.l = at::empty_like(saved.grad);
     out.n = at::empty_like(saved.n);
-    pass.t = at::empty_like(saved.n);
+    pass.t = c10::GetCPUAllocator()->allocate(saved.n.nbytes());
   }
   with_types(z.scalar_type(), call.spec.out_dtype, [&](auto t, auto u) {
     using T = decltype(t);
@@ -247,7 +247,7 @@ BackwardPass finish_second(const Call& call, const Saved& saved, const at::Tenso
                                   mutable_pointer<T>(pass.u),
                                   mutable_pointer<U>(out.l),
                                   mutable_pointer<A>(out.n),
-                                  mutable_pointer<A>(pass.t),
+                                  static_cast<A*>(pass.t.get()),
                                   outputs,
                                   call.spec.max_out,
                                   call.power,
@@ -262,11 +262,12 @@ BackwardPass finish_second(const Call& call, const Saved& saved, const at::Tenso
   return pass;
 }
 
-void add_norm_gradient(const Call& call, const at::Tensor& x, const at::Tensor& t, bool channels_last,
+void add_norm_gradient(const Call& call, const at::Tensor& x, const c10::DataPtr& t, bool channels_last,
                        at::Tensor& dx) {
   with_type(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const Spread<Accumulate<T>> r(call, t, channels_last);
+    using A = Accumulate<T>;
+    const Spread<A> r(call, static_cast<const A*>(t.get()), channels_last);
     run_all(AddScaled<T>{pointer<T>(x), r.data(), mutable_pointer<T>(dx), input_tiling(call, channels_last)});
   });
 }

@@ -2,6 +2,8 @@
 // convolution.
 #pragma once
 
+#include <c10/core/Allocator.h>
+
 #include <functional>
 
 #include "common/cpu/row_gemm.h"
@@ -41,8 +43,8 @@ Saved in_format(Saved saved, at::MemoryFormat format);
 // The gradient at z, as the vendor's dgrad and wgrad take it, and what comes beside it. Where several rows of
 // each image are formed at once, both hold Call::rows times as many images.
 struct BackwardPass {
-  at::Tensor u;  // grad * dy/dl * alpha, shaped and typed as z
-  at::Tensor t;  // as n: coefficient of x in dx, per patch; undefined where n has no gradient
+  at::Tensor u;    // grad * dy/dl * alpha, shaped and typed as z
+  c10::DataPtr t;  // as the values of n: coefficient of x in dx, per patch; null where n has no gradient
 };
 // Units [begin, end) while they are in cache: their u is in pass.u from row `u_row` on. Each share is one
 // thread's.
@@ -72,7 +74,7 @@ BackwardPass finish_second(const Call& call, const Saved& saved, const at::Tenso
                            const Tiling& outputs, bool detached, Second& out, const TileStep& before = {});
 
 // dx += x * r, in place, with the r of t that Spread forms
-void add_norm_gradient(const Call& call, const at::Tensor& x, const at::Tensor& t, bool channels_last,
+void add_norm_gradient(const Call& call, const at::Tensor& x, const c10::DataPtr& t, bool channels_last,
                        at::Tensor& dx);
 
 // The vendor's wgrad of u, as a gradient of the raw weight in the weight's dtype and memory format

@@ -43,7 +43,7 @@ at::Tensor DeviceCall::image(int64_t values, at::ScalarType dtype, const at::Ten
 
 std::string DeviceCall::sizes() const {
   const auto& [depth, plane, bordered] = window;
-  const Ints x = in_shape(channels);
+  const auto x = in_shape(channels);
   Ints weight{filters, group_channels(), plane.rows.kernel, plane.columns.kernel};
   if (!window.is_plane()) weight.insert(weight.begin() + 2, depth.kernel);
   return c10::str("x is [", c10::Join(", ", x), "], weight [", c10::Join(", ", weight), "]");
