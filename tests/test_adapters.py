@@ -1,9 +1,10 @@
-"""Adapters, as LoRA's, in the place of a part of a layer of this package: they compute, as in the layer of ``bcos``."""
+"""Adapters, as LoRA's, in the place of a part of a layer of this package, and what must see its part's calls."""
 
 import pytest
 import torch
 from coda_families import Layer, Squash, Weights
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import prune
 
 import bcos_kernels as bk
@@ -93,6 +94,32 @@ def test_a_derived_class_without_code_of_its_own_is_fused():
     layer.linear.__class__ = Named
     assert torch.equal(layer(torch.ones(3, 6)), y)
     assert "cpu" in bk.report(layer).table() and torch.isfinite(layer(x)).all()
+
+
+@pytest.mark.parametrize("called_before", [False, True])
+@pytest.mark.parametrize("name, options, shape", LAYERS)
+def test_a_hook_of_all_modules(name, options, shape, called_before):
+    """As those that count operations or look for NaN set it."""
+    theirs, ours = getattr(M, name)(**options).double(), getattr(bk, name)(**options).double()
+    ours.load_state_dict(theirs.state_dict())
+    x, seen = torch.randn(shape, dtype=torch.float64), []
+    if called_before:
+        ours(x)
+
+    def hook(module, args, y):
+        seen.append(type(module).__name__)
+        return 2 * y if module.__class__.__name__.startswith("Normed") else None
+
+    handle = register_module_forward_hook(hook)
+    try:
+        found = [results(layer, x) for layer in (ours, theirs)]
+        assert "global module hook" in bk.report(ours).table()
+    finally:
+        handle.remove()
+    assert seen[: len(seen) // 2] == seen[len(seen) // 2 :] and len(seen) == 4
+    for mine, its in zip(*found, strict=True):
+        assert (mine - its).norm() <= 1e-12 * its.norm()
+    assert (ours(x) - theirs(x)).norm() <= 1e-12 * theirs(x).norm()
 
 
 @pytest.mark.parametrize("part", [0, 1])

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core import _torch
 from . import checks, reference
 from .spec import Spec
 
@@ -31,10 +32,10 @@ _CODE = "forward", "_conv_forward", "__call__", "_call_impl"
 def unseen(linear: Any, kinds: tuple[type, ...]) -> tuple[Tensor, Tensor | None] | None:
     """The weight and the bias of a linear part, which is usually of one of ``kinds``.
 
-    None where its code is another, or where a hook or a method that was assigned on the instance takes part in its
-    calls.
+    None where its code is another, or where a hook, which may be one of all modules, or a method that was assigned on
+    the instance takes part in its calls.
     """
-    if not is_product(linear, kinds):
+    if _torch.has_global_hook() or not is_product(linear, kinds):
         return None
     own = linear.__dict__
     if (

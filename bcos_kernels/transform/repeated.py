@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import tally
-from ..core import dispatch, extension, plans
+from ..core import _torch, dispatch, extension, plans
 from . import functional
 from .op import TRANSFORM
 
@@ -48,7 +48,7 @@ def repeated(module: Any, x: Tensor) -> Any:
         return None
     linear: Any = module.__dict__["_modules"].get("linear")
     cls = type(module)
-    if linear is None or type(linear) not in cls.linear_kinds:
+    if linear is None or type(linear) not in cls.linear_kinds or _torch.has_global_hook():
         return None
     parameters = linear.__dict__["_parameters"]
     settings = cls.norm_eps, cls.b_rule, dispatch.FORCED
