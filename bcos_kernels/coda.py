@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from .core.checks import flag, integer, pair
 from .dynamic_alignment import NORMS
+from .dynamic_alignment.parts import by_parts
 from .functional import dynamic_alignment
 from .modules import Detachable
+from .transform import parts
 
 __all__ = ["DAUConv2d"]
 
@@ -79,11 +81,24 @@ class DAUConv2d(Detachable):
 
     def forward(self, in_tensor: Tensor) -> Tensor:
         """``[N, in_channels, H, W]`` or ``[in_channels, H, W]`` -> the same rank with ``out_channels``."""
-        projection, making = cast(Any, self.weight_mod).weighting_f
+        if (tensors := self.unseen()) is None:
+            weights, detach = cast(Any, self.weight_mod).weighting_f, bool(self.detach)
+            return by_parts(in_tensor, weights, self.kernel_size, self.stride, self.padding, self.norm, detach)
         return dynamic_alignment(
-            in_tensor, projection.weight, making.weight, making.bias, self.stride, self.padding, self.groups,
+            in_tensor, *tensors, self.stride, self.padding, self.groups,
             norm=self.norm, detach=bool(self.detach), backend=self.backend,
         )  # fmt: skip
+
+    def unseen(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """The weights of both convolutions and the bias of the second one.
+
+        None where a hook or an adapter takes part in making the dynamic weights, which then are made by these modules.
+        """
+        weights: Any = self.weight_mod
+        projection, making = (parts.unseen(part, (nn.Conv2d,)) for part in weights.weighting_f)
+        if projection is None or making is None or projection[1] is not None:
+            return None
+        return projection[0], *making
 
     def explanation_mode(self, detach: bool = True) -> None:
         """Turns the explanation mode on or off, by the name that the authors' module has for it."""

@@ -11,12 +11,11 @@ from numbers import Real
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core.checks import flag, integer
 from .functional import bcos_conv1d, bcos_conv2d, bcos_conv3d, bcos_linear
-from .transform import Spec, checks, parts, reference
+from .transform import checks, parts
 from .transform.functional import transform
 from .transform.repeated import held, keep, repeated
 
@@ -111,6 +110,8 @@ class BcosLayer(Detachable):
     """Whether the filters are divided by their norms."""
     norm_eps = (1e-6, 0.0)
     """As in :func:`bcos_kernels.functional.bcos_conv2d`."""
+    linear_kinds: tuple[type[nn.Module], ...] = ()
+    """The class of the linear part as it is, and with unit filters."""
     b_rule: str | None = None
     """How the exponent follows from ``b``: None takes b itself; of a tensor, ``"clamp"`` takes b clamped above 1, and
     ``"offset"`` b + 2."""
@@ -139,7 +140,7 @@ class BcosLayer(Detachable):
     def __prepare_scriptable__(self) -> nn.Module:
         raise RuntimeError("torch.jit.script cannot compile a fused layer: use torch.jit.trace or torch.export instead")
 
-    def _transform(self, x: Tensor, key: Any, linear: Any, geometry: tuple, norms: Any = None, own=False) -> Tensor:
+    def _transform(self, x: Tensor, key: Any, geometry: tuple, norms: Any = None, own=False) -> Tensor:
         """The layer with the values that the module holds now; ``own`` says that ``norms`` are not those of a patch.
 
         ``key`` is what :func:`.transform.repeated.repeated` returned.
@@ -152,9 +153,10 @@ class BcosLayer(Detachable):
         options = (
             self.max_out, self.normalize_weights, False, self.norm_eps, 1e-6, exact_two, out_dtype, self.backend,
         )  # fmt: skip
-        tensors = None if own else parts.unseen(linear)
+        linear = held(self, "linear")
+        tensors = None if own else parts.unseen(linear, self.linear_kinds)
         if tensors is None:
-            return parts.by_parts(x, linear, norms, b, bool(self.detach), options)
+            return parts.by_parts(x, linear, norms, b, bool(self.detach), len(geometry) and geometry[0], options)
         if key is not None:
             keep(key, self, linear, (x, *tensors, b, bool(self.detach), geometry, options))
         return transform(x, *tensors, b, bool(self.detach), geometry, options)
@@ -168,8 +170,6 @@ class BcosConvolution(BcosLayer):
     """The base class of the B-cos convolutions. Its arguments are those of :class:`BcosConv2d`."""
 
     axes: int
-    linear_kinds: tuple[type[nn.Module], type[nn.Module]]
-    """The class of the linear part as it is, and with unit filters."""
 
     def __init__(
         self,
@@ -224,25 +224,14 @@ class BcosConvolution(BcosLayer):
         found = repeated(self, in_tensor) if inherited else None
         if isinstance(found, Tensor):
             return found
-        conv = held(self, "linear")
+        conv = parts.sized(self)
         geometry = self.axes, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
         own = "calc_patch_norms" in vars(self) or not inherited
-        return self._transform(in_tensor, found, conv, geometry, self.calc_patch_norms, own)
+        return self._transform(in_tensor, found, geometry, self.calc_patch_norms, own)
 
     def calc_patch_norms(self, in_tensor: Tensor) -> Tensor:
         """n = √(Σ_patch x² + 1e-6): ``[N, 1, ...]``; with groups ``[N, out_channels, ...]``."""
-        conv, axes = self.linear, self.axes
-        stride, pads, dilation, groups = checks.convolution_geometry(
-            in_tensor, conv.weight, axes, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
-        )
-        batched = in_tensor.dim() == axes + 2
-        x = in_tensor if batched else in_tensor.unsqueeze(0)
-        x = F.pad(x, [pads[i + end] for i in range(2 * axes - 2, -1, -2) for end in (0, 1)])
-        spec = Spec(stride=stride, padding=(0,) * axes, dilation=dilation, groups=groups)
-        norms = reference.patch_norm(x, conv.kernel_size, spec).to(in_tensor.dtype)
-        if groups > 1:
-            norms = norms.repeat_interleave(self.out_channels // groups, 1)
-        return norms if batched else norms.squeeze(0)
+        return parts.patch_norms(in_tensor, self)
 
 
 class BcosConv1d(BcosConvolution):
@@ -347,6 +336,7 @@ class BcosLinear(BcosLayer):
     """
 
     norm_eps = (0.0, 1e-12)
+    linear_kinds = (nn.Linear, NormedLinear)
 
     def __init__(
         self,
@@ -369,13 +359,13 @@ class BcosLinear(BcosLayer):
         self.in_features = integer("in_features", in_features, 1)
         self.out_features = integer("out_features", out_features, 1)
         self.bias = False
-        kind = NormedLinear if normalize_weights else nn.Linear
+        kind: Any = self.linear_kinds[normalize_weights]
         self.linear = kind(in_features, out_features * max_out, bias=False, device=device, dtype=dtype)
 
     def forward(self, in_tensor: Tensor) -> Tensor:
         """``[..., in_features]`` -> ``[..., out_features]``."""
         found = repeated(self, in_tensor)
-        return found if isinstance(found, Tensor) else self._transform(in_tensor, found, held(self, "linear"), ())
+        return found if isinstance(found, Tensor) else self._transform(in_tensor, found, ())
 
 
 def clamped(b: Tensor) -> Tensor:

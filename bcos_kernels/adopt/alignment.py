@@ -175,11 +175,13 @@ def _call(module: Theirs, found: Found) -> Call:
     )  # fmt: skip
 
 
-def _ours(module: Theirs) -> Found | None:
+def _ours(module: Theirs) -> Found | str | None:
     """How a layer of this package is served, which says itself what it computes; None for all other modules."""
     if not (isinstance(module, Detachable) and module.kind == "alignment"):
         return None
     units: Any = module
+    if units.unseen() is None:
+        return f"a hook or an adapter sees its .{WEIGHTS}"
     return Found(units.norm, *units.weight_mod.weighting_f)
 
 

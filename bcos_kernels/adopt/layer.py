@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .. import tally
 from ..core import _torch, dispatch, extension, plans
 from ..modules import BcosLayer, BcosLinear, clamped
-from ..transform import TRANSFORM, Call, Spec, functional
+from ..transform import TRANSFORM, Call, Spec, functional, parts
 from ..transform.repeated import held
 from . import published
 from .kind import Kind
@@ -316,7 +316,9 @@ def _ours(module: Theirs) -> Variant | str | None:
     norm_eps = (0.0, 1e-12) if isinstance(module, BcosLinear) else (1e-6, 0.0)
     own = Variant(module.normalize_weights, norm_eps, 1e-6, False, frozenset({"max_out"}))
     changed = "calc_patch_norms" in vars(module) and "its calc_patch_norms was assigned on the instance"
-    return _overridden(type(module)) or changed or published.changed_parts(module, ("linear",)) or own
+    linear = module._modules["linear"]
+    adapted = not parts.is_product(linear, module.linear_kinds) and f"its .linear is {type(linear).__name__}"
+    return _overridden(type(module)) or changed or adapted or published.changed_parts(module, ("linear",)) or own
 
 
 def _overridden(cls: type) -> str | None:

@@ -15,9 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.nn.modules import module as torch_module
 
-from ..core import extension
+from ..core import _torch, extension
 from . import fingerprint
 
 __all__ = [
@@ -126,8 +125,7 @@ def rows(section: str) -> dict[str, dict]:
 HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 """Where a module holds the hooks of its calls."""
 
-has_global_hook: Callable[[], bool] = torch_module._has_any_global_hook
-"""Whether a hook sees the calls of all modules."""
+has_global_hook = _torch.has_global_hook
 
 GLOBAL_HOOKS = tuple(getattr(torch_module, name) for name in torch_module._has_any_global_hook.__code__.co_names)
 """The dicts in which that function looks for one."""

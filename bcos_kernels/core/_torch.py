@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
 from torch.autograd import forward_ad
+from torch.nn.modules import module
 from torch.overrides import _get_overloaded_args
 
 __all__ = [
     "Function", "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function",
-    "ends_recomputation", "forward_derivatives", "is_distributed", "is_exporting", "is_followed", "is_seen",
-    "is_seen_beside_vmap", "is_traced", "largest_gradient", "overloads", "rank_of_quantile", "records", "result",
-    "saved_tensor_of", "softmax_backward_in_place", "transformed", "unrecorded", "unwrap_dead_wrappers", "will_run",
+    "ends_recomputation", "forward_derivatives", "has_global_hook", "is_distributed", "is_exporting", "is_followed",
+    "is_seen", "is_seen_beside_vmap", "is_traced", "largest_gradient", "overloads", "rank_of_quantile", "records",
+    "result", "saved_tensor_of", "softmax_backward_in_place", "transformed", "unrecorded", "unwrap_dead_wrappers",
+    "will_run",
 ]  # fmt: skip
 
 
@@ -37,6 +39,9 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 
 overloads = _get_overloaded_args
 """Returns those of the given arguments whose class overrides torch's functions."""
+
+has_global_hook: Callable[[], bool] = module._has_any_global_hook
+"""Whether a hook sees the calls of all modules."""
 
 
 def records() -> bool:

@@ -1,4 +1,4 @@
-"""A B-cos layer whose linear part is called as the module that it is: a hook must see it, or its code was changed."""
+"""A B-cos layer whose linear part is called as the module that it is: a hook must see it, or its code is another."""
 
 from __future__ import annotations
 
@@ -7,19 +7,36 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..core import _torch
 from . import checks, reference
 from .spec import Spec
 
-__all__ = ["by_parts", "unseen"]
+__all__ = ["by_parts", "is_product", "patch_norms", "sized", "unseen"]
 
 
-def unseen(linear: Any) -> tuple[Tensor, Tensor | None] | None:
-    """The weight and the bias of a linear part.
+def is_product(linear: Any, kinds: tuple[type, ...]) -> bool:
+    """Whether the code of a linear part is that of one of ``kinds``, and not that of an adapter in its place."""
+    cls = type(linear)
+    return cls in kinds or any(
+        issubclass(cls, kind) and all(getattr(cls, name, None) is getattr(kind, name, None) for name in _CODE)
+        for kind in kinds
+    )
 
-    None where a hook or a method that was assigned on the instance takes part in its calls.
+
+_CODE = "forward", "_conv_forward", "__call__", "_call_impl"
+
+
+def unseen(linear: Any, kinds: tuple[type, ...]) -> tuple[Tensor, Tensor | None] | None:
+    """The weight and the bias of a linear part, which is usually of one of ``kinds``.
+
+    None where its code is another, or where a hook, which may be one of all modules, or a method that was assigned on
+    the instance takes part in its calls.
     """
+    if _torch.has_global_hook() or not is_product(linear, kinds):
+        return None
     own = linear.__dict__
     if (
         own["_forward_pre_hooks"]
@@ -35,11 +52,36 @@ def unseen(linear: Any) -> tuple[Tensor, Tensor | None] | None:
     return linear.weight, linear.bias
 
 
-def by_parts(x: Tensor, linear: Any, norms: Callable[[Tensor], Tensor] | None, b, detach, options: tuple) -> Tensor:
+def sized(layer: Any) -> Any:
+    """What holds the geometry of a B-cos convolution: its linear part, or itself where that is another's module."""
+    return layer.linear if is_product(layer.linear, layer.linear_kinds) else layer
+
+
+def patch_norms(x: Tensor, layer: Any) -> Tensor:
+    """n = √(Σ_patch x² + 1e-6) of a B-cos convolution: ``[N, 1, ...]``; with groups ``[N, O, ...]``. N may lack."""
+    conv, axes = sized(layer), layer.axes
+    kernel = checks.sizes("kernel_size", conv.kernel_size, 1, axes)
+    shape = layer.out_channels, layer.in_channels // layer.groups, *kernel
+    weight = torch.empty(shape, device="meta") if conv is layer else conv.weight
+    stride, pads, dilation, groups = checks.convolution_geometry(
+        x, weight, axes, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
+    )
+    batched, amounts = x.dim() == axes + 2, [pads[i + end] for i in range(2 * axes - 2, -1, -2) for end in (0, 1)]
+    padded = F.pad(x if batched else x.unsqueeze(0), amounts)
+    spec = Spec(stride=stride, padding=(0,) * axes, dilation=dilation, groups=groups)
+    norms = reference.patch_norm(padded, kernel, spec).to(x.dtype)
+    if groups > 1:
+        norms = norms.repeat_interleave(layer.out_channels // groups, 1)
+    return norms if batched else norms.squeeze(0)
+
+
+def by_parts(
+    x: Tensor, linear: Any, norms: Callable[[Tensor], Tensor] | None, b, detach, axes: int, options: tuple
+) -> Tensor:
     """The layer from ``linear(x)`` and ``norms(x)`` by the formula in plain PyTorch, with the dtypes of the fused one.
 
-    ``norms(x)`` are ``[N, 1, ...]`` or ``[N, O, ...]`` of a convolution, ``norms`` is None of a linear layer;
-    ``options`` are those of :func:`bcos_kernels.transform.functional.transform`.
+    ``norms(x)`` are ``[N, 1, ...]`` or ``[N, O, ...]`` of a convolution with so many ``axes``, which a linear layer has
+    not: there ``norms`` is None. ``options`` are those of :func:`bcos_kernels.transform.functional.transform`.
     """
     max_out, _, _, norm_eps, cos_eps, exact_two, out_dtype, _ = options
     exponent, _ = checks.exponent(b, x)
@@ -49,7 +91,7 @@ def by_parts(x: Tensor, linear: Any, norms: Callable[[Tensor], Tensor] | None, b
         out_dtype = x.dtype if low is None else checks.autocast_result(low, x, b)
         out_dtype = products.dtype if exponent == 1 else out_dtype
     spec = Spec(
-        stride=tuple(getattr(linear, "stride", ())),
+        stride=(1,) * axes,
         max_out=max_out,
         b=exponent,
         norm_eps=norm_eps,

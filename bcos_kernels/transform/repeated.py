@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import tally
-from ..core import dispatch, extension, plans
+from ..core import _torch, dispatch, extension, plans
 from . import functional
 from .op import TRANSFORM
 
@@ -47,9 +47,10 @@ def repeated(module: Any, x: Tensor) -> Any:
     if _C is None or torch.compiler.is_dynamo_compiling():
         return None
     linear: Any = module.__dict__["_modules"].get("linear")
-    if linear is None:
+    cls = type(module)
+    if linear is None or type(linear) not in cls.linear_kinds or _torch.has_global_hook():
         return None
-    cls, parameters = type(module), linear.__dict__["_parameters"]
+    parameters = linear.__dict__["_parameters"]
     settings = cls.norm_eps, cls.b_rule, dispatch.FORCED
     found = _C.repeated(_PLANS, TRANSFORM.backends, settings, x, module, _NAMES, linear, _INNER, parameters, TENSORS)
     if isinstance(found, Tensor):
