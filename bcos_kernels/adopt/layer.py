@@ -76,7 +76,7 @@ def repeat(module: Theirs, x: Tensor, out_dtype=None, backend: str | None = None
     if code is None or not _C.are_held(*code.watched_apart):
         code = published.code(classes, read)
     (names, inner), parameters = code.held, own["_parameters"]
-    settings = out_dtype, backend, dispatch.FORCED, published.GLOBAL_HOOKS  # a dict with something in it has no key
+    settings = out_dtype, backend, dispatch.FORCED, _torch.GLOBAL_HOOKS  # a dict with something in it has no key
     unchanged = () if layer is module else _UNCHANGED
     for _ in _TWICE:
         y = _C.repeated(

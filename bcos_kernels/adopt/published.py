@@ -20,8 +20,8 @@ from ..core import _torch, extension
 from . import fingerprint
 
 __all__ = [
-    "CODES", "GLOBAL_HOOKS", "HOOKS", "PARAMETRIZED", "TABLE", "Code", "Theirs", "Unknown", "assigned", "changed_mode",
-    "changed_parts", "code", "finds_otherwise", "has_global_hook", "known", "origin", "published_mro", "reads_code",
+    "CODES", "HOOKS", "PARAMETRIZED", "TABLE", "Code", "Theirs", "Unknown", "assigned", "changed_mode",
+    "changed_parts", "code", "finds_otherwise", "known", "origin", "published_mro", "reads_code",
     "rows", "watched",
 ]  # fmt: skip
 
@@ -125,15 +125,10 @@ def rows(section: str) -> dict[str, dict]:
 HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 """Where a module holds the hooks of its calls."""
 
-has_global_hook = _torch.has_global_hook
-
-GLOBAL_HOOKS = tuple(getattr(torch_module, name) for name in torch_module._has_any_global_hook.__code__.co_names)
-"""The dicts in which that function looks for one."""
-
 
 def changed_parts(module: Theirs, names: Iterable[str] | None = None) -> str | None:
     """A hook that must see the calls of a module's parts, or of the named ones; None where there is none."""
-    if has_global_hook():
+    if _torch.has_global_hook():
         return "a global module hook must see calls of its parts"
     parts = module._modules
     for name in parts if names is None else names:

@@ -16,7 +16,7 @@ from torch.nn.modules import module
 from torch.overrides import _get_overloaded_args
 
 __all__ = [
-    "Function", "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function",
+    "GLOBAL_HOOKS", "Function", "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function",
     "ends_recomputation", "forward_derivatives", "has_global_hook", "is_distributed", "is_exporting", "is_followed",
     "is_seen", "is_seen_beside_vmap", "is_traced", "largest_gradient", "overloads", "rank_of_quantile", "records",
     "result", "saved_tensor_of", "softmax_backward_in_place", "transformed", "unrecorded", "unwrap_dead_wrappers",
@@ -42,6 +42,12 @@ overloads = _get_overloaded_args
 
 has_global_hook: Callable[[], bool] = module._has_any_global_hook
 """Whether a hook sees the calls of all modules."""
+
+GLOBAL_HOOKS = (
+    module._global_forward_pre_hooks, module._global_forward_hooks,
+    module._global_backward_pre_hooks, module._global_backward_hooks,
+)  # fmt: skip
+"""The dicts of these hooks; the others, into which torch's function looks too, hold options of these hooks."""
 
 
 def records() -> bool:

@@ -48,10 +48,10 @@ def repeated(module: Any, x: Tensor) -> Any:
         return None
     linear: Any = module.__dict__["_modules"].get("linear")
     cls = type(module)
-    if linear is None or type(linear) not in cls.linear_kinds or _torch.has_global_hook():
+    if linear is None or type(linear) not in cls.linear_kinds:
         return None
     parameters = linear.__dict__["_parameters"]
-    settings = cls.norm_eps, cls.b_rule, dispatch.FORCED
+    settings = cls.norm_eps, cls.b_rule, dispatch.FORCED, _torch.GLOBAL_HOOKS  # a dict with something in it has no key
     found = _C.repeated(_PLANS, TRANSFORM.backends, settings, x, module, _NAMES, linear, _INNER, parameters, TENSORS)
     if isinstance(found, Tensor):
         tally.counts[0] += 1  # tally.fused() without a step into it
