@@ -65,17 +65,8 @@ def _forward(inputs, call: Call, tile):
 
 def _backward(grad, inputs, saved, call: Call, tile, frozen: bool, needs, gradient_map=None):
     kernels = triton.kernels()
-    return kernels.backward(
-        partial(kernels.tma.backward, bias=inputs.bias),
-        grad,
-        inputs,
-        saved,
-        call,
-        tile,
-        frozen,
-        needs,
-        gradient_map=gradient_map,
-    )
+    products = partial(kernels.tma.backward, bias=inputs.bias)
+    return kernels.backward(products, grad, inputs, saved, call, tile, frozen, needs, gradient_map=gradient_map)
 
 
 CANDIDATES = (candidate("triton", NAME, _forward, _backward, _serves, tma_tiles.tiles, _cost, takes_gradient_map=True),)

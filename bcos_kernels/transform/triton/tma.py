@@ -17,19 +17,9 @@ def forward(call: Call, x: Tensor, weights: Weights, bias, b, out: Outputs, tile
 
 
 def backward(
-    call: Call,
-    grad,
-    x,
-    weights: Weights,
-    b,
-    saved: Outputs,
-    frozen: bool,
-    needs,
-    tile: Tile | None,
-    *,
-    bias=None,
-    gradient_map=None,
-):
+    call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, tile: Tile | None,
+    *, bias=None, gradient_map=None,
+):  # fmt: skip
     """dx, partial sums of the gradient of the products' weights, dbias and db, which is None."""
     bias = None if bias is None else bias.contiguous()
     v = saved.l if call.saves_linear else saved.y
