@@ -210,6 +210,8 @@ class Pipeline:
             self.leaving = self.leaving[max(0, len(self.leaving) - kept) :]
         elif name == "ttg.local_load":
             self.read(given[0])
+        elif name == "ttng.tc_gen5_mma" and given[4] == 0:
+            pass  # its predicate is false: it would be of a step behind the last
         elif name in ("ttng.warp_group_dot", "ttng.tc_gen5_mma"):
             self.multiply(operation, given)
         elif name == "ttng.warp_group_dot_wait":
