@@ -162,7 +162,9 @@ class BcosLayer(Detachable):
         return transform(x, *tensors, b, bool(self.detach), geometry, options)
 
     def extra_repr(self) -> str:
-        b = self.b.item() if isinstance(self.b, Tensor) else self.b
+        b: Any = self.b
+        if isinstance(b, Tensor):
+            b = "a tensor without a value" if b.is_meta else b.item()
         return f"B={b}" + (f", max_out={self.max_out}" if self.max_out > 1 else "") + ","
 
 

@@ -119,6 +119,17 @@ def test_normalisation_follows_the_networks_dtype_without_rounding_twice():
     assert not any("normalize" in key for key in converted.state_dict())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_network_that_was_made_without_values(dtype):
+    """On the device meta, as large networks are: a checkpoint assigns its tensors, and the normalisation is in none."""
+    ready = bk.convert(nn.Sequential(nn.Conv2d(3, 4, 3))).to(dtype).eval()
+    with torch.device("meta"):
+        made = bk.convert(nn.Sequential(nn.Conv2d(3, 4, 3))).eval()
+    made.load_state_dict(ready.state_dict(), assign=True)
+    given = six(dtype=dtype)
+    assert torch.equal(made(given), ready(given))
+
+
 def test_six_channels_stay_six():
     plain = nn.Sequential(nn.Conv2d(6, 4, 3, bias=False)).double()
     converted = bk.convert(plain, b=1, mean=(0,) * 6, std=(1,) * 6, logit_bias=None)

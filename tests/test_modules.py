@@ -216,6 +216,8 @@ def test_learned_exponent():
     layer = bk.BcosConv2d(6, 4, 3, b=nn.Parameter(torch.tensor(1.5)))
     assert set(layer.state_dict()) == {"b", "linear.weight"}
     assert layer.extra_repr() == "B=1.5,"
+    assert layer.to("meta").extra_repr() == "B=a tensor without a value,"
+    layer = bk.BcosConv2d(6, 4, 3, b=nn.Parameter(torch.tensor(1.5)))
     layer(torch.randn(2, 6, 5, 5)).sum().backward()
     assert layer.b.grad is not None and layer.b.grad != 0
 

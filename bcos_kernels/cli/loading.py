@@ -84,7 +84,7 @@ def _built(options: argparse.Namespace) -> nn.Module:
             raise ValueError(f"--hub {options.hub}: allowed are {', '.join(known)}")
         build = getattr(pretrained, options.hub)
         arguments = {"pretrained": options.weights is None, **arguments}
-    return module_of(_option(options), build(**arguments))
+    return module_of(_option(options), build, arguments)
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,8 +46,10 @@ def factory(option: str, name: str) -> Callable:
 
     Raises:
         ImportError: the module cannot be imported.
-        ValueError: ``name`` reads otherwise, or the module has no such attribute. The message begins with ``option``.
+        ValueError: ``name`` reads otherwise, or the module has no such attribute.
         TypeError: the attribute cannot be called.
+
+    Each message begins with ``option``.
     """
     module, _, attribute = name.partition(":")
     if not module or not attribute:
@@ -54,7 +57,10 @@ def factory(option: str, name: str) -> Callable:
     compat.declare_torchvision_operators_when_needed()
     if os.getcwd() not in sys.path:  # the console script's path lacks it, and that of ``python -m`` begins with it
         sys.path.insert(0, os.getcwd())
-    found = importlib.import_module(module)
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{option} {name}: {error}") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise ValueError(f"{option} {name}: {module} has no {attribute}")
@@ -64,11 +70,19 @@ def factory(option: str, name: str) -> Callable:
     return found
 
 
-def module_of(source: str, made: object) -> nn.Module:
-    """What a callable of the user's returned, which must be a module; else raises TypeError.
+def module_of(source: str, build: Callable, arguments: dict[str, Any]) -> nn.Module:
+    """What a callable of the user's returns, called with arguments of ``--factory-args``.
 
-    The message begins with ``source``, the option that names the callable, and its value.
+    Raises:
+        TypeError: it does not take these arguments, or returns no module. The message begins with ``source``, the
+            option that names the callable, and its value.
     """
+    try:
+        made = build(**arguments)
+    except TypeError as error:
+        if error.__traceback__ is None or error.__traceback__.tb_next is not None:  # it was raised within the callable
+            raise
+        raise TypeError(f"{source} with --factory-args {json.dumps(arguments)}: {error}") from error
     if not isinstance(made, nn.Module):
         raise TypeError(f"{source} returned {type(made).__name__}, not a torch.nn.Module")
     return made

@@ -61,7 +61,7 @@ def _tune(options: argparse.Namespace) -> int:
     tuning.check_device()
     device, dtype = "cuda" if torch.cuda.is_available() else "cpu", DTYPES[options.dtype]
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    model = module_of(f"--model {options.model}", build(**options.factory_args))
+    model = module_of(f"--model {options.model}", build, options.factory_args)
     model = adopt.accelerate(model).eval()
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch declares no memory_format
     images = torch.randn(options.input, device=device)

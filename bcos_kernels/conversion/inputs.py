@@ -81,6 +81,8 @@ class Normalize(nn.Module):
                 f"images have shape {tuple(images.shape)}: [N, 6, H, W] is needed; "
                 "bcos_kernels.AddInverse()(images) makes six channels of three"
             )
+        if self.mean.is_meta and not images.is_meta:  # load_state_dict(assign=True) gave values to all but these
+            self.to_empty(device=images.device).to(images.dtype)
         return ((images - self.mean) / self.std).to(images.dtype)
 
     def extra_repr(self) -> str:

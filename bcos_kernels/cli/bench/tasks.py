@@ -306,7 +306,7 @@ def _ready(module: nn.Module, like: Tensor) -> nn.Module:
 
 def own_module(name: str, arguments: dict, shape: tuple[int, ...]) -> nn.Module:
     """The user's model; raises ImportError, TypeError or ValueError where there is none that can be measured."""
-    made = module_of(f"--module {name}", factory("--module", name)(**arguments))
+    made = module_of(f"--module {name}", factory("--module", name), arguments)
     found = report(made)
     if not (found.layers or found.of("alignment")):
         raise ValueError(f"--module {name}: it has no B-cos layers")
