@@ -16,7 +16,7 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export PYTHONDONTWRITEBYTECODE :=
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help setup demo test check thorough lint docs bench gpu plans triton torch wheel release cuda clean always
+.PHONY: help setup demo test check thorough sanitize lint docs bench gpu plans triton torch wheel release cuda clean always
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -39,6 +39,22 @@ check: setup ## the fast part of the test suite, in two minutes (ARGS="-k conv2d
 
 thorough: setup ## what make test leaves out: GPU kernels compiled for GPUs other than Hopper, further combinations of options
 	$(PYTHON) -m pytest -q -m thorough --ignore tests/gpu_kernels $(SHARED) $(ARGS)
+
+# A build of its own, whose folder is the working directory, so that its package is imported. Sanitizers keep loops from
+# being vectorised, and sums in one register are less exact than the sums in many that the tests of long sums ask for;
+# the cost model's test needs a package in a checkout.
+LEFT_OUT := long_sums_of_few_different_values or (error_is_at_most_the_authors_own and many_pixels) or the_cost_model_predicts
+SANITIZED ?= accuracy axes bad_input bfloat16 cpu_kernels defects derivatives dynamic_alignment extremes inplace modules \
+	norm orders pairs parity recorded repeated repeated_modules rows second traps
+
+sanitize: setup ## tests of the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer of gcc (SANITIZED="norm parity")
+	@mkdir -p build/sanitize
+	BCOS_KERNELS_SANITIZE=1 BCOS_KERNELS_CUDA=0 BCOS_KERNELS_REQUIRE_C=1 $(PYTHON) setup.py --quiet \
+		build --build-base build/sanitize --build-lib build/sanitize/lib > build/sanitize.log 2>&1 || { cat build/sanitize.log; exit 1; }
+	cd build/sanitize/lib && LD_PRELOAD="$(foreach library,asan stdc++,$(shell gcc -print-file-name=lib$(library).so))" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 $(abspath $(PYTHON)) -m pytest -q \
+		--capture=sys -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(SANITIZED:%=$(CURDIR)/tests/test_%.py) \
+		-k "not ($(LEFT_OUT))" $(ARGS)
 
 lint: $(READY)-test $(READY)-lint docs ## ruff, mypy, clang-format, codespell and the build of the documentation, as checks
 	$(PYTHON) -m ruff check .
