@@ -43,8 +43,8 @@ SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 STRICT = ("-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
 PLAIN = (*STRICT, "-O1", "-g1")
 CHECKED = (*STRICT, "-Og", "-g1", *SANITIZERS)
-"""With -O1 the kernels would take nearly twice as long to compile, and their programs would not make up for it: those of
-the products would run in a quarter less time, the others in the same."""
+"""With -O1 the kernels would take nearly twice as long to compile, and their programs would not make up for it: those
+of the products would run in a quarter less time, the others in the same."""
 CALLED = ("--param=asan-instrumentation-with-call-threshold=0", "-fira-algorithm=priority", "-fira-region=one")
 """The same checks as calls, and a quick allocation of registers: a quarter less time to compile. What computes much, as
 the kernels do, would lose more than that when it runs."""
