@@ -247,3 +247,15 @@ def test_runs_under_fake_tensors(device):
     if device == "meta":
         x, w = torch.empty(2, 6, 9, 9, device=device), torch.empty(4, 6, 3, 3, device=device)
         assert bk.functional.bcos_conv2d(x, w, padding=1).shape == (2, 4, 9, 9)
+
+
+@pytest.mark.slow
+def test_a_program_of_aotinductor(tmp_path):
+    """Its programs give operators None in the place of an empty list."""
+    model = torch.nn.Sequential(bk.BcosConv2d(6, 4, 3, padding=1, b=1.5), torch.nn.Flatten(2), bk.BcosLinear(16, 5))
+    x = torch.rand(2, 6, 4, 4)
+    program = torch.export.export(model.eval(), (x,))
+    operators = [node for node in program.graph.nodes if "bcos_kernels" in str(node.target)]
+    assert operators and not any(arg == [] for node in operators for arg in node.args)
+    package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
+    assert torch.allclose(torch._inductor.aoti_load_package(package)(x), model(x), rtol=1e-5)

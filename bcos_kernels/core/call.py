@@ -80,13 +80,26 @@ class Spec:
         return ", ".join(f"{_SCHEMAS[f.type]} {f.name}" for f in fields(cls))  # type: ignore[index]
 
     def flat(self) -> tuple:
-        """The options in the order of :meth:`schema`."""
-        return tuple(getattr(self, name) for name in self.__dataclass_fields__)
+        """The options in the order of :meth:`schema`.
+
+        An empty tuple is written as ``_EMPTY``, because the programs of AOTInductor give operators None for it.
+        """
+        values = (getattr(self, name) for name in self.__dataclass_fields__)
+        return tuple(_EMPTY if type(value) is tuple and not value else value for value in values)
 
     @classmethod
     def of_flat(cls, values) -> Any:
         """The spec whose options are ``values``. Equal values give the same object, except for symbolic ones."""
-        return _made(cls, tuple(tuple(v) if isinstance(v, (list, tuple)) else v for v in values))
+        return _made(cls, tuple(_tuple(v) if isinstance(v, (list, tuple)) else v for v in values))
+
+
+_EMPTY = (-1,)
+"""Stands for an empty tuple of sizes, none of which is below 0, among the arguments of an operator."""
+
+
+def _tuple(values) -> tuple:
+    is_empty = len(values) == 1 and type(values[0]) is int and values[0] == -1
+    return () if is_empty else tuple(values)
 
 
 @kept
