@@ -264,7 +264,7 @@ BAD = {
     "--device tpu": "--device tpu: allowed are cpu, cuda and cuda:<index>",
     "--no-layers --no-models": "nothing to measure is left",
     "--module mine:make": "--module and --input belong together",
-    "--module nowhere:make --input 2,6,9,9": "No module named 'nowhere'",
+    "--module nowhere:make --input 2,6,9,9": "--module nowhere:make: No module named 'nowhere'",
     "--module mine:made --input 2,6,9,9": "--module mine:made: mine has no made",
     "--module mine:text --input 2,6,9,9": "--module mine:text returned str, not a torch.nn.Module",
     "--module mine:plain --input 2,4": "--module mine:plain: it has no B-cos layers",

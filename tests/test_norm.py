@@ -68,6 +68,14 @@ def test_a_value_alone_has_no_gradient(over, shape, groups, dtype, detach):
     assert not dx.any() and not dweight.any()
 
 
+def test_a_value_alone_has_a_gradient_beside_given_statistics(dtype):
+    """They are constants, as those of a batch norm in evaluation."""
+    x = torch.randn(1, 64, 1, 1, dtype=dtype, requires_grad=True)
+    mean, weight = torch.randn(2, 64, dtype=dtype)
+    y = norm(x, weight, over="batch", centered=True, mean=mean, var=torch.ones_like(mean), eps=0.0, backend="cpu")
+    assert torch.equal(grad(y.sum(), x)[0].flatten(), weight)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("format", [torch.contiguous_format, CHANNELS_LAST], ids=["nchw", "channels_last"])
 def test_long_sums_keep_their_precision(format, threads):

@@ -62,9 +62,9 @@ BCOS_HOST_DEVICE BCOS_INLINE Affine<A> affine(A mean, A r, A gamma, A beta, bool
   return {centered ? mean : A(0), gamma * r, beta};
 }
 
-// Of `count` values that share mean and r: `products` is the sum of γ grad (x − shift), `grads` that of γ
-// grad. The variance is a constant where `frozen`. A value alone is its own mean: y does not depend on it,
-// and terms that are rounded apart would not cancel.
+// Of `count` values that share r: `products` is the sum of γ grad (x − shift), `grads` that of γ grad. The
+// variance is a constant where `frozen`. `centered` says that these values' own mean is taken from them. That
+// of a value alone is the value: y does not depend on it, and terms that are rounded apart would not cancel.
 template <typename A>
 BCOS_HOST_DEVICE BCOS_INLINE Gradient<A> gradient(A r, A gamma, A products, A grads, A count, bool centered,
                                                   bool frozen) {

@@ -184,7 +184,7 @@ Gradients gradients(const Groups& groups, const Saved& saved, const at::Tensor& 
     for (int64_t c = first; c < last; c++) {
       const int64_t to = set * C + c;
       const auto g = gradient<double>(r[to], gamma[c], products, grads, double(call.count()),
-                                      call.spec.centered, call.frozen);
+                                      call.spec.centered && !call.given, call.frozen);
       of_grad[to] = A(g.of_grad), of_x[to] = A(g.of_x + of_dvar), offset[to] = A(g.offset);
     }
   });
