@@ -48,8 +48,8 @@ struct Truth {
     for (size_t i = 0; i < x.size(); ++i) {
       const int s = set[i];
       dx.push_back(bcos::norm::gradient(r(i), gamma[channel(i)], given ? 0. : products[s],
-                                        given ? 0. : grads[s], given ? 1. : count[s],
-                                        centered && !given, frozen)(grad[i], x[i] - mean[s]));
+                                        given ? 0. : grads[s], given ? 1. : count[s], centered && !given,
+                                        frozen)(grad[i], x[i] - mean[s]));
     }
   }
 };
