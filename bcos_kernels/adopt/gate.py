@@ -107,36 +107,28 @@ class Found(NamedTuple):
     """The late explanation mode."""
 
 
-@published.reads_code
-def read(cls: type, mode: type) -> Code:
+@published.reads_code(Code)
+def read(reading: published.Reading, cls: type, mode: type) -> Code:
     """Forms the fingerprints of the two classes and looks them up in the table."""
-    methods: tuple = ()
-    parts: tuple[type, ...] = ()
-    try:
-        formula, gate, methods = published.known(cls, "gates")
-        own = {name for _, name, _ in gate.methods} - {"forward"}
-        reads, held = gate.reads, ACT in gate.reads
-        if held:
-            try:
-                inner = fingerprint.of(published.published_mro(cls), (METHOD,))
-            except fingerprint.Unreadable as error:
-                raise published.Unknown(str(error), published.watched(cls, error)) from None
-            methods += published.watched(cls, inner)
-            formula = published.rows("gates").get(inner.digest, {}).get("formula") or {}
-            if not formula:
-                raise published.Unknown(f"the code of {cls.__name__}.{METHOD} is not among the published gates", ())
-            own, reads = own | {name for _, name, _ in inner.methods}, reads | inner.reads
-        if formula["mode"] != "early":
-            if mode is type(None):
-                raise published.Unknown(f"it has lost its {MODE}", ())
-            _, _, more = published.known(mode, "modes", MODE)
-            methods, parts, own = methods + more, (mode,), own | {MODE}
-    except published.Unknown as error:
-        return Code(str(error), methods + error.watched)
-    if published.finds_otherwise(cls):
-        return Code(f"{published.published_mro(cls)[0].__name__} changes how its attributes are found", methods)
+    formula, gate = reading.known(cls, "gates")
+    own = {name for _, name, _ in gate.methods} - {"forward"}
+    reads, held = gate.reads, ACT in gate.reads
+    if held:
+        try:
+            inner = fingerprint.of(published.published_mro(cls), (METHOD,))
+        except fingerprint.Unreadable as error:
+            raise published.Unknown(str(error), published.watched(cls, error)) from None
+        reading.watched += published.watched(cls, inner)
+        formula = published.rows("gates").get(inner.digest, {}).get("formula") or {}
+        if not formula:
+            raise published.Unknown(f"the code of {cls.__name__}.{METHOD} is not among the published gates")
+        own, reads = own | {name for _, name, _ in inner.methods}, reads | inner.reads
+    late = formula["mode"] != "early"
+    if late:
+        reading.mode(mode, MODE)
+        own = own | {MODE}
     variant = Variant(formula["mode"], held, formula.get("function", "gelu"))
-    return Code(variant, tuple(dict.fromkeys(methods)), parts, frozenset(own), reads, bool(parts))
+    return Code(variant, parts=(mode,) if late else (), own=frozenset(own), reads=reads, late=late)
 
 
 def is_candidate(module: Theirs) -> bool:

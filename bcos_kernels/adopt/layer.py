@@ -20,7 +20,7 @@ from .. import tally
 from ..core import _torch, dispatch, extension, plans
 from ..modules import BcosLayer, BcosLinear, clamped
 from ..transform import TRANSFORM, Call, Spec, functional, parts
-from ..transform.repeated import held
+from ..transform.repeated import HOOKS, held
 from . import published
 from .kind import Kind
 from .layer_code import GEOMETRY, SIZES, Code, Variant, read
@@ -97,7 +97,7 @@ _C, _ = extension.load()
 _INPUTS = "weight", "bias"
 _NO_MODE = type(None)
 _TWICE = range(2)
-_UNCHANGED = ("_modules", *published.HOOKS)
+_UNCHANGED = ("_modules", *HOOKS)
 """What is empty in a part that has neither hooks nor a parametrization: a dict with something in it has no key."""
 
 

@@ -21,6 +21,7 @@ from ..core.checks import autocast_dtype
 from ..modules import Detachable
 from ..norm import NORM, Call, Inputs, Outputs, Spec, functional
 from ..norm.call import of
+from ..transform.repeated import held
 from . import published
 from .kind import Kind
 from .norm_code import TENSORS, Code, Variant, read
@@ -115,10 +116,10 @@ def objection(module: Theirs, x: Tensor | None = None, backend: str | None = Non
         return None
     mean = var = None
     try:
-        weight, bias = _held(module, own, "weight"), _held(module, own, "bias")
+        weight, bias = held(module, "weight"), held(module, "bias")
         if variant.runs:
-            var = _held(module, own, "running_var")
-            mean = variant.counts and _held(module, own, "running_mean")
+            var = held(module, "running_var")
+            mean = variant.counts and held(module, "running_mean")
         key = (
             x.shape, x.stride(), x.dtype, x.device, x.__class__, autocast_dtype(x.device.type), frozen, own["training"],
             weight if weight is None else (weight.shape, weight.dtype, weight.device, weight.__class__),
@@ -132,15 +133,6 @@ def objection(module: Theirs, x: Tensor | None = None, backend: str | None = Non
     if fit is None:
         fit = plans.keep(code.fitting, key, _fit(module, x, code, frozen, backend))
     return fit if isinstance(fit, str) else (fit, weight, bias, var)
-
-
-def _held(module: Theirs, own: dict[str, Any], name: str) -> Any:
-    """``getattr(module, name)``, in a fraction of its time where it is a parameter or a buffer."""
-    if name in own:
-        return own[name]
-    if name in (store := own["_parameters"]) or name in (store := own["_buffers"]):
-        return store[name]
-    return getattr(module, name)
 
 
 def run(
@@ -239,7 +231,7 @@ def _to_update(module: Theirs, var: Tensor | None, counts: bool) -> tuple[Any, T
         return momentum, var
     if not module.track_running_stats:
         return momentum, None
-    count = _held(module, module.__dict__, "num_batches_tracked")
+    count = held(module, "num_batches_tracked")
     if count is not None:
         count.add_(1)
         momentum = 1.0 / float(count) if momentum is None else momentum
@@ -258,7 +250,7 @@ def _update(kept: Tensor | None, momentum: Any, found_var: Tensor) -> None:
 def _fit(module: Theirs, x: Tensor, code: Code, frozen: bool, backend: str | None) -> Fit | str:
     """How a call is served, or the reason why the norm's own forward must run."""
     variant: Variant = code.variant
-    values = {name: _held(module, module.__dict__, name) for name in code.tensors}
+    values = {name: held(module, name) for name in code.tensors}
     reason = _misfit(module, x, variant, values)
     if reason is not None:
         return reason
