@@ -2,12 +2,13 @@
 
 import copy
 from collections import Counter
+from functools import partial
 
 import publishing
-import pytest
 import torch
 import torch.nn.functional as F
 from families import DynamicMultiplication, plain, reason
+from publishing import same_or_raised
 from torch import nn
 
 import bcos_kernels as bk
@@ -244,28 +245,6 @@ def example(name, seed=0, dtype=torch.float64):
     return (torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + offsets).to(dtype)
 
 
-def explain(module, on):
-    mode = module._modules.get("dynamic_multiplication", module)
-    mode.set_explanation_mode(on) if hasattr(mode, "set_explanation_mode") else setattr(mode, "detach", on)
-
-
-def outcome(module, x, early=False, late=False, second=True):
-    """Output, gradients of two orders, buffers; the mode is ``early`` in the forward and ``late`` in the backward."""
-    x, parameters = x.clone().requires_grad_(), list(module.parameters())
-    explain(module, early)
-    y = module(x)
-    explain(module, late)
-    cotangent = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).view(y.shape).to(y.dtype)
-    first = torch.autograd.grad(y, [x, *parameters], cotangent, create_graph=second)
-    explain(module, False)
-    found = {"y": y, "dx": first[0], **{f"d{i}": g for i, g in enumerate(first[1:])}}
-    if second:
-        loss = y.square().sum() + sum(g.square().sum() for g in first if g.requires_grad)
-        both = torch.autograd.grad(loss, [x, *parameters], allow_unused=True)
-        found |= {f"second {i}": g for i, g in enumerate(both) if g is not None}
-    return {k: v.detach() for k, v in found.items()} | {k: v.clone() for k, v in module.named_buffers()}
-
-
 def accelerated(module, backend=None):
     other = copy.deepcopy(module)
     return bk.accelerate(other, backend=backend)
@@ -278,13 +257,7 @@ def same_as_its_own(module, x, message):
     """The norm computes what its own forward computes, does the same to its buffers, and the report says why."""
     other = plain(module)
     for _ in range(2):
-        try:
-            expected = other(x)
-        except Exception as error:
-            with pytest.raises(type(error)):
-                module(x)
-        else:
-            assert torch.equal(module(x), expected)
+        same_or_raised(partial(module, x), partial(other, x), torch.equal)
     for mine, yours in zip(module.buffers(), other.buffers(), strict=True):
         assert torch.equal(mine, yours)
     if message is not None:
