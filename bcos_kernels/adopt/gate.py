@@ -22,7 +22,7 @@ from . import fingerprint, published
 from .kind import Kind
 from .published import Theirs
 
-__all__ = ["ACT", "FUNCTIONS", "KIND", "METHOD", "Code", "Variant", "is_candidate", "objection", "run", "variant_of"]
+__all__ = ["ACT", "FUNCTIONS", "KIND", "METHOD", "Code", "Variant", "find", "is_candidate", "run", "variant_of"]
 
 MODE = "dynamic_multiplication"
 
@@ -160,7 +160,7 @@ def _method(module: Theirs) -> Any:
 _DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 
-def objection(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Found | str | None:
+def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Found | str | None:
     """How a call is served; or the reason why the gate's own forward must run; None where it is the better one."""
     if x is not None and _torch.is_followed():
         return None
@@ -215,4 +215,4 @@ def _ours(module: Theirs) -> bool | None:
     return True if isinstance(module, Detachable) and module.kind == "gate" else None
 
 
-KIND = Kind("gate", "gate", None, is_candidate, variant_of, objection, run, ours=_ours)
+KIND = Kind("gate", "gate", None, is_candidate, variant_of, find, run, ours=_ours)

@@ -27,7 +27,7 @@ from .kind import Kind
 from .norm_code import TENSORS, Code, Variant, read
 from .published import Theirs
 
-__all__ = ["KIND", "VENDOR", "Fit", "is_candidate", "objection", "repeat", "run", "variant_of"]
+__all__ = ["KIND", "VENDOR", "Fit", "find", "is_candidate", "repeat", "run", "variant_of"]
 
 VENDOR = True
 """Whether norms whose own code calls PyTorch's fused norm outside of the explanation mode keep to it there. With False
@@ -82,7 +82,7 @@ def _code(module: Theirs) -> Code:
     return published.code((type(module), type(module._modules.get("dynamic_multiplication"))), read)
 
 
-def objection(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Found | str | None:
+def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Found | str | None:
     """How our kernels serve a call; or the reason why the norm's own forward must run; None where it is the better one.
 
     A compiler fuses the norm's own operators with their neighbours, and a transform must see them.
@@ -180,7 +180,7 @@ def _updating(module: Theirs, variant: Variant, var: Tensor | None, norm: Callab
 def repeat(module: Theirs, x: Tensor, out_dtype=None, backend: str | None = None) -> Tensor | None:
     """``module(x)`` where all that decides about the call reads as in a call before; None where it must be read anew.
 
-    What decides is in the key, and nothing of the module is kept. It takes a fraction of the time of :func:`objection`
+    What decides is in the key, and nothing of the module is kept. It takes a fraction of the time of :func:`find`
     and :func:`run`, for norms over the batch, groups or positions with the early explanation mode.
     """
     own = module.__dict__
@@ -212,7 +212,7 @@ _NO_MODE = type(None)
 
 def _direct_plan(module: Theirs, x: Tensor, code: Code, out_dtype, backend: str | None) -> functional.Plan | None:
     """The plan of a call that :func:`repeat` can serve; else None."""
-    found = objection(module, x, backend)
+    found = find(module, x, backend)
     if found is None or isinstance(found, str) or found[0].order is not None or not code.is_held(module):
         return None
     fit, weight, bias, var = found
@@ -380,6 +380,6 @@ def _ours(module: Theirs) -> Found | None:
 
 
 KIND = Kind(
-    "norm", "norm", NORM, is_candidate, variant_of, objection, run, _call, _ours,
+    "norm", "norm", NORM, is_candidate, variant_of, find, run, _call, _ours,
     note=_note, run_paired=functools.partial(run, paired=True), repeat=repeat,
 )  # fmt: skip
