@@ -33,8 +33,20 @@ class InModeError(DynamicMultiplication):
         return self.state["fixed_weights"]
 
 
-def late(norm):
-    norm.dynamic_multiplication = InModeError()
+class Late:
+    """In front of a norm: the late explanation mode as one of its parts."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.dynamic_multiplication = InModeError()
+
+
+class Early:
+    """In front of a norm: the early explanation mode."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.detach = False
 
 
 class Counting(nn.BatchNorm2d):
@@ -55,11 +67,7 @@ class Counting(nn.BatchNorm2d):
         return var
 
 
-class LateBatch(Counting):
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.dynamic_multiplication = InModeError()
-
+class LateBatch(Late, Counting):
     def forward(self, x):
         std = (self.variance(x, False) + self.eps).sqrt()
         return affine(self, self.dynamic_multiplication(input=x, weight=1 / over_channels(std)))
@@ -72,23 +80,15 @@ class LateAll(LateBatch):
         super().__init__(1)
 
 
-class CastBatch(Counting):
+class CastBatch(Early, Counting):
     """B-cosification's: the result has the input's dtype."""
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.detach = False
 
     def forward(self, x):
         std = (self.variance(x, self.detach) + self.eps).sqrt()
         return affine(self, x / over_channels(std)).type(x.dtype)
 
 
-class Batch1d(Counting):
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.detach = False
-
+class Batch1d(Early, Counting):
     def forward(self, x):
         if x.dim() not in (2, 3):
             raise ValueError(f"not {x.dim()}")
@@ -97,10 +97,10 @@ class Batch1d(Counting):
         return affine(self, image / over_channels(std)).reshape(x.shape)
 
 
-class MinimalBatch(nn.BatchNorm2d):
+class MinimalBatch(Early, nn.BatchNorm2d):
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
-        self.bias, self.detach = None, False
+        self.bias = None
 
     def forward(self, x):
         var = self.running_var
@@ -111,12 +111,8 @@ class MinimalBatch(nn.BatchNorm2d):
         return affine(self, x * over_channels((var + self.eps).rsqrt()))
 
 
-class LateGroup(nn.GroupNorm):
+class LateGroup(Late, nn.GroupNorm):
     centered = False
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.dynamic_multiplication = InModeError()
 
     def forward(self, x):
         parts = x.unflatten(1, (self.num_groups, -1))
@@ -130,22 +126,14 @@ class LateCenteredGroup(LateGroup):
     centered = True
 
 
-class LatePosition(nn.LayerNorm):
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.dynamic_multiplication = InModeError()
-
+class LatePosition(Late, nn.LayerNorm):
     def forward(self, x):
         var = x.var(1, unbiased=False, keepdim=True)
         return affine(self, self.dynamic_multiplication(input=x, weight=1 / (var + self.eps).sqrt()))
 
 
-class LateTokens(nn.LayerNorm):
+class LateTokens(Late, nn.LayerNorm):
     """The language models': it never calls PyTorch's layer norm."""
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.dynamic_multiplication = InModeError()
 
     def forward(self, x):
         dims = tuple(range(-len(self.normalized_shape), 0))
@@ -164,11 +152,7 @@ class LateLayer(LateTokens):
         return super().forward(x)
 
 
-class Failing(nn.LayerNorm):
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.dynamic_multiplication = InModeError()
-
+class Failing(Late, nn.LayerNorm):
     def forward(self, x):
         return self.dynamic_multiplication(input=input, weight=1 / x)
 
