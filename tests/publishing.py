@@ -52,6 +52,17 @@ def outcome(module, x, early=False, late=False, second=True):
     return {k: v.detach() for k, v in found.items()} | {k: v.clone() for k, v in module.named_buffers()}
 
 
+def guided(module, x, weight):
+    """Model guidance: forward outside of the mode, gradient inside, and a loss on it differentiated outside."""
+    x = x.clone().requires_grad_()
+    y = module(x)
+    explain(module, True)
+    (explanation,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    explain(module, False)
+    (y.sum() + explanation.square().sum()).backward()
+    return {"explanation": explanation.detach(), "dw": weight.grad, "dx": x.grad}
+
+
 def same(ours, theirs, tolerance):
     """Two outcomes agree, up to a share of each tensor's length."""
     assert ours.keys() == theirs.keys()
