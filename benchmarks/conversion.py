@@ -15,7 +15,6 @@ import copy
 import io
 import multiprocessing
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,16 +26,17 @@ import torch
 from torch import Tensor, nn
 
 import bcos_kernels as bk
+from bcos_kernels.cli.bench.models import settled
 from bcos_kernels.compat import declare_torchvision_operators_when_needed
 from bcos_kernels.text import aligned
 
-from .coverage import Unused, difference, explain
+from .coverage import difference, explain, prepare_process
 from .fingerprints import imported, title
 
 declare_torchvision_operators_when_needed()
 from torchvision import models  # noqa: E402
 
-from .public_models import BF, BFY, BFY_VIT, UNUSED  # noqa: E402
+from .public_models import BF, BFY, BFY_VIT  # noqa: E402
 
 __all__ = ["main"]
 
@@ -194,11 +194,7 @@ def main(argv: list[str] | None = None) -> int:
 def outcome(folder: Path, index: int) -> list[float] | str:
     """The differences of one network, or what went wrong; for a process that ends with it."""
     case = CASES[index]
-    torch.set_default_dtype(torch.float64)
-    warnings.simplefilter("ignore")
-    for name, attributes in UNUSED.items():
-        sys.modules[name] = module = ModuleType(name)
-        vars(module).update(dict.fromkeys(attributes, Unused))
+    prepare_process()
     defaults = {"weights": "given", "bcosify_args": {}, "bcos_args": {"b": 2}}
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -212,7 +208,7 @@ def outcome(folder: Path, index: int) -> list[float] | str:
             ours.logit_layer = theirs.logit_layer = None
             x = bk.AddInverse()(torch.rand(2, 3, case.image, case.image))
             results = [([1 + t.double() for t in state(n)] for n in (ours, theirs))]
-            calibrate(ours, x)
+            settled(ours, x)
             for mine, other in zip(state(ours), state(theirs), strict=True):
                 other.data.copy_(mine)
             results += zip(measured(ours, x), measured(theirs, x), strict=True)
@@ -268,18 +264,6 @@ def measured(network: nn.Module, x: Tensor) -> tuple[Sequence[Tensor | None], ..
 def state(network: nn.Module) -> list[Tensor]:
     """The parameters and buffers of the state dict, in its order."""
     return list(network.state_dict(keep_vars=True).values())
-
-
-def calibrate(network: nn.Module, x: Tensor) -> None:
-    """Sets running variances to those of ``x``: without them the signals of an untrained network fade away."""
-    norms: list[Any] = [module for module in network.modules() if hasattr(module, "running_var")]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        network.train()(x)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
 
 
 if __name__ == "__main__":

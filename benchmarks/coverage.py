@@ -116,11 +116,7 @@ def outcome(folder: Path, index: int) -> Outcome:
     """Builds and compares one model; for a process that ends with it."""
     model = MODELS[index]
     torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
-    warnings.simplefilter("ignore")
-    for name, attributes in UNUSED.items():
-        sys.modules[name] = module = ModuleType(name)
-        vars(module).update(dict.fromkeys(attributes, Unused))
+    prepare_process()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             torch.manual_seed(0)
@@ -151,6 +147,15 @@ def outcome(folder: Path, index: int) -> Outcome:
         ),
         met=frozenset(fingerprints(module)),
     )
+
+
+def prepare_process() -> None:
+    """Makes this process one for a stranger's code: float64, no warnings, and something for each unused import."""
+    torch.set_default_dtype(torch.float64)
+    warnings.simplefilter("ignore")
+    for name, attributes in UNUSED.items():
+        sys.modules[name] = module = ModuleType(name)
+        vars(module).update(dict.fromkeys(attributes, Unused))
 
 
 def share(rows: Sequence[Row]) -> str:

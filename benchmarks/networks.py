@@ -76,7 +76,7 @@ def calls_of(model: nn.Module, images: int, arch: str) -> list[_Call]:
     def seen(module: Any, inputs: tuple, y: torch.Tensor) -> None:
         plan: Any = plan_of(module)
         (x,), half = inputs, torch.bfloat16
-        call = plan.kind.call(module, plan.objection(module))
+        call = plan.kind.call(module, plan.find(module))
         shape = (images, *x.shape[1:])
         common = {"spec": replace(call.spec, out_dtype=half), "device": "cuda", "x_shape": shape, "dtype": half}
         call = replace(call, **common, arch=arch)

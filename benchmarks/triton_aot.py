@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import re
 import shlex
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,13 +18,10 @@ from math import prod
 from multiprocessing import get_context
 from pathlib import Path
 
-import torch
-import triton
 from rich.console import Console
 from rich.progress import track
 
-import bcos_kernels
-from bcos_kernels.cli.bench.stored import commit, store
+from bcos_kernels.cli.bench.stored import header, store
 from bcos_kernels.cli.bench.workloads import Layer, workloads
 from bcos_kernels.cli.measure import geomean
 from bcos_kernels.core.candidate import DIRECTIONS
@@ -242,30 +237,6 @@ def binary_table(rows: list[dict], arch: str) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------------ command
 
 
-def header(argv: list[str]) -> dict:
-    """Everything beside the figures."""
-    return {
-        "kind": "compiled ahead of time; times are predicted, nothing was measured",
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "device": "none: compiled for the architectures named, predicted with the rates of bcos_kernels.gpu.cost",
-        "versions": {
-            "bcos_kernels": bcos_kernels.__version__,
-            "torch": torch.__version__,
-            "triton": triton.__version__,
-            "python": platform.python_version(),
-        },
-        "commit": commit(),
-        "command": ("python -m benchmarks.triton_aot " + shlex.join(argv)).strip(),
-        "settings": {
-            "images": IMAGES,
-            "vit_images": IMAGES_OF_TOKENS,
-            "dtype": "bfloat16",
-            "memory_format": "channels_last",
-        },
-        "complete": False,
-    }
-
-
 def main(argv: list[str] | None = None) -> int:
     """Prints the tables; returns 1 where a kernel does not compile, spills, or exceeds a GPU."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.triton_aot")
@@ -279,9 +250,13 @@ def main(argv: list[str] | None = None) -> int:
     chosen = selected(arguments.layers or (QUICK if arguments.quick else ""))
     if not chosen:
         parser.error(f"--layers {arguments.layers!r} matches no layer")
-    result = header(argv) | {"predicted": {}, "compiled": []}
+    machine = {"device": "none: kernels are compiled, times predicted with the rates of bcos_kernels.gpu.cost"}
+    settings = {"images": IMAGES, "vit_images": IMAGES_OF_TOKENS, "dtype": "bf16", "memory_format": "channels_last"}
+    command = f"python -m benchmarks.triton_aot {shlex.join(argv)}"
+    result = header(command, machine, settings, ("triton",)) | {"predicted": {}, "compiled": []}
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    print(f"`{result['command']}` at commit {result['commit'][:10]}; {versions}. {result['kind'].capitalize()}.")
+    print(f"`{result['command']}` at commit {result['commit'][:10]}; {versions}.")
+    print("Compiled ahead of time; times are predicted, nothing was measured.")
     exceeding = 0
     with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
         for arch in arguments.arch:

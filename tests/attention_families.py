@@ -77,28 +77,6 @@ def example(seed=0, dtype=torch.float64, tokens=7):
     return torch.randn((3, tokens, DIM), generator=generator, dtype=torch.float64).to(dtype)
 
 
-def explain(module, on):
-    for part in module.modules():
-        if hasattr(part, "set_explanation_mode"):
-            part.set_explanation_mode(on)
-
-
-def outcome(module, x, early=False, late=False, second=True):
-    """Output and gradients of two orders; the mode is ``early`` in the forward and ``late`` in the backward."""
-    x, parameters = x.clone().requires_grad_(), list(module.parameters())
-    explain(module, early)
-    y = module(x)
-    explain(module, late)
-    cotangent = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).view(y.shape).to(y.dtype)
-    first = torch.autograd.grad(y, [x, *parameters], cotangent, create_graph=second)
-    explain(module, False)
-    found = {"y": y, **{f"d{i}": g for i, g in enumerate(first)}}
-    if second:
-        loss = y.square().sum() + sum(g.square().sum() for g in first if g.requires_grad)
-        found |= {f"second {i}": g for i, g in enumerate(torch.autograd.grad(loss, [x, *parameters]))}
-    return {k: v.detach() for k, v in found.items()}
-
-
 def accelerated(module):
     """A copy of which the attention itself is accelerated, and not its parts."""
     other = copy.deepcopy(module)

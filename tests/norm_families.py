@@ -2,12 +2,13 @@
 
 import copy
 from collections import Counter
+from functools import partial
 
 import publishing
-import pytest
 import torch
 import torch.nn.functional as F
 from families import DynamicMultiplication, plain, reason
+from publishing import same_or_raised
 from torch import nn
 
 import bcos_kernels as bk
@@ -32,8 +33,20 @@ class InModeError(DynamicMultiplication):
         return self.state["fixed_weights"]
 
 
-def late(norm):
-    norm.dynamic_multiplication = InModeError()
+class Late:
+    """In front of a norm: the late explanation mode as one of its parts."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.dynamic_multiplication = InModeError()
+
+
+class Early:
+    """In front of a norm: the early explanation mode."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.detach = False
 
 
 class Counting(nn.BatchNorm2d):
@@ -54,11 +67,7 @@ class Counting(nn.BatchNorm2d):
         return var
 
 
-class LateBatch(Counting):
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.dynamic_multiplication = InModeError()
-
+class LateBatch(Late, Counting):
     def forward(self, x):
         std = (self.variance(x, False) + self.eps).sqrt()
         return affine(self, self.dynamic_multiplication(input=x, weight=1 / over_channels(std)))
@@ -71,23 +80,15 @@ class LateAll(LateBatch):
         super().__init__(1)
 
 
-class CastBatch(Counting):
+class CastBatch(Early, Counting):
     """B-cosification's: the result has the input's dtype."""
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.detach = False
 
     def forward(self, x):
         std = (self.variance(x, self.detach) + self.eps).sqrt()
         return affine(self, x / over_channels(std)).type(x.dtype)
 
 
-class Batch1d(Counting):
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.detach = False
-
+class Batch1d(Early, Counting):
     def forward(self, x):
         if x.dim() not in (2, 3):
             raise ValueError(f"not {x.dim()}")
@@ -96,10 +97,10 @@ class Batch1d(Counting):
         return affine(self, image / over_channels(std)).reshape(x.shape)
 
 
-class MinimalBatch(nn.BatchNorm2d):
+class MinimalBatch(Early, nn.BatchNorm2d):
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
-        self.bias, self.detach = None, False
+        self.bias = None
 
     def forward(self, x):
         var = self.running_var
@@ -110,12 +111,8 @@ class MinimalBatch(nn.BatchNorm2d):
         return affine(self, x * over_channels((var + self.eps).rsqrt()))
 
 
-class LateGroup(nn.GroupNorm):
+class LateGroup(Late, nn.GroupNorm):
     centered = False
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.dynamic_multiplication = InModeError()
 
     def forward(self, x):
         parts = x.unflatten(1, (self.num_groups, -1))
@@ -129,22 +126,14 @@ class LateCenteredGroup(LateGroup):
     centered = True
 
 
-class LatePosition(nn.LayerNorm):
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.dynamic_multiplication = InModeError()
-
+class LatePosition(Late, nn.LayerNorm):
     def forward(self, x):
         var = x.var(1, unbiased=False, keepdim=True)
         return affine(self, self.dynamic_multiplication(input=x, weight=1 / (var + self.eps).sqrt()))
 
 
-class LateTokens(nn.LayerNorm):
+class LateTokens(Late, nn.LayerNorm):
     """The language models': it never calls PyTorch's layer norm."""
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.dynamic_multiplication = InModeError()
 
     def forward(self, x):
         dims = tuple(range(-len(self.normalized_shape), 0))
@@ -163,11 +152,7 @@ class LateLayer(LateTokens):
         return super().forward(x)
 
 
-class Failing(nn.LayerNorm):
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.dynamic_multiplication = InModeError()
-
+class Failing(Late, nn.LayerNorm):
     def forward(self, x):
         return self.dynamic_multiplication(input=input, weight=1 / x)
 
@@ -244,28 +229,6 @@ def example(name, seed=0, dtype=torch.float64):
     return (torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + offsets).to(dtype)
 
 
-def explain(module, on):
-    mode = module._modules.get("dynamic_multiplication", module)
-    mode.set_explanation_mode(on) if hasattr(mode, "set_explanation_mode") else setattr(mode, "detach", on)
-
-
-def outcome(module, x, early=False, late=False, second=True):
-    """Output, gradients of two orders, buffers; the mode is ``early`` in the forward and ``late`` in the backward."""
-    x, parameters = x.clone().requires_grad_(), list(module.parameters())
-    explain(module, early)
-    y = module(x)
-    explain(module, late)
-    cotangent = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).view(y.shape).to(y.dtype)
-    first = torch.autograd.grad(y, [x, *parameters], cotangent, create_graph=second)
-    explain(module, False)
-    found = {"y": y, "dx": first[0], **{f"d{i}": g for i, g in enumerate(first[1:])}}
-    if second:
-        loss = y.square().sum() + sum(g.square().sum() for g in first if g.requires_grad)
-        both = torch.autograd.grad(loss, [x, *parameters], allow_unused=True)
-        found |= {f"second {i}": g for i, g in enumerate(both) if g is not None}
-    return {k: v.detach() for k, v in found.items()} | {k: v.clone() for k, v in module.named_buffers()}
-
-
 def accelerated(module, backend=None):
     other = copy.deepcopy(module)
     return bk.accelerate(other, backend=backend)
@@ -278,13 +241,7 @@ def same_as_its_own(module, x, message):
     """The norm computes what its own forward computes, does the same to its buffers, and the report says why."""
     other = plain(module)
     for _ in range(2):
-        try:
-            expected = other(x)
-        except Exception as error:
-            with pytest.raises(type(error)):
-                module(x)
-        else:
-            assert torch.equal(module(x), expected)
+        same_or_raised(partial(module, x), partial(other, x), torch.equal)
     for mine, yours in zip(module.buffers(), other.buffers(), strict=True):
         assert torch.equal(mine, yours)
     if message is not None:

@@ -10,7 +10,8 @@ import norm_families
 import pytest
 import torch
 from families import is_accelerated, net, reason
-from norm_families import BATCH, N, accelerated, counted, example, norm, outcome, same_as_its_own
+from norm_families import BATCH, N, accelerated, counted, example, norm, same_as_its_own
+from publishing import explain, outcome
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -56,7 +57,7 @@ def test_copies_pickles_and_checkpoints_of_norms(name):
 def test_data_parallel_replica_of_a_norm(name):
     """A replica as nn.DataParallel makes it: parameters and buffers are plain tensors."""
     module = accelerated(norm(name).eval())
-    norm_families.explain(module, True)
+    explain(module, True)
     replica = module._replicate_for_data_parallel()
     for key in list(replica._buffers):
         setattr(replica, key, module._buffers[key])

@@ -3,15 +3,17 @@
 import copy
 import pickle
 import warnings
+from functools import partial
 from types import MethodType
 
 import attention_families
 import pytest
 import torch
 import torch.nn.functional as F
-from attention_families import DIM, Early, Late, accelerated, attention, example, explain, outcome
+from attention_families import DIM, Early, Late, accelerated, attention, example
 from families import DynamicMultiplication, is_accelerated, plain, reason
 from norm_families import counted
+from publishing import explain, outcome, same_or_raised
 from torch import nn
 
 import bcos_kernels as bk
@@ -29,18 +31,8 @@ def _published(monkeypatch):
 def same_as_its_own(module):
     """Values and gradients, in both modes, or the error."""
     for mode in (False, True):
-        found = []
-        for one in (module, plain(module)):
-            try:
-                found.append(outcome(one, example(), mode, mode, second=False))
-            except Exception as error:
-                found.append(type(error))
-        ours, theirs = found
-        if isinstance(theirs, type):
-            assert ours is theirs
-            continue
-        for key, truth in theirs.items():
-            assert torch.allclose(ours[key], truth, rtol=1e-12, atol=1e-12, equal_nan=True), key
+        ours, theirs = (partial(outcome, m, example(), mode, mode, second=False) for m in (module, plain(module)))
+        same_or_raised(ours, theirs)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -175,6 +167,10 @@ def test_the_gradient_of_a_hooked_part_is_seen():
     assert len(seen) == 1 and not seen[0][..., :24].any() and seen[0][..., 24:].any()
 
 
+def alike(y, expected):
+    return (y.dtype, y.shape) == (expected.dtype, expected.shape) and torch.allclose(y, expected, rtol=1e-10)
+
+
 @pytest.mark.parametrize("name", attention_families.MAKERS)
 def test_inputs_that_the_code_does_not_expect(name):
     """Other ranks and sizes, integers, complex numbers, no images: what its own forward does, errors included."""
@@ -197,15 +193,7 @@ def test_inputs_that_the_code_does_not_expect(name):
         explain(ours, mode)
         explain(theirs, mode)
         for value in inputs:
-            try:
-                expected = theirs(value)
-            except Exception as error:
-                with pytest.raises(type(error)):
-                    ours(value)
-            else:
-                y = ours(value)
-                assert (y.dtype, y.shape) == (expected.dtype, expected.shape)
-                assert torch.allclose(y, expected, rtol=1e-10)
+            same_or_raised(partial(ours, value), partial(theirs, value), alike)
 
 
 @pytest.mark.parametrize("name", ["early", "late"])

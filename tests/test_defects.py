@@ -8,11 +8,11 @@ import torch
 from cases import BACKENDS, IDS, bcos, error
 from programs import outcome, start
 from recorded_calls import by_python
+from strides import odd_gradients, odd_views
 from torch.autograd import grad
 
 import bcos_kernels as bk
 from bcos_kernels.compat import import_reference
-from bcos_kernels.core import formats
 from bcos_kernels.core.op import Op
 
 NAMES = [
@@ -30,19 +30,6 @@ NAMES = [
     "conv3d",
     "conv3d_circular",
 ]
-
-
-def odd_gradients(y):
-    """Gradients with every kind of strides that autograd produces."""
-    gen = torch.Generator().manual_seed(3)
-    full = torch.randn(*y.shape[:-1], 2 * y.shape[-1], generator=gen, dtype=y.dtype)
-    yield "sliced", full[..., ::2]
-    yield "cat-split", full[..., y.shape[-1] :]
-    yield "transposed", torch.randn(y.shape[::-1], generator=gen, dtype=y.dtype).permute(*range(y.dim() - 1, -1, -1))
-    yield "expanded", torch.ones((), dtype=y.dtype).expand(y.shape)
-    yield "row expanded", torch.randn(y.shape[-1], generator=gen, dtype=y.dtype).expand(y.shape)
-    if y.dim() in (4, 5):
-        yield "channels_last", formats.channels_last(full[..., : y.shape[-1]])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -64,12 +51,7 @@ def test_input_strides_are_respected(name, backend):
     case = IDS[name]
     x, weight, bias = (None if t is None else t.detach() for t in case.inputs(torch.float64))
     expected = case(x, weight, bias, backend=backend)
-    wide = torch.cat([x, x], -1)
-    for strided in (
-        torch.stack([x, x], -1)[..., 0],
-        wide[..., x.shape[-1] :],
-        x.transpose(0, -1).contiguous().transpose(0, -1),
-    ):
+    for strided in odd_views(x):
         assert error(case(strided, weight, bias, backend=backend), expected) < 1e-13
     strided_weight = torch.stack([weight, weight], -1)[..., 1]
     assert error(case(x, strided_weight, bias, backend=backend), expected) < 1e-13

@@ -9,7 +9,7 @@ import pytest
 import torch
 from families import DynamicMultiplication, is_accelerated, plain
 from norm_families import counted
-from publishing import publish
+from publishing import MODES, explain, publish
 from torch import nn
 
 import bcos_kernels as bk
@@ -110,18 +110,12 @@ FORMULAS = {
 }
 KINDS = [EarlyGELU, HeldGELU, LateGELU, UnusedGELU, LateTanhGELU, LateSiLU, EarlySiLU, EarlyTanhGELU]
 GATES = {LateTanhGELU: phi_by_tanh, EarlyTanhGELU: phi_by_tanh, LateSiLU: torch.sigmoid, EarlySiLU: torch.sigmoid}
-MODES = {"off": (False, False), "early": (True, True), "late": (False, True), "entered, then left": (True, False)}
-"""Whether the explanation mode is on in the forward and in the backward."""
 
 
 @pytest.fixture
 def _published(monkeypatch):
     rows = [("gates", kind, formula, (root,)) for (kind, root), formula in FORMULAS.items()]
     publish(monkeypatch, [*rows, ("modes", DynamicMultiplication, {"late": True})])
-
-
-def explain(module, on):
-    module._modules.get("dynamic_multiplication", module).set_explanation_mode(on)
 
 
 def example(dtype=torch.float64, seed=0):

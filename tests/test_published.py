@@ -5,6 +5,7 @@ import json
 import families
 import pytest
 import torch
+from attention_families import Early
 from families import Doubled, OwnForward, X, altered, assert_close, example, is_accelerated, outcome, reason
 from torch import nn
 from torch.nn.utils import parametrize
@@ -301,3 +302,23 @@ def test_an_unknown_keyword_warns(kind):
 def test_keywords_that_callers_of_the_reference_pass_do_not_warn(recwarn):
     bk.BcosConv2d(6, 8, 3, bias=False, scale_fact=1000)
     assert not recwarn.list
+
+
+@pytest.mark.filterwarnings("ignore:accelerate")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda kind: kind(M.BcosLinear)(6, 4),
+        lambda kind: kind(M.norms.BatchNormUncentered2d)(6),
+        lambda kind: kind(Early)(8, 2, 4, linear_layer=nn.Linear, norm_layer=nn.LayerNorm),
+    ],
+    ids=["layer", "norm", "attention"],
+)
+def test_a_class_that_finds_its_attributes_otherwise(make):
+    """Its code is the published one, and may read other values."""
+
+    def otherwise(cls):
+        return type(cls.__name__, (cls,), {"__getattr__": lambda self, name: nn.Module.__getattr__(self, name)})
+
+    module = bk.accelerate(make(otherwise))
+    assert bk.report(module).rows[0].reason == f"{type(module).__name__} changes how its attributes are found"

@@ -193,7 +193,7 @@ def test_code_replaced_on_a_class(owner, attribute, when, monkeypatch):
 )
 def test_an_unusual_input_runs_its_own_forward(x, message):
     module = bk.accelerate(doubled(layer()))
-    found = alignment.objection(module, x)
+    found = alignment.find(module, x)
     assert isinstance(found, str) and message in found
     results = []
     for one in (module, plain(module)):

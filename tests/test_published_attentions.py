@@ -5,7 +5,8 @@ import json
 import attention_families
 import pytest
 import torch
-from attention_families import MAKERS, accelerated, attention, example, explain, outcome
+from attention_families import MAKERS, accelerated, attention, example
+from publishing import MODES, explain, guided, outcome, same
 
 import bcos_kernels as bk
 from bcos_kernels import tally
@@ -13,20 +14,10 @@ from bcos_kernels.adopt import attend, published
 
 pytestmark = [pytest.mark.usefixtures("_published"), pytest.mark.filterwarnings("ignore:accelerate")]
 
-MODES = {"off": (False, False), "early": (True, True), "late": (False, True), "entered, then left": (True, False)}
-"""Whether the explanation mode is on in the forward and in the backward."""
-
 
 @pytest.fixture
 def _published(monkeypatch):
     attention_families.publish(monkeypatch)
-
-
-def same(ours, theirs, tolerance):
-    assert ours.keys() == theirs.keys()
-    for name, truth in theirs.items():
-        assert ours[name].shape == truth.shape and ours[name].dtype == truth.dtype, name
-        assert (ours[name].double() - truth.double()).norm() <= tolerance * (1 + truth.double().norm()), name
 
 
 def test_every_attention_of_the_table_has_a_stand_in():
@@ -56,19 +47,8 @@ def test_attention_family(name):
 
 
 def test_guidance_order_in_an_attention():
-    """Model guidance: forward outside of the mode, gradient inside, and a loss on it differentiated outside."""
-    found = []
-    for module in (attention("late"), bk.accelerate(attention("late"))):
-        inputs = example().requires_grad_()
-        y = module(inputs)
-        explain(module, True)
-        (explanation,) = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
-        explain(module, False)
-        (y.sum() + explanation.square().sum()).backward()
-        found.append({
-            "explanation": explanation.detach(), "dw": module.to_qkv.weight.grad, "dx": inputs.grad,
-        })  # fmt: skip
-    same(*found, 1e-10)
+    modules = attention("late"), bk.accelerate(attention("late"))
+    same(*(guided(module, example(), module.to_qkv.weight) for module in modules), 1e-10)
 
 
 @pytest.mark.parametrize("name", ["early", "late"])

@@ -6,7 +6,8 @@ from functools import partial
 import norm_families
 import pytest
 import torch
-from norm_families import MAKERS, accelerated, example, norm, outcome
+from norm_families import MAKERS, accelerated, example, norm
+from publishing import MODES, explain, guided, outcome, same
 
 import bcos_kernels as bk
 from bcos_kernels import tally
@@ -17,20 +18,11 @@ pytestmark = pytest.mark.usefixtures("_published")
 
 BACKENDS = ("cpu", "reference")
 SLOW = partial(pytest.param, marks=pytest.mark.slow)
-MODES = {"off": (False, False), "early": (True, True), "late": (False, True), "entered, then left": (True, False)}
-"""Whether the explanation mode is on in the forward and in the backward."""
 
 
 @pytest.fixture
 def _published(monkeypatch):
     norm_families.publish(monkeypatch)
-
-
-def same(ours, theirs, tolerance):
-    assert ours.keys() == theirs.keys()
-    for name, truth in theirs.items():
-        assert ours[name].shape == truth.shape and ours[name].dtype == truth.dtype, name
-        assert (ours[name].double() - truth.double()).norm() <= tolerance * (1 + truth.double().norm()), name
 
 
 def test_every_norm_of_the_table_has_a_stand_in():
@@ -62,17 +54,8 @@ def test_norm_family(name, vendor, backend, monkeypatch):
 
 
 def test_guidance_order_in_a_norm():
-    """Model guidance: forward outside of the mode, gradient inside, and a loss on it differentiated outside."""
-    found = []
-    for module in (norm("late batch"), bk.accelerate(norm("late batch"))):
-        inputs = example("late batch").requires_grad_()
-        y = module(inputs)
-        norm_families.explain(module, True)
-        (explanation,) = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
-        norm_families.explain(module, False)
-        (y.sum() + explanation.square().sum()).backward()
-        found.append({"explanation": explanation.detach(), "dw": module.weight.grad, "dx": inputs.grad})
-    same(*found, 1e-10)
+    modules = norm("late batch"), bk.accelerate(norm("late batch"))
+    same(*(guided(module, example("late batch"), module.weight) for module in modules), 1e-10)
 
 
 FORMATS = {
@@ -113,7 +96,7 @@ def test_dtype_and_memory_format_are_those_of_the_own_forward(name, backend, aut
                 for mode in (False, True):
                     results = []
                     for module in (ours.train(training), theirs.train(training)):
-                        norm_families.explain(module, mode)
+                        explain(module, mode)
                         with torch.autocast("cpu", autocast, enabled=autocast is not None):
                             try:
                                 results.append(module(x))

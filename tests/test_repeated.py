@@ -1,41 +1,66 @@
-"""Calls of accelerated layers and norms in which all reads as before: whatever changes between two is noticed."""
+"""Calls of layers and norms in which all reads as before: whatever changes between two is noticed.
+
+A layer is one of the package ``bcos`` that was accelerated, or one of this package.
+"""
 
 import copy
 import gc
+from functools import partial
 
 import pytest
 import torch
-from families import plain
-from torch import nn
+from families import is_accelerated, plain
+from torch import Tensor, nn
 
 import bcos_kernels as bk
 from bcos_kernels.adopt import layer as layers
 from bcos_kernels.adopt import norm as norms
 from bcos_kernels.compat import import_reference
-from bcos_kernels.core import kernels, plans
+from bcos_kernels.core import dispatch, kernels, plans
+from bcos_kernels.transform import repeated
 
 M = import_reference().modules
 X = torch.randn(2, 6, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+ROWS = X[..., 0, 0].contiguous()
+THEIRS, OURS = M.BcosConv2d, bk.BcosConv2d
+
+pytestmark = pytest.mark.skipif(repeated._C is None, reason="the extension reads the modules")
 
 
-@pytest.fixture
-def layer():
+@pytest.fixture(params=[THEIRS, OURS], ids=["accelerated", "ours"])
+def layer(request):
     """A layer that was called before, and whose next call repeats that one."""
     torch.manual_seed(0)
-    made = bk.accelerate(M.BcosConv2d(6, 4, 3, b=1.5).double())
-    made(X)
+    made = bk.accelerate(request.param(6, 4, 3, b=1.5).double()) if request.param is THEIRS else OURS(6, 4, 3, b=1.5)
+    made.double()(X)
     assert repeats(made)
     return made
 
 
 def repeats(layer, x=X):
-    return layers.repeat(layer, x) is not None
+    if is_accelerated(layer):
+        return layers.repeat(layer, x) is not None
+    return isinstance(repeated.repeated(layer, x), Tensor)
+
+
+def expected(layer, x=X):
+    """What an accelerated layer's own forward computes, and one of ours where it is read in Python."""
+    if is_accelerated(layer):
+        return plain(layer)(x)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repeated, "_C", None)
+        return layer(x)
 
 
 def same(layer, x=X):
-    y, expected = layer(x), plain(layer)(x)
-    assert torch.allclose(y, expected, rtol=1e-12)
+    y = layer(x)
+    assert torch.allclose(y, expected(layer, x), rtol=1e-12)
     return y
+
+
+def gradient(function, x=X):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(function(x).sum(), x)[0]
 
 
 class Tagged(torch.Tensor):
@@ -46,35 +71,62 @@ def tripled(input, weight, bias):
     return nn.functional.conv2d(input, 3 * weight, bias)
 
 
+def set_on_both(layer, name, value, its):
+    """A layer of ``bcos`` holds what its linear part has once more."""
+    setattr(layer.linear, name, its)
+    if is_accelerated(layer):
+        setattr(layer, name, value)
+
+
 def other_kernel(layer):
     layer.linear.weight = nn.Parameter(torch.randn(4, 6, 1, 1).double())
-    layer.kernel_size, layer.linear.kernel_size, layer.patch_size = 1, (1, 1), 1
+    set_on_both(layer, "kernel_size", 1, (1, 1))
+    if is_accelerated(layer):
+        layer.patch_size = 1
+
+
+CHANGES = [
+    (lambda m: setattr(m, "b", 2), True),
+    (lambda m: setattr(m, "b", torch.tensor(1.25).double()), False),
+    (lambda m: setattr(m, "b", nn.Parameter(torch.tensor(1.25).double())), False),
+    (lambda m: m.linear.weight.data.mul_(-torch.arange(1, 5).view(4, 1, 1, 1)), True),
+    (lambda m: setattr(m.linear, "weight", nn.Parameter(torch.randn(4, 6, 3, 3).double())), True),
+    (other_kernel, True),
+    (lambda m: set_on_both(m, "stride", 2, (2, 2)), True),
+    (lambda m: set_on_both(m, "padding", 1, (1, 1)), True),
+    (lambda m: set_on_both(m, "padding", [1, 1], [1, 1]), False),
+    (lambda m: setattr(m, "detach", torch.tensor(True)), False),
+    (lambda m: setattr(m.linear, "bias", nn.Parameter(torch.randn(4).double())), True),
+    (lambda m: m.linear.register_forward_hook(lambda *args: 2 * args[2]), False),
+    (lambda m: m.linear.register_forward_pre_hook(lambda module, args: (2 * args[0],)), False),
+    (lambda m: m.linear.register_full_backward_hook(lambda *_: None), False),
+    (lambda m: setattr(m.linear, "forward", lambda x: 2 * x[:, :4, 1:-1, 1:-1]), False),
+    (lambda m: setattr(m, "calc_patch_norms", lambda x: x.new_ones(1)), False),
+    (lambda m: nn.utils.parametrize.register_parametrization(m.linear, "weight", nn.Tanh()), False),
+    (lambda m: nn.utils.parametrizations.weight_norm(m.linear), False),
+    (lambda m: vars(m).update(linear=nn.Conv2d(6, 4, 3, bias=False).double()), False),
+    (lambda m: setattr(m, "linear", nn.Conv2d(6, 4, 3, bias=False).double()), True),
+]
+"""A change of a layer, and whether calls are still repeated afterwards."""
+OF_THEIRS = [
+    (lambda m: m.add_module("more", nn.Identity()), False),
+    (lambda m: setattr(m.linear, "_conv_forward", tripled), False),
+    (lambda m: setattr(m, "linear", M.bcosconv2d.NormedConv2d(6, 4, 3, bias=False).double()), True),
+]
+OF_OURS = [
+    (lambda m: setattr(m, "max_out", 2), True),
+    (lambda m: (setattr(m.linear, "padding", (1, 1)), setattr(m.linear, "padding_mode", "reflect")), False),
+    (lambda m: setattr(m, "normalize_weights", False), True),
+    (lambda m: setattr(m, "norm_eps", (1.0, 0.0)), True),
+    (lambda m: setattr(m, "b_rule", "offset"), False),
+    (lambda m: setattr(m, "backend", "reference"), False),
+]
 
 
 @pytest.mark.parametrize(
-    "change, still_repeats",
-    [
-        (lambda m: setattr(m, "b", 2), True),
-        (lambda m: setattr(m, "b", torch.tensor(1.25).double()), False),
-        (lambda m: setattr(m, "b", nn.Parameter(torch.tensor(1.25).double())), False),
-        (lambda m: m.linear.weight.data.mul_(torch.arange(1, 5).view(4, 1, 1, 1)), True),
-        (lambda m: setattr(m.linear, "weight", nn.Parameter(torch.randn(4, 6, 3, 3).double())), True),
-        (other_kernel, True),
-        (lambda m: (setattr(m, "stride", 2), setattr(m.linear, "stride", (2, 2))), True),
-        (lambda m: (setattr(m, "padding", 1), setattr(m.linear, "padding", (1, 1))), True),
-        (lambda m: (setattr(m, "padding", [1, 1]), setattr(m.linear, "padding", (1, 1))), False),
-        (lambda m: setattr(m.linear, "bias", nn.Parameter(torch.randn(4).double())), True),
-        (lambda m: m.linear.register_forward_hook(lambda *args: 2 * args[2]), False),
-        (lambda m: m.linear.register_forward_pre_hook(lambda module, args: (2 * args[0],)), False),
-        (lambda m: m.linear.register_full_backward_hook(lambda *_: None), False),
-        (lambda m: m.add_module("more", nn.Identity()), False),
-        (lambda m: nn.utils.parametrize.register_parametrization(m.linear, "weight", nn.Tanh()), False),
-        (lambda m: setattr(m, "calc_patch_norms", lambda x: x.new_ones(1)), False),
-        (lambda m: setattr(m.linear, "_conv_forward", tripled), False),
-        (lambda m: vars(m).update(linear=nn.Conv2d(6, 4, 3).double()), False),
-        (lambda m: setattr(m, "linear", M.bcosconv2d.NormedConv2d(6, 4, 3, bias=False).double()), True),
-        (lambda m: setattr(m, "linear", nn.Conv2d(6, 4, 3, bias=False).double()), True),
-    ],
+    "layer, change, still_repeats",
+    [(kind, *row) for kind, own in ((THEIRS, OF_THEIRS), (OURS, OF_OURS)) for row in (*CHANGES, *own)],
+    indirect=["layer"],
 )
 def test_a_change_between_two_calls(layer, change, still_repeats):
     before = layer(X)
@@ -88,34 +140,40 @@ def test_a_change_between_two_calls(layer, change, still_repeats):
 def test_the_explanation_mode(layer):
     for mode in (True, False, True):
         layer.set_explanation_mode(mode)
-        found, expected = [], []
-        for module, grads in ((layer, found), (plain(layer), expected)):
-            x = X.clone().requires_grad_()
-            grads.append(torch.autograd.grad(module(x).sum(), x)[0])
-        assert torch.allclose(found[0], expected[0], rtol=1e-10) and repeats(layer)
-
-
-def test_plans_that_another_thread_empties_are_no_output(layer, monkeypatch):
-    monkeypatch.setattr(plans, "keep", lambda _, key, plan: plan)
-    x = X[:1].clone()  # of a shape that was not met before
-    assert torch.allclose(layer(x), plain(layer)(x), rtol=1e-10)
+        assert torch.allclose(gradient(layer), gradient(partial(expected, layer)), rtol=1e-10) and repeats(layer)
 
 
 def test_a_mode_that_is_a_tensor(layer):
     layer.detach = torch.tensor(True)
     for mode in (True, True, False):
         layer.detach.fill_(mode)
-        found = []
-        for module in (layer, plain(layer)):
-            x = X.clone().requires_grad_()
-            found.append(torch.autograd.grad(module(x).sum(), x)[0])
-        assert torch.allclose(*found, rtol=1e-10)
+        found = gradient(layer)
+        assert torch.allclose(found, gradient(partial(expected, layer)), rtol=1e-10)
+    layer.detach.fill_(True)
+    assert not torch.equal(gradient(layer), found)
 
 
+@pytest.mark.parametrize("layer", [OURS], indirect=True)
+@pytest.mark.parametrize("name, value", [("norm_eps", (1.0, 0.0)), ("b_rule", "offset")])
+def test_a_change_of_the_class(layer, monkeypatch, name, value):
+    before = layer(X)
+    monkeypatch.setattr(OURS, name, value)
+    assert not torch.equal(same(layer), before)
+    assert repeats(layer) == (name == "norm_eps")
+
+
+def test_a_method_of_a_class(layer, monkeypatch):
+    before = layer(X)
+    owner = THEIRS if is_accelerated(layer) else OURS
+    monkeypatch.setattr(owner, "calc_patch_norms", lambda self, x: x.new_ones(1))
+    assert not torch.equal(same(layer), before)
+
+
+@pytest.mark.parametrize("layer", [THEIRS], indirect=True)
 def test_a_property_in_the_place_of_an_attribute(layer, monkeypatch):
     for name, value in (("b", 3), ("detach", True)):
         with monkeypatch.context() as patch:
-            patch.setattr(M.BcosConv2d, name, property(lambda self, value=value: value), raising=False)
+            patch.setattr(THEIRS, name, property(lambda self, value=value: value), raising=False)
             assert not repeats(layer)
             same(layer)
         assert repeats(layer)
@@ -124,18 +182,40 @@ def test_a_property_in_the_place_of_an_attribute(layer, monkeypatch):
 def test_an_attribute_that_is_only_its_classs(layer, monkeypatch):
     del layer.b
     for b in (2, 3):
-        monkeypatch.setattr(M.BcosConv2d, "b", b, raising=False)
+        monkeypatch.setattr(THEIRS if is_accelerated(layer) else OURS, "b", b, raising=False)
         same(layer)
         assert not repeats(layer)
 
 
+@pytest.mark.parametrize(
+    "make, x",
+    [
+        (lambda: bk.BcosLinear(6, 4), ROWS),
+        (lambda: bk.BcosConv2dWithScale(6, 4, 3, scale=3.0), X),
+        (lambda: bk.BcosConv2d(6, 4, 3, groups=2, max_out=2), X),
+        (lambda: bk.BcosConv3d(6, 4, 1), X[:, :, None]),
+    ],
+)
+def test_explanation_modes_and_gradients(make, x):
+    layer = make().double()
+    for mode in (True, False, True, False):
+        layer.set_explanation_mode(mode)
+        found = []
+        for forward in (layer, partial(expected, layer)):
+            inputs = x.clone().requires_grad_()
+            y = forward(inputs)
+            found.append((y, *torch.autograd.grad(y.square().sum(), (inputs, layer.weight))))
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        assert repeats(layer, x)
+
+
 def test_inputs_of_other_kinds(layer):
-    assert repeats(layer, X[:1]) and torch.equal(layer(X[:1]), layer(X)[:1])
+    assert torch.equal(layer(X[:1]), layer(X)[:1]) and repeats(layer, X[:1])
     same(layer, X.contiguous(memory_format=torch.channels_last))
     with pytest.raises(ValueError, match="x has"):
         layer(X[:, :5])
     assert layer(X.as_subclass(Tagged)).as_subclass(torch.Tensor).equal(layer(X))
-    assert not repeats(layer, X.as_subclass(Tagged))
+    assert not repeats(layer, X.as_subclass(Tagged)) and not repeats(layer, X[0])
     with pytest.raises(TypeError):
         layer(X.float())
 
@@ -168,23 +248,24 @@ def test_global_hooks_and_forced_backends(layer, monkeypatch):
         same(layer)
         handle.remove()
         assert repeats(layer)
-    from bcos_kernels.core import dispatch
-
     monkeypatch.setattr(dispatch, "FORCED", "reference")
     assert not repeats(layer)
     same(layer)
 
 
-def test_autocast():
-    layer = bk.accelerate(M.BcosConv2d(6, 4, 3, b=2), out_dtype=torch.bfloat16)
+@pytest.mark.parametrize("kind", [THEIRS, OURS])
+def test_autocast(kind):
+    out_dtype = {"out_dtype": torch.bfloat16}
+    layer = OURS(6, 4, 3, **out_dtype) if kind is OURS else bk.accelerate(THEIRS(6, 4, 3, b=2), **out_dtype)
     x = X.float()
     usual = layer(x)
     for _ in range(2):
         with torch.autocast("cpu", torch.bfloat16):
             assert layer(x).dtype == torch.bfloat16
-        assert torch.equal(layer(x), usual)
+        assert torch.equal(layer(x), usual) and repeats(layer, x)
 
 
+@pytest.mark.parametrize("layer", [THEIRS], indirect=True)
 def test_copies(layer):
     for other in (copy.deepcopy(layer), copy.copy(layer), layer._replicate_for_data_parallel()):
         other._modules = dict(other._modules)
@@ -194,6 +275,22 @@ def test_copies(layer):
         same(other)
         same(layer)
         assert not torch.equal(other(X), layer(X))
+
+
+@pytest.mark.parametrize("layer", [THEIRS], indirect=True)
+def test_plans_that_another_thread_empties_are_no_output(layer, monkeypatch):
+    monkeypatch.setattr(plans, "keep", lambda _, key, plan: plan)
+    x = X[:1].clone()  # of a shape that was not met before
+    assert torch.allclose(layer(x), plain(layer)(x), rtol=1e-10)
+
+
+@pytest.mark.parametrize("layer", [OURS], indirect=True)
+def test_the_memory_is_bounded(layer, monkeypatch):
+    monkeypatch.setattr(plans, "MOST", 4)
+    monkeypatch.setattr(repeated, "_PLANS", {})
+    for rows in range(1, 12):
+        layer(X[:1].expand(rows, -1, -1, -1))
+        assert len(repeated._PLANS) <= 4
 
 
 # norms

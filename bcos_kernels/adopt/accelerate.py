@@ -67,9 +67,9 @@ class Plan:
         return KINDS[self.name]
 
     @property
-    def objection(self) -> Callable[..., Any]:
+    def find(self) -> Callable[..., Any]:
         """The function that says at every call what the module computes now; see :class:`Kind`."""
-        return _measurements().objection if self.measured else self.kind.objection
+        return _measurements().find if self.measured else self.kind.find
 
     def read(self, module: nn.Module) -> None:
         """Reads the module's code now, because a compiled call could not read it."""
@@ -247,7 +247,7 @@ def _restored_mro(restored: Any) -> list[type]:
 @functools.cache
 def _subclass(origin: Any, plan: Plan) -> type:
     """The subclass of ``origin`` that computes by ``plan``; all modules of that class share it."""
-    out_dtype, backend, objection = plan.out_dtype, plan.backend, plan.objection
+    out_dtype, backend, find = plan.out_dtype, plan.backend, plan.find
     paired = plan.kind.run_paired if plan.pairs else None
     run = paired or plan.kind.run
     repeat = None if plan.measured or paired else plan.kind.repeat
@@ -260,7 +260,7 @@ def _subclass(origin: Any, plan: Plan) -> type:
                 y = repeat(self, x, dtype, backend)
                 if y is not None:
                     return y
-            found = objection(self, x, backend)
+            found = find(self, x, backend)
         else:
             found = "it was not called with one tensor"
         if isinstance(found, str):

@@ -18,7 +18,7 @@ from .alignment_code import PARTS, WEIGHTS, Code, Variant, read
 from .kind import Kind
 from .published import Theirs
 
-__all__ = ["KIND", "is_candidate", "objection", "run", "variant_of"]
+__all__ = ["KIND", "find", "is_candidate", "run", "variant_of"]
 
 
 class Found(NamedTuple):
@@ -60,7 +60,7 @@ def _code(module: Theirs) -> Code | str:
     return published.code(classes, read)
 
 
-def objection(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Found | str:
+def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Found | str:
     """How a call is served; or the reason why the layer's own forward must run."""
     code = _code(module)
     if isinstance(code, str) or isinstance(code.variant, str):
@@ -186,5 +186,5 @@ def _ours(module: Theirs) -> Found | str | None:
 
 
 KIND = Kind(
-    "alignment", "dynamic alignment layer", DYNAMIC_ALIGNMENT, is_candidate, variant_of, objection, run, _call, _ours
+    "alignment", "dynamic alignment layer", DYNAMIC_ALIGNMENT, is_candidate, variant_of, find, run, _call, _ours
 )

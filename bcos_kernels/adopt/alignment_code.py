@@ -31,32 +31,22 @@ class Code(published.Code):
     """The names of the methods that make the dynamic weights and the patches."""
 
 
-@published.reads_code
-def read(cls: type, weights: type, norm: type, *parts: type) -> Code:
+@published.reads_code(Code)
+def read(reading: published.Reading, cls: type, weights: type, norm: type, *parts: type) -> Code:
     """Forms the fingerprints of the classes and looks them up in the table.
 
     ``parts`` are the sequence and the two convolutions that make the dynamic weights.
     """
-    methods: tuple = ()
-    try:
-        _, layer, methods = published.known(cls, "alignments")
-        _, making, more = published.known(weights, "dynamic_weights", WEIGHTS, ("forward", "unfold"))
-        methods += more
-        formula, _, more = published.known(norm, "weight_norms", f"{WEIGHTS}.norm_func")
-        methods += more
-        for part in parts:
-            _, found, more = published.known(part, "linears", f"{WEIGHTS}.weighting_f")
-            methods += more
-            if found.digest != "torch":
-                raise published.Unknown(f"its .{WEIGHTS}.weighting_f has parts that are not PyTorch's own", ())
-    except published.Unknown as error:
-        return Code(str(error), methods + error.watched)
-    if published.finds_otherwise(cls):
-        return Code(f"{published.published_mro(cls)[0].__name__} changes how its attributes are found", methods)
+    _, layer = reading.known(cls, "alignments")
+    _, making = reading.known(weights, "dynamic_weights", WEIGHTS, ("forward", "unfold"))
+    formula, _ = reading.known(norm, "weight_norms", f"{WEIGHTS}.norm_func")
+    for part in parts:
+        _, found = reading.known(part, "linears", f"{WEIGHTS}.weighting_f")
+        if found.digest != "torch":
+            raise published.Unknown(f"its .{WEIGHTS}.weighting_f has parts that are not PyTorch's own")
     return Code(
         Variant(formula["norm"]),
-        tuple(dict.fromkeys(methods)),
-        (weights, norm, *parts),
+        parts=(weights, norm, *parts),
         own=frozenset(name for _, name, _ in layer.methods) - {"forward"} | {WEIGHTS},
         reads=layer.reads,
         weights_own=frozenset(name for _, name, _ in making.methods) | set(PARTS),

@@ -25,7 +25,7 @@ from .attention_code import MODE, PARTS, Code, Variant, read
 from .kind import Kind
 from .published import Theirs
 
-__all__ = ["KIND", "is_candidate", "objection", "run", "variant_of"]
+__all__ = ["KIND", "find", "is_candidate", "run", "variant_of"]
 
 
 class Found(NamedTuple):
@@ -64,7 +64,7 @@ def _code(module: Theirs) -> Code:
     return published.code((type(module), *classes), read)
 
 
-def objection(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Found | str | None:
+def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Found | str | None:
     """How a call is served; or the reason why the attention's own forward must run; None where it is the better one.
 
     A compiler fuses the attention's own operators, and a transform must see them.
@@ -180,4 +180,4 @@ def _ours(module: Theirs) -> bool | None:
     return True if isinstance(module, Detachable) and module.kind == "attention" else None
 
 
-KIND = Kind("attention", "attention", None, is_candidate, variant_of, objection, run, ours=_ours)
+KIND = Kind("attention", "attention", None, is_candidate, variant_of, find, run, ours=_ours)

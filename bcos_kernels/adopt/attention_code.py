@@ -36,37 +36,28 @@ class Code(published.Code):
     """Whether its ``to_qkv`` is PyTorch's plain linear layer, which can form the values alone."""
 
 
-@published.reads_code
-def read(cls: type, softmax: type, mode: type, linear: type) -> Code:
+@published.reads_code(Code)
+def read(reading: published.Reading, cls: type, softmax: type, mode: type, linear: type) -> Code:
     """Forms the fingerprints of the classes and looks them up in the table."""
-    methods: tuple = ()
     parts: tuple[type, ...] = (softmax,)
     inner: tuple[str, ...] = ("attend",)
-    try:
-        formula, attention, methods = published.known(cls, "attentions")
-        if formula["late"]:
-            if mode is type(None):
-                raise published.Unknown(f"it has lost its {MODE}", ())
-            _, _, more = published.known(mode, "modes", MODE)
-            methods, parts, inner = methods + more, (*parts, mode), (*inner, MODE)
-        if not issubclass(softmax, nn.Softmax):
-            raise published.Unknown(f"its .attend is {softmax.__name__}, not nn.Softmax", ())
-        _, _, more = published.known(softmax, "linears", "attend")
-        methods += more
-    except published.Unknown as error:
-        return Code(str(error), methods + error.watched)
-    if published.finds_otherwise(cls):
-        return Code(f"{published.published_mro(cls)[0].__name__} changes how its attributes are found", methods)
+    formula, attention = reading.known(cls, "attentions")
+    if formula["late"]:
+        reading.mode(mode, MODE)
+        parts, inner = (*parts, mode), (*inner, MODE)
+    if not issubclass(softmax, nn.Softmax):
+        raise published.Unknown(f"its .attend is {softmax.__name__}, not nn.Softmax")
+    reading.known(softmax, "linears", "attend")
     splits = linear is nn.Linear
     if splits:
         try:
-            methods, parts = methods + published.known(linear, "linears", "to_qkv")[2], (*parts, linear)
+            reading.known(linear, "linears", "to_qkv")
+            parts = *parts, linear
         except published.Unknown as error:
-            methods, splits = methods + error.watched, False
+            reading.watched, splits = reading.watched + error.watched, False
     return Code(
         Variant(formula["late"]),
-        tuple(dict.fromkeys(methods)),
-        parts,
+        parts=parts,
         own=frozenset(name for _, name, _ in attention.methods) - {"forward"} | set(inner),
         reads=attention.reads,
         late=formula["late"],

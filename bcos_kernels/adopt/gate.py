@@ -22,7 +22,7 @@ from . import fingerprint, published
 from .kind import Kind
 from .published import Theirs
 
-__all__ = ["ACT", "FUNCTIONS", "KIND", "METHOD", "Code", "Variant", "is_candidate", "objection", "run", "variant_of"]
+__all__ = ["ACT", "FUNCTIONS", "KIND", "METHOD", "Code", "Variant", "find", "is_candidate", "run", "variant_of"]
 
 MODE = "dynamic_multiplication"
 
@@ -107,36 +107,28 @@ class Found(NamedTuple):
     """The late explanation mode."""
 
 
-@published.reads_code
-def read(cls: type, mode: type) -> Code:
+@published.reads_code(Code)
+def read(reading: published.Reading, cls: type, mode: type) -> Code:
     """Forms the fingerprints of the two classes and looks them up in the table."""
-    methods: tuple = ()
-    parts: tuple[type, ...] = ()
-    try:
-        formula, gate, methods = published.known(cls, "gates")
-        own = {name for _, name, _ in gate.methods} - {"forward"}
-        reads, held = gate.reads, ACT in gate.reads
-        if held:
-            try:
-                inner = fingerprint.of(published.published_mro(cls), (METHOD,))
-            except fingerprint.Unreadable as error:
-                raise published.Unknown(str(error), published.watched(cls, error)) from None
-            methods += published.watched(cls, inner)
-            formula = published.rows("gates").get(inner.digest, {}).get("formula") or {}
-            if not formula:
-                raise published.Unknown(f"the code of {cls.__name__}.{METHOD} is not among the published gates", ())
-            own, reads = own | {name for _, name, _ in inner.methods}, reads | inner.reads
-        if formula["mode"] != "early":
-            if mode is type(None):
-                raise published.Unknown(f"it has lost its {MODE}", ())
-            _, _, more = published.known(mode, "modes", MODE)
-            methods, parts, own = methods + more, (mode,), own | {MODE}
-    except published.Unknown as error:
-        return Code(str(error), methods + error.watched)
-    if published.finds_otherwise(cls):
-        return Code(f"{published.published_mro(cls)[0].__name__} changes how its attributes are found", methods)
+    formula, gate = reading.known(cls, "gates")
+    own = {name for _, name, _ in gate.methods} - {"forward"}
+    reads, held = gate.reads, ACT in gate.reads
+    if held:
+        try:
+            inner = fingerprint.of(published.published_mro(cls), (METHOD,))
+        except fingerprint.Unreadable as error:
+            raise published.Unknown(str(error), published.watched(cls, error)) from None
+        reading.watched += published.watched(cls, inner)
+        formula = published.rows("gates").get(inner.digest, {}).get("formula") or {}
+        if not formula:
+            raise published.Unknown(f"the code of {cls.__name__}.{METHOD} is not among the published gates")
+        own, reads = own | {name for _, name, _ in inner.methods}, reads | inner.reads
+    late = formula["mode"] != "early"
+    if late:
+        reading.mode(mode, MODE)
+        own = own | {MODE}
     variant = Variant(formula["mode"], held, formula.get("function", "gelu"))
-    return Code(variant, tuple(dict.fromkeys(methods)), parts, frozenset(own), reads, bool(parts))
+    return Code(variant, parts=(mode,) if late else (), own=frozenset(own), reads=reads, late=late)
 
 
 def is_candidate(module: Theirs) -> bool:
@@ -168,7 +160,7 @@ def _method(module: Theirs) -> Any:
 _DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 
-def objection(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Found | str | None:
+def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Found | str | None:
     """How a call is served; or the reason why the gate's own forward must run; None where it is the better one."""
     if x is not None and _torch.is_followed():
         return None
@@ -223,4 +215,4 @@ def _ours(module: Theirs) -> bool | None:
     return True if isinstance(module, Detachable) and module.kind == "gate" else None
 
 
-KIND = Kind("gate", "gate", None, is_candidate, variant_of, objection, run, ours=_ours)
+KIND = Kind("gate", "gate", None, is_candidate, variant_of, find, run, ours=_ours)

@@ -27,18 +27,18 @@ class Kind:
     """``is_candidate(module)``: whether it looks like one; what is no candidate is not reported."""
     variant_of: Callable[[Any], Any]
     """``variant_of(module)``: the published formula of its code, or the reason why there is none, a string."""
-    objection: Callable[..., Any]
-    """``objection(module, x, backend)``, at every call: what ``run`` needs to compute the module's formula of x now. A
+    find: Callable[..., Any]
+    """``find(module, x, backend)``, at every call: what ``run`` needs to compute the module's formula of x now. A
     string is the reason why the module's own forward must run instead; None says that it is the better one here, and is
     not counted. Without x it is asked of a module that is not being called."""
     run: Callable[[Any, Tensor, Any, Any, str | None], Tensor]
     """``run(module, x, found, out_dtype, backend)``: the formula, with the values that the module holds now. ``found``
-    is what ``objection`` returned; ``out_dtype`` is the user's, under autocast alone."""
+    is what ``find`` returned; ``out_dtype`` is the user's, under autocast alone."""
     call: Callable[[Any, Any], Any] | None = None
     """``call(module, found)``: the op's call for the smallest input that the module takes, for the report; None where
     there is no op."""
     ours: Callable[[Any], Any] = lambda module: None
-    """``ours(module)``: what ``objection`` would return, of a module of this package; None for all others."""
+    """``ours(module)``: what ``find`` would return, of a module of this package; None for all others."""
     measurable: bool = False
     """Whether the formula of unpublished code can be measured."""
     run_paired: Callable[[Any, Tensor, Any, Any, str | None], Tensor] | None = None
@@ -46,5 +46,5 @@ class Kind:
     note: Callable[[Any, Any], str] = lambda module, found: ""
     """``note(module, found)``: what a report adds about an accelerated module."""
     repeat: Callable[[Any, Tensor, Any, str | None], Tensor | None] | None = None
-    """``repeat(module, x, out_dtype, backend)``: what ``objection`` and ``run`` would compute, in less time, where all
+    """``repeat(module, x, out_dtype, backend)``: what ``find`` and ``run`` would compute, in less time, where all
     that decides reads as in a call before; it returns None where they must be asked."""

@@ -20,13 +20,13 @@ from .. import tally
 from ..core import _torch, dispatch, extension, plans
 from ..modules import BcosLayer, BcosLinear, clamped
 from ..transform import TRANSFORM, Call, Spec, functional, parts
-from ..transform.repeated import held
+from ..transform.repeated import HOOKS, held
 from . import published
 from .kind import Kind
 from .layer_code import GEOMETRY, SIZES, Code, Variant, read
 from .published import Theirs
 
-__all__ = ["KIND", "is_candidate", "objection", "repeat", "transform", "variant_of", "weighted"]
+__all__ = ["KIND", "find", "is_candidate", "repeat", "transform", "variant_of", "weighted"]
 
 
 def weighted(module: Theirs) -> Theirs:
@@ -62,7 +62,7 @@ def _arguments(module: Theirs, x: Tensor, variant: Variant, out_dtype, backend: 
 def repeat(module: Theirs, x: Tensor, out_dtype=None, backend: str | None = None) -> Tensor | None:
     """``module(x)`` where all that decides about the call reads as in a call before; None where it must be read anew.
 
-    What decides is in the key, and nothing of the module is kept. It takes a fraction of the time of :func:`objection`
+    What decides is in the key, and nothing of the module is kept. It takes a fraction of the time of :func:`find`
     and :func:`transform`, for layers whose b is a number and whose explanation mode is the early one.
     """
     parts = module.__dict__["_modules"]
@@ -97,13 +97,13 @@ _C, _ = extension.load()
 _INPUTS = "weight", "bias"
 _NO_MODE = type(None)
 _TWICE = range(2)
-_UNCHANGED = ("_modules", *published.HOOKS)
+_UNCHANGED = ("_modules", *HOOKS)
 """What is empty in a part that has neither hooks nor a parametrization: a dict with something in it has no key."""
 
 
 def _kernels(module: Theirs, layer: Theirs, x: Tensor, code: Code, out_dtype, backend: str | None) -> Any:
     """What serves a call that :func:`repeat` can serve; else None."""
-    variant = objection(module, x, backend)
+    variant = find(module, x, backend)
     if isinstance(variant, str) or not code.is_held(module, layer) or scale(module, variant) is not None:
         return None
     plan = functional.direct_plan(*_arguments(module, x, variant, out_dtype, backend))
@@ -173,7 +173,7 @@ def _code(module: Theirs, layer: Theirs) -> Code:
     return published.code((type(module), type(layer), type(module._modules.get("dynamic_multiplication"))), read)
 
 
-def objection(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Variant | str:
+def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Variant | str:
     """The variant that the module computes now; or the reason why its own forward must run for the input x."""
     layer = module._modules.get("linear", module)
     code = published.code((type(module), type(layer), type(module._modules.get("dynamic_multiplication"))), read)
@@ -356,6 +356,6 @@ def _call(module: Theirs, variant: Variant) -> Call:
 
 
 KIND = Kind(
-    "layer", "B-cos layer", TRANSFORM, is_candidate, variant_of, objection, transform, _call, _ours, measurable=True,
+    "layer", "B-cos layer", TRANSFORM, is_candidate, variant_of, find, transform, _call, _ours, measurable=True,
     repeat=repeat,
 )  # fmt: skip

@@ -96,38 +96,31 @@ class Code(published.Code):
         return attrgetter(*(self.reads & SIZES or ("b",)))
 
 
-@published.reads_code
-def read(cls: type, linear: type, mode: type) -> Code:
+@published.reads_code(Code)
+def read(reading: published.Reading, cls: type, linear: type, mode: type) -> Code:
     """Forms the fingerprints of the three classes and looks them up in the table."""
-    methods: tuple = ()
-    try:
-        formula, layer, methods = published.known(cls, "layers")
-        if ("linear" in layer.reads) == (linear is cls):
-            where = "in itself or in its .linear"
-            raise published.Unknown(f"its code and its parts do not agree on where the weight is: {where}", ())
-        unit, inner, pads = bool(formula.get("unit")), None, True
-        parts = [(linear, "linears", "linear")] if linear is not cls else []
-        if "dynamic_multiplication" in layer.reads:
-            parts.append((mode, "modes", "dynamic_multiplication"))
-        for part, section, name in parts:
-            row, found, more = published.known(part, section, name)
-            methods += more
-            if section == "linears":
-                unit, inner = row["unit"], found
-                pads = found.digest == "torch" or any(method == "_conv_forward" for _, method, _ in found.methods)
-    except published.Unknown as error:
-        return Code(str(error), methods + error.watched)
-    mro = published.published_mro(cls)
-    if published.finds_otherwise(cls):
-        return Code(f"{mro[0].__name__} changes how its attributes are found", methods)
+    formula, layer = reading.known(cls, "layers")
+    if ("linear" in layer.reads) == (linear is cls):
+        where = "in itself or in its .linear"
+        raise published.Unknown(f"its code and its parts do not agree on where the weight is: {where}")
+    unit, inner, pads = bool(formula.get("unit")), None, True
+    parts: dict[str, type] = {}
+    if linear is not cls:
+        row, inner = reading.known(linear, "linears", "linear")
+        unit, parts["linear"] = row["unit"], linear
+        pads = inner.digest == "torch" or any(method == "_conv_forward" for _, method, _ in inner.methods)
+    late = "dynamic_multiplication" in layer.reads
+    if late:
+        reading.known(mode, "modes", "dynamic_multiplication")
+        parts["dynamic_multiplication"] = mode
     slow = None
     if hasattr(cls, SLOW_NORM):
         norm: fingerprint.Fingerprint | fingerprint.Unreadable
         try:
-            norm = fingerprint.of(mro, (SLOW_NORM,))
+            norm = fingerprint.of(published.published_mro(cls), (SLOW_NORM,))
         except fingerprint.Unreadable as error:
             norm = error
-        methods += published.watched(cls, norm)
+        reading.watched += published.watched(cls, norm)
         if getattr(norm, "digest", None) in published.rows("slow_norms"):
             slow = getattr(cls, SLOW_NORM)
     variant = Variant(
@@ -142,13 +135,12 @@ def read(cls: type, linear: type, mode: type) -> Code:
     )
     return Code(
         variant,
-        tuple(dict.fromkeys(methods)),
-        tuple(part for part, _, _ in parts),
-        own=frozenset(name for _, name, _ in layer.methods) - {"forward"} | {name for _, _, name in parts},
+        parts=tuple(parts.values()),
+        own=frozenset(name for _, name, _ in layer.methods) - {"forward"} | parts.keys(),
         linear_own=frozenset(name for _, name, _ in inner.methods) | {"_call_impl"} if inner else frozenset(),
         reads=layer.reads,
         convolves=issubclass(linear, nn.Conv2d),
-        late="dynamic_multiplication" in layer.reads,
+        late=late,
         scales_weights=inner is not None and "use_weight_norm" in inner.reads,
         pads=pads,
         slow_norm=slow,

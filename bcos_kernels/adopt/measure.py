@@ -25,7 +25,7 @@ from . import layer as layers
 from .layer_code import OPTIONAL, SLOW_NORM, Variant
 from .published import Theirs, published_mro
 
-__all__ = ["measure", "objection"]
+__all__ = ["find", "measure"]
 
 TOLERANCE = 1e-8
 """The allowed relative difference, in float64; the smallest difference between two variants is near 5e-7."""
@@ -51,7 +51,7 @@ class Measured(NamedTuple):
 _results: dict[tuple, Measured | str] = {}
 
 
-def objection(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Variant | str:
+def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Variant | str:
     """The variant that was measured for the present state of the module; or why its own forward must run for x."""
     found = measure(module)
     if isinstance(found, str):

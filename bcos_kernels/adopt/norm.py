@@ -21,12 +21,13 @@ from ..core.checks import autocast_dtype
 from ..modules import Detachable
 from ..norm import NORM, Call, Inputs, Outputs, Spec, functional
 from ..norm.call import of
+from ..transform.repeated import held
 from . import published
 from .kind import Kind
 from .norm_code import TENSORS, Code, Variant, read
 from .published import Theirs
 
-__all__ = ["KIND", "VENDOR", "Fit", "is_candidate", "objection", "repeat", "run", "variant_of"]
+__all__ = ["KIND", "VENDOR", "Fit", "find", "is_candidate", "repeat", "run", "variant_of"]
 
 VENDOR = True
 """Whether norms whose own code calls PyTorch's fused norm outside of the explanation mode keep to it there. With False
@@ -81,7 +82,7 @@ def _code(module: Theirs) -> Code:
     return published.code((type(module), type(module._modules.get("dynamic_multiplication"))), read)
 
 
-def objection(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Found | str | None:
+def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Found | str | None:
     """How our kernels serve a call; or the reason why the norm's own forward must run; None where it is the better one.
 
     A compiler fuses the norm's own operators with their neighbours, and a transform must see them.
@@ -115,10 +116,10 @@ def objection(module: Theirs, x: Tensor | None = None, backend: str | None = Non
         return None
     mean = var = None
     try:
-        weight, bias = _held(module, own, "weight"), _held(module, own, "bias")
+        weight, bias = held(module, "weight"), held(module, "bias")
         if variant.runs:
-            var = _held(module, own, "running_var")
-            mean = variant.counts and _held(module, own, "running_mean")
+            var = held(module, "running_var")
+            mean = variant.counts and held(module, "running_mean")
         key = (
             x.shape, x.stride(), x.dtype, x.device, x.__class__, autocast_dtype(x.device.type), frozen, own["training"],
             weight if weight is None else (weight.shape, weight.dtype, weight.device, weight.__class__),
@@ -132,15 +133,6 @@ def objection(module: Theirs, x: Tensor | None = None, backend: str | None = Non
     if fit is None:
         fit = plans.keep(code.fitting, key, _fit(module, x, code, frozen, backend))
     return fit if isinstance(fit, str) else (fit, weight, bias, var)
-
-
-def _held(module: Theirs, own: dict[str, Any], name: str) -> Any:
-    """``getattr(module, name)``, in a fraction of its time where it is a parameter or a buffer."""
-    if name in own:
-        return own[name]
-    if name in (store := own["_parameters"]) or name in (store := own["_buffers"]):
-        return store[name]
-    return getattr(module, name)
 
 
 def run(
@@ -188,7 +180,7 @@ def _updating(module: Theirs, variant: Variant, var: Tensor | None, norm: Callab
 def repeat(module: Theirs, x: Tensor, out_dtype=None, backend: str | None = None) -> Tensor | None:
     """``module(x)`` where all that decides about the call reads as in a call before; None where it must be read anew.
 
-    What decides is in the key, and nothing of the module is kept. It takes a fraction of the time of :func:`objection`
+    What decides is in the key, and nothing of the module is kept. It takes a fraction of the time of :func:`find`
     and :func:`run`, for norms over the batch, groups or positions with the early explanation mode.
     """
     own = module.__dict__
@@ -220,7 +212,7 @@ _NO_MODE = type(None)
 
 def _direct_plan(module: Theirs, x: Tensor, code: Code, out_dtype, backend: str | None) -> functional.Plan | None:
     """The plan of a call that :func:`repeat` can serve; else None."""
-    found = objection(module, x, backend)
+    found = find(module, x, backend)
     if found is None or isinstance(found, str) or found[0].order is not None or not code.is_held(module):
         return None
     fit, weight, bias, var = found
@@ -239,7 +231,7 @@ def _to_update(module: Theirs, var: Tensor | None, counts: bool) -> tuple[Any, T
         return momentum, var
     if not module.track_running_stats:
         return momentum, None
-    count = _held(module, module.__dict__, "num_batches_tracked")
+    count = held(module, "num_batches_tracked")
     if count is not None:
         count.add_(1)
         momentum = 1.0 / float(count) if momentum is None else momentum
@@ -258,7 +250,7 @@ def _update(kept: Tensor | None, momentum: Any, found_var: Tensor) -> None:
 def _fit(module: Theirs, x: Tensor, code: Code, frozen: bool, backend: str | None) -> Fit | str:
     """How a call is served, or the reason why the norm's own forward must run."""
     variant: Variant = code.variant
-    values = {name: _held(module, module.__dict__, name) for name in code.tensors}
+    values = {name: held(module, name) for name in code.tensors}
     reason = _misfit(module, x, variant, values)
     if reason is not None:
         return reason
@@ -388,6 +380,6 @@ def _ours(module: Theirs) -> Found | None:
 
 
 KIND = Kind(
-    "norm", "norm", NORM, is_candidate, variant_of, objection, run, _call, _ours,
+    "norm", "norm", NORM, is_candidate, variant_of, find, run, _call, _ours,
     note=_note, run_paired=functools.partial(run, paired=True), repeat=repeat,
 )  # fmt: skip

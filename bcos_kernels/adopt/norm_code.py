@@ -69,40 +69,30 @@ class Code(published.Code):
         )
 
 
-@published.reads_code
-def read(cls: type, mode: type) -> Code:
+@published.reads_code(Code)
+def read(reading: published.Reading, cls: type, mode: type) -> Code:
     """Forms the fingerprints of the two classes and looks them up in the table."""
-    methods: tuple = ()
-    parts: tuple[type, ...] = ()
     if issubclass(cls, nn.SyncBatchNorm):
         return Code("it is torch's SyncBatchNorm, a centered norm without an explanation mode")
-    try:
-        formula, norm, methods = published.known(cls, "norms")
-        if "dynamic_multiplication" in norm.reads:
-            if mode is type(None):
-                raise published.Unknown("it has lost its dynamic_multiplication", ())
-            _, _, more = published.known(mode, "modes", "dynamic_multiplication")
-            methods, parts = methods + more, (mode,)
-    except published.Unknown as error:
-        return Code(str(error), methods + error.watched)
-    if published.finds_otherwise(cls):
-        return Code(f"{published.published_mro(cls)[0].__name__} changes how its attributes are found", methods)
+    formula, norm = reading.known(cls, "norms")
+    late = "dynamic_multiplication" in norm.reads
+    if late:
+        reading.mode(mode, "dynamic_multiplication")
     if "fails" in formula:
-        return Code(f"its published code fails at every call: {formula['fails']}", methods)
+        return Code(f"its published code fails at every call: {formula['fails']}")
     over, runs = formula["over"], "running_var" in norm.reads
     variant = Variant(
         over, formula["centered"], tuple(formula.get("ranks", (4,))), formula.get("vendor", False), runs,
         "num_batches_tracked" in norm.reads,
     )  # fmt: skip
     sizes = {"group": ("num_groups",), "token": ("normalized_shape",)}.get(over, ())
-    buffers, held = ("running_var",) if runs else (), {"dynamic_multiplication"} if parts else set()
+    buffers, held = ("running_var",) if runs else (), {"dynamic_multiplication"} if late else set()
     return Code(
         variant,
-        tuple(dict.fromkeys(methods)),
-        parts,
+        parts=(mode,) if late else (),
         own=frozenset(name for _, name, _ in norm.methods) - {"forward"} | held,
         reads=norm.reads,
-        late=bool(parts),
+        late=late,
         tensors=("weight", "bias", *buffers),
         settings=attrgetter("eps", *sizes, *(("track_running_stats",) if runs else ())),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +20,8 @@ from ..core import _torch, extension
 from . import fingerprint
 
 __all__ = [
-    "CODES", "HOOKS", "PARAMETRIZED", "TABLE", "Code", "Theirs", "Unknown", "assigned", "changed_mode",
-    "changed_parts", "code", "finds_otherwise", "known", "origin", "published_mro", "reads_code",
+    "CODES", "PARAMETRIZED", "TABLE", "Code", "Reading", "Theirs", "Unknown", "assigned", "changed_mode",
+    "changed_parts", "code", "finds_otherwise", "origin", "published_mro", "reads_code",
     "rows", "watched",
 ]  # fmt: skip
 
@@ -89,15 +89,6 @@ def code(classes: tuple[type, ...], read: Callable[..., C]) -> C:
     return found
 
 
-F = TypeVar("F", bound=Callable)
-
-
-def reads_code(function: F) -> F:
-    """Makes a compiled graph break where ``function`` reads code: torch.compiler.disable without importing Dynamo."""
-    setattr(function, "_torchdynamo_disable", True)  # noqa: B010
-    return function
-
-
 def published_mro(cls: type) -> tuple[type, ...]:
     """The method resolution order of a class without the classes that ``accelerate`` or ``parametrize`` inserted."""
     return tuple(c for c in cls.__mro__ if "_bcos_kernels_plan" not in vars(c) and c.__module__ != PARAMETRIZED)
@@ -120,10 +111,6 @@ def _table() -> dict[str, dict]:
 def rows(section: str) -> dict[str, dict]:
     """Fingerprint -> row of one section of the table."""
     return _table()[section]
-
-
-HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-"""Where a module holds the hooks of its calls."""
 
 
 def changed_parts(module: Theirs, names: Iterable[str] | None = None) -> str | None:
@@ -166,41 +153,77 @@ def changed_mode(mode: Theirs, name: str = "dynamic_multiplication") -> str | No
 class Unknown(Exception):
     """Code that is not published. The message says which code that is."""
 
-    def __init__(self, reason: str, watched: tuple) -> None:
+    def __init__(self, reason: str, watched: tuple = ()) -> None:
         super().__init__(reason)
         self.watched = watched
         """What the code was read from, as in :class:`Code`: a change of it may make the code a published one."""
 
 
-def known(
-    cls: Any, section: str, part: str = "", roots: tuple[str, ...] = ("forward",)
-) -> tuple[dict, fingerprint.Fingerprint, tuple]:
-    """``(formula, fingerprint, what to watch)`` of a class in one section of the table.
+class Reading:
+    """Looks up the code of a module's class and of its parts' classes, and keeps what it was read from."""
 
-    ``part`` is the attribute in which the module holds it as a part; PyTorch's own code is then known, too. ``roots``
-    are the methods that the module calls.
+    def __init__(self) -> None:
+        self.watched: tuple = ()
 
-    Raises:
-        Unknown: the code is not published, or a part is not called as modules are.
+    def known(
+        self, cls: Any, section: str, part: str = "", roots: tuple[str, ...] = ("forward",)
+    ) -> tuple[dict, fingerprint.Fingerprint]:
+        """``(formula, fingerprint)`` of a class in one section of the table.
+
+        ``part`` is the attribute in which the module holds it as a part; PyTorch's own code is then known, too.
+        ``roots`` are the methods that the module calls.
+
+        Raises:
+            Unknown: the code is not published, or a part is not called as modules are.
+        """
+        within, what = (f"its .{part}: ", "ones") if part else ("", section)
+        mro = published_mro(cls)
+        try:
+            found = fingerprint.of(mro, roots)
+        except fingerprint.Unreadable as error:
+            raise Unknown(f"{within}{error}", watched(cls, error)) from None
+        self.watched += watched(cls, found)
+        formula = rows(section).get(found.digest, {}).get("formula")
+        if part and found.digest == "torch" and cls.forward in _PARTS:
+            formula = {"unit": False}
+        if not formula:
+            raise Unknown(f"{within}the code of {mro[0].__name__}.forward is not among the published {what}")
+        if "left" in formula:
+            raise Unknown(f"{within}{formula['left']}")
+        if part and not (_is_called_as_usual(cls) and not finds_otherwise(cls)):
+            calls = tuple((cls, call, getattr(cls, call)) for call in ("__call__", "_call_impl"))
+            raise Unknown(f"{within}{cls.__name__} changes how a module is called or holds attributes", calls)
+        return formula, found
+
+    def mode(self, cls: type, name: str) -> None:
+        """The late explanation mode, which the module holds under this name; raises :class:`Unknown` without one."""
+        if cls is type(None):
+            raise Unknown(f"it has lost its {name}")
+        self.known(cls, "modes", name)
+
+
+def reads_code(kind: type[C]) -> Callable[[Callable[..., C]], Callable[..., C]]:
+    """Makes ``read(cls, *parts)`` of a function that is also given a :class:`Reading` and may raise :class:`Unknown`.
+
+    A compiled graph breaks where it is called: this is torch.compiler.disable without importing Dynamo.
     """
-    within, what = (f"its .{part}: ", "ones") if part else ("", section)
-    mro = published_mro(cls)
-    try:
-        found = fingerprint.of(mro, roots)
-    except fingerprint.Unreadable as error:
-        raise Unknown(f"{within}{error}", watched(cls, error)) from None
-    methods = watched(cls, found)
-    formula = rows(section).get(found.digest, {}).get("formula")
-    if part and found.digest == "torch" and cls.forward in _PARTS:
-        formula = {"unit": False}
-    if not formula:
-        raise Unknown(f"{within}the code of {mro[0].__name__}.forward is not among the published {what}", methods)
-    if "left" in formula:
-        raise Unknown(f"{within}{formula['left']}", methods)
-    if part and not (_is_called_as_usual(cls) and not finds_otherwise(cls)):
-        methods += tuple((cls, call, getattr(cls, call)) for call in ("__call__", "_call_impl"))
-        raise Unknown(f"{within}{cls.__name__} changes how a module is called or holds attributes", methods)
-    return formula, found, methods
+
+    def reads(function: Callable[..., C]) -> Callable[..., C]:
+        def read(cls: Any, *parts: type) -> C:
+            reading = Reading()
+            try:
+                found = function(reading, cls, *parts)
+            except Unknown as error:
+                return kind(str(error), reading.watched + error.watched)
+            if finds_otherwise(cls):
+                reason = f"{published_mro(cls)[0].__name__} changes how its attributes are found"
+                return kind(reason, reading.watched)
+            return replace(found, watched=tuple(dict.fromkeys(reading.watched)))
+
+        setattr(read, "_torchdynamo_disable", True)  # noqa: B010
+        return read
+
+    return reads
 
 
 _PARTS = nn.Conv2d.forward, nn.Linear.forward, nn.Sequential.forward, nn.Softmax.forward

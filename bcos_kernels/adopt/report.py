@@ -99,7 +99,7 @@ def _row(name: str, module: Theirs) -> Row | None:
     plan, title, measured, backend = plan_of(module), type(module).__name__, False, None
     if plan is not None:
         kind, backend, measured = plan.kind, plan.backend, plan.measured
-        found = plan.objection(module, None, backend)
+        found = plan.find(module, None, backend)
     elif (own := _ours(module)) is not None:
         kind, found = own
         backend = module.backend

@@ -161,7 +161,7 @@ def _formula(module: Any) -> _Formula | str:
     own = isinstance(module, BcosLayer)
     if own and type(module).__module__ != BcosLayer.__module__:
         return f"class {type(module).__name__} is derived from a layer of this package and may hold more"
-    variant = layers.KIND.ours(module) if own else layers.objection(module)
+    variant = layers.KIND.ours(module) if own else layers.find(module)
     if isinstance(variant, str):
         return variant
     if (reason := _hooked(module)) is not None:
@@ -219,7 +219,7 @@ def _factor(norm: Any, layer: _Formula) -> Tensor | str:
     """What a norm multiplies each channel by, ``[C]`` of fp64; or the reason why it stays."""
     if layer.b not in DEGREES:
         return f"b of the layer before it is {layer.b}, neither 1 nor 2"
-    found: Any = norms.KIND.ours(norm) or norms.objection(norm)
+    found: Any = norms.KIND.ours(norm) or norms.find(norm)
     if isinstance(found, str):
         return found
     variant = found[0].variant

@@ -15,7 +15,7 @@ from ..core import _torch, dispatch, extension, plans
 from . import functional
 from .op import TRANSFORM
 
-__all__ = ["held", "keep", "repeated"]
+__all__ = ["HOOKS", "held", "keep", "repeated"]
 
 _C: Any
 _C, _ = extension.load()
@@ -25,6 +25,7 @@ OWN = "b", "backend", "detach", "max_out", "normalize_weights", "out_dtype"
 GEOMETRY = "stride", "padding", "dilation", "groups", "padding_mode"
 TENSORS = "weight", "bias"
 HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+"""Where a module holds the hooks of its calls."""
 _NAMES = (*OWN, "b_rule", "norm_eps", "calc_patch_norms", "linear")
 _INNER = (*GEOMETRY, *HOOKS, *TENSORS, "forward")
 
@@ -33,12 +34,12 @@ _PLANS: dict[Any, Any] = {}
 
 
 def held(module: Any, name: str) -> Any:
-    """``getattr(module, name)``; a parameter or a part of the module is found ten times as fast."""
+    """``getattr(module, name)``; a parameter, a buffer or a part of the module is found ten times as fast."""
     own = module.__dict__
-    if name not in own:
-        for store in (own["_parameters"], own["_modules"]):
-            if name in store:
-                return store[name]
+    if name in own:
+        return getattr(module, name)
+    if name in (at := own["_parameters"]) or name in (at := own["_buffers"]) or name in (at := own["_modules"]):
+        return at[name]
     return getattr(module, name)
 
 

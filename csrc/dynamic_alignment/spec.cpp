@@ -1,16 +1,12 @@
 #include "dynamic_alignment/spec.h"
 
-#include <utility>
-
 namespace bcos::dynamic_alignment {
 namespace {
 
-constexpr std::pair<const char*, Norm> kNames[] = {
-    {"squash", Norm::Squash}, {"l1", Norm::L1}, {"l2", Norm::L2}};
-
 Norm named(const std::string& name) {
-  for (const auto& [known, norm] : kNames)
-    if (name == known) return norm;
+  if (name == "squash") return Norm::Squash;
+  if (name == "l1") return Norm::L1;
+  if (name == "l2") return Norm::L2;
   TORCH_CHECK_VALUE(false, "norm is '", name, "', allowed: 'squash', 'l1' and 'l2'");
 }
 
@@ -29,12 +25,6 @@ Spec::Spec(const Ints& kernel, const Ints& stride, const Ints& padding, const st
       padding(checked_pair("padding", padding, 0)),
       norm(named(norm)),
       detach(detach) {}
-
-std::string Spec::norm_name() const {
-  for (const auto& [name, known] : kNames)
-    if (norm == known) return name;
-  return "";
-}
 
 Call::Call(const Spec& spec, const at::Tensor& x, const at::Tensor& h, const at::Tensor& weight)
     : spec(spec),

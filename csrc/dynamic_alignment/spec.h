@@ -17,8 +17,6 @@ struct Spec {
   bool detach;
 
   Spec(const Ints& kernel, const Ints& stride, const Ints& padding, const std::string& norm, bool detach);
-
-  std::string norm_name() const;
 };
 
 // A Spec with the sizes of the tensors that it is applied to.

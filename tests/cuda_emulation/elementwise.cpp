@@ -129,6 +129,23 @@ void patch_norm(int N, int G, int CG, const Window& w, float eps_inside, float e
   expect(what + " dx alone", interleaved(dv, plane, G * CG), alone);
 }
 
+// The backward of rows of which each has as many gradients as `grad` has times their outputs.
+template <typename T, typename O>
+ScaleBwd<float> scale_backward(const std::vector<O>& grad, const std::vector<O>& v,
+                               const std::vector<uint8_t>& winner, const std::vector<float>& n,
+                               const std::vector<float>* alpha, std::vector<T>& u, std::vector<float>& t,
+                               int rows, int G, int OG, int max_out, bool frozen,
+                               const Formula<float>& formula, int plane) {
+  ScaleBwd<float> p{};
+  p.grad = grad.data(), p.v = v.data(), p.winner = winner.data(), p.n = n.data();
+  p.alpha = alpha != nullptr ? alpha->data() : nullptr;
+  p.u = u.data(), p.t = t.data();
+  p.rows = int(grad.size()) / OG, p.G = G, p.OG = OG, p.max_out = max_out, p.scales = rows;
+  p.frozen = frozen, p.formula = formula, p.plane = plane;
+  p.dtype = dtype_of<T>, p.out_dtype = dtype_of<O>;
+  return p;
+}
+
 template <typename T, typename O>
 void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factors, bool frozen,
            int plane = 0) {
@@ -178,24 +195,9 @@ void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factor
   auto u = unwritten<T>(gradients * z.size());
   auto t = unwritten<float>(rows);
   const bool with_t = !frozen && power != Power::One, with_db = power == Power::General;
-  ScaleBwd<float> p{given_grad.data(),
-                    given_v.data(),
-                    winner.data(),
-                    given_n.data(),
-                    factors ? alpha.data() : nullptr,
-                    u.data(),
-                    with_t ? t.data() : nullptr,
-                    nullptr,
-                    gradients * rows,
-                    G,
-                    OG,
-                    max_out,
-                    rows,
-                    frozen,
-                    formula,
-                    dtype_of<T>,
-                    dtype_of<O>,
-                    plane};
+  auto p = scale_backward(given_grad, given_v, winner, given_n, factors ? &alpha : nullptr, u, t, rows, G, OG,
+                          max_out, frozen, formula, plane);
+  if (!with_t) p.t = nullptr;
   const auto map = normal<float>(size_t(4 * G) * OG, 7);
   const bool mapped = power == Power::Two && !formula.of_l && factors;
   if (mapped) p.map = map.data();
@@ -270,29 +272,15 @@ void scale_second(int rows, int G, int OG, int max_out, const Exponents& b, bool
   auto found_dgrad = unwritten<O>(outputs), found_dl = unwritten<O>(outputs);
   auto found_u = unwritten<T>(z.size());
   auto found_dn = unwritten<float>(rows), found_t = unwritten<float>(rows);
-  const float* const of_filters = factors ? alpha.data() : nullptr;
-  expect_success(bcos::transform::cuda::scale_second<float>({given_grad.data(),
-                                                             given_y.data(),
-                                                             given_winner.data(),
-                                                             given_z.data(),
-                                                             given_n.data(),
-                                                             frozen ? nullptr : given_m.data(),
-                                                             of_filters,
-                                                             found_dgrad.data(),
-                                                             found_u.data(),
-                                                             attached ? found_dl.data() : nullptr,
-                                                             attached ? found_dn.data() : nullptr,
-                                                             attached ? found_t.data() : nullptr,
-                                                             rows,
-                                                             G,
-                                                             OG,
-                                                             max_out,
-                                                             frozen,
-                                                             formula,
-                                                             dtype_of<T>,
-                                                             dtype_of<O>,
-                                                             plane},
-                                                            nullptr));
+  ScaleSecond<float> second{};
+  second.grad = given_grad.data(), second.v = given_y.data(), second.winner = given_winner.data();
+  second.z = given_z.data(), second.n = given_n.data(), second.m = frozen ? nullptr : given_m.data();
+  second.alpha = factors ? alpha.data() : nullptr;
+  second.dgrad = found_dgrad.data(), second.u = found_u.data();
+  if (attached) second.dl = found_dl.data(), second.dn = found_dn.data(), second.t = found_t.data();
+  second.rows = rows, second.G = G, second.OG = OG, second.max_out = max_out, second.frozen = frozen;
+  second.formula = formula, second.dtype = dtype_of<T>, second.out_dtype = dtype_of<O>, second.plane = plane;
+  expect_success(bcos::transform::cuda::scale_second(second, nullptr));
   expect(what + " dgrad", interleaved(found_dgrad, plane, G * OG), dgrad);
   expect(what + " u", interleaved(found_u, plane, filters), u);
   if (!attached) return;
@@ -302,26 +290,9 @@ void scale_second(int rows, int G, int OG, int max_out, const Exponents& b, bool
 
   const auto given_dl = planar(dl_given, plane, G * OG);
   const auto given_dn = planar(more, plane, G);
-  ScaleBwd<float> p{given_grad.data(),
-                    given_y.data(),
-                    given_winner.data(),
-                    given_n.data(),
-                    of_filters,
-                    found_u.data(),
-                    found_t.data(),
-                    nullptr,
-                    rows,
-                    G,
-                    OG,
-                    max_out,
-                    rows,
-                    frozen,
-                    formula,
-                    dtype_of<T>,
-                    dtype_of<O>,
-                    plane,
-                    given_dl.data(),
-                    given_dn.data()};
+  auto p = scale_backward(given_grad, given_y, given_winner, given_n, factors ? &alpha : nullptr, found_u,
+                          found_t, rows, G, OG, max_out, frozen, formula, plane);
+  p.dl = given_dl.data(), p.dn = given_dn.data();
   expect_success(scale_bwd(p, nullptr));
   expect(what + " joined u", interleaved(found_u, plane, filters), joined);
   expect(what + " joined t", interleaved(found_t, plane, G), both, 3e-6);

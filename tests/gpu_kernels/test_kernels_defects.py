@@ -4,6 +4,7 @@ import pytest
 import torch
 from cases import IDS, Budget, Case, error, upstream
 from parity import check
+from strides import odd_gradients, odd_views
 from torch.autograd import grad
 from torch.utils._python_dispatch import TorchDispatchMode
 from where import CANDIDATES, DEVICE, STANDS_IN
@@ -34,19 +35,6 @@ def run(case: Case, x, weight, upward=None, **options):
     return y.detach(), *grad(y, (x, weight), torch.ones_like(y) if upward is None else upward)
 
 
-def odd_gradients(y):
-    """Gradients with every kind of strides that autograd produces."""
-    full = torch.randn(*y.shape[:-1], 2 * y.shape[-1], device=y.device)
-    yield "sliced", full[..., ::2]
-    yield "cat-split", full[..., y.shape[-1] :]
-    yield "transposed", torch.randn(y.shape[::-1], device=y.device).permute(*range(y.dim() - 1, -1, -1))
-    yield "expanded", torch.ones((), device=y.device).expand(y.shape)
-    yield "row expanded", torch.randn(y.shape[-1], device=y.device).expand(y.shape)
-    if y.dim() == 4:
-        yield "channels permuted", torch.randn(*y.shape[:1], *y.shape[:0:-1], device=y.device).transpose(1, 3)
-        yield "channels_last", full[..., : y.shape[-1]].contiguous(memory_format=torch.channels_last)
-
-
 @pytest.mark.parametrize("name, candidate", [
     ("conv", "one-pass"), ("conv", "vendor"), ("max_out", "semi"), ("linear", "one-pass"),
 ] + [("depthwise", "one-pass"), ("grouped", "semi")] * (not STANDS_IN))  # fmt: skip
@@ -67,12 +55,7 @@ def test_input_strides_are_respected(name, force):
     case = BY_NAME[name]
     x, weight = tensors(case)
     expected = run(case, x, weight)
-    wide = torch.cat([x, x], -1)
-    for strided in (
-        torch.stack([x, x], -1)[..., 0],
-        wide[..., x.shape[-1] :],
-        x.transpose(0, -1).contiguous().transpose(0, -1),
-    ):
+    for strided in odd_views(x):
         found = run(case, strided, torch.stack([weight, weight], -1)[..., 1])
         assert all(torch.equal(mine, yours) for mine, yours in zip(found, expected, strict=True))
     repeated = x[:1].expand(3, *x.shape[1:])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import Budget
+from strides import odd_gradients, odd_views
 from torch.autograd import grad
 from where import BACKENDS, DEVICE
 
@@ -143,16 +144,6 @@ if "cuda" in BACKENDS:
         assert torch.equal(mean.cpu(), values.reshape(mean.shape)) and not var.any() and not y.any()
         assert torch.equal(norm(x, over=over, eps=0.25, backend="cuda"), 2 * x)
 
-    def odd_gradients(y):
-        """Gradients with every kind of strides that autograd produces."""
-        full = torch.randn(*y.shape[:-1], 2 * y.shape[-1], device=y.device)
-        yield "sliced", full[..., ::2]
-        yield "transposed", torch.randn(y.shape[::-1], device=y.device).permute(*range(y.dim() - 1, -1, -1))
-        yield "expanded", torch.ones((), device=y.device).expand(y.shape)
-        yield "row expanded", torch.randn(y.shape[-1], device=y.device).expand(y.shape)
-        if y.dim() == 4:
-            yield "channels_last", full[..., ::2].contiguous(memory_format=torch.channels_last)
-
     @pytest.mark.parametrize("name", ["batch", "all", "group", "position", "token"])
     def test_strides_are_respected(name):
         x, weight, bias, _ = (t.to(DEVICE, torch.float32) for t in tensors(name, torch.float32, 0))
@@ -162,10 +153,7 @@ if "cuda" in BACKENDS:
             assert all(torch.equal(a, b) for a, b in zip(strided, plain, strict=True)), kind
         upward = torch.randn_like(x)
         expected = run(x, weight, bias, upward, **more)
-        for strided in (
-            torch.stack([x, x], -1)[..., 0], torch.cat([x, x], -1)[..., x.shape[-1] :],
-            x.transpose(0, -1).contiguous().transpose(0, -1),
-        ):  # fmt: skip
+        for strided in odd_views(x):
             mine = strided.detach().requires_grad_()
             y = norm(mine, torch.stack([weight, weight], -1)[:, 1], bias, backend="cuda", **more)
             assert name == "token" or y.stride() == torch.empty_like(strided).stride()

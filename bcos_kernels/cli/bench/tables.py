@@ -288,21 +288,12 @@ Figure = tuple[str, float | None, str, str]
 def goals(result: dict) -> Table:
     """The goals of the device, met or missed, and the share of the roof; a noisy run has no verdict on its times."""
     noisy = bool(doubts(result))
-    lines: list[tuple[str, ...]] = [
-        (
-            what,
-            beside(value, bound),
-            bound,
-            "no verdict" if noisy and bound and value is not None else verdict(value, bound),
-            over,
-        )
-        for what, value, bound, over in times(result)
-    ]
-    lines += [
-        (what, beside(value, bound), bound, verdict(value, bound), over)
-        for what, value, bound, over in (*sizes(result), *peaks(result))
-    ]
-    lines += [(what, shown(value), bound, "", over) for what, value, bound, over in roof_shares(result)]
+    figures = [(*figure, noisy) for figure in times(result)]
+    figures += [(*figure, False) for figure in (*sizes(result), *peaks(result), *roof_shares(result))]
+    lines: list[tuple[str, ...]] = []
+    for what, value, bound, over, doubtful in figures:
+        told = "no verdict" if doubtful and bound and value is not None else verdict(value, bound)
+        lines.append((what, beside(value, bound), bound, told, over))
     return Table(("measured", "figure", "goal", "", "over"), lines, frozenset({1}))
 
 

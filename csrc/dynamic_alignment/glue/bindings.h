@@ -16,12 +16,7 @@ inline void bind(pybind11::module_ m) {
   py::class_<Spec>(m, "DynamicAlignmentSpec",
                    "The static options of dynamic alignment units, checked when it is made.")
       .def(py::init<const Ints&, const Ints&, const Ints&, const std::string&, bool>(), py::kw_only(),
-           "kernel"_a, "stride"_a, "padding"_a, "norm"_a, "detach"_a)
-      .def_readonly("kernel", &Spec::kernel)
-      .def_readonly("stride", &Spec::stride)
-      .def_readonly("padding", &Spec::padding)
-      .def_property_readonly("norm", &Spec::norm_name)
-      .def_readonly("detach", &Spec::detach);
+           "kernel"_a, "stride"_a, "padding"_a, "norm"_a, "detach"_a);
 
   m.def("dynamic_alignment_forward", &forward, unlocked(), "x"_a, "h"_a, "weight"_a, "bias"_a, "spec"_a);
   m.def("dynamic_alignment_backward", &backward, unlocked(), "grad"_a, "x"_a, "h"_a, "weight"_a, "bias"_a,

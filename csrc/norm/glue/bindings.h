@@ -15,12 +15,7 @@ inline void bind(pybind11::module_ m) {
 
   py::class_<Spec>(m, "NormSpec", "The static options of a norm, checked when it is made.")
       .def(py::init<const std::string&, int64_t, bool, double, at::ScalarType>(), py::kw_only(), "over"_a,
-           "groups"_a, "centered"_a, "eps"_a, "out_dtype"_a)
-      .def_property_readonly("over", &Spec::over_name)
-      .def_readonly("groups", &Spec::groups)
-      .def_readonly("centered", &Spec::centered)
-      .def_readonly("eps", &Spec::eps)
-      .def_readonly("out_dtype", &Spec::out_dtype);
+           "groups"_a, "centered"_a, "eps"_a, "out_dtype"_a);
 
   m.def("norm_kernels", [](const Spec& spec, bool detached, py::function by_operators) {
     return shared(kernels(spec, detached), std::move(by_operators));

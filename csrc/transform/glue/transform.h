@@ -6,7 +6,9 @@
 
 namespace bcos::transform::glue {
 
-// x [M, K] or [N, C, H, W] -> y, n, l, winner; those that a backward does not need are empty.
+// x [M, K] or [N, C, H, W] -> y, n, l, winner; those that a backward does not need are empty. y, l and winner
+// are [M, O] or [N, O, OH, OW], n is [M, 1] or [N, G, OH, OW]. l is there for b other than 1 and 2 and for b
+// as a tensor, and winner (uint8) for max_out > 1.
 Forward forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
                 const OptionalTensor& b, const Spec& spec);
 
