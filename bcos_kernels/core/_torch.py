@@ -18,9 +18,9 @@ from torch.overrides import _get_overloaded_args
 __all__ = [
     "GLOBAL_HOOKS", "Function", "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function",
     "ends_recomputation", "flop_counters", "forward_derivatives", "has_global_hook", "is_distributed", "is_exporting",
-    "is_followed", "is_seen", "is_seen_beside_vmap", "is_traced", "largest_gradient", "overloads", "rank_of_quantile", "records",
-    "result", "saved_tensor_of", "softmax_backward_in_place", "transformed", "unrecorded", "unwrap_dead_wrappers",
-    "will_run",
+    "is_followed", "is_seen", "is_seen_beside_vmap", "is_traced", "largest_gradient", "overloads", "rank_of_quantile",
+    "records", "result", "saved_tensor_of", "softmax_backward_in_place", "transformed", "unrecorded",
+    "unwrap_dead_wrappers", "will_run",
 ]  # fmt: skip
 
 
