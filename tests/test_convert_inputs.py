@@ -231,12 +231,15 @@ CALLS = "its forward calls {}, which explanations do not take for a constant"
 )
 def test_what_a_forward_computes_by_functions_is_told(module, reason):
     """These functions make the sum of the contributions another number than the logit, without an error."""
-    plain = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), module, nn.Flatten(), nn.Linear(36, 3, bias=False))
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), module, nn.Flatten(), nn.Linear(36, 3, bias=False)).double()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter, generator=generator)
     with pytest.warns(UserWarning, match="modules left alone: 1"):
         converted = bk.convert(plain.eval(), mean=(0,) * 6, logit_bias=None)
     (row,) = converted.report.left_alone
     assert (row.name, row.class_name, row.reason) == ("1", type(module).__name__, reason)
-    found = bk.explain(converted, six(size=5, dtype=torch.float32)[:1])
+    found = bk.explain(converted, six(size=5, dtype=torch.float64)[:1])
     assert abs(found.contributions.sum() - found.logits.max()) > 1e-3 * found.logits.max().abs()
     assert not isinstance(getattr(converted.model[1], getattr(module, "name", "fc"), None), bk.BcosLinear)
 
