@@ -129,6 +129,12 @@ class BcosLayer(Detachable):
         """The weight of the linear part. Models read its dtype; the state dict calls it ``linear.weight``."""
         return cast(Any, self.linear).weight
 
+    def has_unit_filters(self) -> bool:
+        """Whether the filters are divided by their norms. A plain linear part that was assigned has them as they are,
+        as in the reference.
+        """
+        return self.normalize_weights and type(held(self, "linear")).forward is not self.linear_kinds[0].forward
+
     def exponent(self) -> tuple[float | Tensor, bool]:
         """``(b, exact_two)`` as :func:`bcos_kernels.functional.bcos_conv2d` takes them, by ``b_rule``."""
         if self.b_rule == "offset":
@@ -151,7 +157,7 @@ class BcosLayer(Detachable):
             out_dtype = None
         b, exact_two = (self.b, True) if self.b_rule is None else self.exponent()
         options = (
-            self.max_out, self.normalize_weights, False, self.norm_eps, 1e-6, exact_two, out_dtype, self.backend,
+            self.max_out, self.has_unit_filters(), False, self.norm_eps, 1e-6, exact_two, out_dtype, self.backend,
         )  # fmt: skip
         linear = held(self, "linear")
         tensors = None if own else parts.unseen(linear, self.linear_kinds)

@@ -13,6 +13,31 @@ from bcos_kernels.compat import import_reference
 M = import_reference().modules
 
 
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize("subclassed", [False, True])
+def test_a_plain_linear_part_that_was_assigned_keeps_its_filters(hooked, subclassed):
+    """As in the reference, where a layer calls what stands in the place of its linear part."""
+    ours, theirs = bk.BcosConv2d(6, 4, 3, padding=1).double(), M.BcosConv2d(6, 4, 3, padding=1).double()
+    x = torch.randn(2, 6, 5, 5, dtype=torch.float64)
+    before = ours(x)  # which is kept as a plan
+    plain = nn.Conv2d(6, 4, 3, padding=1, bias=False).double()
+    if subclassed:
+        plain = nn.utils.parametrizations.weight_norm(plain)
+    for layer in (ours, theirs):
+        layer.linear = plain
+    if hooked:
+        plain.register_forward_hook(lambda *_: None)
+    assert (ours(x) - theirs(x)).norm() < 1e-12 * theirs(x).norm() and ours(x).ne(before).any()
+    if not hooked and not subclassed:
+        folded = bk.fold(ours.eval())
+        assert (folded(x) - theirs(x)).norm() < 1e-12 * theirs(x).norm()
+    ours.linear = bk.modules.NormedConv2d(6, 4, 3, padding=1, bias=False).double()
+    ours.linear.weight = nn.Parameter(plain.weight.detach() * 3)
+    unit = M.BcosConv2d(6, 4, 3, padding=1).double()
+    unit.linear.weight = ours.linear.weight
+    assert (ours(x) - unit(x)).norm() < 1e-12 * unit(x).norm()
+
+
 class Wrapped(nn.Module):
     """A module around the layer, which hands out its weight, as the package ``peft`` has it."""
 

@@ -318,6 +318,9 @@ def test_a_folder_of_something_else_is_left_alone(images, tmp_path, capsys):
     assert files(out) == before
     assert command(images, images) == 2
     assert "holds something else" in capsys.readouterr().err and not (images / "settings.json").exists()
+    below = picture / "results"  # a file is no folder
+    assert command(images, below) == 2
+    assert capsys.readouterr().err == f"bcos_kernels explain: --out {below}: it cannot be written: Not a directory\n"
     (out / "settings.json").write_text("{")
     assert command(images, out) == 2
     assert "its settings.json is damaged" in capsys.readouterr().err

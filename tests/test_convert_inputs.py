@@ -157,6 +157,93 @@ def test_a_module_that_is_left_alone_keeps_its_bias():
     assert torch.equal(converted(x), converted.model[0](converted.normalize(x)) + 1)
 
 
+class NormAct(nn.BatchNorm2d):
+    """A norm whose forward reads its bias, and does more than the norm of PyTorch, as timm's BatchNormAct2d."""
+
+    def forward(self, x):
+        return nn.functional.relu(x * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1))
+
+
+class Held(nn.TransformerEncoderLayer):
+    """Tokens of pixels, whose layer reads the weights and biases of its parts."""
+
+    def forward(self, x):
+        return super().forward(x.flatten(2).mT)
+
+
+@pytest.mark.parametrize("made", [lambda: NormAct(4), lambda: Held(4, 2, 8, batch_first=True)])
+def test_a_module_that_is_left_alone_keeps_the_biases_that_its_code_reads(made):
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), made()).eval()
+    for parameter in plain[1].parameters():
+        nn.init.normal_(parameter)
+    with pytest.warns(UserWarning, match="modules left alone: 1"):
+        converted = bk.convert(plain, logit_bias=None)
+    assert converted.model[0].linear.bias is None
+    x = six(size=5, dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.equal(converted(x), plain[1](converted.model[0](converted.normalize(x))))
+
+
+class Attending(nn.Module):
+    """An attention in functions of torch, as those of timm are."""
+
+    def __init__(self, function, name="qkv"):
+        super().__init__()
+        self.add_module(name, nn.Linear(4, 12, bias=False))
+        self.proj, self.attend = nn.Linear(4, 4, bias=False), function
+        self.name = name
+
+    def forward(self, x):
+        x = x.flatten(2).mT
+        return self.proj(self.attend(*getattr(self, self.name)(x).chunk(3, -1))).mT
+
+
+class Called(Attending):
+    def forward(self, x):
+        q, k, v = self.qkv(x.flatten(2).mT).chunk(3, -1)
+        return self.proj(nn.functional.scaled_dot_product_attention(q, k, v)).mT
+
+
+class Gated(nn.Module):
+    """A gate that a function forms of the channels' means."""
+
+    def __init__(self):
+        super().__init__()
+        self.gelu = nn.GELU()
+        self.fc = nn.Conv2d(4, 4, 1, bias=False)
+
+    def forward(self, x):
+        return x * self.fc(self.gelu(x)).mean((2, 3), keepdim=True).sigmoid()
+
+
+ATTENTION = "it is an attention, whose weights explanations do not take for constants"
+CALLS = "its forward calls {}, which explanations do not take for a constant"
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (Attending(nn.functional.scaled_dot_product_attention), ATTENTION),
+        (Attending(nn.functional.scaled_dot_product_attention, "kv"), ATTENTION),
+        (Called(None), CALLS.format("scaled_dot_product_attention")),
+        (Gated(), CALLS.format("sigmoid")),
+    ],
+)
+def test_what_a_forward_computes_by_functions_is_told(module, reason):
+    """These functions make the sum of the contributions another number than the logit, without an error."""
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), module, nn.Flatten(), nn.Linear(36, 3, bias=False)).double()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter, generator=generator)
+    with pytest.warns(UserWarning, match="modules left alone: 1"):
+        converted = bk.convert(plain.eval(), mean=(0,) * 6, logit_bias=None)
+    (row,) = converted.report.left_alone
+    assert (row.name, row.class_name, row.reason) == ("1", type(module).__name__, reason)
+    found = bk.explain(converted, six(size=5, dtype=torch.float64)[:1])
+    assert abs(found.contributions.sum() - found.logits.max()) > 1e-3 * found.logits.max().abs()
+    assert not isinstance(getattr(converted.model[1], getattr(module, "name", "fc"), None), bk.BcosLinear)
+
+
 class HeadFirst(nn.Module):
     """A network that names its classifier before its last convolution."""
 

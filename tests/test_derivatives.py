@@ -2,10 +2,12 @@
 
 import io
 import itertools
+from contextlib import nullcontext
 
 import pytest
 import torch
 from cases import IDS, error, thinned
+from torch import nn
 from torch.autograd import grad, gradgradcheck
 
 import bcos_kernels as bk
@@ -258,6 +260,30 @@ def test_an_onnx_export_records_no_operator_of_ours(monkeypatch):
     program = torch.export.export(network, (x,))
     assert not any("bcos_kernels" in str(node.target) for node in program.graph.nodes)
     assert error(program.module()(x), network(x)) < 1e-6
+
+
+@pytest.mark.parametrize("explains", [False, True])
+def test_a_traced_attention_has_operators_that_the_older_exporter_of_onnx_knows(explains):
+    """It has none for mT, and behind an unflatten it takes the sizes of the example for constants."""
+    network = bk.convert(nn.Sequential(nn.Conv2d(3, 8, 1), Tokens()).eval(), logit_bias=None)
+    x = torch.rand(2, 6, 2, 3)
+    with network.explanation_mode() if explains else nullcontext():
+        traced = torch.jit.trace(network, x)
+        assert not {"aten::mT", "aten::unflatten"} & {node.kind() for node in traced.inlined_graph.nodes()}
+        for larger in (x, torch.rand(3, 6, 2, 3)):
+            assert error(traced(larger), network(larger)) < 1e-6
+
+
+class Tokens(nn.Module):
+    """An attention among the pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        x = x.flatten(2).transpose(1, 2)
+        return self.attention(x, x, x, need_weights=False)[0]
 
 
 def test_late_mode_under_transforms():

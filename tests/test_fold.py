@@ -10,6 +10,7 @@ from families import M
 from norm_families import N
 from torch import nn
 from torch.autograd import grad
+from torch.nn.utils import prune
 
 import bcos_kernels as bk
 from bcos_kernels import compat, explanation
@@ -339,6 +340,17 @@ def test_state_dicts(strict):
     assert max(differences(folded, first, x)) < 1e-11
     assert not folded.load_state_dict(other.state_dict(), strict=strict).missing_keys
     assert max(differences(folded, second, x)) < 1e-11
+
+
+def test_a_pruned_model_is_refused_until_its_pruning_is_permanent():
+    model = ready(pair())
+    prune.l1_unstructured(model[0].linear, "weight", 0.5)
+    x = torch.rand(2, 6, 9, 9).double()
+    y = model(x)
+    with pytest.raises(ValueError, match=r"weight of 0\.linear is computed from other tensors.*prune\.remove"):
+        bk.fold(model)
+    prune.remove(model[0].linear, "weight")
+    assert (bk.fold(model)(x) - y).norm() <= 1e-12 * y.norm() > 0
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,19 @@ def test_report_names_the_backend_that_cannot_serve():
         layer(torch.randn(1, 3, 5, 5))
 
 
+@pytest.mark.parametrize("make", [lambda: bk.BcosConv2d(4, 3, 3), lambda: bk.BcosLinear(4, 3)])
+@pytest.mark.parametrize(
+    "name, value, error", [("b", 0.5, ValueError), ("b", "2", TypeError), ("max_out", 2, ValueError)]
+)
+def test_report_tells_of_a_layer_whose_calls_fail(make, name, value, error):
+    layer = make()
+    setattr(layer, name, value)
+    with pytest.raises(error) as raised:
+        layer(torch.rand(1, 4, 3, 3) if hasattr(layer, "kernel_size") else torch.rand(1, 4))
+    (row,) = bk.report(layer).rows
+    assert row.backend is None and row.reason == str(raised.value)
+
+
 @pytest.mark.parametrize("call", [bk.accelerate, bk.restore, bk.report])
 def test_model_must_be_a_module(call):
     with pytest.raises(TypeError, match=r"model=3: a torch\.nn\.Module"):

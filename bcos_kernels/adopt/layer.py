@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .. import tally
 from ..core import _torch, dispatch, extension, plans
 from ..modules import BcosLayer, BcosLinear, clamped
-from ..transform import TRANSFORM, Call, Spec, functional, parts
+from ..transform import TRANSFORM, Call, Spec, checks, functional, parts
 from ..transform.repeated import HOOKS, held
 from . import published
 from .kind import Kind
@@ -314,7 +314,7 @@ def _ours(module: Theirs) -> Variant | str | None:
     if not isinstance(module, BcosLayer):
         return None
     norm_eps = (0.0, 1e-12) if isinstance(module, BcosLinear) else (1e-6, 0.0)
-    own = Variant(module.normalize_weights, norm_eps, 1e-6, False, frozenset({"max_out"}))
+    own = Variant(module.has_unit_filters(), norm_eps, 1e-6, False, frozenset({"max_out"}))
     changed = "calc_patch_norms" in vars(module) and "its calc_patch_norms was assigned on the instance"
     linear = module._modules["linear"]
     adapted = not parts.is_product(linear, module.linear_kinds) and f"its .linear is {type(linear).__name__}"
@@ -335,6 +335,9 @@ def _call(module: Theirs, variant: Variant) -> Call:
     layer: Any = module.linear if isinstance(module, BcosLayer) else weighted(module)
     b, exact_two = exponent(module, variant)
     weight = layer.weight
+    if isinstance(module, BcosLayer):  # whose calls raise these errors, where another's have a forward of their own
+        checks.exponent(b, weight)
+        checks.filters(weight, layer.bias, module.max_out, getattr(layer, "groups", 1))
     spec = Spec(
         max_out=module.max_out if "max_out" in variant.attributes else 1,
         b=None if isinstance(b, torch.Tensor) else float(b),

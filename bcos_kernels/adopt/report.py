@@ -116,7 +116,7 @@ def _row(name: str, module: Theirs) -> Row | None:
         return Row(name, title, None, found, kind=kind.name)
     try:
         served = kind.op.choose(kind.call(module, found), backend) if kind.op and kind.call else TORCH
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         return Row(name, title, None, str(error), kind=kind.name)
     return Row(
         name, title, served, measured=measured, kind=kind.name, note=kind.note(module, found),

@@ -200,6 +200,8 @@ class _Conversion:
         self._done: dict[int, nn.Module] = {}
         self._plain: list[nn.Module] = []
         """Keeps what was replaced, so that no other object gets its id."""
+        self._alone: set[int] = set()
+        """Modules that are left alone, and all that stand in one whose forward reads their weights."""
         self._convolved: set[int] = set()
         """Linear layers that become 1×1 convolutions."""
 
@@ -228,7 +230,7 @@ class _Conversion:
         for module in converted.modules():
             if getattr(module, "inplace", False) is True:
                 module.inplace = False  # type: ignore[assignment]
-            if not self.options.bias and isinstance(module, BIASED):
+            if not self.options.bias and isinstance(module, BIASED) and id(module) not in self._alone:
                 for name in ("bias", "in_proj_bias", "positional_embedding")[: 3 if _is_ours(module) else 1]:
                     if module._parameters.get(name) is not None:
                         setattr(module, name, None)
@@ -254,6 +256,7 @@ class _Conversion:
         reason = opaque(module)
         if reason is not None:
             self._done[id(module)] = module
+            self._alone.update(map(id, module.modules()))
             self.rows.append(Row(path or "(model)", title, None, reason, understood=False))
             return module
         self._done[id(module)] = module
@@ -264,6 +267,8 @@ class _Conversion:
         convolves = id(module) in self._convolved
         found = made(convolution_of(module) if convolves else module, name, self.options)
         found.module.training = module.training
+        if not found.understood:
+            self._alone.add(id(found.module))
         self._done[id(module)] = found.module
         if isinstance(found.module, BcosLayer):
             self.classes = len(found.module.weight)

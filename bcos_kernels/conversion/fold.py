@@ -46,12 +46,19 @@ def fold(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: a module of ``model`` is in training mode, or ``model`` has no B-cos layer that can be folded.
+        ValueError: a module of ``model`` is in training mode or holds a tensor with a graph, as pruning leaves it, or
+            ``model`` has no B-cos layer that can be folded.
     """
     check_model(model)
     for name, module in model.named_modules():
         if module.training:
             raise ValueError(f"model: {name or type(model).__name__} is in training mode: call model.eval() first")
+        for held, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                raise ValueError(
+                    f"model: {held} of {name or type(model).__name__} is computed from other tensors, which no copy "
+                    "keeps: make it permanent first, as torch.nn.utils.prune.remove and remove_weight_norm do"
+                )
     with torch.inference_mode(False):  # its weights could not be saved for a backward, which explanations need
         folded = copy.deepcopy(model)
         report = Report(tuple(_Folding(folded).run()))
@@ -167,7 +174,7 @@ def _formula(module: Any) -> _Formula | str:
     if (reason := _hooked(module)) is not None:
         return reason
     if own:
-        (b, exact_two), max_out, unit = module.exponent(), module.max_out, module.normalize_weights
+        (b, exact_two), max_out, unit = module.exponent(), module.max_out, module.has_unit_filters()
         linear, scale = module.linear, getattr(module, "scale", 1.0)
     elif (reason := _unlike_ours(module, variant.attributes)) is not None:
         return reason

@@ -140,11 +140,11 @@ class Attention(Detachable):
         """The weighted values of all heads, ``[N, L, embed_dim]``."""
         weight, bias, scale = self.in_proj_weight, self.in_proj_bias, (self.embed_dim // self.num_heads) ** -0.5
         if _torch.is_followed():
-            qkv = F.linear(x, weight, bias).unflatten(-1, (3, self.num_heads, -1))
-            q, k, v = qkv.permute(2, 0, 3, 1, 4)
+            qkv = F.linear(x, weight, bias).reshape(x.shape[0], x.shape[1], 3, self.num_heads, -1)
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
             if self.detach:
                 q, k = q.detach(), k.detach()
-            return (torch.softmax(q @ k.mT * scale, -1) @ v).transpose(1, 2).flatten(2)
+            return (torch.softmax(q @ k.transpose(-2, -1) * scale, -1) @ v).transpose(1, 2).flatten(2)
         if self.detach:
             first = 2 * self.embed_dim
             parts = (None, None) if bias is None else (bias[:first], bias[first:])
@@ -197,5 +197,5 @@ class AttentionPool(Detachable):
             layer(of).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for layer, of in ((self.q_proj, known[:, :1]), (self.k_proj, known), (self.v_proj, x))
         )
-        y = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1) @ v
+        y = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, -1) @ v
         return F.linear(y.transpose(1, 2).flatten(2), self.c_proj.weight, self.c_proj.linear.bias).squeeze(1)

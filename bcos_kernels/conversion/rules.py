@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,10 @@ __all__ = [
     "BIASED", "CONVERTIBLE", "QKV", "Made", "computes_as", "convolution_of", "is_attention_pool", "made", "opaque",
 ]  # fmt: skip
 
-QKV = {"to_qkv", "to_q", "to_k", "to_v", "qkv", "q_proj", "k_proj", "v_proj", "query", "key", "value"}
+QKV = {
+    "to_qkv", "to_q", "to_k", "to_v", "to_kv", "qkv", "qkv_proj", "q_proj", "k_proj", "v_proj", "query", "key", "value",
+    "q", "k", "v", "kv",
+}  # fmt: skip
 """The names of layers that form queries, keys or values. They stay plain."""
 
 KEPT = (
@@ -43,6 +47,13 @@ BIASED = (
 """Modules that compute without their bias where it is None."""
 
 
+FUNCTIONS = {
+    "softmax", "scaled_dot_product_attention", "normalize", "layer_norm", "group_norm", "batch_norm", "instance_norm",
+    "rms_norm", "gelu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "mish", "elu", "softplus",
+}  # fmt: skip
+"""Functions of torch that are not linear maps with constants that an explanation could hold; ReLUs and pools are."""
+
+
 class Made(NamedTuple):
     """What a rule makes of a module."""
 
@@ -67,8 +78,27 @@ def made(module: Any, name: str, options: Options) -> Made:
     if isinstance(module, nn.Softmax) and name == "attend":
         return Made(module, "its attention makes constants of its weights")
     if next(module.children(), None) is not None or isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
-        return Made(module)
+        reason = _varying(module)
+        return Made(module, reason, understood=not reason)
     return Made(module, f"there is no rule for {type(module).__name__}", understood=False)
+
+
+def _varying(module: nn.Module) -> str:
+    """What a module that holds others computes itself although it has no explanation mode; empty where nothing is seen.
+
+    The names in the code of its forward are read, but not the code of what the forward calls.
+    """
+    if callable(getattr(module, "set_explanation_mode", None)):
+        return ""
+    own = [cls for cls in type(module).__mro__ if not cls.__module__.startswith("torch.nn.")]
+    forwards = (function for cls in own for name, function in vars(cls).items() if "forward" in name)
+    named = {name for function in forwards if isinstance(function, FunctionType) for name in function.__code__.co_names}
+    called = sorted(name for name in named & FUNCTIONS if not hasattr(module, name))
+    if called:
+        return f"its forward calls {', '.join(called)}, which explanations do not take for a constant"
+    if any(name in QKV and child is not None for name, child in module._modules.items()):
+        return "it is an attention, whose weights explanations do not take for constants"
+    return ""
 
 
 def opaque(module: nn.Module) -> str | None:

@@ -17,10 +17,10 @@ from torch.overrides import _get_overloaded_args
 
 __all__ = [
     "GLOBAL_HOOKS", "Function", "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function",
-    "ends_recomputation", "forward_derivatives", "has_global_hook", "is_distributed", "is_exporting", "is_followed",
-    "is_seen", "is_seen_beside_vmap", "is_traced", "largest_gradient", "overloads", "rank_of_quantile", "records",
-    "result", "saved_tensor_of", "softmax_backward_in_place", "transformed", "unrecorded", "unwrap_dead_wrappers",
-    "will_run",
+    "ends_recomputation", "flop_counters", "forward_derivatives", "has_global_hook", "is_distributed", "is_exporting",
+    "is_followed", "is_seen", "is_seen_beside_vmap", "is_traced", "largest_gradient", "overloads", "rank_of_quantile",
+    "records", "result", "saved_tensor_of", "softmax_backward_in_place", "transformed", "unrecorded",
+    "unwrap_dead_wrappers", "will_run",
 ]  # fmt: skip
 
 
@@ -40,14 +40,24 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 overloads = _get_overloaded_args
 """Returns those of the given arguments whose class overrides torch's functions."""
 
-has_global_hook: Callable[[], bool] = module._has_any_global_hook
-"""Whether a hook sees the calls of all modules."""
-
 GLOBAL_HOOKS = (
     module._global_forward_pre_hooks, module._global_forward_hooks,
     module._global_backward_pre_hooks, module._global_backward_hooks,
 )  # fmt: skip
 """The dicts of these hooks; the others, into which torch's function looks too, hold options of these hooks."""
+
+
+def has_global_hook() -> bool:
+    """Whether a hook sees the calls of all modules, beside those of torch's ModuleTracker, which notes names alone."""
+    return module._has_any_global_hook() and not all(map(_notes_names, GLOBAL_HOOKS))
+
+
+def _notes_names(hooks: dict) -> bool:
+    tracker: Any = sys.modules.get("torch.utils.module_tracker")
+    return not hooks or (
+        tracker is not None
+        and all(isinstance(getattr(h, "__self__", None), tracker.ModuleTracker) for h in hooks.values())
+    )
 
 
 def records() -> bool:
@@ -138,6 +148,15 @@ def is_seen_beside_vmap(tensors: Iterable[Tensor | None]) -> bool:
     """The same within a vmap rule, of which the tensors are the unwrapped ones: whether anything else must see them."""
     levels = torch._C._functorch.get_interpreter_stack()
     return len(levels or ()) != 1 or _tracing_state() is not None or _modes() > 0 or not _are_plain(tensors)
+
+
+def flop_counters() -> list[Any]:
+    """The FlopCounterModes of torch that see the operators that are called now."""
+    module: Any = sys.modules.get("torch.utils.flop_counter")
+    if module is None:
+        return []
+    stack = sys.modules["torch.utils._python_dispatch"]._get_current_dispatch_mode_stack()
+    return [mode.counter for mode in stack if isinstance(mode, module._FlopCounterMode)]
 
 
 def ends_recomputation(error: Exception) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import tally
-from . import _torch, kernels, pairs
+from . import _torch, flops, kernels, pairs
 from .op import Op, library
 
 __all__ = ["EagerFunction", "apply", "kernels_of", "register"]
@@ -254,6 +254,7 @@ def register(op: Op) -> None:
 
 def _register(op: Op, function: type[_torch.Function], operator) -> None:
     def kernel(*args):
+        flops.tell_counters(op)
         if _torch.records():
             with _torch.enable_single_level_autograd_function():
                 return function.apply(op, *args)

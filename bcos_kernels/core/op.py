@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _torch, choice, dispatch
+from . import _torch, choice, dispatch, flops
 from .call import Spec
 from .candidate import Backend, Candidate
 from .formula import mapped
@@ -47,6 +47,8 @@ class Op:
             the reference in parts that need less memory: the gradients of ``grad`` and of the inputs, None for those
             not ``wanted``, from ``grads``, those of the gradients of the inputs, of which some are None.
             ``derived(function, grad, inputs, grads, wanted)`` does it for any function of tensors.
+        flops: ``flops(call, needs)`` is what torch's counter of FLOPs counts, of a backward with these ``needs``, or of
+            a forward, where they are None; without it nothing is counted.
 
     Raises:
         ValueError: an op of this name exists.
@@ -67,12 +69,13 @@ class Op:
         scaling: tuple[str, ...] = (),
         returned: int = 1,
         second_in_parts: Callable[..., tuple] | None = None,
+        flops: Callable[..., int] | None = None,
     ) -> None:
         if hasattr(getattr(torch.ops, NAMESPACE), name):
             raise ValueError(f"op {name!r} is declared twice: every op needs a name of its own")
         self.name, self.spec, self.inputs, self.outputs = name, spec, inputs, outputs
         self.call, self.reference, self.fake, self.batches = call, reference, fake, batches
-        self.returned, self.second_in_parts = returned, second_in_parts
+        self.returned, self.second_in_parts, self.flops = returned, second_in_parts, flops
         self.has_frozen_gradient = tuple(field not in scaling for field in inputs._fields)
         self.backends: dict[str, Backend] = {}
         self.candidates: list[Candidate] = []
@@ -265,6 +268,8 @@ class Op:
 
     def dispatched(self, inputs, spec: Spec, backend: str) -> tuple:
         """The outputs of the operator, which is differentiable."""
+        if not torch.compiler.is_compiling():
+            flops.tell_counters(self)
         return self.outputs(*self.forward_operator(*inputs, *spec.flat(), backend))
 
     def forward(self, inputs, call, backend: str) -> tuple:

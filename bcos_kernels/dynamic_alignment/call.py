@@ -88,6 +88,11 @@ class Call(call.Call):
         return self.x_shape[1] * prod(self.spec.kernel)
 
     @property
+    def flops(self) -> int:
+        """The FLOP of the products that form the dynamic weights, as many as those of either gradient of them."""
+        return 2 * self.pixels * self.patch * self.outputs * self.rank
+
+    @property
     def sums(self) -> torch.dtype:
         """The dtype in which products are added up."""
         return sums_of(self.dtype)

@@ -29,5 +29,6 @@ DYNAMIC_ALIGNMENT = op.Op(
     reference=reference.dynamic_alignment,
     fake=_fake,
     second_in_parts=second.second,
+    flops=lambda call, needs: call.flops * (1 if needs is None else needs[1] + needs[2]),
 )
 autograd.register(DYNAMIC_ALIGNMENT)

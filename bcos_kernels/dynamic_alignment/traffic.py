@@ -44,7 +44,7 @@ class _Sizes:
         self.du = 4.0 * pixels * call.patch
         self.weights = float(pixels) * call.patch * outputs
         """The number of dynamic weights."""
-        self.flops = 2.0 * self.weights * call.rank
+        self.flops = float(call.flops)
         self.gram = 2.0 * pixels * outputs * call.rank**2
         """The FLOP of Gram matrices with h, or of those of h."""
         self.of_weight = 2.0 * call.patch * outputs * call.rank**2

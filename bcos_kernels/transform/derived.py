@@ -94,6 +94,11 @@ class Derived(call.Call):
         return self.batch * prod(self.out_size)
 
     @property
+    def flops(self) -> int:
+        """The FLOP of the products with the filters, as many as those of either gradient of them."""
+        return 2 * self.pixels * self.filters * self.group_channels * self.taps
+
+    @property
     def padded_rows(self) -> int:
         """The pixels of the padded input times the groups: the most rows that a kernel indexes."""
         if self.spec.is_linear:

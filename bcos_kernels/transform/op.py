@@ -49,5 +49,6 @@ TRANSFORM = op.Op(
     fake=_fake,
     batches=True,
     scaling=("tensor_b",),
+    flops=lambda call, needs: call.flops * (1 if needs is None else needs[0] + needs[1]),
 )
 autograd.register(TRANSFORM)

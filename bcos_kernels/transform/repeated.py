@@ -52,7 +52,9 @@ def repeated(module: Any, x: Tensor) -> Any:
     if linear is None or type(linear) not in cls.linear_kinds:
         return None
     parameters = linear.__dict__["_parameters"]
-    settings = cls.norm_eps, cls.b_rule, dispatch.FORCED, _torch.GLOBAL_HOOKS  # a dict with something in it has no key
+    plain = type(linear) is cls.linear_kinds[0]
+    # a dict with something in it has no key
+    settings = cls.norm_eps, cls.b_rule, plain, dispatch.FORCED, _torch.GLOBAL_HOOKS
     found = _C.repeated(_PLANS, TRANSFORM.backends, settings, x, module, _NAMES, linear, _INNER, parameters, TENSORS)
     if isinstance(found, Tensor):
         tally.counts[0] += 1  # tally.fused() without a step into it

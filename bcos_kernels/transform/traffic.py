@@ -52,7 +52,7 @@ class Sizes:
         self.saved = self.y * call.saves_linear + self.winner
         self.grad = self.y * (1 if call.power == 1 else 2) + self.n + self.winner
         """The tensors from which u is formed."""
-        self.flops = 2.0 * call.pixels * call.filters * call.group_channels * call.taps
+        self.flops = float(call.flops)
         self.depthwise_flops = 1.5 * self.flops
         """The product with the column sums of the norm or of the norm's gradient."""
 

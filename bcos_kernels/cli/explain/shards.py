@@ -49,8 +49,11 @@ class Folder:
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
                 raise ValueError(f"--out {self.path}: it is there already and holds something else")
             before()
-            self.path.mkdir(parents=True, exist_ok=True)
-            _write(stored, json.dumps(self.settings, indent=1).encode())
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                _write(stored, json.dumps(self.settings, indent=1).encode())
+            except OSError as error:
+                raise OSError(f"--out {self.path}: it cannot be written: {error.strerror or error}") from error
             return
         try:
             found = json.loads(stored.read_text(encoding="utf-8"))
