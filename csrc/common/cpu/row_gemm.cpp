@@ -1,10 +1,12 @@
 #include "common/cpu/row_gemm.h"
 
+#include <ATen/Context.h>
 #include <ATen/native/CPUBlas.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "common/cpu/tiling.h"
 #include "common/cpu/transpose.h"
@@ -20,80 +22,102 @@ constexpr int64_t kColumns = 64;  // of a packed block of w^T: four AVX-512 regi
 // split too, those of its gradient into shorter sums.
 constexpr int64_t kForwardTerms = 192, kGradientTerms = 64;
 
+template <typename T>
 struct Operand {
-  const float* data;
+  const T* data;
   int64_t stride;
 };
 
-// c [rows, columns] = a [rows, terms] b [terms, columns], at most `most` terms in one sum
-void product(int64_t rows, int64_t columns, int64_t terms, int64_t most, Operand a, Operand b, float* c,
+// c [rows, columns] = a [rows, terms] b [terms, columns], at most `most` terms in one sum. In b of bf16, each
+// two terms lie side by side.
+template <typename T>
+void product(int64_t rows, int64_t columns, int64_t terms, int64_t most, Operand<T> a, Operand<T> b, float* c,
              int64_t c_stride) {
   for (int64_t k = 0; k < terms; k += most)
     blas::brgemm(rows, columns, std::min(most, terms - k), a.stride, b.stride, c_stride, k > 0, a.data + k,
-                 b.data + k * b.stride, c, false);
+                 b.data + k * b.stride, c, !std::is_same_v<T, float>);
 }
 
+template <typename T>
 bool probe() {
   try {  // brgemm has no query: it throws where the CPU or the build lacks it
-    const float one = 1;
-    float product = 0;
-    blas::brgemm(1, 1, 1, 1, 1, 1, false, &one, &one, &product, false);
-    blas::brgemm_release(false);
-    return product == 1;
+    const T ones[] = {1, 1};
+    float sum = 0;
+    product<T>(1, 1, 2, 2, {ones, 2}, {ones, 1}, &sum, 1);
+    RowGemm::release();
+    return sum == 2;
   } catch (const std::exception&) {
     return false;
   }
 }
 
+// Whether each two values of a filter are a word: what packs the weight moves these.
+bool has_pairs(const at::Tensor& weight) {
+  const auto address = reinterpret_cast<uintptr_t>(weight.const_data_ptr());
+  return weight.numel() / weight.size(0) % 2 == 0 && address % sizeof(float) == 0;
+}
+
 }  // namespace
 
 bool RowGemm::serves(const at::Tensor& x, const at::Tensor& weight, at::ScalarType out_dtype) {
-  static const bool available = probe();
+  static const bool available = probe<float>();
   return available && x.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat &&
          out_dtype == at::kFloat;
+}
+
+bool RowGemm::serves_forward(const at::Tensor& x, const at::Tensor& weight, at::ScalarType out_dtype) {
+  if (x.scalar_type() != at::kBFloat16) return serves(x, weight, out_dtype);
+  if (!at::globalContext().userEnabledMkldnn()) return false;  // brgemm is oneDNN's, and throws without it
+  static const bool available = probe<c10::BFloat16>();
+  return available && has_pairs(weight);
 }
 
 void RowGemm::multiply(int64_t rows, int64_t columns, int64_t terms, const float* a, const float* b,
                        float* c) {
   for (int64_t first = 0; first < columns; first += kColumns)
-    product(rows, std::min(kColumns, columns - first), terms, kForwardTerms, {a, terms}, {b + first, columns},
-            c + first, columns);
+    product<float>(rows, std::min(kColumns, columns - first), terms, kForwardTerms, {a, terms},
+                   {b + first, columns}, c + first, columns);
 }
 
 RowGemm::RowGemm(const at::Tensor& weight, bool forward, const FilterStep& beside)
     : weight_(weight), filters_(weight.size(0)), size_(weight.numel() / weight.size(0)) {
   if (!forward) return;
-  packed_ = at::empty({filters_ * size_}, weight.options());  // [block][size][columns]
-  const float* w = weight.const_data_ptr<float>();
-  float* to = packed_.mutable_data_ptr<float>();
-  parallel((filters_ + kColumns - 1) / kColumns, kColumns * size_, [&](int64_t begin, int64_t end) {
+  packed_ = at::empty({filters_ * size_}, weight.options());  // [block][words of a filter][columns]
+  const auto words = int64_t(size_ * weight.itemsize() / sizeof(float));  // a word is a float or a pair
+  const auto* w = static_cast<const float*>(weight.const_data_ptr());
+  auto* to = static_cast<float*>(packed_.mutable_data_ptr());
+  parallel((filters_ + kColumns - 1) / kColumns, kColumns * words, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; block++) {
       const int64_t first = block * kColumns, columns = std::min(kColumns, filters_ - first);
-      transpose(w + first * size_, size_, columns, size_, to + first * size_, columns);
+      transpose(w + first * words, words, columns, words, to + first * words, columns);
       if (beside) beside(first, first + columns);
     }
   });
 }
 
-void RowGemm::forward(const float* x, float* z, int64_t begin, int64_t end) const {
-  const float* packed = packed_.const_data_ptr<float>();
+template <typename T>
+void RowGemm::forward(const T* x, float* z, int64_t rows) const {
+  const T* packed = packed_.const_data_ptr<T>();
   for (int64_t first = 0; first < filters_; first += kColumns) {
     const int64_t columns = std::min(kColumns, filters_ - first);
-    product(end - begin, columns, size_, kForwardTerms, {x + begin * size_, size_},
-            {packed + first * size_, columns}, z + begin * filters_ + first, filters_);
+    product<T>(rows, columns, size_, kForwardTerms, {x, size_}, {packed + first * size_, columns}, z + first,
+               filters_);
   }
 }
+template void RowGemm::forward(const float*, float*, int64_t) const;
+template void RowGemm::forward(const c10::BFloat16*, float*, int64_t) const;
 
 void RowGemm::dgrad(const float* u, float* dx, int64_t rows) const {
   const float* w = weight_.const_data_ptr<float>();
   for (int64_t first = 0; first < size_; first += kColumns) {
     const int64_t columns = std::min(kColumns, size_ - first);
-    product(rows, columns, filters_, kGradientTerms, {u, filters_}, {w + first, size_}, dx + first, size_);
+    product<float>(rows, columns, filters_, kGradientTerms, {u, filters_}, {w + first, size_}, dx + first,
+                   size_);
   }
 }
 
 void RowGemm::release() {
-  blas::brgemm_release(false);
+  blas::brgemm_release();  // the tiles of registers that products of bf16 may set up
 }
 
 bool RowWgrad::pays(int64_t filters, int64_t size, int64_t rows, int64_t shares) {

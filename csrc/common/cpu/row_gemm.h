@@ -1,4 +1,5 @@
-// Products of a few rows at a time, so that what surrounds a product finds its rows still in cache (fp32).
+// Products of a few rows at a time, so that what surrounds a product finds its rows still in cache: of fp32,
+// and forward of bf16 with sums of fp32, too.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,6 +14,8 @@ class RowGemm {
 
   // Whether this torch and CPU have the kernel and the operands are fp32.
   static bool serves(const at::Tensor& x, const at::Tensor& weight, at::ScalarType out_dtype);
+  // Whether `forward` serves: it also takes rows of bf16, with a weight of any dtype that is rounded to it.
+  static bool serves_forward(const at::Tensor& x, const at::Tensor& weight, at::ScalarType out_dtype);
 
   // c [rows, columns] = a [rows, terms] b [terms, columns], none of them with gaps
   static void multiply(int64_t rows, int64_t columns, int64_t terms, const float* a, const float* b,
@@ -21,12 +24,13 @@ class RowGemm {
   // What else is formed from filters [begin, end) of the weight.
   using FilterStep = std::function<void(int64_t begin, int64_t end)>;
 
-  // weight [filters, size] in rows; `forward` packs it for z = x w^T, else dx = u w is ready at once.
+  // weight [filters, size] in rows; `forward` packs it for z = x w^T, else dx = u w is ready at once (fp32).
   // `beside` is called for all filters in parallel, each time with some that packing has brought into cache.
   RowGemm(const at::Tensor& weight, bool forward, const FilterStep& beside = {});
 
-  // z[begin, end) = x[begin, end) w^T
-  void forward(const float* x, float* z, int64_t begin, int64_t end) const;
+  // z [rows, filters] = x [rows, size] w^T, of the weight's type
+  template <typename T>
+  void forward(const T* x, float* z, int64_t rows) const;
   // dx [rows, size] = u [rows, filters] w
   void dgrad(const float* u, float* dx, int64_t rows) const;
   // To be called by each thread after its last product.

@@ -41,12 +41,12 @@ Tiling output_tiling(const Call& call, bool channels_last) {
   return {channels_last, call.images, call.spec.groups, call.group_outputs(), call.out_plane()};
 }
 
-constexpr int64_t kPacksFrom = 4;  // pixels: with fewer, packing the weight costs more than the product
+// Pixels: with fewer, packing the weight costs more than the product. The vendor packs one of bf16 itself.
+constexpr int64_t kPacksFrom = 4;
 
 // A pointwise convolution of channels_last pixels is a linear layer of them.
-bool is_linear(const Call& call, const at::Tensor& x, const at::Tensor& weight, bool channels_last) {
-  return channels_last && call.window.pointwise() && call.spec.groups == 1 &&
-         RowGemm::serves(x, weight, call.spec.out_dtype);
+bool is_linear(const Call& call, bool channels_last) {
+  return channels_last && call.window.pointwise() && call.spec.groups == 1;
 }
 
 at::DimVector no_output_padding(const Call& call) {
@@ -99,7 +99,7 @@ at::Tensor narrow_gradient(const Call& call, const Saved& saved, const BackwardP
   const AddScaled<float> add{pointer<float>(saved.x), r ? r->data() : nullptr, mutable_pointer<float>(dx),
                              inputs};
   run_tiles(call.rows * inputs.units(), [&](int64_t begin, int64_t end) {
-    product.run(pass.u.const_data_ptr<float>(), add.dx, begin, end);
+    product.run(pass.u.const_data_ptr<float>(), add.dx + begin * call.channels, begin, end);
     if (r) run(add, begin, end);
   });
   return dx;
@@ -112,28 +112,20 @@ Outputs of_products(const Call& call, const Inputs& given) {
   inputs.weight = given.weight.contiguous(format);
   inputs.x = given.x.contiguous(format);
   if (depthwise_serves(call)) return depthwise(call, inputs, wants_channels_last);
+  const bool packs = call.images * call.out_plane() >= kPacksFrom || call.dtype == at::kBFloat16;
+  if (packs && is_linear(call, wants_channels_last) &&
+      RowGemm::serves_forward(inputs.x, inputs.weight, call.spec.out_dtype))
+    return tiled_forward(call, inputs, output_tiling(call, true));
+  if (patches_serve_forward(call, inputs.x, inputs.weight, wants_channels_last))
+    return patches_forward(call, inputs, output_tiling(call, true));
   Outputs out;
-  if (call.images * call.out_plane() >= kPacksFrom &&
-      is_linear(call, inputs.x, inputs.weight, wants_channels_last)) {
-    const auto options = inputs.x.options().memory_format(format);
-    if (call.has_norm()) out.n = empty(call.n_shape(), options);
-    tiled_forward(call, inputs, empty(call.z_shape(), options), output_tiling(call, true), out);
-    return out;
-  }
   if (wants_channels_last && NarrowGroups::serves(call, inputs.x, inputs.weight)) {
     if (call.has_norm()) out.n = patch_norm(call, inputs.x, true);
     const NarrowGroups product(call, inputs.weight, true);
-    const auto z = empty(call.z_shape(), inputs.x.options().memory_format(format));
-    const auto step = [&](int64_t begin, int64_t end) {
-      product.run(inputs.x.const_data_ptr<float>(), z.mutable_data_ptr<float>(), begin, end);
+    const auto step = [&](int64_t begin, int64_t end, float* z) {
+      product.run(inputs.x.const_data_ptr<float>(), z, begin, end);
     };
-    finish_forward(call, inputs, {}, z, output_tiling(call, true), out, step);
-    return out;
-  }
-  if (patches_serve_forward(call, inputs.x, inputs.weight, wants_channels_last)) {
-    const auto options = inputs.x.options().memory_format(format);
-    if (call.has_norm()) out.n = empty(call.n_shape(), options);
-    patches_forward(call, inputs, empty(call.z_shape(), options), output_tiling(call, true), out);
+    finish_forward(call, inputs, {}, {}, output_tiling(call, true), out, step);
     return out;
   }
   auto z = products(call, inputs.x, inputs.weight, take_bias(call, inputs));
@@ -174,7 +166,8 @@ Gradients convolution_backward(const Call& call, const Saved& given, const Needs
   if (replaces_y(call, saved, [&](const at::Tensor& weight) { return products(call, saved.x, weight); }))
     return as_given(convolution_backward(with_l(call), saved, needs));
   Gradients out;
-  const bool tiled = needs.x && is_linear(call, saved.x, saved.weight, channels_last);
+  const bool tiled = needs.x && is_linear(call, channels_last) &&
+                     RowGemm::serves(saved.x, saved.weight, call.spec.out_dtype);
   const auto tiling = output_tiling(call, channels_last);
   const auto pass = tiled ? tiled_backward(call, saved, format, tiling, needs, out)
                           : start_backward(call, saved, format, tiling, needs, out);
@@ -220,11 +213,13 @@ Second convolution_second(const Call& call, const Saved& given, const at::Tensor
   if (with_m) m = patch_products(call, saved.x, v, channels_last);
   const auto tiling = output_tiling(call, channels_last);
   BackwardPass pass;
-  if (call.images * call.out_plane() >= kPacksFrom && is_linear(call, v, saved.weight, channels_last)) {
+  if (call.images * call.out_plane() >= kPacksFrom && is_linear(call, channels_last) &&
+      RowGemm::serves(v, saved.weight, call.spec.out_dtype)) {
     const RowGemm gemm(saved.weight, true);
     const auto z = empty(call.z_shape(), v.options().memory_format(format));
     pass = finish_second(call, saved, z, m, tiling, needs.detached, out, [&](int64_t begin, int64_t end) {
-      gemm.forward(v.const_data_ptr<float>(), z.mutable_data_ptr<float>(), begin, end);
+      gemm.forward(v.const_data_ptr<float>() + begin * call.channels,
+                   z.mutable_data_ptr<float>() + begin * call.filters, end - begin);
     });
   } else {
     const auto z = products(call, v, saved.weight).contiguous(format);

@@ -132,10 +132,7 @@ void few_rows_forward(const at::Tensor& x, const at::Tensor& weight, bool unit, 
     } else {
       products(in, rows, w, size, begin, end, out, filters);
     }
-    if (unit)
-      filter_alpha(w, size, begin, end, a);
-    else
-      std::fill(a + begin, a + end, 1.f);
+    filter_alpha(weight, unit, begin, end, a);
   });
 }
 

@@ -30,12 +30,9 @@ Tiling output_tiling(const Call& call) {
 Outputs of_products(const Call& call, const Inputs& given) {
   Inputs inputs{given.x.contiguous(), given.weight.contiguous(), given.bias, given.b};
   const auto& [x, weight, bias, b] = inputs;
+  if (call.images >= kPacksFrom && RowGemm::serves_forward(x, weight, call.spec.out_dtype))
+    return tiled_forward(call, inputs, output_tiling(call));
   Outputs out;
-  if (call.images >= kPacksFrom && RowGemm::serves(x, weight, call.spec.out_dtype)) {
-    if (call.has_norm()) out.n = empty(call.n_shape(), x.options());
-    tiled_forward(call, inputs, empty(call.z_shape(), x.options()), output_tiling(call), out);
-    return out;
-  }
   if (call.has_norm()) out.n = patch_norm(call, x, true);
   if (few_rows_serve(x, weight, call.spec.out_dtype)) {
     const auto z = empty(call.z_shape(), x.options()), alpha = empty({call.filters}, x.options());
@@ -57,18 +54,21 @@ Outputs linear(const Call& call, const Inputs& inputs) {
   return of_products(without_unit(call), {inputs.x, unit_weight(inputs.weight), inputs.bias, inputs.b});
 }
 
-void tiled_forward(const Call& call, const Inputs& inputs, const at::Tensor& z, const Tiling& outputs,
-                   Outputs& out) {
-  const PackedFilters filters(inputs.weight, call.spec.unit);
-  const float* x = inputs.x.const_data_ptr<float>();
-  float *product = z.mutable_data_ptr<float>(), *n = mutable_pointer<float>(out.n);
+Outputs tiled_forward(const Call& call, const Inputs& inputs, const Tiling& outputs) {
+  const PackedFilters filters(inputs.weight, call.spec.unit, call.dtype);
+  Outputs out;
+  if (call.has_norm()) out.n = empty_norm(call, inputs.x, true);
+  float* n = mutable_pointer<float>(out.n);
   const auto k = call.constants<float>();
   const bool norms_first = call.channels < kLongRow;
-  finish_forward(call, inputs, filters.alpha, z, outputs, out, [&](int64_t begin, int64_t end) {
-    if (n && norms_first) row_norms(x, n, call.channels, k, begin, end);
-    filters.gemm.forward(x, product, begin, end);
-    if (n && !norms_first) row_norms(x, n, call.channels, k, begin, end);
+  with_values<float>(inputs.x, [&](const auto* x) {
+    finish_forward(call, inputs, filters.alpha, {}, outputs, out, [&](int64_t begin, int64_t end, float* z) {
+      if (n && norms_first) row_norms(x, n, call.channels, k, begin, end);
+      filters.gemm.forward(x + begin * call.channels, z, end - begin);
+      if (n && !norms_first) row_norms(x, n, call.channels, k, begin, end);
+    });
   });
+  return out;
 }
 
 BackwardPass tiled_backward(const Call& call, const Saved& saved, at::MemoryFormat format,

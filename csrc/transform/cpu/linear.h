@@ -10,11 +10,10 @@ Outputs linear(const Call& call, const Inputs& inputs);
 
 Gradients linear_backward(const Call& call, const Saved& saved, const Needs& needs);
 
-// The steps of a forward and a backward on rows of pixels, tile by tile. They take fp32 where RowGemm serves.
-// The forward writes z, which is as finish_forward takes it, and out.n. The backward is start_backward with
-// dx beside it, and with the weight's gradient where that pays; u is kept for it where it does not.
-void tiled_forward(const Call& call, const Inputs& inputs, const at::Tensor& z, const Tiling& outputs,
-                   Outputs& out);
+// The steps of a forward and a backward on rows of pixels, tile by tile, where RowGemm serves. The backward
+// is start_backward with dx beside it, and with the weight's gradient where that pays; u is kept for it where
+// it does not.
+Outputs tiled_forward(const Call& call, const Inputs& inputs, const Tiling& outputs);
 BackwardPass tiled_backward(const Call& call, const Saved& saved, at::MemoryFormat format,
                             const Tiling& outputs, const Needs& needs, Gradients& gradients);
 

@@ -212,8 +212,7 @@ void NarrowGroups::run(const float* in, float* out, int64_t begin, int64_t end) 
         if (has(rows, h + i * rows.dilation) && has(columns, w + j * columns.dilation))
           at[tap * stride + p] = in + (offset + steps_[tap]);
   }
-  product_of(width_)({at.data(), taps, stride}, packed_.const_data_ptr<float>(), out + begin * channels_,
-                     channels_, pixels);
+  product_of(width_)({at.data(), taps, stride}, packed_.const_data_ptr<float>(), out, channels_, pixels);
 }
 
 }  // namespace bcos::transform::cpu

@@ -17,7 +17,7 @@ class NarrowGroups {
   // `forward`: z from x; else dx from u.
   NarrowGroups(const Call& call, const at::Tensor& weight, bool forward);
 
-  // Pixels [begin, end) of all images of `out`, on the calling thread
+  // `out` of pixels [begin, end) of all images, on the calling thread
   void run(const float* in, float* out, int64_t begin, int64_t end) const;
 
  private:

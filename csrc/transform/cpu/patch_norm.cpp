@@ -292,15 +292,21 @@ void square_sums(const at::Tensor& x, const Tiling& tiling, A* q) {
 
 }  // namespace
 
-void row_norms(const float* x, float* n, int64_t size, const Constants<float>& k, int64_t begin,
-               int64_t end) {
+template <typename T>
+void row_norms(const T* x, float* n, int64_t size, const Constants<float>& k, int64_t begin, int64_t end) {
   run_squares(x, n, {true, 1, 1, size, end}, begin, end);
   run_roots(n, k, begin, end);
+}
+template void row_norms(const float*, float*, int64_t, const Constants<float>&, int64_t, int64_t);
+template void row_norms(const c10::BFloat16*, float*, int64_t, const Constants<float>&, int64_t, int64_t);
+
+at::Tensor empty_norm(const Call& call, const at::Tensor& x, bool channels_last) {
+  return empty_image(x, call.n_shape(), channels_last);
 }
 
 at::Tensor patch_norm(const Call& call, const at::Tensor& x, bool channels_last) {
   const auto tiling = input_tiling(call, channels_last);
-  auto n = empty_image(x, call.n_shape(), channels_last);
+  auto n = empty_norm(call, x, channels_last);
   with_type(n.scalar_type(), [&](auto zero) {
     using A = Accumulate<decltype(zero)>;
     A* out = n.mutable_data_ptr<A>();

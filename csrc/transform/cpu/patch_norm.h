@@ -18,7 +18,10 @@ inline Tiling input_tiling(const Call& call, bool channels_last) {
 // double). Both are contiguous or both channels_last; the rows of a linear layer count as channels_last.
 at::Tensor patch_norm(const Call& call, const at::Tensor& x, bool channels_last);
 
-// The same for v of x's shape -> m, shaped as n: the sum of x v over every patch
+// An uninitialised n, as patch_norm would return it
+at::Tensor empty_norm(const Call& call, const at::Tensor& x, bool channels_last);
+
+// As patch_norm, for v of x's shape -> m, shaped as n: the sum of x v over every patch
 at::Tensor patch_products(const Call& call, const at::Tensor& x, const at::Tensor& v, bool channels_last);
 
 // t, shaped as n -> r, as x with a channel for each group: the sum of t over the patches whose norm each
@@ -44,6 +47,7 @@ class Spread {
 };
 
 // n of rows [begin, end) of x [rows, size], on the calling thread
-void row_norms(const float* x, float* n, int64_t size, const Constants<float>& k, int64_t begin, int64_t end);
+template <typename T>
+void row_norms(const T* x, float* n, int64_t size, const Constants<float>& k, int64_t begin, int64_t end);
 
 }  // namespace bcos::transform::cpu

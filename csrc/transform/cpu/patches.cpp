@@ -3,8 +3,10 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "common/cpu/row_gemm.h"
+#include "common/cpu/types.h"
 #include "transform/cpu/patch_norm.h"
 #include "transform/cpu/steps.h"
 
@@ -35,19 +37,28 @@ struct Part {
 };
 
 // The patches of output pixels [begin, end) of all images, one after the other.
-BCOS_CLONES void gather(const Call& call, const float* x, int64_t begin, int64_t end, float* to) {
+template <typename T>
+BCOS_INLINE void gather_all(const Call& call, const T* x, int64_t begin, int64_t end, T* to) {
   const auto& [rows, columns] = call.window.plane;
   const int64_t run = columns.kernel * call.channels, line = columns.in * call.channels;
   for (int64_t pixel = begin; pixel < end; pixel++, to += rows.kernel * run) {
     const Part part(call, pixel);
-    if (part.last - part.first < rows.kernel || part.size < run) std::fill_n(to, rows.kernel * run, 0.f);
+    if (part.last - part.first < rows.kernel || part.size < run) std::fill_n(to, rows.kernel * run, T(0));
     for (int64_t i = part.first; i < part.last; i++) {
-      const float* in = x + part.from + i * line;
-      float* out = to + i * run + part.offset;
+      const T* in = x + part.from + i * line;
+      T* out = to + i * run + part.offset;
 #pragma omp simd
       for (int64_t v = 0; v < part.size; v++) out[v] = in[v];
     }
   }
+}
+
+BCOS_CLONES void gather(const Call& call, const float* x, int64_t begin, int64_t end, float* to) {
+  gather_all(call, x, begin, end, to);
+}
+BCOS_CLONES void gather(const Call& call, const c10::BFloat16* x, int64_t begin, int64_t end,
+                        c10::BFloat16* to) {
+  gather_all(call, x, begin, end, to);
 }
 
 // Adds them to rows [top, bottom) of their image in dx.
@@ -70,12 +81,11 @@ int64_t patch_size(const Call& call) {
   return call.window.taps() * call.channels;
 }
 
-// Whether a row of a patch is one run of memory, and the products are those of RowGemm.
-bool are_runs(const Call& call, const at::Tensor& x, const at::Tensor& weight, bool channels_last) {
+// Whether a row of a patch is one run of memory.
+bool are_runs(const Call& call, bool channels_last) {
   const auto& [rows, columns] = call.window.plane;
   return channels_last && call.spec.groups == 1 && call.window.is_plane() && !call.window.bordered &&
-         !call.window.pointwise() && rows.dilation == 1 && columns.dilation == 1 &&
-         RowGemm::serves(x, weight, call.spec.out_dtype);
+         !call.window.pointwise() && rows.dilation == 1 && columns.dilation == 1;
 }
 
 // Room for the patches of a tile, one for each thread.
@@ -87,30 +97,33 @@ at::Tensor tiles(const Call& call, const at::Tensor& like) {
 
 bool patches_serve(const Call& call, const at::Tensor& x, const at::Tensor& weight, bool channels_last) {
   return call.channels <= kMostChannels && call.images * call.out_plane() >= kLeastPixels &&
-         are_runs(call, x, weight, channels_last);
+         are_runs(call, channels_last) && RowGemm::serves(x, weight, call.spec.out_dtype);
 }
 
 bool patches_serve_forward(const Call& call, const at::Tensor& x, const at::Tensor& weight,
                            bool channels_last) {
   const auto& [rows, columns] = call.window.plane;
   return rows.stride >= rows.kernel && columns.stride >= columns.kernel && patch_size(call) <= kMostValues &&
-         are_runs(call, x, weight, channels_last);
+         are_runs(call, channels_last) && RowGemm::serves_forward(x, weight, call.spec.out_dtype);
 }
 
-void patches_forward(const Call& call, const Inputs& inputs, const at::Tensor& z, const Tiling& outputs,
-                     Outputs& out) {
-  const PackedFilters filters(inputs.weight, call.spec.unit);
+Outputs patches_forward(const Call& call, const Inputs& inputs, const Tiling& outputs) {
+  const PackedFilters filters(inputs.weight, call.spec.unit, call.dtype);
   const auto scratch = tiles(call, inputs.x);
-  const float* x = inputs.x.const_data_ptr<float>();
-  float *room = scratch.mutable_data_ptr<float>(), *product = z.mutable_data_ptr<float>(),
-        *n = out.n.defined() ? out.n.mutable_data_ptr<float>() : nullptr;
+  Outputs out;
+  if (call.has_norm()) out.n = empty_norm(call, inputs.x, true);
+  float* n = mutable_pointer<float>(out.n);
   const auto k = call.constants<float>();
-  finish_forward(call, inputs, filters.alpha, z, outputs, out, [&](int64_t begin, int64_t end) {
-    float* patches = room + at::get_thread_num() * scratch.size(1);
-    gather(call, x, begin, end, patches);
-    if (n) row_norms(patches, n + begin, patch_size(call), k, 0, end - begin);
-    filters.gemm.forward(patches, product + begin * call.filters, 0, end - begin);
+  with_values<float>(inputs.x, [&](const auto* x) {
+    using T = std::remove_cv_t<std::remove_pointer_t<decltype(x)>>;
+    finish_forward(call, inputs, filters.alpha, {}, outputs, out, [&](int64_t begin, int64_t end, float* z) {
+      T* patches = scratch.mutable_data_ptr<T>() + at::get_thread_num() * scratch.size(1);
+      gather(call, x, begin, end, patches);
+      if (n) row_norms(patches, n + begin, patch_size(call), k, 0, end - begin);
+      filters.gemm.forward(patches, z, end - begin);
+    });
   });
+  return out;
 }
 
 at::Tensor patches_dgrad(const Call& call, const at::Tensor& u, const at::Tensor& x,

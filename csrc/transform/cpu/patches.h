@@ -1,5 +1,5 @@
-// Convolutions as linear layers of their patches (fp32): a patch is a few long runs of values in
-// channels_last memory, and what follows a product finds it in cache.
+// Convolutions as linear layers of their patches (fp32, and forward bf16): a patch is a few long runs of
+// values in channels_last memory, and what follows a product finds it in cache.
 #pragma once
 
 #include "common/cpu/tiling.h"
@@ -16,10 +16,8 @@ bool patches_serve(const Call& call, const at::Tensor& x, const at::Tensor& weig
 bool patches_serve_forward(const Call& call, const at::Tensor& x, const at::Tensor& weight,
                            bool channels_last);
 
-// As finish_forward, for x and weight that are channels_last. The products go into z, and the norms into
-// out.n where it is defined.
-void patches_forward(const Call& call, const Inputs& inputs, const at::Tensor& z, const Tiling& outputs,
-                     Outputs& out);
+// For x and weight that are channels_last
+Outputs patches_forward(const Call& call, const Inputs& inputs, const Tiling& outputs);
 
 // The gradient of x in the product of x and weight, from u; all of them channels_last
 at::Tensor patches_dgrad(const Call& call, const at::Tensor& u, const at::Tensor& x,

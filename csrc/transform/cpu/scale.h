@@ -14,7 +14,7 @@ using c10::BFloat16;
 template <typename T, typename U>
 struct ScaleForward {
   using A = Accumulate<T>;
-  const T* z;       // [batch, outputs * max_out, pixels]
+  const T* z;       // [batch, outputs * max_out, pixels], or a part of it that starts at index z_begin
   U* y;             // [batch, outputs, pixels], may be z
   U* l;             // as y; written when power is General
   uint8_t* winner;  // as y; written when max_out > 1
@@ -25,6 +25,7 @@ struct ScaleForward {
   int64_t max_out;
   Power power;
   Constants<A> k;
+  int64_t z_begin = 0;
 };
 
 // u = grad * dy/dl * alpha at the winners, 0 elsewhere; t = sum over a group's outputs of grad * dy/dn *
@@ -62,6 +63,7 @@ bool run(const ScaleForward<float, float>& pass, int64_t begin, int64_t end);
 bool run(const ScaleForward<double, double>& pass, int64_t begin, int64_t end);
 bool run(const ScaleForward<BFloat16, BFloat16>& pass, int64_t begin, int64_t end);
 bool run(const ScaleForward<BFloat16, float>& pass, int64_t begin, int64_t end);
+bool run(const ScaleForward<float, BFloat16>& pass, int64_t begin, int64_t end);
 
 void run(const ScaleBackward<float, float>& pass, int64_t begin, int64_t end);
 void run(const ScaleBackward<double, double>& pass, int64_t begin, int64_t end);

@@ -38,7 +38,7 @@ BCOS_INLINE BitsOf<A> forward_row(const ScaleForward<T, U>& f, int64_t z0, int64
   const int64_t max_out = Max ? f.max_out : 1;
   const int64_t stride = Max ? z_stride : 1;
   const int64_t step = PerFilter ? max_out : 0;
-  const T* z = f.z + z0;
+  const T* z = f.z + (z0 - f.z_begin);
   const A *alpha = f.alpha + filter, *bias = f.bias + filter;
   const A inv_row = normed && !PerNorm ? safe_inverse(*n) : A(0);
   U *y = f.y + y0, *l = shift(f.l, y0);
@@ -77,7 +77,7 @@ BCOS_INLINE BitsOf<A> forward_rows(const ScaleForward<T, U>& f, int64_t unit, in
                                    const Constants<A>& k) {
   const Tiling& t = f.tiling;
   const int64_t stride = t.channels(), filter = group * t.per_group, from = unit * stride + filter;
-  const T* z = f.z + from;
+  const T* z = f.z + (from - f.z_begin);
   const A *alpha = f.alpha + filter, *bias = f.bias + filter;
   U *y = f.y + from, *l = shift(f.l, from);
   A inv_n[kPixels] = {};

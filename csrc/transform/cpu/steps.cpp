@@ -11,6 +11,7 @@
 #include <c10/core/CPUAllocator.h>
 
 #include <atomic>
+#include <type_traits>
 #include <utility>
 
 #include "common/cpu/empty.h"
@@ -62,12 +63,10 @@ void run_tiles(int64_t units, const TileStep& step) {
   });
 }
 
-PackedFilters::PackedFilters(const at::Tensor& weight, bool unit)
-    : alpha(unit ? empty({weight.size(0)}, weight.options()) : filter_alpha(weight, false)),
-      gemm(weight, true, [&](int64_t begin, int64_t end) {
-        if (unit)
-          filter_alpha(weight.const_data_ptr<float>(), weight.numel() / weight.size(0), begin, end,
-                       alpha.mutable_data_ptr<float>());
+PackedFilters::PackedFilters(const at::Tensor& weight, bool unit, at::ScalarType dtype)
+    : alpha(empty({weight.size(0)}, weight.options().dtype(at::kFloat))),
+      gemm(in_type(weight, dtype), true, [&](int64_t begin, int64_t end) {
+        filter_alpha(weight, unit, begin, end, alpha.mutable_data_ptr<float>());
       }) {}
 
 OptionalTensor take_bias(const Call& call, Inputs& inputs) {
@@ -76,23 +75,25 @@ OptionalTensor take_bias(const Call& call, Inputs& inputs) {
 }
 
 void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& alpha, const at::Tensor& z,
-                    const Tiling& outputs, Outputs& out, const TileStep& before) {
+                    const Tiling& outputs, Outputs& out, const ProductStep& products) {
   const auto& spec = call.spec;
-  const bool in_place = spec.max_out == 1 && spec.out_dtype == z.scalar_type();
-  if (in_place) {
+  const auto type = products ? at::kFloat : z.scalar_type();
+  const bool in_place = spec.max_out == 1 && spec.out_dtype == type;
+  if (in_place && !products) {
     out.y = z;
-    if (call.power == Power::One && !spec.unit && !inputs.bias && !before) return;
+    if (call.power == Power::One && !spec.unit && !inputs.bias) return;
   } else {
-    auto shape = z.sizes().vec();
-    shape[1] /= spec.max_out;
-    const auto format = image_format(outputs.channels_last, z.dim());
-    out.y = empty(shape, z.options().dtype(spec.out_dtype).memory_format(format));
+    const auto format = image_format(outputs.channels_last, inputs.x.dim());
+    out.y = empty(call.y_shape(), inputs.x.options().dtype(spec.out_dtype).memory_format(format));
   }
+  at::Tensor tiles;  // one for each thread
+  if (products && !in_place)
+    tiles = empty({at::get_num_threads(), RowGemm::kRows * call.filters}, inputs.x.options().dtype(type));
   if (call.saves_l()) out.l = at::empty_like(out.y);
   if (call.saves_winner()) out.winner = at::empty_like(out.y, out.y.options().dtype(at::kByte));
   at::Tensor bias;
-  if (inputs.bias) bias = in_type(*inputs.bias, accumulate_type(z.scalar_type())).contiguous();
-  with_types(z.scalar_type(), spec.out_dtype, [&](auto t, auto u) {
+  if (inputs.bias) bias = in_type(*inputs.bias, accumulate_type(type)).contiguous();
+  const auto finish = [&](auto t, auto u) {
     using T = decltype(t);
     using U = decltype(u);
     using A = Accumulate<T>;
@@ -112,19 +113,29 @@ void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& al
                                    call.power,
                                    call.constants<A>()};
     std::atomic<bool> finite{true};
-    const auto finish = [&](int64_t begin, int64_t end) {
-      if (!run(scale, begin, end)) finite = false;
+    const auto finish_tile = [&](int64_t begin, int64_t end) {
+      auto mine = scale;
+      if constexpr (std::is_same_v<T, float>) {
+        mine.z_begin = begin * call.filters;
+        float* rows = in_place ? out.y.mutable_data_ptr<float>() + mine.z_begin
+                               : tiles.mutable_data_ptr<float>() + at::get_thread_num() * tiles.size(1);
+        products(begin, end, rows);
+        mine.z = rows;
+      }
+      if (!run(mine, begin, end)) finite = false;
     };
-    if (before) {
-      run_tiles(outputs.units(), [&](int64_t begin, int64_t end) {
-        before(begin, end);
-        finish(begin, end);
+    if (products)
+      run_tiles(outputs.units(), finish_tile);
+    else
+      parallel(outputs.units(), outputs.unit_size(), [&](int64_t begin, int64_t end) {
+        if (!run(scale, begin, end)) finite = false;
       });
-    } else {
-      parallel(outputs.units(), outputs.unit_size(), finish);
-    }
     out.finite = finite;
-  });
+  };
+  if (products && spec.out_dtype == at::kBFloat16)
+    finish(float{}, BFloat16{});
+  else
+    with_types(type, spec.out_dtype, finish);
 }
 
 Saved in_format(Saved saved, at::MemoryFormat format) {

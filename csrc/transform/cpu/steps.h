@@ -17,6 +17,9 @@ using namespace bcos::cpu;
 // A step of a tile of units [begin, end), while it is in cache.
 using TileStep = std::function<void(int64_t begin, int64_t end)>;
 
+// A step that writes the products z [end - begin, O*M] of a tile.
+using ProductStep = std::function<void(int64_t begin, int64_t end, float* z)>;
+
 // step(begin, end) with every tile of [0, units), in parallel. The step may take products of RowGemm.
 void run_tiles(int64_t units, const TileStep& step);
 
@@ -28,14 +31,15 @@ struct PackedFilters {
   at::Tensor alpha;
   RowGemm gemm;
 
-  PackedFilters(const at::Tensor& weight, bool unit);
+  // For rows of this dtype
+  PackedFilters(const at::Tensor& weight, bool unit, at::ScalarType dtype);
 };
 
 // z [.., O*M, ..] -> y, l, winner; out.n is already there. z is overwritten where y has its shape and type.
-// `alpha` is the filter_alpha of the weight, where the caller has it. `before`, where given, writes z and n
-// of a tile's units first. Sets out.finite.
+// `alpha` is the filter_alpha of the weight, where the caller has it. `products`, where given, writes z, of
+// which nothing is kept, and n of a tile's units first. Sets out.finite.
 void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& alpha, const at::Tensor& z,
-                    const Tiling& outputs, Outputs& out, const TileStep& before = {});
+                    const Tiling& outputs, Outputs& out, const ProductStep& products = {});
 
 // The tensors of a derivative in one memory format; the weight is made dense in its own.
 Saved in_format(Saved saved, at::MemoryFormat format);

@@ -117,9 +117,12 @@ at::Tensor filter_alpha(const at::Tensor& weight, bool unit) {
   return out;
 }
 
-void filter_alpha(const float* weight, int64_t size, int64_t begin, int64_t end, float* alpha) {
-  squares(weight, alpha, begin, end, size);
-  for (int64_t i = begin; i < end; i++) alpha[i] = alpha_of(alpha[i]);
+void filter_alpha(const at::Tensor& weight, bool unit, int64_t begin, int64_t end, float* alpha) {
+  if (!unit) return std::fill(alpha + begin, alpha + end, 1.f);
+  with_values<float>(weight, [&](const auto* w) {
+    squares(w, alpha, begin, end, weight.numel() / weight.size(0));
+    for (int64_t i = begin; i < end; i++) alpha[i] = alpha_of(alpha[i]);
+  });
 }
 
 at::Tensor unit_weight(const at::Tensor& weight) {

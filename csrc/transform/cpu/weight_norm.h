@@ -14,8 +14,8 @@ at::Tensor filter_alpha(const at::Tensor& weight, bool unit);
 template <typename A>
 void filter_alpha(const at::Tensor& weight, bool unit, A* alpha);
 
-// The same for filters [begin, end) of normalised filters, which have `size` values each
-void filter_alpha(const float* weight, int64_t size, int64_t begin, int64_t end, float* alpha);
+// The same for filters [begin, end), on the calling thread; not of fp64
+void filter_alpha(const at::Tensor& weight, bool unit, int64_t begin, int64_t end, float* alpha);
 
 // w/|w|, 0 for a zero filter, in the weight's dtype
 at::Tensor unit_weight(const at::Tensor& weight);
