@@ -18,6 +18,10 @@ import pytest
 __all__ = ["Recorder", "pytest_addoption", "pytest_configure", "read"]
 
 TEXT = 5000  # characters kept of a failure, and of each part of its output
+ROOM = 400_000
+"""Characters that the failures of a process may take, after which only the end of each is kept: where every test fails,
+the file stays small enough to be carried away and read again and again."""
+BRIEF = 200
 
 
 def pytest_addoption(parser) -> None:
@@ -60,10 +64,17 @@ class Recorder:
         self.done = {line["test"] for line in lines if "test" in line}
         self.parent = os.getppid()
         self.told: dict = {}
+        self.room = ROOM
         self.file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
     def write(self, **line) -> None:
         self.file.write(json.dumps(line) + "\n")
+
+    def kept(self, text: str) -> str:
+        """The end of a text, which is short where those before have taken the room."""
+        text = text[-(TEXT if self.room > 0 else BRIEF) :]
+        self.room -= len(text)
+        return text
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items) -> None:
@@ -72,7 +83,7 @@ class Recorder:
 
     def pytest_collectreport(self, report) -> None:
         if report.failed:
-            self.write(test=report.nodeid, outcome="failed", seconds=0.0, text=report.longreprtext[-TEXT:])
+            self.write(test=report.nodeid, outcome="failed", seconds=0.0, text=self.kept(report.longreprtext))
 
     def pytest_runtest_logstart(self, nodeid) -> None:
         self.write(started=nodeid)
@@ -81,9 +92,9 @@ class Recorder:
     def pytest_runtest_logreport(self, report) -> None:
         if (report.when == "call" or not report.passed) and self.told.get("outcome") != "failed":
             text = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
-            output = [(heading, written[-TEXT:]) for heading, written in report.sections]
+            output = [(heading, self.kept(written)) for heading, written in report.sections]
             seconds = max(report.duration, self.told.get("seconds", 0.0))
-            self.told = {"outcome": report.outcome, "seconds": seconds, "text": text[-TEXT:], "output": output}
+            self.told = {"outcome": report.outcome, "seconds": seconds, "text": self.kept(text), "output": output}
 
     def pytest_runtest_logfinish(self, nodeid) -> None:
         """Only now is the outcome known: what a fixture does after the test may still fail."""

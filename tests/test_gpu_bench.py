@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,6 +150,13 @@ def test_calls(i):
     if i == 3:
         state["lost"] = True  # a kernel that is still running: the test itself passes
 """
+ALL_RED = """
+import pytest
+@pytest.mark.parametrize("i", range(200))
+def test_red(i):
+    print("9" * 8000)
+    raise ValueError("8" * 8000 if i < 1 else "7" * 50)
+"""
 DYING = "import os\ndef test_a(): pass\ndef test_b(): os.kill(os.getpid(), 11)\ndef test_c(): pass\n"
 HANGING = "import time\ndef test_a(): pass\ndef test_b(): time.sleep(60)\ndef test_c(): pass\n"
 
@@ -213,6 +221,23 @@ def test_a_test_that_hangs_is_named_and_the_rest_is_run(suite):
 def test_a_share_that_no_test_ends_is_given_up(suite):
     found = shares.run(120, 1, suite("import os\nos._exit(9)\n"))
     assert found["tests"] == {} and "process 0 was given up" in found["crashed"][0]
+
+
+def test_a_file_that_cannot_be_imported_fails_alone(suite):
+    arguments = suite(SHARED)
+    Path(arguments[-1], "test_broken.py").write_text("import no_such_package\n")
+    found = shares.run(120, 1, arguments)
+    told = outcomes(found)
+    assert not found["crashed"] and [told.pop(name) for name in ("", "test_red")] == ["failed"] * 2
+    assert "No module named 'no_such_package'" in text_of(found, "test_broken.py") and len(told) == 5
+
+
+def test_where_every_test_fails_the_file_stays_small(suite, monkeypatch):
+    """Its first failures are told in full and all others by their last lines, whatever they wrote."""
+    found = shares.run(120, 1, suite(ALL_RED))
+    texts = [test["text"] + "".join(written for _, written in test["output"]) for test in found["tests"].values()]
+    assert len(texts) == 200 and all("ValueError" in text for text in texts) and len(texts[0]) > 9_000
+    assert sum(map(len, texts)) < 500_000
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable)
 
 _SCHEMAS = {
-    "str": "str", "bool": "bool", "int": "int", "float": "float", "float | None": "float?", "torch.dtype": "ScalarType",
+    "str": "str", "bool": "bool", "int": "int", "float": "float", "float | None": "float?", "torch.dtype": "str",
     "tuple[int, ...]": "int[]", "tuple[float, float]": "float[]",
 }  # fmt: skip
 """The type of an option -> how a schema of ``torch.library`` writes it."""
@@ -80,12 +80,12 @@ class Spec:
         return ", ".join(f"{_SCHEMAS[f.type]} {f.name}" for f in fields(cls))  # type: ignore[index]
 
     def flat(self) -> tuple:
-        """The options in the order of :meth:`schema`.
+        """The options in the order of :meth:`schema`, written so that programs of AOTInductor hand them on.
 
-        An empty tuple is written as ``_EMPTY``, because the programs of AOTInductor give operators None for it.
+        A dtype is its name, because torch 2.11 hands on another, and an empty tuple is ``_EMPTY``, because it hands on
+        None.
         """
-        values = (getattr(self, name) for name in self.__dataclass_fields__)
-        return tuple(_EMPTY if type(value) is tuple and not value else value for value in values)
+        return tuple(_written(getattr(self, name)) for name in self.__dataclass_fields__)
 
     @classmethod
     def of_flat(cls, values) -> Any:
@@ -97,6 +97,12 @@ _EMPTY = (-1,)
 """Stands for an empty tuple of sizes, none of which is below 0, among the arguments of an operator."""
 
 
+def _written(value):
+    if type(value) is torch.dtype:
+        return str(value).removeprefix("torch.")
+    return _EMPTY if type(value) is tuple and not value else value
+
+
 def _tuple(values) -> tuple:
     is_empty = len(values) == 1 and type(values[0]) is int and values[0] == -1
     return () if is_empty else tuple(values)
@@ -104,7 +110,7 @@ def _tuple(values) -> tuple:
 
 @kept
 def _made(cls, values: tuple):
-    return cls(*values)
+    return cls(*(getattr(torch, v) if f.type == "torch.dtype" else v for f, v in zip(fields(cls), values, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,8 @@ def alignment_fwd_kernel(
     h = rows_of_h(h_rows, inside, 0, rank, BK)
     l = tl.zeros((BM, BN), SUMS)  # noqa: E741
     total = tl.zeros((BM, BN), SUMS)
-    for channel in range(C):
+    # In fp64, what is known before the loop would take registers of which there are too few (Triton 3.6).
+    for channel in tl.range(0, C, disable_licm=tl.float64 == SUMS):
         more_l = tl.zeros((BM, BN), SUMS)  # sums of sums round less
         more = tl.zeros((BM, BN), SUMS)
         for tap in range(TAPS):

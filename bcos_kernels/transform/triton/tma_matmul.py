@@ -102,7 +102,8 @@ def matmul_dgrad_kernel(
     """
     OF_L: tl.constexpr = SAVED_L or FORMS_L
     exponent_minus_1, epsilon = exponent(b_ptr, b_minus_1, cos_eps, TENSOR_B, EXACT_TWO, tl.float32)
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=not FORMS_L):
+    # Where l is formed, what is known before the loop would take registers of which there are too few (Triton 3.6).
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=not FORMS_L, disable_licm=FORMS_L):
         first = tile // tiles_n * BM
         column = tile % tiles_n * BN
         row = first + tl.arange(0, BM)
