@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import Budget, bcos, error
+from cases import Case as Layer
 from cpu_oracle import LINEAR, Case, check
 from torch.autograd import grad
 
@@ -99,6 +100,51 @@ def test_few_rows(rows):
     budget.check()
     for options in ({"unit": False}, {"bias": True, "max_out": 2}, {"b": 1.5}, {"dtype": torch.float64}):
         check(replace(LINEAR, batch=rows, channels=391, outputs=70, **options))
+
+
+@pytest.mark.parametrize("make", [
+    lambda: bcos.modules.BcosConv2d(12, 12, 1, groups=12), lambda: bcos.modules.BcosConv2d(1, 12, 1, b=1.5),
+    lambda: bcos.modules.BcosConv2d(6, 6, 1, groups=6, max_out=2),
+])  # fmt: skip
+def test_unit_filters_of_one_value_are_exact(make):
+    """They are ±1, so that outputs of fp32 hold the products of bfloat16 without a rounding."""
+    budget = Budget()
+    for seed in range(5):
+        torch.manual_seed(seed)
+        layer = make()
+        x = normal(2, layer.in_channels, 6, 5, seed=seed).bfloat16().float()
+        found = []
+        for module, cast in (
+            (bk.accelerate(copy.deepcopy(layer)), True),
+            (layer, True),
+            (copy.deepcopy(layer).double(), False),
+        ):
+            z = x.to(module.linear.weight.dtype).requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+                y = module(z)
+            (dx,) = grad(y, z, normal(*y.shape, seed=seed + 99).to(y.dtype))
+            found.append((y.detach(), dx))
+        for what, *results in zip(("y", "dx"), *found, strict=True):
+            assert results[0].dtype == torch.float32
+            budget.add(what, *results)
+    budget.check()
+
+
+@pytest.mark.parametrize("b", [1.25, 1.5])
+def test_bias_beside_the_norm_of_the_weight(b):
+    """Where a patch is padding alone, l is the bias and the gradient of a filter that of ‖w‖."""
+    options = {"padding": 4, "weight_in_norm": True, "b": b, "cos_eps": 0.0}
+    case, budget = Layer("padded", (1, 4, 2, 2), (64, 4, 1, 1), options, bias=True), Budget()
+    for seed in range(9):
+        inputs = case.inputs(torch.float32, seed)
+        exact = [t.detach().double().requires_grad_() for t in inputs]
+        y = case.naive(*exact)
+        upward = normal(*y.shape, seed=seed + 99)
+        truth = y, *grad(y, exact, upward.double())
+        ours, theirs = ((y, *grad(y, inputs, upward)) for y in (case(*inputs), case.naive(*inputs)))
+        for what, *results in zip(("y", "dx", "dw", "dbias"), ours, theirs, truth, strict=True):
+            budget.add(what, *results)
+    budget.check()
 
 
 @pytest.mark.parametrize("channels, size", [(512, 2), (256, 4)])

@@ -99,6 +99,15 @@ def test_trap_4_zero_rows_and_zero_filters_never_give_nan(backend, dtype, b):
                 assert not y[0].any()
 
 
+def test_weight_in_norm_means_nothing_without_a_norm():
+    """At b = 1 the output is l, with the bias of a filter of zeros as well."""
+    x, weight, bias = torch.randn(2, 3, 4, 4), torch.randn(4, 3, 1, 1), torch.randn(4)
+    weight[0] = 0
+    expected = torch.nn.functional.conv2d(x, weight, bias)
+    y = conv2d(x, weight, bias, b=1, normalize_weights=False, weight_in_norm=True)
+    assert error(y, expected) < 1e-6
+
+
 def test_trap_6_tensor_exponent_is_never_read_by_the_host():
     """A fake tensor has no value: an op that read b would fail on it."""
     from torch._subclasses import FakeTensorMode

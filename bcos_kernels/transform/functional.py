@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from math import prod
+from operator import getitem
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from .. import tally
 from ..core import _torch, autograd, device, dispatch, plans
 from ..core.candidate import REFERENCE
+from ..core.formula import FrozenScale
 from . import checks, reference
 from .call import Call
 from .op import TRANSFORM
@@ -39,7 +43,12 @@ class Plan:
     unbatched: bool
     lifted: bool
     """Whether a convolution with one axis is served as one with two."""
-    weight_in_norm: bool
+    without_norm: Callable[..., tuple[Tensor, Tensor | None, Callable[[Tensor], Tensor]]] | None
+    """What makes weight and bias those of a call whose norm has no ‖w‖, given the late mode, and the function that
+    makes y of its y; None where no ‖w‖ belongs to the norm."""
+    signs: bool
+    """Whether the unit filters, of one value each, are formed before the op: they are ±1, which half precision holds,
+    while the product with the filter as it is would be rounded to it."""
     direct: bool
     """Whether the op takes the tensors as they are, and its y is the result."""
     kernels: Any
@@ -74,7 +83,7 @@ def direct_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> 
 
 def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tuple) -> Tensor:
     """The layer where something is done to the op's tensors before it or after it."""
-    call, spec, gain = plan.call, plan.call.spec, None
+    call, spec, finish = plan.call, plan.call.spec, None
     if plan.unbatched:
         x = x.unsqueeze(0)
     if plan.lifted:
@@ -83,8 +92,10 @@ def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tupl
         x = F.pad(x, *plan.padding)
     if plan.casts is not None:
         x, weight, bias = _cast(x, weight, bias, *plan.casts)
-    if plan.weight_in_norm:
-        weight, bias, gain = _weight_in_norm(weight, bias, not spec.unit)
+    if plan.without_norm is not None:
+        weight, bias, finish = plan.without_norm(weight, bias, late)
+    if plan.signs:
+        weight = reference.unit_weight(weight).to(weight.dtype)
     rows = spec.is_linear and x.dim() != 2
     inputs = Inputs(x.reshape(-1, x.shape[-1]) if rows else x, weight, bias, b if spec.b is None else None)
     with nullcontext() if plan.casts is None else torch.autocast(x.device.type, enabled=False):
@@ -96,7 +107,7 @@ def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tupl
         else:
             (y,) = autograd.apply(TRANSFORM, inputs, call, late, plan.backend, plan.kernels)
         y = y.view(*x.shape[:-1], y.shape[-1]) if rows else y
-        y = y if gain is None else y * gain.to(y.dtype)
+        y = y if finish is None else finish(y)
     y = y.squeeze(2) if plan.lifted else y
     y = y.squeeze(0) if plan.unbatched else y
     return _torch.result(y) if rows or plan.lifted or plan.unbatched else y
@@ -139,14 +150,22 @@ def _make_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> P
     if checks.flag("weight_in_norm", weight_in_norm):
         checks.single_filters(max_out)
     casts, dtype, weight_dtype, y_dtype = _dtypes(x, weight, b, exponent, weight_in_norm)
+    cos_eps, exact_two = checks.epsilon("cos_eps", cos_eps), checks.flag("exact_two", exact_two)
+    unit, without_norm = normalize_weights, None
+    if weight_in_norm and exponent != 1:
+        if bias is not None and exponent is not None and (cos_eps == 0 or (exponent == 2 and exact_two)):
+            without_norm = partial(_norm_in_scale, power=1 - exponent, detach=late is None and detach)
+        else:
+            unit, without_norm = not unit, partial(_divided_by_norm, normalize_weights=unit)
+    signs = unit and prod(weight_shape[1:]) == 1 and dtype.itemsize == 2
     spec = Spec(
         **options_of_axes,
         max_out=max_out,
         b=exponent,
-        unit=normalize_weights != weight_in_norm,
+        unit=unit and not signs,
         norm_eps=checks.norm_epsilons(norm_eps),
-        cos_eps=checks.epsilon("cos_eps", cos_eps),
-        exact_two=checks.flag("exact_two", exact_two),
+        cos_eps=cos_eps,
+        exact_two=exact_two,
         detach=late is None and detach,
         out_dtype=checks.out_dtype(out_dtype, dtype) or y_dtype,
     )
@@ -157,9 +176,9 @@ def _make_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> P
     backend = TRANSFORM.choose(call, backend)
     unbatched, lifted = geometry != () and x.dim() == 1 + geometry[0], geometry[:1] == (1,)
     rows = spec.is_linear and x.dim() != 2
-    changes = unbatched or lifted or rows or casts or weight_in_norm or padding is not None
+    changes = unbatched or lifted or rows or casts or without_norm or signs or padding is not None
     return Plan(
-        call, backend, padding, (dtype, weight_dtype) if casts else None, unbatched, lifted, weight_in_norm,
+        call, backend, padding, (dtype, weight_dtype) if casts else None, unbatched, lifted, without_norm, signs,
         not changes and backend != REFERENCE.name, autograd.kernels_of(TRANSFORM, call, backend),
     )  # fmt: skip
 
@@ -209,8 +228,8 @@ def _cast(x: Tensor, weight: Tensor, bias: Tensor | None, dtype, weight_dtype):
     return x.to(dtype), weight.to(weight_dtype), None if bias is None else bias.to(weight_dtype)
 
 
-def _weight_in_norm(weight: Tensor, bias: Tensor | None, normalize_weights: bool):
-    """``(weight, bias, gain)`` of an equal transform whose norm has no ‖w‖; its y must be multiplied by ``gain``.
+def _divided_by_norm(weight: Tensor, bias: Tensor | None, late, normalize_weights: bool):
+    """The weight, the bias and what follows of an equal transform whose norm has no ‖w‖.
 
     Dividing both l and n·‖w‖ by ‖w‖ does not change the cosine and divides y = s·l by ‖w‖.
     """
@@ -220,4 +239,21 @@ def _weight_in_norm(weight: Tensor, bias: Tensor | None, normalize_weights: bool
     if normalize_weights:
         weight = weight * inverse.square().view(shape).to(weight.dtype)
     bias = None if bias is None else bias * inverse.to(bias.dtype)
-    return weight, bias, norm.view(shape[:-1])
+    gain = norm.view(shape[:-1])
+    return weight, bias, lambda y: y * gain.to(y.dtype)
+
+
+def _norm_in_scale(weight: Tensor, bias: Tensor | None, late, power: float, detach: bool):
+    """The same where the cosine has no epsilon, so that the scale has the factor ‖w‖^(1 - b).
+
+    Beside a bias the other transform leaves the gradient along w to a difference: that of what ‖w‖ and what the divided
+    bias get. At a patch of zeros, whose l is the bias, it is all of the gradient.
+    """
+    norm = reference.weight_norm(weight.detach() if detach else weight)
+    gain = torch.where(norm == 0, 0, torch.where(norm == 0, 1, norm).pow(power)).view(-1, *[1] * (weight.dim() - 2))
+
+    def finish(y: Tensor) -> Tensor:
+        factor = gain.to(y.dtype)
+        return y * factor if late is None else FrozenScale.apply(y, factor, partial(getitem, late, "fixed_weights"))
+
+    return weight, bias, finish
