@@ -205,7 +205,6 @@ CASES = [
     _conv("bias_unit_max_out", (2, 6, 7, 7), (8, 6, 3, 3), True, padding=1, max_out=2),
     _conv("weight_in_norm", (2, 6, 7, 7), (8, 6, 3, 3), padding=1, normalize_weights=False, weight_in_norm=True),
     _conv("weight_in_norm_b1.5", (2, 6, 7, 7), (8, 6, 3, 3), normalize_weights=False, weight_in_norm=True, b=1.5),
-    _conv("weight_in_norm_bias", (2, 6, 7, 7), (8, 6, 3, 3), True, padding=1, weight_in_norm=True),
     _conv("reflect", (2, 4, 7, 7), (6, 4, 3, 3), padding=1, padding_mode="reflect"),
     _conv("replicate_b1.5", (2, 4, 7, 7), (6, 4, 3, 3), padding=1, padding_mode="replicate", b=1.5),
     _conv("circular", (2, 4, 7, 7), (6, 4, 5, 5), padding=2, padding_mode="circular"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from dataclasses import replace
+from functools import partial
 from statistics import median
 
 import pytest
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from cases import Budget, bcos, error
 from cases import Case as Layer
 from cpu_oracle import LINEAR, Case, check
+from second_checks import MODES, outcome, published
 from torch.autograd import grad
 
 import bcos_kernels as bk
@@ -130,10 +132,11 @@ def test_unit_filters_of_one_value_are_exact(make):
     budget.check()
 
 
-@pytest.mark.parametrize("b", [1.25, 1.5])
-def test_bias_beside_the_norm_of_the_weight(b):
-    """Where a patch is padding alone, l is the bias and the gradient of a filter that of ‖w‖."""
-    options = {"padding": 4, "weight_in_norm": True, "b": b, "cos_eps": 0.0}
+@pytest.mark.parametrize("detach", [False, True], ids=["training", "frozen"])
+@pytest.mark.parametrize("b", [1.25, 2, 2.5])
+def test_bias_beside_the_norm_of_the_weight(b, detach):
+    """Where a patch is padding alone, l is the bias and the gradient of a filter that of ‖w‖: 0 in a frozen scale."""
+    options = {"padding": 4, "weight_in_norm": True, "normalize_weights": False, "b": b, "detach": detach}
     case, budget = Layer("padded", (1, 4, 2, 2), (64, 4, 1, 1), options, bias=True), Budget()
     for seed in range(9):
         inputs = case.inputs(torch.float32, seed)
@@ -145,6 +148,21 @@ def test_bias_beside_the_norm_of_the_weight(b):
         for what, *results in zip(("y", "dx", "dw", "dbias"), ours, theirs, truth, strict=True):
             budget.add(what, *results)
     budget.check()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("options", [
+    {"b": 2}, {"b": 2.5, "groups": 2}, {"b": 2, "exact_two": False, "normalize_weights": False},
+], ids=str)  # fmt: skip
+def test_modes_of_a_bias_beside_the_norm_of_the_weight(options, mode):
+    case = Layer("biased", (2, 4, 5, 5), (6, 4 // options.get("groups", 1), 3, 3), {}, bias=True)
+    named = dict(zip(("x", "weight", "bias"), case.inputs(torch.float64), strict=True))
+    options = {"weight_in_norm": True, "padding": 1, **options}
+    found, expected = (
+        outcome(partial(function, **options), named, mode, True, normal(2, 6, 5, 5, seed=1))
+        for function in (bk.functional.bcos_conv2d, published)
+    )
+    assert all(error(found[what], exact) < 1e-11 for what, exact in expected.items())
 
 
 @pytest.mark.parametrize("channels, size", [(512, 2), (256, 4)])

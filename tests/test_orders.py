@@ -14,7 +14,6 @@ SMALL = [
     Case("max_out_bias", (1, 3, 4, 4), (4, 3, 3, 3), {"max_out": 2}, True),
     Case("raw_bias", (1, 3, 4, 4), (4, 3, 2, 2), {"normalize_weights": False}, True),
     Case("weight_in_norm", (1, 3, 4, 4), (4, 3, 2, 2), {"normalize_weights": False, "weight_in_norm": True}),
-    Case("weight_in_norm_bias", (1, 3, 4, 4), (4, 3, 2, 2), {"weight_in_norm": True}, True),
     Case("reflect", (1, 3, 4, 4), (2, 3, 3, 3), {"padding": 1, "padding_mode": "reflect"}),
     Case("conv1d", (2, 3, 5), (4, 3, 3), {"padding": 1}),
     Case("conv3d_circular", (1, 2, 3, 3, 2), (2, 2, 2, 2, 1), {"padding": 1, "padding_mode": "circular", "stride": 2}),

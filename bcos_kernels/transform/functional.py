@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from math import prod
-from operator import getitem
 from typing import Any
 
 import torch
@@ -18,7 +15,6 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from .. import tally
 from ..core import _torch, autograd, device, dispatch, plans
 from ..core.candidate import REFERENCE
-from ..core.formula import FrozenScale
 from . import checks, reference
 from .call import Call
 from .op import TRANSFORM
@@ -43,9 +39,7 @@ class Plan:
     unbatched: bool
     lifted: bool
     """Whether a convolution with one axis is served as one with two."""
-    without_norm: Callable[..., tuple[Tensor, Tensor | None, Callable[[Tensor], Tensor]]] | None
-    """What makes weight and bias those of a call whose norm has no ‖w‖, given the late mode, and the function that
-    makes y of its y; None where no ‖w‖ belongs to the norm."""
+    weight_in_norm: bool
     signs: bool
     """Whether the unit filters, of one value each, are formed before the op: they are ±1, which half precision holds,
     while the product with the filter as it is would be rounded to it."""
@@ -83,7 +77,7 @@ def direct_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> 
 
 def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tuple) -> Tensor:
     """The layer where something is done to the op's tensors before it or after it."""
-    call, spec, finish = plan.call, plan.call.spec, None
+    call, spec, gain, weight_in_norm = plan.call, plan.call.spec, None, plan.weight_in_norm
     if plan.unbatched:
         x = x.unsqueeze(0)
     if plan.lifted:
@@ -92,8 +86,8 @@ def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tupl
         x = F.pad(x, *plan.padding)
     if plan.casts is not None:
         x, weight, bias = _cast(x, weight, bias, *plan.casts)
-    if plan.without_norm is not None:
-        weight, bias, finish = plan.without_norm(weight, bias, late)
+    if weight_in_norm and bias is None:
+        weight_in_norm, (weight, gain) = False, _without_norm(weight, not spec.unit)
     if plan.signs:
         weight = reference.unit_weight(weight).to(weight.dtype)
     rows = spec.is_linear and x.dim() != 2
@@ -103,11 +97,11 @@ def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tupl
             if options[-1] is None and not torch.compiler.is_compiling():  # counted unless the caller asked for it
                 noun = f"bcos_conv{geometry[0]}d" if geometry else "bcos_linear"
                 tally.plain(noun, "the backend 'reference' serves it")
-            y = reference.transform(inputs, spec, late)
+            y = (_with_norm if weight_in_norm else reference.transform)(inputs, spec, late)
         else:
             (y,) = autograd.apply(TRANSFORM, inputs, call, late, plan.backend, plan.kernels)
         y = y.view(*x.shape[:-1], y.shape[-1]) if rows else y
-        y = y if finish is None else finish(y)
+        y = y if gain is None else y * gain.to(y.dtype)
     y = y.squeeze(2) if plan.lifted else y
     y = y.squeeze(0) if plan.unbatched else y
     return _torch.result(y) if rows or plan.lifted or plan.unbatched else y
@@ -150,13 +144,8 @@ def _make_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> P
     if checks.flag("weight_in_norm", weight_in_norm):
         checks.single_filters(max_out)
     casts, dtype, weight_dtype, y_dtype = _dtypes(x, weight, b, exponent, weight_in_norm)
-    cos_eps, exact_two = checks.epsilon("cos_eps", cos_eps), checks.flag("exact_two", exact_two)
-    unit, without_norm = normalize_weights, None
-    if weight_in_norm and exponent != 1:
-        if bias is not None and exponent is not None and (cos_eps == 0 or (exponent == 2 and exact_two)):
-            without_norm = partial(_norm_in_scale, power=1 - exponent, detach=late is None and detach)
-        else:
-            unit, without_norm = not unit, partial(_divided_by_norm, normalize_weights=unit)
+    weight_in_norm = weight_in_norm and exponent != 1
+    unit = normalize_weights != (weight_in_norm and bias is None)
     signs = unit and prod(weight_shape[1:]) == 1 and dtype.itemsize == 2
     spec = Spec(
         **options_of_axes,
@@ -164,8 +153,8 @@ def _make_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> P
         b=exponent,
         unit=unit and not signs,
         norm_eps=checks.norm_epsilons(norm_eps),
-        cos_eps=cos_eps,
-        exact_two=exact_two,
+        cos_eps=checks.epsilon("cos_eps", cos_eps),
+        exact_two=checks.flag("exact_two", exact_two),
         detach=late is None and detach,
         out_dtype=checks.out_dtype(out_dtype, dtype) or y_dtype,
     )
@@ -173,12 +162,16 @@ def _make_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> P
         spec, x.device.type, shape, weight_shape, dtype, weight_dtype, bias is not None,
         arch=device.architecture_of(x.device),
     )  # fmt: skip
+    if weight_in_norm and bias is not None:
+        if backend not in (None, REFERENCE.name):
+            raise ValueError(f"backend={backend!r} cannot serve this call: weight_in_norm=True has a bias beside it")
+        backend = REFERENCE.name
     backend = TRANSFORM.choose(call, backend)
     unbatched, lifted = geometry != () and x.dim() == 1 + geometry[0], geometry[:1] == (1,)
     rows = spec.is_linear and x.dim() != 2
-    changes = unbatched or lifted or rows or casts or without_norm or signs or padding is not None
+    changes = unbatched or lifted or rows or casts or weight_in_norm or signs or padding is not None
     return Plan(
-        call, backend, padding, (dtype, weight_dtype) if casts else None, unbatched, lifted, without_norm, signs,
+        call, backend, padding, (dtype, weight_dtype) if casts else None, unbatched, lifted, weight_in_norm, signs,
         not changes and backend != REFERENCE.name, autograd.kernels_of(TRANSFORM, call, backend),
     )  # fmt: skip
 
@@ -228,32 +221,27 @@ def _cast(x: Tensor, weight: Tensor, bias: Tensor | None, dtype, weight_dtype):
     return x.to(dtype), weight.to(weight_dtype), None if bias is None else bias.to(weight_dtype)
 
 
-def _divided_by_norm(weight: Tensor, bias: Tensor | None, late, normalize_weights: bool):
-    """The weight, the bias and what follows of an equal transform whose norm has no ‖w‖.
+def _without_norm(weight: Tensor, normalize_weights: bool) -> tuple[Tensor, Tensor]:
+    """The weight of an equal transform whose norm has no ‖w‖, and the factor of its y.
 
-    Dividing both l and n·‖w‖ by ‖w‖ does not change the cosine and divides y = s·l by ‖w‖.
+    Dividing both l and n·‖w‖ by ‖w‖ does not change the cosine and divides y = s·l by ‖w‖. A bias would be divided as
+    well, and the gradient along w the difference of what ‖w‖ and the bias get: where a patch is zeros, nothing else.
     """
     norm = reference.weight_norm(weight)
-    inverse = torch.where(norm == 0, 0, 1 / torch.where(norm == 0, 1, norm))
     shape = (-1, *[1] * (weight.dim() - 1))
     if normalize_weights:
+        inverse = torch.where(norm == 0, 0, 1 / torch.where(norm == 0, 1, norm))
         weight = weight * inverse.square().view(shape).to(weight.dtype)
-    bias = None if bias is None else bias * inverse.to(bias.dtype)
-    gain = norm.view(shape[:-1])
-    return weight, bias, lambda y: y * gain.to(y.dtype)
+    return weight, norm.view(shape[:-1])
 
 
-def _norm_in_scale(weight: Tensor, bias: Tensor | None, late, power: float, detach: bool):
-    """The same where the cosine has no epsilon, so that the scale has the factor ‖w‖^(1 - b).
-
-    Beside a bias the other transform leaves the gradient along w to a difference: that of what ‖w‖ and what the divided
-    bias get. At a patch of zeros, whose l is the bias, it is all of the gradient.
-    """
-    norm = reference.weight_norm(weight.detach() if detach else weight)
-    gain = torch.where(norm == 0, 0, torch.where(norm == 0, 1, norm).pow(power)).view(-1, *[1] * (weight.dim() - 2))
-
-    def finish(y: Tensor) -> Tensor:
-        factor = gain.to(y.dtype)
-        return y * factor if late is None else FrozenScale.apply(y, factor, partial(getitem, late, "fixed_weights"))
-
-    return weight, bias, finish
+def _with_norm(inputs: Inputs, spec: Spec, late) -> Tensor:
+    """The transform with n·‖w‖ in place of n, in plain PyTorch; 0 for a zero filter."""
+    x, weight, _, b = inputs
+    products = reference.transform(inputs, replace(spec, b=1.0, out_dtype=x.dtype))
+    length = reference.weight_norm(weight).view(-1, *[1] * len(spec.stride))
+    n = reference.patch_norm(x, tuple(weight.shape[2:]), spec)
+    if spec.groups > 1:
+        n = n.repeat_interleave(len(weight) // spec.groups, 1)
+    zero = length == 0
+    return reference.scaled(torch.where(zero, 0, products), lambda: n * torch.where(zero, 1, length), b, spec, late)
