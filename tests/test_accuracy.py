@@ -132,6 +132,24 @@ def test_unit_filters_of_one_value_are_exact(make):
     budget.check()
 
 
+@pytest.mark.parametrize("case", [
+    Layer("linear", (6000, 8), (8, 8), {}, True),
+    Layer("max_out", (6000, 8), (8, 8), {"max_out": 2}, True),
+    Layer("depthwise", (2, 16, 28, 28), (16, 1, 7, 7), {"padding": 3, "groups": 16}, True),
+], ids=lambda case: case.name)  # fmt: skip
+def test_gradient_of_a_bias_sums_many_positions(case):
+    budget = Budget()
+    for seed in range(5):
+        inputs = [t.detach().abs().requires_grad_() for t in case.inputs(torch.float32, seed)]
+        exact = [t.detach().double().requires_grad_() for t in inputs]
+        y = case.naive(*exact)
+        upward = normal(*y.shape, seed=seed + 99).abs()
+        (truth,) = grad(y, exact[2], upward.double())
+        ours, theirs = (grad(y, inputs[2], upward)[0] for y in (case(*inputs), case.naive(*inputs)))
+        budget.add("dbias", ours, theirs, truth)
+    budget.check()
+
+
 @pytest.mark.parametrize("detach", [False, True], ids=["training", "frozen"])
 @pytest.mark.parametrize("b", [1.25, 2, 2.5])
 def test_bias_beside_the_norm_of_the_weight(b, detach):
