@@ -118,6 +118,7 @@ def bcos_conv2d(
         max_out: filters per output channel, of which the largest ``l`` is kept (filter index ``o·max_out + m``).
         normalize_weights: True takes unit filters, ``ŵ = w/‖w‖``; False takes w itself in place of ŵ (B-cosification).
         weight_in_norm: True multiplies n by ‖w‖ (model guidance's layers without unit weights); needs ``max_out=1``.
+            Beside a bias the formula in plain PyTorch serves the call.
         norm_eps: ``n = √(Σx² + norm_eps[0]) + norm_eps[1]``; at least one of the two must be above 0.
         cos_eps: added to the cosine unless b is 1 or 2.
         exact_two: False adds ``cos_eps`` at b = 2 as well.

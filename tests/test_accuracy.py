@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import warnings
 from dataclasses import replace
+from functools import partial
 from statistics import median
 
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import Budget, bcos, error
+from cases import Case as Layer
 from cpu_oracle import LINEAR, Case, check
+from second_checks import MODES, outcome, published
 from torch.autograd import grad
 
 import bcos_kernels as bk
@@ -99,6 +102,85 @@ def test_few_rows(rows):
     budget.check()
     for options in ({"unit": False}, {"bias": True, "max_out": 2}, {"b": 1.5}, {"dtype": torch.float64}):
         check(replace(LINEAR, batch=rows, channels=391, outputs=70, **options))
+
+
+@pytest.mark.parametrize("make", [
+    lambda: bcos.modules.BcosConv2d(12, 12, 1, groups=12), lambda: bcos.modules.BcosConv2d(1, 12, 1, b=1.5),
+    lambda: bcos.modules.BcosConv2d(6, 6, 1, groups=6, max_out=2),
+])  # fmt: skip
+def test_unit_filters_of_one_value_are_exact(make):
+    """They are ±1, so that outputs of fp32 hold the products of bfloat16 without a rounding."""
+    budget = Budget()
+    for seed in range(5):
+        torch.manual_seed(seed)
+        layer = make()
+        x = normal(2, layer.in_channels, 6, 5, seed=seed).bfloat16().float()
+        found = []
+        for module, cast in (
+            (bk.accelerate(copy.deepcopy(layer)), True),
+            (layer, True),
+            (copy.deepcopy(layer).double(), False),
+        ):
+            z = x.to(module.linear.weight.dtype).requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+                y = module(z)
+            (dx,) = grad(y, z, normal(*y.shape, seed=seed + 99).to(y.dtype))
+            found.append((y.detach(), dx))
+        for what, *results in zip(("y", "dx"), *found, strict=True):
+            assert results[0].dtype == torch.float32
+            budget.add(what, *results)
+    budget.check()
+
+
+@pytest.mark.parametrize("case", [
+    Layer("linear", (6000, 8), (8, 8), {}, True),
+    Layer("max_out", (6000, 8), (8, 8), {"max_out": 2}, True),
+    Layer("depthwise", (2, 16, 28, 28), (16, 1, 7, 7), {"padding": 3, "groups": 16}, True),
+], ids=lambda case: case.name)  # fmt: skip
+def test_gradient_of_a_bias_sums_many_positions(case):
+    budget = Budget()
+    for seed in range(5):
+        inputs = [t.detach().abs().requires_grad_() for t in case.inputs(torch.float32, seed)]
+        exact = [t.detach().double().requires_grad_() for t in inputs]
+        y = case.naive(*exact)
+        upward = normal(*y.shape, seed=seed + 99).abs()
+        (truth,) = grad(y, exact[2], upward.double())
+        ours, theirs = (grad(y, inputs[2], upward)[0] for y in (case(*inputs), case.naive(*inputs)))
+        budget.add("dbias", ours, theirs, truth)
+    budget.check()
+
+
+@pytest.mark.parametrize("detach", [False, True], ids=["training", "frozen"])
+@pytest.mark.parametrize("b", [1.25, 2, 2.5])
+def test_bias_beside_the_norm_of_the_weight(b, detach):
+    """Where a patch is padding alone, l is the bias and the gradient of a filter that of ‖w‖: 0 in a frozen scale."""
+    options = {"padding": 4, "weight_in_norm": True, "normalize_weights": False, "b": b, "detach": detach}
+    case, budget = Layer("padded", (1, 4, 2, 2), (64, 4, 1, 1), options, bias=True), Budget()
+    for seed in range(9):
+        inputs = case.inputs(torch.float32, seed)
+        exact = [t.detach().double().requires_grad_() for t in inputs]
+        y = case.naive(*exact)
+        upward = normal(*y.shape, seed=seed + 99)
+        truth = y, *grad(y, exact, upward.double())
+        ours, theirs = ((y, *grad(y, inputs, upward)) for y in (case(*inputs), case.naive(*inputs)))
+        for what, *results in zip(("y", "dx", "dw", "dbias"), ours, theirs, truth, strict=True):
+            budget.add(what, *results)
+    budget.check()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("options", [
+    {"b": 2}, {"b": 2.5, "groups": 2}, {"b": 2, "exact_two": False, "normalize_weights": False},
+], ids=str)  # fmt: skip
+def test_modes_of_a_bias_beside_the_norm_of_the_weight(options, mode):
+    case = Layer("biased", (2, 4, 5, 5), (6, 4 // options.get("groups", 1), 3, 3), {}, bias=True)
+    named = dict(zip(("x", "weight", "bias"), case.inputs(torch.float64), strict=True))
+    options = {"weight_in_norm": True, "padding": 1, **options}
+    found, expected = (
+        outcome(partial(function, **options), named, mode, True, normal(2, 6, 5, 5, seed=1))
+        for function in (bk.functional.bcos_conv2d, published)
+    )
+    assert all(error(found[what], exact) < 1e-11 for what, exact in expected.items())
 
 
 @pytest.mark.parametrize("channels, size", [(512, 2), (256, 4)])

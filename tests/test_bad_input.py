@@ -37,6 +37,7 @@ ROWS, FILTERS = torch.randn(5, 8), torch.randn(6, 8)
         (lambda: conv2d(X, W, b=torch.ones(2)), ValueError, "b: a tensor must hold one floating-point value"),
         (lambda: conv2d(X, W, max_out=0), ValueError, "max_out=0: must be at least 1"),
         (lambda: conv2d(X, W, max_out=4), ValueError, "max_out=4 does not divide the weight's 6 filters"),
+        (lambda: conv2d(X, W, W[:, 0, 0, 0], weight_in_norm=True, backend="cpu"), ValueError, "has a bias beside it"),
         (lambda: conv2d(X, W, max_out=2, weight_in_norm=True), ValueError, "weight_in_norm=True needs max_out=1"),
         (lambda: conv2d(X, W, max_out=1.5), TypeError, "max_out=1.5: an int"),
         (lambda: conv2d(X, W, stride=0), ValueError, "stride=0: must be at least 1"),

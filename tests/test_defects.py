@@ -285,3 +285,13 @@ def test_tensors_without_values(make):
     y = function(x)
     y.sum().backward()
     assert y.device.type == "meta" and x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize(
+    "make", [bk.BcosConv2d, bcos.modules.BcosConv2d, bk.BcosLinear], ids=lambda cls: cls.__module__
+)
+def test_inputs_without_values_of_layers_with_values(make):
+    """Programs that count operations give a plain layer an input of the device meta, without a copy of its weight."""
+    layer, shape = bk.accelerate(torch.nn.Sequential(make(4, 6))), (2, 4) if make is bk.BcosLinear else (2, 4, 5, 5)
+    y = layer(torch.empty(shape, device="meta"))
+    assert y.is_meta and y.shape == (2, 6, *shape[2:])

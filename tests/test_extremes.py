@@ -69,7 +69,7 @@ def compare(name, b, dtype, layout, change, size=6):
     return theirs
 
 
-@pytest.mark.parametrize("scale", [1e-19, 1e-30])
+@pytest.mark.parametrize("scale", [1e-19, 1e-22, 1e-30])
 @pytest.mark.parametrize("name", LAYERS)
 def test_tiny_inputs(name, scale):
     """At b = 2 y underflows before its slope |l|/n does: gradients need l, not y."""

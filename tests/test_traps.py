@@ -99,6 +99,27 @@ def test_trap_4_zero_rows_and_zero_filters_never_give_nan(backend, dtype, b):
                 assert not y[0].any()
 
 
+@pytest.mark.parametrize("b", [1.25, 2, 2.5])
+def test_a_zero_filter_beside_a_bias_and_the_norm_of_the_weight(b):
+    """Its output is 0 as without a bias, and no derivative is NaN."""
+    x, weight, bias = torch.randn(2, 3, 4, 4), torch.randn(4, 3, 3, 3), torch.randn(4)
+    x[0], weight[0] = 0, 0
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    y = conv2d(*inputs, b=b, padding=1, weight_in_norm=True)
+    first = grad(y.sum(), inputs, create_graph=True)
+    second = grad(sum(g.square().sum() for g in first), inputs)
+    assert not y[:, 0].any() and all(t.isfinite().all() for t in (y, *first, *second))
+
+
+def test_weight_in_norm_means_nothing_without_a_norm():
+    """At b = 1 the output is l, with the bias of a filter of zeros as well."""
+    x, weight, bias = torch.randn(2, 3, 4, 4), torch.randn(4, 3, 1, 1), torch.randn(4)
+    weight[0] = 0
+    expected = torch.nn.functional.conv2d(x, weight, bias)
+    y = conv2d(x, weight, bias, b=1, normalize_weights=False, weight_in_norm=True)
+    assert error(y, expected) < 1e-6
+
+
 def test_trap_6_tensor_exponent_is_never_read_by_the_host():
     """A fake tensor has no value: an op that read b would fail on it."""
     from torch._subclasses import FakeTensorMode

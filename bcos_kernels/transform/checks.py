@@ -81,7 +81,7 @@ def tensors(x: Tensor, weight: Tensor, bias: Tensor | None, weight_dims: int) ->
         facts = described(name, t, optional=name == "bias")
         if facts is None:
             continue
-        check_dense(name, facts, x.device)
+        check_dense(name, facts, facts.device if x.is_meta else x.device)
         if facts.dtype != x.dtype and autocast_dtype(x.device.type) is None:
             raise TypeError(f"{name} has dtype {facts.dtype}, x has {x.dtype}: both must be equal outside of autocast")
     if weight.dim() != weight_dims or 0 in weight.shape:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -40,6 +40,9 @@ class Plan:
     lifted: bool
     """Whether a convolution with one axis is served as one with two."""
     weight_in_norm: bool
+    signs: bool
+    """Whether the unit filters, of one value each, are formed before the op: they are ±1, which half precision holds,
+    while the product with the filter as it is would be rounded to it."""
     direct: bool
     """Whether the op takes the tensors as they are, and its y is the result."""
     kernels: Any
@@ -74,7 +77,7 @@ def direct_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> 
 
 def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tuple) -> Tensor:
     """The layer where something is done to the op's tensors before it or after it."""
-    call, spec, gain = plan.call, plan.call.spec, None
+    call, spec, gain, weight_in_norm = plan.call, plan.call.spec, None, plan.weight_in_norm
     if plan.unbatched:
         x = x.unsqueeze(0)
     if plan.lifted:
@@ -83,8 +86,10 @@ def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tupl
         x = F.pad(x, *plan.padding)
     if plan.casts is not None:
         x, weight, bias = _cast(x, weight, bias, *plan.casts)
-    if plan.weight_in_norm:
-        weight, bias, gain = _weight_in_norm(weight, bias, not spec.unit)
+    if weight_in_norm and bias is None:
+        weight_in_norm, (weight, gain) = False, _without_norm(weight, not spec.unit)
+    if plan.signs:
+        weight = reference.unit_weight(weight).to(weight.dtype)
     rows = spec.is_linear and x.dim() != 2
     inputs = Inputs(x.reshape(-1, x.shape[-1]) if rows else x, weight, bias, b if spec.b is None else None)
     with nullcontext() if plan.casts is None else torch.autocast(x.device.type, enabled=False):
@@ -92,7 +97,7 @@ def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tupl
             if options[-1] is None and not torch.compiler.is_compiling():  # counted unless the caller asked for it
                 noun = f"bcos_conv{geometry[0]}d" if geometry else "bcos_linear"
                 tally.plain(noun, "the backend 'reference' serves it")
-            y = reference.transform(inputs, spec, late)
+            y = (_with_norm if weight_in_norm else reference.transform)(inputs, spec, late)
         else:
             (y,) = autograd.apply(TRANSFORM, inputs, call, late, plan.backend, plan.kernels)
         y = y.view(*x.shape[:-1], y.shape[-1]) if rows else y
@@ -139,11 +144,14 @@ def _make_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> P
     if checks.flag("weight_in_norm", weight_in_norm):
         checks.single_filters(max_out)
     casts, dtype, weight_dtype, y_dtype = _dtypes(x, weight, b, exponent, weight_in_norm)
+    weight_in_norm = weight_in_norm and exponent != 1
+    unit = normalize_weights != (weight_in_norm and bias is None)
+    signs = unit and prod(weight_shape[1:]) == 1 and dtype.itemsize == 2
     spec = Spec(
         **options_of_axes,
         max_out=max_out,
         b=exponent,
-        unit=normalize_weights != weight_in_norm,
+        unit=unit and not signs,
         norm_eps=checks.norm_epsilons(norm_eps),
         cos_eps=checks.epsilon("cos_eps", cos_eps),
         exact_two=checks.flag("exact_two", exact_two),
@@ -154,12 +162,16 @@ def _make_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> P
         spec, x.device.type, shape, weight_shape, dtype, weight_dtype, bias is not None,
         arch=device.architecture_of(x.device),
     )  # fmt: skip
+    if weight_in_norm and bias is not None:
+        if backend not in (None, REFERENCE.name):
+            raise ValueError(f"backend={backend!r} cannot serve this call: weight_in_norm=True has a bias beside it")
+        backend = REFERENCE.name
     backend = TRANSFORM.choose(call, backend)
     unbatched, lifted = geometry != () and x.dim() == 1 + geometry[0], geometry[:1] == (1,)
     rows = spec.is_linear and x.dim() != 2
-    changes = unbatched or lifted or rows or casts or weight_in_norm or padding is not None
+    changes = unbatched or lifted or rows or casts or weight_in_norm or signs or padding is not None
     return Plan(
-        call, backend, padding, (dtype, weight_dtype) if casts else None, unbatched, lifted, weight_in_norm,
+        call, backend, padding, (dtype, weight_dtype) if casts else None, unbatched, lifted, weight_in_norm, signs,
         not changes and backend != REFERENCE.name, autograd.kernels_of(TRANSFORM, call, backend),
     )  # fmt: skip
 
@@ -209,15 +221,27 @@ def _cast(x: Tensor, weight: Tensor, bias: Tensor | None, dtype, weight_dtype):
     return x.to(dtype), weight.to(weight_dtype), None if bias is None else bias.to(weight_dtype)
 
 
-def _weight_in_norm(weight: Tensor, bias: Tensor | None, normalize_weights: bool):
-    """``(weight, bias, gain)`` of an equal transform whose norm has no ‖w‖; its y must be multiplied by ``gain``.
+def _without_norm(weight: Tensor, normalize_weights: bool) -> tuple[Tensor, Tensor]:
+    """The weight of an equal transform whose norm has no ‖w‖, and the factor of its y.
 
-    Dividing both l and n·‖w‖ by ‖w‖ does not change the cosine and divides y = s·l by ‖w‖.
+    Dividing both l and n·‖w‖ by ‖w‖ does not change the cosine and divides y = s·l by ‖w‖. A bias would be divided as
+    well, and the gradient along w the difference of what ‖w‖ and the bias get: where a patch is zeros, nothing else.
     """
     norm = reference.weight_norm(weight)
-    inverse = torch.where(norm == 0, 0, 1 / torch.where(norm == 0, 1, norm))
     shape = (-1, *[1] * (weight.dim() - 1))
     if normalize_weights:
+        inverse = torch.where(norm == 0, 0, 1 / torch.where(norm == 0, 1, norm))
         weight = weight * inverse.square().view(shape).to(weight.dtype)
-    bias = None if bias is None else bias * inverse.to(bias.dtype)
-    return weight, bias, norm.view(shape[:-1])
+    return weight, norm.view(shape[:-1])
+
+
+def _with_norm(inputs: Inputs, spec: Spec, late) -> Tensor:
+    """The transform with n·‖w‖ in place of n, in plain PyTorch; 0 for a zero filter."""
+    x, weight, _, b = inputs
+    products = reference.transform(inputs, replace(spec, b=1.0, out_dtype=x.dtype))
+    length = reference.weight_norm(weight).view(-1, *[1] * len(spec.stride))
+    n = reference.patch_norm(x, tuple(weight.shape[2:]), spec)
+    if spec.groups > 1:
+        n = n.repeat_interleave(len(weight) // spec.groups, 1)
+    zero = length == 0
+    return reference.scaled(torch.where(zero, 0, products), lambda: n * torch.where(zero, 1, length), b, spec, late)

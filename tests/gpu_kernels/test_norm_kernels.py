@@ -9,6 +9,7 @@ from norm_checks import OVER
 from where import BACKENDS, DEVICE, STANDS_IN
 
 from bcos_kernels.core.candidate import DIRECTIONS
+from bcos_kernels.functional import norm
 from bcos_kernels.gpu.timing import Noted, measure
 from bcos_kernels.norm import NORM, Call, Spec
 
@@ -71,6 +72,29 @@ if "triton" in BACKENDS:
             small_tiles(monkeypatch, whole)
             for what, value in results(case, tensors, centered, DEVICE, backend="triton").items():
                 assert error(value, truth[what]) < 1e-6, what
+
+    @triton.jit
+    def of_all_rounded_apart(grads, count):
+        return -(grads / count) * 1.0000001
+
+    @pytest.mark.parametrize("detach", [False, True], ids=["training", "frozen"])
+    @pytest.mark.parametrize("over, shape, groups", [
+        ("batch", (1, 5, 1, 1), 1), ("all", (1, 1, 1, 1), 1), ("group", (3, 5, 1, 1), 5), ("position", (3, 1, 2, 2), 1),
+    ])  # fmt: skip
+    def test_a_value_alone_has_no_gradient(over, shape, groups, detach, backend, monkeypatch):
+        """However the compiler rounds the two terms of dx, which cancel; not a number stays so."""
+        if backend != "triton":
+            pytest.skip("the C++ and the CUDA kernels have their own tests")
+        from bcos_kernels.norm.triton import apply, positions
+
+        for module in (apply, positions):
+            monkeypatch.setattr(module, "of_all", of_all_rounded_apart)
+        x, grad = (torch.randn(shape, device=DEVICE) for _ in range(2))
+        for value in (1.0, float("nan")):
+            grad.view(-1)[0] *= value
+            y = norm(x.requires_grad_(), None, over=over, groups=groups, centered=True, detach=detach, backend=backend)
+            (dx,) = torch.autograd.grad(y, x, grad)
+            assert not dx.view(-1)[1:].any() and dx.view(-1)[0].isnan() == (value != 1)
 
     from bcos_kernels.norm.triton.place import offsets
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...core.formats import channels_last
 from ..call import Call
 
-__all__ = ["as_given", "counted", "dense", "number", "owner", "vector"]
+__all__ = ["as_given", "counted", "dense", "is_alone", "number", "owner", "vector"]
 
 
 def dense(t: Tensor, call: Call) -> Tensor:
@@ -49,3 +49,9 @@ def counted(call: Call) -> float:
 def number(call: Call, count: int) -> float:
     """A count by which a kernel divides: for fp64 an integer, because a float would become a constant of the kernel."""
     return count if call.dtype == torch.float64 else float(count)
+
+
+def is_alone(call: Call) -> bool:
+    """Whether every value is its own mean, which is taken from it: y does not depend on x."""
+    count = call.channels if call.spec.over == "position" else counted(call)
+    return call.spec.centered and not call.given and count == 1

@@ -10,7 +10,7 @@ from .. import rows
 from ..call import Call
 from ..spec import Inputs, Outputs
 from . import apply, positions, statistics, sums
-from .arguments import as_given, dense, owner, vector
+from .arguments import as_given, dense, is_alone, owner, vector
 
 __all__ = ["backward", "forward", "second"]
 
@@ -69,6 +69,8 @@ def backward(
         else:
             dx = x.new_empty(4, call.channels, dtype=call.sums) if as_map else dx
             found = _backward_of_others(grad, x, gamma, mean, var, dvar, call, frozen, any(others), dx, as_map)
+        if dx is not None and is_alone(call):
+            dx.mul_(0.0)  # both terms cancel, but the compiler may round one and add the other's product unrounded
         dgamma, dbeta = (
             t.to(like.dtype) if need and t is not None and like is not None else None
             for t, like, need in zip(found or (None, None), (weight, bias), others, strict=True)

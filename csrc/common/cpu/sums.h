@@ -35,8 +35,8 @@ BCOS_INLINE Accumulate<T> dot(const T* a, const T* b, int64_t size) {
   return (sum0 + sum1) + (sum2 + sum3);
 }
 
-template <typename A>
-BCOS_INLINE void add_row(A* out, const A* in, int64_t size) {
+template <typename S, typename A>
+BCOS_INLINE void add_row(S* out, const A* in, int64_t size) {
 #pragma omp simd
   for (int64_t i = 0; i < size; i++) out[i] += in[i];
 }

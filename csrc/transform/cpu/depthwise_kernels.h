@@ -204,7 +204,11 @@ BCOS_INLINE bool backward(const DepthwiseBackward<T, U>& f, int64_t begin, int64
       backward_row(s.columns, s.power, product, pixels, f.k);
       if (forms && with_t) box_row(s.columns, false, t, u.columns, spread.row(d));
       if (forms && d >= u.first && d < u.last) {
-        for (int64_t w = 0; f.dbias && w < u.columns; w++) *dbias += du.row(d)[margin + w];
+        if (f.dbias) {
+          Vec of_row{};
+          for (int64_t w = 0; w < u.columns; w++) of_row += du.row(d)[margin + w];
+          *dbias += of_row;
+        }
         if (f.dtaps)
           wgrad_row(s.columns, du.row(d) + margin, window(x, s, d), margin, u.columns,
                     dtaps + first_tap(s, d));

@@ -71,7 +71,7 @@ at::Tensor recover_l(const Call& call, const Saved& saved, const at::Tensor& z) 
   const double least = y.scalar_type() == at::kDouble ? std::numeric_limits<double>::min()
                                                       : double(std::numeric_limits<float>::min());
   const auto magnitudes = y.abs();
-  const auto recovered = at::mul(y.sign(), at::mul(magnitudes, n).sqrt());
+  const auto recovered = at::mul(y.sign(), at::mul(magnitudes.sqrt(), n.sqrt()));  // y n may underflow
   return at::where(at::lt(magnitudes, least), l.to(y.scalar_type()), recovered).to(saved.y.scalar_type());
 }
 

@@ -17,6 +17,7 @@
 #include "common/cpu/empty.h"
 #include "common/cpu/lines.h"
 #include "common/cpu/row_gemm.h"
+#include "common/cpu/sums.h"
 #include "common/layout.h"
 #include "transform/cpu/patch_norm.h"
 #include "transform/cpu/scale_second.h"
@@ -156,7 +157,7 @@ BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryForm
   if (call.has_norm()) pass.t = c10::GetCPUAllocator()->allocate(call.rows * saved.n.nbytes());
   const bool joins = saved.dl.defined();
   at::Tensor dbias;
-  if (needs.bias) dbias = at::zeros({shares, filters}, x.options().dtype(accumulate_type(x.scalar_type())));
+  if (needs.bias) dbias = at::zeros({shares, filters}, x.options().dtype(at::kDouble));
   with_types(x.scalar_type(), saved.grad.scalar_type(), [&](auto t, auto u) {
     using T = decltype(t);
     using U = decltype(u);
@@ -186,7 +187,9 @@ BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryForm
     if (needs.bias || joins || after.run) {
       parallel_shares(shares, units, [&](int64_t share, int64_t begin, int64_t end) {
         auto mine = scale;
-        if (needs.bias) mine.dbias = dbias.mutable_data_ptr<A>() + share * filters;
+        Scratch<A> of_tile(needs.bias ? filters : 0);
+        if (needs.bias) mine.dbias = of_tile.data();
+        std::fill_n(mine.dbias, needs.bias ? filters : 0, A(0));
         if (!after.keeps_u) mine.u += share * RowGemm::kRows * filters;
         ScaleJoin<T, U> join{
             pointer<U>(saved.dl), scale.winner, pointer<A>(saved.dn), scale.n, scale.alpha, mine.u, scale.t,
@@ -195,6 +198,11 @@ BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryForm
           if (!after.keeps_u) join.u_begin = mine.u_begin = first * filters;
           of_rows(mine, first, last);
           if (joins) run(join, first, last);
+          // a row of a plane is summed up before it joins; single values would lose digits beside a long sum
+          if (needs.bias && (outputs.channels_last || last == end)) {
+            add_row(dbias.mutable_data_ptr<double>() + share * filters, mine.dbias, filters);
+            std::fill_n(mine.dbias, filters, A(0));
+          }
           if (after.run)
             after.run(pass, {share, first, last, after.keeps_u ? first : share * RowGemm::kRows});
         });
