@@ -1,5 +1,6 @@
 """Shared fixtures: one thread count, fixed seeds, and NaN in every fresh buffer."""
 
+import gc
 import os
 import textwrap
 import time
@@ -31,6 +32,12 @@ def pytest_ignore_collect(collection_path, config):
     here = collection_path.parent == Path(__file__).parent
     if here and collection_path.name.startswith("test_") and config.getoption("markexpr") == "gpu":
         return True
+
+
+def pytest_collection_finish():
+    """What was imported and collected stays until the end: Python need not search it for garbage again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

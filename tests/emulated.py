@@ -36,6 +36,7 @@ PROGRAMS = sorted(EMULATION.glob("*.cpp"))
 CUDNN = ROOT / "tests" / "cudnn"
 MODULE = EMULATION / "module" / "module.cpp"
 OPERATORS = EMULATION / "module" / "operators.h"
+INTRINSICS = EMULATION / "common" / "cuda" / "intrinsics.cuh"
 BUILD = ROOT / "build" / "cuda_kernels"
 WORKERS = 2
 
@@ -109,7 +110,7 @@ def execute(*command) -> subprocess.CompletedProcess:
 
 def compiled(flags: tuple[str, ...], sources: list[Path]) -> dict[Path, Path]:
     """Source -> object file, compiled as C++ where that was not done before."""
-    folder = BUILD / digest(GXX, *flags, str(HEADERS), of=(OPERATORS,))
+    folder = BUILD / digest(GXX, *flags, str(HEADERS), of=())
     folder.mkdir(parents=True, exist_ok=True)
 
     keys = {path: digest(GXX, *flags, of=(path,), places=(EMULATION, SOURCES)) for path in sources}
@@ -123,25 +124,36 @@ def compiled(flags: tuple[str, ...], sources: list[Path]) -> dict[Path, Path]:
             assert done.returncode == 0, done.stdout
             draft.replace(target)
 
+    def prepare(start: Path) -> Path:
+        """What a file that begins with ``start`` includes first: the same header, compiled once."""
+        header = folder / f"{start.stem}-{digest(GXX, *flags, of=(start,), places=(EMULATION, SOURCES))}{start.suffix}"
+        header.write_text(f'#include "{start}"\n')
+        compile_as("c++-header", header, header.with_name(f"{header.name}.gch"))
+        return header
+
     def compile_one(path: Path) -> None:
-        compile_as("c++", path, places[path], *(("-include", folder / OPERATORS.name) if uses_operators(path) else ()))
+        start = beginning(path)
+        compile_as("c++", path, places[path], *(("-include", headers[start]) if start else ()))
 
     with open(folder / "lock", "w") as lock, ThreadPoolExecutor(WORKERS) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)  # who needs the same in another process waits for it
-        if any(map(uses_operators, sources)):
-            shutil.copy(OPERATORS, folder)
-            compile_as("c++-header", OPERATORS, folder / f"{OPERATORS.name}.gch")
-        list(pool.map(compile_one, places))
+        missing = [path for path, place in places.items() if not place.exists()]
+        headers = {start: prepare(start) for start in {*map(beginning, missing)} - {None}}
+        list(pool.map(compile_one, missing))
     return places
 
 
 @cache
-def uses_operators(path: Path) -> bool:
-    """Whether a file includes a header of ATen/ops, itself or by another: it may begin with OPERATORS.
+def beginning(path: Path) -> Path | None:
+    """What a file includes anyway, itself or by another, and may begin with: OPERATORS, as every header of ATen/ops
+    includes it, INTRINSICS or nothing.
 
-    Any other file may not, for the compiler would no longer miss what it forgets to include.
+    Any other file may begin with neither, for the compiler would no longer miss what it forgets to include.
     """
-    return any("#include <ATen/ops/" in part.read_text(encoding="utf-8") for part in included(path, SOURCES))
+    parts = included(path, EMULATION, SOURCES)
+    if any("#include <ATen/ops/" in part.read_text(encoding="utf-8") for part in parts):
+        return OPERATORS
+    return INTRINSICS if INTRINSICS in parts else None
 
 
 def link(target: Path, *arguments) -> Path:

@@ -17,12 +17,15 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <vector>
 
 inline uint3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
 
 namespace emulation {
+
+constexpr int kMostThreads = 1024;  // of a block
 
 struct Copy {
   uint32_t at, bytes;
@@ -44,14 +47,16 @@ __attribute__((noinline, no_sanitize("address"))) inline void jump(Place& here, 
   if (__builtin_setjmp(here.words) == 0) jump(to);
 }
 
+// A fiber, which runs the kernel once for each block: to make one anew takes as long as a small kernel runs.
 struct Thread {
+  static constexpr size_t kStack = 160 << 10;
   ucontext_t context;  // of its start
   Place place;
-  std::vector<char> stack = std::vector<char>(160 << 10);
+  std::unique_ptr<char[]> stack = std::make_unique_for_overwrite<char[]>(kStack);
   bool started = false, done = false;
   const unsigned* watched = nullptr;  // the thread waits while this is `seen`
   unsigned seen = 0;
-  unsigned epoch = 0;  // barriers passed
+  unsigned epoch = 0;  // counts barriers, on from the epochs of all blocks before
   std::vector<Copy> open;
   std::deque<std::vector<Copy>> groups;
 };
@@ -71,14 +76,15 @@ struct Word {
 
 struct Block {
   std::vector<uint8_t> shared;
-  std::vector<Word> words;
+  std::vector<Word> words;  // what other blocks left there is of other epochs
   std::vector<Warp> warps;
-  int arrived = 0;
+  int threads = 0, arrived = 0;
   unsigned generation = 0;
 };
 
 inline std::vector<Thread> threads;
 inline Block block;
+inline unsigned next_epoch = 1;
 inline ucontext_t unused;
 inline Place scheduler;
 inline int current = 0;
@@ -99,9 +105,9 @@ inline void resume_others(const unsigned* watched, unsigned seen) {
 }
 
 inline void block_barrier() {
-  ++threads[current].epoch;
+  next_epoch = std::max(next_epoch, ++threads[current].epoch + 1);
   const unsigned seen = block.generation;
-  if (++block.arrived == int(threads.size())) {
+  if (++block.arrived == block.threads) {
     block.arrived = 0;
     ++block.generation;
   } else {
@@ -171,17 +177,17 @@ inline void land(size_t pending) {
     }
 }
 
-inline void run_thread() {
-  body();
-  Thread& self = threads[current];
-  if (!self.open.empty() || !self.groups.empty()) {
+[[noreturn]] inline void run_thread() {
+  for (;;) {
+    body();
+    Thread& self = threads[current];
     for (const Copy& copy : self.open)
       if (copy.inside) fail("a copy is never waited for", copy.at);
     for (const auto& group : self.groups)
       for (const Copy& copy : group) fail("a copy is never waited for", copy.at);
+    self.done = true;
+    jump(self.place, scheduler);
   }
-  self.done = true;
-  jump(scheduler);
 }
 
 // Lets the current thread run until it waits or ends.
@@ -193,24 +199,33 @@ __attribute__((noinline, no_sanitize("address"))) inline void resume() {
   swapcontext(&unused, &thread.context);
 }
 
+// Makes fibers until there are so many. They stay where they are: each knows its own.
+inline void make_threads(size_t count) {
+  threads.reserve(kMostThreads);
+  while (threads.size() < count) {
+    ucontext_t& start = threads.emplace_back().context;
+    getcontext(&start);
+    start.uc_stack.ss_sp = threads.back().stack.get();
+    start.uc_stack.ss_size = Thread::kStack;
+    start.uc_link = nullptr;
+    makecontext(&start, run_thread, 0);
+  }
+}
+
 inline void run_block() {
-  const int count = int(threads.size());
+  const int count = block.threads;
   std::fill(block.shared.begin(), block.shared.end(), 0xff);  // NaN in every floating-point type
-  block.words.assign((block.shared.size() + 3) / 4, {});
   block.warps.assign((count + 31) / 32, {});
   block.arrived = 0;
-  for (Thread& thread : threads) {
-    thread.started = thread.done = false;
+  for (int i = 0; i < count; ++i) {
+    Thread& thread = threads[i];
+    thread.done = false;
     thread.watched = nullptr;
-    thread.epoch = 0;
+    thread.epoch = next_epoch;
     thread.open.clear();
     thread.groups.clear();
-    getcontext(&thread.context);
-    thread.context.uc_stack.ss_sp = thread.stack.data();
-    thread.context.uc_stack.ss_size = thread.stack.size();
-    thread.context.uc_link = nullptr;
-    makecontext(&thread.context, run_thread, 0);
   }
+  ++next_epoch;
   for (int live = count; live > 0;) {
     bool progress = false;
     for (current = 0; current < count; ++current) {
@@ -231,14 +246,16 @@ inline bool last_block_only =
 
 // All blocks of a grid; `shared` bytes of shared memory to a block.
 inline void run_grid(dim3 grid, int count, size_t shared, std::function<void()> kernel) {
-  if (count % 32 != 0 || count > 1024) fail("threads of a block");
+  if (count % 32 != 0 || count > kMostThreads) fail("threads of a block");
   if (grid.y > 65535 || grid.z > 65535 || shared > 163 << 10) fail("more than a GPU has");
   gridDim = grid;
   blockDim = dim3(count);
   body = std::move(kernel);
-  if (int(threads.size()) != count) std::vector<Thread>(count).swap(threads);
+  make_threads(count);
+  block.threads = count;
   block.shared.resize(shared);
   block.shared.shrink_to_fit();
+  block.words.resize((shared + 3) / 4);
   const auto first = [](unsigned count) { return last_block_only ? count - 1 : 0; };
   for (blockIdx.z = first(grid.z); blockIdx.z < grid.z; ++blockIdx.z)
     for (blockIdx.y = first(grid.y); blockIdx.y < grid.y; ++blockIdx.y)

@@ -92,24 +92,19 @@ BCOS_INLINE void second_units(const ScaleSecond<T, U>& f, int64_t begin, int64_t
     std::fill_n(patches.t, size, A(0));
   };
   for (int64_t unit = begin; unit < end; unit++) {
-    if (t.channels_last && per_group == 1) {
-      const auto patches = all.at(unit * channels);
-      start(patches, channels);
-      second_row<P, Max, Attached, true, true>(f, unit * channels * M, M, 1, unit * channels, patches, 0,
-                                               channels, k);
-      if (Attached) finish(patches, channels, k);
-    } else if (t.channels_last && narrow) {
+    if (t.channels_last && (per_group == 1 || narrow)) {
       const auto patches = all.at(unit * t.groups);
       A* row = rows.data();
       const Patches<A> spread_out{row, row + channels, row + 2 * channels, row + 3 * channels};
-      repeat(patches.n, t.groups, per_group, row);
-      if (Attached) repeat(patches.rm, t.groups, per_group, row + channels);
-      start(spread_out, channels);
-      second_row<P, Max, Attached, true, true>(f, unit * channels * M, M, 1, unit * channels, spread_out, 0,
+      const Patches<A> used = narrow ? spread_out : patches;
+      if (narrow) repeat(patches.n, t.groups, per_group, row);
+      if (narrow && Attached) repeat(patches.rm, t.groups, per_group, row + channels);
+      start(used, channels);
+      second_row<P, Max, Attached, true, true>(f, unit * channels * M, M, 1, unit * channels, used, 0,
                                                channels, k);
       if (!Attached) continue;
-      add_up(spread_out.dn, t.groups, per_group, patches.dn);
-      add_up(spread_out.t, t.groups, per_group, patches.t);
+      if (narrow) add_up(used.dn, t.groups, per_group, patches.dn);
+      if (narrow) add_up(used.t, t.groups, per_group, patches.t);
       finish(patches, t.groups, k);
     } else if (t.channels_last) {
       const auto patches = all.at(unit * t.groups);

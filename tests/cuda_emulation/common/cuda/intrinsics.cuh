@@ -19,6 +19,10 @@
 #undef __forceinline__
 #define __forceinline__ inline
 
+// For the arithmetic of matrices, which touches nothing of a kernel's: compiled to run fast, without the
+// checks that the kernels are compiled with.
+#define EMULATION_PLAIN __attribute__((optimize("O3"), no_sanitize("address", "undefined")))
+
 inline float __uint_as_float(uint32_t word) {
   float v;
   std::memcpy(&v, &word, sizeof(v));
@@ -47,7 +51,7 @@ enum Plant {
 inline const Plant planted = Plant(std::getenv("BCOS_PLANT") ? std::atoi(std::getenv("BCOS_PLANT")) : kNone);
 
 template <typename To, typename From>
-To bits(From v) {
+EMULATION_PLAIN To bits(From v) {
   static_assert(sizeof(To) == sizeof(From));
   To out;
   std::memcpy(&out, &v, sizeof(out));
@@ -153,38 +157,47 @@ inline uint32_t to_tf32(float value) {
   return value != value ? u : (u + 0x1000) & ~0x1fffu;
 }
 
-// Element `part` of a register of a matrix operand.
+// Element `part` of a register of a matrix operand: exactly, and in few operations, for most of a product's
+// time goes here.
 template <typename Operand>
-float element(uint32_t word, int part) {
-  const auto half = uint16_t(part ? word >> 16 : word);
-  if constexpr (std::is_same_v<Operand, __half>)
-    return __half2float(__ushort_as_half(half));
-  else if constexpr (std::is_same_v<Operand, __nv_bfloat16>)
-    return __bfloat162float(__ushort_as_bfloat16(half));
-  else
+EMULATION_PLAIN float element(uint32_t word, int part) {
+  const uint32_t half = part ? word >> 16 : word & 0xffff;
+  if constexpr (std::is_same_v<Operand, __half>) {
+    const uint32_t magnitude = (half & 0x7fff) << 13;  // of an exponent that is 112 too small
+    const float finite = bits<float>(magnitude) * 0x1p112f;
+    const uint32_t value = magnitude < 0x7c00 << 13 ? bits<uint32_t>(finite) : magnitude | 0x7f800000;
+    return bits<float>(value | (half & 0x8000) << 16);
+  } else if constexpr (std::is_same_v<Operand, __nv_bfloat16>) {
+    return bits<float>(half << 16);
+  } else {
     return bits<float>(word & ~0x1fffu);  // the hardware ignores the rest
+  }
+}
+
+// What the lanes of a warp get of a product of the matrices that their registers hold.
+template <typename Operand>
+EMULATION_PLAIN void multiply(emulation::Warp& w) {
+  constexpr int PARTS = std::is_same_v<Operand, Tf32> ? 1 : 2, K = 8 * PARTS;
+  float left[16][K], right[K][8], sums[16][8] = {};
+  for (int lane = 0; lane < 32; ++lane)
+    for (int part = 0; part < PARTS; ++part) {
+      const int g = lane / 4, k = lane % 4 * PARTS + part;
+      for (int i = 0; i < 4; ++i)
+        left[g + i % 2 * 8][k + i / 2 * (K / 2)] = element<Operand>(w.in[lane][i], part);
+      for (int i = 0; i < 2; ++i) right[k + i * (K / 2)][g] = element<Operand>(w.in[lane][4 + i], part);
+    }
+  for (int row = 0; row < 16; ++row)
+    for (int k = 0; k < K; ++k)
+      for (int column = 0; column < 8; ++column) sums[row][column] += left[row][k] * right[k][column];
+  for (int lane = 0; lane < 32; ++lane)
+    for (int i = 0; i < 4; ++i)
+      w.out[lane][i] = bits<uint32_t>(sums[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2]);
 }
 
 template <typename Operand>
 void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  constexpr int PARTS = std::is_same_v<Operand, Tf32> ? 1 : 2, K = 8 * PARTS;
   const uint32_t in[6] = {a[0], a[1], a[2], a[3], b0, b1};
-  const auto* out = emulation::collective(in, 6, [](emulation::Warp& w) {
-    float left[16][K], right[K][8];
-    for (int lane = 0; lane < 32; ++lane)
-      for (int part = 0; part < PARTS; ++part) {
-        const int g = lane / 4, k = lane % 4 * PARTS + part;
-        for (int i = 0; i < 4; ++i)
-          left[g + i % 2 * 8][k + i / 2 * (K / 2)] = element<Operand>(w.in[lane][i], part);
-        for (int i = 0; i < 2; ++i) right[k + i * (K / 2)][g] = element<Operand>(w.in[lane][4 + i], part);
-      }
-    for (int lane = 0; lane < 32; ++lane)
-      for (int i = 0; i < 4; ++i) {
-        float sum = 0;
-        for (int k = 0; k < K; ++k) sum += left[lane / 4 + i / 2 * 8][k] * right[k][lane % 4 * 2 + i % 2];
-        w.out[lane][i] = bits<uint32_t>(sum);
-      }
-  });
+  const auto* out = emulation::collective(in, 6, multiply<Operand>);
   for (int i = 0; i < 4; ++i) c[i] += bits<float>(out[i]);
 }
 
