@@ -104,6 +104,17 @@ def test_few_rows(rows):
         check(replace(LINEAR, batch=rows, channels=391, outputs=70, **options))
 
 
+@pytest.mark.parametrize("size, filters", [(64, 3), (192, 1), (192, 8), (192, 64), (1024, 3)])
+def test_sums_of_products(size, filters):
+    """Linear layers of many rows: PyTorch splits the sums of few filters into more parts than those of many."""
+    budget = Budget()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        x, gradient = normal(256, size, seed=seed).abs(), normal(256, filters, seed=seed + 99)
+        add_training(budget, bcos.modules.BcosLinear(size, filters), x, gradient)
+    budget.check()
+
+
 @pytest.mark.parametrize("make", [
     lambda: bcos.modules.BcosConv2d(12, 12, 1, groups=12), lambda: bcos.modules.BcosConv2d(1, 12, 1, b=1.5),
     lambda: bcos.modules.BcosConv2d(6, 6, 1, groups=6, max_out=2),

@@ -6,6 +6,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <cmath>
 #include <type_traits>
 
 #include "common/cpu/tiling.h"
@@ -18,9 +19,16 @@ namespace blas = at::native::cpublas;
 
 constexpr int64_t kColumns = 64;  // of a packed block of w^T: four AVX-512 registers
 
-// Terms that one accumulator sums: its rounding error grows with their number, and a plain layer's products
-// split too, those of its gradient into shorter sums.
-constexpr int64_t kForwardTerms = 192, kGradientTerms = 64;
+// Terms that one accumulator sums, at most: its rounding error grows with their number, and a plain layer's
+// products split too, those of its gradient into shorter sums.
+constexpr int64_t kForwardTerms = 128, kGradientTerms = 64;
+
+// A plain layer's products of few filters have shorter sums: here those for which the error of a sum is about
+// that of adding the sums up.
+int64_t forward_terms(int64_t filters, int64_t size) {
+  if (filters >= 16) return kForwardTerms;
+  return std::max<int64_t>(16, std::cbrt(double(size) * double(size) / 2));
+}
 
 template <typename T>
 struct Operand {
@@ -28,13 +36,14 @@ struct Operand {
   int64_t stride;
 };
 
-// c [rows, columns] = a [rows, terms] b [terms, columns], at most `most` terms in one sum. In b of bf16, each
-// two terms lie side by side.
+// c [rows, columns] = a [rows, terms] b [terms, columns], in sums of equal length, at most `most` terms. In b
+// of bf16, each two terms lie side by side.
 template <typename T>
 void product(int64_t rows, int64_t columns, int64_t terms, int64_t most, Operand<T> a, Operand<T> b, float* c,
              int64_t c_stride) {
-  for (int64_t k = 0; k < terms; k += most)
-    blas::brgemm(rows, columns, std::min(most, terms - k), a.stride, b.stride, c_stride, k > 0, a.data + k,
+  const int64_t sums = (terms + most - 1) / most, length = ((terms + sums - 1) / sums + 7) / 8 * 8;
+  for (int64_t k = 0; k < terms; k += length)
+    blas::brgemm(rows, columns, std::min(length, terms - k), a.stride, b.stride, c_stride, k > 0, a.data + k,
                  b.data + k * b.stride, c, !std::is_same_v<T, float>);
 }
 
@@ -98,9 +107,10 @@ RowGemm::RowGemm(const at::Tensor& weight, bool forward, const FilterStep& besid
 template <typename T>
 void RowGemm::forward(const T* x, float* z, int64_t rows) const {
   const T* packed = packed_.const_data_ptr<T>();
+  const int64_t most = forward_terms(filters_, size_);
   for (int64_t first = 0; first < filters_; first += kColumns) {
     const int64_t columns = std::min(kColumns, filters_ - first);
-    product<T>(rows, columns, size_, kForwardTerms, {x, size_}, {packed + first * size_, columns}, z + first,
+    product<T>(rows, columns, size_, most, {x, size_}, {packed + first * size_, columns}, z + first,
                filters_);
   }
 }
