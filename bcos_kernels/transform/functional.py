@@ -243,5 +243,5 @@ def _with_norm(inputs: Inputs, spec: Spec, late) -> Tensor:
     n = reference.patch_norm(x, tuple(weight.shape[2:]), spec)
     if spec.groups > 1:
         n = n.repeat_interleave(len(weight) // spec.groups, 1)
-    zero = length == 0
-    return reference.scaled(torch.where(zero, 0, products), lambda: n * torch.where(zero, 1, length), b, spec, late)
+    zero, of_all = length == 0, replace(spec, groups=1)
+    return reference.scaled(torch.where(zero, 0, products), lambda: n * torch.where(zero, 1, length), b, of_all, late)

@@ -71,7 +71,7 @@ def _without_border(values: Tensor, border: tuple[int, ...]) -> Tensor:
 
 def scale(linear: Tensor, norm: Tensor, b: Tensor | None, spec: Spec) -> Tensor:
     """s = |cos|^(b-1) of ``linear`` ``[N, O, ...]`` or ``[..., O]``, given ``norm`` ``[N, G, ...]`` or ``[..., 1]``."""
-    if not spec.is_linear and 1 < norm.shape[1] < linear.shape[1]:
+    if not spec.is_linear and 1 < spec.groups < linear.shape[1]:
         norm = norm.repeat_interleave(linear.shape[1] // spec.groups, 1)
     cos = linear.abs() / norm
     if b is None:
