@@ -238,7 +238,7 @@ if "cuda" in BACKENDS:
     def test_opcheck(name):
         x, weight, bias, upward = (t.to(DEVICE, torch.float32) for t in tensors(name, torch.float32, 0))
         ops = torch.ops.bcos_kernels
-        flat = (options(name)["over"], 1, True, 1e-5, False, torch.float32, False)
+        flat = (options(name)["over"], 1, True, 1e-5, False, "float32", False)
         y, mean, var = ops.norm(x, weight, bias, None, None, *flat, "cuda")
         torch.library.opcheck(ops.norm.default, (x, weight, bias, None, None, *flat, "cuda"))
         backward = (
