@@ -1,5 +1,6 @@
 """Layers are recognised by their code: published code is accelerated, all other code is left alone with a reason."""
 
+import copy
 import json
 
 import families
@@ -124,6 +125,23 @@ def test_a_formula_that_holds_for_some_exponents(b, families_published):
         families.set_mode(module, False)
         assert module(x).requires_grad
     assert "detach_output" in reason(layer)
+
+
+@pytest.mark.parametrize("change, why", [
+    (lambda layer: None, None),
+    (lambda layer: setattr(layer, "max_out", 2), "one of several filters"),
+    (lambda layer: setattr(layer.linear, "bias", nn.Parameter(torch.ones(4).double())), "beside a bias"),
+])  # fmt: skip
+def test_a_norm_of_the_weight_in_the_patch_norm(families_published, change, why):
+    layer = families.ModelGuidance.BcosConv2d(6, 4, normalize_weights=False).double()
+    theirs = copy.deepcopy(layer)
+    bk.accelerate(layer)
+    change(layer)
+    change(theirs)
+    served = bk.report(layer).rows[0].backend is not None
+    assert served if why is None else why in reason(layer)
+    if "several" not in (why or ""):  # the layer's own code has no such output
+        assert_close(outcome(layer, example(layer)), outcome(theirs, example(layer)))
 
 
 def test_known_code_that_is_left_alone_says_why(families_published, monkeypatch):

@@ -215,8 +215,11 @@ def unfitting(module: Theirs, layer: Theirs, code: Code) -> str | None:
             return "its .linear scales the weights"
     if code.late and (reason := published.changed_mode(module._modules["dynamic_multiplication"])) is not None:
         return reason
-    if "normalized_weights" in code.reads and not module.normalized_weights and module.max_out != 1:
-        return "its norm has a ‖w‖ for each filter, but its output keeps only one of several filters"
+    if "normalized_weights" in code.reads and not module.normalized_weights:
+        if module.max_out != 1:
+            return "its norm has a ‖w‖ for each filter, but its output keeps only one of several filters"
+        if layer.bias is not None:
+            return "its norm has a ‖w‖ beside a bias, and no kernel is as exact there as its own operators"
     if "detach_output" in code.reads and module.detach_output:
         return "its detach_output makes a constant of its output in explanation mode"
     if code.variant.exponents and not (type(module.b) in (int, float) and module.b in code.variant.exponents):
