@@ -146,6 +146,7 @@ def test_unit_filters_of_one_value_are_exact(make):
 @pytest.mark.parametrize("case", [
     Layer("linear", (6000, 8), (8, 8), {}, True),
     Layer("max_out", (6000, 8), (8, 8), {"max_out": 2}, True),
+    Layer("planes", (4, 16, 24, 24), (24, 16, 1, 1), {"max_out": 2}, True),
     Layer("depthwise", (2, 16, 28, 28), (16, 1, 7, 7), {"padding": 3, "groups": 16}, True),
 ], ids=lambda case: case.name)  # fmt: skip
 def test_gradient_of_a_bias_sums_many_positions(case):

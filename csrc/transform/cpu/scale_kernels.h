@@ -153,6 +153,18 @@ BCOS_INLINE bool forward(const ScaleForward<T, U>& f, int64_t begin, int64_t end
   return finite;
 }
 
+// dbias[m] += those values of a row of one output of which filter m is the largest; of all without Max
+template <bool Max, typename V, typename A>
+BCOS_INLINE void add_to_winners(A* dbias, const uint8_t* winner, int64_t max_out, const V* values,
+                                int64_t size) {
+  for (int64_t m = 0; m < max_out; m++) {
+    A sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < size; i++) sum += !Max || winner[i] == m ? A(values[i]) : A(0);
+    dbias[m] += sum;
+  }
+}
+
 // What a backward does beside forming u and t.
 enum class Beside { Nothing, Bias, Map };  // adds up dbias, or forms the gradient of y first
 
@@ -174,8 +186,10 @@ BCOS_INLINE A backward_row(const ScaleBackward<T, U>& f, int64_t u0, int64_t u_s
   const A inv_row = normed && !PerNorm ? safe_inverse(*n) : A(0);
   T* u = f.u + (u0 - f.u_begin);
   A* dbias = shift(f.dbias, filter);
-  A sum = 0, sum_bias = 0;
-#pragma omp simd reduction(+ : sum, sum_bias)
+  constexpr bool sums_bias = Bias && !PerFilter;
+  A of_row[sums_bias ? Tiling::kBlock : 1];
+  A sum = 0;
+#pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < size; i++) {
     const A inv_n = normed && PerNorm ? safe_inverse(n[i]) : inv_row;
     const A l_i = P == Power::General ? A(l[i]) : A(0), y_i = P == Power::Two ? A(y[i]) : A(0);
@@ -193,18 +207,15 @@ BCOS_INLINE A backward_row(const ScaleBackward<T, U>& f, int64_t u0, int64_t u_s
       for (int64_t m = 0; m < max_out; m++) {
         const A v = winner[i] == m ? du : A(0);
         u[i * stride + m * filter_stride] = rounded<T>(v * alpha[i * step + m]);
-        if constexpr (Bias) dbias[i * step + m] += v;
+        if constexpr (Bias && PerFilter) dbias[i * step + m] += v;
       }
     } else {
       u[i * stride] = rounded<T>(du * alpha[i * step]);
-      if constexpr (Bias && PerFilter) {
-        dbias[i] += du;
-      } else if constexpr (Bias) {
-        sum_bias += du;
-      }
+      if constexpr (Bias && PerFilter) dbias[i] += du;
     }
+    if constexpr (sums_bias) of_row[i] = du;
   }
-  if constexpr (Bias && !Max && !PerFilter) *dbias += sum_bias;
+  if constexpr (sums_bias) add_to_winners<Max>(dbias, winner, max_out, of_row, size);
   return sum;
 }
 

@@ -151,8 +151,10 @@ BCOS_INLINE void join_row(const ScaleJoin<T, U>& f, int64_t u0, int64_t u_stride
     const int64_t which = Max ? winner[i] : 0, at = i * stride + which * filter_stride;
     u[at] = rounded<T>(A(u[at]) + A(dl[i]) * alpha[i * step + which]);
   };
-  if (dbias) {
+  if (dbias && PerFilter) {
     for (int64_t i = 0; i < size; i++) dbias[i * step + (Max ? winner[i] : 0)] += A(dl[i]);
+  } else if (dbias) {
+    add_to_winners<Max>(dbias, winner, f.max_out, dl, size);
   }
 #pragma omp simd
   for (int64_t i = 0; i < size; i++) add(i);
