@@ -252,7 +252,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--layers {arguments.layers!r} matches no layer")
     machine = {"device": "none: kernels are compiled, times predicted with the rates of bcos_kernels.gpu.cost"}
     settings = {"images": IMAGES, "vit_images": IMAGES_OF_TOKENS, "dtype": "bf16", "memory_format": "channels_last"}
-    command = f"python -m benchmarks.triton_aot {shlex.join(argv)}"
+    command = f"python -m benchmarks.triton_aot {shlex.join(argv)}".strip()
     result = header(command, machine, settings, ("triton",)) | {"predicted": {}, "compiled": []}
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     print(f"`{result['command']}` at commit {result['commit'][:10]}; {versions}.")

@@ -24,7 +24,7 @@ CALLS = {
     "linear long": replace(ROWS, channels=1030, outputs=40),
     "linear max_out": replace(ROWS, channels=130, max_out=3),
 }
-"""Those that are formed so"""
+"""Calls whose products are those of RowGemm."""
 OTHERS = {
     "odd": replace(LAYER, channels=63),
     "odd linear": replace(ROWS, channels=65),
@@ -33,7 +33,7 @@ OTHERS = {
     "few rows": replace(ROWS, channels=66, batch=30),
     "contiguous": replace(LAYER, format=torch.contiguous_format),
 }
-"""Those that are left to the vendor"""
+"""Calls whose products are the vendor's."""
 
 
 def exact(case: Case, inputs: dict):

@@ -338,7 +338,7 @@ def _call(module: Theirs, variant: Variant) -> Call:
     layer: Any = module.linear if isinstance(module, BcosLayer) else weighted(module)
     b, exact_two = exponent(module, variant)
     weight = layer.weight
-    if isinstance(module, BcosLayer):  # whose calls raise these errors, where another's have a forward of their own
+    if isinstance(module, BcosLayer):  # its calls raise these errors; of others, their own forward would run
         checks.exponent(b, weight)
         checks.filters(weight, layer.bias, module.max_out, getattr(layer, "groups", 1))
     spec = Spec(
