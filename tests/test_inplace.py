@@ -139,6 +139,18 @@ def test_networks_that_change_outputs_in_place_train_as_the_reference(make, savi
         assert error(mine, yours) < 1e-11
 
 
+@pytest.mark.parametrize("detach", [False, True, {"fixed_weights": False}])
+def test_an_error_of_a_hook_on_saved_tensors_reaches_the_caller(detach):
+    def gone(packed):
+        raise RuntimeError("the file was removed")
+
+    x, weight, _ = IDS["conv3x3"].inputs(torch.float32)
+    with saved_tensors_hooks(lambda t: None, gone):
+        y = IDS["conv3x3"](x, weight, detach=detach)
+    with pytest.raises(RuntimeError, match="the file was removed"):
+        y.sum().backward()
+
+
 def test_nothing_is_kept_beside_the_saved_tensors():
     """Hooks that throw away what they see leave no memory behind: nothing large hides on the node."""
     import gc

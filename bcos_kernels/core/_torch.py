@@ -19,7 +19,7 @@ __all__ = [
     "GLOBAL_HOOKS", "Function", "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function",
     "ends_recomputation", "flop_counters", "forward_derivatives", "has_global_hook", "is_distributed", "is_exporting",
     "is_followed", "is_seen", "is_seen_beside_vmap", "is_traced", "largest_gradient", "overloads", "rank_of_quantile",
-    "records", "result", "saved_tensor_of", "softmax_backward_in_place", "transformed", "unrecorded",
+    "records", "result", "softmax_backward_in_place", "transformed", "unrecorded",
     "unwrap_dead_wrappers", "will_run",
 ]  # fmt: skip
 
@@ -195,9 +195,13 @@ def largest_gradient(y: Tensor, x: Tensor) -> int:
     return max(result.dtype.itemsize * math.prod(result.shape) for result in results)
 
 
-def saved_tensor_of(ctx, index: int):
-    """One of the tensors that an autograd Function saved, in the form in which autograd keeps it."""
-    return ctx._raw_saved_tensors[index]
+def hook_saved_tensor(ctx, index: int, hook: Callable[[Tensor], Tensor]) -> bool:
+    """Whether one of the tensors that an autograd Function saved has now this hook: one has no second pair of hooks."""
+    try:
+        ctx._raw_saved_tensors[index].register_hooks(hook, hook)
+    except RuntimeError:
+        return False
+    return True
 
 
 def softmax_backward_in_place(grad: Tensor, result: Tensor) -> Tensor:

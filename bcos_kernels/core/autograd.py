@@ -81,10 +81,10 @@ def _saved(ctx) -> tuple:
     try:
         kept = ctx.saved_tensors
     except RuntimeError:
-        if not ctx.call.spec.saves_output:
-            raise
         # Hooks on the first output stop autograd from comparing its version, so only a changed input still raises.
-        _torch.saved_tensor_of(ctx, count).register_hooks(_itself, _itself)
+        # Where the caller has set hooks, no version was compared, and the error is that of these hooks.
+        if not ctx.call.spec.saves_output or not _torch.hook_saved_tensor(ctx, count, _itself):
+            raise
         kept = ctx.saved_tensors
     inputs, saved, more = op.inputs(*kept[:count]), op.outputs(*kept[count:end]), kept[end:]
     if saved[0] is None or saved[0]._version <= ctx.version:
