@@ -84,3 +84,53 @@ def test_other_errors_of_a_model_are_its_own():
     unused.forward = lambda x: BCOS(x)
     with pytest.raises(ValueError, match="output='beside': the model does not call this module"):
         bk.explain(unused, X, output="beside")
+
+
+def shard(module):
+    from torch.distributed.fsdp import fully_shard
+
+    return fully_shard(module, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+
+
+def sharded(model):
+    shard(model[0])
+    return model
+
+
+def static(model):
+    return nn.parallel.DistributedDataParallel(model, static_graph=True)
+
+
+WRAPPERS = {"FSDP": sharded, r"DistributedDataParallel\(static_graph=True\)": static}
+
+
+@pytest.mark.parametrize("words", WRAPPERS)
+def test_wrappers_that_lose_gradients_of_a_second_backward(words, one_process):
+    model = WRAPPERS[words](copy.deepcopy(BCOS)).eval()
+    assert bk.explain(model, X).weights.isfinite().all()
+    model.register_forward_pre_hook(no_forward)
+    with pytest.raises(ValueError, match=f"create_graph=True: .* wrapped by {words}, .* wrap a module whose forward"):
+        bk.explain(model, X, create_graph=True)
+
+
+class Loss(nn.Module):
+    """The module that the error and the documentation tell to wrap."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return bk.explain(self.model, images, 0, create_graph=True).contributions.clamp(min=0).sum()
+
+
+def test_a_module_that_forms_the_explanation_in_its_own_forward_is_sharded(one_process):
+    plain, whole = Loss(copy.deepcopy(BCOS)), Loss(copy.deepcopy(BCOS))
+    shard(whole)
+    for module in (plain, whole):
+        module(X).backward()
+    parameters = whole.parameters(), plain.parameters()
+    trained = [(mine, yours) for mine, yours in zip(*parameters, strict=True) if yours.grad is not None]
+    assert trained
+    for mine, yours in trained:
+        assert torch.equal(mine.grad.full_tensor(), yours.grad)

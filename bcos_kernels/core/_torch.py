@@ -20,7 +20,7 @@ __all__ = [
     "ends_recomputation", "flop_counters", "forward_derivatives", "has_global_hook", "is_distributed", "is_exporting",
     "is_followed", "is_seen", "is_seen_beside_vmap", "is_traced", "largest_gradient", "overloads", "rank_of_quantile",
     "records", "result", "softmax_backward_in_place", "transformed", "unrecorded",
-    "unwrap_dead_wrappers", "will_run",
+    "unwrap_dead_wrappers", "will_run", "wrapper_without_second_backward",
 ]  # fmt: skip
 
 
@@ -221,3 +221,16 @@ def constant_when_compiled(function):
     """
     function._dynamo_marked_constant = True
     return function
+
+
+def wrapper_without_second_backward(module: torch.nn.Module) -> str:
+    """What of torch.distributed wraps a module and takes the first backward through it for the last; "" if nothing.
+
+    FSDP frees the weights then, which a second backward reads, and drops the gradients that come later;
+    DistributedDataParallel with a static graph has the processes add up gradients before there are any.
+    """
+    if any(kind.__module__.startswith("torch.distributed.fsdp") for kind in type(module).__mro__):
+        return "FSDP"
+    if isinstance(module, torch.nn.parallel.DistributedDataParallel) and module.static_graph:
+        return "DistributedDataParallel(static_graph=True)"
+    return ""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core import _torch
 from ..core.checks import check_model, flag
 from . import passes
 from .modes import explanation_mode, has_explanation_mode
@@ -85,11 +86,15 @@ def _check(model: Any, images: Any, output: Any, chunk: Any, create_graph: bool)
     check_model(model)
     if not has_explanation_mode(model):
         raise ValueError(f"model: {type(model).__name__} has no B-cos layers, and only these have an explanation mode")
-    if not create_graph:
-        for name, module in model.named_modules():
-            if module.training:
-                where = f"its module {name!r} is" if name else "it is"
-                raise ValueError(f"model: {where} in training mode: call model.eval() first")
+    for name, module in model.named_modules():
+        where = f"its module {name!r} is" if name else "it is"
+        if module.training and not create_graph:
+            raise ValueError(f"model: {where} in training mode: call model.eval() first")
+        if create_graph and (wrapper := _torch.wrapper_without_second_backward(module)):
+            raise ValueError(
+                f"create_graph=True: model: {where} wrapped by {wrapper}, which loses gradients of a second backward: "
+                "wrap a module whose forward calls explain, and nothing inside of it"
+            )
     if not isinstance(images, Tensor):
         raise TypeError(f"images={type(images).__name__}: a tensor is needed")
     if not images.is_floating_point():
