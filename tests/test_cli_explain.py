@@ -124,8 +124,10 @@ def test_a_rerun_makes_only_what_is_missing(images, tmp_path, capsys):
         lambda tar, record: tar.write_bytes(tar.read_bytes()[:100]),
         lambda tar, record: tar.unlink(),
         lambda tar, record: record.write_text("{"),
+        lambda tar, record: record.write_text("[]"),
+        lambda tar, record: record.write_text("{}"),
     ],
-    ids=["cut short", "gone", "record"],
+    ids=["cut short", "gone", "record", "list", "empty record"],
 )
 def test_a_damaged_shard_is_made_again(damage, images, tmp_path, capsys):
     out = tmp_path / "out"
@@ -321,9 +323,10 @@ def test_a_folder_of_something_else_is_left_alone(images, tmp_path, capsys):
     below = picture / "results"  # a file is no folder
     assert command(images, below) == 2
     assert capsys.readouterr().err == f"bcos_kernels explain: --out {below}: it cannot be written: Not a directory\n"
-    (out / "settings.json").write_text("{")
-    assert command(images, out) == 2
-    assert "its settings.json is damaged" in capsys.readouterr().err
+    for damaged in ("{", "[3]", "null"):
+        (out / "settings.json").write_text(damaged)
+        assert command(images, out) == 2
+        assert "its settings.json is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -56,8 +56,8 @@ class Folder:
                 raise OSError(f"--out {self.path}: it cannot be written: {error.strerror or error}") from error
             return
         try:
-            found = json.loads(stored.read_text(encoding="utf-8"))
-        except ValueError:
+            found = dict(json.loads(stored.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
             raise ValueError(f"--out {self.path}: its {SETTINGS} is damaged") from None
         now = json.loads(json.dumps(self.settings))
         other = [name for name in sorted({*found, *now}) if found.get(name) != now.get(name)]
@@ -69,8 +69,8 @@ class Folder:
         """Whether a shard has its record and its tar, and the tar was not cut short."""
         try:
             size = self.shard(number).stat().st_size
-            return json.loads(self._record(number).read_text(encoding="utf-8")).get("bytes", size) == size
-        except (FileNotFoundError, ValueError):
+            return json.loads(self._record(number).read_text(encoding="utf-8"))["bytes"] == size
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
             return False
 
     def _record(self, number: int) -> Path:
