@@ -239,8 +239,10 @@ def test_a_checkpoint_of_a_model_whose_own_names_begin_with_a_prefix(tmp_path):
     network = bk.convert(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 3, 1)))
     state = {name: value.clone() for name, value in network.state_dict().items()}
     assert all(name.startswith("model.") for name in state)
-    for prefix in ("", "module.", "_orig_mod.", "model.", "module.model."):
-        torch.save({prefix + name: value + 1 for name, value in state.items()}, tmp_path / "model.pt")
+    wrapped = "", "module.", "_orig_mod.", "model.", "module.model.", "_orig_mod.module.", "model._orig_mod."
+    for prefix in wrapped:
+        averaged = {"n_averaged": torch.tensor(3)} if prefix == "module." else {}  # as torch.optim.swa_utils names it
+        torch.save({**averaged, **{prefix + name: value + 1 for name, value in state.items()}}, tmp_path / "model.pt")
         network.load_state_dict(state)
         loading._load_weights(network, tmp_path / "model.pt")
         assert all(torch.equal(value, state[name] + 1) for name, value in network.state_dict().items())

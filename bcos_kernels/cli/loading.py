@@ -88,7 +88,11 @@ def _built(options: argparse.Namespace) -> nn.Module:
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
-    """Loads a state dict, which may lie under ``state_dict`` or ``model``, and whose names may share a prefix."""
+    """Loads a state dict, which may lie under ``state_dict`` or ``model``, and whose names may share prefixes.
+
+    A wrapper gives its names one: DistributedDataParallel, a compiler, AveragedModel with a count of its own beside
+    them, Lightning's modules. There may be several wrappers, in any order.
+    """
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -100,9 +104,9 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     if not isinstance(found, Mapping):
         raise ValueError(f"--weights {path}: it holds {type(found).__name__}, not a state dict")
     own = model.state_dict()
-    for prefix in ("module.", "_orig_mod.", "model."):
-        if found and all(str(name).startswith(prefix) and name not in own for name in found):
-            found = {name.removeprefix(prefix): value for name, value in found.items()}
+    found = {str(name): value for name, value in found.items() if name != "n_averaged" or name in own}
+    while prefix := _shared_prefix(found, own):
+        found = {name.removeprefix(prefix): value for name, value in found.items()}
     try:
         missing, unexpected = model.load_state_dict(found, strict=False)
     except RuntimeError as error:
@@ -114,6 +118,14 @@ def _load_weights(model: nn.Module, path: Path) -> None:
             if names
         )
         raise ValueError(f"--weights {path}: not the names of the model: {first}")
+
+
+def _shared_prefix(names: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """The prefix that a wrapper gave all names; "" where there is none, and where the model has such a name itself."""
+    for prefix in ("module.", "_orig_mod.", "model."):
+        if names and all(name.startswith(prefix) and name not in own for name in names):
+            return prefix
+    return ""
 
 
 def device(local_rank: int = 0) -> torch.device:
