@@ -42,6 +42,7 @@ X = example("bcos")
         (lambda m: bk.explain(m, X, True), TypeError, "targets has dtype torch.bool"),
         (lambda m: bk.explain(m, X, "best"), ValueError, "targets='best': allowed are None"),
         (lambda m: bk.explain(m, X, "top0"), ValueError, "targets='top0'"),
+        (lambda m: bk.explain(m, X, []), ValueError, r"targets=\[\]: at least one row is needed"),
         (lambda m: bk.explain(m, X, [(0, 1, 2)]), TypeError, "gives pairs"),
         (lambda m: bk.explain(m, X, [(3, 1)]), ValueError, "image 3 of the pair"),
         (lambda m: bk.explain(m, X, [(0, -1)]), ValueError, r"class -1 of the pair \(0, -1\)"),

@@ -1,5 +1,8 @@
-"""``bk.explain``: directions that are trained, and pictures of rows without weights."""
+"""``bk.explain``: directions that are trained, what a model may return, and pictures of rows without weights."""
 
+from collections import OrderedDict, namedtuple
+
+import pytest
 import torch
 from test_explain import example, made
 
@@ -20,6 +23,30 @@ def test_the_graph_of_directions_is_kept():
     (expected,) = torch.autograd.grad(torch.einsum("tk,nkhw->nthw", again, rows).square().sum(), again)
     assert gradient.allclose(expected, rtol=1e-9)
     assert not bk.explain(model, x, directions).contributions.requires_grad
+
+
+class Returning(torch.nn.Module):
+    def __init__(self, model, make):
+        super().__init__()
+        self.model, self.make = model, make
+
+    def forward(self, x):
+        return self.make(self.model(x))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda y: {"loss": None, "logits": y},
+        lambda y: OrderedDict(logits=y, hidden_states=y.detach()),
+        lambda y: namedtuple("Result", "features, logits")(None, y),
+    ],
+    ids=["dict", "ordered", "attribute"],
+)
+def test_logits_of_a_model_that_returns_more(make):
+    """As the models of Hugging Face's Trainer, which may be any module."""
+    model, x = made("bcos"), example("bcos")
+    assert torch.equal(bk.explain(Returning(model, make).eval(), x).weights, bk.explain(model, x).weights)
 
 
 def test_weights_of_zero_are_transparent():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,7 +51,8 @@ def explain(
             - floats ``[T, K]``: directions d, whose rows are those of ``d · logits``, such as embeddings of texts.
         output: what is explained in place of ``model(images)``: the name of a module, for its output; or a function
             ``output(model, images)``. A result ``[N, K, ...]`` is summed over its positions, one ``[N, L, K]`` over its
-            tokens, and ``targets`` counts its K channels.
+            tokens, and ``targets`` counts its K channels. Of a result that has ``logits``, as an attribute or in a
+            dict, these are taken.
         create_graph: whether the result can be differentiated, for losses on explanations. A model of the late mode
             is then differentiated through its scales as well, and the result depends on directions, too.
         chunk: how many rows of every image one backward forms. None takes as many as are fast and fit into memory.
@@ -125,7 +126,7 @@ def _logits(model: nn.Module, x: Tensor, output: Output) -> Tensor:
             found = _of_module(model, x, output)
         else:
             found = model(x) if output is None else output(model, x)
-    found = getattr(found, "logits", found)
+    found = found["logits"] if isinstance(found, Mapping) and "logits" in found else getattr(found, "logits", found)
     if not isinstance(found, Tensor):
         kind = type(found).__name__
         raise TypeError(f"the model returns {kind}, not a tensor: choose one by output=lambda model, images: ...")

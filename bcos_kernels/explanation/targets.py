@@ -108,7 +108,9 @@ def parse(targets: Any, images: int, keep_graph: bool = False) -> Targets:
         if match is None:
             raise ValueError(f"targets={targets!r}: allowed are {ALLOWED}")
         return Targets(targets, top=int(match[1]))
-    if isinstance(targets, Sequence) and targets and all(isinstance(pair, tuple) for pair in targets):
+    if isinstance(targets, Sequence) and not targets:
+        raise ValueError(f"targets={targets!r}: at least one row is needed")
+    if isinstance(targets, Sequence) and all(isinstance(pair, tuple) for pair in targets):
         return Targets(targets, pairs=_pairs(targets, images))
     try:
         found = torch.as_tensor(targets).detach().cpu()
