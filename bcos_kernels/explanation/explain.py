@@ -58,7 +58,7 @@ def explain(
             less memory by a factor of C.
 
     Returns:
-        The explanation: logits, targets, weights, contributions; ``.rgba()`` and ``.plot()`` show it.
+        The explanation, which holds logits, targets, weights and contributions; ``.rgba()`` and ``.plot()`` show it.
 
     Raises:
         TypeError, ValueError: an argument is not as described above; the error names it, its value and what is
