@@ -97,8 +97,9 @@ def accelerate(
         model: any module.
         out_dtype: dtype of the layers' outputs under autocast, and of norms whose input has it; None gives the
             reference's.
-        backend: the backend of every layer, and of the norms that it can serve; None chooses the fastest that serves
-            each call. PyTorch's own operators serve attentions and gates whatever it is.
+        backend: the backend of every layer and norm, which raises an error in a call that it cannot serve; None
+            chooses the fastest that serves each call. PyTorch's own operators serve attentions and gates whatever it
+            is.
         unpublished: ``"leave"`` leaves layers of unpublished code alone. ``"measure"`` compares their results with
             those of the published formulas on a few inputs and accelerates a layer that agrees with one of them. This
             is not a proof: on other inputs such a layer may compute something else.
