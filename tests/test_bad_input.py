@@ -87,7 +87,7 @@ def test_forced_backend_of_the_environment(monkeypatch):
     with pytest.raises(ValueError, match="BCOS_KERNELS_BACKEND='cpu' cannot serve"):
         conv2d(X.to(F8), W.to(F8))
     monkeypatch.setattr(dispatch, "FORCED", "nonsense")
-    with pytest.raises(ValueError, match="BCOS_KERNELS_BACKEND='nonsense': allowed are .*'cuda,triton'$"):
+    with pytest.raises(ValueError, match=r"BCOS_KERNELS_BACKEND='nonsense': allowed are .*'cuda,triton'$"):
         conv2d(X, W)
 
 

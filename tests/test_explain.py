@@ -384,7 +384,7 @@ def test_the_default_chunk_of_a_gpu_fits_into_its_free_memory(monkeypatch):
 
 
 def test_a_model_without_a_backward_of_several_rows():
-    """A checkpoint forms its tensors again within vmap, where they are others; compiled models fail as well."""
+    """A checkpoint forms its tensors again within vmap, where they are others."""
     model = bk.accelerate(made("bcos"))
     checkpointed = nn.Sequential(copy.deepcopy(model)).eval()
     checkpointed.forward = lambda x: checkpoint(checkpointed[0], x, use_reentrant=False)
@@ -395,6 +395,17 @@ def test_a_model_without_a_backward_of_several_rows():
     assert torch.equal(
         bk.explain(checkpointed, x, "top5", chunk=1).weights, bk.explain(model, x, "top5", chunk=1).weights
     )
+
+
+def test_a_compiled_model_is_explained_by_the_model_that_it_compiles():
+    """A compiled backward runs once, and has no derivative; its modules have names of their own."""
+    model, x = bk.accelerate(made("bcos")), example("bcos")
+    compiled = torch.compile(model, backend="aot_eager")
+    compiled(x)
+    assert torch.equal(bk.explain(compiled, x, "top5").weights, bk.explain(model, x, "top5").weights)
+    bk.explain(compiled, x, "top2", chunk=1, create_graph=True).contributions.square().sum().backward()
+    last = [name for name, _ in model.named_modules()][-1]
+    assert torch.equal(bk.explain(compiled, x, 0, output=last).logits, bk.explain(model, x, 0, output=last).logits)
 
 
 def test_a_backward_forms_no_more_rows_than_a_chunk(monkeypatch):
