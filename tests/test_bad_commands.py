@@ -176,7 +176,9 @@ def interrupted(*_):
     raise KeyboardInterrupt
 
 
-NOT_THERE = "needs {}, not installed here: pip install 'bcos_kernels[explain]'"
+NOT_THERE = (
+    "needs {}, not installed here: pip install 'bcos_kernels[explain]' torch==" + torch.__version__.split("+")[0]
+)
 
 
 @pytest.mark.parametrize("argv", ["explain {} --hub resnet18 --out {}", "evaluate gridpg {} --hub resnet18"])
