@@ -397,17 +397,6 @@ def test_a_model_without_a_backward_of_several_rows():
     )
 
 
-def test_a_compiled_model_is_explained_by_the_model_that_it_compiles():
-    """A compiled backward runs once, and has no derivative; its modules have names of their own."""
-    model, x = bk.accelerate(made("bcos")), example("bcos")
-    compiled = torch.compile(model, backend="aot_eager")
-    compiled(x)
-    assert torch.equal(bk.explain(compiled, x, "top5").weights, bk.explain(model, x, "top5").weights)
-    bk.explain(compiled, x, "top2", chunk=1, create_graph=True).contributions.square().sum().backward()
-    last = [name for name, _ in model.named_modules()][-1]
-    assert torch.equal(bk.explain(compiled, x, 0, output=last).logits, bk.explain(model, x, 0, output=last).logits)
-
-
 def test_a_backward_forms_no_more_rows_than_a_chunk(monkeypatch):
     model, x, sizes, backward = made("bcos"), example("bcos"), [], passes.backward
 

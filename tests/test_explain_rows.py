@@ -1,4 +1,4 @@
-"""``bk.explain``: directions that are trained, and pictures of rows without weights."""
+"""``bk.explain``: directions that are trained, rows of compiled models, and pictures of rows without weights."""
 
 import torch
 from test_explain import example, made
@@ -20,6 +20,17 @@ def test_the_graph_of_directions_is_kept():
     (expected,) = torch.autograd.grad(torch.einsum("tk,nkhw->nthw", again, rows).square().sum(), again)
     assert gradient.allclose(expected, rtol=1e-9)
     assert not bk.explain(model, x, directions).contributions.requires_grad
+
+
+def test_a_compiled_model_is_explained_by_the_model_that_it_compiles():
+    """A compiled backward runs once, and has no derivative; its modules have names of their own."""
+    model, x = bk.accelerate(made("bcos")), example("bcos")
+    compiled = torch.compile(model, backend="aot_eager")
+    compiled(x)
+    assert torch.equal(bk.explain(compiled, x, "top5").weights, bk.explain(model, x, "top5").weights)
+    bk.explain(compiled, x, "top2", chunk=1, create_graph=True).contributions.square().sum().backward()
+    last = [name for name, _ in model.named_modules()][-1]
+    assert torch.equal(bk.explain(compiled, x, 0, output=last).logits, bk.explain(model, x, 0, output=last).logits)
 
 
 def test_weights_of_zero_are_transparent():
