@@ -226,7 +226,11 @@ def norm(
             allowed. Or ``backend`` cannot serve the call; the error lists the reasons.
     """
     outputs = _norm(x, weight, bias, mean, var, detach, (over, groups, centered, eps, False, out_dtype, backend))
-    return (outputs.y, outputs.mean, outputs.var) if return_statistics else outputs.y
+    if not return_statistics:
+        return outputs.y
+    if over == "token":  # which the op knows as rows
+        return outputs.y, outputs.mean.view(x.shape[:-1]), outputs.var.view(x.shape[:-1])
+    return outputs.y, outputs.mean, outputs.var
 
 
 def dynamic_alignment(

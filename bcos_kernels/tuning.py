@@ -103,7 +103,7 @@ def tune(
         example_input: a tensor that the model takes, such as images ``[N, C, H, W]``, or a tuple of the model's
             arguments, on the model's device. Kernels are chosen for its shape, dtype and memory format.
         directions: a tuple of ``"forward"``, ``"explanation"`` (the gradient of the input alone, with the scale frozen)
-            and ``"training"`` (all gradients).
+            and ``"training"`` (all gradients); by default all three.
         progress: whether to show the progress and the remaining time on stderr, with a bar if ``rich`` is installed.
 
     Raises:

@@ -1,5 +1,6 @@
 """Every command with a wrong argument: one line on stderr that names it, nothing on stdout, exit status 2, no work."""
 
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -173,6 +174,26 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(folder, monkeyp
 
 def interrupted(*_):
     raise KeyboardInterrupt
+
+
+NOT_THERE = (
+    "needs {}, not installed here: pip install 'bcos_kernels[explain]' torch==" + torch.__version__.split("+")[0]
+)
+
+
+@pytest.mark.parametrize("argv", ["explain {} --hub resnet18 --out {}", "evaluate gridpg {} --hub resnet18"])
+def test_a_package_of_an_extra_that_is_not_installed_is_named(argv, tmp_path, monkeypatch, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    monkeypatch.setitem(sys.modules, "bcos", None)
+    assert main(argv.format(tmp_path, tmp_path / "out").split()) == 2
+    assert NOT_THERE.format("bcos") in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_package_that_a_command_imports_first_is_named():
+    code = "import sys; sys.modules['numpy'] = None; from bcos_kernels.cli import main; sys.exit(main(['explain']))"
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.endswith(f"bcos_kernels explain: {NOT_THERE.format('numpy')}\n")
 
 
 @pytest.mark.parametrize("step", ["configure", "main"])

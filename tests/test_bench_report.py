@@ -383,4 +383,4 @@ def test_without_matplotlib_tables_are_made_and_pictures_refused(files, tmp_path
     assert run_report(files[0]) == 0
     assert "| measured | figure |" in capsys.readouterr().out
     assert run_report(files[0], "--plots", tmp_path) == 2
-    assert "matplotlib, not installed here: pip install 'bcos_kernels[bench]'" in capsys.readouterr().err
+    assert "matplotlib, not installed here: pip install 'bcos_kernels[bench]' torch==" in capsys.readouterr().err

@@ -42,7 +42,11 @@ def test_missing_dependency_is_one_line_and_status_2(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich", None)
     assert main(["demo"]) == 2
     message = capsys.readouterr().err
-    assert message.count("\n") == 1 and "bcos_kernels demo: needs rich" in message and "bcos_kernels[demo]" in message
+    assert (
+        message.count("\n") == 1
+        and "bcos_kernels demo: needs rich" in message
+        and "bcos_kernels[demo]' torch==" in message
+    )
 
 
 @pytest.mark.parametrize("argv", (["--epochs", "0"], ["--epochs", "x"], ["--out", "/no/such/folder/demo.png"]))

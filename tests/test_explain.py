@@ -384,7 +384,7 @@ def test_the_default_chunk_of_a_gpu_fits_into_its_free_memory(monkeypatch):
 
 
 def test_a_model_without_a_backward_of_several_rows():
-    """A checkpoint forms its tensors again within vmap, where they are others; compiled models fail as well."""
+    """A checkpoint forms its tensors again within vmap, where they are others."""
     model = bk.accelerate(made("bcos"))
     checkpointed = nn.Sequential(copy.deepcopy(model)).eval()
     checkpointed.forward = lambda x: checkpoint(checkpointed[0], x, use_reentrant=False)

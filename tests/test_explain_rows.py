@@ -1,4 +1,4 @@
-"""``bk.explain``: directions that are trained, what a model may return, and pictures of rows without weights."""
+"""``bk.explain``: directions that are trained, what a model may return, compiled models, and pictures."""
 
 from collections import OrderedDict, namedtuple
 
@@ -47,6 +47,17 @@ def test_logits_of_a_model_that_returns_more(make):
     """As the models of Hugging Face's Trainer, which may be any module."""
     model, x = made("bcos"), example("bcos")
     assert torch.equal(bk.explain(Returning(model, make).eval(), x).weights, bk.explain(model, x).weights)
+
+
+def test_a_compiled_model_is_explained_by_the_model_that_it_compiles():
+    """A compiled backward runs once, and has no derivative; its modules have names of their own."""
+    model, x = bk.accelerate(made("bcos")), example("bcos")
+    compiled = torch.compile(model, backend="aot_eager")
+    compiled(x)
+    assert torch.equal(bk.explain(compiled, x, "top5").weights, bk.explain(model, x, "top5").weights)
+    bk.explain(compiled, x, "top2", chunk=1, create_graph=True).contributions.square().sum().backward()
+    last = [name for name, _ in model.named_modules()][-1]
+    assert torch.equal(bk.explain(compiled, x, 0, output=last).logits, bk.explain(model, x, 0, output=last).logits)
 
 
 def test_weights_of_zero_are_transparent():

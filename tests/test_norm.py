@@ -76,6 +76,14 @@ def test_a_value_alone_has_a_gradient_beside_given_statistics(dtype):
     assert torch.equal(grad(y.sum(), x)[0].flatten(), weight)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_the_statistics_of_tokens_have_their_shape(backend):
+    x = torch.randn(3, 7, 33)
+    _, mean, var = norm(x, over="token", centered=True, return_statistics=True, backend=backend)
+    assert mean.shape == var.shape == (3, 7)
+    assert error(mean, x.double().mean(-1)) < 1e-6 and error(var, x.double().var(-1, correction=0)) < 1e-6
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("format", [torch.contiguous_format, CHANNELS_LAST], ids=["nchw", "channels_last"])
 def test_long_sums_keep_their_precision(format, threads):
@@ -219,7 +227,7 @@ x44 = torch.ones(2, 4, 3, 3)
         ((x44,), {"var": torch.ones(4), "over": "group"}, ValueError, "var is given: over='group' has no running"),
         ((x44,), {"var": torch.ones(4), "centered": True}, ValueError, "mean and var: both are needed"),
         ((x44,), {"mean": torch.ones(4)}, ValueError, "mean and var: both are needed .*, else var alone"),
-        ((x44,), {"out_dtype": torch.float64}, ValueError, "out_dtype=torch.float64: allowed for x of torch.float32"),
+        ((x44,), {"out_dtype": torch.float64}, ValueError, "allowed for x of torch.float32 are torch.float32 and None"),
         ((x44,), {"backend": "tpu"}, ValueError, "backend='tpu': allowed are"),
         ((x44.to("meta"),), {"backend": "cpu"}, ValueError, "backend='cpu' cannot serve this call: device is 'meta'"),
     ],

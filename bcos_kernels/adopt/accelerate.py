@@ -87,8 +87,8 @@ def accelerate(
     """Accelerates in place each published layer, norm, attention and gate of ``model``, itself included; returns it.
 
     They are recognised by their code: those of ``bcos``, of the first version of B-cos networks, of B-cosification,
-    of model guidance and the repositories derived from it, of the B-cos language models, of the one-file ResNet and of
-    CoDA-Nets, whose layers are of dynamic alignment units.
+    of model guidance and the repositories derived from it, of the B-cos language models, of CoDA-Nets, whose layers are
+    of dynamic alignment units, and of the smaller repositories that ``docs/coverage.md`` lists.
     All others are left alone; :func:`report` says why. An accelerated module runs its own forward while its parts have
     hooks or its code is changed. Unpickling an accelerated module needs this package: where it may be missing,
     :func:`restore` the model before pickling it.
@@ -97,8 +97,9 @@ def accelerate(
         model: any module.
         out_dtype: dtype of the layers' outputs under autocast, and of norms whose input has it; None gives the
             reference's.
-        backend: the backend of every layer, and of the norms that it can serve; None chooses the fastest that serves
-            each call. PyTorch's own operators serve attentions and gates whatever it is.
+        backend: the backend of every layer and norm, which raises an error in a call that it cannot serve; None
+            chooses the fastest that serves each call. PyTorch's own operators serve attentions and gates whatever it
+            is.
         unpublished: ``"leave"`` leaves layers of unpublished code alone. ``"measure"`` compares their results with
             those of the published formulas on a few inputs and accelerates a layer that agrees with one of them. This
             is not a proof: on other inputs such a layer may compute something else.

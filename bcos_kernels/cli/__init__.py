@@ -73,6 +73,12 @@ def main(argv: list[str] | None = None) -> int:
         from .terminal import printable
 
         return printable(options.command)(options)
+    except ModuleNotFoundError as error:
+        from .terminal import EXTRA, refused
+
+        if error.name not in EXTRA or argv[:1] == ["run"]:
+            raise
+        return refused(argv[0], error)
     except KeyboardInterrupt:
         if argv[:1] == ["run"]:  # it is the script's, as in plain Python
             raise

@@ -27,7 +27,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Runs a Python script unmodified. Every B-cos layer, norm, attention and gate that becomes part of a module is "
         "accelerated, in the script's process and in those that it starts. A summary on stderr says what was done."
     )
-    parser.add_argument("--backend", type=_backend, metavar="B", help="the backend of every layer; doctor lists them")
+    parser.add_argument(
+        "--backend", type=_backend, metavar="B", help="the backend of every layer and norm; doctor lists them"
+    )
     parser.add_argument("-m", dest="is_module", action="store_true", help="run a module instead of a script")
     parser.add_argument("target", nargs=argparse.REMAINDER, metavar="script.py args...", help="passed on as they are")
 

@@ -17,7 +17,18 @@ from torch import nn
 
 from .. import compat
 
-__all__ = ["DTYPES", "factory", "json_object", "module_of", "printable", "refused", "shape", "unwritable"]
+__all__ = [
+    "DTYPES",
+    "EXTRA",
+    "factory",
+    "installing",
+    "json_object",
+    "module_of",
+    "printable",
+    "refused",
+    "shape",
+    "unwritable",
+]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -98,8 +109,19 @@ def unwritable(path: Path) -> str:
     return "" if os.access(folder, os.W_OK | os.X_OK) else f"nothing can be written in the folder {folder}"
 
 
+EXTRA = ("PIL", "bcos", "einops", "matplotlib", "numpy", "rich", "torchvision")
+"""What the extra ``explain`` installs, beside which torch is the only dependency."""
+
+
+def installing(extra: str) -> str:
+    """The command that installs an extra; without the version pip would replace torch where torchvision is missing."""
+    return f"pip install 'bcos_kernels[{extra}]' torch=={torch.__version__.partition('+')[0]}"
+
+
 def refused(command: str, reason: Exception | str) -> int:
     """Says in one line on stderr why a command does not do what it was asked for; returns its exit status."""
+    if isinstance(reason, ModuleNotFoundError) and reason.name in EXTRA:
+        reason = f"needs {reason.name}, not installed here: {installing('explain')}"
     print(f"bcos_kernels {command}: {' '.join(str(reason).split())}", file=sys.stderr)
     return 2
 

@@ -72,16 +72,16 @@ def convert(
         pool_logits: True puts the classifier in front of the last average pool, as a 1×1 convolution, in the networks
             whose code is known: ResNet, DenseNet, ConvNeXt and SimpleViT.
         attn_unpool: True makes CLIP's attention pool embed every position, instead of pooling them.
-        logit_bias: what is added to the logits: ``"classes"`` is ``-log(classes - 1)``, of the outputs of the layer
-            that the network names last, and none for CLIP and for fewer than three classes; a float; or None.
+        logit_bias: what is added to the logits: ``"classes"``, the default, is ``-log(classes - 1)``, of the outputs of
+            the layer that the network names last, and none for CLIP and for fewer than three classes; a float; or None.
         mean, std: of the channels: three values m and s, which become ``[m, 1 - m]`` and ``[s, s]``, or six. None
             takes ImageNet's, and CLIP's for networks with its attention pool. Six zeros are the paper's zero mean.
         out_dtype, backend: of the B-cos layers, as in :func:`bcos_kernels.accelerate`, which may be called again on the
             network, with ``pairs=True``.
 
     Returns:
-        The network, in the mode, dtype and device of ``model``: images ``[N, 6, H, W]`` with values in [0, 1], see
-        :class:`bcos_kernels.AddInverse`, -> what ``model`` returns of ``[N, 3, H, W]``.
+        The network, in the mode, dtype and device of ``model``. It takes images ``[N, 6, H, W]`` with values in [0, 1],
+        see :class:`bcos_kernels.AddInverse`, and returns what ``model`` returns of ``[N, 3, H, W]``.
 
     Raises:
         TypeError: ``model`` is not a module or was compiled by TorchScript, or an argument is of another type.

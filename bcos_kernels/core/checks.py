@@ -110,7 +110,7 @@ def flag(name: str, value) -> bool:
 
 def out_dtype(dtype: torch.dtype | None, x_dtype: torch.dtype) -> torch.dtype | None:
     """The dtype, which must be None, x's dtype, or fp32 where x is not fp64."""
-    allowed = (x_dtype,) if x_dtype == torch.float64 else (x_dtype, torch.float32)
+    allowed = (x_dtype,) if x_dtype in (torch.float32, torch.float64) else (x_dtype, torch.float32)
     if dtype is not None and dtype not in allowed:
         raise ValueError(f"out_dtype={dtype}: allowed for x of {x_dtype} are {', '.join(map(str, allowed))} and None")
     return dtype

@@ -47,9 +47,10 @@ def choose(backends: Mapping[str, Backend], call, forced: str | None = None, op:
     unknown, or if it cannot serve the call; the error then lists the reasons. Where the environment names a backend
     that other ops have and this one has not, the call is served as without it, which a warning tells once.
     """
+    by = "backend" if forced else "BCOS_KERNELS_BACKEND"
     forced = asked(backends, forced or None)
     if forced is not None:
-        return _forced(backends, call, forced)
+        return _forced(backends, call, forced, by)
     found = _first(backends, call)
     if FORCED is not None and not torch.compiler.is_compiling():
         _tell(op, FORCED, found)
@@ -72,23 +73,26 @@ def _first(backends: Mapping[str, Backend], call) -> str:
     return ",".join(b.name for b in backends.values() if b.interchangeable and not b.why_not(call))
 
 
-def check(backends: Mapping[str, Backend], forced: str) -> tuple[str, ...]:
-    """The names in ``forced``. Raises ValueError if a backend is unknown, or if several cannot share a call."""
+def check(backends: Mapping[str, Backend], forced: str, by: str = "backend") -> tuple[str, ...]:
+    """The names in ``forced``. Raises ValueError if a backend is unknown, or if several cannot share a call.
+
+    ``by`` is the argument or the environment variable that named them.
+    """
     names = named(forced) if isinstance(forced, str) else (forced,)
     unknown = [name for name in names if not isinstance(name, str) or name not in backends]
     together = [name for name, backend in backends.items() if backend.interchangeable]
     if unknown or (len(names) > 1 and not set(names) <= set(together)):
         allowed = ", ".join(map(repr, (*backends, *[",".join(together)] * bool(together))))
-        raise ValueError(f"backend={forced!r}: allowed are {allowed} and None")
+        raise ValueError(f"{by}={forced!r}: allowed are {allowed}{' and None' * (by == 'backend')}")
     return names
 
 
-def _forced(backends: Mapping[str, Backend], call, forced: str) -> str:
-    names = check(backends, forced)
+def _forced(backends: Mapping[str, Backend], call, forced: str, by: str) -> str:
+    names = check(backends, forced, by)
     why_not = [(name, reason) for name in names for reason in backends[name].why_not(call)]
     if why_not:
         listed = "; ".join(reason if len(names) == 1 else f"{name}: {reason}" for name, reason in why_not)
-        raise ValueError(f"backend={forced!r} cannot serve this call: {listed}")
+        raise ValueError(f"{by}={forced!r} cannot serve this call: {listed}")
     return ",".join(names)
 
 

@@ -40,7 +40,8 @@ def explain(
     parameter is formed.
 
     Args:
-        model: a B-cos network in evaluation mode; in training mode only with ``create_graph``.
+        model: a B-cos network in evaluation mode; in training mode only with ``create_graph``. Of what
+            ``torch.compile`` returned, the model that it compiles runs, in eager mode.
         images: ``[N, C, H, W]`` as the model takes them; ``[N, L, D]`` for embeddings of tokens, ``[N, D]`` for
             vectors. N is at least 1.
         targets: which rows are formed. T is their number for each image.
@@ -60,15 +61,17 @@ def explain(
             less memory by a factor of C.
 
     Returns:
-        The explanation: logits, targets, weights, contributions; ``.rgba()`` and ``.plot()`` show it.
+        The explanation, which holds logits, targets, weights and contributions; ``.rgba()`` and ``.plot()`` show it.
 
     Raises:
         TypeError, ValueError: an argument is not as described above; the error names it, its value and what is
             allowed.
-        RuntimeError: the model has no backward of several rows at once, as a compiled one; ``chunk=1`` needs none.
+        RuntimeError: the model has no backward of several rows at once, as one with checkpoints; ``chunk=1`` needs
+            none.
     """
     flag("create_graph", create_graph)
     flag("weights", weights)
+    model = getattr(model, "_orig_mod", model)  # of torch.compile, whose backward forms one row and has no derivative
     _check(model, images, output, chunk, create_graph)
     chosen = parse(targets, len(images), create_graph)
     x = images if create_graph and images.requires_grad else images.detach()

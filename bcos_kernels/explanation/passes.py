@@ -63,7 +63,7 @@ def backward(logits: Tensor, x: Tensor, gradients: Tensor, create_graph: bool, r
         return torch.func.vmap(of_one)(gradients)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # of a compiled model, a checkpoint or an autograd Function without a rule for vmap
+    except RuntimeError as error:  # of a compiled module, a checkpoint or an autograd Function without a rule for vmap
         rows, why = len(gradients), f"{type(error).__name__}: {error}".partition("\n")[0]
         raise RuntimeError(
             f"the backward of {rows} rows at once failed ({why}): chunk=1 forms them one by one"

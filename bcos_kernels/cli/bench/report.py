@@ -8,7 +8,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..terminal import refused, unwritable
+from ..terminal import installing, refused, unwritable
 from . import console, page, tables
 from .results import conditions, covered, device, is_gpu, read, state
 
@@ -83,7 +83,7 @@ def filled(path: Path, contents: dict[str, str | None]) -> str:
 def draw(results: list[dict]) -> list[dict[str, dict[str, bytes]]]:
     """The pictures of each result; raises ValueError where matplotlib is not installed."""
     if find_spec("matplotlib") is None:
-        raise ValueError("pictures need matplotlib, not installed here: pip install 'bcos_kernels[bench]'")
+        raise ValueError(f"pictures need matplotlib, not installed here: {installing('bench')}")
     from . import plots
 
     return [plots.draw(result) for result in results]

@@ -11,7 +11,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-from ..terminal import refused, unwritable
+from ..terminal import installing, refused, unwritable
 
 __all__ = ["configure", "main"]
 
@@ -58,7 +58,7 @@ def main(options: argparse.Namespace) -> int:
         options.error(f"--out {options.out}: {reason}")
     absent = missing()
     if absent:
-        return refused("demo", f"needs {', '.join(absent)}, not installed here: pip install 'bcos_kernels[demo]'")
+        return refused("demo", f"needs {', '.join(absent)}, not installed here: {installing('demo')}")
     from .picture import ENDINGS
 
     if options.out.suffix[1:] not in ENDINGS:
