@@ -1,5 +1,6 @@
 """``bk.explain``: directions that are trained, and pictures of rows without weights."""
 
+import pytest
 import torch
 from test_explain import example, made
 
@@ -29,3 +30,8 @@ def test_weights_of_zero_are_transparent():
         pictures = bk.explanation.result.rgba(images, weights, smooth, alpha_percentile=80)
         assert not pictures.isnan().any() and not pictures[0, ..., 3].any()
         assert pictures[1, 4, 4, 3] == 1 and pictures[1, 0, 0, 3] == 0
+
+
+def test_a_picture_needs_six_channels():
+    with pytest.raises(ValueError, match=r"weights has shape \(3, 4, 4\): colours need six channels"):
+        bk.explanation.result.rgba(torch.ones(3, 4, 4), torch.ones(3, 4, 4))
