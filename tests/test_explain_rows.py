@@ -5,6 +5,7 @@ import torch
 from test_explain import example, made
 
 import bcos_kernels as bk
+from bcos_kernels.core import _torch
 
 
 def test_the_graph_of_directions_is_kept():
@@ -21,6 +22,20 @@ def test_the_graph_of_directions_is_kept():
     (expected,) = torch.autograd.grad(torch.einsum("tk,nkhw->nthw", again, rows).square().sum(), again)
     assert gradient.allclose(expected, rtol=1e-9)
     assert not bk.explain(model, x, directions).contributions.requires_grad
+
+
+def test_directions_may_be_lists():
+    model, x = made("bcos"), example("bcos")
+    directions = [[0.5] * 5, [1.0, -1.0, 0.0, 2.0, 0.25]]
+    found, expected = (bk.explain(model, x, given) for given in (directions, torch.tensor(directions, dtype=x.dtype)))
+    assert torch.equal(found.contributions, expected.contributions) and found.contributions.any()
+
+
+def test_the_largest_gradient_is_found_far_from_the_output():
+    """What decides how many rows take a backward together."""
+    x = torch.ones(2, requires_grad=True)
+    y = (x.double() + 1).repeat(50).mul(2).sum().float() + x.sum()
+    assert _torch.largest_gradient(y, x) == 100 * 8
 
 
 def test_weights_of_zero_are_transparent():
