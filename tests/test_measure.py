@@ -138,6 +138,20 @@ class OtherFormula(nn.Module):
         return scale ** (self.b - 1 + self.power) * l
 
 
+class BiasBehind(Formula):
+    """A bias that the scale does not see; that of the published formulas is part of l."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = families.UnitLinear(6, 4, bias=True)
+
+    def forward(self, x):
+        bias = self.linear.bias
+        l = self.linear(x) - bias  # noqa: E741
+        scale = self.factor(l, families.row_norm(x))
+        return l * (scale.detach() if self.detach else scale) + bias
+
+
 class Failing(Formula):
     def forward(self, x):
         raise LookupError("no table")
@@ -147,6 +161,7 @@ class Failing(Formula):
     "make, message",
     [
         (DroppedInTraining, "in training"),
+        (BiasBehind, "none of the published formulas"),
         (Failing, "its own forward fails on a small input: LookupError: no table"),
         (lambda: altered(Formula(), linear=nn.Identity()), "its .linear is Identity, neither nn.Conv2d nor nn.Linear"),
         (lambda: altered(Formula(), linear=nn.LazyLinear(4, bias=False)), "its weight is not initialised yet"),

@@ -269,6 +269,22 @@ def test_checkpoints_and_hooks_on_saved_tensors(both):
         assert torch.allclose(mine, truth, rtol=1e-12, atol=1e-14)
 
 
+def test_a_norm_whose_output_has_another_dtype():
+    """Its gradient is then cast on its way to the layer, and would not be the one that was left."""
+    made = model("conv3x3", "batch", torch.float32)
+    made[0].bfloat16()
+    x = image(made).detach().bfloat16()
+
+    def found(pairs):
+        network = bk.accelerate(copy.deepcopy(made), pairs=pairs)
+        z = network[1](network[0](x))
+        assert z.dtype is torch.float32
+        z.pow(3).sum().backward()
+        return network[0].linear.weight.grad
+
+    assert torch.equal(found(True), found(False))
+
+
 def test_frozen_layers_and_frozen_norms(both):
     """A layer whose weight needs no gradient, and a norm whose parameters need none."""
     for index in (0, 1):
