@@ -11,6 +11,7 @@ from families import plain
 from norm_families import BATCH, MAKERS, N, accelerated, counted, example, norm, same_as_its_own
 from publishing import explain, outcome, same_or_raised
 from torch import nn
+from torch.nn.utils import parametrize
 
 import bcos_kernels as bk
 from bcos_kernels.compat import import_reference
@@ -78,6 +79,11 @@ def hook_on_the_mode(module):
         ("late batch", lambda m: setattr(m.dynamic_multiplication, "state", []), "has no state with the key"),
         ("late batch", lambda m: setattr(m.dynamic_multiplication, "forward", lambda **_: 0 * m.weight), "assigned"),
         ("late batch", lambda m: delattr(m, "dynamic_multiplication"), "it has lost its dynamic_multiplication"),
+        (
+            BATCH,
+            lambda m: parametrize.register_parametrization(m, "weight", nn.Identity()),
+            "its weight is parametrized: in training every read may change it",
+        ),
         (BATCH, lambda m: setattr(m, "eps", -1.0), None),
         (BATCH, lambda m: setattr(m, "eps", 2), None),
         (BATCH, lambda m: setattr(m, "momentum", 0.7), None),
