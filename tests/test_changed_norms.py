@@ -11,6 +11,7 @@ from families import plain
 from norm_families import BATCH, MAKERS, N, accelerated, counted, example, norm, same_as_its_own
 from publishing import explain, outcome, same_or_raised
 from torch import nn
+from torch.nn.utils import parametrize
 
 import bcos_kernels as bk
 from bcos_kernels.compat import import_reference
@@ -78,6 +79,11 @@ def hook_on_the_mode(module):
         ("late batch", lambda m: setattr(m.dynamic_multiplication, "state", []), "has no state with the key"),
         ("late batch", lambda m: setattr(m.dynamic_multiplication, "forward", lambda **_: 0 * m.weight), "assigned"),
         ("late batch", lambda m: delattr(m, "dynamic_multiplication"), "it has lost its dynamic_multiplication"),
+        (
+            BATCH,
+            lambda m: parametrize.register_parametrization(m, "weight", nn.Identity()),
+            "its weight is parametrized: in training every read may change it",
+        ),
         (BATCH, lambda m: setattr(m, "eps", -1.0), None),
         (BATCH, lambda m: setattr(m, "eps", 2), None),
         (BATCH, lambda m: setattr(m, "momentum", 0.7), None),
@@ -128,6 +134,7 @@ BUFFERS = {
     "deleted": lambda m: delattr(m, "running_var"),
     "another tensor": lambda m: setattr(m, "running_var", torch.full((6,), 3.0, dtype=torch.float64)),
     "single precision": lambda m: setattr(m, "running_var", m.running_var.float()),
+    "on another device": lambda m: setattr(m, "running_var", m.running_var.to("meta")),
     "one value": lambda m: setattr(m, "running_var", torch.ones(1, dtype=torch.float64)),
     "a parameter": lambda m: (delattr(m, "running_var"), setattr(m, "running_var", nn.Parameter(m.weight.detach()))),
 }
@@ -148,8 +155,12 @@ def test_running_buffers_removed_or_replaced(name, change, momentum):
         same_or_raised(mine, yours)
 
 
+class Own(torch.Tensor):
+    """A tensor of a class of its own, as the libraries of images and of units have."""
+
+
 def alike(y, expected):
-    assert (y.dtype, y.shape) == (expected.dtype, expected.shape)
+    assert (type(y), y.dtype, y.shape) == (type(expected), expected.dtype, expected.shape)
     y, expected = (t.to_dense() if t.is_sparse else t for t in (y, expected))
     return torch.allclose(y, expected, rtol=1e-6, equal_nan=True)
 
@@ -161,6 +172,7 @@ def test_inputs_that_the_code_does_not_expect(name):
     tall = example(name)
     inputs = [torch.ones(6, dtype=torch.float64), tall[0], tall[None], tall[:0], tall[:, :4], tall.to(torch.complex128)]
     inputs += [tall.long(), tall[..., None], torch.ones((), dtype=torch.float64), tall.to_sparse(), tall.float()]
+    inputs.append(tall.as_subclass(Own))
     for mode in (False, True):
         ours = accelerated(theirs)
         for module in (ours, theirs):

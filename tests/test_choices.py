@@ -12,8 +12,8 @@ import torch
 import bcos_kernels as bk
 from bcos_kernels.__main__ import main
 from bcos_kernels.core import tuned
-from bcos_kernels.core.candidate import DIRECTIONS
-from bcos_kernels.core.choice import choose, ways
+from bcos_kernels.core.candidate import DIRECTIONS, Candidate
+from bcos_kernels.core.choice import choose, predicted, taking_map, ways
 from bcos_kernels.transform import TRANSFORM, Call, Spec
 from bcos_kernels.transform.call import of_shapes
 
@@ -49,6 +49,27 @@ def test_choices_are_found_again(cache):
     assert tuned.find(CALL, "training") is None
     assert tuned.find(changed(exact_two=False), "forward") is None
     assert choose(TRANSFORM, BOTH, CALL, "training").reason.startswith("predicted")
+
+
+def test_a_measurement_is_valid_for_its_versions(monkeypatch):
+    monkeypatch.setattr(tuned, "_triton", lambda: "8.8")
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    assert tuned.device().endswith(", torch 9.9, triton 8.8")
+
+
+def test_what_refuses_and_what_takes_no_map_are_passed_over():
+    """Candidates of no op, in the order of their predicted times."""
+
+    def made(name: str, seconds: float, **options) -> Candidate:
+        return Candidate("gpu", name, None, lambda *_: (), cost=lambda *_: seconds, **options)
+
+    found = made("full", 1e-6, refusal=lambda *_: "no room"), made("plain", 2e-6), made("of maps", 3e-6)
+    candidates = *found[:2], replace(found[2], takes_gradient_map=True)
+    op = type("Op", (), {"candidates_of": lambda self, backend: candidates})()
+    chosen = predicted(op, "gpu", CALL, "training")
+    assert chosen.candidate is candidates[1]
+    assert chosen.reason == "predicted: gpu plain 2 µs, gpu of maps 3 µs; gpu full refuses: no room"
+    assert taking_map(op, "gpu", CALL, "training").candidate is candidates[2]
 
 
 def test_the_fastest_of_the_backends_that_are_left_serves(cache):
@@ -128,7 +149,8 @@ def test_a_place_that_cannot_be_written(cache):
         {"triton": {**WAY, "candidate": 1}},
         {"triton": {**WAY, "tile": [64, 32]}},
         {"triton": {**WAY, "tile": "64"}},
-        {"triton": {**WAY, "seconds": {"vendor": "1"}}},
+        {"triton": {**WAY, "seconds": {"vendor": 1e-5}}},
+        {"triton": {**WAY, "seconds": {"one-pass": "1"}}},
         {"triton": {**WAY, "candidate": "no-pass"}},
         {"triton": {"candidate": "vendor"}},
     ],

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import pickle
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -151,7 +152,7 @@ def test_state_dicts_whose_sequences_are_numbered_are_taken():
     converted.load_state_dict(numbered)
     assert torch.equal(converted(six()), other(six()))
     with pytest.raises(RuntimeError, match="Unexpected key"):
-        converted.load_state_dict({**numbered, "model.features.99.weight": torch.zeros(1)})
+        converted.load_state_dict({**numbered, f"model.features.{len(names)}.weight": torch.zeros(1)})
 
 
 class ShiftedNames(nn.Module):
@@ -342,7 +343,33 @@ def test_what_is_not_understood_is_named(monkeypatch):
     assert "2 modules converted, 1 kept, 2 left alone" in text and "left alone: 1 module of class SiLU" in text
     assert max(map(len, text.splitlines())) <= 80 and repr(report) in f"<Report: {text.splitlines()[0]}>"
     assert json.loads(json.dumps(report.to_dict()))["left_alone"] == 2
-    assert "<td>SiLU</td>" in report._repr_html_()
+    html = report._repr_html_()
+    assert "<td>SiLU</td>" in html and html.count("<td>") == html.count("<th>") * len(report.rows)
+
+
+@pytest.mark.parametrize(
+    "module, reason",
+    [
+        (nn.GELU("tanh"), "there is no rule for a GELU with approximate='tanh'"),
+        (nn.MaxPool2d(2, dilation=2), "an average pool has neither dilation nor indices"),
+        (nn.MaxPool2d(2, return_indices=True), "an average pool has neither dilation nor indices"),
+        (nn.MultiheadAttention(4, 2, dropout=0.5), "there is no rule for an attention with dropout"),
+        (nn.MultiheadAttention(4, 2, kdim=3, add_zero_attn=True), "an attention with kdim or vdim, add_zero_attn"),
+        (nn.MultiheadAttention(4, 2, add_bias_kv=True), "there is no rule for an attention with add_bias_kv"),
+    ],
+)
+def test_options_without_a_rule_are_named(module, reason):
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), module)
+    with pytest.warns(UserWarning, match="modules left alone: 1"):
+        (row,) = bk.convert(plain).report.left_alone
+    assert row.name == "1" and reason in row.reason
+
+
+def test_convolutions_that_form_queries_and_keys_stay_plain():
+    plain = nn.Sequential(OrderedDict(first=nn.Conv2d(3, 4, 1), qkv=nn.Conv2d(4, 12, 1)))
+    with pytest.warns(UserWarning, match="modules left alone: 1"):  # what holds such a layer is an attention
+        rows = {row.name: row for row in bk.convert(plain).report.rows}
+    assert (rows["qkv"].outcome, rows["qkv"].reason) == ("kept", "it forms queries, keys or values")
 
 
 def test_the_report_of_a_network_that_is_understood():

@@ -44,6 +44,12 @@ def hooked():
         (lambda: nn.Conv2d(1, 4, 3), {}, ValueError, "its first layer Conv2d takes 1 channels: 3 or 6"),
         (lambda: nn.Sequential(nn.Linear(3, 4)), {}, ValueError, "its first layer 0 is linear"),
         (lambda: nn.Conv2d(3, 3, 3, groups=3), {}, ValueError, "has groups=3: 1 is needed"),
+        (
+            lambda: torch.jit.script(nn.Conv2d(3, 4, 3)),
+            {},
+            TypeError,
+            "was compiled by TorchScript, a plain one is needed",
+        ),
         (TwoFirst, {}, ValueError, "fine and coarse both take 3 channels, which no layer makes: one alone"),
         (lambda: nn.Sequential(Scaled(3, 4, 3)), {}, ValueError, "the code of its first layer 0 is not that of"),
         (lambda: nn.Sequential(bk.BcosConv2d(6, 4, 3)), {}, ValueError, "0 is a B-cos layer"),

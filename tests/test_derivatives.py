@@ -11,6 +11,8 @@ from torch import nn
 from torch.autograd import grad, gradgradcheck
 
 import bcos_kernels as bk
+from bcos_kernels.core import autograd
+from bcos_kernels.core.op import Op
 from bcos_kernels.transform import Inputs, Spec, reference
 
 bcos_conv2d, bcos_linear = bk.functional.bcos_conv2d, bk.functional.bcos_linear
@@ -301,6 +303,18 @@ def test_late_mode_under_transforms():
             for detach in (state, fixed)
         ]
         assert error(*tangents) < 1e-13
+
+
+def test_a_backward_leaves_its_late_mode_to_no_other():
+    """Not even one that fails: the operators of the thread's next backward would read it."""
+    x, weight = torch.randn(1, 2, 4, 4, requires_grad=True), torch.randn(2, 2, 3, 3)
+    y = bcos_conv2d(x, weight, detach={"fixed_weights": True})
+    y.sum().backward(retain_graph=True)
+    assert autograd._running.late is None
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Op, "backward", lambda *args, **options: 1 / 0)
+        y.sum().backward()
+    assert autograd._running.late is None
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

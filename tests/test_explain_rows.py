@@ -7,6 +7,7 @@ import torch
 from test_explain import example, made
 
 import bcos_kernels as bk
+from bcos_kernels.core import _torch
 
 
 def test_the_graph_of_directions_is_kept():
@@ -60,6 +61,20 @@ def test_a_compiled_model_is_explained_by_the_model_that_it_compiles():
     assert torch.equal(bk.explain(compiled, x, 0, output=last).logits, bk.explain(model, x, 0, output=last).logits)
 
 
+def test_directions_may_be_lists():
+    model, x = made("bcos"), example("bcos")
+    directions = [[0.5] * 5, [1.0, -1.0, 0.0, 2.0, 0.25]]
+    found, expected = (bk.explain(model, x, given) for given in (directions, torch.tensor(directions, dtype=x.dtype)))
+    assert torch.equal(found.contributions, expected.contributions) and found.contributions.any()
+
+
+def test_the_largest_gradient_is_found_far_from_the_output():
+    """What decides how many rows take a backward together."""
+    x = torch.ones(2, requires_grad=True)
+    y = (x.double() + 1).repeat(50).mul(2).sum().float() + x.sum()
+    assert _torch.largest_gradient(y, x) == 100 * 8
+
+
 def test_weights_of_zero_are_transparent():
     images, weights = torch.rand(2, 6, 9, 8), torch.zeros(2, 6, 9, 8)
     weights[1, :, 4, 4] = 1  # fewer pixels than the percentile leaves out
@@ -67,3 +82,8 @@ def test_weights_of_zero_are_transparent():
         pictures = bk.explanation.result.rgba(images, weights, smooth, alpha_percentile=80)
         assert not pictures.isnan().any() and not pictures[0, ..., 3].any()
         assert pictures[1, 4, 4, 3] == 1 and pictures[1, 0, 0, 3] == 0
+
+
+def test_a_picture_needs_six_channels():
+    with pytest.raises(ValueError, match=r"weights has shape \(3, 4, 4\): colours need six channels"):
+        bk.explanation.result.rgba(torch.ones(3, 4, 4), torch.ones(3, 4, 4))

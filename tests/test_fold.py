@@ -214,12 +214,19 @@ UNKNOWN = "no B-cos layer is known whose output it reads alone"
         (lambda: pair(b=1.5), "b of the layer before it is 1.5, neither 1 nor 2"),
         (lambda: pair(N.NoBias(N.GroupNormUncentered2d)(4, 8)), "no uncentered batch norm"),
         (lambda: pair(max_out=2), "a factor is negative"),
+        (lambda: pair(NORM(8, track_running_stats=False)), "it has no running variance"),
         (read_twice, UNKNOWN),
         (used_twice, UNKNOWN),
     ],
 )
 def test_norms_that_stay(model, reason):
     check(ready(model()), reason)
+
+
+def test_a_norm_whose_factors_are_not_finite():
+    model = ready(pair())
+    model[1].weight.data[0] = float("inf")
+    assert bk.fold(model).folding.rows[1].reason == "its factors are not finite"
 
 
 def test_a_forward_that_depends_on_values():

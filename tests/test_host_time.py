@@ -1,5 +1,6 @@
 """A call like an earlier one repeats no checks, and nothing that an answer depends on is missing from what is kept."""
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -197,6 +198,19 @@ def test_the_backend_is_chosen_anew_when_the_choice_changes(monkeypatch):
     assert is_recorded(conv2d(X, weight))
     monkeypatch.setitem(TRANSFORM.backends, "cpu", Backend("cpu", lambda call: ["it is refused"]))
     assert not is_recorded(conv2d(X, weight))
+
+
+NORM = importlib.import_module("bcos_kernels.norm.functional")
+
+
+@pytest.mark.parametrize("module, call", [(functional, lambda: conv2d(X, W)), (NORM, lambda: bk.functional.norm(X))])
+def test_a_plan_is_made_once(module, call, monkeypatch):
+    made, make = [], module._make_plan
+    monkeypatch.setattr(module, "_PLANS", {})
+    monkeypatch.setattr(module, "_make_plan", lambda *args: made.append(args) or make(*args))
+    for _ in range(2):
+        call()
+    assert len(made) == 1
 
 
 def test_the_memory_is_bounded(monkeypatch):

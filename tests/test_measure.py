@@ -138,10 +138,34 @@ class OtherFormula(nn.Module):
         return scale ** (self.b - 1 + self.power) * l
 
 
+class BiasBehind(Formula):
+    """A bias that the scale does not see; that of the published formulas is part of l."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = families.UnitLinear(6, 4, bias=True)
+
+    def forward(self, x):
+        bias = self.linear.bias
+        l = self.linear(x) - bias  # noqa: E741
+        scale = self.factor(l, families.row_norm(x))
+        return l * (scale.detach() if self.detach else scale) + bias
+
+
+class Failing(Formula):
+    def forward(self, x):
+        raise LookupError("no table")
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
         (DroppedInTraining, "in training"),
+        (BiasBehind, "none of the published formulas"),
+        (Failing, "its own forward fails on a small input: LookupError: no table"),
+        (lambda: altered(Formula(), linear=nn.Identity()), "its .linear is Identity, neither nn.Conv2d nor nn.Linear"),
+        (lambda: altered(Formula(), linear=nn.LazyLinear(4, bias=False)), "its weight is not initialised yet"),
+        (lambda: altered(Formula(), forward=lambda x: x), "its forward was assigned on the instance"),
         (CappedExponent, "seen at b=4.0"),
         (ClampedNorm, "none of the published formulas"),
         (lambda: ByWidth(64), "none of the published formulas"),

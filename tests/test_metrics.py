@@ -80,6 +80,15 @@ def test_boxes_have_the_numbers_of_the_authors_code(model, images, labels):
     assert limited.nanmean().item() == pytest.approx(0.1972648856525235, abs=1e-12)
 
 
+def test_grids_end_when_no_more_classes_are_left_than_a_grid_has_cells():
+    """As the authors' loop does: with as many classes as cells there is no choice, and no grid."""
+    labels = torch.arange(5).repeat(3)
+    logits = torch.eye(5)[labels] * 9
+    assert len(metrics.select_grids(logits, labels, 4)) == 2
+    chosen = labels < 4
+    assert metrics.select_grids(logits[chosen], labels[chosen], 4) == []
+
+
 def test_a_grid_is_filled_from_top_to_bottom():
     images = torch.arange(9.0).view(9, 1, 1, 1).expand(9, 2, 3, 5)
     grid = metrics.make_grid(images)

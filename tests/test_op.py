@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -120,7 +123,8 @@ def test_transforms_and_compilers_see_the_operator(inputs):
     x, gain = inputs
     many = torch.stack([x, 2 * x])
     expected = torch.stack([toy(x, gain), toy(2 * x, gain)])
-    torch.testing.assert_close(torch.vmap(toy, (0, None))(many, gain), expected)
+    for place in (0, 1):
+        torch.testing.assert_close(torch.vmap(toy, (place, None))(many.movedim(0, place), gain), expected)
     torch.testing.assert_close(torch.func.grad(lambda x: toy(x, gain).sum())(x), grad(toy(x, gain).sum(), x)[0])
     torch._dynamo.reset()
     compiled = torch.compile(toy, fullgraph=True, backend="aot_eager")
@@ -158,6 +162,28 @@ def test_the_choice_explains_itself():
 def test_wrong_registrations_fail_at_once(register, error, words):
     with pytest.raises(error, match=words):
         register()
+
+
+def test_a_candidate_that_is_added_later_is_known_at_once():
+    """Also to calls that were made before: what served them must not serve those that now have a choice."""
+    op = declared("growing")
+    op.add_backend(Backend("cpu", lambda call: []))
+    assert op.candidates_of("cpu") == () and op.without_choice("cpu") is None
+    call, served = SimpleNamespace(spec=Spec(), dtype=torch.float32), []
+    for name in ("first", "second"):
+        op.add_candidate(Candidate("cpu", name, forward, backward))
+        assert op.candidates_of("cpu") == tuple(op.candidates)
+        assert op.without_choice("cpu") is (op.candidates[0] if name == "first" else None)
+        served.append(autograd.kernels_of(op, call, "cpu"))
+    assert served[0] is not served[1]
+
+
+def test_copies_and_pickles_hold_the_options_alone():
+    """Another process has other hashes."""
+    spec = Spec(0.25)
+    hash(spec)
+    for other in (copy.copy(spec), pickle.loads(pickle.dumps(spec))):
+        assert other == spec and vars(other) == {"eps": 0.25, "detach": False}
 
 
 def test_an_option_that_no_schema_holds_is_named():

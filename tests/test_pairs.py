@@ -3,6 +3,7 @@
 import copy
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import bcos_kernels as bk
 from bcos_kernels import _C
+from bcos_kernels.core import pairs
 from benchmarks import networks
 
 
@@ -156,6 +158,16 @@ def test_a_second_use_of_the_output_is_an_error(both):
     assert error(gradients(paired, image(paired)), gradients(alone, image(alone))) < 1e-13, "the next step is right"
 
 
+def test_what_was_left_is_taken_once_and_for_the_gradient_that_it_was_left_with():
+    grad, gradient_map = torch.ones(2, 3), torch.ones(4, 3)
+    ctx = SimpleNamespace(left=pairs.Left(grad, grad._version, gradient_map))
+    assert pairs.left(ctx, grad) is gradient_map and pairs.left(ctx, grad) is None
+    for arrives in (lambda: grad.clone(), lambda: None, lambda: grad.mul_(2)):
+        ctx.left = pairs.Left(grad, grad._version, gradient_map)
+        with pytest.raises(RuntimeError, match="pairs=True: something beside the norm"):
+            pairs.left(ctx, arrives())
+
+
 def test_two_norms_behind_one_layer_are_an_error():
     made = bk.accelerate(model("conv3x3", "batch"), pairs=True)
     other = bk.accelerate(model("conv3x3", "batch"), pairs=True)[1]
@@ -205,6 +217,26 @@ def test_gradients_of_gradients(explains, both, formed):  # noqa: F811
     assert not any(formed[:1])
 
 
+@pytest.mark.parametrize("explains", [False, True])
+@pytest.mark.parametrize("place", ["input", "between"])
+def test_a_loss_with_a_penalty_on_its_own_gradient(place, explains, both):
+    """The layer's output then also gets the gradient of the penalty, and nothing may be left with the layer."""
+
+    def found(made):
+        x = image(made)
+        for part in made[:2]:
+            part.set_explanation_mode(explains)
+        between = made[0](x)
+        y = made[1](between)
+        (g,) = grad(y.pow(3).sum(), x if place == "input" else between, create_graph=True)
+        made.zero_grad()
+        (y.pow(2).sum() + g.pow(2).sum()).backward()
+        return [x.grad, *(p.grad for p in made.parameters() if p.grad is not None)]
+
+    truth, mine = map(found, both)
+    assert error(mine, truth) < 1e-12
+
+
 def test_batched_gradients_and_repeated_backwards(both, formed):  # noqa: F811
     def found(made):
         x = image(made)
@@ -235,6 +267,22 @@ def test_checkpoints_and_hooks_on_saved_tensors(both):
     for run in (checkpointed, offloaded):
         truth, mine = map(run, both)
         assert torch.allclose(mine, truth, rtol=1e-12, atol=1e-14)
+
+
+def test_a_norm_whose_output_has_another_dtype():
+    """Its gradient is then cast on its way to the layer, and would not be the one that was left."""
+    made = model("conv3x3", "batch", torch.float32)
+    made[0].bfloat16()
+    x = image(made).detach().bfloat16()
+
+    def found(pairs):
+        network = bk.accelerate(copy.deepcopy(made), pairs=pairs)
+        z = network[1](network[0](x))
+        assert z.dtype is torch.float32
+        z.pow(3).sum().backward()
+        return network[0].linear.weight.grad
+
+    assert torch.equal(found(True), found(False))
 
 
 def test_frozen_layers_and_frozen_norms(both):

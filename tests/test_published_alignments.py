@@ -11,6 +11,7 @@ from families import is_accelerated, plain
 from norm_families import counted
 from publishing import publish
 from torch import nn
+from torch.nn.utils import parametrize
 
 import bcos_kernels as bk
 from bcos_kernels.adopt import alignment, published
@@ -149,6 +150,11 @@ CHANGES = [
     (lambda m: setattr(m.weight_mod.weighting_f[0], "bias", nn.Parameter(torch.ones(5))), "has groups or a bias"),
     (lambda m: setattr(m.weight_mod.weighting_f[1], "stride", (2, 2)), "is not pointwise"),
     (lambda m: m.register_module("weight_mod", nn.Identity()), "does not have the parts weighting_f and norm_func"),
+    (lambda m: setattr(m, "weight_mod", None), "its .weight_mod does not have the parts"),
+    (
+        lambda m: parametrize.register_parametrization(m.weight_mod.weighting_f[0], "weight", nn.Identity()),
+        "its weight is parametrized: in training every read may change it",
+    ),
 ]
 
 

@@ -20,6 +20,9 @@ FAMILIES = {
     "simple_vit_ti_patch16_224": 8, "vitc_ti_patch1_14": 8,
 }  # fmt: skip
 """How many images tell the accuracy of a network; DenseNet's errors differ most from image to image."""
+ENTRIES = [name for name in bcos.pretrained.list_available() if not name.startswith("standard")]
+TWINS = {"resnet101": "resnet50", "resnet152": "resnet50", "densenet121_long": "densenet121"}
+"""Entry point -> another one whose network differs by the number of equal blocks or not at all."""
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +41,7 @@ def build(name: str, dtype=torch.float32, size: int = 64, short: bool = False):
     equal blocks in a row are left: each layer that there is occurs, as wide as it is.
     """
     torch.manual_seed(len(name))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = getattr(bcos.pretrained, name)(pretrained=False)
+    model = untrained(name)
     if "vgg" in name:
         options = [(512, 256, 7, 1, 3), (256, 256), (256, 1000)]
         wide = model.classifier
@@ -57,6 +58,12 @@ def build(name: str, dtype=torch.float32, size: int = 64, short: bool = False):
                 parameter.fill_(1)
     (signalling if "vgg" in name else settled)(model, image(size, dtype, batch=4, seed=9))
     return model.eval()
+
+
+def untrained(name: str):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return getattr(bcos.pretrained, name)(pretrained=False)
 
 
 def shorten(model) -> None:
@@ -111,7 +118,7 @@ def test_family_in_fp32(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in bcos.pretrained.list_available() if not n.startswith("standard")])
+@pytest.mark.parametrize("name", [name for name in ENTRIES if name not in TWINS])
 def test_every_entry_point_in_float64(name):
     """Each model, accelerated: in float64 logits, parameter gradients and explanation equal the reference's.
 
@@ -123,6 +130,15 @@ def test_every_entry_point_in_float64(name):
     ours = logits_gradients_explanation(bk.accelerate(model), x)
     for mine, yours in zip(ours, theirs, strict=True):
         assert error(mine, yours, 0.0) < 1e-9
+
+
+def test_a_twin_is_the_same_network_apart_from_equal_blocks():
+    for name, other in TWINS.items():
+        with torch.device("meta"):
+            twin, network = untrained(name), untrained(other)
+        for model in (twin, network):
+            shorten(model)
+        assert repr(twin) == repr(network)
 
 
 def test_standard_networks_are_left_alone_but_for_their_attentions():

@@ -43,8 +43,8 @@ def leave(
         return None
     if grad is None or not grad.numel() or not needs[0] or not call.has_gradient_map or torch.is_grad_enabled():
         return None
-    node, number = ctx.next_functions[0]
-    if number != 0 or _torch.is_seen((grad, *inputs)) or _is_recorded(ctx) or _is_watched(inputs[0], node):
+    node, _ = ctx.next_functions[0]
+    if _torch.is_seen((grad, *inputs)) or _is_recorded(ctx) or _is_watched(inputs[0], node):
         return None
     maker = node if type(node) is type(ctx) else kernels.maker_of(inputs[0])
     if maker is None or _is_recorded(maker):

@@ -76,8 +76,7 @@ def explain(
     chosen = parse(targets, len(images), create_graph)
     x = images if create_graph and images.requires_grad else images.detach()
     with torch.inference_mode(False), torch.enable_grad(), explanation_mode(model):
-        x = x.clone() if x.is_inference() else x
-        x = x if x.requires_grad else x.requires_grad_()
+        x = (x.clone() if x.is_inference() else x).requires_grad_()
         logits = _logits(model, x, output)
         rows = chosen.rows(logits)
         found = passes.form(logits, x, rows, chunk, create_graph, weights)

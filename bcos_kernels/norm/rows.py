@@ -39,7 +39,7 @@ def as_images(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call) -> tuple
     if len(grad) == call.batch:
         return inputs, saved, call
     rows = len(grad) // call.batch
-    if call.spec.over in _OF_IMAGES and not call.given:
+    if call.spec.over in _OF_IMAGES:
         saved = saved._replace(mean=_repeated(saved.mean, rows), var=_repeated(saved.var, rows))
     call = replace(call.of_rows(rows), channels_last=is_channels_last(grad))
     return inputs._replace(x=grad.to(call.dtype)), saved, call
