@@ -1,4 +1,4 @@
-"""Tables and progress for a terminal."""
+"""Tables and progress for a terminal, and tables for a notebook."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from html import escape
 
-__all__ = ["aligned", "many", "progress", "wrapped"]
+__all__ = ["aligned", "folded_html", "many", "noted", "progress", "wrapped"]
 
 
 def aligned(rows: Iterable[tuple[str, ...]]) -> str:
@@ -23,6 +24,24 @@ def aligned(rows: Iterable[tuple[str, ...]]) -> str:
 def many(count: int, noun: str) -> str:
     """The count and the noun, in the plural unless the count is 1."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def noted(rows: Iterable[tuple[tuple[str, ...], str]], head: tuple[str, ...]) -> list[str]:
+    """A table, and below it the notes of its rows, by number: the third cell of a row with a note ends with it."""
+    notes: dict[str, int] = {}
+    lines = [head]
+    for cells, note in rows:
+        number = f" [{notes.setdefault(note, len(notes) + 1)}]" if note else ""
+        lines.append((*cells[:2], cells[2] + number, *cells[3:]))
+    return [aligned(lines), *(wrapped(f"[{number}] {note}") for note, number in notes.items())]
+
+
+def folded_html(summary: Iterable[str], head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """The lines of a summary, and under it a folded table of all modules, for a notebook."""
+    lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    heads = "".join(f"<th>{escape(title)}</th>" for title in head)
+    table = f"<details><summary>all modules</summary><table><tr>{heads}</tr>{lines}</table></details>"
+    return f"<p>{'<br>'.join(map(escape, summary))}</p>{table}"
 
 
 def wrapped(text: str) -> str:

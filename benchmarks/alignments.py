@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 
 from bcos_kernels.cli.bench.coda import CODA_NETS
+from bcos_kernels.cli.terminal import at_least
 from bcos_kernels.core.candidate import DIRECTIONS
 from bcos_kernels.dynamic_alignment import Call, Spec, traffic
 from bcos_kernels.text import aligned
@@ -59,11 +60,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--arch", default="sm_90", choices=ARCHITECTURES, help="(default sm_90)")
     parser.add_argument("--dtype", default="bf16", choices=list(DTYPES), help="(default bf16)")
     parser.add_argument("--backend", default="triton", choices=list(COSTS), help="whose kernels (default triton)")
-    parser.add_argument("--images", type=int, help=f"images at once (default {IMAGES})")
+    parser.add_argument("--images", type=at_least(1), help=f"images at once (default {IMAGES})")
     argv = sys.argv[1:] if argv is None else argv
     options = parser.parse_args(argv)
-    if options.images is not None and options.images < 1:
-        parser.error(f"--images {options.images}: at least 1 is needed")
     command = shlex.join(["python", "-m", "benchmarks.alignments", *argv])
     print(f"`{command}`\npredicted by the cost model, not measured: microseconds (and times the floor)")
     for name in CODA_NETS:

@@ -26,6 +26,7 @@ from torch import Tensor
 import bcos_kernels as bk
 from bcos_kernels.cli.bench.stored import commit
 from bcos_kernels.cli.bench.workloads import MODELS, network
+from bcos_kernels.cli.terminal import at_least
 from bcos_kernels.core import choice
 from bcos_kernels.gpu import aot
 from bcos_kernels.norm import NORM
@@ -118,11 +119,11 @@ def main(argv: list[str] | None = None) -> int:
     """Prints the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.launches", description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", default=NETWORKS, choices=NETWORKS, metavar="NAME", help="(default all)")
-    parser.add_argument("--images", type=int, default=256, help="the batch candidates are chosen for (default 256)")
+    parser.add_argument(
+        "--images", type=at_least(1), default=256, help="the batch candidates are chosen for (default 256)"
+    )
     argv = sys.argv[1:] if argv is None else argv
     chosen = parser.parse_args(argv)
-    if chosen.images < 1:
-        parser.error(f"--images {chosen.images}: must be at least 1")
     command = f"python -m benchmarks.launches {shlex.join(argv)}".strip()
     versions = f"bcos_kernels {bk.__version__}, torch {torch.__version__}, triton {triton.__version__}"
     print(f"`{command}` at commit {commit()[:10]}; {versions}, python {platform.python_version()}.")

@@ -28,6 +28,7 @@ from bcos_kernels.adopt.accelerate import plan_of
 from bcos_kernels.cli.bench.models import plain
 from bcos_kernels.cli.bench.stored import commit
 from bcos_kernels.cli.bench.workloads import IMAGE, MODELS, network
+from bcos_kernels.cli.terminal import at_least
 from bcos_kernels.gpu.cost import Kernel, rates
 from bcos_kernels.norm import NORM
 from bcos_kernels.text import aligned
@@ -164,12 +165,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", default=NETWORKS, choices=NETWORKS, metavar="NAME", help="(default all)")
     parser.add_argument("--arch", nargs="+", default=["sm_90"], choices=ARCHITECTURES, help="(default sm_90)")
-    parser.add_argument("--images", type=int, default=256, help="(default 256)")
+    parser.add_argument("--images", type=at_least(1), default=256, help="(default 256)")
     parser.add_argument("--bounds", action="store_true", help="what fusions that are not built would save")
     argv = sys.argv[1:] if argv is None else argv
     chosen = parser.parse_args(argv)
-    if chosen.images < 1:
-        parser.error(f"--images {chosen.images}: must be at least 1")
     versions = f"bcos_kernels {bk.__version__}, torch {torch.__version__}, python {platform.python_version()}"
     print(f"`{('python -m benchmarks.networks ' + shlex.join(argv)).strip()}` at commit {commit()[:10]}; {versions}.")
     print(f"Predicted, not measured: a training step, bf16, channels_last, {chosen.images} images.\n")

@@ -102,10 +102,9 @@ def digest(compiler: str, *flags: str, of: Iterable[Path], places: tuple[Path, .
     return found.hexdigest()[:16]
 
 
-def execute(*command) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def execute(*command, **options) -> subprocess.CompletedProcess:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.run(list(map(str, command)), cwd=ROOT, **pipes, **options)
 
 
 def compiled(flags: tuple[str, ...], sources: list[Path]) -> dict[Path, Path]:

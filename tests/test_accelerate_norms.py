@@ -23,12 +23,7 @@ from bcos_kernels.norm import NORM, cpu
 
 M = import_reference().modules
 
-pytestmark = pytest.mark.usefixtures("_published")
-
-
-@pytest.fixture
-def _published(monkeypatch):
-    norm_families.publish(monkeypatch)
+_published = pytest.fixture(autouse=True)(lambda monkeypatch: norm_families.publish(monkeypatch))
 
 
 @pytest.mark.parametrize("name", [BATCH, "DetachableGroupNorm2d", "late batch", "late layer"])

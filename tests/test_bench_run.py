@@ -259,7 +259,6 @@ BAD = {
     "--contenders ours/quick": "--contenders ours/quick: allowed are plain, reference, compiled",
     "--layers (": "--layers '(': no regular expression",
     "--layers nothing --models vit_s": "--layers 'nothing' matches no layer of vit_s",
-    "--batch 0": "--batch 0: must be above 0",
     "--limit -1": "--limit -1.0: must be above 0",
     "--device tpu": "--device tpu: allowed are cpu, cuda and cuda:<index>",
     "--no-layers --no-models": "nothing to measure is left",

@@ -20,12 +20,8 @@ import bcos_kernels as bk
 from bcos_kernels import tally
 from bcos_kernels.adopt import accelerate_as_built
 
-pytestmark = [pytest.mark.usefixtures("_published"), pytest.mark.filterwarnings("ignore:accelerate")]
-
-
-@pytest.fixture
-def _published(monkeypatch):
-    attention_families.publish(monkeypatch)
+pytestmark = pytest.mark.filterwarnings("ignore:accelerate")
+_published = pytest.fixture(autouse=True)(lambda monkeypatch: attention_families.publish(monkeypatch))
 
 
 def same_as_its_own(module):

@@ -20,9 +20,7 @@ from bcos_kernels.compat import import_reference
 M = import_reference().modules
 
 
-@pytest.fixture
-def families_published(monkeypatch):
-    families.publish(monkeypatch)
+families_published = pytest.fixture(lambda monkeypatch: families.publish(monkeypatch))
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -18,12 +18,7 @@ from bcos_kernels.compat import import_reference
 
 M = import_reference().modules
 
-pytestmark = pytest.mark.usefixtures("_published")
-
-
-@pytest.fixture
-def _published(monkeypatch):
-    norm_families.publish(monkeypatch)
+_published = pytest.fixture(autouse=True)(lambda monkeypatch: norm_families.publish(monkeypatch))
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -265,10 +265,10 @@ def test_no_images(images, words, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "more, words",
     [
-        (["--top", "0"], "--top 0: must be at least 1"),
+        (["--top", "0"], "--top: 0: must be at least 1"),
         (["--save", "map,png"], "--save map,png: allowed are map, rgba, weights"),
         (["--smooth", "4"], "--smooth 4: 0 or an odd"),
-        (["--batch", "0"], "--batch 0: must be at least 1"),
+        (["--batch", "0"], "--batch: 0: must be at least 1"),
         (["--hub", "resnet18"], "one of --model and --hub is needed"),
         (["--factory-args", "[]"], "a JSON object is needed"),
     ],

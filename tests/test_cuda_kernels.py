@@ -53,14 +53,7 @@ if GXX and HEADERS:
 
     def run(name: str, plant: int = 0) -> subprocess.CompletedProcess:
         environment = {**os.environ, "BCOS_PLANT": str(plant), "ASAN_OPTIONS": "detect_leaks=0"}
-        return subprocess.run(
-            [programs()[name]],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=300,
-        )
+        return execute(programs()[name], env=environment, timeout=300)
 
     @pytest.mark.parametrize("name", [path.stem for path in PROGRAMS])
     def test_against_float64(name):

@@ -7,7 +7,7 @@ import os
 import subprocess
 
 import pytest
-from emulated import GXX, SOURCES, cudnn_program
+from emulated import GXX, SOURCES, cudnn_program, execute
 
 CASES = ("cache", "damaged", "unusable", "refusals", "failures", "handles", "threads")
 
@@ -19,14 +19,7 @@ pytestmark = [
 
 def run(case: str, folder, **variables) -> str:
     environment = {**os.environ, **variables, "ASAN_OPTIONS": "detect_leaks=0"}  # handles stay until the process ends
-    done = subprocess.run(
-        [cudnn_program(), case, folder],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-    )
+    done = execute(cudnn_program(), case, folder, env=environment, timeout=120)
     assert done.returncode == 0 and done.stdout.endswith("ok\n"), done.stdout[-4000:]
     return done.stdout.removesuffix("ok\n")
 

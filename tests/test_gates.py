@@ -15,7 +15,7 @@ from torch import nn
 import bcos_kernels as bk
 from bcos_kernels.adopt import gate, published
 
-pytestmark = [pytest.mark.usefixtures("_published"), pytest.mark.filterwarnings("ignore:accelerate")]
+pytestmark = pytest.mark.filterwarnings("ignore:accelerate")
 
 
 def phi(x):
@@ -112,7 +112,7 @@ KINDS = [EarlyGELU, HeldGELU, LateGELU, UnusedGELU, LateTanhGELU, LateSiLU, Earl
 GATES = {LateTanhGELU: phi_by_tanh, EarlyTanhGELU: phi_by_tanh, LateSiLU: torch.sigmoid, EarlySiLU: torch.sigmoid}
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def _published(monkeypatch):
     rows = [("gates", kind, formula, (root,)) for (kind, root), formula in FORMULAS.items()]
     publish(monkeypatch, [*rows, ("modes", DynamicMultiplication, {"late": True})])

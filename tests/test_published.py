@@ -20,9 +20,7 @@ bcos = import_reference()
 M = bcos.modules
 
 
-@pytest.fixture
-def families_published(monkeypatch):
-    families.publish(monkeypatch)
+families_published = pytest.fixture(lambda monkeypatch: families.publish(monkeypatch))
 
 
 # what is published

@@ -18,12 +18,7 @@ from bcos_kernels.adopt import alignment, published
 from bcos_kernels.cli.bench.coda import CODA_NETS
 from bcos_kernels.core import dispatch
 
-pytestmark = pytest.mark.usefixtures("_published")
-
-
-@pytest.fixture
-def _published(monkeypatch):
-    publish(monkeypatch, FORMULAS)
+_published = pytest.fixture(autouse=True)(lambda monkeypatch: publish(monkeypatch, FORMULAS))
 
 
 def outcome(module, x, detach=False):

@@ -12,12 +12,8 @@ import bcos_kernels as bk
 from bcos_kernels import tally
 from bcos_kernels.adopt import attend, published
 
-pytestmark = [pytest.mark.usefixtures("_published"), pytest.mark.filterwarnings("ignore:accelerate")]
-
-
-@pytest.fixture
-def _published(monkeypatch):
-    attention_families.publish(monkeypatch)
+pytestmark = pytest.mark.filterwarnings("ignore:accelerate")
+_published = pytest.fixture(autouse=True)(lambda monkeypatch: attention_families.publish(monkeypatch))
 
 
 def test_every_attention_of_the_table_has_a_stand_in():

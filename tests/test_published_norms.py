@@ -14,15 +14,10 @@ from bcos_kernels import tally
 from bcos_kernels.adopt import norm as adopted
 from bcos_kernels.adopt import published
 
-pytestmark = pytest.mark.usefixtures("_published")
+_published = pytest.fixture(autouse=True)(lambda monkeypatch: norm_families.publish(monkeypatch))
 
 BACKENDS = ("cpu", "reference")
 SLOW = partial(pytest.param, marks=pytest.mark.slow)
-
-
-@pytest.fixture
-def _published(monkeypatch):
-    norm_families.publish(monkeypatch)
 
 
 def test_every_norm_of_the_table_has_a_stand_in():

@@ -136,7 +136,7 @@ def test_the_command_prints_every_layer(capsys):
     assert len(printed) == 4
     with pytest.raises(SystemExit):
         alignments.main(["--images", "0"])
-    assert "--images 0: at least 1 is needed" in capsys.readouterr().err
+    assert "--images: 0: must be at least 1" in capsys.readouterr().err
 
 
 def test_the_dynamic_weights_are_never_in_memory():

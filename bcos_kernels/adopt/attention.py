@@ -155,9 +155,7 @@ def _rest(module: Theirs, qkv: Any) -> Tensor:
 
 def _splits(linear: Theirs, x: Any, heads: int) -> bool:
     """Whether two calls with parts of the weight do what one call of the layer does."""
-    if any((linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)):
-        return False
-    if "forward" in vars(linear) or type(x) is not Tensor or x.dim() != 3 or not x.numel():
+    if _torch.has_hook(linear) or "forward" in vars(linear) or type(x) is not Tensor or x.dim() != 3 or not x.numel():
         return False
     tensors = (x, linear.weight, *(() if linear.bias is None else (linear.bias,)))
     usual = all(type(t) in (Tensor, nn.Parameter) and t.dtype in _DTYPES and t.device == x.device for t in tensors)

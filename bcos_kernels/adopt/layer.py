@@ -26,7 +26,7 @@ from .kind import Kind
 from .layer_code import GEOMETRY, SIZES, Code, Variant, read
 from .published import Theirs
 
-__all__ = ["KIND", "find", "is_candidate", "repeat", "transform", "variant_of", "weighted"]
+__all__ = ["KIND", "find", "is_candidate", "repeat", "transform", "unreadable", "variant_of", "weighted"]
 
 
 def weighted(module: Theirs) -> Theirs:
@@ -155,8 +155,8 @@ def is_candidate(module: Theirs) -> bool:
     )
 
 
-def variant_of(module: Theirs) -> Variant | str:
-    """The published formula that a candidate's code computes, or the reason why there is none."""
+def unreadable(module: Theirs) -> str | None:
+    """Why no code can tell the formula of a candidate; None where it can."""
     if isinstance(module, torch.jit.ScriptModule):
         return "it is a compiled TorchScript module"
     if "forward" in vars(module):
@@ -166,7 +166,12 @@ def variant_of(module: Theirs) -> Variant | str:
         return f"its .linear is {type(module._modules['linear']).__name__}, neither nn.Conv2d nor nn.Linear"
     if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
         return "its weight is not initialised yet"
-    return _code(module, layer).variant
+    return None
+
+
+def variant_of(module: Theirs) -> Variant | str:
+    """The published formula that a candidate's code computes, or the reason why there is none."""
+    return unreadable(module) or _code(module, weighted(module)).variant
 
 
 def _code(module: Theirs, layer: Theirs) -> Code:

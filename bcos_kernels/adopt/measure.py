@@ -85,15 +85,9 @@ def measure(module: Theirs) -> Measured | str:
 
 def _unmeasurable(module: Theirs) -> str | None:
     """The reason why the structure of a candidate rules out a measurement; None if it does not."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return "it is a compiled TorchScript module"
-    if "forward" in vars(module):
-        return "its forward was assigned on the instance"
+    if (reason := layers.unreadable(module)) is not None:
+        return reason
     layer = layers.weighted(module)
-    if layer is None:
-        return f"its .linear is {type(module._modules['linear']).__name__}, neither nn.Conv2d nor nn.Linear"
-    if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
-        return "its weight is not initialised yet"
     extra = set(module._modules) - {"linear", "dynamic_multiplication"}
     extra |= (module._parameters.keys() | module._buffers.keys()) - {"b", "scale"}
     if layer is module:

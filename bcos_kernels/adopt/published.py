@@ -119,8 +119,7 @@ def changed_parts(module: Theirs, names: Iterable[str] | None = None) -> str | N
         return "a global module hook must see calls of its parts"
     parts = module._modules
     for name in parts if names is None else names:
-        child = parts[name]
-        if child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks:
+        if _torch.has_hook(parts[name]):
             return f"its .{name} has a hook"
     return None
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from html import escape
 
 from ..core.candidate import DIRECTIONS
-from ..text import aligned, many, wrapped
+from ..text import folded_html, many, noted, wrapped
 from .kinds import KINDS
 
 __all__ = ["Report", "Row"]
@@ -81,16 +80,12 @@ class Report:
         if not self.rows:
             return str(self)
         wide = any(row.choices for row in self.rows)
-        notes: dict[str, int] = {}
-        cells = [("module", "class", "backend", *(DIRECTIONS if wide else ()))]
-        for row in self.rows:
-            text = _note(row)
-            number = f" [{notes.setdefault(text, len(notes) + 1)}]" if text else ""
-            choices = row.choices or ("",) * len(DIRECTIONS)
-            served = f"{row.backend or 'left alone'}{number}"
-            cells.append((row.name, row.class_name, served, *(choices if wide else ())))
-        listed = [wrapped(f"[{number}] {text}") for text, number in notes.items()]
-        return "\n".join([aligned(cells), *listed, *self._totals(), *self._hint(wide)])
+        head = ("module", "class", "backend", *(DIRECTIONS if wide else ()))
+        rows = [
+            ((*_named(row), *((row.choices or ("",) * len(DIRECTIONS)) if wide else ())), _note(row))
+            for row in self.rows
+        ]
+        return "\n".join([*noted(rows, head), *self._totals(), *self._hint(wide)])
 
     def __str__(self) -> str:
         groups = Counter((row.kind, row.class_name, _note(row), row.backend is None) for row in self.rows if _note(row))
@@ -105,16 +100,8 @@ class Report:
         return f"<Report: {'; '.join(self._totals())}>"
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{escape(title)}</th>" for title in ("module", "class", "backend", ""))
-        lines = (
-            "".join(f"<td>{escape(cell)}</td>" for cell in (r.name, r.class_name, r.backend or "left alone", _note(r)))
-            for r in self.rows
-        )
-        body = "".join(f"<tr>{line}</tr>" for line in lines)
-        return (
-            f"<p>{'<br>'.join(map(escape, self._totals()))}</p>"
-            f"<details><summary>all modules</summary><table><tr>{head}</tr>{body}</table></details>"
-        )
+        rows = ((*_named(row), _note(row)) for row in self.rows)
+        return folded_html(self._totals(), ("module", "class", "backend", ""), rows)
 
     def _totals(self) -> list[str]:
         """A line for each kind that the model has: how many of them each backend serves."""
@@ -133,6 +120,10 @@ class Report:
         if told or not any(row.has_choice for row in self.rows):
             return []
         return [wrapped("which kernels serve a layer depends on the input: call report(model, example_input)")]
+
+
+def _named(row: Row) -> tuple[str, str, str]:
+    return row.name, row.class_name, row.backend or "left alone"
 
 
 def _note(row: Row) -> str:

@@ -22,7 +22,7 @@ from ..explanation import explain
 from ..text import aligned, progress
 from . import loading, sources
 from .sources import Loaded, Source
-from .terminal import refused, unwritable
+from .terminal import at_least, refused, unwritable
 
 __all__ = ["configure", "main"]
 
@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", type=Path, help="also write every value to this JSON file")
     grid = parser.add_argument_group("gridpg")
     grid.add_argument("--cells", metavar="N", type=int, default=9, help="images of a grid: 4 or 9 (default 9)")
-    grid.add_argument("--grids", metavar="N", type=int, help="number of grids (default: all that there are)")
+    grid.add_argument("--grids", metavar="N", type=at_least(1), help="number of grids (default: all that there are)")
     grid.add_argument("--threshold", metavar="P", type=float, default=0.5, help="least confidence (default 0.5)")
     grid.add_argument("--rescale", action="store_true", help="shrink images, so that a grid has the size of one")
     epg = parser.add_argument_group("epg")
@@ -65,8 +65,6 @@ def main(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Ends with status 2 where a value is not allowed, before anything is loaded."""
-    if options.grids is not None and options.grids < 1:
-        options.error(f"--grids {options.grids}: must be at least 1")
     if options.cells < 4 or math.isqrt(options.cells) ** 2 != options.cells:
         options.error(f"--cells {options.cells}: a square number of at least 4 is needed")
     if not 0 <= options.threshold < 1:

@@ -16,7 +16,7 @@ from .. import adopt
 from ..compat import declare_torchvision_operators_when_needed, import_reference
 from ..conversion import AddInverse
 from ..explanation.modes import has_explanation_mode
-from .terminal import factory, json_object, module_of
+from .terminal import at_least, factory, json_object, module_of
 
 __all__ = ["configure", "check", "device", "load_model", "stacked", "transform_of"]
 
@@ -33,21 +33,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--factory-args", metavar="JSON", type=json_object, default={}, help="arguments of either")
     parser.add_argument("--weights", metavar="FILE", type=Path, help="a checkpoint with the model's state dict")
     parser.add_argument(
-        "--image-size", metavar="N", type=int, help=f"side of an image (default: the model's own, else {SIDE})"
+        "--image-size", metavar="N", type=at_least(1), help=f"side of an image (default: the model's own, else {SIDE})"
     )
-    parser.add_argument("--batch", metavar="N", type=int, default=64, help="images of a batch (default 64)")
-    parser.add_argument("--workers", metavar="N", type=int, default=2, help="processes that load images (default 2)")
-    parser.add_argument("--chunk", metavar="N", type=int, help="classes of one backward (default: what fits)")
+    parser.add_argument("--batch", metavar="N", type=at_least(1), default=64, help="images of a batch (default 64)")
+    parser.add_argument(
+        "--workers", metavar="N", type=at_least(0), default=2, help="processes that load images (default 2)"
+    )
+    parser.add_argument("--chunk", metavar="N", type=at_least(1), help="classes of one backward (default: what fits)")
 
 
 def check(options: argparse.Namespace) -> None:
     """Ends with status 2 where the arguments of :func:`configure`, or a command's ``--smooth``, are not allowed."""
     if (options.model is None) == (options.hub is None):
         options.error("one of --model and --hub is needed")
-    for name, least in (("image_size", 1), ("batch", 1), ("workers", 0), ("chunk", 1)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            options.error(f"--{name.replace('_', '-')} {value}: must be at least {least}")
     if options.smooth is not None and (options.smooth < 0 or (options.smooth and options.smooth % 2 == 0)):
         options.error(f"--smooth {options.smooth}: 0 or an odd positive number is needed")
 

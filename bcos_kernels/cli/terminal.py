@@ -18,17 +18,9 @@ from torch import nn
 from .. import compat
 
 __all__ = [
-    "DTYPES",
-    "EXTRA",
-    "factory",
-    "installing",
-    "json_object",
-    "module_of",
-    "printable",
-    "refused",
-    "shape",
+    "DTYPES", "EXTRA", "at_least", "factory", "installing", "json_object", "module_of", "printable", "refused", "shape",
     "unwritable",
-]
+]  # fmt: skip
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,6 +31,19 @@ def shape(text: str) -> tuple[int, ...]:
     if 0 in sizes:
         raise argparse.ArgumentTypeError(f"{text!r}: positive sizes are needed, as in 256,6,224,224")
     return sizes
+
+
+def at_least(least: float, kind: type = int) -> Callable[[str], Any]:
+    """Numbers of this kind from ``least`` on, for argparse."""
+
+    def number(text: str):
+        value = kind(text)
+        if not value >= least:  # also when it is NaN
+            raise argparse.ArgumentTypeError(f"{text}: must be at least {least}")
+        return value
+
+    number.__name__ = kind.__name__  # of which argparse says that a value is invalid
+    return number
 
 
 def json_object(text: str) -> dict:

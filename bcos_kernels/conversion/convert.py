@@ -16,6 +16,7 @@ from torch import nn
 
 from ..adopt.accelerate import accelerate, check_options, plan_of
 from ..adopt.layer import is_candidate
+from ..core import _torch
 from ..core.checks import check_model
 from ..modules import BcosLayer, Detachable
 from .families import head_of
@@ -179,10 +180,8 @@ def _takes_patches(model: nn.Module, name: str) -> bool:
 def _check_hooks(model: nn.Module) -> None:
     """Raises if a module that would be replaced has something that its replacement would not have."""
     for name, module in model.named_modules():
-        hooks = (
-            module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks,
-        )  # fmt: skip
-        what = "hooks" if any(hooks) else "parametrizations" if "parametrizations" in module._modules else None
+        what = "parametrizations" if "parametrizations" in module._modules else None
+        what = "hooks" if _torch.has_hook(module) else what
         if isinstance(module, CONVERTIBLE) and what is not None:
             raise ValueError(
                 f"model: {name or type(model).__name__} has {what}, which would be lost: remove them first"
@@ -231,7 +230,8 @@ class _Conversion:
             if getattr(module, "inplace", False) is True:
                 module.inplace = False  # type: ignore[assignment]
             if not self.options.bias and isinstance(module, BIASED) and id(module) not in self._alone:
-                for name in ("bias", "in_proj_bias", "positional_embedding")[: 3 if _is_ours(module) else 1]:
+                ours = ("in_proj_bias", "positional_embedding") if isinstance(module, Detachable) else ()
+                for name in ("bias", *ours):
                     if module._parameters.get(name) is not None:
                         setattr(module, name, None)
         return converted
@@ -289,7 +289,3 @@ class _Conversion:
                 reason = f"its own parameters stay: {', '.join(plain._parameters)}"
             return Row(path, title, None, reason, found.understood)
         return Row(path, title, became, reason)
-
-
-def _is_ours(module: nn.Module) -> bool:
-    return isinstance(module, Detachable)

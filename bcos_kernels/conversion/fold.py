@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..adopt import layer as layers
 from ..adopt import norm as norms
 from ..adopt.accelerate import plan_of
+from ..core import _torch
 from ..core.checks import check_model
 from ..modules import BcosConv1d, BcosConv2d, BcosConv3d, BcosLayer, BcosLinear
 from ..transform.reference import unit_weight
@@ -214,12 +215,7 @@ DEGREES = (1, 2)
 
 def _hooked(module: nn.Module) -> str | None:
     """The reason not to replace a module whose parts have hooks, which would be lost."""
-    hooks = (
-        getattr(part, name)
-        for part in module.modules()
-        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    )
-    return "it has hooks, which would be lost" if any(hooks) else None
+    return "it has hooks, which would be lost" if any(map(_torch.has_hook, module.modules())) else None
 
 
 def _factor(norm: Any, layer: _Formula) -> Tensor | str:

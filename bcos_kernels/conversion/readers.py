@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from ..adopt import layer as layers
 from ..adopt import norm as norms
 from ..adopt.kinds import kind_of
+from ..core import _torch
 from ..modules import BcosLayer, Detachable
 
 __all__ = ["Readers", "is_layer", "is_norm"]
@@ -127,7 +128,7 @@ class _Trace(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if id(m) in self._leaves or module_qualified_name in self.opaque:
             return True
-        if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
+        if _torch.has_hook(m):
             self.opaque[module_qualified_name] = None
             return True
         return super().is_leaf_module(m, module_qualified_name)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
-from html import escape
 
-from ..text import aligned, many, wrapped
+from ..text import folded_html, many, noted, wrapped
 
 __all__ = ["Report", "Row"]
 
@@ -58,12 +57,8 @@ class Report:
         """A line for each module, and the summary below. Reasons stand under the table, by number."""
         if not self.rows:
             return str(self)
-        notes: dict[str, int] = {}
-        cells = [("module", "class", "became")]
-        for row in self.rows:
-            number = f" [{notes.setdefault(row.reason, len(notes) + 1)}]" if row.reason else ""
-            cells.append((row.name, row.class_name, row.outcome + number))
-        return "\n".join([aligned(cells), *(wrapped(f"[{n}] {text}") for text, n in notes.items()), self._total()])
+        rows = (((row.name, row.class_name, row.outcome), row.reason) for row in self.rows)
+        return "\n".join([*noted(rows, ("module", "class", "became")), self._total()])
 
     def __str__(self) -> str:
         pairs = Counter((row.class_name, row.became) for row in self.converted)
@@ -84,16 +79,8 @@ class Report:
         return f"<Report: {self._total()}>"
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{title}</th>" for title in ("module", "class", "became", ""))
-        lines = (
-            "".join(f"<td>{escape(cell)}</td>" for cell in (row.name, row.class_name, row.outcome, row.reason))
-            for row in self.rows
-        )
-        body = "".join(f"<tr>{line}</tr>" for line in lines)
-        return (
-            f"<p>{escape(self._total())}</p>"
-            f"<details><summary>all modules</summary><table><tr>{head}</tr>{body}</table></details>"
-        )
+        rows = ((row.name, row.class_name, row.outcome, row.reason) for row in self.rows)
+        return folded_html([self._total()], ("module", "class", "became", ""), rows)
 
     def _total(self) -> str:
         kept = len(self.rows) - len(self.converted) - len(self.left_alone)

@@ -173,14 +173,6 @@ def _batch_norm(norm: Any, name: str, options: Options) -> Made:
     return _of_class(norm, modules.BatchNormUncentered2d)
 
 
-def _layer_norm(norm: nn.LayerNorm, name: str, options: Options) -> Made:
-    return _of_class(norm, modules.DetachableLayerNorm)
-
-
-def _group_norm(norm: nn.GroupNorm, name: str, options: Options) -> Made:
-    return _of_class(norm, modules.DetachableGroupNorm)
-
-
 def _gelu(gelu: nn.GELU, name: str, options: Options) -> Made:
     if not options.activations:
         return Made(nn.Identity(), "activations=False")
@@ -218,8 +210,8 @@ RULES: tuple[tuple[Any, Callable[..., Made]], ...] = (
     (nn.Conv2d, _convolution),
     (nn.Linear, _linear),
     (nn.BatchNorm2d, _batch_norm),
-    (nn.LayerNorm, _layer_norm),
-    (nn.GroupNorm, _group_norm),
+    (nn.LayerNorm, lambda norm, name, options: _of_class(norm, modules.DetachableLayerNorm)),
+    (nn.GroupNorm, lambda norm, name, options: _of_class(norm, modules.DetachableGroupNorm)),
     (nn.GELU, _gelu),
     (nn.ReLU, _relu),
     (nn.MaxPool2d, _max_pool),

@@ -52,6 +52,12 @@ def has_global_hook() -> bool:
     return module._has_any_global_hook() and not all(map(_notes_names, GLOBAL_HOOKS))
 
 
+def has_hook(module: Any) -> bool:
+    """Whether a hook of the module's own sees its calls."""
+    m = module
+    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+
+
 def _notes_names(hooks: dict) -> bool:
     tracker: Any = sys.modules.get("torch.utils.module_tracker")
     return not hooks or (

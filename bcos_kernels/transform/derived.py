@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from math import gcd, prod
+from typing import Any
 
 import torch
 
@@ -17,6 +18,11 @@ HALF = (torch.float16, torch.bfloat16)
 PACKED_WIDTH = 32  # the most channels or filters of the neighbouring narrow groups that share a tile
 
 
+def _option(name: str) -> Any:
+    """An option of the spec, or what follows from its options alone, as an attribute of the call."""
+    return cached_property(lambda described: getattr(described.spec, name))
+
+
 class Derived(call.Call):
     """The properties of :class:`bcos_kernels.transform.call.Call`, which has the fields that they follow from."""
 
@@ -28,9 +34,15 @@ class Derived(call.Call):
     bias: bool
     tf32: bool
 
-    @property
-    def is_linear(self) -> bool:
-        return self.spec.is_linear
+    is_linear: bool = _option("is_linear")
+    groups: int = _option("groups")
+    max_out: int = _option("max_out")
+    unit: bool = _option("unit")
+    cos_eps: float = _option("cos_eps")
+    norm_eps: tuple[float, float] = _option("norm_eps")
+    out_dtype: torch.dtype = _option("out_dtype")
+    saves_linear: bool = _option("saves_linear")
+    power: int = _option("power")
 
     # ---- the window
 
@@ -107,14 +119,6 @@ class Derived(call.Call):
         return self.x_shape[0] * prod(padded) * self.spec.groups
 
     @cached_property
-    def groups(self) -> int:
-        return self.spec.groups
-
-    @cached_property
-    def max_out(self) -> int:
-        return self.spec.max_out
-
-    @cached_property
     def filters(self) -> int:
         return self.weight_shape[0]
 
@@ -151,33 +155,9 @@ class Derived(call.Call):
         return (self.spec.b or 0.0) - 1
 
     @cached_property
-    def power(self) -> int:
-        return self.spec.power
-
-    @cached_property
-    def unit(self) -> bool:
-        return self.spec.unit
-
-    @cached_property
-    def cos_eps(self) -> float:
-        return self.spec.cos_eps
-
-    @cached_property
-    def norm_eps(self) -> tuple[float, float]:
-        return self.spec.norm_eps
-
-    @cached_property
-    def out_dtype(self) -> torch.dtype:
-        return self.spec.out_dtype
-
-    @cached_property
     def saves_norm(self) -> bool:
         """Whether n is saved; where every channel is a group, n is as large as x and the backward computes it again."""
         return self.power != 1 and (self.groups == 1 or self.group_channels > 1)
-
-    @cached_property
-    def saves_linear(self) -> bool:
-        return self.spec.saves_linear
 
     @cached_property
     def intermediates(self) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:

@@ -19,7 +19,7 @@ from ...core.choice import Choice, forced
 from ...modules import BcosLayer
 from ...transform import TRANSFORM
 from ...transform.call import of_shapes
-from .results import EVERY
+from .results import CONTENDERS, EVERY
 
 __all__ = [
     "BACKENDS",
@@ -62,7 +62,7 @@ def known() -> tuple[str, ...]:
     """The names of all contenders, including those that this machine or a workload does not allow."""
     ours = [f"ours/{backend}" for backend in BACKENDS]
     forced = [f"ours/{backend}/{candidate}" for backend in BACKENDS for candidate in candidates(backend)]
-    return "plain", "reference", *COMPILED, "ours", PAIRS, FOLDED, *ours, *forced
+    return *CONTENDERS, *ours, *forced
 
 
 def possible(device: str) -> tuple[str, ...]:

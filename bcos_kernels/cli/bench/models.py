@@ -27,11 +27,9 @@ EXPLAINED = {"explained batch": (8, 1), "explained grids": (4, 9), "further clas
 """Measures of whole explanations -> images and classes of each: what a data set takes, what GridPG takes, and the
 backwards alone, which are what every class costs beyond the forward."""
 MEASURES = ("inference", "training", "explanation", "class explanations", "explanation loss", *EXPLAINED)
-"""A forward without a graph; a step of SGD; a forward and dx of one logit of each image; the same for ``CLASSES``
-classes with one graph; a step of SGD on a loss that contains the explanation, hence a second derivative; weights,
-contributions and pictures by the reference's ``model.explain``, which takes one image and one class at a time, and by
-our ``explain``, beside the passes alone of the standard network; and the backwards of several classes through a graph
-that is there, ours as ``explain`` forms them and one class at a time by all others."""
+"""As ``show`` tells them. Whole explanations are those of the reference's ``model.explain``, which takes one image and
+one class at a time, and of our ``explain``, beside the passes alone of the standard network; the backwards of further
+classes are ours as ``explain`` forms them, and one class at a time by all others."""
 COMPILABLE = MEASURES[:4]
 """torch.compile has no second derivatives, and compiles no passes that a model makes by itself."""
 EXPLAINED_MODELS = ("resnet50", "densenet121")

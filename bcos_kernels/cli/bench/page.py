@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Iterable
 
-from .tables import Table
+from .tables import Part, Table
 
 __all__ = ["page", "pictured", "section", "tabulated"]
 
@@ -27,7 +27,6 @@ th { cursor: pointer; background: #f4f4f4; }
 th[data-order]::after { content: " ↑"; }
 th[data-order="-1"]::after { content: " ↓"; }
 .met { color: #00692f; } .missed { color: #a32c00; font-weight: bold; }
-.where { color: #555; }
 """
 HELP = (
     "Rest the pointer on a point or a bar to see what it is and its figure. Click the head of a column to sort a "
@@ -61,8 +60,8 @@ document.querySelector('.search').addEventListener('input', event => {
 
 
 def cell(text: str) -> str:
-    """Escaped, with Markdown's bold."""
-    return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(text))
+    """Escaped, with Markdown's bold and code."""
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(text)))
 
 
 def tabulated(table: Table) -> str:
@@ -86,9 +85,10 @@ def pictured(title: str, name: str, svg: bytes) -> str:
     return f'<figure role="img" aria-label="{html.escape(title)}">{text}</figure>'
 
 
-def section(title: str, where: str, parts: Iterable[str]) -> str:
-    """A part of the page; ``where`` says how it was measured."""
-    return "\n".join([f"<h2>{html.escape(title)}</h2>", f'<p class="where">{html.escape(where)}</p>', *parts])
+def section(title: str, figures: Iterable[str], parts: Iterable[Part]) -> str:
+    """The pictures and the parts of the report of one result."""
+    shown = (tabulated(p) if isinstance(p, Table) else f"<p>{cell(p.removeprefix('- '))}</p>" for p in parts)
+    return "\n".join([f"<h2>{html.escape(title)}</h2>", *figures, *shown])
 
 
 def page(title: str, sections: Iterable[str]) -> str:

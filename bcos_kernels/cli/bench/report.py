@@ -51,6 +51,10 @@ def parts(result: dict, layers: bool = True, links: dict[str, str] | None = None
     return found + [f"- {line}" for line in tables.refusals(result)]
 
 
+def title(result: dict) -> str:
+    return f"{device(result)}: {covered(result)}"
+
+
 def headline(results: list[dict], links: list[dict[str, str]]) -> str | None:
     """The picture and the table of the first result with whole models, a GPU's before a CPU's; None without models."""
     for result, own in sorted(zip(results, links, strict=True), key=lambda pair: not is_gpu(pair[0])):
@@ -93,18 +97,8 @@ def web_page(results: list[dict], pictures: list[dict[str, dict[str, bytes]]]) -
     """One HTML page with a section for each result; pictures are in it."""
     sections = []
     for n, (result, drawn) in enumerate(zip(results, pictures, strict=True)):
-        goals, *others = (tables.goals(result), tables.by_group(result), tables.every_model(result))
-        others.append(tables.every_layer(result))
-        sentence = tables.no_verdict(result)
-        shown = [
-            *([page.tabulated(goals)] if goals.rows else []),
-            *([f"<p><b>{page.cell(sentence)}</b></p>"] if sentence else []),
-            *(page.pictured(ALT[name], f"{n}-{name}", files["svg"]) for name, files in drawn.items()),
-            *(page.tabulated(found) for found in others if found),
-            *(f"<p>{page.cell(line)}</p>" for line in tables.refusals(result)),
-        ]
-        where = f"{conditions(result, code='')}. {AVERAGES} {state(result)}"
-        sections.append(page.section(f"{device(result)}: {covered(result)}", where, shown))
+        figures = [page.pictured(ALT[name], f"{n}-{name}", files["svg"]) for name, files in drawn.items()]
+        sections.append(page.section(title(result), figures, parts(result)))
     return page.page("bcos_kernels: speed and memory", sections)
 
 
@@ -164,11 +158,7 @@ def write(options: argparse.Namespace) -> None:
         links = [{name: (way / file).as_posix() for name, file in files.items()} for files in named]
         others = [{name: link for name, link in own.items() if name != "headline"} for own in links]
         sections = zip(results, others if options.readme else links, strict=True)
-        found = [
-            part
-            for r, own in sections
-            for part in (f"### {device(r)}: {covered(r)}", *parts(r, not options.no_layers, own))
-        ]
+        found = [part for r, own in sections for part in (f"### {title(r)}", *parts(r, not options.no_layers, own))]
         return headline(results, links), found
 
     for path in options.readme:

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..measure import ratio as paired_ratio
 
 __all__ = [
+    "CONTENDERS",
     "EVERY",
     "SCHEMA",
     "conditions",
@@ -27,7 +28,17 @@ __all__ = [
 SCHEMA = 2
 REPEAT = "repeat the run with python -m bcos_kernels bench"
 NAMED = 12  # of what was not measured; the rest is counted
-CONTENDERS = ("plain", "reference", "compiled", "compiled plain", "compiled ours", "ours", "ours pairs", "ours folded")
+CONTENDERS = {
+    "plain": "PyTorch's module of the same shape",
+    "reference": "the package bcos",
+    "compiled": "torch.compile of the reference, by default for a sample of the layers",
+    "compiled plain": "torch.compile of plain, likewise",
+    "compiled ours": "torch.compile of ours, likewise",
+    "ours": "this package; each call is served by the fastest kernels",
+    "ours pairs": "the same with accelerate(model, pairs=True), only if it is named",
+    "ours folded": "fold of ours, for inference and explanations, only if it is named",
+}
+"""The contenders that no backend is forced for, in the order of tables."""
 USUAL = ("plain", "reference", "ours")
 """The contenders of every run."""
 EVERY = "every contender"
@@ -110,7 +121,8 @@ def order(rows: Iterable[dict]) -> list[str]:
     """Every contender of the rows, plain and reference first, forced ones of ours last."""
     found = dict.fromkeys(name for row in rows for name in (*row["contenders"], *row.get("refused", ())))
     found.pop(EVERY, None)
-    return sorted(found, key=lambda name: (CONTENDERS.index(name) if name in CONTENDERS else len(CONTENDERS), name))
+    places = {name: place for place, name in enumerate(CONTENDERS)}
+    return sorted(found, key=lambda name: (places.get(name, len(places)), name))
 
 
 def is_gpu(result: dict) -> bool:

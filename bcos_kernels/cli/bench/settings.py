@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..terminal import DTYPES, json_object, shape
+from ..terminal import DTYPES, at_least, json_object, shape
 from . import layers, models
 from .coda import CODA_NETS
 from .contenders import COMPILED, FOLDED, PAIRS, known
@@ -175,11 +175,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--device", help="cpu, cuda or cuda:<index> (default the GPU if there is one)")
     how.add_argument("--dtype", choices=DTYPES, help=f"(default {CPU.dtype} on a CPU, {GPU.dtype} on a GPU)")
     batch = f"(default {CPU.batch} for layers and {CPU.models_batch} for models on a CPU, {GPU.batch} on a GPU)"
-    how.add_argument("--batch", type=int, help=f"number of images; on a GPU a quarter for transformers {batch}")
-    how.add_argument("--seconds", type=float, help=f"for each row (default {CPU.seconds} CPU, {GPU.seconds} GPU)")
+    how.add_argument("--batch", type=at_least(1), help=f"number of images; on a GPU a quarter for transformers {batch}")
+    how.add_argument(
+        "--seconds", type=at_least(0, float), help=f"for each row (default {CPU.seconds} CPU, {GPU.seconds} GPU)"
+    )
     how.add_argument("--limit", type=float, metavar="MINUTES", help="for the whole run; it names what it left out")
     how.add_argument(
-        "--processes", type=int, help="how many compile kernels beforehand, on a GPU (default one per core)"
+        "--processes", type=at_least(1), help="how many compile kernels beforehand, on a GPU (default one per core)"
     )
     how.add_argument(
         "--out", type=Path, metavar="FILE", help="the file of the result (default: named after the device)"
@@ -202,19 +204,12 @@ def _allowed(option: str, names: Iterable[str] | None, allowed: Iterable[str]) -
     return tuple(names)
 
 
-def _positive(option: str, value: float | None) -> None:
-    if value is not None and not value > 0:
-        raise ValueError(f"{option} {value}: must be above 0")
-
-
 def resolved(o: argparse.Namespace) -> Settings:
     """The settings of a command line; raises ValueError that names the wrong option."""
     device = opened(o.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     defaults = GPU if device.name == "cuda" else CPU
-    for option in ("batch", "limit", "processes"):
-        _positive(f"--{option}", getattr(o, option))
-    if o.seconds is not None and not o.seconds >= 0:
-        raise ValueError(f"--seconds {o.seconds}: must be at least 0")
+    if o.limit is not None and not o.limit > 0:
+        raise ValueError(f"--limit {o.limit}: must be above 0")
     if (o.module is None) != (o.input is None):
         raise ValueError("--module and --input belong together: --module pkg.module:factory --input N,C,H,W")
     if o.module and (o.models or o.layers or o.scaling or o.quick or o.batch):

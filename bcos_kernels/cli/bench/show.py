@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ...text import wrapped
 from .contenders import possible
-from .results import ratio
+from .results import CONTENDERS, ratio
 from .tables import duration, seconds
 from .tasks import CURVES, Bench
 
@@ -24,16 +24,6 @@ MEASURES = {
     "explained batch": "weights, contributions and pictures of 8 images",
     "explained grids": "the same of 4 images and 9 classes, as GridPG needs them",
     "further classes": "the backwards of 8 classes of 4 images, with a graph that is there",
-}
-CONTENDERS = {
-    "plain": "PyTorch's module of the same shape",
-    "reference": "the package bcos",
-    "compiled": "torch.compile of the reference, by default for a sample of the layers",
-    "compiled plain": "torch.compile of plain, likewise",
-    "compiled ours": "torch.compile of ours, likewise",
-    "ours": "this package; each call is served by the fastest kernels",
-    "ours pairs": "the same with accelerate(model, pairs=True), only if it is named",
-    "ours folded": "fold of ours, for inference and explanations, only if it is named",
 }
 
 

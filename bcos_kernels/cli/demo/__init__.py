@@ -11,7 +11,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-from ..terminal import installing, refused, unwritable
+from ..terminal import at_least, installing, refused, unwritable
 
 __all__ = ["configure", "main"]
 
@@ -36,17 +36,9 @@ def missing() -> list[str]:
     return absent
 
 
-def positive(text: str) -> int:
-    """An int of at least 1, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: must be at least 1")
-    return value
-
-
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = "Compares reference B-cos models on real images with accelerated ones."
-    parser.add_argument("--epochs", type=positive, default=4, help="epochs of training on the digits (default 4)")
+    parser.add_argument("--epochs", type=at_least(1), default=4, help="epochs of training on the digits (default 4)")
     parser.add_argument("--out", type=Path, default=Path("demo.png"), help="picture to write (default demo.png)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and the batches (default 0)")
     parser.add_argument("--quick", action="store_true", help="a few steps and single measurements: does it all run?")

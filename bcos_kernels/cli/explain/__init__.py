@@ -13,7 +13,7 @@ from ... import __version__
 from ...text import many, progress
 from .. import loading, sources
 from ..sources import Source
-from ..terminal import refused
+from ..terminal import at_least, refused
 from .processes import Processes, connected
 from .run import Job, check, run
 from .shards import Folder, fingerprint
@@ -35,7 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     sources.configure(parser)
     loading.configure(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the folder of the results")
-    parser.add_argument("--top", metavar="N", type=int, default=1, help="classes that are explained (default 1)")
+    parser.add_argument(
+        "--top", metavar="N", type=at_least(1), default=1, help="classes that are explained (default 1)"
+    )
     parser.add_argument(
         "--save",
         metavar="LIST",
@@ -44,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="of maps and weights (default fp16)")
     parser.add_argument("--smooth", metavar="N", type=int, default=15, help="smoothing of pictures (default 15)")
-    parser.add_argument("--shard", metavar="N", type=int, default=1000, help="images of a shard (default 1000)")
+    parser.add_argument("--shard", metavar="N", type=at_least(1), default=1000, help="images of a shard (default 1000)")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -53,9 +55,6 @@ def main(options: argparse.Namespace) -> int:
     save = tuple(name for name in KEPT if name in options.save.split(","))
     if not save or set(options.save.split(",")) - set(KEPT):
         options.error(f"--save {options.save}: allowed are {', '.join(KEPT)}, separated by commas")
-    for name in ("top", "shard"):
-        if getattr(options, name) < 1:
-            options.error(f"--{name} {getattr(options, name)}: must be at least 1")
     job = Job(
         options.top, save, options.dtype, options.batch, options.shard, options.chunk, options.smooth, options.workers
     )

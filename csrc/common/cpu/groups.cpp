@@ -1,17 +1,16 @@
 #include "common/cpu/groups.h"
 
 namespace bcos::cpu {
-namespace {
 
 template <typename A>
-BCOS_INLINE void add_up_all(const A* values, int64_t groups, int64_t width, A* out) {
+BCOS_CLONES void add_up(const A* values, int64_t groups, int64_t width, A* out) {
   by_width(width, [&](auto constant) BCOS_INLINE_BODY {
     sum_groups(out, 0, groups, constant, [&](int64_t i) BCOS_INLINE_BODY { return values[i]; });
   });
 }
 
 template <typename A>
-BCOS_INLINE void repeat_all(const A* values, int64_t groups, int64_t width, A* out) {
+BCOS_CLONES void repeat(const A* values, int64_t groups, int64_t width, A* out) {
   by_width(width, [&](auto constant) BCOS_INLINE_BODY {
     const int64_t size = constant;
 #pragma omp simd
@@ -21,32 +20,9 @@ BCOS_INLINE void repeat_all(const A* values, int64_t groups, int64_t width, A* o
   });
 }
 
-BCOS_CLONES void run_add_up(const float* values, int64_t groups, int64_t width, float* out) {
-  add_up_all(values, groups, width, out);
-}
-BCOS_CLONES void run_add_up(const double* values, int64_t groups, int64_t width, double* out) {
-  add_up_all(values, groups, width, out);
-}
-BCOS_CLONES void run_repeat(const float* values, int64_t groups, int64_t width, float* out) {
-  repeat_all(values, groups, width, out);
-}
-BCOS_CLONES void run_repeat(const double* values, int64_t groups, int64_t width, double* out) {
-  repeat_all(values, groups, width, out);
-}
-
-}  // namespace
-
-void add_up(const float* values, int64_t groups, int64_t width, float* out) {
-  run_add_up(values, groups, width, out);
-}
-void add_up(const double* values, int64_t groups, int64_t width, double* out) {
-  run_add_up(values, groups, width, out);
-}
-void repeat(const float* values, int64_t groups, int64_t width, float* out) {
-  run_repeat(values, groups, width, out);
-}
-void repeat(const double* values, int64_t groups, int64_t width, double* out) {
-  run_repeat(values, groups, width, out);
-}
+template void add_up(const float*, int64_t, int64_t, float*);
+template void add_up(const double*, int64_t, int64_t, double*);
+template void repeat(const float*, int64_t, int64_t, float*);
+template void repeat(const double*, int64_t, int64_t, double*);
 
 }  // namespace bcos::cpu

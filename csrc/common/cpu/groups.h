@@ -43,9 +43,9 @@ BCOS_INLINE void sum_groups(A* out, int64_t begin, int64_t end, Width width, F&&
 
 // out[g] = the sum of the values of group g, of which each of `groups` has `width`; and its transpose, which
 // repeats one value of each group. They are compiled apart, so that the loops around them are small.
-void add_up(const float* values, int64_t groups, int64_t width, float* out);
-void add_up(const double* values, int64_t groups, int64_t width, double* out);
-void repeat(const float* values, int64_t groups, int64_t width, float* out);
-void repeat(const double* values, int64_t groups, int64_t width, double* out);
+template <typename A>
+void add_up(const A* values, int64_t groups, int64_t width, A* out);
+template <typename A>
+void repeat(const A* values, int64_t groups, int64_t width, A* out);
 
 }  // namespace bcos::cpu

@@ -76,8 +76,24 @@ cudaError_t by_width(int64_t plane, Dtype dtype, F&& f) {
   return width == 1 ? f(std::integral_constant<int, 1>{}) : f(std::integral_constant<int, kWidth>{});
 }
 
+// f of the dtype, whose values are added up in A, and of that width, as types.
+template <typename A, typename F>
+cudaError_t by_pixels(Dtype dtype, int64_t plane, F&& f) {
+  return by_dtype<A>(dtype, [&](auto type) {
+    return by_width<typename decltype(type)::type>(plane, dtype, [&](auto width) { return f(type, width); });
+  });
+}
+
 inline dim3 strip_grid(int rows, int slices, int width) {
   return dim3(ceil_div(rows, kThreads / slices * width));
+}
+
+// Starts a kernel for all rows, V to a thread, with slices that share out so many channels.
+template <int V, typename P>
+cudaError_t start_strips(void (*kernel)(Sliced<P>), int rows, int channels, size_t shared, const P& p,
+                         cudaStream_t stream) {
+  const int slices = slices_of(channels);
+  return start(kernel, strip_grid(rows, slices, V), kThreads, shared, {p, slices}, stream);
 }
 
 }  // namespace bcos::cuda::planes

@@ -172,12 +172,23 @@ BCOS_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-// Lanes that share a row of `values`, 16 bytes each at a time: a power of two up to a warp.
-template <typename T>
-int lanes_of_row(int values) {
+// Lanes that share so many vectors, a power of two: at most one for each of them, and at most `most`.
+inline int lanes_of(int64_t vectors, int most = 32) {
   int lanes = 1;
-  while (lanes < 32 && lanes * kVector<T> < values) lanes *= 2;
+  while (lanes < most && lanes < vectors) lanes *= 2;
   return lanes;
 }
+
+// Parameters of a kernel in which neighbouring lanes share a row.
+template <typename P>
+struct OfLanes {
+  P p;
+  int lanes;  // of a row, a power of two
+};
+
+// Compiles a launcher for both types of sums.
+#define BCOS_FOR_BOTH_SUMS(launcher, Params)                         \
+  template cudaError_t launcher(const Params<float>&, cudaStream_t); \
+  template cudaError_t launcher(const Params<double>&, cudaStream_t)
 
 }  // namespace bcos::cuda

@@ -46,13 +46,13 @@ struct BlockBackward {
   A *du, *dbias;
 };
 
-void run(const BlockForward<float>& f);
-void run(const BlockForward<double>& f);
-void run(const Finish<float>& f);
-void run(const Finish<double>& f);
-void run(const Start<float>& f);
-void run(const Start<double>& f);
-void run(const BlockBackward<float>& f);
-void run(const BlockBackward<double>& f);
+template <typename A>
+void run(const BlockForward<A>& f);
+template <typename A>
+void run(const Finish<A>& f);
+template <typename A>
+void run(const Start<A>& f);
+template <typename A>
+void run(const BlockBackward<A>& f);
 
 }  // namespace bcos::dynamic_alignment::cpu

@@ -2,17 +2,9 @@
 
 namespace bcos::dynamic_alignment::cpu {
 
-BCOS_CLONES void run(const BlockForward<double>& f) {
-  forward(f);
-}
-BCOS_CLONES void run(const Finish<double>& f) {
-  finish(f);
-}
-BCOS_CLONES void run(const Start<double>& f) {
-  start(f);
-}
-BCOS_CLONES void run(const BlockBackward<double>& f) {
-  backward(f);
-}
+template void run(const BlockForward<double>&);
+template void run(const Finish<double>&);
+template void run(const Start<double>&);
+template void run(const BlockBackward<double>&);
 
 }  // namespace bcos::dynamic_alignment::cpu

@@ -2,17 +2,9 @@
 
 namespace bcos::dynamic_alignment::cpu {
 
-BCOS_CLONES void run(const BlockForward<float>& f) {
-  forward(f);
-}
-BCOS_CLONES void run(const Finish<float>& f) {
-  finish(f);
-}
-BCOS_CLONES void run(const Start<float>& f) {
-  start(f);
-}
-BCOS_CLONES void run(const BlockBackward<float>& f) {
-  backward(f);
-}
+template void run(const BlockForward<float>&);
+template void run(const Finish<float>&);
+template void run(const Start<float>&);
+template void run(const BlockBackward<float>&);
 
 }  // namespace bcos::dynamic_alignment::cpu

@@ -45,33 +45,6 @@ BCOS_INLINE void forward(const BlockForward<A>& f) {
   if (v < f.values) add_values<kind, 1>(f, v);
 }
 
-template <typename A>
-BCOS_INLINE void forward(const BlockForward<A>& f) {
-  if (f.norm == Norm::L1)
-    forward<Norm::L1>(f);
-  else
-    forward<Norm::L2>(f);  // the sum of squares is that of squashing, too
-}
-
-template <typename A>
-BCOS_INLINE void finish(const Finish<A>& f) {
-#pragma omp simd
-  for (int64_t i = 0; i < f.size; i++) {
-    const A norm = norm_of(f.norm, f.sums[i]);
-    f.sums[i] = norm;
-    f.y[i] = scale(f.norm, norm) * f.l[i];
-  }
-}
-
-template <typename A>
-BCOS_INLINE void start(const Start<A>& f) {
-#pragma omp simd
-  for (int64_t i = 0; i < f.size; i++) f.of_u[i] = f.grad[i] * scale(f.norm, f.norms[i]);
-  if (!f.of_w) return;
-#pragma omp simd
-  for (int64_t i = 0; i < f.size; i++) f.of_w[i] = f.of_u[i] * f.l[i] * slope(f.norm, f.norms[i]);
-}
-
 // Adds what `count` outputs give to du of one value of the patch.
 template <int count, typename A>
 BCOS_INLINE void add_outputs(const BlockBackward<A>& f, int64_t v, int64_t first) {
@@ -119,8 +92,37 @@ BCOS_INLINE void training(const BlockBackward<A>& f) {
   }
 }
 
+}  // namespace
+
 template <typename A>
-BCOS_INLINE void backward(const BlockBackward<A>& f) {
+BCOS_CLONES void run(const BlockForward<A>& f) {
+  if (f.norm == Norm::L1)
+    forward<Norm::L1>(f);
+  else
+    forward<Norm::L2>(f);  // the sum of squares is that of squashing, too
+}
+
+template <typename A>
+BCOS_CLONES void run(const Finish<A>& f) {
+#pragma omp simd
+  for (int64_t i = 0; i < f.size; i++) {
+    const A norm = norm_of(f.norm, f.sums[i]);
+    f.sums[i] = norm;
+    f.y[i] = scale(f.norm, norm) * f.l[i];
+  }
+}
+
+template <typename A>
+BCOS_CLONES void run(const Start<A>& f) {
+#pragma omp simd
+  for (int64_t i = 0; i < f.size; i++) f.of_u[i] = f.grad[i] * scale(f.norm, f.norms[i]);
+  if (!f.of_w) return;
+#pragma omp simd
+  for (int64_t i = 0; i < f.size; i++) f.of_w[i] = f.of_u[i] * f.l[i] * slope(f.norm, f.norms[i]);
+}
+
+template <typename A>
+BCOS_CLONES void run(const BlockBackward<A>& f) {
   std::fill_n(f.du, f.values * f.pixels, A(0));
   if (!f.of_w)
     explanation(f);
@@ -130,5 +132,4 @@ BCOS_INLINE void backward(const BlockBackward<A>& f) {
     training<Norm::L2>(f);
 }
 
-}  // namespace
 }  // namespace bcos::dynamic_alignment::cpu

@@ -139,19 +139,18 @@ __global__ void __launch_bounds__(Tile::kThreads, 384 / Tile::kThreads)
 template <typename A>
 cudaError_t forward(const Forward<A>& p, cudaStream_t stream) {
   return by_operands<A>(p.dtype, p.tf32, [&](auto type, auto tf32) {
-    using Tile = WeightTile<typename decltype(type)::type, decltype(tf32)::value>;
+    using Tile = WeightTile<typename decltype(type)::type, tf32>;
     return by_norm(p.kind, [&](auto kind) {
       const Layout<Tile> layout(p.shape);
       const int64_t parts = ceil_div(p.shape.patch(), layout.values);
       const int flush = int(std::sqrt(double(parts))) + 1;
       const dim3 grid(ceil_div(p.shape.pixels(), Tile::BM) * ceil_div(p.shape.O, layout.width));
-      return start(forward_kernel<Tile, decltype(kind)::value>, grid, Tile::kThreads, layout.shared(),
-                   {p, layout, flush}, stream);
+      return start(forward_kernel<Tile, kind>, grid, Tile::kThreads, layout.shared(), {p, layout, flush},
+                   stream);
     });
   });
 }
 
-template cudaError_t forward(const Forward<float>&, cudaStream_t);
-template cudaError_t forward(const Forward<double>&, cudaStream_t);
+BCOS_FOR_BOTH_SUMS(forward, Forward);
 
 }  // namespace bcos::dynamic_alignment::cuda

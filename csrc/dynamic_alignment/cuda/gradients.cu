@@ -114,7 +114,7 @@ cudaError_t upstream(const Upstream<A>& p, cudaStream_t stream) {
 template <typename A>
 cudaError_t patch_gradient(const PatchGradient<A>& p, cudaStream_t stream) {
   return by_operands<A>(p.dtype, p.tf32, [&](auto type, auto tf32) {
-    using Tile = WeightTile<typename decltype(type)::type, decltype(tf32)::value>;
+    using Tile = WeightTile<typename decltype(type)::type, tf32>;
     const dim3 grid(ceil_div(p.sites, Tile::BM) * ceil_div(p.shape.patch(), Tile::BN));
     return start(patch_gradient_kernel<Tile>, grid, Tile::kThreads, kRing<Tile>, p, stream);
   });
@@ -124,20 +124,16 @@ template <typename A>
 cudaError_t weight_gradient(const WeightGradient<A>& p, cudaStream_t stream) {
   if (!is_known<A>(p.dtype)) return cudaErrorInvalidValue;
   return by_operands<A>(sizeof(A) == 8 ? Dtype::Float64 : Dtype::Float32, p.tf32, [&](auto type, auto tf32) {
-    using Tile = WeightTile<typename decltype(type)::type, decltype(tf32)::value>;
+    using Tile = WeightTile<typename decltype(type)::type, tf32>;
     return by_norm(p.kind, [&](auto kind) {
       const dim3 grid(ceil_div(p.count, Tile::BM) * ceil_div(p.stride, Tile::BN));
-      return start(weight_gradient_kernel<Tile, decltype(kind)::value>, grid, Tile::kThreads, kRing<Tile>, p,
-                   stream);
+      return start(weight_gradient_kernel<Tile, kind>, grid, Tile::kThreads, kRing<Tile>, p, stream);
     });
   });
 }
 
-template cudaError_t upstream(const Upstream<float>&, cudaStream_t);
-template cudaError_t upstream(const Upstream<double>&, cudaStream_t);
-template cudaError_t patch_gradient(const PatchGradient<float>&, cudaStream_t);
-template cudaError_t patch_gradient(const PatchGradient<double>&, cudaStream_t);
-template cudaError_t weight_gradient(const WeightGradient<float>&, cudaStream_t);
-template cudaError_t weight_gradient(const WeightGradient<double>&, cudaStream_t);
+BCOS_FOR_BOTH_SUMS(upstream, Upstream);
+BCOS_FOR_BOTH_SUMS(patch_gradient, PatchGradient);
+BCOS_FOR_BOTH_SUMS(weight_gradient, WeightGradient);
 
 }  // namespace bcos::dynamic_alignment::cuda

@@ -109,8 +109,7 @@ int splits_of(const Product<A>& p, int multiprocessors) {
   return int(least(most(for_blocks, ceil_div(p.k, kLongest)), kMost));
 }
 
-template cudaError_t product(const Product<float>&, cudaStream_t);
-template cudaError_t product(const Product<double>&, cudaStream_t);
+BCOS_FOR_BOTH_SUMS(product, Product);
 template int splits_of(const Product<float>&, int);
 template int splits_of(const Product<double>&, int);
 

@@ -75,24 +75,16 @@ struct InputGradient {
 };
 
 // Units [begin, end) of a pass; the caller runs them in parallel.
-void run(const Moments<float>& pass, int64_t begin, int64_t end);
-void run(const Moments<double>& pass, int64_t begin, int64_t end);
-void run(const Moments<BFloat16>& pass, int64_t begin, int64_t end);
+template <typename T>
+void run(const Moments<T>& pass, int64_t begin, int64_t end);
 
-void run(const Products<float, float>& pass, int64_t begin, int64_t end);
-void run(const Products<double, double>& pass, int64_t begin, int64_t end);
-void run(const Products<BFloat16, BFloat16>& pass, int64_t begin, int64_t end);
-void run(const Products<BFloat16, float>& pass, int64_t begin, int64_t end);
+template <typename T, typename U>
+void run(const Products<T, U>& pass, int64_t begin, int64_t end);
 
-void run(const Apply<float, float>& pass, int64_t begin, int64_t end);
-void run(const Apply<double, double>& pass, int64_t begin, int64_t end);
-void run(const Apply<BFloat16, BFloat16>& pass, int64_t begin, int64_t end);
-void run(const Apply<BFloat16, float>& pass, int64_t begin, int64_t end);
-void run(const Apply<float, BFloat16>& pass, int64_t begin, int64_t end);
+template <typename T, typename U>
+void run(const Apply<T, U>& pass, int64_t begin, int64_t end);
 
-void run(const InputGradient<float, float>& pass, int64_t begin, int64_t end);
-void run(const InputGradient<double, double>& pass, int64_t begin, int64_t end);
-void run(const InputGradient<BFloat16, BFloat16>& pass, int64_t begin, int64_t end);
-void run(const InputGradient<BFloat16, float>& pass, int64_t begin, int64_t end);
+template <typename T, typename U>
+void run(const InputGradient<T, U>& pass, int64_t begin, int64_t end);
 
 }  // namespace bcos::norm::cpu

@@ -2,29 +2,13 @@
 
 namespace bcos::norm::cpu {
 
-BCOS_CLONES void run(const Moments<BFloat16>& f, int64_t begin, int64_t end) {
-  moments(f, begin, end);
-}
-BCOS_CLONES void run(const Products<BFloat16, BFloat16>& f, int64_t begin, int64_t end) {
-  products(f, begin, end);
-}
-BCOS_CLONES void run(const Apply<BFloat16, BFloat16>& f, int64_t begin, int64_t end) {
-  apply(f, begin, end);
-}
-BCOS_CLONES void run(const InputGradient<BFloat16, BFloat16>& f, int64_t begin, int64_t end) {
-  input_gradient(f, begin, end);
-}
-BCOS_CLONES void run(const Products<BFloat16, float>& f, int64_t begin, int64_t end) {
-  products(f, begin, end);
-}
-BCOS_CLONES void run(const Apply<BFloat16, float>& f, int64_t begin, int64_t end) {
-  apply(f, begin, end);
-}
-BCOS_CLONES void run(const InputGradient<BFloat16, float>& f, int64_t begin, int64_t end) {
-  input_gradient(f, begin, end);
-}
-BCOS_CLONES void run(const Apply<float, BFloat16>& f, int64_t begin, int64_t end) {
-  apply(f, begin, end);
-}
+template void run(const Moments<BFloat16>&, int64_t, int64_t);
+template void run(const Products<BFloat16, BFloat16>&, int64_t, int64_t);
+template void run(const Apply<BFloat16, BFloat16>&, int64_t, int64_t);
+template void run(const InputGradient<BFloat16, BFloat16>&, int64_t, int64_t);
+template void run(const Products<BFloat16, float>&, int64_t, int64_t);
+template void run(const Apply<BFloat16, float>&, int64_t, int64_t);
+template void run(const InputGradient<BFloat16, float>&, int64_t, int64_t);
+template void run(const Apply<float, BFloat16>&, int64_t, int64_t);
 
 }  // namespace bcos::norm::cpu

@@ -2,17 +2,9 @@
 
 namespace bcos::norm::cpu {
 
-BCOS_CLONES void run(const Moments<double>& f, int64_t begin, int64_t end) {
-  moments(f, begin, end);
-}
-BCOS_CLONES void run(const Products<double, double>& f, int64_t begin, int64_t end) {
-  products(f, begin, end);
-}
-BCOS_CLONES void run(const Apply<double, double>& f, int64_t begin, int64_t end) {
-  apply(f, begin, end);
-}
-BCOS_CLONES void run(const InputGradient<double, double>& f, int64_t begin, int64_t end) {
-  input_gradient(f, begin, end);
-}
+template void run(const Moments<double>&, int64_t, int64_t);
+template void run(const Products<double, double>&, int64_t, int64_t);
+template void run(const Apply<double, double>&, int64_t, int64_t);
+template void run(const InputGradient<double, double>&, int64_t, int64_t);
 
 }  // namespace bcos::norm::cpu

@@ -76,19 +76,6 @@ BCOS_INLINE void part_moments(const Moments<T>& f, int64_t part) {
   }
 }
 
-template <typename T>
-BCOS_INLINE void moments(const Moments<T>& f, int64_t begin, int64_t end) {
-  if (f.extent.channels_last) {
-    for (int64_t part = begin; part < end; part++) part_moments(f, part);
-    return;
-  }
-  for (int64_t plane = begin; plane < end; plane++) {
-    const Moment found = moment_of(f.x + plane * f.extent.rows, f.extent.rows);
-    f.mean[plane] = found.mean;
-    f.squares[plane] = found.squares;
-  }
-}
-
 template <typename T, typename U>
 BCOS_INLINE void part_products(const Products<T, U>& f, int64_t part) {
   using A = Accumulate<T>;
@@ -132,15 +119,6 @@ BCOS_INLINE void plane_products(const Products<T, U>& f, int64_t plane) {
   f.grads[plane] = sums.grads;
 }
 
-template <typename T, typename U>
-BCOS_INLINE void products(const Products<T, U>& f, int64_t begin, int64_t end) {
-  if (f.extent.channels_last) {
-    for (int64_t part = begin; part < end; part++) part_products(f, part);
-  } else {
-    for (int64_t plane = begin; plane < end; plane++) plane_products(f, plane);
-  }
-}
-
 // body(offset, size, constants) for the runs of memory of units [begin, end): rows of channels with
 // `constants` of each channel, or planes with those of one.
 template <typename F>
@@ -171,8 +149,32 @@ BCOS_INLINE void scale(const Apply<T, U>& f, int64_t begin, int64_t end) {
            });
 }
 
+}  // namespace
+
+template <typename T>
+BCOS_CLONES void run(const Moments<T>& f, int64_t begin, int64_t end) {
+  if (f.extent.channels_last) {
+    for (int64_t part = begin; part < end; part++) part_moments(f, part);
+    return;
+  }
+  for (int64_t plane = begin; plane < end; plane++) {
+    const Moment found = moment_of(f.x + plane * f.extent.rows, f.extent.rows);
+    f.mean[plane] = found.mean;
+    f.squares[plane] = found.squares;
+  }
+}
+
 template <typename T, typename U>
-BCOS_INLINE void apply(const Apply<T, U>& f, int64_t begin, int64_t end) {
+BCOS_CLONES void run(const Products<T, U>& f, int64_t begin, int64_t end) {
+  if (f.extent.channels_last) {
+    for (int64_t part = begin; part < end; part++) part_products(f, part);
+  } else {
+    for (int64_t plane = begin; plane < end; plane++) plane_products(f, plane);
+  }
+}
+
+template <typename T, typename U>
+BCOS_CLONES void run(const Apply<T, U>& f, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   if (!f.shift) return scale(f, begin, end);
   for_runs(
@@ -189,7 +191,7 @@ BCOS_INLINE void apply(const Apply<T, U>& f, int64_t begin, int64_t end) {
 }
 
 template <typename T, typename U>
-BCOS_INLINE void input_gradient(const InputGradient<T, U>& f, int64_t begin, int64_t end) {
+BCOS_CLONES void run(const InputGradient<T, U>& f, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   for_runs(
       f.extent, begin, end, [&](int64_t offset, int64_t size, int64_t constants, auto each) BCOS_INLINE_BODY {
@@ -207,5 +209,4 @@ BCOS_INLINE void input_gradient(const InputGradient<T, U>& f, int64_t begin, int
       });
 }
 
-}  // namespace
 }  // namespace bcos::norm::cpu

@@ -52,8 +52,12 @@ Gradients backward_over_positions(const Call& call, const Saved& saved, const Ne
                                  A(call.spec.eps),
                                  call.spec.centered,
                                  call.frozen};
-    parallel_shares(shares, call.batch * call.positions,
-                    [&](int64_t share, int64_t begin, int64_t end) { run(pass, share, begin, end); });
+    parallel_shares(shares, call.batch * call.positions, [&](int64_t share, int64_t begin, int64_t end) {
+      auto mine = pass;
+      mine.dgamma = shift(pass.dgamma, share * C);
+      mine.dbeta = shift(pass.dbeta, share * C);
+      run(mine, begin, end);
+    });
     for (int64_t i = C; i < int64_t(dgamma.size()); i++) {
       dgamma[i % C] += dgamma[i];
       dbeta[i % C] += dbeta[i];
@@ -88,8 +92,11 @@ Second second_over_positions(const Call& call, const Saved& saved, const at::Ten
                                C,
                                A(call.spec.eps),
                                call.spec.centered};
-    parallel_shares(shares, call.batch * call.positions,
-                    [&](int64_t share, int64_t begin, int64_t end) { run(pass, share, begin, end); });
+    parallel_shares(shares, call.batch * call.positions, [&](int64_t share, int64_t begin, int64_t end) {
+      auto mine = pass;
+      mine.dgamma = shift(pass.dgamma, share * C);
+      run(mine, begin, end);
+    });
     for (int64_t i = C; i < int64_t(dgamma.size()); i++) dgamma[i % C] += dgamma[i];
     if (needs.weight) found.weight = as_gradient<A>(dgamma.data(), C);
   });

@@ -21,7 +21,7 @@ struct RowForward {
   bool centered;
 };
 
-// dx of every row, and the sums of one share of the rows for dgamma and dbeta.
+// dx of every row, and the sums of the rows for dgamma and dbeta.
 template <typename T, typename U>
 struct RowBackward {
   using A = Accumulate<T>;
@@ -31,14 +31,13 @@ struct RowBackward {
   const A *mean, *var;     // [rows]
   const A* dvar;           // [rows], of a second derivative; null without one
   const A* gamma;          // [channels]
-  double *dgamma, *dbeta;  // [shares, channels], added to; null where neither is needed
+  double *dgamma, *dbeta;  // [channels], added to; null where neither is needed
   int64_t channels;
   A eps;
   bool centered, frozen;
 };
 
-// dgrad = (v − [centered] mean of v) r gamma for every row, dvar, and the sums of one share of the rows for
-// dgamma.
+// dgrad = (v − [centered] mean of v) r gamma for every row, dvar, and the sums of the rows for dgamma.
 template <typename T, typename U>
 struct RowSecond {
   using A = Accumulate<T>;
@@ -48,27 +47,20 @@ struct RowSecond {
   const A* var;    // [rows]
   A* dvar;         // [rows]; null where not needed
   const A* gamma;  // [channels]
-  double* dgamma;  // [shares, channels], added to; null where not needed
+  double* dgamma;  // [channels], added to; null where not needed
   int64_t channels;
   A eps;
   bool centered;
 };
 
 // Rows [begin, end); the caller runs them in parallel.
-void run(const RowForward<float, float>& pass, int64_t begin, int64_t end);
-void run(const RowForward<double, double>& pass, int64_t begin, int64_t end);
-void run(const RowForward<BFloat16, BFloat16>& pass, int64_t begin, int64_t end);
-void run(const RowForward<BFloat16, float>& pass, int64_t begin, int64_t end);
+template <typename T, typename U>
+void run(const RowForward<T, U>& pass, int64_t begin, int64_t end);
 
-// The same, of the given share.
-void run(const RowBackward<float, float>& pass, int64_t share, int64_t begin, int64_t end);
-void run(const RowBackward<double, double>& pass, int64_t share, int64_t begin, int64_t end);
-void run(const RowBackward<BFloat16, BFloat16>& pass, int64_t share, int64_t begin, int64_t end);
-void run(const RowBackward<BFloat16, float>& pass, int64_t share, int64_t begin, int64_t end);
+template <typename T, typename U>
+void run(const RowBackward<T, U>& pass, int64_t begin, int64_t end);
 
-void run(const RowSecond<float, float>& pass, int64_t share, int64_t begin, int64_t end);
-void run(const RowSecond<double, double>& pass, int64_t share, int64_t begin, int64_t end);
-void run(const RowSecond<BFloat16, BFloat16>& pass, int64_t share, int64_t begin, int64_t end);
-void run(const RowSecond<BFloat16, float>& pass, int64_t share, int64_t begin, int64_t end);
+template <typename T, typename U>
+void run(const RowSecond<T, U>& pass, int64_t begin, int64_t end);
 
 }  // namespace bcos::norm::cpu

@@ -2,23 +2,11 @@
 
 namespace bcos::norm::cpu {
 
-BCOS_CLONES void run(const RowForward<BFloat16, BFloat16>& f, int64_t begin, int64_t end) {
-  forward(f, begin, end);
-}
-BCOS_CLONES void run(const RowBackward<BFloat16, BFloat16>& f, int64_t share, int64_t begin, int64_t end) {
-  backward(f, share, begin, end);
-}
-BCOS_CLONES void run(const RowForward<BFloat16, float>& f, int64_t begin, int64_t end) {
-  forward(f, begin, end);
-}
-BCOS_CLONES void run(const RowBackward<BFloat16, float>& f, int64_t share, int64_t begin, int64_t end) {
-  backward(f, share, begin, end);
-}
-BCOS_CLONES void run(const RowSecond<BFloat16, BFloat16>& f, int64_t share, int64_t begin, int64_t end) {
-  second(f, share, begin, end);
-}
-BCOS_CLONES void run(const RowSecond<BFloat16, float>& f, int64_t share, int64_t begin, int64_t end) {
-  second(f, share, begin, end);
-}
+template void run(const RowForward<BFloat16, BFloat16>&, int64_t, int64_t);
+template void run(const RowBackward<BFloat16, BFloat16>&, int64_t, int64_t);
+template void run(const RowForward<BFloat16, float>&, int64_t, int64_t);
+template void run(const RowBackward<BFloat16, float>&, int64_t, int64_t);
+template void run(const RowSecond<BFloat16, BFloat16>&, int64_t, int64_t);
+template void run(const RowSecond<BFloat16, float>&, int64_t, int64_t);
 
 }  // namespace bcos::norm::cpu

@@ -2,14 +2,8 @@
 
 namespace bcos::norm::cpu {
 
-BCOS_CLONES void run(const RowForward<double, double>& f, int64_t begin, int64_t end) {
-  forward(f, begin, end);
-}
-BCOS_CLONES void run(const RowBackward<double, double>& f, int64_t share, int64_t begin, int64_t end) {
-  backward(f, share, begin, end);
-}
-BCOS_CLONES void run(const RowSecond<double, double>& f, int64_t share, int64_t begin, int64_t end) {
-  second(f, share, begin, end);
-}
+template void run(const RowForward<double, double>&, int64_t, int64_t);
+template void run(const RowBackward<double, double>&, int64_t, int64_t);
+template void run(const RowSecond<double, double>&, int64_t, int64_t);
 
 }  // namespace bcos::norm::cpu

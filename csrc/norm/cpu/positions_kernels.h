@@ -11,22 +11,6 @@
 namespace bcos::norm::cpu {
 namespace {
 
-template <typename T, typename U>
-BCOS_INLINE void forward(const RowForward<T, U>& f, int64_t begin, int64_t end) {
-  using A = Accumulate<T>;
-  const A *gamma = f.gamma, *beta = f.beta;
-  for (int64_t r = begin; r < end; r++) {
-    const T* x = f.x + r * f.channels;
-    U* y = f.y + r * f.channels;
-    const Moment row = moment_of(x, f.channels);
-    f.mean[r] = A(row.mean);
-    f.var[r] = A(row.squares / double(f.channels));
-    const A gain = inverse_std(f.var[r], f.eps), shift = f.centered ? f.mean[r] : A(0);
-#pragma omp simd
-    for (int64_t c = 0; c < f.channels; c++) y[c] = rounded<U>((A(x[c]) - shift) * gain * gamma[c] + beta[c]);
-  }
-}
-
 // Rows whose terms of dgamma and dbeta are summed in single precision before the sums join those before them.
 constexpr int64_t kRunRows = 64;
 
@@ -103,27 +87,42 @@ BCOS_INLINE void with_sums(int64_t C, double* all_dgamma, double* all_dbeta, int
   }
 }
 
+}  // namespace
+
 template <typename T, typename U>
-BCOS_INLINE void backward(const RowBackward<T, U>& f, int64_t share, int64_t begin, int64_t end) {
+BCOS_CLONES void run(const RowForward<T, U>& f, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
-  const int64_t C = f.channels;
+  const A *gamma = f.gamma, *beta = f.beta;
+  for (int64_t r = begin; r < end; r++) {
+    const T* x = f.x + r * f.channels;
+    U* y = f.y + r * f.channels;
+    const Moment row = moment_of(x, f.channels);
+    f.mean[r] = A(row.mean);
+    f.var[r] = A(row.squares / double(f.channels));
+    const A gain = inverse_std(f.var[r], f.eps), shift = f.centered ? f.mean[r] : A(0);
+#pragma omp simd
+    for (int64_t c = 0; c < f.channels; c++) y[c] = rounded<U>((A(x[c]) - shift) * gain * gamma[c] + beta[c]);
+  }
+}
+
+template <typename T, typename U>
+BCOS_CLONES void run(const RowBackward<T, U>& f, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
   if (!f.dgamma) {
     for (int64_t row = begin; row < end; row++) row_backward<false, T, U, A>(f, row, nullptr, nullptr);
     return;
   }
-  with_sums<A>(C, f.dgamma + share * C, f.dbeta + share * C, begin, end,
+  with_sums<A>(f.channels, f.dgamma, f.dbeta, begin, end,
                [&](int64_t row, A* dgamma, A* dbeta)
                    BCOS_INLINE_BODY { row_backward<true>(f, row, dgamma, dbeta); });
 }
 
 template <typename T, typename U>
-BCOS_INLINE void second(const RowSecond<T, U>& f, int64_t share, int64_t begin, int64_t end) {
+BCOS_CLONES void run(const RowSecond<T, U>& f, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
-  const int64_t C = f.channels;
-  with_sums<A>(C, shift(f.dgamma, share * C), nullptr, begin, end,
+  with_sums<A>(f.channels, f.dgamma, nullptr, begin, end,
                [&](int64_t row, A* dgamma, A* dbeta)
                    BCOS_INLINE_BODY { row_second<T, U, A>(f, row, dgamma, dbeta); });
 }
 
-}  // namespace
 }  // namespace bcos::norm::cpu

@@ -8,7 +8,7 @@ namespace {
 constexpr int kPlaces = 2;  // items of grad and of x that a thread has in flight
 
 template <typename T, bool PLANES, int V>
-__global__ void __launch_bounds__(kThreads, kBlocks) sums_kernel(const Shared<SumsPass<SumsOf<T>>> s) {
+__global__ void __launch_bounds__(kThreads, kBlocks) sums_kernel(const OfLanes<SumsPass<SumsOf<T>>> s) {
   using A = SumsOf<T>;
   const SumsPass<A>& p = s.p;
   const Walk<PLANES, V> walk(p.shape, s.lanes);
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) sums_kernel(const Shared<Su
 }
 
 template <typename A>
-__global__ void __launch_bounds__(kThreads, kBlocks) set_sums_kernel(const Shared<SetSums<A>> s) {
+__global__ void __launch_bounds__(kThreads, kBlocks) set_sums_kernel(const OfLanes<SetSums<A>> s) {
   const SetSums<A>& p = s.p;
   const int lane = threadIdx.x % s.lanes;
   const int64_t set = int64_t(blockIdx.x) * (kThreads / s.lanes) + threadIdx.x / s.lanes;
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kThreads) gradient_map_kernel(const GradientPa
 
 template <typename T, bool PLANES, int V>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    input_gradient_kernel(const Shared<GradientPass<SumsOf<T>>> s) {
+    input_gradient_kernel(const OfLanes<GradientPass<SumsOf<T>>> s) {
   using A = SumsOf<T>;
   const GradientPass<A>& p = s.p;
   const Walk<PLANES, V> walk(p.shape, s.lanes);
@@ -150,11 +150,8 @@ cudaError_t sums(const SumsPass<A>& p, cudaStream_t stream) {
   if (!is_output_of<A>(p.dtype, p.out_dtype)) return cudaErrorInvalidValue;
   return by_layout<A>(p.shape, p.dtype, [&](auto type, auto planes, auto width) {
     using T = typename decltype(type)::type;
-    constexpr bool PLANES = decltype(planes)::value;
-    constexpr int V = decltype(width)::value;
-    const Plan plan = Plan::of<PLANES, V>(p.shape);
-    return start(sums_kernel<T, PLANES, V>, dim3(plan.blocks), kThreads,
-                 kShared<RunningSums<A, PLANES ? 1 : V>>, {p, plan.lanes}, stream);
+    return start_walk<planes, width>(sums_kernel<T, planes, width>,
+                                     kShared<RunningSums<A, planes ? 1 : width>>, p, stream);
   });
 }
 
@@ -162,9 +159,7 @@ template <typename A>
 cudaError_t set_sums(const SetSums<A>& p, cudaStream_t stream) {
   if (is_empty(p.shape)) return cudaSuccess;
   if (!is_known<A>(p.weight.dtype)) return cudaErrorInvalidValue;
-  const int lanes = lanes_of(int64_t(p.shape.splits) * p.shape.group_channels(), true);
-  return start(set_sums_kernel<A>, dim3(ceil_div(p.shape.sets(), kThreads / lanes)), kThreads,
-               kShared<RunningSums<A, 1>>, {p, lanes}, stream);
+  return start_sets(set_sums_kernel<A>, kShared<RunningSums<A, 1>>, p, stream);
 }
 
 template <typename A>
@@ -189,23 +184,14 @@ cudaError_t input_gradient(const GradientPass<A>& p, cudaStream_t stream) {
   if (!is_output_of<A>(p.dtype, p.out_dtype)) return cudaErrorInvalidValue;
   return by_layout<A>(p.shape, p.dtype, [&](auto type, auto planes, auto width) {
     using T = typename decltype(type)::type;
-    constexpr bool PLANES = decltype(planes)::value;
-    constexpr int V = decltype(width)::value;
-    const Plan plan = Plan::of<PLANES, V>(p.shape);
-    return start(input_gradient_kernel<T, PLANES, V>, dim3(plan.blocks), kThreads, 0, {p, plan.lanes},
-                 stream);
+    return start_walk<planes, width>(input_gradient_kernel<T, planes, width>, 0, p, stream);
   });
 }
 
-template cudaError_t sums(const SumsPass<float>&, cudaStream_t);
-template cudaError_t sums(const SumsPass<double>&, cudaStream_t);
-template cudaError_t set_sums(const SetSums<float>&, cudaStream_t);
-template cudaError_t set_sums(const SetSums<double>&, cudaStream_t);
-template cudaError_t channel_sums(const ChannelSums<float>&, cudaStream_t);
-template cudaError_t channel_sums(const ChannelSums<double>&, cudaStream_t);
-template cudaError_t gradient_map(const GradientPass<float>&, cudaStream_t);
-template cudaError_t gradient_map(const GradientPass<double>&, cudaStream_t);
-template cudaError_t input_gradient(const GradientPass<float>&, cudaStream_t);
-template cudaError_t input_gradient(const GradientPass<double>&, cudaStream_t);
+BCOS_FOR_BOTH_SUMS(sums, SumsPass);
+BCOS_FOR_BOTH_SUMS(set_sums, SetSums);
+BCOS_FOR_BOTH_SUMS(channel_sums, ChannelSums);
+BCOS_FOR_BOTH_SUMS(gradient_map, GradientPass);
+BCOS_FOR_BOTH_SUMS(input_gradient, GradientPass);
 
 }  // namespace bcos::norm::cuda

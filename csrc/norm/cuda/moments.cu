@@ -9,7 +9,7 @@ namespace {
 constexpr int kPlaces = 4;  // items that a thread has in flight
 
 template <typename T, bool PLANES, int V>
-__global__ void __launch_bounds__(kThreads, kBlocks) moments_kernel(const Shared<MomentsPass<SumsOf<T>>> s) {
+__global__ void __launch_bounds__(kThreads, kBlocks) moments_kernel(const OfLanes<MomentsPass<SumsOf<T>>> s) {
   using A = SumsOf<T>;
   const MomentsPass<A>& p = s.p;
   const Walk<PLANES, V> walk(p.shape, s.lanes);
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) moments_kernel(const Shared
 }
 
 template <typename A>
-__global__ void __launch_bounds__(kThreads, kBlocks) join_moments_kernel(const Shared<JoinMoments<A>> s) {
+__global__ void __launch_bounds__(kThreads, kBlocks) join_moments_kernel(const OfLanes<JoinMoments<A>> s) {
   const JoinMoments<A>& p = s.p;
   const int lane = threadIdx.x % s.lanes;
   const int64_t set = int64_t(blockIdx.x) * (kThreads / s.lanes) + threadIdx.x / s.lanes;
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) join_moments_kernel(const S
 }
 
 template <typename T, bool PLANES, int V>
-__global__ void __launch_bounds__(kThreads, kBlocks) apply_kernel(const Shared<Apply<SumsOf<T>>> s) {
+__global__ void __launch_bounds__(kThreads, kBlocks) apply_kernel(const OfLanes<Apply<SumsOf<T>>> s) {
   using A = SumsOf<T>;
   const Apply<A>& p = s.p;
   const Walk<PLANES, V> walk(p.shape, s.lanes);
@@ -91,11 +91,9 @@ int splits_of(const Shape& shape, Dtype dtype, int multiprocessors) {
   whole.splits = 1;
   int64_t splits = 1;
   const auto count = [&](auto, auto planes, auto width) {
-    constexpr bool PLANES = decltype(planes)::value;
-    constexpr int V = decltype(width)::value;
-    const Plan plan = Plan::of<PLANES, V>(whole);
-    const int64_t items = Walk<PLANES, V>::items_of(whole);
-    const int64_t least = int64_t(kLeast) * (PLANES ? plan.lanes : kThreads / plan.lanes);
+    const Plan plan = Plan::of<planes, width>(whole);
+    const int64_t items = Walk<planes, width>::items_of(whole);
+    const int64_t least = int64_t(kLeast) * (planes ? plan.lanes : kThreads / plan.lanes);
     splits = ceil_div(int64_t(kWanted) * multiprocessors, plan.blocks > 0 ? plan.blocks : 1);
     splits = splits < items / least ? splits : items / least;
     return cudaSuccess;
@@ -114,20 +112,15 @@ cudaError_t moments(const MomentsPass<A>& p, cudaStream_t stream) {
   if (is_empty(p.shape)) return cudaSuccess;
   return by_layout<A>(p.shape, p.dtype, [&](auto type, auto planes, auto width) {
     using T = typename decltype(type)::type;
-    constexpr bool PLANES = decltype(planes)::value;
-    constexpr int V = decltype(width)::value;
-    const Plan plan = Plan::of<PLANES, V>(p.shape);
-    return start(moments_kernel<T, PLANES, V>, dim3(plan.blocks), kThreads,
-                 kShared<Running<A, PLANES ? 1 : V>>, {p, plan.lanes}, stream);
+    return start_walk<planes, width>(moments_kernel<T, planes, width>,
+                                     kShared<Running<A, planes ? 1 : width>>, p, stream);
   });
 }
 
 template <typename A>
 cudaError_t join_moments(const JoinMoments<A>& p, cudaStream_t stream) {
   if (is_empty(p.shape)) return cudaSuccess;
-  const int lanes = lanes_of(int64_t(p.shape.splits) * p.shape.group_channels(), true);
-  return start(join_moments_kernel<A>, dim3(ceil_div(p.shape.sets(), kThreads / lanes)), kThreads,
-               kShared<Running<A, 1>>, {p, lanes}, stream);
+  return start_sets(join_moments_kernel<A>, kShared<Running<A, 1>>, p, stream);
 }
 
 template <typename A>
@@ -137,18 +130,12 @@ cudaError_t apply(const Apply<A>& p, cudaStream_t stream) {
   if (!is_output_of<A>(p.dtype, p.out_dtype)) return cudaErrorInvalidValue;
   return by_layout<A>(p.shape, p.dtype, [&](auto type, auto planes, auto width) {
     using T = typename decltype(type)::type;
-    constexpr bool PLANES = decltype(planes)::value;
-    constexpr int V = decltype(width)::value;
-    const Plan plan = Plan::of<PLANES, V>(p.shape);
-    return start(apply_kernel<T, PLANES, V>, dim3(plan.blocks), kThreads, 0, {p, plan.lanes}, stream);
+    return start_walk<planes, width>(apply_kernel<T, planes, width>, 0, p, stream);
   });
 }
 
-template cudaError_t moments(const MomentsPass<float>&, cudaStream_t);
-template cudaError_t moments(const MomentsPass<double>&, cudaStream_t);
-template cudaError_t join_moments(const JoinMoments<float>&, cudaStream_t);
-template cudaError_t join_moments(const JoinMoments<double>&, cudaStream_t);
-template cudaError_t apply(const Apply<float>&, cudaStream_t);
-template cudaError_t apply(const Apply<double>&, cudaStream_t);
+BCOS_FOR_BOTH_SUMS(moments, MomentsPass);
+BCOS_FOR_BOTH_SUMS(join_moments, JoinMoments);
+BCOS_FOR_BOTH_SUMS(apply, Apply);
 
 }  // namespace bcos::norm::cuda

@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 
 // Lanes of a row of so many vectors: a warp where each has at most eight, else the block.
 int row_lanes(int64_t vectors) {
-  return vectors > 8 * 32 ? kThreads : lanes_of_vectors(vectors, 32);
+  return vectors > 8 * 32 ? kThreads : lanes_of(vectors);
 }
 
 }  // namespace
@@ -151,10 +151,9 @@ cudaError_t positions_fwd(const PositionsFwd<A>& p, cudaStream_t stream) {
   return by_dtype<A>(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     return by_vector<T>(p.C, [&](auto width) {
-      constexpr int V = decltype(width)::value;
-      const int lanes = row_lanes(ceil_div(p.C, V));
-      return start(positions_fwd_kernel<T, V>, dim3(ceil_div(int64_t(p.N) * p.P, kThreads / lanes)), kThreads,
-                   kShared<Running<A, 1>>, {p, lanes, 0}, stream);
+      const int lanes = row_lanes(ceil_div(p.C, width));
+      return start(positions_fwd_kernel<T, width>, dim3(ceil_div(int64_t(p.N) * p.P, kThreads / lanes)),
+                   kThreads, kShared<Running<A, 1>>, {p, lanes, 0}, stream);
     });
   });
 }
@@ -164,11 +163,10 @@ cudaError_t positions_bwd(const PositionsBwd<A>& p, cudaStream_t stream) {
   return by_dtype<A>(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     return by_vector<T>(p.C, [&](auto width) {
-      constexpr int V = decltype(width)::value;
-      const int64_t vectors = ceil_div(p.C, V);
-      const OfRows<PositionsBwd<A>> s{p, row_lanes(vectors), lanes_of_vectors(vectors, kThreads)};
-      return start(positions_bwd_kernel<T, V>, dim3(positions_shares(p)), kThreads,
-                   kShared<RunningSums<A, V>>, s, stream);
+      const int64_t vectors = ceil_div(p.C, width);
+      const OfRows<PositionsBwd<A>> s{p, row_lanes(vectors), lanes_of(vectors, kThreads)};
+      return start(positions_bwd_kernel<T, width>, dim3(positions_shares(p)), kThreads,
+                   kShared<RunningSums<A, width>>, s, stream);
     });
   });
 }
@@ -195,10 +193,8 @@ int positions_shares(const PositionsBwd<A>& p) {
   return p.planes ? planes::positions_shares(p) : int(ceil_div(int64_t(p.N) * p.P, p.each));
 }
 
-template cudaError_t positions_fwd(const PositionsFwd<float>&, cudaStream_t);
-template cudaError_t positions_fwd(const PositionsFwd<double>&, cudaStream_t);
-template cudaError_t positions_bwd(const PositionsBwd<float>&, cudaStream_t);
-template cudaError_t positions_bwd(const PositionsBwd<double>&, cudaStream_t);
+BCOS_FOR_BOTH_SUMS(positions_fwd, PositionsFwd);
+BCOS_FOR_BOTH_SUMS(positions_bwd, PositionsBwd);
 template int positions_shares(const PositionsBwd<float>&);
 template int positions_shares(const PositionsBwd<double>&);
 

@@ -6,13 +6,6 @@
 
 namespace bcos::norm::cuda {
 
-// Threads, a power of two, that share out so many vectors; at most `most`.
-inline int lanes_of_vectors(int64_t vectors, int most) {
-  int lanes = 1;
-  while (lanes < most && lanes < vectors) lanes *= 2;
-  return lanes;
-}
-
 namespace planes {
 
 template <typename A>
@@ -23,5 +16,4 @@ template <typename A>
 int positions_shares(const PositionsBwd<A>& p);
 
 }  // namespace planes
-
 }  // namespace bcos::norm::cuda

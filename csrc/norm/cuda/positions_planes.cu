@@ -134,14 +134,10 @@ __global__ void __launch_bounds__(cuda::kThreads, cuda::kBlocks)
 
 template <typename A>
 cudaError_t positions_fwd(const PositionsFwd<A>& p, cudaStream_t stream) {
-  return by_dtype<A>(p.dtype, [&](auto type) {
+  return by_pixels<A>(p.dtype, p.P, [&](auto type, auto width) {
     using T = typename decltype(type)::type;
-    return by_width<T>(p.P, p.dtype, [&](auto width) {
-      constexpr int V = decltype(width)::value;
-      const Sliced<PositionsFwd<A>> s{p, slices_of(p.C)};
-      return start(positions_fwd_kernel<T, V>, strip_grid(p.N * p.P, s.slices, V), cuda::kThreads,
-                   cuda::kShared<Running<A, V>>, s, stream);
-    });
+    return start_strips<width>(positions_fwd_kernel<T, width>, p.N * p.P, p.C,
+                               cuda::kShared<Running<A, width>>, p, stream);
   });
 }
 
@@ -153,22 +149,16 @@ int positions_shares(const PositionsBwd<A>& p) {
 
 template <typename A>
 cudaError_t positions_bwd(const PositionsBwd<A>& p, cudaStream_t stream) {
-  return by_dtype<A>(p.dtype, [&](auto type) {
+  return by_pixels<A>(p.dtype, p.P, [&](auto type, auto width) {
     using T = typename decltype(type)::type;
-    return by_width<T>(p.P, p.dtype, [&](auto width) {
-      constexpr int V = decltype(width)::value;
-      const Sliced<PositionsBwd<A>> s{p, slices_of(p.C)};
-      return start(positions_bwd_kernel<T, V>, strip_grid(p.N * p.P, s.slices, V), cuda::kThreads,
-                   cuda::kShared<RunningSums<A, V>>, s, stream);
-    });
+    return start_strips<width>(positions_bwd_kernel<T, width>, p.N * p.P, p.C,
+                               cuda::kShared<RunningSums<A, width>>, p, stream);
   });
 }
 
-template cudaError_t positions_fwd(const PositionsFwd<float>&, cudaStream_t);
-template cudaError_t positions_fwd(const PositionsFwd<double>&, cudaStream_t);
+BCOS_FOR_BOTH_SUMS(positions_fwd, PositionsFwd);
 template int positions_shares(const PositionsBwd<float>&);
 template int positions_shares(const PositionsBwd<double>&);
-template cudaError_t positions_bwd(const PositionsBwd<float>&, cudaStream_t);
-template cudaError_t positions_bwd(const PositionsBwd<double>&, cudaStream_t);
+BCOS_FOR_BOTH_SUMS(positions_bwd, PositionsBwd);
 
 }  // namespace bcos::norm::cuda::planes

@@ -11,12 +11,6 @@
 
 namespace bcos::norm::cuda {
 
-template <typename P>
-struct Shared {
-  P p;
-  int lanes;  // a power of two: at most a warp, or of planes the block
-};
-
 template <bool PLANES, int V>
 struct Walk {
   static constexpr int kChannels = PLANES ? 1 : V;
@@ -97,12 +91,10 @@ __device__ __forceinline__ void load_places(SumsOf<T> (&out)[R][V], const void* 
   for (int r = 0; r < R; ++r) load_output<T>(out[r], p, wide, addresses[r]);
 }
 
-// Lanes of a share of planes with so many items, or of rows with so many groups of V channels.
-inline int lanes_of(int64_t count, bool planes) {
-  if (planes && count >= 2 * kThreads) return kThreads;
-  int lanes = 1;
-  while (lanes < 32 && lanes < count) lanes *= 2;
-  return lanes;
+// Lanes of a share of planes with so many items, or of rows with so many groups of V channels: at most a
+// warp, or of planes the block.
+inline int lanes_of_share(int64_t count, bool planes) {
+  return planes && count >= 2 * kThreads ? kThreads : lanes_of(count);
 }
 
 // The grid of a walk, and the lanes that it goes with.
@@ -113,7 +105,7 @@ struct Plan {
   template <bool PLANES, int V>
   static Plan of(const Shape& s) {
     const int64_t items = ceil_div(Walk<PLANES, V>::items_of(s), s.splits), vectors = ceil_div(s.C, V);
-    const int lanes = lanes_of(PLANES ? items : vectors, PLANES);
+    const int lanes = lanes_of_share(PLANES ? items : vectors, PLANES);
     return {lanes,
             PLANES ? ceil_div(s.shares() * s.C, kThreads / lanes) : s.shares() * ceil_div(vectors, lanes)};
   }
@@ -134,6 +126,21 @@ cudaError_t by_layout(const Shape& s, Dtype dtype, F&& f) {
 
 inline bool is_empty(const Shape& s) {
   return s.N == 0 || s.C == 0 || s.P == 0;
+}
+
+// Starts a kernel that walks over all values.
+template <bool PLANES, int V, typename P>
+cudaError_t start_walk(void (*kernel)(OfLanes<P>), size_t shared, const P& p, cudaStream_t stream) {
+  const Plan plan = Plan::of<PLANES, V>(p.shape);
+  return start(kernel, dim3(plan.blocks), kThreads, shared, {p, plan.lanes}, stream);
+}
+
+// Starts a kernel whose lanes join what the shares of each set have.
+template <typename P>
+cudaError_t start_sets(void (*kernel)(OfLanes<P>), size_t shared, const P& p, cudaStream_t stream) {
+  const int lanes = lanes_of_share(int64_t(p.shape.splits) * p.shape.group_channels(), true);
+  return start(kernel, dim3(ceil_div(p.shape.sets(), kThreads / lanes)), kThreads, shared, {p, lanes},
+               stream);
 }
 
 }  // namespace bcos::norm::cuda

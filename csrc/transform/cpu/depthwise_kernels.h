@@ -125,8 +125,10 @@ BCOS_INLINE int64_t first_tap(const DepthwiseShape& s, int64_t h) {
   return std::max<int64_t>(0, s.rows / 2 - h) * s.columns;
 }
 
+}  // namespace
+
 template <typename T, typename U>
-BCOS_INLINE void forward(const DepthwiseForward<T, U>& f, int64_t begin, int64_t end) {
+BCOS_CLONES void run(const DepthwiseForward<T, U>& f, int64_t begin, int64_t end) {
   const auto& s = f.shape;
   const int64_t above = s.rows / 2, margin = s.columns / 2, width = s.band_columns + 2 * margin;
   const bool normed = s.power != Power::One, with_l = s.power == Power::General;
@@ -161,7 +163,7 @@ BCOS_INLINE void forward(const DepthwiseForward<T, U>& f, int64_t begin, int64_t
 }
 
 template <typename T, typename U>
-BCOS_INLINE bool backward(const DepthwiseBackward<T, U>& f, int64_t begin, int64_t end) {
+BCOS_CLONES bool run(const DepthwiseBackward<T, U>& f, int64_t begin, int64_t end) {
   const auto& s = f.shape;
   const int64_t above = s.rows / 2, margin = s.columns / 2, width = s.band_columns + 4 * margin;
   const bool normed = s.power != Power::One, with_t = normed && f.dx && f.k.unfrozen != 0;
@@ -227,5 +229,4 @@ BCOS_INLINE bool backward(const DepthwiseBackward<T, U>& f, int64_t begin, int64
   return least == zero_norm;
 }
 
-}  // namespace
 }  // namespace bcos::transform::cpu

@@ -48,12 +48,10 @@ struct DepthwiseBackward {
 };
 
 // Units [begin, end) of a pass. The backward returns whether a patch has the norm of a zero patch (b = 2).
-void run(const DepthwiseForward<float, float>& pass, int64_t begin, int64_t end);
-void run(const DepthwiseForward<BFloat16, BFloat16>& pass, int64_t begin, int64_t end);
-void run(const DepthwiseForward<BFloat16, float>& pass, int64_t begin, int64_t end);
+template <typename T, typename U>
+void run(const DepthwiseForward<T, U>& pass, int64_t begin, int64_t end);
 
-bool run(const DepthwiseBackward<float, float>& pass, int64_t begin, int64_t end);
-bool run(const DepthwiseBackward<BFloat16, BFloat16>& pass, int64_t begin, int64_t end);
-bool run(const DepthwiseBackward<BFloat16, float>& pass, int64_t begin, int64_t end);
+template <typename T, typename U>
+bool run(const DepthwiseBackward<T, U>& pass, int64_t begin, int64_t end);
 
 }  // namespace bcos::transform::cpu

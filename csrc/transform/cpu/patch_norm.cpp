@@ -46,7 +46,7 @@ BCOS_INLINE Accumulate<T> row_squares(const T* row, int64_t size) {
 
 // Unit by unit as Tiling has them
 template <typename T>
-BCOS_INLINE void sum_squares(const T* x, Accumulate<T>* q, const Tiling& t, int64_t begin, int64_t end) {
+BCOS_CLONES void sum_squares(const T* x, Accumulate<T>* q, const Tiling& t, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
   if (t.channels_last && t.per_group == 1) {
 #pragma omp simd
@@ -127,7 +127,7 @@ BCOS_INLINE void roots(A* q, const Constants<A>& k, int64_t begin, int64_t end) 
 // Output rows [begin, end) of planes [rows, columns, inner]: rows are summed first, columns of the sum after.
 // They are sums, or norms where k is given.
 template <typename A>
-BCOS_INLINE void window_rows(const A* q, A* out, const Plane& w, int64_t inner, const Constants<A>* k,
+BCOS_CLONES void window_rows(const A* q, A* out, const Plane& w, int64_t inner, const Constants<A>* k,
                              int64_t begin, int64_t end) {
   const auto& [rows, columns] = w;
   const int64_t in_row = columns.in * inner, out_row = columns.out * inner;
@@ -150,7 +150,7 @@ BCOS_INLINE void window_rows(const A* q, A* out, const Plane& w, int64_t inner, 
 
 // Input rows [begin, end): the transpose of window_rows.
 template <typename A>
-BCOS_INLINE void spread_rows(const A* t, A* out, const Plane& w, int64_t inner, int64_t begin, int64_t end) {
+BCOS_CLONES void spread_rows(const A* t, A* out, const Plane& w, int64_t inner, int64_t begin, int64_t end) {
   const auto& [rows, columns] = w;
   const int64_t in_row = columns.in * inner, out_row = columns.out * inner;
   Scratch<A> scratch(out_row);
@@ -170,37 +170,8 @@ BCOS_INLINE void spread_rows(const A* t, A* out, const Plane& w, int64_t inner, 
   }
 }
 
-// Compiled for each CPU that has a clone: the loader picks one of them by the name of a function, so that
-// they cannot be templates.
-BCOS_CLONES void run_squares(const float* x, float* q, const Tiling& t, int64_t begin, int64_t end) {
-  sum_squares(x, q, t, begin, end);
-}
-BCOS_CLONES void run_squares(const double* x, double* q, const Tiling& t, int64_t begin, int64_t end) {
-  sum_squares(x, q, t, begin, end);
-}
-BCOS_CLONES void run_squares(const c10::BFloat16* x, float* q, const Tiling& t, int64_t begin, int64_t end) {
-  sum_squares(x, q, t, begin, end);
-}
-BCOS_CLONES void run_window(const float* q, float* out, const Plane& w, int64_t inner,
-                            const Constants<float>* k, int64_t begin, int64_t end) {
-  window_rows(q, out, w, inner, k, begin, end);
-}
-BCOS_CLONES void run_window(const double* q, double* out, const Plane& w, int64_t inner,
-                            const Constants<double>* k, int64_t begin, int64_t end) {
-  window_rows(q, out, w, inner, k, begin, end);
-}
-BCOS_CLONES void run_spread(const float* t, float* out, const Plane& w, int64_t inner, int64_t begin,
-                            int64_t end) {
-  spread_rows(t, out, w, inner, begin, end);
-}
-BCOS_CLONES void run_spread(const double* t, double* out, const Plane& w, int64_t inner, int64_t begin,
-                            int64_t end) {
-  spread_rows(t, out, w, inner, begin, end);
-}
-BCOS_CLONES void run_roots(float* q, const Constants<float>& k, int64_t begin, int64_t end) {
-  roots(q, k, begin, end);
-}
-BCOS_CLONES void run_roots(double* q, const Constants<double>& k, int64_t begin, int64_t end) {
+template <typename A>
+BCOS_CLONES void run_roots(A* q, const Constants<A>& k, int64_t begin, int64_t end) {
   roots(q, k, begin, end);
 }
 
@@ -225,7 +196,7 @@ void sum_planes(const Call& call, const Plane& w, int64_t count, int64_t inner, 
   const auto k = call.constants<A>();
   const int64_t work = (w.rows.kernel * w.columns.in + w.columns.kernel * w.columns.out) * inner;
   parallel(count * w.rows.out, work, [&](int64_t begin, int64_t end) {
-    run_window(q, out, w, inner, squares ? &k : nullptr, begin, end);
+    window_rows(q, out, w, inner, squares ? &k : nullptr, begin, end);
   });
 }
 
@@ -234,7 +205,7 @@ template <typename A>
 void spread_planes(const Plane& w, int64_t count, int64_t inner, const A* t, A* out) {
   const int64_t work = (w.rows.kernel * w.columns.out + w.columns.kernel * w.columns.in) * inner;
   parallel(count * w.rows.in, work,
-           [&](int64_t begin, int64_t end) { run_spread(t, out, w, inner, begin, end); });
+           [&](int64_t begin, int64_t end) { spread_rows(t, out, w, inner, begin, end); });
 }
 
 // `out`, of the shape of n, = the sums of q, as x with a channel for each group, over every patch, or the
@@ -286,7 +257,7 @@ template <typename A>
 void square_sums(const at::Tensor& x, const Tiling& tiling, A* q) {
   with_values<A>(x, [&](const auto* in) {
     parallel(tiling.units(), tiling.unit_size(),
-             [&](int64_t begin, int64_t end) { run_squares(in, q, tiling, begin, end); });
+             [&](int64_t begin, int64_t end) { sum_squares(in, q, tiling, begin, end); });
   });
 }
 
@@ -294,7 +265,7 @@ void square_sums(const at::Tensor& x, const Tiling& tiling, A* q) {
 
 template <typename T>
 void row_norms(const T* x, float* n, int64_t size, const Constants<float>& k, int64_t begin, int64_t end) {
-  run_squares(x, n, {true, 1, 1, size, end}, begin, end);
+  sum_squares(x, n, {true, 1, 1, size, end}, begin, end);
   run_roots(n, k, begin, end);
 }
 template void row_norms(const float*, float*, int64_t, const Constants<float>&, int64_t, int64_t);

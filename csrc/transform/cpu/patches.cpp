@@ -38,7 +38,7 @@ struct Part {
 
 // The patches of output pixels [begin, end) of all images, one after the other.
 template <typename T>
-BCOS_INLINE void gather_all(const Call& call, const T* x, int64_t begin, int64_t end, T* to) {
+BCOS_CLONES void gather(const Call& call, const T* x, int64_t begin, int64_t end, T* to) {
   const auto& [rows, columns] = call.window.plane;
   const int64_t run = columns.kernel * call.channels, line = columns.in * call.channels;
   for (int64_t pixel = begin; pixel < end; pixel++, to += rows.kernel * run) {
@@ -51,14 +51,6 @@ BCOS_INLINE void gather_all(const Call& call, const T* x, int64_t begin, int64_t
       for (int64_t v = 0; v < part.size; v++) out[v] = in[v];
     }
   }
-}
-
-BCOS_CLONES void gather(const Call& call, const float* x, int64_t begin, int64_t end, float* to) {
-  gather_all(call, x, begin, end, to);
-}
-BCOS_CLONES void gather(const Call& call, const c10::BFloat16* x, int64_t begin, int64_t end,
-                        c10::BFloat16* to) {
-  gather_all(call, x, begin, end, to);
 }
 
 // Adds them to rows [top, bottom) of their image in dx.

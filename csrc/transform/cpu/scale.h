@@ -59,29 +59,22 @@ struct AddScaled {
 
 // Units [begin, end) of a pass; the caller runs them in parallel. The forward returns whether every product z
 // was finite.
-bool run(const ScaleForward<float, float>& pass, int64_t begin, int64_t end);
-bool run(const ScaleForward<double, double>& pass, int64_t begin, int64_t end);
-bool run(const ScaleForward<BFloat16, BFloat16>& pass, int64_t begin, int64_t end);
-bool run(const ScaleForward<BFloat16, float>& pass, int64_t begin, int64_t end);
-bool run(const ScaleForward<float, BFloat16>& pass, int64_t begin, int64_t end);
+template <typename T, typename U>
+bool run(const ScaleForward<T, U>& pass, int64_t begin, int64_t end);
 
-void run(const ScaleBackward<float, float>& pass, int64_t begin, int64_t end);
-void run(const ScaleBackward<double, double>& pass, int64_t begin, int64_t end);
-void run(const ScaleBackward<BFloat16, BFloat16>& pass, int64_t begin, int64_t end);
-void run(const ScaleBackward<BFloat16, float>& pass, int64_t begin, int64_t end);
+template <typename T, typename U>
+void run(const ScaleBackward<T, U>& pass, int64_t begin, int64_t end);
 
-void run(const AddScaled<float>& pass, int64_t begin, int64_t end);
-void run(const AddScaled<double>& pass, int64_t begin, int64_t end);
-void run(const AddScaled<BFloat16>& pass, int64_t begin, int64_t end);
+template <typename T>
+void run(const AddScaled<T>& pass, int64_t begin, int64_t end);
 
 // The sum of grad * dy/db over the units.
-double b_gradient(const ScaleBackward<float, float>& pass, int64_t begin, int64_t end);
-double b_gradient(const ScaleBackward<double, double>& pass, int64_t begin, int64_t end);
-double b_gradient(const ScaleBackward<BFloat16, BFloat16>& pass, int64_t begin, int64_t end);
-double b_gradient(const ScaleBackward<BFloat16, float>& pass, int64_t begin, int64_t end);
+template <typename T, typename U>
+double b_gradient(const ScaleBackward<T, U>& pass, int64_t begin, int64_t end);
 
-// The two parts of run(ScaleBackward<float, float>), which are compiled apart: b = 1 and 2, and every other
-// b.
+// That of fp32 in two parts, which are compiled apart: b = 1 and 2, and every other b.
+template <>
+void run(const ScaleBackward<float, float>& pass, int64_t begin, int64_t end);
 void run_integral(const ScaleBackward<float, float>& pass, int64_t begin, int64_t end);
 void run_general(const ScaleBackward<float, float>& pass, int64_t begin, int64_t end);
 

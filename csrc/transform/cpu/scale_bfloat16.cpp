@@ -2,17 +2,9 @@
 
 namespace bcos::transform::cpu {
 
-BCOS_CLONES bool run(const ScaleForward<BFloat16, BFloat16>& f, int64_t begin, int64_t end) {
-  return forward(f, begin, end);
-}
-BCOS_CLONES void run(const ScaleBackward<BFloat16, BFloat16>& f, int64_t begin, int64_t end) {
-  backward<Power::One, Power::Two, Power::General>(f, begin, end);
-}
-BCOS_CLONES double b_gradient(const ScaleBackward<BFloat16, BFloat16>& f, int64_t begin, int64_t end) {
-  return b_sum(f, begin, end);
-}
-BCOS_CLONES void run(const AddScaled<BFloat16>& f, int64_t begin, int64_t end) {
-  add_scaled(f, begin, end);
-}
+template bool run(const ScaleForward<BFloat16, BFloat16>&, int64_t, int64_t);
+template void run(const ScaleBackward<BFloat16, BFloat16>&, int64_t, int64_t);
+template double b_gradient(const ScaleBackward<BFloat16, BFloat16>&, int64_t, int64_t);
+template void run(const AddScaled<BFloat16>&, int64_t, int64_t);
 
 }  // namespace bcos::transform::cpu

@@ -144,15 +144,6 @@ BCOS_INLINE bool forward_units(const ScaleForward<T, U>& f, int64_t begin, int64
   return check == 0;
 }
 
-template <typename T, typename U>
-BCOS_INLINE bool forward(const ScaleForward<T, U>& f, int64_t begin, int64_t end) {
-  bool finite = true;
-  by_formula<Power::One, Power::Two, Power::General>(
-      f.power, f.max_out,
-      [&](auto power, auto max) BCOS_INLINE_BODY { finite = forward_units<power(), max()>(f, begin, end); });
-  return finite;
-}
-
 // dbias[m] += those values of a row of one output of which filter m is the largest; of all without Max
 template <bool Max, typename V, typename A>
 BCOS_INLINE void add_to_winners(A* dbias, const uint8_t* winner, int64_t max_out, const V* values,
@@ -274,7 +265,7 @@ BCOS_INLINE void backward_units(const ScaleBackward<T, U>& f, int64_t begin, int
 }
 
 template <Power... Powers, typename T, typename U>
-BCOS_INLINE void backward(const ScaleBackward<T, U>& f, int64_t begin, int64_t end) {
+BCOS_INLINE void backward_of(const ScaleBackward<T, U>& f, int64_t begin, int64_t end) {
   by_formula<Powers...>(f.power, f.max_out, [&](auto power, auto max) BCOS_INLINE_BODY {
     if constexpr (power() == Power::Two && !max())
       if (f.map) return backward_units<power(), max(), Beside::Map>(f, begin, end);
@@ -283,8 +274,24 @@ BCOS_INLINE void backward(const ScaleBackward<T, U>& f, int64_t begin, int64_t e
   });
 }
 
+}  // namespace
+
 template <typename T, typename U>
-BCOS_INLINE double b_sum(const ScaleBackward<T, U>& f, int64_t begin, int64_t end) {
+BCOS_CLONES bool run(const ScaleForward<T, U>& f, int64_t begin, int64_t end) {
+  bool finite = true;
+  by_formula<Power::One, Power::Two, Power::General>(
+      f.power, f.max_out,
+      [&](auto power, auto max) BCOS_INLINE_BODY { finite = forward_units<power(), max()>(f, begin, end); });
+  return finite;
+}
+
+template <typename T, typename U>
+BCOS_CLONES void run(const ScaleBackward<T, U>& f, int64_t begin, int64_t end) {
+  backward_of<Power::One, Power::Two, Power::General>(f, begin, end);
+}
+
+template <typename T, typename U>
+BCOS_CLONES double b_gradient(const ScaleBackward<T, U>& f, int64_t begin, int64_t end) {
   const Tiling& t = f.tiling;
   double sum = 0;
   for (int64_t unit = begin; unit < end; unit++) {
@@ -306,7 +313,7 @@ BCOS_INLINE double b_sum(const ScaleBackward<T, U>& f, int64_t begin, int64_t en
 }
 
 template <typename T>
-BCOS_INLINE void add_scaled(const AddScaled<T>& f, int64_t begin, int64_t end) {
+BCOS_CLONES void run(const AddScaled<T>& f, int64_t begin, int64_t end) {
   const Tiling& t = f.tiling;
   const auto add = [&](int64_t x0, int64_t r0, auto per_pixel, int64_t size) {
     const T* x = f.x + x0;
@@ -333,5 +340,4 @@ BCOS_INLINE void add_scaled(const AddScaled<T>& f, int64_t begin, int64_t end) {
   }
 }
 
-}  // namespace
 }  // namespace bcos::transform::cpu

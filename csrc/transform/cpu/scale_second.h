@@ -41,14 +41,10 @@ struct ScaleJoin {
   int64_t u_begin = 0;  // as in ScaleBackward
 };
 
-void run(const ScaleJoin<float, float>& pass, int64_t begin, int64_t end);
-void run(const ScaleJoin<double, double>& pass, int64_t begin, int64_t end);
-void run(const ScaleJoin<BFloat16, BFloat16>& pass, int64_t begin, int64_t end);
-void run(const ScaleJoin<BFloat16, float>& pass, int64_t begin, int64_t end);
+template <typename T, typename U>
+void run(const ScaleJoin<T, U>& pass, int64_t begin, int64_t end);
 
-void run(const ScaleSecond<float, float>& pass, int64_t begin, int64_t end);
-void run(const ScaleSecond<double, double>& pass, int64_t begin, int64_t end);
-void run(const ScaleSecond<BFloat16, BFloat16>& pass, int64_t begin, int64_t end);
-void run(const ScaleSecond<BFloat16, float>& pass, int64_t begin, int64_t end);
+template <typename T, typename U>
+void run(const ScaleSecond<T, U>& pass, int64_t begin, int64_t end);
 
 }  // namespace bcos::transform::cpu

@@ -2,11 +2,7 @@
 
 namespace bcos::transform::cpu {
 
-BCOS_CLONES void run(const ScaleSecond<BFloat16, float>& f, int64_t begin, int64_t end) {
-  second<Power::One, Power::Two, Power::General>(f, begin, end);
-}
-BCOS_CLONES void run(const ScaleJoin<BFloat16, float>& f, int64_t begin, int64_t end) {
-  join(f, begin, end);
-}
+template void run(const ScaleSecond<BFloat16, float>&, int64_t, int64_t);
+template void run(const ScaleJoin<BFloat16, float>&, int64_t, int64_t);
 
 }  // namespace bcos::transform::cpu

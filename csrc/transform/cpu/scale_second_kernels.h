@@ -183,20 +183,22 @@ BCOS_INLINE void join_units(const ScaleJoin<T, U>& f, int64_t begin, int64_t end
   }
 }
 
+}  // namespace
+
 template <typename T, typename U>
-BCOS_INLINE void join(const ScaleJoin<T, U>& f, int64_t begin, int64_t end) {
+BCOS_CLONES void run(const ScaleSecond<T, U>& f, int64_t begin, int64_t end) {
+  by_formula<Power::One, Power::Two, Power::General>(
+      f.power, f.max_out, [&](auto power, auto max) BCOS_INLINE_BODY {
+        if constexpr (power() != Power::One) {
+          if (f.dl) return second_units<power(), max(), true>(f, begin, end);
+        }
+        second_units<power(), max(), false>(f, begin, end);
+      });
+}
+
+template <typename T, typename U>
+BCOS_CLONES void run(const ScaleJoin<T, U>& f, int64_t begin, int64_t end) {
   f.max_out > 1 ? join_units<true>(f, begin, end) : join_units<false>(f, begin, end);
 }
 
-template <Power... Powers, typename T, typename U>
-BCOS_INLINE void second(const ScaleSecond<T, U>& f, int64_t begin, int64_t end) {
-  by_formula<Powers...>(f.power, f.max_out, [&](auto power, auto max) BCOS_INLINE_BODY {
-    if constexpr (power() != Power::One) {
-      if (f.dl) return second_units<power(), max(), true>(f, begin, end);
-    }
-    second_units<power(), max(), false>(f, begin, end);
-  });
-}
-
-}  // namespace
 }  // namespace bcos::transform::cpu

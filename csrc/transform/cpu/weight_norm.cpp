@@ -39,33 +39,13 @@ BCOS_INLINE void project(const T* w, T* d, int64_t size) {
 
 // out[o] = <w, w> of filters [begin, end), each of `size` values
 template <typename T>
-BCOS_INLINE void sum_squares(const T* w, Accumulate<T>* out, int64_t begin, int64_t end, int64_t size) {
+BCOS_CLONES void squares(const T* w, Accumulate<T>* out, int64_t begin, int64_t end, int64_t size) {
   for (int64_t o = begin; o < end; o++) out[o] = dot(w + o * size, w + o * size, size);
 }
 
 template <typename T>
-BCOS_INLINE void project_all(const T* w, T* d, int64_t begin, int64_t end, int64_t size) {
+BCOS_CLONES void projections(const T* w, T* d, int64_t begin, int64_t end, int64_t size) {
   for (int64_t o = begin; o < end; o++) project(w + o * size, d + o * size, size);
-}
-
-BCOS_CLONES void squares(const float* w, float* out, int64_t begin, int64_t end, int64_t size) {
-  sum_squares(w, out, begin, end, size);
-}
-BCOS_CLONES void squares(const double* w, double* out, int64_t begin, int64_t end, int64_t size) {
-  sum_squares(w, out, begin, end, size);
-}
-BCOS_CLONES void squares(const c10::BFloat16* w, float* out, int64_t begin, int64_t end, int64_t size) {
-  sum_squares(w, out, begin, end, size);
-}
-BCOS_CLONES void projections(const float* w, float* d, int64_t begin, int64_t end, int64_t size) {
-  project_all(w, d, begin, end, size);
-}
-BCOS_CLONES void projections(const double* w, double* d, int64_t begin, int64_t end, int64_t size) {
-  project_all(w, d, begin, end, size);
-}
-BCOS_CLONES void projections(const c10::BFloat16* w, c10::BFloat16* d, int64_t begin, int64_t end,
-                             int64_t size) {
-  project_all(w, d, begin, end, size);
 }
 
 // rounded once: its error is that of every output of the filter

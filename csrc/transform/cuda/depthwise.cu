@@ -93,9 +93,8 @@ cudaError_t depthwise_fwd(const DepthwiseFwd& p, cudaStream_t stream) {
   if (int64_t(p.N) * w.OH * w.OW * p.C == 0) return cudaSuccess;
   if (!is_output_of(p.dtype, p.out_dtype) || !is_known(p.bias_dtype)) return cudaErrorInvalidValue;
   return by_window(p.dtype, w, [&](auto type, auto width) {
-    constexpr int K = decltype(width)::value;
-    const auto kernel = depthwise_fwd_kernel<typename decltype(type)::type, K>;
-    return start(kernel, strip_grid<K>(p.N, w.OH, w.OW, p.C), kThreads, filter_bytes(w), p, stream);
+    const auto kernel = depthwise_fwd_kernel<typename decltype(type)::type, width>;
+    return start(kernel, strip_grid<width>(p.N, w.OH, w.OW, p.C), kThreads, filter_bytes(w), p, stream);
   });
 }
 
@@ -104,9 +103,8 @@ cudaError_t depthwise_bwd(const DepthwiseBwd& p, cudaStream_t stream) {
   if (int64_t(p.N) * w.OH * w.OW * p.C == 0) return cudaSuccess;
   if (!is_output_of(p.dtype, p.out_dtype)) return cudaErrorInvalidValue;
   return by_window(p.dtype, w, [&](auto type, auto width) {
-    constexpr int K = decltype(width)::value;
-    const auto kernel = depthwise_bwd_kernel<typename decltype(type)::type, K>;
-    return start(kernel, strip_grid<K>(p.N, w.OH, w.OW, p.C), kThreads, 0, p, stream);
+    const auto kernel = depthwise_bwd_kernel<typename decltype(type)::type, width>;
+    return start(kernel, strip_grid<width>(p.N, w.OH, w.OW, p.C), kThreads, 0, p, stream);
   });
 }
 

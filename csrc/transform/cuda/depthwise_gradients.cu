@@ -119,9 +119,8 @@ cudaError_t depthwise_dgrad(const DepthwiseDgrad& p, cudaStream_t stream) {
   const Window& w = p.window;
   if (int64_t(p.N) * w.H * w.W * p.C == 0) return cudaSuccess;
   return by_window(p.dtype, w, [&](auto type, auto width) {
-    constexpr int K = decltype(width)::value;
-    const auto kernel = depthwise_dgrad_kernel<typename decltype(type)::type, K>;
-    return start(kernel, strip_grid<K>(p.N, w.H, w.W, p.C), kThreads, filter_bytes(w), p, stream);
+    const auto kernel = depthwise_dgrad_kernel<typename decltype(type)::type, width>;
+    return start(kernel, strip_grid<width>(p.N, w.H, w.W, p.C), kThreads, filter_bytes(w), p, stream);
   });
 }
 

@@ -21,15 +21,9 @@ __device__ __forceinline__ RowOfThread row_of_thread(int lanes) {
   return {int64_t(blockIdx.x) * (kThreads / lanes) + threadIdx.x / lanes, int(threadIdx.x % lanes)};
 }
 
-template <typename P>
-struct Shared {
-  P p;
-  int lanes;  // of a row, a power of two
-};
-
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    patch_norm_squares_kernel(const Shared<PatchNormSquares<SumsOf<T>>> s) {
+    patch_norm_squares_kernel(const OfLanes<PatchNormSquares<SumsOf<T>>> s) {
   using A = SumsOf<T>;
   const PatchNormSquares<A>& p = s.p;
   const auto [row, lane] = row_of_thread(s.lanes);
@@ -64,7 +58,7 @@ __global__ void __launch_bounds__(kThreads) patch_norm_fwd_kernel(const PatchNor
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) patch_norm_bwd_kernel(const Shared<PatchNormBwd<SumsOf<T>>> s) {
+__global__ void __launch_bounds__(kThreads) patch_norm_bwd_kernel(const OfLanes<PatchNormBwd<SumsOf<T>>> s) {
   using A = SumsOf<T>;
   const PatchNormBwd<A>& p = s.p;
   const auto [row, lane] = row_of_thread(s.lanes);
@@ -104,7 +98,7 @@ cudaError_t patch_norm_squares(const PatchNormSquares<A>& p, cudaStream_t stream
   if (p.plane > 0) return planes::patch_norm_squares(p, stream);
   return by_dtype<A>(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const int lanes = lanes_of_row<T>(p.CG);
+    const int lanes = lanes_of(ceil_div(p.CG, kVector<T>));
     const dim3 grid(ceil_div(p.rows, kThreads / lanes));
     return start(patch_norm_squares_kernel<T>, grid, kThreads, 0, {p, lanes}, stream);
   });
@@ -122,17 +116,14 @@ cudaError_t patch_norm_bwd(const PatchNormBwd<A>& p, cudaStream_t stream) {
   if (p.plane > 0) return planes::patch_norm_bwd(p, stream);
   return by_dtype<A>(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const int lanes = lanes_of_row<T>(p.CG);
+    const int lanes = lanes_of(ceil_div(p.CG, kVector<T>));
     const dim3 grid(ceil_div(p.rows, kThreads / lanes));
     return start(patch_norm_bwd_kernel<T>, grid, kThreads, 0, {p, lanes}, stream);
   });
 }
 
-template cudaError_t patch_norm_squares(const PatchNormSquares<float>&, cudaStream_t);
-template cudaError_t patch_norm_squares(const PatchNormSquares<double>&, cudaStream_t);
-template cudaError_t patch_norm_fwd(const PatchNormFwd<float>&, cudaStream_t);
-template cudaError_t patch_norm_fwd(const PatchNormFwd<double>&, cudaStream_t);
-template cudaError_t patch_norm_bwd(const PatchNormBwd<float>&, cudaStream_t);
-template cudaError_t patch_norm_bwd(const PatchNormBwd<double>&, cudaStream_t);
+BCOS_FOR_BOTH_SUMS(patch_norm_squares, PatchNormSquares);
+BCOS_FOR_BOTH_SUMS(patch_norm_fwd, PatchNormFwd);
+BCOS_FOR_BOTH_SUMS(patch_norm_bwd, PatchNormBwd);
 
 }  // namespace bcos::transform::cuda

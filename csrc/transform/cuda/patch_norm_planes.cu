@@ -63,34 +63,23 @@ __global__ void __launch_bounds__(kThreads, 4)
 
 template <typename A>
 cudaError_t patch_norm_squares(const PatchNormSquares<A>& p, cudaStream_t stream) {
-  return by_dtype<A>(p.dtype, [&](auto type) {
+  return by_pixels<A>(p.dtype, p.plane, [&](auto type, auto width) {
     using T = typename decltype(type)::type;
-    return by_width<T>(p.plane, p.dtype, [&](auto width) {
-      constexpr int V = decltype(width)::value;
-      const Sliced<PatchNormSquares<A>> s{p, slices_of(p.CG)};
-      const auto kernel =
-          p.v == nullptr ? patch_norm_squares_kernel<T, V, true> : patch_norm_squares_kernel<T, V, false>;
-      return start(kernel, strip_grid(p.rows, s.slices, V), kThreads, kShared<V, A>, s, stream);
-    });
+    const auto kernel = p.v == nullptr ? patch_norm_squares_kernel<T, width, true>
+                                       : patch_norm_squares_kernel<T, width, false>;
+    return start_strips<width>(kernel, p.rows, p.CG, kShared<width, A>, p, stream);
   });
 }
 
 template <typename A>
 cudaError_t patch_norm_bwd(const PatchNormBwd<A>& p, cudaStream_t stream) {
-  return by_dtype<A>(p.dtype, [&](auto type) {
+  return by_pixels<A>(p.dtype, p.plane, [&](auto type, auto width) {
     using T = typename decltype(type)::type;
-    return by_width<T>(p.plane, p.dtype, [&](auto width) {
-      constexpr int V = decltype(width)::value;
-      const Sliced<PatchNormBwd<A>> s{p, slices_of(p.CG)};
-      return start(patch_norm_bwd_kernel<T, V>, strip_grid(p.rows, s.slices, V), kThreads, kShared<V, A>, s,
-                   stream);
-    });
+    return start_strips<width>(patch_norm_bwd_kernel<T, width>, p.rows, p.CG, kShared<width, A>, p, stream);
   });
 }
 
-template cudaError_t patch_norm_squares(const PatchNormSquares<float>&, cudaStream_t);
-template cudaError_t patch_norm_squares(const PatchNormSquares<double>&, cudaStream_t);
-template cudaError_t patch_norm_bwd(const PatchNormBwd<float>&, cudaStream_t);
-template cudaError_t patch_norm_bwd(const PatchNormBwd<double>&, cudaStream_t);
+BCOS_FOR_BOTH_SUMS(patch_norm_squares, PatchNormSquares);
+BCOS_FOR_BOTH_SUMS(patch_norm_bwd, PatchNormBwd);
 
 }  // namespace bcos::transform::cuda::planes

@@ -53,16 +53,10 @@ __global__ void __launch_bounds__(kThreads) scale_fwd_kernel(const ScaleFwd<Sums
   }
 }
 
-template <typename A>
-struct SharedScaleBwd {
-  ScaleBwd<A> p;
-  int lanes;  // of a row, a power of two
-};
-
 // V neighbouring outputs at a time to a lane; the lanes of a row add up its t.
 template <typename T, typename O, int V>
 __global__ void __launch_bounds__(kThreads, kBlocks<SumsOf<T>>)
-    scale_bwd_kernel(const SharedScaleBwd<SumsOf<T>> s) {
+    scale_bwd_kernel(const OfLanes<ScaleBwd<SumsOf<T>>> s) {
   using A = SumsOf<T>;
   const ScaleBwd<A>& p = s.p;
   const int64_t row = int64_t(blockIdx.x) * (kThreads / s.lanes) + threadIdx.x / s.lanes;
@@ -137,10 +131,7 @@ bool is_vector(int outputs, Dtype dtype) {
 
 template <typename A>
 int backward_lanes(const ScaleBwd<A>& p) {
-  const int most = is_vector(p.OG, p.dtype) ? vector_of(p.dtype) : 1;
-  int lanes = 1;
-  while (lanes < 32 && lanes * most < p.OG) lanes *= 2;
-  return lanes;
+  return lanes_of(is_vector(p.OG, p.dtype) ? p.OG / vector_of(p.dtype) : p.OG);
 }
 
 }  // namespace
@@ -177,16 +168,14 @@ cudaError_t scale_bwd(const ScaleBwd<A>& p, cudaStream_t stream) {
     using O = typename decltype(out)::type;
     const auto kernel =
         is_vector(p.OG, p.dtype) ? scale_bwd_kernel<T, O, kVector<T>> : scale_bwd_kernel<T, O, 1>;
-    const SharedScaleBwd<A> shared{p, backward_lanes(p)};
+    const OfLanes<ScaleBwd<A>> shared{p, backward_lanes(p)};
     return start(kernel, dim3(scale_bwd_blocks(p)), kThreads, kThreads / 32 * sizeof(A), shared, stream);
   });
 }
 
-template cudaError_t scale_fwd(const ScaleFwd<float>&, cudaStream_t);
-template cudaError_t scale_fwd(const ScaleFwd<double>&, cudaStream_t);
+BCOS_FOR_BOTH_SUMS(scale_fwd, ScaleFwd);
 template int scale_bwd_blocks(const ScaleBwd<float>&);
 template int scale_bwd_blocks(const ScaleBwd<double>&);
-template cudaError_t scale_bwd(const ScaleBwd<float>&, cudaStream_t);
-template cudaError_t scale_bwd(const ScaleBwd<double>&, cudaStream_t);
+BCOS_FOR_BOTH_SUMS(scale_bwd, ScaleBwd);
 
 }  // namespace bcos::transform::cuda

@@ -120,9 +120,8 @@ cudaError_t scale_fwd(const ScaleFwd<A>& p, cudaStream_t stream) {
     using T = typename decltype(type)::type;
     using O = typename decltype(out)::type;
     return by_width<T>(p.plane, p.dtype, [&](auto width) {
-      constexpr int V = decltype(width)::value;
-      const dim3 grid(ceil_div(int64_t(p.rows) * p.OG, kThreads * V));
-      return start(scale_fwd_kernel<T, O, V>, grid, kThreads, 0, p, stream);
+      const dim3 grid(ceil_div(int64_t(p.rows) * p.OG, kThreads * width));
+      return start(scale_fwd_kernel<T, O, width>, grid, kThreads, 0, p, stream);
     });
   });
 }
@@ -133,17 +132,13 @@ cudaError_t scale_bwd(const ScaleBwd<A>& p, cudaStream_t stream) {
     using T = typename decltype(type)::type;
     using O = typename decltype(out)::type;
     return by_width<T>(p.plane, p.dtype, [&](auto width) {
-      constexpr int V = decltype(width)::value;
-      const Sliced<ScaleBwd<A>> s{p, slices_of(p.OG)};
-      return start(scale_bwd_kernel<T, O, V>, strip_grid(p.rows, s.slices, V), kThreads,
-                   kShared<V, A> + kThreads / 32 * sizeof(A), s, stream);
+      return start_strips<width>(scale_bwd_kernel<T, O, width>, p.rows, p.OG,
+                                 kShared<width, A> + kThreads / 32 * sizeof(A), p, stream);
     });
   });
 }
 
-template cudaError_t scale_fwd(const ScaleFwd<float>&, cudaStream_t);
-template cudaError_t scale_fwd(const ScaleFwd<double>&, cudaStream_t);
-template cudaError_t scale_bwd(const ScaleBwd<float>&, cudaStream_t);
-template cudaError_t scale_bwd(const ScaleBwd<double>&, cudaStream_t);
+BCOS_FOR_BOTH_SUMS(scale_fwd, ScaleFwd);
+BCOS_FOR_BOTH_SUMS(scale_bwd, ScaleBwd);
 
 }  // namespace bcos::transform::cuda::planes

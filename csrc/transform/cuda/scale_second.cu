@@ -9,16 +9,10 @@ constexpr int kThreads = 128;
 template <typename A>
 constexpr int kBlocks = sizeof(A) == 8 ? 3 : 4;  // of a multiprocessor: registers to hold everything
 
-template <typename A>
-struct SharedScaleSecond {
-  ScaleSecond<A> p;
-  int lanes;  // of a row, a power of two
-};
-
 // V neighbouring outputs at a time to a lane; the lanes of a row add up its dn and t.
 template <typename T, typename O, int V>
 __global__ void __launch_bounds__(kThreads, kBlocks<SumsOf<T>>)
-    scale_second_kernel(const SharedScaleSecond<SumsOf<T>> s) {
+    scale_second_kernel(const OfLanes<ScaleSecond<SumsOf<T>>> s) {
   using A = SumsOf<T>;
   const ScaleSecond<A>& p = s.p;
   const int64_t row = int64_t(blockIdx.x) * (kThreads / s.lanes) + threadIdx.x / s.lanes;
@@ -87,14 +81,12 @@ cudaError_t scale_second(const ScaleSecond<A>& p, cudaStream_t stream) {
     using T = typename decltype(type)::type;
     using O = typename decltype(out)::type;
     const bool vector = p.OG % kVector<T> == 0;
-    int lanes = 1;
-    while (lanes < 32 && lanes * (vector ? kVector<T> : 1) < p.OG) lanes *= 2;
+    const int lanes = lanes_of(vector ? p.OG / kVector<T> : p.OG);
     const auto kernel = vector ? scale_second_kernel<T, O, kVector<T>> : scale_second_kernel<T, O, 1>;
     return start(kernel, dim3(ceil_div(p.rows, kThreads / lanes)), kThreads, 0, {p, lanes}, stream);
   });
 }
 
-template cudaError_t scale_second(const ScaleSecond<float>&, cudaStream_t);
-template cudaError_t scale_second(const ScaleSecond<double>&, cudaStream_t);
+BCOS_FOR_BOTH_SUMS(scale_second, ScaleSecond);
 
 }  // namespace bcos::transform::cuda

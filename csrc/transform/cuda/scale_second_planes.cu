@@ -79,15 +79,12 @@ cudaError_t scale_second(const ScaleSecond<A>& p, cudaStream_t stream) {
     using T = typename decltype(type)::type;
     using O = typename decltype(out)::type;
     return by_width<T>(p.plane, p.dtype, [&](auto width) {
-      constexpr int V = decltype(width)::value;
-      const Sliced<ScaleSecond<A>> s{p, slices_of(p.OG)};
-      return start(scale_second_kernel<T, O, V>, strip_grid(p.rows, s.slices, V), kThreads, kShared<V, A>, s,
-                   stream);
+      return start_strips<width>(scale_second_kernel<T, O, width>, p.rows, p.OG, kShared<width, A>, p,
+                                 stream);
     });
   });
 }
 
-template cudaError_t scale_second(const ScaleSecond<float>&, cudaStream_t);
-template cudaError_t scale_second(const ScaleSecond<double>&, cudaStream_t);
+BCOS_FOR_BOTH_SUMS(scale_second, ScaleSecond);
 
 }  // namespace bcos::transform::cuda::planes

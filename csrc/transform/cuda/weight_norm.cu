@@ -92,9 +92,7 @@ cudaError_t weight_norm_bwd(const WeightNormBwd<A>& p, cudaStream_t stream) {
   });
 }
 
-template cudaError_t weight_norm_fwd(const WeightNormFwd<float>&, cudaStream_t);
-template cudaError_t weight_norm_fwd(const WeightNormFwd<double>&, cudaStream_t);
-template cudaError_t weight_norm_bwd(const WeightNormBwd<float>&, cudaStream_t);
-template cudaError_t weight_norm_bwd(const WeightNormBwd<double>&, cudaStream_t);
+BCOS_FOR_BOTH_SUMS(weight_norm_fwd, WeightNormFwd);
+BCOS_FOR_BOTH_SUMS(weight_norm_bwd, WeightNormBwd);
 
 }  // namespace bcos::transform::cuda
