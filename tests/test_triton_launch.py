@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 
 CONVOLUTION = of_shapes((2, 32, 9, 9), (32, 32, 3, 3), padding=(1, 1))
 LINEAR = of_shapes((512, 64), (128, 64))
+STRIDED = of_shapes((2, 64, 8, 16), (128, 64, 1, 1), stride=(2, 2))
 NORM = NormCall(NormSpec("batch", 1, False, 1e-5, False, torch.bfloat16), "cuda", (2, 32, 9, 9), torch.bfloat16, True,
                 channels_last=True, arch="sm_90")  # fmt: skip
 CASES = {
@@ -29,6 +30,7 @@ CASES = {
     "convolution in fp64": (of_shapes((2, 32, 9, 9), (32, 32, 3, 3), dtype=torch.float64), "vendor"),
     "b a tensor": (of_shapes((2, 32, 9, 9), (32, 32, 3, 3), b=None), "semi"),
     "linear, by TMA": (LINEAR, "tma"),
+    "with a stride, by TMA": (STRIDED, "tma-vendor"),
     "norm": (NORM, None),
 }
 
