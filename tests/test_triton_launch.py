@@ -148,7 +148,7 @@ COUNTED = {
 @pytest.mark.parametrize("direction", ["forward", "training"])
 @pytest.mark.parametrize("what", COUNTED)
 def test_what_a_call_starts_is_counted(what, direction):
-    """Every launch, and the products of cuDNN, of which a backward has up to two; one image starts what a batch does."""
+    """Every launch, and the products of cuDNN, up to two in a backward; one image starts what a batch does."""
     call = COUNTED[what]
     found = counted.started(TRANSFORM, call, direction, times=1)
     chosen = choice.predicted(TRANSFORM, "triton", call, direction)
