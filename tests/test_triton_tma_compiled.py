@@ -82,9 +82,12 @@ def with_vendor() -> Iterator[tuple[str, Call, tuple[str, ...], bool]]:
     yield "128 to 512 in a pair", widening(128, 512), ("training", "map"), False
     yield "128 to 512, b = 1.5, bias", widening(128, 512, b=1.5, bias=True), ("training",), False
     yield "64 to 512", widening(64, 512), ("training", "map"), False
-    yield "256 to 512, stride 2", strided(256, 512), ("training", "map"), True
+    yield "256 filters", square(256), ("training", "map"), False
+    yield "256 to 512, stride 2", strided(256, 512), ("training",), True
+    yield "256 to 512, stride 2, in a pair", strided(256, 512), ("map",), False
+    yield "256 to 512, stride 2, b = 1.5, bias", strided(256, 512, b=1.5, bias=True), ("training",), False
     yield "512 to 1024, stride 2", strided(512, 1024, b=1.5), ("training",), False
-    yield "64 to 128, stride 2", strided(64, 128), ("training",), False
+    yield "64 to 128, stride 2", strided(64, 128), ("training", "map"), False
     yield "256 to 1024, sm_100", widening(256, 1024, arch="sm_100"), ("training", "map"), False
     yield "128 to 512, sm_100", widening(128, 512, arch="sm_100"), ("training",), False
     yield "256 to 512, stride 2, sm_100", strided(256, 512, arch="sm_100"), ("training",), False

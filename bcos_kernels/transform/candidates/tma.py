@@ -24,7 +24,7 @@ READ, FORMED, BOTH = 7, 14, 26
 forms, and of u that the kernel of both gradients forms and uses."""
 AGAIN = {"explanation": 11, "training": 18}
 """Those for each value of u where l is formed again from x."""
-WITH_U = {64: (18, 15), 32: (24, 19)}
+WITH_U = {64: (18, 15), 32: (24, 19), 16: (34, 29)}
 """A step's filters -> those for each value of u that the kernel of dx and u forms, and where l is formed again."""
 GENERAL = {"explanation": 31, "training": 50}
 """Those that a b beside 1 and 2 adds for each value of u."""
@@ -77,7 +77,7 @@ def _backward(grad, inputs, saved, call: Call, tile, frozen: bool, needs, gradie
 def _vendor_kernels(call: Call) -> Iterator[Kernel]:
     s, tile = Sizes(call), tma_tiles.tiles_of_product(call, "training")[0]
     again = tma_tiles.forms_l(call, "training", tile, True)
-    each = WITH_U[max(32, tile.k)][again] + GENERAL["training"] * (call.power == 0)
+    each = WITH_U[tile.k][again] + GENERAL["training"] * (call.power == 0)
     walked = each * call.filters * -(-call.channels // tile.n)
     moved = s.grad - again * s.y + s.z + s.w + s.seen + s.x
     formed = float(call.pixels) * (walked + WRITTEN["training"] * call.channels)

@@ -83,12 +83,19 @@ def tiles_of_product(call: Call, direction: str) -> list[Tile]:
         if with_u and ((m, n) == (128, 64) or (n == 256 and (call.arch in BLACKWELL or call.out_dtype.itemsize > 2))):
             continue  # they would spill
         stages = (4, 3, 2) if warps == 4 else (3, 2)
-        depth = min(k, 32) if n == 256 and with_u else k  # beside u and x
+        depth = min(k, _depth_beside_u(call, n)) if with_u else k
         room = _SHARED // residents(warps)
         fitting = (s for s in stages if _bytes(call, direction, Tile(m, n, depth, warps, s)) <= room)
         if stage := next(fitting, None):
             found[Tile(m, n, depth, warps, stage)] = None
     return list(found)
+
+
+def _depth_beside_u(call: Call, columns: int) -> int:
+    """The most filters of a step that leave a program registers where it forms dx and u."""
+    if columns < 256:
+        return 64 if call.out_dtype.itemsize == 2 else 32
+    return 16 if forms_l(call, "training", Tile(128, columns, 16), True) else 32
 
 
 def _bytes(call: Call, direction: str, tile: Tile) -> int:
@@ -124,8 +131,9 @@ def forms_l(call: Call, direction: str, tile: Tile, with_u: bool = False) -> boo
     both = direction == "training" and not with_u
     if call.power == 1 or call.channels > tile.n or (both and not _holds_l(call)):
         return False
-    if direction == "explanation" and call.stride != (1, 1):  # zeros beside dx leave too few registers
-        return False
+    strided = call.stride != (1, 1)
+    if (direction == "explanation" and strided) or (with_u and tile.n == 256 and not strided):
+        return False  # there are too few registers
     s, reached = Sizes(call), rates(call.arch)
     rate = reached.half * SHARE.get(call.arch, SHARE[USUAL])
 
