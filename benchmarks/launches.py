@@ -85,10 +85,11 @@ def started(op, call, direction: str, times: int = 15) -> Started:
 
 
 def _smallest(op, call) -> tuple[int, ...]:
-    """The smallest image that a call of these options takes."""
+    """The smallest image that a call of these options takes; a stride has to divide it where tma walks it."""
     if op is NORM:
         return (2, 2)
-    return () if call.is_linear else tuple(d * (k - 1) + 1 for k, d in zip(call.kernel, call.dilation, strict=True))
+    walk = zip(call.kernel, call.dilation, call.stride, strict=True)
+    return () if call.is_linear else tuple(max(d * (k - 1) + 1, s) for k, d, s in walk)
 
 
 def _product(call, x: Tensor, operand: Tensor) -> Tensor:

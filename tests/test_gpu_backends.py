@@ -205,7 +205,7 @@ def test_without_the_extension(monkeypatch):
 )
 def test_candidates_of_triton(changed, missing):
     call = of_shapes(**{**LAYER, **changed})
-    assert serving("triton", call, "training") == OF_TRITON - {"tma", *missing}
+    assert serving("triton", call, "training") == OF_TRITON - {"tma", "tma-vendor", *missing}
     own = call.depthwise or "semi" not in missing
     assert serving("triton", call, "forward") == ({"one-pass", "vendor"} if own else {"vendor"})
 
@@ -332,8 +332,9 @@ MATRIX = {"x_shape": (256, 64, 56, 56), "weight_shape": (256, 64, 1, 1)}
         ({"arch": "sm_80"}, "the GPU's architecture is sm_80, allowed: sm_90, sm_100, sm_103"),
         ({"arch": "gfx942"}, "the GPU's architecture is gfx942, allowed: "),
         ({"dtype": torch.float32}, "dtype is torch.float32, allowed: torch.float16, torch.bfloat16"),
-        ({"weight_shape": (256, 64, 3, 3)}, "kernel (3, 3), stride (1, 1), padding (0, 0), allowed: 1×1, stride 1"),
-        ({"stride": (2, 2)}, "stride (2, 2)"),
+        ({"weight_shape": (256, 64, 3, 3)}, "kernel (3, 3), padding (0, 0), allowed: 1×1, no padding"),
+        ({"stride": (3, 2)}, "stride (3, 2), allowed: one that divides the height and the width of x, (56, 56)"),
+        ({"x_shape": (8, 64, 4, 4, 4), "weight_shape": (256, 64, 1, 1, 1)}, "kernel (1, 1, 1), padding (0, 0, 0)"),
         ({"padding": (1, 1)}, "padding (1, 1)"),
         ({"max_out": 2}, "groups=1 and max_out=2, allowed: 1"),
         ({"weight_shape": (256, 32, 1, 1), "groups": 2}, "groups=2 and max_out=1, allowed: 1"),
@@ -347,7 +348,7 @@ def test_what_tma_does_not_take_is_named(changed, reason):
     for direction in DIRECTIONS:
         assert tma_tiles.why_not(taken, direction) == [] and "tma" in serving("triton", taken, direction)
         assert reason in tma_tiles.why_not(call, direction)[0]
-        assert "tma" not in serving("triton", call, direction) | serving("cuda", taken, direction)
+        assert not {"tma", "tma-vendor"} & (serving("triton", call, direction) | serving("cuda", taken, direction))
 
 
 @pytest.mark.parametrize(
@@ -356,6 +357,7 @@ def test_what_tma_does_not_take_is_named(changed, reason):
         ({"b": 1.5}, "b is neither 1 nor 2"),
         ({"b": None}, "b is neither 1 nor 2"),
         ({"weight_shape": (264, 64, 1, 1)}, "264 filters, allowed: at most 256"),
+        ({"stride": (2, 2)}, "stride (2, 2), allowed: 1"),
         ({"arch": "sm_100"}, "256 filters, allowed: at most 128"),
     ],
 )
@@ -363,6 +365,15 @@ def test_what_tma_does_not_train_is_named(changed, reason):
     call = of_shapes(**{**MATRIX, **changed})
     assert reason in tma_tiles.why_not(call, "training")[0]
     assert {"tma"} <= serving("triton", call, "forward") & serving("triton", call, "explanation")
+    assert ("tma-vendor" in serving("triton", call, "training")) == (changed != {"b": None})  # which has a gradient
+
+
+def test_a_stride_that_tma_walks_is_not_served_by_copies():
+    for size, served in ((56, {"tma"}), (55, {"sampled-tma"})):
+        call = of_shapes((256, 64, size, size), (128, 64, 1, 1), stride=(2, 2))
+        for direction in ("forward", "explanation"):
+            names = {c.name for c, _ in choice.ways(TRANSFORM, "triton", call, direction)}
+            assert {name for name in names if "tma" in name} == served
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

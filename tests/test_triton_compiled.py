@@ -96,7 +96,7 @@ def selection(arch: str, *, first: bool = False) -> dict[aot.Specialisation, str
         for direction in DIRECTIONS:
             tried = set()
             for candidate, tile in choice.ways(TRANSFORM, "triton", p, direction):
-                if candidate.name == "tma" or (candidate in tried and (first or not every_tile)):
+                if candidate.name.startswith("tma") or (candidate in tried and (first or not every_tile)):
                     continue
                 tried.add(candidate)
                 for started in launches(p, direction, candidate.name, tile, channels_last):

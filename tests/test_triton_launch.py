@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 
 CONVOLUTION = of_shapes((2, 32, 9, 9), (32, 32, 3, 3), padding=(1, 1))
 LINEAR = of_shapes((512, 64), (128, 64))
+STRIDED = of_shapes((2, 64, 8, 16), (128, 64, 1, 1), stride=(2, 2))
 NORM = NormCall(NormSpec("batch", 1, False, 1e-5, False, torch.bfloat16), "cuda", (2, 32, 9, 9), torch.bfloat16, True,
                 channels_last=True, arch="sm_90")  # fmt: skip
 CASES = {
@@ -29,6 +30,7 @@ CASES = {
     "convolution in fp64": (of_shapes((2, 32, 9, 9), (32, 32, 3, 3), dtype=torch.float64), "vendor"),
     "b a tensor": (of_shapes((2, 32, 9, 9), (32, 32, 3, 3), b=None), "semi"),
     "linear, by TMA": (LINEAR, "tma"),
+    "with a stride, by TMA": (STRIDED, "tma-vendor"),
     "norm": (NORM, None),
 }
 
@@ -137,6 +139,7 @@ POINTWISE = of_shapes((256, 256, 56, 56), (64, 256, 1, 1))
 COUNTED = {
     "3x3, stride 2": of_shapes((256, 128, 56, 56), (128, 128, 3, 3), stride=(2, 2), padding=(1, 1)),
     "1x1": POINTWISE,
+    "1x1, stride 2": of_shapes((256, 256, 56, 56), (512, 256, 1, 1), stride=(2, 2)),
     "32 groups": of_shapes((256, 128, 56, 56), (128, 4, 3, 3), padding=(1, 1), groups=32),
     "linear": of_shapes((50176, 384), (1536, 384)),
 }
@@ -145,12 +148,12 @@ COUNTED = {
 @pytest.mark.parametrize("direction", ["forward", "training"])
 @pytest.mark.parametrize("what", COUNTED)
 def test_what_a_call_starts_is_counted(what, direction):
-    """Every launch, and two products of cuDNN in a backward that they form; one image starts what a batch does."""
+    """Every launch, and the products of cuDNN, up to two in a backward; one image starts what a batch does."""
     call = COUNTED[what]
     found = counted.started(TRANSFORM, call, direction, times=1)
     chosen = choice.predicted(TRANSFORM, "triton", call, direction)
     expected = len(launches(call, direction, chosen.candidate.name, chosen.tile))
-    products = {"forward": 1, "training": 2}[direction] * (found.candidate == "vendor")
+    products = {"vendor": {"forward": 1, "training": 2}[direction], "tma-vendor": 1}.get(found.candidate, 0)
     assert (found.candidate, found.kernels) == (chosen.candidate.name, expected + products) and found.seconds > 0
 
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 SIZES = {
     "pixels": 2000, "C": 192, "F": 192, "tiles": 30, "tiles_n": 2, "splits": 1, "get_program_id": 0,
-    "get_num_programs": 4,
+    "get_num_programs": 4, "OW": 28, "across": 7,
 }  # fmt: skip
 """Of a launch whose programs take several tiles of several steps: what a kernel's loops do depends on them."""
 UNITS = {"sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}
@@ -35,6 +35,10 @@ def square(channels: int, *, arch: str = "sm_90", **options) -> Call:
 def widening(channels: int, filters: int, *, arch: str = "sm_90", **options) -> Call:
     """Whose backward forms l again from x."""
     return of_shapes((256, channels, 56, 56), (filters, channels, 1, 1), arch=arch, **options)
+
+
+def strided(channels: int, filters: int, *, arch: str = "sm_90", **options) -> Call:
+    return of_shapes((256, channels, 56, 56), (filters, channels, 1, 1), arch=arch, stride=(2, 2), **options)
 
 
 def calls() -> Iterator[tuple[str, Call, tuple[str, ...], bool]]:
@@ -56,6 +60,9 @@ def calls() -> Iterator[tuple[str, Call, tuple[str, ...], bool]]:
     yield "64 to 128, bias", widening(64, 128, bias=True), ("training",), False
     yield "128 to 512", widening(128, 512), ("explanation",), False
     yield "128 to 512, b = 1.5", widening(128, 512, b=1.5, bias=True), ("explanation",), False
+    yield "256 to 512, stride 2", strided(256, 512), ("forward", "explanation"), True
+    yield "64 to 128, stride 2", strided(64, 128), ("forward", "explanation"), False
+    yield "stride 2, sm_100", strided(256, 512, arch="sm_100"), ("forward", "explanation"), False
     yield "few", of_shapes((50176, 24), (40, 24)), DIRECTIONS, False
     yield "sm_100", square(128, arch="sm_100"), DIRECTIONS, False
     yield "64 filters, sm_100", square(64, arch="sm_100"), DIRECTIONS, False
@@ -64,21 +71,44 @@ def calls() -> Iterator[tuple[str, Call, tuple[str, ...], bool]]:
     yield "256 filters, sm_100", square(256, arch="sm_100"), ("explanation",), False
 
 
+def with_vendor() -> Iterator[tuple[str, Call, tuple[str, ...], bool]]:
+    """The same of the candidate that leaves dw to the vendor, and of strides."""
+    yield "256 to 1024", widening(256, 1024), ("training",), True
+    yield "256 to 1024 in a pair", widening(256, 1024), ("map",), False
+    yield "256 to 1024, b = 1.5, bias", widening(256, 1024, b=1.5, bias=True), ("training",), True
+    yield "512 to 1024, fp16", widening(512, 1024, dtype=torch.float16), ("training",), False
+    yield "512 to 1024, fp32 outputs", widening(512, 1024, out_dtype=torch.float32), ("training", "map"), False
+    yield "512 to 1024, b = 1", widening(512, 1024, b=1.0), ("training",), False
+    yield "128 to 512 in a pair", widening(128, 512), ("training", "map"), False
+    yield "128 to 512, b = 1.5, bias", widening(128, 512, b=1.5, bias=True), ("training",), False
+    yield "64 to 512", widening(64, 512), ("training", "map"), False
+    yield "256 filters", square(256), ("training", "map"), False
+    yield "256 to 512, stride 2", strided(256, 512), ("training",), True
+    yield "256 to 512, stride 2, in a pair", strided(256, 512), ("map",), False
+    yield "256 to 512, stride 2, b = 1.5, bias", strided(256, 512, b=1.5, bias=True), ("training",), False
+    yield "512 to 1024, stride 2", strided(512, 1024, b=1.5), ("training",), False
+    yield "64 to 128, stride 2", strided(64, 128), ("training", "map"), False
+    yield "256 to 1024, sm_100", widening(256, 1024, arch="sm_100"), ("training", "map"), False
+    yield "128 to 512, sm_100", widening(128, 512, arch="sm_100"), ("training",), False
+    yield "256 to 512, stride 2, sm_100", strided(256, 512, arch="sm_100"), ("training",), False
+
+
 def selection() -> dict[aot.Specialisation, str]:
     """Every distinct kernel with TMA that the calls start, and the call that starts it first."""
     found = {}
-    for what, call, directions, every_tile in calls():
+    wanted = [("tma", *each) for each in calls()] + [("tma-vendor", *each) for each in with_vendor()]
+    for name, what, call, directions, every_tile in wanted:
         for direction in directions:
             served = "training" if direction == "map" else direction
-            tiles = [t for c, t in choice.ways(TRANSFORM, "triton", call, served) if c.name == "tma"]
+            tiles = [t for c, t in choice.ways(TRANSFORM, "triton", call, served) if c.name == name]
             assert tiles, (what, direction)
             for tile in tiles if every_tile else tiles[:1]:
-                for started in launches(call, direction, "tma", tile):
+                for started in launches(call, direction, name, tile):
                     specialised = aot.specialise(started, call.arch)
                     if any(isinstance(argument, aot.Descriptor) for argument in specialised.arguments):
-                        found.setdefault(specialised, f"{what}, {direction}, {tile}")
+                        found.setdefault(specialised, f"{name} {what}, {direction}, {tile}")
     for part in ("WITH_DX", "WITH_DW"):
-        (whole,) = (w for w, what in found.items() if what.startswith("64 filters, training"))
+        (whole,) = (w for w, what in found.items() if what.startswith("tma 64 filters, training"))
         found[changed(whole, **{part: False})] = f"64 filters, not {part}"
     return found
 

@@ -82,8 +82,8 @@ class Descriptor(NamedTuple):
     """The properties of a tensor descriptor for which Triton specialises."""
 
     dtype: torch.dtype
-    block: tuple[int, int]
-    """The rows and columns of a tile."""
+    block: tuple[int, ...]
+    """The sizes of a tile."""
 
 
 class Specialisation(NamedTuple):

@@ -43,6 +43,9 @@ class Sizes:
     def __init__(self, call: Call) -> None:
         element, out = call.dtype.itemsize, call.out_dtype.itemsize
         self.x = call.in_pixels * call.channels * element
+        sampled = call.taps == 1 and max(call.stride) > 1
+        self.seen = call.pixels * call.channels * element if sampled else self.x
+        """Those of x that a product reads: a stride beside a window of one pixel leaves the others out."""
         self.w = call.filters * call.group_channels * call.taps * element
         self.z = call.pixels * call.filters * element
         self.y = call.pixels * call.outputs * out
@@ -93,8 +96,9 @@ def cost(
 def plain_seconds(call: Call, direction: str) -> float:
     """The seconds that the same model predicts for the plain layer, with which candidates are compared."""
     s = Sizes(call)
-    product = Kernel(s.x + s.w + s.z, s.flops, own=False)
-    return _seconds(call, [product] * (2 if direction == "training" else 1), {})
+    of_seen, of_all = (Kernel(x + s.w + s.z, s.flops, own=False) for x in (s.seen, s.x))
+    products = {"forward": [of_seen], "explanation": [of_all], "training": [of_all, of_seen]}
+    return _seconds(call, products[direction], {})
 
 
 def second(call: Call) -> Iterator[Kernel]:
@@ -119,7 +123,7 @@ def own_forward(call: Call, products: Products) -> Iterator[Kernel]:
         yield Kernel(s.x + s.squares)
     tile, width = products.tiles(call, "forward", False)[0], call.pack * call.group_channels
     issued = _read(call.pixels * packs, call.taps * width, call.pack * call.group_filters, tile, LOADED)
-    moved = s.x + s.w + s.y + s.saved + s.n + sums_window * s.squares
+    moved = s.seen + s.w + s.y + s.saved + s.n + sums_window * s.squares
     yield Kernel(moved, s.flops * products.padding(call), True, issued)
 
 
@@ -137,4 +141,4 @@ def own_gradients(call: Call, direction: str, products: Products, given: bool) -
     if direction == "training":
         tile = products.wgrad_tile(call, given)
         columns = call.taps * width if call.flat else call.taps * max(width, tile.n)
-        yield Kernel(source + s.x + s.w, padded, True, _read(call.pixels * packs, height, columns, tile, each))
+        yield Kernel(source + s.seen + s.w, padded, True, _read(call.pixels * packs, height, columns, tile, each))

@@ -25,7 +25,8 @@ CALLS = [
     (bcos_conv2d, (1, 40, 9, 9), (48, 40, 3, 3), {"padding": 1, "max_out": 2, "stride": 2}),
     (bcos_linear, (70, 200), (72, 200), {}),
 ]
-OWN = {"one-pass": CALLS, "semi": CALLS, "tma": [CALLS[1], CALLS[-1]]}
+TMA = [CALLS[1], CALLS[-1], (bcos_conv2d, (2, 200, 8, 4), (72, 200, 1, 1), {"stride": 2})]
+OWN = {"one-pass": CALLS, "semi": CALLS, "tma": TMA, "tma-vendor": TMA}
 """The candidates with products of their own, and the calls that each of them takes."""
 
 

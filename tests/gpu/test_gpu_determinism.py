@@ -17,7 +17,7 @@ CALLS = Path(__file__).with_name("small_calls.py")
 CLEAN = re.compile(r"SUMMARY: .*\b0 errors")
 
 
-@pytest.mark.parametrize("candidate", (*CANDIDATES, "tma"))
+@pytest.mark.parametrize("candidate", (*CANDIDATES, "tma", "tma-vendor"))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("name", SMALL)
 def test_runs_are_bit_equal(name, dtype, candidate, force, deterministic):
@@ -35,7 +35,7 @@ def deterministic():
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-@pytest.mark.parametrize("candidate", ["one-pass", "semi", "tma"])
+@pytest.mark.parametrize("candidate", ["one-pass", "semi", "tma", "tma-vendor"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("name", ["conv3x3", "conv1x1", "linear"])
 def test_repeats_are_bit_equal(name, dtype, candidate, force):

@@ -18,7 +18,7 @@ LARGE = [
 ]
 
 
-@pytest.mark.parametrize("candidate", (*CANDIDATES, "tma"))
+@pytest.mark.parametrize("candidate", (*CANDIDATES, "tma", "tma-vendor"))
 @pytest.mark.parametrize("case", LARGE, ids=lambda case: case.name)
 def test_more_than_2_to_the_31_elements(case, candidate, force, room):
     """The first and the last rows, alone in having a gradient, are what a call of them alone gives."""

@@ -27,7 +27,7 @@ def warmed_up(call) -> None:
     torch.cuda.current_stream().wait_stream(stream)
 
 
-@pytest.mark.parametrize("candidate", (*CANDIDATES, "tma"))
+@pytest.mark.parametrize("candidate", (*CANDIDATES, "tma", "tma-vendor"))
 @pytest.mark.parametrize("name", ["conv3x3", "strided_b1.5", "depthwise", "max_out", "linear"])
 def test_graph_replays_forward_and_backward_with_new_data(name, candidate, force):
     """A sync or an autotune would kill the capture; a value read by the host would stay that of the capture."""
@@ -89,7 +89,7 @@ def test_graphed_callable_trains_with_new_data(name):
         assert_agree(*results)
 
 
-@pytest.mark.parametrize("candidate", (*CANDIDATES, "tma"))
+@pytest.mark.parametrize("candidate", (*CANDIDATES, "tma", "tma-vendor"))
 @pytest.mark.parametrize("name", ["conv3x3", "grouped", "depthwise", "linear"])
 def test_delayed_producer_on_a_side_stream(name, candidate, force):
     """A kernel on the default stream would read x before it is there."""
@@ -110,7 +110,7 @@ def test_delayed_producer_on_a_side_stream(name, candidate, force):
     assert_agree(found, expected, candidate)
 
 
-@pytest.mark.parametrize("candidate", (*CANDIDATES, "tma"))
+@pytest.mark.parametrize("candidate", (*CANDIDATES, "tma", "tma-vendor"))
 @pytest.mark.parametrize("name", ["conv3x3", "max_out", "linear"])
 def test_two_streams_at_once(name, candidate, force):
     """Memory that is kept from call to call would be written by one stream while the other reads it."""

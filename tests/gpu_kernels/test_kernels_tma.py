@@ -30,6 +30,24 @@ CASES = {
     "explain": Case("explain", (2, 72, 6, 6), (72, 72, 1, 1), {"detach": True}),
     "quirk": Case("quirk", (70, 24), (72, 24), {"norm_eps": (1e-6, 1e-3)}),
 }
+WITH_VENDOR = {
+    "conv": CASES["conv"],
+    "narrowing": Case("narrowing", (3, 264, 5, 9), (72, 264, 1, 1)),
+    "narrowing, raw": Case("narrowing, raw", (70, 264), (136, 264), {"normalize_weights": False}, True),
+    "b1.5, bias": Case("b1.5, bias", (70, 264), (72, 264), {"b": 1.5}, True),
+    "b2.5, wide": Case("b2.5, wide", (70, 24), (136, 24), {"b": 2.5}),
+    "bias": CASES["bias"],
+    "b1": CASES["b1"],
+    "explain": CASES["explain"],
+    "quirk": CASES["quirk"],
+}
+STRIDED = {
+    "two pixels side by side": Case("two", (2, 24, 6, 12), (40, 24, 1, 1), {"stride": 2}),
+    "one pixel": Case("one", (3, 264, 6, 6), (72, 264, 1, 1), {"stride": 2}),
+    "a row": Case("a row", (2, 40, 9, 32), (24, 40, 1, 1), {"stride": (3, 2), "b": 1.5}, True),
+    "one axis": Case("one axis", (1, 16, 4, 5), (72, 16, 1, 1), {"stride": (2, 1), "detach": True}),
+    "b1": Case("b1", (2, 16, 4, 4), (8, 16, 1, 1), {"stride": 2, "b": 1}),
+}
 EXPLAINED = {
     "b2": Case("b2", (3, 72, 9, 11), (136, 72, 1, 1)),
     "linear": Case("linear", (200, 136), (24, 136)),
@@ -70,6 +88,50 @@ if "triton" in BACKENDS:
         check(case, None, dtype, device=DEVICE, seeds=SEEDS, formats=(True,))
         assert tma("forward") == tma("training") == "triton tma"
 
+    @pytest.fixture
+    def with_vendor():
+        """As ``tma``, of the candidate whose training backward leaves dw to the vendor."""
+        with choice.forced("tma-vendor") as chosen:
+            yield lambda direction: str(chosen[direction][1].candidate)
+
+    @pytest.mark.parametrize("name, dtype", typed(WITH_VENDOR))
+    def test_with_the_vendor_against_float64(name, dtype, with_vendor):
+        check(WITH_VENDOR[name], None, dtype, device=DEVICE, seeds=SEEDS, formats=(True,))
+        assert with_vendor("training") == "triton tma-vendor"
+
+    @pytest.mark.parametrize("name, dtype", typed(STRIDED))
+    def test_strides_against_float64(name, dtype, with_vendor):
+        """The forward and the explanation are tma's; no copy of the pixels that are seen is made."""
+        case = STRIDED[name]
+        check(case, None, dtype, device=DEVICE, seeds=SEEDS, formats=(True,))
+        assert with_vendor("training") == "triton tma-vendor"
+        with choice.forced("tma") as chosen:
+            ours, exact, theirs = explanation(case, dtype)
+        assert {str(c.candidate) for _, c in chosen.values()} == {"triton tma"}
+        for mine, truth, reference in zip(ours, exact, theirs, strict=True):
+            assert error(mine, truth) <= 1.1 * error(reference, truth) + torch.finfo(dtype).eps
+
+    @pytest.mark.parametrize("candidate", ["tma", "tma-vendor"])
+    def test_pixels_that_a_stride_leaves_out_reach_nothing(candidate):
+        """NaN there reaches neither y nor a gradient, and dx is exactly 0 there."""
+        case = Case("left out", (2, 24, 6, 4), (40, 24, 1, 1), {"stride": (3, 2), "detach": candidate == "tma"})
+        x, weight, _ = case.inputs(torch.bfloat16, channels_last=True)
+        poisoned = torch.full_like(x, float("nan"))
+        poisoned[:, :, ::3, ::2] = x[:, :, ::3, ::2].detach()
+        found = []
+        with choice.forced(candidate) as chosen:
+            for given in (x, poisoned):
+                leaves = given.detach().to(DEVICE).requires_grad_(), weight.detach().to(DEVICE)
+                leaves[1].requires_grad_(candidate != "tma")
+                y = case(*leaves, None)
+                found.append((y, *torch.autograd.grad(y, [t for t in leaves if t.requires_grad], torch.ones_like(y))))
+        assert str(chosen["explanation" if candidate == "tma" else "training"][1].candidate) == f"triton {candidate}"
+        assert all(map(torch.equal, *found))
+        dx = found[0][1].clone()
+        assert dx[:, :, ::3, ::2].all()
+        dx[:, :, ::3, ::2] = 0
+        assert not dx.any()
+
     def explanation(case: Case, dtype: torch.dtype):
         """(y, dx) with the scale frozen, without a gradient of the weight, and the same in float64."""
         case = replace(case, options={**case.options, "detach": True})
@@ -92,6 +154,11 @@ if "triton" in BACKENDS:
         assert tma("explanation") == "triton tma"
         for mine, truth, reference in zip(ours, exact, theirs, strict=True):
             assert error(mine, truth) <= 1.1 * error(reference, truth) + torch.finfo(dtype).eps
+
+    def test_a_pair_with_the_vendor(with_vendor, formed, monkeypatch):
+        monkeypatch.setitem(pairs_checks.LAYERS, "aligned", lambda: pairs_checks.L.BcosConv2d(16, 8, 1))
+        check_pair("aligned", "batch", torch.bfloat16, torch.channels_last, "training", DEVICE, formed)
+        assert with_vendor("training") == "triton tma-vendor"
 
     @pytest.mark.parametrize("mode", ["training", "explanation"])
     def test_pairs(mode, tma, formed, monkeypatch):
@@ -158,7 +225,15 @@ if "triton" in BACKENDS:
     @pytest.mark.parametrize("name", ["quirk", "bias"])
     def test_partial_gradients(name, tma):
         """Only what is asked for is computed, whatever is asked for, with the same bits."""
-        case = CASES[name]
+        partial_gradients(CASES[name])
+        assert tma("training") == "triton tma"
+
+    def test_partial_gradients_with_the_vendor(with_vendor):
+        """Without dx, u alone is formed, by the kernel of the scale and with the same bits."""
+        partial_gradients(WITH_VENDOR["narrowing, raw"])
+        assert with_vendor("training") == "triton tma-vendor"
+
+    def partial_gradients(case: Case):
         inputs = [t.detach().to(DEVICE) for t in case.inputs(torch.bfloat16, 0, True) if t is not None]
         together = [t.clone().requires_grad_() for t in inputs]
         y = case(*together)
@@ -167,7 +242,7 @@ if "triton" in BACKENDS:
         for i, whole in enumerate(expected):
             alone = [t.clone().requires_grad_(i == j) for j, t in enumerate(inputs)]
             (found,) = torch.autograd.grad(case(*alone), alone[i], upward)
-            assert torch.equal(found, whole) and tma("training") == "triton tma"
+            assert torch.equal(found, whole)
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_nan_and_inf_reach_what_they_reach_in_the_reference(value, tma):
@@ -243,6 +318,22 @@ if "triton" in BACKENDS:
             with choice.forced("tma", tile):
                 found = torch.autograd.grad(y, x, torch.ones_like(y))[0]
             assert error(found, dx) < 4 * torch.finfo(torch.bfloat16).eps
+
+    @pytest.mark.parametrize("shape", [(130, 256), (2, 256, 16, 16)])
+    def test_every_tile_of_dx_and_u(shape):
+        """A tile changes the order of sums, never more."""
+        options = {} if len(shape) == 2 else {"stride": (2, 2)}
+        call = of_shapes(shape, (72, 256, 1, 1)[: len(shape)], device=DEVICE, **options)
+        inputs, grad = call.example(torch.device(DEVICE))
+        ways = [way for way in choice.ways(TRANSFORM, "triton", call, "training") if way[0].name == "tma-vendor"]
+        assert len(set(ways)) == len(ways) == 4
+        vendor = next(c for c in TRANSFORM.candidates_of("triton") if c.name == "vendor")
+        saved, needs = Outputs(*vendor.forward(inputs, call, None)), (True, True, False, False)
+        expected = vendor.backward(grad, inputs, saved, call, None, False, needs)
+        for candidate, tile in ways:
+            found = candidate.backward(grad, inputs, saved, call, tile, False, needs)
+            for mine, theirs in zip(found[:2], expected[:2], strict=True):
+                assert error(mine, theirs) < 4 * torch.finfo(torch.bfloat16).eps
 
     def y_and_dx(case: Case, x, weight):
         y = case(x.requires_grad_(), weight)

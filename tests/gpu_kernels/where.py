@@ -25,7 +25,7 @@ _NAMES = tuple(dict.fromkeys(c.name for c in TRANSFORM.candidates_of(",".join(BA
 SAMPLED = tuple(name for name in _NAMES if name.startswith("sampled-"))
 """The candidates that serve 1×1 convolutions with a stride alone."""
 CANDIDATES = tuple(name for name in _NAMES if name not in SAMPLED)
-OF_EVERY_KIND = tuple(name for name in CANDIDATES if name != "tma" or not STANDS_IN)
+OF_EVERY_KIND = tuple(name for name in CANDIDATES if not (name.startswith("tma") and STANDS_IN))
 """Without tma in a stand-in: it serves none of the shapes that the others share, so that one of these would serve them
 once more. Its own are in ``test_kernels_tma.py``."""
 if INTERPRETED:

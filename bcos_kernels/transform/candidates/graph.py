@@ -23,7 +23,7 @@ def _kernels(call: Call, direction: str) -> Iterator[Kernel]:
             yield Kernel(s.x + s.squares)
         if call.power != 1 and call.taps > 1:
             yield Kernel(s.squares + s.n)
-        yield Kernel(s.x + s.w + s.n + s.y + s.saved, s.flops, own=False)
+        yield Kernel(s.seen + s.w + s.n + s.y + s.saved, s.flops, own=False)
     elif direction == "explanation":
         yield Kernel(s.grad + s.w + s.x, s.flops, own=False)
     else:
@@ -32,7 +32,7 @@ def _kernels(call: Call, direction: str) -> Iterator[Kernel]:
         if call.taps > 1:
             yield Kernel(t + s.squares)
         yield Kernel(s.z + s.squares + s.w + 2 * s.x, s.flops, own=False)
-        yield Kernel(s.z + s.x + s.w, s.flops, own=False)
+        yield Kernel(s.z + s.seen + s.w, s.flops, own=False)
         yield Kernel(2 * s.w)
 
 

@@ -72,10 +72,14 @@ def _with_samples(own: Candidate) -> Candidate:
         facts["refusal"] = lambda call, direction, *compiles: own.refusal(_of_samples(call), direction, *compiles)
     return candidate(
         own.backend, f"sampled-{own.name}", forward, backward,
-        serves=lambda call, direction: _is_sampled(call) and own.can_serve(_of_samples(call), direction),
+        serves=lambda call, direction: (
+            _is_sampled(call)
+            and own.can_serve(_of_samples(call), direction)
+            and not (own in tma.CANDIDATES and own.can_serve(call, direction))  # without a copy
+        ),
         cost=lambda call, direction: own.cost(_of_samples(call), direction) + _copying(call, direction),
         **facts,
     )  # fmt: skip
 
 
-CANDIDATES = tuple(map(_with_samples, (*tma.CANDIDATES, *graph.CANDIDATES, *vendor.CANDIDATES)))
+CANDIDATES = tuple(map(_with_samples, (tma.CANDIDATES[0], *graph.CANDIDATES, *vendor.CANDIDATES)))

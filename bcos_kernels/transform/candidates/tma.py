@@ -24,7 +24,11 @@ READ, FORMED, BOTH = 7, 14, 26
 forms, and of u that the kernel of both gradients forms and uses."""
 AGAIN = {"explanation": 11, "training": 18}
 """Those for each value of u where l is formed again from x."""
-WRITTEN = {"forward": 8, "explanation": 3}
+WITH_U = {64: (18, 15), 32: (24, 19), 16: (34, 29)}
+"""A step's filters -> those for each value of u that the kernel of dx and u forms, and where l is formed again."""
+GENERAL = {"explanation": 31, "training": 50}
+"""Those that a b beside 1 and 2 adds for each value of u."""
+WRITTEN = {"forward": 8, "explanation": 3, "training": 7}
 """Those for each value of y and of dx at the end of a tile. All are counted in binaries for sm_90, where
 ``python -m benchmarks.triton_aot`` shows the instructions of a loop."""
 PROGRAMS = 132
@@ -39,14 +43,15 @@ def _kernels(call: Call, direction: str) -> Iterator[Kernel]:
     if direction == "training":
         parts = -(-call.channels // tile.n)
         formed = float(AGAIN[direction] if again else BOTH) * call.pixels * max(call.filters, tile.k) * parts
-        yield Kernel(grad + 2 * s.x + s.w, (2 + again) * s.flops, True, formed)
+        yield Kernel(grad + s.seen + s.x + s.w, (2 + again) * s.flops, True, formed)
         yield Kernel(2 * 4.0 * call.filters * call.channels * max(1, PROGRAMS // parts))
         yield Kernel(2 * s.w)
         return
     columns, depth = (call.filters, call.channels) if forward else (call.channels, call.filters)
     each = READ if forward else AGAIN[direction] if again else FORMED
+    each += GENERAL[direction] * (call.power == 0) if not forward else 0
     walked = each * depth * -(-columns // tile.n)
-    moved = (1 + again) * s.x + s.w + (s.y + s.saved + s.n if forward else grad)
+    moved = s.seen + s.w + s.y + s.saved + s.n if forward else s.x + again * s.seen + s.w + grad
     yield Kernel(moved, (1 + again) * s.flops, True, float(call.pixels) * (walked + WRITTEN[direction] * columns))
 
 
@@ -69,4 +74,43 @@ def _backward(grad, inputs, saved, call: Call, tile, frozen: bool, needs, gradie
     return kernels.backward(products, grad, inputs, saved, call, tile, frozen, needs, gradient_map=gradient_map)
 
 
-CANDIDATES = (candidate("triton", NAME, _forward, _backward, _serves, tma_tiles.tiles, _cost, takes_gradient_map=True),)
+def _vendor_kernels(call: Call) -> Iterator[Kernel]:
+    s, tile = Sizes(call), tma_tiles.tiles_of_product(call, "training")[0]
+    again = tma_tiles.forms_l(call, "training", tile, True)
+    each = WITH_U[tile.k][again] + GENERAL["training"] * (call.power == 0)
+    walked = each * call.filters * -(-call.channels // tile.n)
+    moved = s.grad - again * s.y + s.z + s.w + s.seen + s.x
+    formed = float(call.pixels) * (walked + WRITTEN["training"] * call.channels)
+    yield Kernel(moved, (1 + again) * s.flops, True, formed)
+    yield Kernel(s.z + s.seen + s.w, s.flops, own=False)
+    yield Kernel(2 * s.w)
+
+
+def _vendor_cost(call: Call, direction: str) -> float:
+    return traffic.seconds(call, _vendor_kernels(call), tma_tiles.SHARE)
+
+
+def _serves_with_vendor(call: Call, direction: str) -> bool:
+    return direction == "training" and not call.tensor_b and not tma_tiles.why_not(call, "explanation")
+
+
+def _tiles_with_vendor(call: Call, direction: str):
+    return tma_tiles.tiles_of_product(call, "training")
+
+
+def _backward_with_vendor(grad, inputs, saved, call: Call, tile, frozen: bool, needs, gradient_map=None):
+    kernels = triton.kernels()
+    if not needs[0]:  # u alone is what a kernel of the scale forms
+        products, tile = kernels.vendor_backward, None
+    else:
+        products = partial(kernels.tma.backward_with_vendor, bias=inputs.bias)
+    return kernels.backward(products, grad, inputs, saved, call, tile, frozen, needs, gradient_map=gradient_map)
+
+
+CANDIDATES = (
+    candidate("triton", NAME, _forward, _backward, _serves, tma_tiles.tiles, _cost, takes_gradient_map=True),
+    candidate(
+        "triton", f"{NAME}-vendor", None, _backward_with_vendor, _serves_with_vendor, _tiles_with_vendor, _vendor_cost,
+        takes_gradient_map=True,
+    ),
+)  # fmt: skip

@@ -22,7 +22,7 @@ def _kernels(call: Call, direction: str) -> Iterator[Kernel]:
     if direction == "forward":
         if call.power != 1:
             yield Kernel(s.x + s.squares)
-        yield Kernel(s.x + s.w + s.z, s.flops, own=False)
+        yield Kernel(s.seen + s.w + s.z, s.flops, own=False)
         if call.power != 1 and call.taps > 1 and not call.flat:
             yield Kernel(s.squares + s.n)
         if call.unit or call.power != 1 or call.max_out > 1:
@@ -34,7 +34,7 @@ def _kernels(call: Call, direction: str) -> Iterator[Kernel]:
     if s.pooled(call, direction):
         yield Kernel(t + 3 * s.x)
     if direction == "training":
-        yield Kernel(s.z + s.x + s.w, s.flops, own=False)
+        yield Kernel(s.z + s.seen + s.w, s.flops, own=False)
         yield Kernel(2 * s.w)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import gcd
+
 from ...core.candidate import Tile
 from ...gpu.cost import USUAL, rates
 from ...gpu.sizes import power_of_two
@@ -28,9 +30,11 @@ def why_not(call: Call, direction: str) -> list[str]:
         found.append(f"the GPU's architecture is {call.arch}, allowed: {', '.join(ARCHITECTURES)}")
     if call.dtype not in HALF:
         found.append(f"dtype is {call.dtype}, allowed: {', '.join(map(str, HALF))}")
-    if call.taps != 1 or call.stride != (1, 1) or call.padding != (0, 0):
-        window = f"kernel {call.kernel}, stride {call.stride}, padding {call.padding}"
-        found.append(f"the convolution has {window}, allowed: 1×1, stride 1, no padding")
+    if call.taps != 1 or len(call.in_size) != 2 or any(call.padding) or call.spec.border:
+        window = f"kernel {call.kernel}, padding {call.padding}"
+        found.append(f"the convolution has {window}, allowed: 1×1, no padding")
+    elif any(size % step for size, step in zip(call.in_size, call.stride, strict=True)):
+        found.append(f"stride {call.stride}, allowed: one that divides the height and the width of x, {call.in_size}")
     if call.groups != 1 or call.max_out != 1:
         found.append(f"groups={call.groups} and max_out={call.max_out}, allowed: 1")
     for what, count, size in (
@@ -47,6 +51,8 @@ def why_not(call: Call, direction: str) -> list[str]:
 
 
 def _no_training(call: Call) -> list[str]:
+    if call.stride != (1, 1):
+        return [f"stride {call.stride}, allowed: 1"]
     if call.power == 0:
         return ["b is neither 1 nor 2, for which the gradient of the norm needs more registers than there are"]
     if call.filters > (most := _most_filters(call)):
@@ -58,7 +64,12 @@ def tiles(call: Call, direction: str) -> list[Tile]:
     """The tiles of the product that forms y or dx, the best guess first."""
     if direction == "training":
         return [training_tile(call)]
-    forward = direction == "forward"
+    return tiles_of_product(call, direction)
+
+
+def tiles_of_product(call: Call, direction: str) -> list[Tile]:
+    """The same; the training backward is that whose kernel forms dx and u."""
+    forward, with_u = direction == "forward", direction == "training"
     columns, depth = (call.filters, call.channels) if forward else (call.channels, call.filters)
     k = min(64, power_of_two(depth, 16))
     # A wide tile forms u for fewer tiles of columns. The norm beside the widest spills where A is not in registers.
@@ -69,24 +80,36 @@ def tiles(call: Call, direction: str) -> list[Tile]:
             continue
         if forward and n == 256 and not in_registers(call):
             continue
+        if with_u and ((m, n) == (128, 64) or (n == 256 and (call.arch in BLACKWELL or call.out_dtype.itemsize > 2))):
+            continue  # they would spill
         stages = (4, 3, 2) if warps == 4 else (3, 2)
+        depth = min(k, _depth_beside_u(call, n)) if with_u else k
         room = _SHARED // residents(warps)
-        fitting = (s for s in stages if _bytes(call, forward, Tile(m, n, k, warps, s)) <= room)
+        fitting = (s for s in stages if _bytes(call, direction, Tile(m, n, depth, warps, s)) <= room)
         if stage := next(fitting, None):
-            found[Tile(m, n, k, warps, stage)] = None
+            found[Tile(m, n, depth, warps, stage)] = None
     return list(found)
 
 
-def _bytes(call: Call, forward: bool, tile: Tile) -> int:
+def _depth_beside_u(call: Call, columns: int) -> int:
+    """The most filters of a step that leave a program registers where it forms dx and u."""
+    if columns < 256:
+        return 64 if call.out_dtype.itemsize == 2 else 32
+    return 16 if forms_l(call, "training", Tile(128, columns, 16), True) else 32
+
+
+def _bytes(call: Call, direction: str, tile: Tile) -> int:
     """Bytes of shared memory: what is copied, in a buffer less where it is read to registers, and stored."""
     m, n, k, stages, out = tile.m, tile.n, tile.k, tile.stages, call.out_dtype.itemsize
     element = call.dtype.itemsize
-    if forward:
+    if direction == "forward":
         left = m * k * element * (stages - in_registers(call))
         stored = m * n * out * (1 + call.saves_linear)
     else:
         left = m * k * out * (stages - 1) * (1 if call.power == 1 else 2)
         stored = m * n * element
+        if direction == "training":
+            stored += (m * n + 2 * m * k) * element  # x, and u as an operand and as a result
     return left + n * k * element * stages + stored + 1024
 
 
@@ -95,20 +118,32 @@ def in_registers(call: Call) -> bool:
     return call.power != 1 and call.arch not in BLACKWELL
 
 
-def forms_l(call: Call, direction: str, tile: Tile) -> bool:
-    """Whether a backward forms l again from x in place of reading l or y: a tile has all channels, and it is faster."""
-    training = direction == "training"
-    if call.power == 1 or call.channels > tile.n or (training and not _holds_l(call)):
+def width(call: Call, tile: Tile) -> int:
+    """The pixels of a tile that lie side by side where there is a stride; else 0, as one follows the other."""
+    return 0 if call.stride == (1, 1) else gcd(call.out_size[1], tile.m)
+
+
+def forms_l(call: Call, direction: str, tile: Tile, with_u: bool = False) -> bool:
+    """Whether a backward forms l again from x in place of reading l or y: a tile has all channels, and it is faster.
+
+    ``with_u`` says whether the kernel forms dx and u in place of all gradients.
+    """
+    both = direction == "training" and not with_u
+    if call.power == 1 or call.channels > tile.n or (both and not _holds_l(call)):
         return False
+    strided = call.stride != (1, 1)
+    if (direction == "explanation" and strided) or (with_u and tile.n == 256 and not strided):
+        return False  # there are too few registers
     s, reached = Sizes(call), rates(call.arch)
     rate = reached.half * SHARE.get(call.arch, SHARE[USUAL])
 
     def seconds(moved: int, products: int) -> float:
         return max(moved / reached.bytes, products * s.flops / rate)
 
-    products = 2 if training else 1
-    again = s.grad - s.y + 2 * s.x  # x is read in training in any case
-    return seconds(again, products + 1) < seconds(s.grad + products * s.x, products)
+    products, written = 2 if both else 1, s.x + with_u * s.z
+    again = s.grad - s.y + s.seen + written
+    reads_x = direction == "training"  # in any case
+    return seconds(again, products + 1) < seconds(s.grad + reads_x * s.seen + written, products)
 
 
 def _holds_l(call: Call) -> bool:
