@@ -143,6 +143,39 @@ def test_unit_filters_of_one_value_are_exact(make):
     budget.check()
 
 
+@pytest.mark.parametrize("make", [
+    lambda: bcos.modules.BcosLinear(33, 8, b=1), lambda: bcos.modules.BcosConv2d(33, 24, 3, padding=1, b=1),
+    lambda: bcos.modules.BcosConv2d(32, 24, b=1), lambda: bcos.modules.BcosConv2d(32, 24, 3, b=1, groups=4),
+])  # fmt: skip
+def test_plain_gradients_under_autocast(make):
+    """At b = 1 a gradient of bf16 is not rounded again, and unit filters are rounded once, as in the reference."""
+    errors = {}
+    for seed in range(7):
+        torch.manual_seed(seed)
+        layer = make()
+        shape = (64, 33) if isinstance(layer, bcos.modules.BcosLinear) else (2, layer.in_channels, 6, 5)
+        found = []
+        for module, cast in (
+            (bk.accelerate(copy.deepcopy(layer)), True),
+            (layer, True),
+            (copy.deepcopy(layer).double(), False),
+        ):
+            weight = module.linear.weight
+            x = normal(*shape, seed=seed).to(weight.dtype).requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+                y = module(x)
+            gradient = normal(*y.shape, seed=seed + 99).bfloat16().to(y.dtype).requires_grad_()
+            dx, dw = grad(y, (x, weight), gradient, create_graph=True)
+            second = grad(dx, (gradient, weight), normal(*x.shape, seed=seed + 9).to(x.dtype))
+            found.append([t.detach() for t in (y, dx, dw, *second)])
+        for what, ours, theirs, truth in zip(("y", "dx", "dw", "second dg", "second dw"), *found, strict=True):
+            assert ours.dtype == theirs.dtype
+            errors.setdefault(what, []).append((error(ours, truth), error(theirs, truth)))
+    for what, rows in errors.items():
+        ours, theirs = map(median, zip(*rows, strict=True))
+        assert ours <= 1.1 * theirs, what  # without the unit in the last place, which is more than either error
+
+
 @pytest.mark.parametrize("case", [
     Layer("linear", (6000, 8), (8, 8), {}, True),
     Layer("max_out", (6000, 8), (8, 8), {"max_out": 2}, True),
