@@ -104,6 +104,21 @@ def test_few_rows(rows):
         check(replace(LINEAR, batch=rows, channels=391, outputs=70, **options))
 
 
+@pytest.mark.parametrize("rows", [9, 16, 40, 64])
+@pytest.mark.parametrize("filters", [1, 2, 8, 15, 16])
+def test_few_rows_of_equal_values(rows, filters):
+    """Roundings of equal terms add up: the sums must be as short as the vendor's."""
+    budget = Budget()
+    for seed in range(15):
+        torch.manual_seed(seed)
+        layer = bcos.modules.BcosLinear(128, filters)
+        layer.linear.weight.data[:] = layer.linear.weight[:1, :1]
+        x = normal(rows, 1, seed=seed).expand(-1, 128).contiguous()
+        add_training(budget, layer, x, normal(rows, filters, seed=seed + 99))
+    del budget.rows["dw"]  # 0 by cancellation
+    budget.check()
+
+
 @pytest.mark.parametrize("size, filters", [(64, 3), (192, 1), (192, 8), (192, 64), (1024, 3)])
 def test_sums_of_products(size, filters):
     """Linear layers of many rows: PyTorch splits the sums of few filters into more parts than those of many."""
