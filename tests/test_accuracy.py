@@ -104,6 +104,21 @@ def test_few_rows(rows):
         check(replace(LINEAR, batch=rows, channels=391, outputs=70, **options))
 
 
+@pytest.mark.parametrize("rows", [9, 16, 40, 64])
+@pytest.mark.parametrize("filters", [1, 2, 8, 15, 16])
+def test_few_rows_of_equal_values(rows, filters):
+    """Roundings of equal terms add up: the sums must be as short as the vendor's."""
+    budget = Budget()
+    for seed in range(15):
+        torch.manual_seed(seed)
+        layer = bcos.modules.BcosLinear(128, filters)
+        layer.linear.weight.data[:] = layer.linear.weight[:1, :1]
+        x = normal(rows, 1, seed=seed).expand(-1, 128).contiguous()
+        add_training(budget, layer, x, normal(rows, filters, seed=seed + 99))
+    del budget.rows["dw"]  # 0 by cancellation
+    budget.check()
+
+
 @pytest.mark.parametrize("size, filters", [(64, 3), (192, 1), (192, 8), (192, 64), (1024, 3)])
 def test_sums_of_products(size, filters):
     """Linear layers of many rows: PyTorch splits the sums of few filters into more parts than those of many."""
@@ -141,6 +156,39 @@ def test_unit_filters_of_one_value_are_exact(make):
             assert results[0].dtype == torch.float32
             budget.add(what, *results)
     budget.check()
+
+
+@pytest.mark.parametrize("make", [
+    lambda: bcos.modules.BcosLinear(33, 8, b=1), lambda: bcos.modules.BcosConv2d(33, 24, 3, padding=1, b=1),
+    lambda: bcos.modules.BcosConv2d(32, 24, b=1), lambda: bcos.modules.BcosConv2d(32, 24, 3, b=1, groups=4),
+])  # fmt: skip
+def test_plain_gradients_under_autocast(make):
+    """At b = 1 a gradient of bf16 is not rounded again, and unit filters are rounded once, as in the reference."""
+    errors = {}
+    for seed in range(7):
+        torch.manual_seed(seed)
+        layer = make()
+        shape = (64, 33) if isinstance(layer, bcos.modules.BcosLinear) else (2, layer.in_channels, 6, 5)
+        found = []
+        for module, cast in (
+            (bk.accelerate(copy.deepcopy(layer)), True),
+            (layer, True),
+            (copy.deepcopy(layer).double(), False),
+        ):
+            weight = module.linear.weight
+            x = normal(*shape, seed=seed).to(weight.dtype).requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+                y = module(x)
+            gradient = normal(*y.shape, seed=seed + 99).bfloat16().to(y.dtype).requires_grad_()
+            dx, dw = grad(y, (x, weight), gradient, create_graph=True)
+            second = grad(dx, (gradient, weight), normal(*x.shape, seed=seed + 9).to(x.dtype))
+            found.append([t.detach() for t in (y, dx, dw, *second)])
+        for what, ours, theirs, truth in zip(("y", "dx", "dw", "second dg", "second dw"), *found, strict=True):
+            assert ours.dtype == theirs.dtype
+            errors.setdefault(what, []).append((error(ours, truth), error(theirs, truth)))
+    for what, rows in errors.items():
+        ours, theirs = map(median, zip(*rows, strict=True))
+        assert ours <= 1.1 * theirs, what  # without the unit in the last place, which is more than either error
 
 
 @pytest.mark.parametrize("case", [

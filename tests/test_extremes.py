@@ -158,6 +158,31 @@ def test_one_huge_input(name, value):
         compare(name, b, dtype, layout, change)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_image_whose_products_are_not_finite_leaves_the_others_alone(name, layout, value):
+    """What its outputs are formed of again would round the others' once more."""
+    for dtype, b in [(F32, 2), (F32, 1.5), (BF16, 2), (BF16, 1)]:
+        torch.manual_seed(0)
+        layer = bk.accelerate(LAYERS[name](b).to(dtype))
+        layer.linear.weight.data *= 40
+        x, changed = torch.randn(2, 3, 24, 5, 5).to(dtype)
+        changed[0] = x[0]
+        changed[1:, 2, 3, 4] = value
+        found = []
+        for images in (x, changed):
+            if "linear" in name:
+                images = images.permute(0, 2, 3, 1).reshape(-1, 24)
+            else:
+                images = images.contiguous(memory_format=FORMATS[layout])
+            images.requires_grad_()
+            y = layer(images)
+            (dx,) = grad(y, images, torch.ones_like(y))
+            found.append([t[: len(t) // 3] for t in (y, dx)])
+        assert all(map(torch.equal, *found))
+
+
 @pytest.mark.parametrize("name", ["linear", "conv1x1"])
 def test_tiles_of_large_calls(name):
     """Many rows take the tiled products."""

@@ -135,9 +135,10 @@ def test_without_onednn(name):
 
 @pytest.mark.parametrize("name", ["1x1", "1x1 of a tail of terms", "1x1 strided", "linear"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_row_that_is_not_finite(name, value):
+@pytest.mark.parametrize("unit", [True, False])
+def test_a_row_that_is_not_finite(name, value, unit):
     """Neither the rows beside it nor what lies beside x in memory changes an output."""
-    case = replace(CALLS[name], unit=False)  # else the filters are normalised before the product is formed again
+    case = replace(CALLS[name], unit=unit)
     inputs = case.inputs()
     whole = forward(case, **inputs)[0]
     x = inputs["x"]

@@ -1,6 +1,7 @@
 """Reads a published gated activation at every call: x · g(x), whose gate g(x) is a constant in explanation mode.
 
-PyTorch's own GELU or SiLU forms the product in one pass, and x alone is kept for the backward.
+PyTorch's own GELU or SiLU forms the product in one pass, and x alone is kept for the backward. On the CPU its GELU has
+in fp32 several times the published code's error where x is mostly negative; there its error function serves, in place.
 """
 
 from __future__ import annotations
@@ -34,12 +35,15 @@ class Function(NamedTuple):
     """x · g(x) and what its derivatives are made of."""
 
     value: Callable[[Tensor], Tensor]
+    """x · g(x), of which autograd knows the derivatives unless ``inexact``."""
     backward: Callable[[Tensor, Tensor], Tensor]
     """``backward(grad, x)``: the gradient at x, of which autograd knows the derivatives."""
     gate: Callable[[Tensor], Tensor]
     """g(x), of which autograd knows the derivatives."""
     frozen: Callable[[Tensor, Tensor], Tensor]
     """``frozen(grad, x)``: grad · g(x), in the memory of one new tensor; without derivatives."""
+    inexact: Callable[[Tensor], bool] = lambda x: False
+    """Whether PyTorch's own activation is less exact than the published code, so that another stands in its place."""
 
 
 def _phi(x: Tensor) -> Tensor:
@@ -49,6 +53,26 @@ def _phi(x: Tensor) -> Tensor:
 def _times_phi(grad: Tensor, x: Tensor) -> Tensor:
     gate = torch.mul(x, math.sqrt(0.5)).erf_()
     return torch.addcmul(grad, grad, gate, out=gate).mul_(0.5)
+
+
+def _is_inexact(x: Tensor) -> bool:
+    return x.dtype is torch.float32 and x.device.type == "cpu"
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return _times_phi(x, x) if _is_inexact(x) else F.gelu(x)
+
+
+def _of_gelu(grad: Tensor, x: Tensor) -> Tensor:
+    if not _is_inexact(x):
+        return torch.ops.aten.gelu_backward(grad, x)
+    density = math.sqrt(2 / math.pi)  # twice that of the normal distribution at 0
+    if torch.is_grad_enabled() or _torch.is_seen((x, grad)):
+        return grad * (_phi(x) + 0.5 * density * x * torch.exp(-0.5 * x * x))
+    rest = torch.mul(x, x).mul_(-0.5).exp_()
+    slope = torch.mul(x, math.sqrt(0.5)).erf_()
+    slope = torch.addcmul(slope, x, rest, value=density, out=slope)
+    return torch.addcmul(grad, grad, slope, out=slope).mul_(0.5)
 
 
 def _phi_by_tanh(x: Tensor) -> Tensor:
@@ -68,7 +92,7 @@ def _of_silu(grad: Tensor, x: Tensor) -> Tensor:
 
 
 FUNCTIONS = {
-    "gelu": Function(F.gelu, torch.ops.aten.gelu_backward, _phi, _times_phi),
+    "gelu": Function(_gelu, _of_gelu, _phi, _times_phi, _is_inexact),
     "gelu by tanh": Function(
         partial(F.gelu, approximate="tanh"),
         partial(torch.ops.aten.gelu_backward, approximate="tanh"),
@@ -187,9 +211,15 @@ def run(module: Theirs, x: Tensor, found: Found, out_dtype=None, backend: str | 
     """``module(x)``, in the mode that the module has now."""
     variant, frozen, state = found
     function = FUNCTIONS[variant.name]
-    if not (frozen or state is not None) or not (x.requires_grad and torch.is_grad_enabled()):
+    if not (x.requires_grad and torch.is_grad_enabled()):
         return function.value(x)
-    return _Gate.apply(x, state, function)
+    if frozen or state is not None:
+        return _Gate.apply(x, state, function)
+    return _Gate.apply(x, _NEVER, function) if function.inexact(x) else function.value(x)
+
+
+_NEVER = {"fixed_weights": False}
+"""The state of a late explanation mode that is never entered."""
 
 
 class _Gate(torch.autograd.Function):

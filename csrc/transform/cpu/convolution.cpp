@@ -15,6 +15,7 @@
 #include "transform/cpu/range.h"
 #include "transform/cpu/scale.h"
 #include "transform/cpu/steps.h"
+#include "transform/cpu/unit_filters.h"
 #include "transform/cpu/weight_norm.h"
 
 namespace bcos::transform::cpu {
@@ -141,13 +142,15 @@ Outputs of_products(const Call& call, const Inputs& given) {
 }  // namespace
 
 Outputs convolution(const Call& call, const Inputs& inputs) {
-  auto out = of_products(call, inputs);
-  if (out.finite || !call.spec.unit) return out;
-  return of_products(without_unit(call), {inputs.x, unit_weight(inputs.weight), inputs.bias, inputs.b});
+  return within_range(call, inputs, of_products);
 }
 
 Gradients convolution_backward(const Call& call, const Saved& given, const Needs& needs) {
   if (given.x.numel() == 0) return Gradients::zeros(given, needs);
+  if (divides_filters(call, given.weight))
+    return by_unit_filters(call, given, [&](const Call& divided, const Saved& saved) {
+      return convolution_backward(divided, saved, needs);
+    });
   const bool by_depthwise = !needs.b && !given.dl.defined() && depthwise_serves(call);
   const auto format = derivative_format(call, given);
   const bool channels_last = bcos::is_channels_last(format);
@@ -200,6 +203,10 @@ Gradients convolution_backward(const Call& call, const Saved& given, const Needs
 Second convolution_second(const Call& call, const Saved& given, const at::Tensor& given_v,
                           const SecondNeeds& needs) {
   if (given.x.numel() == 0) return Second::zeros(given, needs);
+  if (divides_filters(call, given.weight))
+    return by_unit_filters(call, given, [&](const Call& divided, const Saved& saved) {
+      return convolution_second(divided, saved, given_v, needs);
+    });
   const auto format = derivative_format(call, given);
   const bool channels_last = bcos::is_channels_last(format);
   auto saved = in_format(given, format);

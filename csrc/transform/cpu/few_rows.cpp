@@ -21,6 +21,8 @@ constexpr int64_t kMostRows = 64;
 // From so many rows on RowGemm, whose columns they are, is faster than sums of our own, and than the vendor's
 // product where it forms the gradient of the weight.
 constexpr int64_t kGemmRows = 16, kGradientRows = 4;
+// Its sums have more terms, and more error, than the vendor's product of fewer filters than these.
+constexpr int64_t kGemmFilters = 16;
 constexpr int64_t kFilters = 32;  // of a block: they stay in the caches of one core
 
 // body(begin, end) with the filters of each block, in parallel
@@ -121,7 +123,7 @@ void few_rows_forward(const at::Tensor& x, const at::Tensor& weight, bool unit, 
   const int64_t rows = x.size(0), size = x.size(1), filters = weight.size(0);
   const float *in = x.const_data_ptr<float>(), *w = weight.const_data_ptr<float>();
   float *out = z.mutable_data_ptr<float>(), *a = alpha.mutable_data_ptr<float>();
-  const bool by_gemm = rows >= kGemmRows;
+  const bool by_gemm = rows >= kGemmRows && filters >= kGemmFilters;
   Scratch<float> columns(by_gemm ? rows * size : 0);
   if (by_gemm) transpose(in, size, rows, size, columns.data(), rows);
   each_block(filters, rows * size, [&](int64_t begin, int64_t end) {

@@ -13,6 +13,7 @@
 #include "transform/cpu/range.h"
 #include "transform/cpu/scale.h"
 #include "transform/cpu/steps.h"
+#include "transform/cpu/unit_filters.h"
 #include "transform/cpu/weight_norm.h"
 
 namespace bcos::transform::cpu {
@@ -49,9 +50,7 @@ Outputs of_products(const Call& call, const Inputs& given) {
 }  // namespace
 
 Outputs linear(const Call& call, const Inputs& inputs) {
-  auto out = of_products(call, inputs);
-  if (out.finite || !call.spec.unit) return out;
-  return of_products(without_unit(call), {inputs.x, unit_weight(inputs.weight), inputs.bias, inputs.b});
+  return within_range(call, inputs, of_products);
 }
 
 Outputs tiled_forward(const Call& call, const Inputs& inputs, const Tiling& outputs) {
@@ -103,6 +102,10 @@ BackwardPass tiled_backward(const Call& call, const Saved& saved, at::MemoryForm
 
 Gradients linear_backward(const Call& call, const Saved& given, const Needs& needs) {
   if (given.x.numel() == 0) return Gradients::zeros(given, needs);
+  if (divides_filters(call, given.weight))
+    return by_unit_filters(call, given, [&](const Call& divided, const Saved& saved) {
+      return linear_backward(divided, saved, needs);
+    });
   constexpr auto format = at::MemoryFormat::Contiguous;
   auto saved = in_format(given, format);
   if (!takes_map(call, needs)) saved.apply_map();
@@ -129,6 +132,10 @@ Gradients linear_backward(const Call& call, const Saved& given, const Needs& nee
 Second linear_second(const Call& call, const Saved& given, const at::Tensor& given_v,
                      const SecondNeeds& needs) {
   if (given.x.numel() == 0) return Second::zeros(given, needs);
+  if (divides_filters(call, given.weight))
+    return by_unit_filters(call, given, [&](const Call& divided, const Saved& saved) {
+      return linear_second(divided, saved, given_v, needs);
+    });
   auto saved = in_format(given, at::MemoryFormat::Contiguous);
   const auto v = given_v.contiguous();
   if (replaces_y(call, saved, [&](const at::Tensor& w) { return at::linear(saved.x, w.to(call.dtype)); }))

@@ -81,9 +81,4 @@ Call with_l(Call call) {
   return call;
 }
 
-Call without_unit(Call call) {
-  call.spec.unit = false;
-  return call;
-}
-
 }  // namespace bcos::transform::cpu

@@ -30,7 +30,4 @@ bool replaces_y(const Call& call, Saved& saved, F&& product) {
   return true;
 }
 
-// The same call for filters that are divided by their norm already.
-Call without_unit(Call call);
-
 }  // namespace bcos::transform::cpu

@@ -25,6 +25,7 @@ struct ScaleForward {
   int64_t max_out;
   Power power;
   Constants<A> k;
+  bool marks_lost;  // y is NaN where any product is not finite: another filter may win
   int64_t z_begin = 0;
 };
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 #include <type_traits>
 #include <vector>
 
@@ -44,23 +45,26 @@ BCOS_INLINE BitsOf<A> forward_row(const ScaleForward<T, U>& f, int64_t z0, int64
   U *y = f.y + y0, *l = shift(f.l, y0);
   uint8_t* winner = shift(f.winner, y0);
   BitsOf<A> check = 0;
+  const BitsOf<A> marked = f.marks_lost ? -1 : 0;
 #pragma omp simd reduction(| : check)
   for (int64_t i = 0; i < size; i++) {
     const A first = A(z[i * stride]);
     A best = first * alpha[i * step] + bias[i * step];
-    check |= bits_of<BitsOf<A>>(first - first);
+    BitsOf<A> lost = bits_of<BitsOf<A>>(first - first);
     if constexpr (Max) {
       uint8_t index = 0;
       for (int64_t m = 1; m < max_out; m++) {
         const A other = A(z[i * stride + m * filter_stride]);
         const A v = other * alpha[i * step + m] + bias[i * step + m];
-        check |= bits_of<BitsOf<A>>(other - other);
+        lost |= bits_of<BitsOf<A>>(other - other);
         const bool take = replaces(v, best);
         best = take ? v : best;
         index = take ? uint8_t(m) : index;
       }
       winner[i] = index;
+      best = lost & marked ? std::numeric_limits<A>::quiet_NaN() : best;
     }
+    check |= lost;
     if constexpr (P == Power::General) l[i] = rounded<U>(best);
     const A inv_n = normed && PerNorm ? safe_inverse(n[i]) : inv_row;
     y[i] = rounded<U>(scaled<P>(best, inv_n, k));

@@ -112,7 +112,8 @@ void finish_forward(const Call& call, const Inputs& inputs, const at::Tensor& al
                                    outputs,
                                    spec.max_out,
                                    call.power,
-                                   call.constants<A>()};
+                                   call.constants<A>(),
+                                   spec.unit};
     std::atomic<bool> finite{true};
     const auto finish_tile = [&](int64_t begin, int64_t end) {
       auto mine = scale;
