@@ -79,14 +79,15 @@ class Code(published.Code):
         """The names under which a layer and its linear part hold what decides about a call, beside the tensors."""
         inner = {*self.linear_own, *(GEOMETRY if self.convolves else ())}
         inner |= {"use_weight_norm", "scale"} if self.scales_weights else set()
-        return tuple(sorted((self.reads | self.own | {"b", "detach"}) - TENSORS)), tuple(sorted(inner))
+        return tuple(sorted((self.reads | self.own | {"b", "detach"}) - TENSORS)), tuple(sorted(inner | TENSORS))
 
     def is_held(self, module: Any, layer: Any) -> bool:
         """Whether the two hold themselves all that is read of them, so that nothing of it is their classes'."""
         own, inner = map(set, self.held)
         return (
             vars(module).keys() >= own - self.own
-            and vars(layer).keys() >= inner - self.linear_own
+            and vars(layer).keys() >= inner - self.linear_own - TENSORS
+            and not vars(layer).keys() & TENSORS
             and layer._parameters.keys() >= TENSORS
         )
 
