@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import bcos_kernels as bk
+from bcos_kernels.adopt import layer_code, published
 from bcos_kernels.compat import import_reference
 from bcos_kernels.transform import repeated
 
@@ -68,3 +69,18 @@ def test_a_module_and_its_tensors_are_not_kept(layer):
     del made
     gc.collect()
     assert not any(part() for part in held)
+
+
+@pytest.mark.parametrize("layer", [import_reference().modules.BcosConv2d], indirect=True)
+def test_what_a_class_holds_is_told_by_its_version_alone(layer, monkeypatch):
+    code = published.CODES[type(layer), type(layer.linear), type(None)]
+    left = set(code.watched_apart[1]) - set(code.watched_beside[1])
+    assert left == {"forward", "forward_impl", "calc_patch_norms", "_conv_forward", "__call__", "_call_impl"} | {
+        layer_code.SLOW_NORM
+    }
+    for owner, name in ((type(layer).__base__, "calc_patch_norms"), (torch.nn.Module, "_call_impl")):
+        with monkeypatch.context() as patch:
+            assert again(layer) is not None
+            patch.setattr(owner, name, getattr(owner, name))
+            assert again(layer) is None
+        layer(X), layer(X)

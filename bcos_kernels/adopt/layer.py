@@ -80,7 +80,7 @@ def repeat(module: Theirs, x: Tensor, out_dtype=None, backend: str | None = None
     unchanged = () if layer is module else _UNCHANGED
     for _ in _TWICE:
         y = _C.repeated(
-            code.plans, code.watched_apart, TRANSFORM.backends, settings, x, module, names, layer, inner, layer,
+            code.plans, code.watched_beside, TRANSFORM.backends, settings, x, module, names, layer, inner, layer,
             unchanged, *ASKED, parameters, _INPUTS,
         )  # fmt: skip
         if isinstance(y, Tensor):
