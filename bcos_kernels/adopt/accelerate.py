@@ -252,12 +252,19 @@ def _subclass(origin: Any, plan: Plan) -> type:
     paired = plan.kind.run_paired if plan.pairs else None
     run = paired or plan.kind.run
     repeat = None if plan.measured or paired else plan.kind.repeat
+    again = None if repeat is None else plan.kind.again
 
     def forward(self, *args, **kwargs):
         x = args[0] if len(args) == 1 and not kwargs else None
         if isinstance(x, Tensor):
+            repeats = repeat is not None and not torch.compiler.is_dynamo_compiling()
+            if repeats and again is not None:
+                y = again(self, x)
+                if y is not None:
+                    tally.counts[0] += 1  # tally.fused() without a step into it
+                    return y
             dtype = out_dtype if out_dtype is not None and torch.is_autocast_enabled(x.device.type) else None
-            if repeat is not None and not torch.compiler.is_dynamo_compiling():
+            if repeats:
                 y = repeat(self, x, dtype, backend)
                 if y is not None:
                     return y

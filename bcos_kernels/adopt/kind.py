@@ -48,3 +48,6 @@ class Kind:
     repeat: Callable[[Any, Tensor, Any, str | None], Tensor | None] | None = None
     """``repeat(module, x, out_dtype, backend)``: what ``find`` and ``run`` would compute, in less time, where all
     that decides reads as in a call before; it returns None where they must be asked."""
+    again: Callable[[Any, Tensor], Tensor | None] | None = None
+    """``again(module, x)``: the same in one step, where all that decides reads as in the module's last call that
+    ``repeat`` served; else None."""

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import tally
-from ..core import _torch, dispatch, extension, plans
+from ..core import _torch, extension, plans
 from ..modules import BcosLayer, BcosLinear, clamped
 from ..transform import TRANSFORM, Call, Spec, checks, functional, parts
-from ..transform.repeated import HOOKS, held
+from ..transform.repeated import ASKED, HOOKS, held
 from . import published
 from .kind import Kind
 from .layer_code import GEOMETRY, SIZES, Code, Variant, read
@@ -62,29 +62,29 @@ def _arguments(module: Theirs, x: Tensor, variant: Variant, out_dtype, backend: 
 def repeat(module: Theirs, x: Tensor, out_dtype=None, backend: str | None = None) -> Tensor | None:
     """``module(x)`` where all that decides about the call reads as in a call before; None where it must be read anew.
 
-    What decides is in the key, and nothing of the module is kept. It takes a fraction of the time of :func:`find`
-    and :func:`transform`, for layers whose b is a number and whose explanation mode is the early one.
+    What decides is in the key, and neither the module nor its tensors are kept. It takes a fraction of the time of
+    :func:`find` and :func:`transform`, for layers whose b is a number and whose explanation mode is the early one.
     """
+    if _C is None:
+        return None
     parts = module.__dict__["_modules"]
     layer = parts.get("linear", module)
-    own = layer.__dict__
-    hidden = "weight" in own or "bias" in own
-    if _C is None or hidden or len(parts) != (layer is not module):
+    if len(parts) != (layer is not module):
         return None
     classes = type(module), type(layer), _NO_MODE
     code = published.CODES.get(classes)
     if code is None or not _C.are_held(*code.watched_apart):
         code = published.code(classes, read)
-    (names, inner), parameters = code.held, own["_parameters"]
-    settings = out_dtype, backend, dispatch.FORCED, _torch.GLOBAL_HOOKS  # a dict with something in it has no key
+    (names, inner), parameters = code.held, layer.__dict__["_parameters"]
+    settings = out_dtype, backend, _torch.GLOBAL_HOOKS  # a dict with something in it has no key
     unchanged = () if layer is module else _UNCHANGED
     for _ in _TWICE:
         y = _C.repeated(
-            code.plans, TRANSFORM.backends, settings, x, module, names, layer, inner, layer, unchanged, parameters,
-            _INPUTS,
+            code.plans, code.watched_beside, TRANSFORM.backends, settings, x, module, names, layer, inner, layer,
+            unchanged, *ASKED, parameters, _INPUTS,
         )  # fmt: skip
         if isinstance(y, Tensor):
-            tally.counts[0] += 1  # tally.fused() without a step into it
+            tally.fused()
             return y
         if y is None:
             return None
@@ -368,5 +368,5 @@ def _call(module: Theirs, variant: Variant) -> Call:
 
 KIND = Kind(
     "layer", "B-cos layer", TRANSFORM, is_candidate, variant_of, find, transform, _call, _ours, measurable=True,
-    repeat=repeat,
+    repeat=repeat, again=None if _C is None else _C.again,
 )  # fmt: skip

@@ -68,6 +68,8 @@ class Code(published.Code):
     """Whether the linear part follows its ``padding_mode``; that of the first version always pads with zeros."""
     slow_norm: object = None
     """The layer's method for the norm of dilated patches, if that method is published."""
+    classes: tuple[type, ...] = ()
+    """Those of the layer and of its linear part."""
     fitting: dict[tuple, str | None] = field(default_factory=dict)
     """Sizes of a layer and of its linear part that were met so far -> where they contradict each other, or None."""
 
@@ -75,18 +77,28 @@ class Code(published.Code):
     """All that decides about a call -> its plan, or None where the call must be read anew."""
 
     @functools.cached_property
+    def watched_beside(self) -> tuple[list, list, list]:
+        """``watched_apart`` without what ``classes`` and their bases hold, for those who know their versions."""
+        kept = [
+            row for row in zip(*self.watched_apart, strict=True)
+            if not (type(row[0]) is type and any(issubclass(cls, row[0]) for cls in self.classes))
+        ]  # fmt: skip
+        return [row[0] for row in kept], [row[1] for row in kept], [row[2] for row in kept]
+
+    @functools.cached_property
     def held(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The names under which a layer and its linear part hold what decides about a call, beside the tensors."""
         inner = {*self.linear_own, *(GEOMETRY if self.convolves else ())}
         inner |= {"use_weight_norm", "scale"} if self.scales_weights else set()
-        return tuple(sorted((self.reads | self.own | {"b", "detach"}) - TENSORS)), tuple(sorted(inner))
+        return tuple(sorted((self.reads | self.own | {"b", "detach"}) - TENSORS)), tuple(sorted(inner | TENSORS))
 
     def is_held(self, module: Any, layer: Any) -> bool:
         """Whether the two hold themselves all that is read of them, so that nothing of it is their classes'."""
         own, inner = map(set, self.held)
         return (
             vars(module).keys() >= own - self.own
-            and vars(layer).keys() >= inner - self.linear_own
+            and vars(layer).keys() >= inner - self.linear_own - TENSORS
+            and not vars(layer).keys() & TENSORS
             and layer._parameters.keys() >= TENSORS
         )
 
@@ -135,6 +147,7 @@ def read(reading: published.Reading, cls: type, linear: type, mode: type) -> Cod
     )
     return Code(
         variant,
+        classes=(cls, linear),
         parts=tuple(parts.values()),
         own=frozenset(name for _, name, _ in layer.methods) - {"forward"} | parts.keys(),
         linear_own=frozenset(name for _, name, _ in inner.methods) | {"_call_impl"} if inner else frozenset(),

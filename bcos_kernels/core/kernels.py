@@ -73,7 +73,7 @@ def _started_by_python(op: Op, spec, backend: str, by_operators: Callable[..., t
         call = op.call(made, spec)
         return op.serve_backward(grad, made, op.outputs(*saved), call, False, used, backend, gradient_map)
 
-    sizes = len(op.inputs._fields), op.returned, spec.saves_output
+    sizes = len(op.inputs._fields), len(op.outputs._fields), op.returned, spec.saves_output
     return _C.kernels_started_by_python(forward, backward, by_operators, *sizes)
 
 

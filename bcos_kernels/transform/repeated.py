@@ -15,7 +15,7 @@ from ..core import _torch, dispatch, extension, plans
 from . import functional
 from .op import TRANSFORM
 
-__all__ = ["HOOKS", "held", "keep", "repeated"]
+__all__ = ["ASKED", "HOOKS", "held", "keep", "repeated"]
 
 _C: Any
 _C, _ = extension.load()
@@ -24,6 +24,8 @@ OWN = "b", "backend", "detach", "max_out", "normalize_weights", "out_dtype"
 """What a layer holds of what decides about a call; the values of its class count in no key."""
 GEOMETRY = "stride", "padding", "dilation", "groups", "padding_mode"
 TENSORS = "weight", "bias"
+ASKED = vars(dispatch), ("FORCED",)
+"""Where it stands which backends the environment asks for."""
 HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 """Where a module holds the hooks of its calls."""
 _NAMES = (*OWN, "b_rule", "norm_eps", "calc_patch_norms", "linear")
@@ -47,6 +49,10 @@ def repeated(module: Any, x: Tensor) -> Any:
     """The layer of x where a call before read the same; else None, or the key under which :func:`keep` may keep it."""
     if _C is None or torch.compiler.is_dynamo_compiling():
         return None
+    found = _C.again(module, x)
+    if found is not None:
+        tally.counts[0] += 1  # tally.fused() without a step into it
+        return found
     linear: Any = module.__dict__["_modules"].get("linear")
     cls = type(module)
     if linear is None or type(linear) not in cls.linear_kinds:
@@ -54,10 +60,12 @@ def repeated(module: Any, x: Tensor) -> Any:
     parameters = linear.__dict__["_parameters"]
     plain = type(linear) is cls.linear_kinds[0]
     # a dict with something in it has no key
-    settings = cls.norm_eps, cls.b_rule, plain, dispatch.FORCED, _torch.GLOBAL_HOOKS
-    found = _C.repeated(_PLANS, TRANSFORM.backends, settings, x, module, _NAMES, linear, _INNER, parameters, TENSORS)
+    settings = cls.norm_eps, cls.b_rule, plain, _torch.GLOBAL_HOOKS
+    found = _C.repeated(
+        _PLANS, None, TRANSFORM.backends, settings, x, module, _NAMES, linear, _INNER, *ASKED, parameters, TENSORS
+    )
     if isinstance(found, Tensor):
-        tally.counts[0] += 1  # tally.fused() without a step into it
+        tally.counts[0] += 1
     return found
 
 

@@ -10,6 +10,8 @@
 
 #include <cstring>
 #include <optional>
+#include <string_view>
+#include <vector>
 
 #include "common/autograd/recorded.h"
 
@@ -19,6 +21,10 @@ namespace bcos {
 // that says its sizes itself.
 class Key {
  public:
+  // By identity, what is held counts as the object that it is, if it cannot change, and a class as its
+  // version. That takes half the time, and holds as long as somebody owns the objects.
+  explicit Key(bool by_identity = false) : by_identity_(by_identity) {}
+
   bool add(PyObject* value) {
     if (THPVariable_CheckExact(value)) return add(THPVariable_Unpack(value));
     return add_value(value) || (THPVariable_Check(value) && add(THPVariable_Unpack(value)));
@@ -34,14 +40,18 @@ class Key {
             : pybind11::reinterpret_steal<pybind11::object>(PyObject_GenericGetDict(holder, nullptr));
     if (!dict) throw pybind11::error_already_set();
     if (!PyTuple_Check(names)) return false;
+    if (by_identity_ && !add_version(Py_TYPE(holder))) return false;
     const auto count = PyTuple_GET_SIZE(names);
     for (Py_ssize_t i = 0; i < count; i++) {
       PyObject* name = PyTuple_GET_ITEM(names, i);
-      if (PyObject* of_class = _PyType_Lookup(Py_TYPE(holder), name))
-        if (Py_TYPE(of_class)->tp_descr_set) return false;
+      PyObject* of_class = by_identity_ ? nullptr : _PyType_Lookup(Py_TYPE(holder), name);
+      if (of_class && Py_TYPE(of_class)->tp_descr_set) return false;
       PyObject* value = PyDict_GetItemWithError(dict.ptr(), name);
       if (!value && PyErr_Occurred()) throw pybind11::error_already_set();
-      if (value ? !(holder == dict.ptr() ? add_exact(value) : add_value(value)) : !tag('M')) return false;
+      if (by_identity_ && (!value || is_constant(value)))
+        add_object(value);
+      else if (value ? !(holder == dict.ptr() ? add_exact(value) : add_value(value)) : !tag('M'))
+        return false;
     }
     return true;
   }
@@ -62,6 +72,8 @@ class Key {
     return add(t) && raw(t.requires_grad());
   }
 
+  bool add_count(int64_t count) { return number(count); }
+
   bool add_strides(const at::Tensor& t) {
     for (const int64_t stride : t.strides()) number(stride);
     return true;
@@ -73,9 +85,39 @@ class Key {
     return tag('A') && raw(at::autocast::get_autocast_dtype(device));
   }
 
-  pybind11::bytes bytes() const { return {text_.data(), text_.size()}; }
+  std::string_view text() const { return {text_.data(), text_.size()}; }
+
+  // What counts as an object
+  std::vector<pybind11::object> objects() const {
+    std::vector<pybind11::object> found;
+    for (PyObject* each : objects_) found.push_back(pybind11::reinterpret_borrow<pybind11::object>(each));
+    return found;
+  }
 
  private:
+  void add_object(PyObject* value) {
+    objects_.push_back(value);
+    raw(value);
+  }
+
+  // No other class has it, nor this one once anything of it or of its bases has changed; 0 is none.
+  bool add_version(PyTypeObject* type) {
+#if PY_VERSION_HEX < 0x030B0000
+    if (!PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG)) return false;
+#endif
+    return type->tp_version_tag && raw(type->tp_version_tag);
+  }
+
+  static bool is_constant(PyObject* value) {
+    if (!PyTuple_CheckExact(value))
+      return value == Py_None || PyBool_Check(value) || PyLong_CheckExact(value) ||
+             PyFloat_CheckExact(value) || PyUnicode_CheckExact(value);
+    const auto count = PyTuple_GET_SIZE(value);
+    for (Py_ssize_t i = 0; i < count; i++)
+      if (!PyLong_CheckExact(PyTuple_GET_ITEM(value, i))) return false;
+    return true;
+  }
+
   bool add_value(PyObject* value) {  // of any type but a tensor
     if (value == Py_None) return tag('N');
     if (PyBool_Check(value)) return tag('B') && raw(value == Py_True);
@@ -149,11 +191,17 @@ class Key {
 
   static constexpr size_t kUsual = 768;  // bytes: most keys are no longer
 
+  bool by_identity_;
   c10::SmallVector<char, kUsual> text_;
+  c10::SmallVector<PyObject*, 32> objects_;
 };
 
 // The arguments of a function of Python. These functions are called too often for pybind11 to sort them.
 using Arguments = c10::ArrayRef<PyObject*>;
+
+inline pybind11::object as_bytes(const Key& key) {
+  return pybind11::bytes(key.text().data(), key.text().size());
+}
 
 // A key of arguments: equal for equal types and values. The first is the dict of the backends that may serve
 // the call, the second what was asked for outside of it, the third a tensor. Of a tensor count its shape,
@@ -166,25 +214,28 @@ inline pybind11::object key_of(Arguments arguments) {
   PyObject* x = arguments[2];
   if (!THPVariable_Check(x) || !key.add_autocast(THPVariable_Unpack(x).device().type()))
     return pybind11::none();
-  return key.bytes();
+  return as_bytes(key);
 }
 
-// A key of a tensor, with its strides, and of what holders hold, as add_held reads it: pairs of a holder and
-// of the names that count follow the tensor. A call that is followed has none. Else the arguments, and what
-// counts of a tensor, are as above.
-inline pybind11::object key_of_held(Arguments arguments) {
-  Key key;
-  if (arguments.size() < 3 || !key.add_identities(arguments[0]) || !key.add(arguments[1]))
-    return pybind11::none();
+// Adds a tensor, with its strides, and what holders hold, as add_held reads it: pairs of a holder and of the
+// names that count follow the tensor. A call that is followed has no key. Else the arguments, and what counts
+// of a tensor, are as above.
+inline bool add_call(Key& key, Arguments arguments) {
+  if (arguments.size() < 3 || !key.add_identities(arguments[0]) || !key.add(arguments[1])) return false;
   PyObject* x = arguments[2];
-  if (!THPVariable_CheckExact(x) || !key.add(x)) return pybind11::none();
+  if (!THPVariable_CheckExact(x) || !key.add(x)) return false;
   const auto& tensor = THPVariable_Unpack(x);
   if (is_followed(tensor) || tensor.layout() != at::kStrided || !key.add_strides(tensor) ||
       !key.add_autocast(tensor.device().type()))
-    return pybind11::none();
+    return false;
   for (size_t i = 3; i + 1 < arguments.size(); i += 2)
-    if (!key.add_held(arguments[i], arguments[i + 1])) return pybind11::none();
-  return key.bytes();
+    if (!key.add_held(arguments[i], arguments[i + 1])) return false;
+  return true;
+}
+
+inline pybind11::object key_of_held(Arguments arguments) {
+  Key key;
+  return add_call(key, arguments) ? as_bytes(key) : pybind11::none();
 }
 
 // Whether getattr(owner, name) is `value`, as far as that can be seen in a fraction of getattr's time: the
@@ -205,7 +256,7 @@ inline bool is_found(PyObject* owner, PyObject* name, PyObject* value) {
 
 // Of three lists, owners, names and values: whether getattr(owner, name) == value for all of them. False
 // where an owner has lost its attribute.
-inline pybind11::object are_held(Arguments lists) {
+inline bool are_all_held(Arguments lists) {
   TORCH_CHECK_TYPE(
       lists.size() == 3 && PyList_Check(lists[0]) && PyList_Check(lists[1]) && PyList_Check(lists[2]),
       "owners, names and values: three lists are needed");
@@ -219,13 +270,17 @@ inline pybind11::object are_held(Arguments lists) {
     const auto found = pybind11::reinterpret_steal<pybind11::object>(PyObject_GetAttr(owner, name));
     if (!found && PyErr_ExceptionMatches(PyExc_AttributeError)) {
       PyErr_Clear();
-      return pybind11::bool_(false);
+      return false;
     }
     const int same = found ? PyObject_RichCompareBool(found.ptr(), value, Py_EQ) : -1;
     if (same < 0) throw pybind11::error_already_set();
-    if (!same) return pybind11::bool_(false);
+    if (!same) return false;
   }
-  return pybind11::bool_(true);
+  return true;
+}
+
+inline pybind11::object are_held(Arguments lists) {
+  return pybind11::bool_(are_all_held(lists));
 }
 
 // How Python calls such a function.

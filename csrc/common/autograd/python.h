@@ -4,7 +4,7 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include "common/autograd/key.h"
+#include "common/autograd/memory.h"
 #include "common/autograd/recorded.h"
 
 namespace bcos {
@@ -65,20 +65,30 @@ inline std::shared_ptr<Kernels> shared(Kernels kernels, pybind11::function by_op
 // Kernels that functions of Python start.
 inline std::shared_ptr<Kernels> started_by_python(pybind11::function forward, pybind11::function backward,
                                                   pybind11::function by_operators, size_t inputs,
-                                                  size_t returned, bool saves_output) {
+                                                  size_t outputs, size_t returned, bool saves_output) {
   const auto forwards = [function = owned(std::move(forward))](const Tensors& given_inputs) {
     const pybind11::gil_scoped_acquire locked;
     return (*function)(to_optional(given_inputs)).cast<Tensors>();
   };
-  return shared({forwards, backward_in_python(std::move(backward)), {}, inputs, returned, saves_output},
-                std::move(by_operators));
+  return shared(
+      {forwards, backward_in_python(std::move(backward)), {}, inputs, outputs, returned, saves_output},
+      std::move(by_operators));
+}
+
+inline PyTypeObject* kernels_type = nullptr;  // the class of Python that holds them
+
+// The kernels that an object of Python holds. A cast of pybind11 looks the class up in its tables first.
+inline const std::shared_ptr<Kernels>& held_kernels(PyObject* object) {
+  TORCH_CHECK_TYPE(Py_TYPE(object) == kernels_type, "kernels are needed");
+  auto* instance = reinterpret_cast<pybind11::detail::instance*>(object);
+  return instance->get_value_and_holder().holder<std::shared_ptr<Kernels>>();
 }
 
 // Kernels and a tuple of inputs -> the outputs that a caller gets, or None, as call() has them.
 inline pybind11::object outputs_of(Arguments arguments) {
   TORCH_CHECK_TYPE(arguments.size() == 2 && PyTuple_Check(arguments[1]),
                    "kernels and a tuple of inputs are needed");
-  const auto kernels = pybind11::handle(arguments[0]).cast<std::shared_ptr<Kernels>>();
+  const auto kernels = held_kernels(arguments[0]);
   const auto inputs = unpacked(pybind11::reinterpret_borrow<pybind11::tuple>(arguments[1]));
   std::optional<Tensors> outputs;
   {
@@ -92,27 +102,15 @@ inline pybind11::object outputs_of(Arguments arguments) {
   return found;
 }
 
-// Plans and the arguments of key_of_held -> the first output of the kernels that the plans hold under that
-// key. The last holder is a dict of the inputs behind x, of which a value that is no tensor is not there.
-// Returns the key where the plans hold nothing under it, and None where there is no key, where they hold None
-// and where call() has no outputs.
-inline pybind11::object repeated(Arguments arguments) {
-  const auto count = arguments.size();
-  TORCH_CHECK_TYPE(count >= 6 && PyDict_Check(arguments[0]) && PyDict_Check(arguments[count - 2]) &&
-                       PyTuple_Check(arguments[count - 1]),
-                   "a dict of plans, the arguments of a key, and a dict of inputs are needed");
-  const auto key = key_of_held(arguments.slice(1));
-  if (key.is_none()) return key;
-  PyObject* plan = PyDict_GetItemWithError(arguments[0], key.ptr());
-  if (!plan && PyErr_Occurred()) throw pybind11::error_already_set();
-  if (!plan) return key;
-  if (plan == Py_None) return pybind11::none();
-  const auto kernels = pybind11::handle(plan).cast<std::shared_ptr<Kernels>>();
+// The first output of a module's call; None where call() has none. The inputs behind x are those of a dict
+// under these names; a value that is no tensor is not there.
+inline pybind11::object first_output(const std::shared_ptr<Kernels>& kernels, PyObject* x, PyObject* dict,
+                                     PyObject* names) {
   Tensors inputs;
   inputs.reserve(kernels->inputs);
-  inputs.push_back(THPVariable_Unpack(arguments[3]));
-  for (const auto& name : pybind11::reinterpret_borrow<pybind11::tuple>(arguments[count - 1])) {
-    PyObject* value = PyDict_GetItemWithError(arguments[count - 2], name.ptr());
+  inputs.push_back(THPVariable_Unpack(x));
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); i++) {
+    PyObject* value = PyDict_GetItemWithError(dict, PyTuple_GET_ITEM(names, i));
     inputs.push_back(value && THPVariable_Check(value) ? THPVariable_Unpack(value) : at::Tensor());
   }
   inputs.resize(kernels->inputs);
@@ -125,18 +123,53 @@ inline pybind11::object repeated(Arguments arguments) {
   return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(std::move(outputs->front())));
 }
 
+// Plans, lists for are_held or None, and the arguments of key_of_held -> the first output of the kernels that
+// the plans hold under that key. The first holder is the module, and the last a dict of the inputs behind x.
+// Returns the key where the plans hold nothing under it, and None where there is no key, where they hold None
+// and where call() has no outputs.
+inline pybind11::object repeated(Arguments arguments) {
+  const auto count = arguments.size();
+  TORCH_CHECK_TYPE(count >= 7 && PyDict_Check(arguments[0]) && PyDict_Check(arguments[count - 2]) &&
+                       PyTuple_Check(arguments[count - 1]),
+                   "a dict of plans, lists or None, the arguments of a key, and a dict of inputs are needed");
+  const auto of_key = arguments.slice(2);
+  const auto key = key_of_held(of_key);
+  if (key.is_none()) return key;
+  PyObject* plan = PyDict_GetItemWithError(arguments[0], key.ptr());
+  if (!plan && PyErr_Occurred()) throw pybind11::error_already_set();
+  if (!plan) return key;
+  if (plan == Py_None) return pybind11::none();
+  const auto kernels = held_kernels(plan);
+  remember(of_key[3], Memory(of_key[3], arguments[1], of_key, kernels));
+  return first_output(kernels, of_key[2], arguments[count - 2], arguments[count - 1]);
+}
+
+// A module and x -> what repeated() returned for the module's last call, computed anew, where all reads as it
+// did; else None.
+inline pybind11::object again(Arguments arguments) {
+  TORCH_CHECK_TYPE(arguments.size() == 2, "a module and an input are needed");
+  static PyObject* const kNames = Py_BuildValue("(ss)", "weight", "bias");
+  const auto found = memories().find(arguments[0]);
+  if (found == memories().end()) return pybind11::none();
+  const Places places(arguments[0]);
+  const auto kernels = found->second.kernels(places, arguments[1]);
+  return kernels ? first_output(kernels, arguments[1], places[2], kNames) : pybind11::none();
+}
+
 inline void bind_calls(pybind11::module_ m) {
   namespace py = pybind11;
   using namespace py::literals;
-  py::class_<Kernels, std::shared_ptr<Kernels>>(
+  const py::class_<Kernels, std::shared_ptr<Kernels>> type(
       m, "Kernels", "How calls of an op with the same options are served and recorded.");
+  kernels_type = reinterpret_cast<PyTypeObject*>(type.ptr());
   m.def("kernels_started_by_python", &started_by_python, "forward"_a, "backward"_a, "by_operators"_a,
-        "inputs"_a, "returned"_a, "saves_output"_a);
+        "inputs"_a, "outputs"_a, "returned"_a, "saves_output"_a);
   bind_fast<key_of>(m, "key_of");
   bind_fast<key_of_held>(m, "key_of_held");
   bind_fast<are_held>(m, "are_held");
   bind_fast<outputs_of>(m, "outputs_of");
   bind_fast<repeated>(m, "repeated");
+  bind_fast<again>(m, "again");
   m.def("maker_of", &maker_of, "y"_a);
   m.def("has_hooks", &has_hooks, "y"_a);
   m.def("leave", &leave, "y"_a, "grad"_a, "map"_a, "message"_a);

@@ -13,7 +13,7 @@
 
 #include <algorithm>
 #include <array>
-#include <iterator>
+#include <bitset>
 #include <mutex>
 #include <type_traits>
 
@@ -65,19 +65,24 @@ struct First {
   }
 };
 
-// The gradients of the inputs that a call has: they alone have edges.
-Tensors gradients(const AutogradContext& ctx, const Kernels& kernels, const First& first,
-                  const at::Tensor& grad, const at::Tensor& map) {
-  auto inputs = ctx.get_saved_variables();
-  const auto middle = inputs.begin() + int64_t(kernels.inputs);
-  Tensors saved(std::make_move_iterator(middle), std::make_move_iterator(inputs.end()));
-  inputs.erase(middle, inputs.end());
+// Which of the inputs, and of the outputs behind them, are saved. To save an undefined tensor takes as long
+// as another, and most calls have half of them.
+using Present = std::bitset<32>;
 
+// The gradients of the inputs that a call has: they alone have edges.
+Tensors gradients(const AutogradContext& ctx, const Kernels& kernels, const First& first, Present present,
+                  const at::Tensor& grad, const at::Tensor& map) {
+  auto found = ctx.get_saved_variables();
+  Tensors inputs(kernels.inputs), saved(kernels.outputs);
   std::vector<bool> needs(inputs.size());
-  size_t present = 0;
-  for (size_t i = 0; i < inputs.size(); i++)
-    needs[i] = inputs[i].defined() && ctx.needs_input_grad(present++);
-  if (!grad.defined()) return Tensors(present);
+  size_t next = 0;
+  const auto take = [&](Tensors& tensors, size_t before, auto&& beside) {
+    for (size_t i = 0; i < tensors.size(); i++)
+      if (present[before + i]) beside(i), tensors[i] = std::move(found[next++]);
+  };
+  take(inputs, 0, [&](size_t i) { needs[i] = ctx.needs_input_grad(next); });
+  if (!grad.defined()) return Tensors(next);
+  take(saved, inputs.size(), [](size_t) {});
   if (kernels.saves_output) first.refresh(kernels, inputs, saved[0]);
   const bool seen = c10::GradMode::is_enabled() || is_seen(grad) || is_seen(inputs);
   auto of_all = (seen ? kernels.by_operators : kernels.backward)(grad, inputs, saved, needs, map);
@@ -105,7 +110,7 @@ struct Left {
   }
 };
 
-constexpr auto kKernels = "kernels", kChanged = "changed";
+constexpr auto kKernels = "kernels", kChanged = "changed", kPresent = "present";
 
 }  // namespace
 
@@ -114,7 +119,8 @@ struct Recorded : autograd::Function<Recorded> {
   static Tensors backward(AutogradContext* ctx, const Tensors& grads) {
     auto& data = ctx->saved_data;
     const auto& kernels = *reinterpret_cast<const Kernels*>(intptr_t(data[kKernels].toInt()));
-    return gradients(*ctx, kernels, {{}, data[kChanged].toBool()}, grads[0], {});
+    return gradients(*ctx, kernels, {{}, data[kChanged].toBool()}, Present(data[kPresent].toInt()), grads[0],
+                     {});
   }
 };
 
@@ -126,6 +132,7 @@ struct Node : autograd::CppNode<Recorded> {
   std::shared_ptr<Kernels> kernels;
   c10::VariableVersion version;  // of the first output, where the kernels save it
   uint32_t saved_version = 0;
+  Present present;
   bool differentiated = false;  // whether a backward was
   std::optional<Left> left;
 
@@ -135,16 +142,17 @@ struct Node : autograd::CppNode<Recorded> {
   void save(const Tensors& inputs, const Tensors& outputs) {
     Tensors saved;
     saved.reserve(inputs.size() + outputs.size());
-    saved.insert(saved.end(), inputs.begin(), inputs.end());
-    saved.insert(saved.end(), outputs.begin(), outputs.end());
-    auto& y = saved[inputs.size()];
+    const auto add = [&](size_t i, at::Tensor tensor) {
+      if (tensor.defined()) present.set(i), saved.push_back(std::move(tensor));
+    };
+    for (size_t i = 0; i < inputs.size(); i++) add(i, inputs[i]);
     if (kernels->saves_output) {
+      const auto& y = outputs[0];
       version = autograd::impl::version_counter(y);
       saved_version = version.current_version();
-      y = y.variable_data();
-    } else {
-      y = at::Tensor();
+      add(inputs.size(), y.variable_data());
     }
+    for (size_t i = 1; i < outputs.size(); i++) add(inputs.size() + i, outputs[i]);
     ctx_.save_for_backward(std::move(saved));
     save_variables_to_ctx();
   }
@@ -155,7 +163,7 @@ struct Node : autograd::CppNode<Recorded> {
     const auto map = left ? left->taken(grad) : at::Tensor();
     left.reset();
     differentiated |= grad.defined() && c10::GradMode::is_enabled();
-    return gradients(ctx_, *kernels, {version, is_changed()}, grad, map);
+    return gradients(ctx_, *kernels, {version, is_changed()}, present, grad, map);
   }
 
   // Compiled autograd takes along what stands in the context, and nothing else of a node.
@@ -163,6 +171,7 @@ struct Node : autograd::CppNode<Recorded> {
     auto& data = const_cast<Node*>(this)->ctx_.saved_data;
     data[kKernels] = int64_t(reinterpret_cast<intptr_t>(kernels.get()));
     data[kChanged] = is_changed();
+    data[kPresent] = int64_t(present.to_ulong());
     CppNode::compiled_args(args);
   }
 

@@ -27,6 +27,7 @@ struct Kernels {
   // The same by the operators of the op: it is differentiable, and whatever must see an operator sees it.
   Backward by_operators;
   size_t inputs;      // how many there are, with those that a call does not have
+  size_t outputs;     // likewise
   size_t returned;    // how many outputs a caller gets: the first is differentiable, the others are constants
   bool saves_output;  // whether the backward needs the first output
 };

@@ -46,7 +46,7 @@ Kernels kernels(const Spec& spec, bool detached) {
       if (gradients[i].defined()) gradients[i] = gradients[i].to(in[i].scalar_type());
     return gradients;
   };
-  return {forwards, backwards, {}, 5, 3, false};
+  return {forwards, backwards, {}, 5, 3, 3, false};
 }
 
 SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor& x,

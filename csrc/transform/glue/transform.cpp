@@ -82,7 +82,7 @@ Kernels kernels(const Spec& spec, bool saves_output, bool detached) {
                  std::nullopt, std::nullopt, given(map), spec, detached, needs);
     return or_undefined(dx, dweight, dbias, db);
   };
-  return {forwards, backwards, {}, 4, 1, saves_output};
+  return {forwards, backwards, {}, 4, 4, 1, saves_output};
 }
 
 at::Tensor patch_norm(const at::Tensor& x, const Ints& kernel, const Spec& spec) {
