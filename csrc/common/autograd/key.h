@@ -87,7 +87,7 @@ class Key {
 
   std::string_view text() const { return {text_.data(), text_.size()}; }
 
-  // What counts as an object
+  // What counts as the object that it is
   std::vector<pybind11::object> objects() const {
     std::vector<pybind11::object> found;
     for (PyObject* each : objects_) found.push_back(pybind11::reinterpret_borrow<pybind11::object>(each));
@@ -97,6 +97,7 @@ class Key {
  private:
   void add_object(PyObject* value) {
     objects_.push_back(value);
+    tag('P');
     raw(value);
   }
 
