@@ -253,11 +253,12 @@ def _subclass(origin: Any, plan: Plan) -> type:
     run = paired or plan.kind.run
     repeat = None if plan.measured or paired else plan.kind.repeat
     again = None if repeat is None else plan.kind.again
+    is_compiling = torch.compiler.is_dynamo_compiling
 
     def forward(self, *args, **kwargs):
         x = args[0] if len(args) == 1 and not kwargs else None
         if isinstance(x, Tensor):
-            repeats = repeat is not None and not torch.compiler.is_dynamo_compiling()
+            repeats = repeat is not None and not is_compiling()
             if repeats and again is not None:
                 y = again(self, x)
                 if y is not None:
