@@ -81,19 +81,27 @@ def cpu_time(call):
     return time.thread_time() - start
 
 
-def test_a_layer_that_does_20_percent_more_is_found(tmp_path, capsys):
-    """In one loop, and in CPU time of one thread, of which other programs are no part."""
-    torch.manual_seed(0)
-    x, layer, plain = torch.randn(2048, 192), bk.BcosLinear(192, 192), torch.nn.Linear(192, 192)
-    calls = {"plain": lambda: plain(x), "ours": lambda: layer(x), "more": lambda: (layer(x), layer(x[:410]))}
+def measured(folder, calls):
     with torch.no_grad():
         times = measure.interleave(calls, seconds=1.0, least=60, most=120, clock=cpu_time)
     files = {}
     for name in ("ours", "more"):
         row = {"scope": "layer", "workload": "vit_s/2048-192-192", "model": "vit_s", "measure": "forward", "batch": 8}
         row["contenders"] = {"plain": contender(times["plain"]), "ours": contender(times[name])}
-        files[name] = stored(tmp_path / f"{name}.json", made() | {"rows": [row]})
-    assert run_compare(files["ours"], files["more"]) == 1
+        files[name] = stored(folder / f"{name}.json", made() | {"rows": [row]})
+    return files
+
+
+def test_a_layer_that_does_20_percent_more_is_found(tmp_path, capsys):
+    """In one loop, and in CPU time of one thread. Other programs share its caches: it is repeated for a verdict."""
+    torch.manual_seed(0)
+    x, layer, plain = torch.randn(2048, 192), bk.BcosLinear(192, 192), torch.nn.Linear(192, 192)
+    calls = {"plain": lambda: plain(x), "ours": lambda: layer(x), "more": lambda: (layer(x), layer(x[:410]))}
+    for _ in range(3):
+        files = measured(tmp_path, calls)
+        if (found := run_compare(files["ours"], files["more"])) != 2:
+            break
+    assert found == 1
     assert "| vit_s/2048-192-192, forward, batch 8 | ours |" in capsys.readouterr().out
     assert run_compare(files["more"], files["ours"]) == 0 and "faster |" in capsys.readouterr().out
     assert run_compare(files["ours"], files["ours"]) == 0
