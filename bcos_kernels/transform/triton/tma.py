@@ -41,6 +41,7 @@ def backward_with_vendor(
     bias = None if bias is None else bias.contiguous()
     v = saved.l if call.saves_linear else saved.y
     tile = tile or tma_tiles.tiles_of_product(call, "training")[0]
+    tile = tile if gradient_map is None else tma_tiles.beside_map(call, tile)
     with_u = needs[1] or needs[2]
     dx, u = tma_matmul.dgrad(
         call, grad, v, saved.n, weights, bias, b, gradient_map, x, "training", frozen, with_u, tile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import gcd
 
 from ...core.candidate import Tile
@@ -10,7 +11,9 @@ from ...gpu.sizes import power_of_two
 from ..call import HALF, Call
 from ..traffic import Sizes
 
-__all__ = ["ALIGNED", "SHARE", "forms_l", "in_registers", "residents", "tiles", "training_tile", "why_not"]
+__all__ = [
+    "ALIGNED", "SHARE", "beside_map", "forms_l", "in_registers", "residents", "tiles", "training_tile", "why_not",
+]  # fmt: skip
 
 ALIGNED = 16  # bytes of which TMA takes addresses and the lengths of rows as multiples
 BLACKWELL = ("sm_100", "sm_103")
@@ -96,6 +99,12 @@ def _depth_beside_u(call: Call, columns: int) -> int:
     if columns < 256:
         return 64 if call.out_dtype.itemsize == 2 else 32
     return 16 if forms_l(call, "training", Tile(128, columns, 16), True) else 32
+
+
+def beside_map(call: Call, tile: Tile) -> Tile:
+    """The tile with which the kernel of dx and u has registers for a gradient that still has to pass a map."""
+    spills = tile.n >= 128 and forms_l(call, "training", tile, True)
+    return replace(tile, k=min(tile.k, 32)) if spills else tile
 
 
 def _bytes(call: Call, direction: str, tile: Tile) -> int:
