@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from cases import Budget
 from families import DynamicMultiplication, is_accelerated, plain
 from norm_families import counted
 from publishing import MODES, explain, publish
@@ -14,6 +15,7 @@ from torch import nn
 
 import bcos_kernels as bk
 from bcos_kernels.adopt import gate, published
+from bcos_kernels.conversion.modules import GatedGELU
 
 pytestmark = pytest.mark.filterwarnings("ignore:accelerate")
 
@@ -188,9 +190,45 @@ def test_it_is_at_least_as_accurate(kind, dtype, mean):
                 assert mine <= 1.1 * yours + torch.finfo(dtype).eps, (early, late, key, mine, yours)
 
 
-def test_a_gate_saves_its_input_alone():
+@pytest.mark.parametrize("make", [lambda: bk.accelerate(EarlyGELU()), GatedGELU], ids=["accelerated", "converted"])
+@pytest.mark.parametrize("mean", [0, -2, -4])
+@pytest.mark.parametrize("early", [False, True], ids=["training", "explanation"])
+def test_where_most_gates_are_nearly_closed(make, mean, early):
+    """1 + erf(x/√2) cancels there, and what is rounded beside the 1 counts."""
+    theirs, ours = EarlyGELU(), make()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        budget = Budget()
+        for seed in range(10):
+            x = (example(seed=seed) / 3 + mean).to(dtype)
+            truth = outcome(theirs, x.double(), early, second=False)
+            found = [outcome(module, x, early, second=False) for module in (ours, theirs)]
+            for key, exact in truth.items():
+                size = exact.norm() / exact.numel() ** 0.5
+                budget.add(key, *(f[key].double() / size for f in found), exact / size, dtype)
+        budget.check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("early", [False, True])
+def test_transforms_of_a_converted_gate(dtype, early):
+    """Forward-mode derivatives, which see its operators, are those of its backward."""
+    module, x = GatedGELU(), example().to(dtype)
+    explain(module, early)
+    dx = outcome(module, x, early, early, second=False)["dx"]
+    explain(module, early)
+    cotangent = torch.cos(torch.arange(x.numel(), dtype=torch.float64)).view(x.shape).to(dtype)
+    y, tangent = torch.func.jvp(module, (x,), (cotangent,))
+    (transformed,) = torch.func.vjp(module, x)[1](cotangent)
+    close = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 8 * torch.finfo(dtype).eps}
+    for found, expected in ((y, module(x)), (tangent, dx), (transformed, dx)):
+        assert found.dtype == dtype and torch.allclose(found, expected, **close)
+    assert torch.allclose(torch.func.vmap(module)(x), y, **close)
+
+
+@pytest.mark.parametrize("make", [lambda: bk.accelerate(EarlyGELU()), GatedGELU], ids=["accelerated", "converted"])
+def test_a_gate_saves_its_input_alone(make):
     saved, x = [], example().requires_grad_()
-    module = bk.accelerate(EarlyGELU())
+    module = make()
     for mode in (False, True):
         explain(module, mode)
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):

@@ -23,7 +23,10 @@ from . import fingerprint, published
 from .kind import Kind
 from .published import Theirs
 
-__all__ = ["ACT", "FUNCTIONS", "KIND", "METHOD", "Code", "Variant", "find", "is_candidate", "run", "variant_of"]
+__all__ = [
+    "ACT", "FUNCTIONS", "KIND", "METHOD", "Code", "Found", "Variant", "find", "is_candidate", "is_served", "run",
+    "variant_of",
+]  # fmt: skip
 
 MODE = "dynamic_multiplication"
 
@@ -70,9 +73,8 @@ def _of_gelu(grad: Tensor, x: Tensor) -> Tensor:
     if torch.is_grad_enabled() or _torch.is_seen((x, grad)):
         return grad * (_phi(x) + 0.5 * density * x * torch.exp(-0.5 * x * x))
     rest = torch.mul(x, x).mul_(-0.5).exp_()
-    slope = torch.mul(x, math.sqrt(0.5)).erf_()
-    slope = torch.addcmul(slope, x, rest, value=density, out=slope)
-    return torch.addcmul(grad, grad, slope, out=slope).mul_(0.5)
+    slope = torch.mul(x, math.sqrt(0.5)).erf_().add_(1)  # exact where Φ(x) is small, before anything else is added
+    return slope.addcmul_(x, rest, value=density).mul_(grad).mul_(0.5)
 
 
 def _phi_by_tanh(x: Tensor) -> Tensor:
@@ -184,6 +186,11 @@ def _method(module: Theirs) -> Any:
 _DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
 
+def is_served(x: Tensor) -> bool:
+    """Whether ``run`` takes the input: a dense tensor of a floating-point dtype."""
+    return type(x) in (Tensor, nn.Parameter) and x.dtype in _DTYPES and x.layout == torch.strided
+
+
 def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Found | str | None:
     """How a call is served; or the reason why the gate's own forward must run; None where it is the better one."""
     if x is not None and _torch.is_followed():
@@ -199,7 +206,7 @@ def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) ->
         held = own.get(ACT)
         if not (isinstance(held, MethodType) and held.__self__ is module and held.__func__ is _method(module)):
             return f"its {ACT} is not its own {METHOD}"
-    if x is not None and (x.dtype not in _DTYPES or x.layout != torch.strided or type(x) not in (Tensor, nn.Parameter)):
+    if x is not None and not is_served(x):
         return f"its input is {x.dtype}, {x.layout}: a dense tensor of a floating-point dtype is needed"
     if variant.mode == "early":
         return Found(variant, bool(module.detach), None) if hasattr(module, "detach") else "it has lost its detach"

@@ -8,13 +8,11 @@ Sources: Arya et al., B-cosification, NeurIPS 2024 (arXiv 2411.00715); Böhle et
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..adopt import attend
+from ..adopt import attend, gate
 from ..adopt.norm import Fit, run
 from ..adopt.norm_code import Variant
 from ..core import _torch
@@ -92,14 +90,16 @@ class GatedGELU(Detachable):
     """``nn.GELU``, whose gate Φ(x) is a constant in explanation mode."""
 
     kind = "gate"
+    variant = gate.Variant("early", held=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """``[...]`` -> the same shape."""
-        if not self.detach:
-            return F.gelu(input)
-        with torch.no_grad():
-            gate = 0.5 * (1 + torch.erf(input * math.sqrt(0.5)))
-        return input * gate
+        if not _torch.is_followed() and gate.is_served(input):
+            return gate.run(self, input, gate.Found(self.variant, self.detach, None))
+        function = gate.FUNCTIONS[self.variant.name]
+        if self.detach:
+            return input * function.gate(input.detach())
+        return input * function.gate(input) if function.inexact(input) else function.value(input)
 
 
 class Attention(Detachable):
