@@ -160,7 +160,7 @@ class BcosLayer(Detachable):
             self.max_out, self.has_unit_filters(), False, self.norm_eps, 1e-6, exact_two, out_dtype, self.backend,
         )  # fmt: skip
         linear = held(self, "linear")
-        tensors = None if own else parts.unseen(linear, self.linear_kinds)
+        tensors = None if own else parts.unseen(linear, self.linear_kinds, sets_tensors=True)
         if tensors is None:
             return parts.by_parts(x, linear, norms, b, bool(self.detach), len(geometry) and geometry[0], options)
         if key is not None:

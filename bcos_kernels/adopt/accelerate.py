@@ -89,9 +89,9 @@ def accelerate(
     They are recognised by their code: those of ``bcos``, of the first version of B-cos networks, of B-cosification,
     of model guidance and the repositories derived from it, of the B-cos language models, of CoDA-Nets, whose layers are
     of dynamic alignment units, and of the smaller repositories that ``docs/coverage.md`` lists.
-    All others are left alone; :func:`report` says why. An accelerated module runs its own forward while its parts have
-    hooks or its code is changed. Unpickling an accelerated module needs this package: where it may be missing,
-    :func:`restore` the model before pickling it.
+    All others are left alone; :func:`report` says why. An accelerated module runs its own forward while hooks see the
+    calls of its parts or its code is changed. Unpickling an accelerated module needs this package: where it may be
+    missing, :func:`restore` the model before pickling it.
 
     Args:
         model: any module.

@@ -45,6 +45,8 @@ def transform(module: Theirs, x: Tensor, variant: Variant, out_dtype=None, backe
 def _arguments(module: Theirs, x: Tensor, variant: Variant, out_dtype, backend: str | None) -> tuple:
     """The arguments of the functional layer."""
     has, layer = variant.attributes, module._modules.get("linear", module)
+    if layer is not module:  # whose own hooks its call has run
+        _torch.set_tensors(layer)
     b, exact_two = exponent(module, variant)
     if isinstance(b, Tensor) and b.device != x.device:
         b = b.to(x.device)
@@ -191,7 +193,7 @@ def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) ->
 
 def changed(module: Theirs, layer: Theirs, x: Tensor | None) -> str | None:
     """A reason against this call that does not depend on the layer's code: a hook, a parametrization or a dtype."""
-    if (reason := published.changed_parts(module)) is not None:
+    if (reason := published.changed_parts(module, weighted=layer)) is not None:
         return reason
     if layer.training and "parametrizations" in layer._modules:
         return "its weight is parametrized: in training every read may change it"
@@ -326,7 +328,9 @@ def _ours(module: Theirs) -> Variant | str | None:
     changed = "calc_patch_norms" in vars(module) and "its calc_patch_norms was assigned on the instance"
     linear = module._modules["linear"]
     adapted = not parts.is_product(linear, module.linear_kinds) and f"its .linear is {type(linear).__name__}"
-    return _overridden(type(module)) or changed or adapted or published.changed_parts(module, ("linear",)) or own
+    return (
+        _overridden(type(module)) or changed or adapted or published.changed_parts(module, ("linear",), linear) or own
+    )
 
 
 def _overridden(cls: type) -> str | None:

@@ -113,13 +113,16 @@ def rows(section: str) -> dict[str, dict]:
     return _table()[section]
 
 
-def changed_parts(module: Theirs, names: Iterable[str] | None = None) -> str | None:
-    """A hook that must see the calls of a module's parts, or of the named ones; None where there is none."""
+def changed_parts(module: Theirs, names: Iterable[str] | None = None, weighted: Theirs = None) -> str | None:
+    """A hook that must see the calls of a module's parts, or of the named ones; None where there is none.
+
+    Hooks of ``weighted`` that only set its weight do not count: whoever computes runs them by ``_torch.set_tensors``.
+    """
     if _torch.has_global_hook():
         return "a global module hook must see calls of its parts"
     parts = module._modules
     for name in parts if names is None else names:
-        if _torch.has_hook(parts[name]):
+        if _torch.has_hook(parts[name], parts[name] is weighted):
             return f"its .{name} has a hook"
     return None
 

@@ -19,7 +19,7 @@ __all__ = [
     "GLOBAL_HOOKS", "Function", "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function",
     "ends_recomputation", "flop_counters", "forward_derivatives", "has_global_hook", "is_distributed", "is_exporting",
     "is_followed", "is_seen", "is_seen_beside_vmap", "is_traced", "largest_gradient", "overloads", "rank_of_quantile",
-    "records", "result", "softmax_backward_in_place", "transformed", "unrecorded",
+    "records", "result", "set_tensors", "softmax_backward_in_place", "transformed", "unrecorded",
     "unwrap_dead_wrappers", "will_run", "wrapper_without_second_backward",
 ]  # fmt: skip
 
@@ -52,10 +52,27 @@ def has_global_hook() -> bool:
     return module._has_any_global_hook() and not all(map(_notes_names, GLOBAL_HOOKS))
 
 
-def has_hook(module: Any) -> bool:
-    """Whether a hook of the module's own sees its calls."""
+def has_hook(module: Any, beside_setters: bool = False) -> bool:
+    """Whether a hook of the module's own sees its calls. ``beside_setters`` leaves out those of :func:`set_tensors`."""
     m = module
-    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+    before = m._forward_pre_hooks
+    if beside_setters and before:
+        before = [hook for hook in before.values() if not _sets_a_tensor(hook)]
+    return bool(m._forward_hooks or before or m._backward_hooks or m._backward_pre_hooks)
+
+
+def set_tensors(module: Any) -> None:
+    """Runs torch's own hooks that set a module's weight before each call and see nothing of it, as those of pruning."""
+    for hook in module._forward_pre_hooks.values():
+        if _sets_a_tensor(hook):
+            hook(module, ())
+
+
+_SETTERS = "torch.nn.utils.prune", "torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm"
+
+
+def _sets_a_tensor(hook: Any) -> bool:
+    return getattr(type(hook).__call__, "__module__", None) in _SETTERS
 
 
 def _notes_names(hooks: dict) -> bool:

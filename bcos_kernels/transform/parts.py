@@ -29,23 +29,19 @@ def is_product(linear: Any, kinds: tuple[type, ...]) -> bool:
 _CODE = "forward", "_conv_forward", "__call__", "_call_impl"
 
 
-def unseen(linear: Any, kinds: tuple[type, ...]) -> tuple[Tensor, Tensor | None] | None:
+def unseen(linear: Any, kinds: tuple[type, ...], sets_tensors: bool = False) -> tuple[Tensor, Tensor | None] | None:
     """The weight and the bias of a linear part, which is usually of one of ``kinds``.
 
     None where its code is another, or where a hook, which may be one of all modules, or a method that was assigned on
-    the instance takes part in its calls.
+    the instance takes part in its calls. ``sets_tensors`` runs hooks that only set the weight, as those of pruning.
     """
     if _torch.has_global_hook() or not is_product(linear, kinds):
         return None
     own = linear.__dict__
-    if (
-        own["_forward_pre_hooks"]
-        or own["_forward_hooks"]
-        or own["_backward_pre_hooks"]
-        or own["_backward_hooks"]
-        or "forward" in own
-    ):
+    if "forward" in own or _torch.has_hook(linear, sets_tensors):
         return None
+    if own["_forward_pre_hooks"]:
+        _torch.set_tensors(linear)
     held = own["_parameters"]
     if "weight" in held and "bias" in held and not ("weight" in own or "bias" in own):  # ten times as fast
         return held["weight"], held["bias"]
