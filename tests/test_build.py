@@ -109,8 +109,12 @@ def test_the_reason_without_the_extension(monkeypatch, tmp_path):
     monkeypatch.delattr(bcos_kernels, "_C", raising=False)
     monkeypatch.setattr(bcos_kernels, "__path__", [])
     monkeypatch.setattr(extension, "FAILED", tmp_path / "failed.txt")
+    monkeypatch.setattr(extension, "FOLDER", tmp_path)
     message = "the compiled extension bcos_kernels._C cannot be imported"
     assert extension.load() == (None, f"{message} (No module named 'bcos_kernels._C')")
+    (tmp_path / "setup.py").touch()
+    _, reason = extension.load()
+    assert f"the sources in {tmp_path} are imported" in reason and "any other working directory" in reason
     (tmp_path / "failed.txt").write_text("no compiler\n")
     assert extension.load() == (None, f"{message} (its build failed: no compiler)")
     assert doctor._build() == "not there (its build failed: no compiler); slower backends serve its calls"
