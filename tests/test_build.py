@@ -1,6 +1,7 @@
 """``setup.py``: what is imported after a build that failed, and what ``doctor`` then says."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,15 @@ print(os.environ["MAX_JOBS"])
 def test_memory_that_holds_files_counts_as_free(sources):
     """On a machine that has read many files, little other memory is free: only one compiler would run at a time."""
     assert python(sources, "-c", JOBS).stdout.split()[-1:] == ["7"]
+
+
+def test_an_older_setuptools_is_refused_in_a_sentence(sources):
+    """New environments of Python 3.10 and 3.11 have one, which torch 2.11 and 2.12 leave as it is."""
+    old = "import runpy, setuptools; setuptools.__version__ = '65.5.0'; runpy.run_path('setup.py')"
+    done = python(sources, "-c", old)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "65.5.0 is installed here" in done.stderr
+    needed = re.search(r"`pip install '(.+?)'`", done.stderr)[1]
+    assert f'requires = ["{needed}", ' in (sources / "pyproject.toml").read_text()
 
 
 def test_a_wheel_for_others_names_its_torch_and_nothing_else_does(sources):
