@@ -9,7 +9,15 @@ import re
 import sys
 from pathlib import Path
 
+import setuptools
 from setuptools import setup
+
+OLDEST = 77  # of setuptools, as pyproject.toml requires; pip does not look at that without build isolation
+if int(setuptools.__version__.partition(".")[0]) < OLDEST:
+    sys.exit(
+        f"bcos_kernels is built by setuptools {OLDEST} or newer, and {setuptools.__version__} is installed here: "
+        f"`pip install 'setuptools>={OLDEST}'` first, then `pip install --no-build-isolation .`"
+    )
 
 try:
     import torch

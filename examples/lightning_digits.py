@@ -10,13 +10,15 @@ lightning, scikit-learn, matplotlib and ``bcos``.
 import argparse
 from pathlib import Path
 
-import lightning
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from train_digits import BATCH, TEST, digits, loss_of, network
 
 import bcos_kernels as bk
+
+# after train_digits, because Lightning imports torchvision, which may have been built for another torch
+import lightning  # isort: skip
 
 
 class Digits(lightning.LightningModule):

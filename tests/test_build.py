@@ -1,6 +1,7 @@
 """``setup.py``: what is imported after a build that failed, and what ``doctor`` then says."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -86,6 +87,15 @@ def test_memory_that_holds_files_counts_as_free(sources):
     assert python(sources, "-c", JOBS).stdout.split()[-1:] == ["7"]
 
 
+def test_an_older_setuptools_is_refused_in_a_sentence(sources):
+    """New environments of Python 3.10 and 3.11 have one, which torch 2.11 and 2.12 leave as it is."""
+    old = "import runpy, setuptools; setuptools.__version__ = '65.5.0'; runpy.run_path('setup.py')"
+    done = python(sources, "-c", old)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "65.5.0 is installed here" in done.stderr
+    needed = re.search(r"`pip install '(.+?)'`", done.stderr)[1]
+    assert f'requires = ["{needed}", ' in (sources / "pyproject.toml").read_text()
+
+
 def test_a_wheel_for_others_names_its_torch_and_nothing_else_does(sources):
     minor = ".".join(torch.__version__.split(".")[:2])
     version = bcos_kernels.__version__
@@ -109,8 +119,12 @@ def test_the_reason_without_the_extension(monkeypatch, tmp_path):
     monkeypatch.delattr(bcos_kernels, "_C", raising=False)
     monkeypatch.setattr(bcos_kernels, "__path__", [])
     monkeypatch.setattr(extension, "FAILED", tmp_path / "failed.txt")
+    monkeypatch.setattr(extension, "FOLDER", tmp_path)
     message = "the compiled extension bcos_kernels._C cannot be imported"
     assert extension.load() == (None, f"{message} (No module named 'bcos_kernels._C')")
+    (tmp_path / "setup.py").touch()
+    _, reason = extension.load()
+    assert f"the sources in {tmp_path} are imported" in reason and "any other working directory" in reason
     (tmp_path / "failed.txt").write_text("no compiler\n")
     assert extension.load() == (None, f"{message} (its build failed: no compiler)")
     assert doctor._build() == "not there (its build failed: no compiler); slower backends serve its calls"

@@ -12,6 +12,8 @@ __all__ = ["imported", "load", "unavailable"]
 
 FAILED = Path(__file__).parents[1] / "_C.failed.txt"
 """The file in which setup.py leaves the reason why a build failed."""
+FOLDER = Path(__file__).parents[2]
+"""What holds the package: site-packages, or a checkout."""
 
 
 def imported() -> ModuleType:
@@ -25,6 +27,10 @@ def imported() -> ModuleType:
     except ImportError as error:
         if FAILED.exists():
             raise ImportError(f"its build failed: {FAILED.read_text(encoding='utf-8').strip()}") from error
+        if isinstance(error, ModuleNotFoundError) and (FOLDER / "setup.py").exists():
+            here = f"the sources in {FOLDER} are imported, where it is not built"
+            cure = "an installed package is imported in any other working directory"
+            raise ImportError(f"{here}: {cure}, and `python setup.py build_ext --inplace` builds it there") from error
         raise
 
 
