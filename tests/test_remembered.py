@@ -149,6 +149,35 @@ def test_threads_with_layers_of_their_own(layer):
         assert all(pool.map(calls, range(8)))
 
 
+def other_code(patch, owner, name):
+    code = (lambda self, in_tensor: in_tensor.new_ones(1)).__code__
+    patch.setattr(getattr(owner, name), "__code__", code)
+
+
+def twice_as_much(patch, owner, name):
+    original = getattr(owner, name)
+    patch.setattr(owner, name, lambda *args, **options: 2 * original(*args, **options))
+
+
+@pytest.mark.parametrize("layer", [import_reference().modules.BcosConv2d], indirect=True)
+@pytest.mark.parametrize(
+    "change, owner, name",
+    [
+        (twice_as_much, torch.nn.functional, "conv2d"),
+        (twice_as_much, torch.nn.functional, "avg_pool2d"),
+        (twice_as_much, torch.linalg, "vector_norm"),
+        (other_code, import_reference().modules.BcosConv2d, "calc_patch_norms"),
+    ],
+)
+def test_what_the_code_of_a_layer_calls_is_replaced_after_a_call(layer, change, owner, name, monkeypatch):
+    before = again(layer)
+    with monkeypatch.context() as patch:
+        change(patch, owner, name)
+        assert again(layer) is None and not torch.allclose(layer(X), before)
+    layer(X)
+    assert torch.equal(again(layer), before)
+
+
 @pytest.mark.parametrize("layer", [import_reference().modules.BcosConv2d], indirect=True)
 def test_what_a_class_holds_is_told_by_its_version_alone(layer, monkeypatch):
     code = published.CODES[type(layer), type(layer.linear), type(None)]
