@@ -189,6 +189,7 @@ GEOMETRIES = {
     "groups": Case(groups=2),
     "groups of 4": Case(channels=24, outputs=24, groups=6, size=(9, 7)),
     "groups of 8 strided": Case(channels=16, outputs=16, groups=2, stride=(2, 1), size=(8, 9)),
+    "groups of 8 strided columns": Case(channels=16, outputs=16, groups=2, stride=(1, 2), size=(8, 9)),
     "groups of 8 dilated": Case(channels=16, outputs=16, groups=2, dilation=(2, 1), padding=(3, 1), size=(9, 8)),
     "groups of 16": Case(channels=32, outputs=64, groups=2),
     "groups of 16 to 16": Case(channels=48, outputs=48, groups=3, size=(9, 11)),

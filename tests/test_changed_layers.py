@@ -232,6 +232,17 @@ def test_a_part_hidden_by_an_attribute():
     assert torch.allclose(layer(x), plain(layer)(x), rtol=1e-12)
 
 
+@pytest.mark.parametrize("kind", [nn.Sequential, nn.Softmax])
+def test_a_linear_part_that_became_another_of_torchs_modules(kind):
+    layer = bk.accelerate(M.BcosConv2d(6, 4, 3).double())
+    for _ in range(2):
+        layer(X)
+    layer.linear = nn.Sequential(layer.linear) if kind is nn.Sequential else nn.Softmax(1)
+    assert reason(layer) == f"its .linear is {kind.__name__}, neither nn.Conv2d nor nn.Linear"
+    if kind is nn.Sequential:
+        assert torch.equal(layer(X), plain(layer)(X))
+
+
 def test_a_weight_hidden_by_an_attribute():
     layer = bk.accelerate(M.BcosLinear(6, 4).double())
     vars(layer.linear)["weight"] = torch.rand(4, 6, dtype=torch.float64)

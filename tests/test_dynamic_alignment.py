@@ -398,5 +398,8 @@ def test_the_extension_checks_what_it_is_given():
         given = {"grad": y, "x": x, "h": h, "weight": weight, "bias": None, "norm": norm, "l": l, "needs": [True] * 4}
         with pytest.raises((TypeError, ValueError), match=message):
             native.dynamic_alignment_backward(**given | change, spec=spec)
+    frozen = native.DynamicAlignmentSpec(kernel=[1, 1], stride=[1, 1], padding=[0, 0], norm="squash", detach=True)
+    with pytest.raises(ValueError, match="needs asks for more than the gradient of x"):
+        native.dynamic_alignment_backward(y, x, h, weight, None, norm, l, frozen, [True, True, False, False])
     with pytest.raises(ValueError, match="norm is 'l3', allowed: 'squash', 'l1' and 'l2'"):
         native.DynamicAlignmentSpec(kernel=[1, 1], stride=[1, 1], padding=[0, 0], norm="l3", detach=False)

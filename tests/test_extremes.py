@@ -84,6 +84,18 @@ def test_tiny_inputs(name, scale):
         assert theirs["dx"].any() and theirs["explanation"].any()
 
 
+@pytest.mark.parametrize("layout", FORMATS)
+def test_a_patch_that_is_nearly_orthogonal_to_the_filters(layout):
+    """y underflows where no value of x is so small that it must."""
+
+    def change(x, layer):
+        layer.linear.weight.data.zero_()[:, :4] = 1
+        x.zero_()[:, 0] = 2**-67
+        x[:, 1] = -(2**-67) * (1 - 2**-13)
+
+    assert compare("conv1x1", 2, F32, layout, change)["explanation"].any()
+
+
 SMALL = {
     "linear": (lambda: bcos.modules.BcosLinear(1024, 8), (20, 1024), 3e-4),
     "conv": (lambda: bcos.modules.BcosConv2d(64, 32, 3, padding=1), (2, 64, 9, 9), 1e-3),

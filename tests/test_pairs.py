@@ -168,6 +168,20 @@ def test_what_was_left_is_taken_once_and_for_the_gradient_that_it_was_left_with(
             pairs.left(ctx, arrives())
 
 
+def test_the_extension_takes_what_was_left_once_and_for_that_gradient():
+    x = torch.rand(2, 3, 4, 4, requires_grad=True)
+    y = bk.BcosConv2d(3, 5)(x)
+    grad, expected = torch.ones_like(y), torch.autograd.grad(y, x, torch.ones_like(y), retain_graph=True)[0]
+    gradient_map = torch.stack([torch.full((5,), value) for value in (2.0, 0.0, 0.0, 0.0)])
+    _C.leave(y, grad, gradient_map, "not this one")
+    for factor in (2, 1):
+        assert torch.allclose(torch.autograd.grad(y, x, grad, retain_graph=True)[0], factor * expected)
+    for arrives in (grad.clone, lambda: grad.mul_(2)):
+        _C.leave(y, grad, gradient_map, "not this one")
+        with pytest.raises(RuntimeError, match="not this one"):
+            torch.autograd.grad(y, x, arrives(), retain_graph=True)
+
+
 def test_two_norms_behind_one_layer_are_an_error():
     made = bk.accelerate(model("conv3x3", "batch"), pairs=True)
     other = bk.accelerate(model("conv3x3", "batch"), pairs=True)[1]
@@ -345,6 +359,9 @@ def test_the_extension_checks_the_map():
         backward(torch.rand(4, 5).double())
     with pytest.raises(ValueError, match="map is a tensor, allowed: None, because only b = 2 reads y"):
         backward(torch.rand(4, 5), replace(spec, b=1.0).native)
+    rows, alone = torch.cat([y, y]), [True, False, False, False]
+    with pytest.raises(ValueError, match="map is a tensor, allowed: None beside 2 gradients an image"):
+        _C.transform_backward(rows, x, weight, None, y, *kept, None, None, torch.rand(4, 5), spec.native, True, alone)
     norm = bk.norm.spec.Spec("group", 1)
     with pytest.raises(ValueError, match="as_map is true, allowed: false, because over='group'"):
         _C.norm_backward(

@@ -172,6 +172,18 @@ def test_an_output_that_changes_between_the_first_and_the_second_derivative():
         assert error(a, b) < 1e-13
 
 
+def test_a_call_whose_backward_was_differentiated_is_no_maker():
+    """A norm behind it leaves it nothing then: the map would miss in that derivative."""
+    from bcos_kernels import _C
+
+    x = torch.rand(2, 3, 4, 4, requires_grad=True)
+    y = bk.BcosConv2d(3, 5)(x)
+    torch.autograd.grad(y.sum(), x, retain_graph=True)
+    assert _C.maker_of(y) is not None
+    torch.autograd.grad(y.sum(), x, create_graph=True)
+    assert _C.maker_of(y) is None
+
+
 def test_graphs_that_were_freed_and_inputs_that_changed():
     x, weight, _ = LAYER.inputs(torch.float64)
     y = LAYER(x, weight).sum()

@@ -6,6 +6,7 @@ That whatever changes between two calls is noticed is told by ``test_repeated.py
 import copy
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch
 import bcos_kernels as bk
 from bcos_kernels.adopt import layer_code, published
 from bcos_kernels.compat import import_reference
-from bcos_kernels.transform import repeated
+from bcos_kernels.transform import TRANSFORM, repeated
 
 X = torch.randn(2, 6, 5, 5, generator=torch.Generator().manual_seed(0))
 
@@ -69,6 +70,112 @@ def test_a_module_and_its_tensors_are_not_kept(layer):
     del made
     gc.collect()
     assert not any(part() for part in held)
+
+
+def test_a_value_is_kept_so_that_no_other_has_its_address(layer):
+    layer.b = float("1.5")
+    layer(X), layer(X)
+    address, expected = id(layer.b), layer(X)
+    layer.b = None
+    assert address not in [id(value) for value in [float("2.5") for _ in range(64)]]
+    layer.b = float("2.5")
+    assert not torch.equal(layer(X), expected)
+
+
+def made(like, b):
+    """Another layer of the same class."""
+    layer = copy.deepcopy(like)
+    layer.b = b
+    return layer
+
+
+def test_a_module_at_the_address_of_another(layer):
+    x = X[:1, :, :3, :3].contiguous()
+    expected = {b: made(layer, b)(x) for b in (1.0, 1.5, 2.0)}
+    met, again_met = set(), 0
+    for b in (*expected,) * 100:
+        other = made(layer, b)
+        again_met += id(other) in met
+        met.add(id(other))
+        assert all(torch.equal(other(x), expected[b]) for _ in range(3))
+        del other
+        if again_met >= 20:
+            break
+    assert again_met
+
+
+def test_few_modules_are_remembered(layer):
+    others = [copy.copy(layer) for _ in range(4096)]
+    for other in others:
+        other(X)
+    assert again(layer) is None and again(others[-1]) is not None
+    assert torch.equal(layer(X), others[0](X))
+
+
+def test_a_memory_is_of_one_state_of_autocast_and_of_the_strides(layer):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert again(layer) is None
+    assert again(layer) is not None and again(layer, X.transpose(2, 3)) is None
+
+
+def test_inference_mode_and_frozen_weights(layer):
+    with torch.inference_mode():
+        y = again(layer)
+        assert y.is_inference() and not y.requires_grad
+    y = again(layer)
+    assert y.requires_grad and not y.is_inference()
+    layer.requires_grad_(False)
+    assert again(layer) is None and not layer(X).requires_grad
+
+
+def test_a_module_with_another_part_and_backends_that_changed(layer, monkeypatch):
+    layer.add_module("more", torch.nn.Identity())
+    assert again(layer) is None
+    del layer.more
+    assert again(layer) is not None
+    monkeypatch.setitem(TRANSFORM.backends, "another", object())
+    assert again(layer) is None
+
+
+def test_threads_with_layers_of_their_own(layer):
+    layers = [made(layer, b) for b in (1.0, 1.25, 1.5, 2.0)] * 2  # each of them is called by two threads
+    inputs = [X[: 1 + i // 4, :, : 3 + i % 4].contiguous() for i in range(8)]
+    expected = [one(x) for one, x in zip(layers, inputs, strict=True)]
+
+    def calls(i):
+        return all(torch.equal(layers[i](inputs[i]), expected[i]) for _ in range(200))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(calls, range(8)))
+
+
+def other_code(patch, owner, name):
+    code = (lambda self, in_tensor: in_tensor.new_ones(1)).__code__
+    patch.setattr(getattr(owner, name), "__code__", code)
+
+
+def twice_as_much(patch, owner, name):
+    original = getattr(owner, name)
+    patch.setattr(owner, name, lambda *args, **options: 2 * original(*args, **options))
+
+
+@pytest.mark.parametrize("layer", [import_reference().modules.BcosConv2d], indirect=True)
+@pytest.mark.parametrize(
+    "change, owner, name",
+    [
+        (twice_as_much, torch.nn.functional, "conv2d"),
+        (twice_as_much, torch.nn.functional, "avg_pool2d"),
+        (twice_as_much, torch.linalg, "vector_norm"),
+        (other_code, import_reference().modules.BcosConv2d, "calc_patch_norms"),
+    ],
+)
+def test_what_the_code_of_a_layer_calls_is_replaced_after_a_call(layer, change, owner, name, monkeypatch):
+    before = again(layer)
+    with monkeypatch.context() as patch:
+        change(patch, owner, name)
+        assert again(layer) is None and not torch.allclose(layer(X), before)
+    layer(X)
+    assert torch.equal(again(layer), before)
 
 
 @pytest.mark.parametrize("layer", [import_reference().modules.BcosConv2d], indirect=True)

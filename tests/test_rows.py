@@ -148,3 +148,23 @@ def test_rows_in_tiles(name, several_threads):
         return cpu_oracle.backward(case, *arguments, frozen=True, needs=(True, False, False, False))[0]
 
     assert torch.equal(dx(grads), torch.cat([dx(grad) for grad in grads.chunk(3)]))
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_rows_have_the_gradient_of_the_input_alone(index):
+    """The extension takes no rows where another gradient is needed, too: their sum would be a wrong one."""
+    native = bk.transform.cpu._C
+    spec = bk.transform.spec.Spec((1, 1), (0, 0), (1, 1), b=None).native
+    x, weight, b = torch.rand(2, 3, 4, 4), torch.rand(5, 3, 1, 1), torch.tensor(1.5)
+    y, *kept = native.transform_forward(x, weight, None, b, spec)
+
+    def backward(needs):
+        grad = torch.cat([y, y])
+        return native.transform_backward(grad, x, weight, b, None, *kept, None, None, None, spec, True, needs)
+
+    needs = [i in (0, index) for i in range(4)]
+    if index == 0:
+        assert backward(needs)[0].shape == (4, 3, 4, 4)
+    else:
+        with pytest.raises(ValueError, match=r"grad has shape \[4, 5, 4, 4\], allowed: \[2, 5, 4, 4\]"):
+            backward(needs)

@@ -117,6 +117,8 @@ def read(reading: published.Reading, cls: type, linear: type, mode: type) -> Cod
         raise published.Unknown(f"its code and its parts do not agree on where the weight is: {where}")
     unit, inner, pads = bool(formula.get("unit")), None, True
     parts: dict[str, type] = {}
+    if not issubclass(linear, (nn.Conv2d, nn.Linear)):
+        raise published.Unknown(f"its .linear is {linear.__name__}, neither nn.Conv2d nor nn.Linear")
     if linear is not cls:
         row, inner = reading.known(linear, "linears", "linear")
         unit, parts["linear"] = row["unit"], linear
