@@ -156,16 +156,18 @@ def test_derivatives_of_a_frozen_variance_are_those_of_the_formula(name, centere
 
 
 @ways
-def test_the_late_mode_is_read_in_the_backward(name):
-    """Second derivatives, formed outside of the mode, of an explanation within it: as model guidance trains."""
+@centered_or_not
+@pytest.mark.parametrize("stays", [False, True], ids=["left", "stays"])
+def test_the_late_mode_is_read_in_the_backward(name, centered, stays):
+    """Second derivatives of an explanation in the mode, formed outside of it, as model guidance trains, or in it."""
     found = []
     for backend in ("cpu", "reference"):
-        function, leaves = small(name, True)
+        function, leaves = small(name, centered)
         late = {"fixed_weights": False}
         y = function(*leaves, backend=backend, detach=late)
         late["fixed_weights"] = True
         (explanation,) = grad(y.square().sum(), leaves[0], create_graph=True)
-        late["fixed_weights"] = False
+        late["fixed_weights"] = stays
         found.append((explanation.detach(), *grad((explanation * leaves[0]).square().sum() + y.sum(), leaves)))
     assert all(error(mine, yours) < 1e-12 for mine, yours in zip(*found, strict=True))
 
