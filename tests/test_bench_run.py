@@ -317,6 +317,12 @@ def test_a_line_fits_80_columns():
     assert max(map(len, show.HEAD.splitlines())) <= 80
 
 
+def test_large_ratios_stay_apart(monkeypatch):
+    monkeypatch.setattr(show, "ratio", lambda row, contender, base: {"ours": 0.72, "reference": 611.224}.get(contender))
+    row = made_results.result()["rows"][0] | {"scaling": None, "refused": {}}
+    assert show.line(row).split()[-3:] == ["0.72", "611", "–"]
+
+
 def test_a_large_model_has_half_the_batch_unless_one_is_chosen():
     parser = argparse.ArgumentParser()
     configure(parser)

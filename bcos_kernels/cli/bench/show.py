@@ -43,7 +43,7 @@ HEAD = "plain: its time; ours: ÷ plain; ref., comp.: the reference and compiled
 
 def line(row: dict) -> str:
     """A row under :data:`HEAD`: the plain time, paired ratios, and which contenders were refused."""
-    ratios = ("–" if (r := ratio(row, *pair)) is None else f"{r:.2f}" for pair in RATIOS)
+    ratios = ("–" if (r := ratio(row, *pair)) is None else f"{r:.{2 if r < 100 else 0}f}" for pair in RATIOS)
     point = {"batch": f" ×{row['batch']}", "image": f" {row['image']}²"}.get(row["scaling"], "")
     refused = "".join(f"\n{wrapped(f'  {name} refused: {reason}')}" for name, reason in row["refused"].items())
     return _columns((row["workload"] + point, row["measure"], duration(seconds(row, "plain")), *ratios)) + refused
