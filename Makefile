@@ -45,7 +45,7 @@ thorough: setup ## what make test leaves out: GPU kernels compiled for GPUs othe
 # test_accuracy.py among them; the cost model's test needs a package in a checkout.
 LEFT_OUT := long_sums_of_few_different_values or (error_is_at_most_the_authors_own and many_pixels) or the_cost_model_predicts
 SANITIZED ?= axes bad_input bfloat16 cpu_kernels defects derivatives dynamic_alignment extremes inplace modules \
-	norm orders pairs parity products_bfloat16 recorded repeated rows second traps
+	norm orders pairs parity products_bfloat16 recorded remembered repeated rows second traps
 
 sanitize: setup ## tests of the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer of gcc (SANITIZED="norm parity")
 	@mkdir -p build/sanitize
