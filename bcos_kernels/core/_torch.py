@@ -219,7 +219,7 @@ def largest_gradient(y: Tensor, x: Tensor) -> int:
 
 
 def hook_saved_tensor(ctx, index: int, hook: Callable[[Tensor], Tensor]) -> bool:
-    """Whether one of the tensors that an autograd Function saved has now this hook: one has no second pair of hooks."""
+    """Puts a hook on a tensor that an autograd Function saved; False where it has hooks already and takes no others."""
     try:
         ctx._raw_saved_tensors[index].register_hooks(hook, hook)
     except RuntimeError:

@@ -6,7 +6,7 @@ Those pixels are copied; the others are neither read nor multiplied, and dx is 0
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -48,6 +48,12 @@ def _copying(call: Call, direction: str) -> float:
     return sum(reached.seconds(kernel, reached.fp32) for kernel in copies)
 
 
+def _serves(own: Candidate, call: Call, direction: str) -> bool:
+    """Whether ``own`` serves the pixels that are seen; not where it is ``tma`` and walks the stride without a copy."""
+    walks = own is tma.TMA and own.can_serve(call, direction)
+    return _is_sampled(call) and own.can_serve(_of_samples(call), direction) and not walks
+
+
 def _with_samples(own: Candidate) -> Candidate:
     """The candidate that serves a call by ``own`` on the pixels that are seen."""
 
@@ -72,14 +78,10 @@ def _with_samples(own: Candidate) -> Candidate:
         facts["refusal"] = lambda call, direction, *compiles: own.refusal(_of_samples(call), direction, *compiles)
     return candidate(
         own.backend, f"sampled-{own.name}", forward, backward,
-        serves=lambda call, direction: (
-            _is_sampled(call)
-            and own.can_serve(_of_samples(call), direction)
-            and not (own in tma.CANDIDATES and own.can_serve(call, direction))  # without a copy
-        ),
+        serves=partial(_serves, own),
         cost=lambda call, direction: own.cost(_of_samples(call), direction) + _copying(call, direction),
         **facts,
     )  # fmt: skip
 
 
-CANDIDATES = tuple(map(_with_samples, (tma.CANDIDATES[0], *graph.CANDIDATES, *vendor.CANDIDATES)))
+CANDIDATES = tuple(map(_with_samples, (tma.TMA, *graph.CANDIDATES, *vendor.CANDIDATES)))

@@ -16,7 +16,7 @@ from ..layout import candidate
 from ..traffic import Sizes
 from ..triton import tma_tiles
 
-__all__ = ["CANDIDATES"]
+__all__ = ["CANDIDATES", "TMA"]
 
 NAME = "tma"
 READ, FORMED, BOTH = 7, 14, 26
@@ -107,8 +107,9 @@ def _backward_with_vendor(grad, inputs, saved, call: Call, tile, frozen: bool, n
     return kernels.backward(products, grad, inputs, saved, call, tile, frozen, needs, gradient_map=gradient_map)
 
 
+TMA = candidate("triton", NAME, _forward, _backward, _serves, tma_tiles.tiles, _cost, takes_gradient_map=True)
 CANDIDATES = (
-    candidate("triton", NAME, _forward, _backward, _serves, tma_tiles.tiles, _cost, takes_gradient_map=True),
+    TMA,
     candidate(
         "triton", f"{NAME}-vendor", None, _backward_with_vendor, _serves_with_vendor, _tiles_with_vendor, _vendor_cost,
         takes_gradient_map=True,
