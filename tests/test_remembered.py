@@ -18,7 +18,7 @@ from bcos_kernels.transform import TRANSFORM, repeated
 
 X = torch.randn(2, 6, 5, 5, generator=torch.Generator().manual_seed(0))
 
-pytestmark = pytest.mark.skipif(repeated._C is None, reason="the extension remembers")
+pytestmark = pytest.mark.skipif(repeated._C is None, reason="the extension remembers the calls")
 
 
 @pytest.fixture(params=[import_reference().modules.BcosConv2d, bk.BcosConv2d], ids=["accelerated", "ours"])

@@ -76,23 +76,23 @@ if "triton" in BACKENDS:
         """Triton alone has the candidate."""
         monkeypatch.setattr(dispatch, "FORCED", "triton")
 
-    @pytest.fixture
-    def tma():
-        """The candidate serves every direction that it can; ``tma(direction)`` tells who served it last."""
-        with choice.forced("tma") as chosen:
-            yield lambda direction: str(chosen[direction][1].candidate)
+    def serving(name):
+        """A fixture: the candidate serves what it can, and the fixture's value tells who served a direction last."""
+
+        @pytest.fixture
+        def served():
+            with choice.forced(name) as chosen:
+                yield lambda direction: str(chosen[direction][1].candidate)
+
+        return served
+
+    tma, with_vendor = serving("tma"), serving("tma-vendor")
 
     @pytest.mark.parametrize("name, dtype", typed(CASES))
     def test_against_float64(name, dtype, tma):
         case = CASES[name]
         check(case, None, dtype, device=DEVICE, seeds=SEEDS, formats=(True,))
         assert tma("forward") == tma("training") == "triton tma"
-
-    @pytest.fixture
-    def with_vendor():
-        """As ``tma``, of the candidate whose training backward leaves dw to the vendor."""
-        with choice.forced("tma-vendor") as chosen:
-            yield lambda direction: str(chosen[direction][1].candidate)
 
     @pytest.mark.parametrize("name, dtype", typed(WITH_VENDOR))
     def test_with_the_vendor_against_float64(name, dtype, with_vendor):
