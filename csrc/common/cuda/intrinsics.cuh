@@ -8,6 +8,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace bcos::cuda {
 
@@ -137,15 +138,15 @@ __device__ __forceinline__ void multiply_add<Tf32>(float (&c)[4], const uint32_t
 #undef BCOS_MMA
 
 // Starts `kernel` with `shared` bytes of shared memory; the error of the setting or of the start.
-template <typename Params>
-cudaError_t start(void (*kernel)(Params), dim3 grid, int threads, size_t shared, const Params& params,
-                  cudaStream_t stream) {
+template <typename... P>
+cudaError_t start(void (*kernel)(P...), dim3 grid, int threads, size_t shared, cudaStream_t stream,
+                  const std::common_type_t<P>&... params) {
   const auto entry = reinterpret_cast<const void*>(kernel);
   if (shared > 48 << 10) {
     const auto wanted = cudaFuncAttributeMaxDynamicSharedMemorySize;
     if (const cudaError_t error = cudaFuncSetAttribute(entry, wanted, int(shared))) return error;
   }
-  void* arguments[] = {const_cast<Params*>(&params)};
+  void* arguments[] = {const_cast<void*>(static_cast<const void*>(&params))...};
   return cudaLaunchKernel(entry, grid, dim3(threads), arguments, shared, stream);
 }
 

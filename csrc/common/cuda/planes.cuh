@@ -9,12 +9,6 @@ namespace bcos::cuda::planes {
 
 constexpr int kThreads = 256, kMostSlices = 8;
 
-template <typename P>
-struct Sliced {
-  P p;
-  int slices;  // of a block, a power of two
-};
-
 // The V neighbouring rows that a thread works on, all of one plane; rows past the last are worked on by
 // nobody.
 template <int V>
@@ -90,10 +84,10 @@ inline dim3 strip_grid(int rows, int slices, int width) {
 
 // Starts a kernel for all rows, V to a thread, with slices that share out so many channels.
 template <int V, typename P>
-cudaError_t start_strips(void (*kernel)(Sliced<P>), int rows, int channels, size_t shared, const P& p,
+cudaError_t start_strips(void (*kernel)(P, int), int rows, int channels, size_t shared, const P& p,
                          cudaStream_t stream) {
   const int slices = slices_of(channels);
-  return start(kernel, strip_grid(rows, slices, V), kThreads, shared, {p, slices}, stream);
+  return start(kernel, strip_grid(rows, slices, V), kThreads, shared, stream, p, slices);
 }
 
 }  // namespace bcos::cuda::planes

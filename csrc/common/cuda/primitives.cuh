@@ -125,6 +125,29 @@ __device__ __forceinline__ void store(T* p, int64_t at, const SumsOf<T> (&values
   }
 }
 
+// COUNT values of a tensor of T, or of fp32 where `wide`; as `load` and `store` have them. Decided at run
+// time, because a kernel for each would take twice as long to compile and not run faster.
+template <typename T, int COUNT>
+__device__ __forceinline__ void load_output(SumsOf<T> (&out)[COUNT], const void* p, bool wide, int64_t at) {
+  if constexpr (std::is_same_v<T, double>)
+    load(out, static_cast<const T*>(p), at, true);
+  else if (wide)
+    load(out, static_cast<const float*>(p), at, true);
+  else
+    load(out, static_cast<const T*>(p), at, true);
+}
+
+template <typename T, int COUNT>
+__device__ __forceinline__ void store_output(void* p, bool wide, int64_t at,
+                                             const SumsOf<T> (&values)[COUNT]) {
+  if constexpr (std::is_same_v<T, double>)
+    store(static_cast<T*>(p), at, values, true);
+  else if (wide)
+    store(static_cast<float*>(p), at, values, true);
+  else
+    store(static_cast<T*>(p), at, values, true);
+}
+
 // The sum over `lanes` (a power of two) neighbouring lanes, in each of them.
 template <typename A>
 __device__ __forceinline__ A lane_sum(A v, int lanes = 32) {
@@ -168,6 +191,14 @@ cudaError_t by_dtypes(Dtype dtype, Dtype out, F&& f) {
   });
 }
 
+// f of the values that a thread takes of rows at a time, as a constant: 16 bytes, or one where rows are no
+// multiple of that.
+template <typename T, typename F>
+cudaError_t by_vector(int channels, F&& f) {
+  return channels % kVector<T> == 0 ? f(std::integral_constant<int, kVector<T>>{})
+                                    : f(std::integral_constant<int, 1>{});
+}
+
 BCOS_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
@@ -178,13 +209,6 @@ inline int lanes_of(int64_t vectors, int most = 32) {
   while (lanes < most && lanes < vectors) lanes *= 2;
   return lanes;
 }
-
-// Parameters of a kernel in which neighbouring lanes share a row.
-template <typename P>
-struct OfLanes {
-  P p;
-  int lanes;  // of a row, a power of two
-};
 
 // Compiles a launcher for both types of sums.
 #define BCOS_FOR_BOTH_SUMS(launcher, Params)                         \

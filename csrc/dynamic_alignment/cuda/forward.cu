@@ -33,22 +33,14 @@ struct Layout {
   }
 };
 
-template <typename Tile>
-struct Laid {
-  Forward<SumsOf<typename Tile::T>> p;
-  Layout<Tile> layout;
-  int flush;  // parts whose sums are added to the totals at once: sums of sums round less
-};
-
+// `flush`: parts whose sums are added to the totals at once: sums of sums round less.
 template <typename Tile, Norm KIND>
 __global__ void __launch_bounds__(Tile::kThreads, 384 / Tile::kThreads)
-    forward_kernel(const Laid<Tile> laid) {
+    forward_kernel(const Forward<SumsOf<typename Tile::T>> p, const Layout<Tile> layout, int flush) {
   using T = typename Tile::T;
   using A = SumsOf<T>;
   constexpr int kValue = sizeof(A);
-  const Forward<A>& p = laid.p;
   const Shape& s = p.shape;
-  const Layout<Tile>& layout = laid.layout;
   const int width = layout.width, values = layout.values, pixels = s.pixels();
   const int tiles_o = int(ceil_div(s.O, width));
   const int pixel0 = blockIdx.x / tiles_o * Tile::BM, o0 = blockIdx.x % tiles_o * width;
@@ -101,7 +93,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 384 / Tile::kThreads)
           }
       }
     if (part + 1 < parts) fetch(part + 1);
-    if ((part + 1) % laid.flush != 0 && part + 1 < parts) return;
+    if ((part + 1) % flush != 0 && part + 1 < parts) return;
 #pragma unroll
     for (int i = 0; i < Tile::MI; ++i)
 #pragma unroll
@@ -110,7 +102,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 384 / Tile::kThreads)
         for (int e = 0; e < 4; ++e) {
           const int row = tile.row_of(i, e / 2), column = tile.column_of(j) + e % 2;
           const uint32_t of_l = layout.total(false, row, column), of_norm = layout.total(true, row, column);
-          const bool begins = part < laid.flush;
+          const bool begins = part < flush;
           shared_store(of_l, l[i][j][e] + (begins ? A(0) : shared_load<A>(of_l)));
           shared_store(of_norm, sums[i][j][e] + (begins ? A(0) : shared_load<A>(of_norm)));
           l[i][j][e] = sums[i][j][e] = 0;
@@ -145,8 +137,8 @@ cudaError_t forward(const Forward<A>& p, cudaStream_t stream) {
       const int64_t parts = ceil_div(p.shape.patch(), layout.values);
       const int flush = int(std::sqrt(double(parts))) + 1;
       const dim3 grid(ceil_div(p.shape.pixels(), Tile::BM) * ceil_div(p.shape.O, layout.width));
-      return start(forward_kernel<Tile, kind>, grid, Tile::kThreads, layout.shared(), {p, layout, flush},
-                   stream);
+      return start(forward_kernel<Tile, kind>, grid, Tile::kThreads, layout.shared(), stream, p, layout,
+                   flush);
     });
   });
 }

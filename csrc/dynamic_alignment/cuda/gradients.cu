@@ -107,7 +107,7 @@ template <typename A>
 cudaError_t upstream(const Upstream<A>& p, cudaStream_t stream) {
   return by_dtype<A>(p.dtype, [&](auto type) {
     const dim3 grid(ceil_div(p.sites, kThreads) * p.shape.O);
-    return start(upstream_kernel<typename decltype(type)::type>, grid, kThreads, 0, p, stream);
+    return start(upstream_kernel<typename decltype(type)::type>, grid, kThreads, 0, stream, p);
   });
 }
 
@@ -116,7 +116,7 @@ cudaError_t patch_gradient(const PatchGradient<A>& p, cudaStream_t stream) {
   return by_operands<A>(p.dtype, p.tf32, [&](auto type, auto tf32) {
     using Tile = WeightTile<typename decltype(type)::type, tf32>;
     const dim3 grid(ceil_div(p.sites, Tile::BM) * ceil_div(p.shape.patch(), Tile::BN));
-    return start(patch_gradient_kernel<Tile>, grid, Tile::kThreads, kRing<Tile>, p, stream);
+    return start(patch_gradient_kernel<Tile>, grid, Tile::kThreads, kRing<Tile>, stream, p);
   });
 }
 
@@ -127,7 +127,7 @@ cudaError_t weight_gradient(const WeightGradient<A>& p, cudaStream_t stream) {
     using Tile = WeightTile<typename decltype(type)::type, tf32>;
     return by_norm(p.kind, [&](auto kind) {
       const dim3 grid(ceil_div(p.count, Tile::BM) * ceil_div(p.stride, Tile::BN));
-      return start(weight_gradient_kernel<Tile, kind>, grid, Tile::kThreads, kRing<Tile>, p, stream);
+      return start(weight_gradient_kernel<Tile, kind>, grid, Tile::kThreads, kRing<Tile>, stream, p);
     });
   });
 }

@@ -83,8 +83,8 @@ template <bool TRANSPOSED, bool TF32, typename A>
 cudaError_t start_product(const Product<A>& p, cudaStream_t stream) {
   using Tile = ProductTile<A, TRANSPOSED, TF32>;
   const dim3 grid(ceil_div(p.m, Tile::BM) * ceil_div(p.n, Tile::BN), p.splits);
-  return start(product_kernel<A, TRANSPOSED, TF32>, grid, Tile::kThreads, Tile::STAGES * Tile::kStage, p,
-               stream);
+  return start(product_kernel<A, TRANSPOSED, TF32>, grid, Tile::kThreads, Tile::STAGES * Tile::kStage, stream,
+               p);
 }
 
 }  // namespace

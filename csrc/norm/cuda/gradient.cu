@@ -8,10 +8,9 @@ namespace {
 constexpr int kPlaces = 2;  // items of grad and of x that a thread has in flight
 
 template <typename T, bool PLANES, int V>
-__global__ void __launch_bounds__(kThreads, kBlocks) sums_kernel(const OfLanes<SumsPass<SumsOf<T>>> s) {
+__global__ void __launch_bounds__(kThreads, kBlocks) sums_kernel(const SumsPass<SumsOf<T>> p, int lanes) {
   using A = SumsOf<T>;
-  const SumsPass<A>& p = s.p;
-  const Walk<PLANES, V> walk(p.shape, s.lanes);
+  const Walk<PLANES, V> walk(p.shape, lanes);
   constexpr int K = walk.kChannels;
   const bool wide = p.out_dtype == Dtype::Float32;
   A shift[K] = {};
@@ -38,24 +37,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks) sums_kernel(const OfLanes<S
 }
 
 template <typename A>
-__global__ void __launch_bounds__(kThreads, kBlocks) set_sums_kernel(const OfLanes<SetSums<A>> s) {
-  const SetSums<A>& p = s.p;
-  const int lane = threadIdx.x % s.lanes;
-  const int64_t set = int64_t(blockIdx.x) * (kThreads / s.lanes) + threadIdx.x / s.lanes;
-  const bool inside = set < p.shape.sets();
-  const int channels = p.shape.group_channels();
-  const int64_t unit = set / p.shape.groups;
-  const int first = int(set % p.shape.groups) * channels;
+__global__ void __launch_bounds__(kThreads, kBlocks) set_sums_kernel(const SetSums<A> p, int lanes) {
+  const SetWalk walk(p.shape, lanes);
   RunningSums<A, 1> running;
-  for (int64_t i = lane; inside && i < int64_t(p.shape.splits) * channels; i += s.lanes) {
-    const int channel = first + int(i % channels);
-    const Sums<A>& share = p.partial[(unit * p.shape.splits + i / channels) * p.shape.C + channel];
+  walk.for_each([&](int64_t at, int channel) {
     const A gamma = value_of(p.weight, channel, A(1));
-    running.of[0].products += gamma * share.products;
-    running.of[0].grads += gamma * share.grads;
-  }
-  join_threads<false>(running, 1, s.lanes);
-  if (inside && lane == 0) p.sums[set] = running.of[0];
+    running.of[0].products += gamma * p.partial[at].products;
+    running.of[0].grads += gamma * p.partial[at].grads;
+  });
+  join_threads<false>(running, 1, lanes);
+  if (walk.inside && walk.lane == 0) p.sums[walk.set] = running.of[0];
 }
 
 constexpr int kColumns = 8;  // neighbouring channels of a block, whose threads share out the units and shares
@@ -109,10 +100,9 @@ __global__ void __launch_bounds__(kThreads) gradient_map_kernel(const GradientPa
 
 template <typename T, bool PLANES, int V>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    input_gradient_kernel(const OfLanes<GradientPass<SumsOf<T>>> s) {
+    input_gradient_kernel(const GradientPass<SumsOf<T>> p, int lanes) {
   using A = SumsOf<T>;
-  const GradientPass<A>& p = s.p;
-  const Walk<PLANES, V> walk(p.shape, s.lanes);
+  const Walk<PLANES, V> walk(p.shape, lanes);
   if (!walk.inside) return;
   constexpr int K = walk.kChannels;
   const bool wide = p.out_dtype == Dtype::Float32;
@@ -167,14 +157,14 @@ cudaError_t channel_sums(const ChannelSums<A>& p, cudaStream_t stream) {
   if (is_empty(p.shape)) return cudaSuccess;
   if (!is_known<A>(p.weight.dtype)) return cudaErrorInvalidValue;
   return start(channel_sums_kernel<A>, dim3(ceil_div(p.shape.C, kColumns)), kThreads,
-               kShared<RunningSums<A, 1>>, p, stream);
+               kShared<RunningSums<A, 1>>, stream, p);
 }
 
 template <typename A>
 cudaError_t gradient_map(const GradientPass<A>& p, cudaStream_t stream) {
   if (is_empty(p.shape)) return cudaSuccess;
   if (!is_known<A>(p.weight.dtype)) return cudaErrorInvalidValue;
-  return start(gradient_map_kernel<A>, dim3(ceil_div(p.shape.C, kThreads)), kThreads, 0, p, stream);
+  return start(gradient_map_kernel<A>, dim3(ceil_div(p.shape.C, kThreads)), kThreads, 0, stream, p);
 }
 
 template <typename A>

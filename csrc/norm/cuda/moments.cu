@@ -9,10 +9,10 @@ namespace {
 constexpr int kPlaces = 4;  // items that a thread has in flight
 
 template <typename T, bool PLANES, int V>
-__global__ void __launch_bounds__(kThreads, kBlocks) moments_kernel(const OfLanes<MomentsPass<SumsOf<T>>> s) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    moments_kernel(const MomentsPass<SumsOf<T>> p, int lanes) {
   using A = SumsOf<T>;
-  const MomentsPass<A>& p = s.p;
-  const Walk<PLANES, V> walk(p.shape, s.lanes);
+  const Walk<PLANES, V> walk(p.shape, lanes);
   constexpr int K = walk.kChannels;
   Running<A, K> running;
   walk.template for_each<kPlaces>([&](const auto& addresses) {
@@ -28,33 +28,20 @@ __global__ void __launch_bounds__(kThreads, kBlocks) moments_kernel(const OfLane
 }
 
 template <typename A>
-__global__ void __launch_bounds__(kThreads, kBlocks) join_moments_kernel(const OfLanes<JoinMoments<A>> s) {
-  const JoinMoments<A>& p = s.p;
-  const int lane = threadIdx.x % s.lanes;
-  const int64_t set = int64_t(blockIdx.x) * (kThreads / s.lanes) + threadIdx.x / s.lanes;
-  const bool inside = set < p.shape.sets();
-  const int channels = p.shape.group_channels();
-  const int64_t unit = set / p.shape.groups, group = set % p.shape.groups;
+__global__ void __launch_bounds__(kThreads, kBlocks) join_moments_kernel(const JoinMoments<A> p, int lanes) {
+  const SetWalk walk(p.shape, lanes);
   Running<A, 1> running;
-  for (int64_t i = lane; inside && i < int64_t(p.shape.splits) * channels; i += s.lanes) {
-    const int64_t share = unit * p.shape.splits + i / channels;
-    const Partial<A>& partial = p.partial[share * p.shape.C + group * channels + i % channels];
-    Running<A, 1> other;
-    other.count = partial.count;
-    other.of[0] = partial.moments;
-    running.join(other);
-  }
-  join_threads<false>(running, 1, s.lanes);
-  if (!inside || lane != 0) return;
-  p.mean[set] = running.of[0].mean;
-  p.var[set] = running.of[0].squares / running.count;
+  walk.for_each([&](int64_t at, int) { running.join({p.partial[at].count, {p.partial[at].moments}}); });
+  join_threads<false>(running, 1, lanes);
+  if (!walk.inside || walk.lane != 0) return;
+  p.mean[walk.set] = running.of[0].mean;
+  p.var[walk.set] = running.of[0].squares / running.count;
 }
 
 template <typename T, bool PLANES, int V>
-__global__ void __launch_bounds__(kThreads, kBlocks) apply_kernel(const OfLanes<Apply<SumsOf<T>>> s) {
+__global__ void __launch_bounds__(kThreads, kBlocks) apply_kernel(const Apply<SumsOf<T>> p, int lanes) {
   using A = SumsOf<T>;
-  const Apply<A>& p = s.p;
-  const Walk<PLANES, V> walk(p.shape, s.lanes);
+  const Walk<PLANES, V> walk(p.shape, lanes);
   if (!walk.inside) return;
   constexpr int K = walk.kChannels;
   const bool wide = p.out_dtype == Dtype::Float32;

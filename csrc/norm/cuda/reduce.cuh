@@ -118,40 +118,9 @@ __device__ __forceinline__ void join_threads(R& running, int low, int high) {
     running.join(shared_load<R>((other * 32 + lane) * uint32_t(sizeof(R))));
 }
 
-// COUNT values of a tensor of T, or of fp32 where `wide`; as `load` and `store` have them. Decided at run
-// time, because a kernel for each would take twice as long to compile and not run faster.
-template <typename T, int COUNT>
-__device__ __forceinline__ void load_output(SumsOf<T> (&out)[COUNT], const void* p, bool wide, int64_t at) {
-  if constexpr (std::is_same_v<T, double>)
-    load(out, static_cast<const T*>(p), at, true);
-  else if (wide)
-    load(out, static_cast<const float*>(p), at, true);
-  else
-    load(out, static_cast<const T*>(p), at, true);
-}
-
-template <typename T, int COUNT>
-__device__ __forceinline__ void store_output(void* p, bool wide, int64_t at,
-                                             const SumsOf<T> (&values)[COUNT]) {
-  if constexpr (std::is_same_v<T, double>)
-    store(static_cast<T*>(p), at, values, true);
-  else if (wide)
-    store(static_cast<float*>(p), at, values, true);
-  else
-    store(static_cast<T*>(p), at, values, true);
-}
-
 // Shared memory of a block for join_threads.
 template <typename R>
 constexpr size_t kShared = kThreads * sizeof(R);
-
-// f of the values that a thread takes of rows at a time, as a constant: 16 bytes, or one where rows are no
-// multiple of that.
-template <typename T, typename F>
-cudaError_t by_vector(int channels, F&& f) {
-  return channels % kVector<T> == 0 ? f(std::integral_constant<int, kVector<T>>{})
-                                    : f(std::integral_constant<int, 1>{});
-}
 
 // The values of K channels, a power of two that divides `first`; `missing` where there are none.
 template <typename A, int K>

@@ -130,17 +130,40 @@ inline bool is_empty(const Shape& s) {
 
 // Starts a kernel that walks over all values.
 template <bool PLANES, int V, typename P>
-cudaError_t start_walk(void (*kernel)(OfLanes<P>), size_t shared, const P& p, cudaStream_t stream) {
+cudaError_t start_walk(void (*kernel)(P, int), size_t shared, const P& p, cudaStream_t stream) {
   const Plan plan = Plan::of<PLANES, V>(p.shape);
-  return start(kernel, dim3(plan.blocks), kThreads, shared, {p, plan.lanes}, stream);
+  return start(kernel, dim3(plan.blocks), kThreads, shared, stream, p, plan.lanes);
 }
 
-// Starts a kernel whose lanes join what the shares of each set have.
+// A set whose shares neighbouring lanes join.
+struct SetWalk {
+  const Shape& shape;
+  int lanes, lane;
+  int64_t set;
+  bool inside;
+
+  __device__ SetWalk(const Shape& s, int lanes) : shape(s), lanes(lanes), lane(threadIdx.x % lanes) {
+    set = int64_t(blockIdx.x) * (kThreads / lanes) + threadIdx.x / lanes;
+    inside = set < s.sets();
+  }
+
+  // f(at, channel) of each of the lane's shares, which lies at `at` of [units, splits, C].
+  template <typename F>
+  __device__ __forceinline__ void for_each(F&& f) const {
+    const int channels = shape.group_channels(), first = int(set % shape.groups) * channels;
+    const int64_t unit = set / shape.groups;
+    for (int64_t i = lane; inside && i < int64_t(shape.splits) * channels; i += lanes) {
+      const int channel = first + int(i % channels);
+      f((unit * shape.splits + i / channels) * shape.C + channel, channel);
+    }
+  }
+};
+
+// Starts a kernel that joins what the shares of each set have.
 template <typename P>
-cudaError_t start_sets(void (*kernel)(OfLanes<P>), size_t shared, const P& p, cudaStream_t stream) {
+cudaError_t start_sets(void (*kernel)(P, int), size_t shared, const P& p, cudaStream_t stream) {
   const int lanes = lanes_of_share(int64_t(p.shape.splits) * p.shape.group_channels(), true);
-  return start(kernel, dim3(ceil_div(p.shape.sets(), kThreads / lanes)), kThreads, shared, {p, lanes},
-               stream);
+  return start(kernel, dim3(ceil_div(p.shape.sets(), kThreads / lanes)), kThreads, shared, stream, p, lanes);
 }
 
 }  // namespace bcos::norm::cuda

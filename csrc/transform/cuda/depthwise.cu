@@ -94,7 +94,7 @@ cudaError_t depthwise_fwd(const DepthwiseFwd& p, cudaStream_t stream) {
   if (!is_output_of(p.dtype, p.out_dtype) || !is_known(p.bias_dtype)) return cudaErrorInvalidValue;
   return by_window(p.dtype, w, [&](auto type, auto width) {
     const auto kernel = depthwise_fwd_kernel<typename decltype(type)::type, width>;
-    return start(kernel, strip_grid<width>(p.N, w.OH, w.OW, p.C), kThreads, filter_bytes(w), p, stream);
+    return start(kernel, strip_grid<width>(p.N, w.OH, w.OW, p.C), kThreads, filter_bytes(w), stream, p);
   });
 }
 
@@ -104,7 +104,7 @@ cudaError_t depthwise_bwd(const DepthwiseBwd& p, cudaStream_t stream) {
   if (!is_output_of(p.dtype, p.out_dtype)) return cudaErrorInvalidValue;
   return by_window(p.dtype, w, [&](auto type, auto width) {
     const auto kernel = depthwise_bwd_kernel<typename decltype(type)::type, width>;
-    return start(kernel, strip_grid<width>(p.N, w.OH, w.OW, p.C), kThreads, 0, p, stream);
+    return start(kernel, strip_grid<width>(p.N, w.OH, w.OW, p.C), kThreads, 0, stream, p);
   });
 }
 

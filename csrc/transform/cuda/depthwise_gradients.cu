@@ -120,7 +120,7 @@ cudaError_t depthwise_dgrad(const DepthwiseDgrad& p, cudaStream_t stream) {
   if (int64_t(p.N) * w.H * w.W * p.C == 0) return cudaSuccess;
   return by_window(p.dtype, w, [&](auto type, auto width) {
     const auto kernel = depthwise_dgrad_kernel<typename decltype(type)::type, width>;
-    return start(kernel, strip_grid<width>(p.N, w.H, w.W, p.C), kThreads, filter_bytes(w), p, stream);
+    return start(kernel, strip_grid<width>(p.N, w.H, w.W, p.C), kThreads, filter_bytes(w), stream, p);
   });
 }
 
@@ -132,7 +132,7 @@ cudaError_t depthwise_wgrad(const DepthwiseWgrad& p, cudaStream_t stream) {
     const auto kernel = depthwise_wgrad_kernel<typename decltype(type)::type, K>;
     const dim3 grid(K > 0 ? w.KH : w.KH * w.KW, ceil_div(p.C, kChannels), p.splits);
     const size_t shared = size_t(kWarps) * ((K > 0 ? K : 1) + 1) * kChannels * 4;
-    return start(kernel, grid, kThreads, shared, p, stream);
+    return start(kernel, grid, kThreads, shared, stream, p);
   });
 }
 

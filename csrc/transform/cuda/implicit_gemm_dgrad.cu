@@ -38,13 +38,13 @@ struct Loader {
   Vector<T> b[COPIED ? 1 : kCopies];
   float t[kCopies] = {};
 
-  __device__ Loader(const Packed<ImplicitGemmDgrad>& params, int row0, int channel0)
-      : p(params.p), s(params.p.shape) {
+  __device__ Loader(const ImplicitGemmDgrad& params, int pack, int row0, int channel0)
+      : p(params), s(params.shape) {
     const Window& window = s.window;
     group = blockIdx.y;
     channel = channel0 + int(threadIdx.x % B::kChunks) * V;
-    width = Tile::kPacked ? s.CG / params.pack : s.CG;
-    height = s.FG / params.pack;
+    width = Tile::kPacked ? s.CG / pack : s.CG;
+    height = s.FG / pack;
     u_to = kept(shared_address(A::at(row(0), chunk())));
     w_to = kept(shared_address(A::kBytes + B::at(depth(0), threadIdx.x % B::kChunks)));
     if constexpr (Tile::kPacked) {
@@ -131,12 +131,11 @@ struct Loader {
 
 // u *^T w of an input pixel and a channel of a pack, over the channel's own group alone.
 template <typename T>
-__device__ float own_gradient(const Packed<ImplicitGemmDgrad>& params, int group, int site, int channel) {
-  const ImplicitGemmDgrad& p = params.p;
+__device__ float own_gradient(const ImplicitGemmDgrad& p, int pack, int group, int site, int channel) {
   const Shape& s = p.shape;
   const Window& window = s.window;
   if (!within(site, s.N * window.H * window.W) || !within(channel, s.CG)) return 0;
-  const int width = s.CG / params.pack, height = s.FG / params.pack, taps = window.KH * window.KW;
+  const int width = s.CG / pack, height = s.FG / pack, taps = window.KH * window.KW;
   const int first = channel / width * height;  // filter
   const Pixel at = pixel(site, window.H, window.W);
   const T* u = static_cast<const T*>(p.u) + group * s.FG + first;
@@ -154,8 +153,7 @@ __device__ float own_gradient(const Packed<ImplicitGemmDgrad>& params, int group
 
 template <typename Tile, bool COPIED>
 __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, COPIED>)
-    implicit_gemm_dgrad_kernel(const Packed<ImplicitGemmDgrad> params) {
-  const ImplicitGemmDgrad& p = params.p;
+    implicit_gemm_dgrad_kernel(const ImplicitGemmDgrad p, int pack) {
   using T = typename Tile::T;
   constexpr int V = kVector<T>;
   const Shape& s = p.shape;
@@ -164,16 +162,16 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, COPIED>)
   const int row0 = blockIdx.x / tiles_n * Tile::BM, channel0 = blockIdx.x % tiles_n * Tile::BN;
   const bool with_t = !p.frozen && p.formula.power != Power::One;
   Tile tile;
-  Loader<Tile, COPIED> loader(params, row0, channel0);
-  if constexpr (Tile::kPacked) tile.mark_diagonal(params.pack, loader.width, loader.height);
+  Loader<Tile, COPIED> loader(p, pack, row0, channel0);
+  if constexpr (Tile::kPacked) tile.mark_diagonal(pack, loader.width, loader.height);
   tile.multiply(loader, loader.units(), false);
 
   if constexpr (Tile::kPacked) {
-    for (int at = threadIdx.x; with_t && at < Tile::BM * params.pack; at += Tile::kThreads) {
-      const int row = at / params.pack, own = at % params.pack;
+    for (int at = threadIdx.x; with_t && at < Tile::BM * pack; at += Tile::kThreads) {
+      const int row = at / pack, own = at % pack;
       if (!within(row0 + row, pixels)) continue;
-      const float t = pooled_sum(p.t, window, pixel(row0 + row, window.H, window.W),
-                                 group * params.pack + own, s.G * params.pack);
+      const float t =
+          pooled_sum(p.t, window, pixel(row0 + row, window.H, window.W), group * pack + own, s.G * pack);
       shared_store(Tile::group_at(row, own), t);
     }
   } else if (with_t && p.u == nullptr) {
@@ -190,7 +188,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, COPIED>)
       }
   }
   tile.share_product(
-      [&](int row, int column) { return own_gradient<T>(params, group, row0 + row, channel0 + column); });
+      [&](int row, int column) { return own_gradient<T>(p, pack, group, row0 + row, channel0 + column); });
   const bool vector = s.CG % V == 0;
   for (int at = threadIdx.x; at < Tile::BM * (Tile::BN / V); at += Tile::kThreads) {
     const int row = at / (Tile::BN / V), column = at % (Tile::BN / V) * V, channel = channel0 + column;
@@ -219,39 +217,22 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, COPIED>)
   }
 }
 
-template <typename T, bool TF32, bool LARGE, bool COPIED, Diagonal DIAGONAL = Diagonal::None>
-cudaError_t start_dgrad(const ImplicitGemmDgrad& params, int pack, cudaStream_t stream) {
-  using Tile = TileOf<T, TF32, LARGE, true, false, RowSum::None, DIAGONAL>;
-  const Packed<ImplicitGemmDgrad> p(params, pack);
-  const Shape& s = p.p.shape;
-  const int64_t tiles_m = ceil_div(int64_t(s.N) * s.window.H * s.window.W, Tile::BM);
-  const dim3 grid(tiles_m * ceil_div(s.CG, Tile::BN), s.G);
-  return start(implicit_gemm_dgrad_kernel<Tile, COPIED>, grid, Tile::kThreads, Tile::kShared, p, stream);
-}
-
-template <typename T, bool TF32>
-cudaError_t start_dgrad_of(const ImplicitGemmDgrad& p, cudaStream_t stream) {
-  const Shape& s = p.shape;
-  const bool copied = p.u != nullptr && s.CG % kVector<T> == 0 && s.FG % kVector<T> == 0;
-  const int pack = p.u != nullptr ? groups_of_tile(s, sizeof(T)) : 1;
-  if (pack > 1) return start_dgrad<T, TF32, false, true, Diagonal::B>(p, pack, stream);
-  if constexpr (sizeof(T) == 2)
-    if (copied && p.large) return start_dgrad<T, false, true, true>(p, 1, stream);
-  return copied ? start_dgrad<T, TF32, false, true>(p, 1, stream)
-                : start_dgrad<T, TF32, false, false>(p, 1, stream);
-}
-
 }  // namespace
 
 cudaError_t implicit_gemm_dgrad(const ImplicitGemmDgrad& p, cudaStream_t stream) {
   const Shape& s = p.shape;
   if (int64_t(s.N) * s.window.H * s.window.W * s.CG == 0) return cudaSuccess;
   if (!is_output_of(p.dtype, p.out_dtype)) return cudaErrorInvalidValue;
-  return by_dtype(p.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    if constexpr (sizeof(T) == 4)
-      if (p.tf32) return start_dgrad_of<T, true>(p, stream);
-    return start_dgrad_of<T, false>(p, stream);
+  const bool given = p.u != nullptr;
+  const auto copies = [&](int chunk) { return given && s.CG % chunk == 0 && s.FG % chunk == 0; };
+  return by_kind(p, given, copies, [&](auto kind, int pack) {
+    using K = decltype(kind);
+    using Tile = TileOf<typename K::T, K::TF32, K::LARGE, true, false, RowSum::None,
+                        K::PACKED ? Diagonal::B : Diagonal::None>;
+    const int64_t tiles_m = ceil_div(int64_t(s.N) * s.window.H * s.window.W, Tile::BM);
+    const dim3 grid(tiles_m * ceil_div(pack * s.CG, Tile::BN), s.G / pack);
+    return start(implicit_gemm_dgrad_kernel<Tile, K::COPIED>, grid, Tile::kThreads, Tile::kShared, stream,
+                 in_packs(p, pack), pack);
   });
 }
 

@@ -50,9 +50,9 @@ struct Loader {
   int w_ahead = 0;           // likewise in w
   Vector<T> a[ALIGNED ? 1 : kCopies], b[ALIGNED ? 1 : kCopies];
 
-  __device__ Loader(const Packed<ImplicitGemmFwd>& params, const Place<Tile>& place) : s(params.p.shape) {
+  __device__ Loader(const ImplicitGemmFwd& p, int pack, const Place<Tile>& place) : s(p.shape) {
     const Window& window = s.window;
-    width = Tile::kPacked ? s.CG / params.pack : s.CG;
+    width = Tile::kPacked ? s.CG / pack : s.CG;
     piece = piece_of(width * int(sizeof(T)));
     chunk = threadIdx.x % 4;
     first_row = threadIdx.x / 4;
@@ -66,14 +66,14 @@ struct Loader {
       top[r] = known ? at.row * window.SH - window.PH : kOutside;
       left[r] = at.column * window.SW - window.PW;
       const int64_t line = at.image * window.H + at.row * window.SH - window.PH;
-      x[r] = kept(static_cast<const T*>(params.p.x) +
-                  ((line * window.W + left[r]) * s.G + place.group) * s.CG + first);
+      x[r] =
+          kept(static_cast<const T*>(p.x) + ((line * window.W + left[r]) * s.G + place.group) * s.CG + first);
       const int f = place.filter0 + row;
       live[r] = within(row, place.outputs * s.max_out) && within(f, s.FG) ? s.CG : 0;
-      own[r] = Tile::kPacked ? f / (s.FG / params.pack) * width : 0;
+      own[r] = Tile::kPacked ? f / (s.FG / pack) * width : 0;
     }
     const int64_t filter = int64_t(place.group) * s.FG + place.filter0 + first_row;
-    w = kept(static_cast<const T*>(params.p.w) + filter * (window.KH * window.KW) * width + first);
+    w = kept(static_cast<const T*>(p.w) + filter * (window.KH * window.KW) * width + first);
     if (ALIGNED) enter_tap();
   }
 
@@ -171,15 +171,14 @@ __device__ __forceinline__ void form_norms(const ImplicitGemmFwd& p, const Place
 
 // The same of a pack: at the first word of each group. Words are the 4 bytes that A's rows are made of.
 template <typename Tile>
-__device__ __forceinline__ void form_norms_of_pack(const Packed<ImplicitGemmFwd>& params,
+__device__ __forceinline__ void form_norms_of_pack(const ImplicitGemmFwd& p, int pack,
                                                    const Place<Tile>& place, Tile& tile, int words) {
-  const ImplicitGemmFwd& p = params.p;
   const Window& window = p.shape.window;
   if (p.squares == nullptr) tile.share_word_sums();
-  for (int at = threadIdx.x; at < Tile::BM * params.pack; at += Tile::kThreads) {
-    const int row = at / params.pack, own = at % params.pack, site = place.row0 + row;
+  for (int at = threadIdx.x; at < Tile::BM * pack; at += Tile::kThreads) {
+    const int row = at / pack, own = at % pack, site = place.row0 + row;
     if (!within(site, p.shape.N * window.OH * window.OW)) continue;
-    const int groups = p.shape.G * params.pack, group = place.group * params.pack + own;
+    const int groups = p.shape.G * pack, group = place.group * pack + own;
     float squares = 0;
     if (p.squares != nullptr)
       squares = window_sum(p.squares, window, pixel(site, window.OH, window.OW), group, groups);
@@ -193,12 +192,11 @@ __device__ __forceinline__ void form_norms_of_pack(const Packed<ImplicitGemmFwd>
 
 // x * w of an output pixel and a filter of a pack, over the filter's own group alone.
 template <typename T>
-__device__ float own_product(const Packed<ImplicitGemmFwd>& params, int group, int site, int filter) {
-  const ImplicitGemmFwd& p = params.p;
+__device__ float own_product(const ImplicitGemmFwd& p, int pack, int group, int site, int filter) {
   const Shape& s = p.shape;
   const Window& window = s.window;
   if (!within(site, s.N * window.OH * window.OW) || !within(filter, s.FG)) return 0;
-  const int width = s.CG / params.pack, own = filter / (s.FG / params.pack);
+  const int width = s.CG / pack, own = filter / (s.FG / pack);
   const Pixel at = pixel(site, window.OH, window.OW);
   const T* x = static_cast<const T*>(p.x) + group * s.CG + own * width;
   const T* w =
@@ -239,13 +237,9 @@ __device__ __forceinline__ void store_vectors(const ImplicitGemmFwd& p, const Pl
       y[e] = has_norm ? scaled<Power::Two>(l[e], inv_n, k) : scaled<Power::One>(l[e], inv_n, k);
     }
     const int64_t to = (int64_t(site) * s.G + place.group) * s.FG + filter;
-    if (p.out_dtype == p.dtype) {
-      store(static_cast<typename Tile::T*>(p.y), to, y, true);
-      if (p.l != nullptr) store(static_cast<typename Tile::T*>(p.l), to, l, true);
-    } else {
-      store(static_cast<float*>(p.y), to, y, true);
-      if (p.l != nullptr) store(static_cast<float*>(p.l), to, l, true);
-    }
+    const bool wide = p.out_dtype == Dtype::Float32;
+    store_output<typename Tile::T>(p.y, wide, to, y);
+    if (p.l != nullptr) store_output<typename Tile::T>(p.l, wide, to, l);
   }
 }
 
@@ -287,50 +281,28 @@ __device__ __forceinline__ void store_values(const ImplicitGemmFwd& p, const Pla
 
 template <typename Tile, bool ALIGNED>
 __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, ALIGNED>)
-    implicit_gemm_fwd_kernel(const Packed<ImplicitGemmFwd> params) {
-  const ImplicitGemmFwd& p = params.p;
+    implicit_gemm_fwd_kernel(const ImplicitGemmFwd p, int pack) {
   const Place<Tile> place(p.shape);
   const bool has_norm = p.formula.power != Power::One;
-  const int width = p.shape.FG / params.pack;
+  const int width = p.shape.FG / pack;
   Tile tile;
-  Loader<Tile, ALIGNED> loader(params, place);
-  if constexpr (Tile::kPacked) tile.mark_diagonal(params.pack, width, loader.width);
+  Loader<Tile, ALIGNED> loader(p, pack, place);
+  if constexpr (Tile::kPacked) tile.mark_diagonal(pack, width, loader.width);
   tile.multiply(loader, loader.units(), has_norm && p.squares == nullptr);
   const int words = loader.width * int(sizeof(typename Tile::T)) / 4;
   if constexpr (Tile::kPacked) {
-    if (has_norm) form_norms_of_pack(params, place, tile, words);
+    if (has_norm) form_norms_of_pack(p, pack, place, tile, words);
   } else if (has_norm) {
     form_norms(p, place, tile);
   }
   tile.share_product([&](int row, int column) {
-    return own_product<typename Tile::T>(params, place.group, place.row0 + row, place.filter0 + column);
+    return own_product<typename Tile::T>(p, pack, place.group, place.row0 + row, place.filter0 + column);
   });
   constexpr int V = kVector<typename Tile::T>;
   if (p.shape.max_out == 1 && p.shape.FG % V == 0 && p.formula.power != Power::General)
     store_vectors<V>(p, place, words, width);
   else
     store_values(p, place, words, width);
-}
-
-template <typename T, bool TF32, bool LARGE, bool ALIGNED, Diagonal DIAGONAL = Diagonal::None>
-cudaError_t start_fwd(const ImplicitGemmFwd& params, int pack, cudaStream_t stream) {
-  using Tile = TileOf<T, TF32, LARGE, true, true, RowSum::Squares, DIAGONAL>;
-  const Packed<ImplicitGemmFwd> p(params, pack);
-  const Shape& s = p.p.shape;
-  const int64_t tiles_m = ceil_div(int64_t(s.N) * s.window.OH * s.window.OW, Tile::BM);
-  const dim3 grid(tiles_m * ceil_div(s.FG / s.max_out, Tile::BN / s.max_out), s.G);
-  return start(implicit_gemm_fwd_kernel<Tile, ALIGNED>, grid, Tile::kThreads, Tile::kShared, p, stream);
-}
-
-template <typename T, bool TF32>
-cudaError_t start_fwd_of(const ImplicitGemmFwd& p, cudaStream_t stream) {
-  const bool aligned = p.shape.CG % kVector<T> == 0;
-  const int pack = groups_of_tile(p.shape, sizeof(T));
-  if (pack > 1) return start_fwd<T, TF32, false, true, Diagonal::B>(p, pack, stream);
-  if constexpr (sizeof(T) == 2)
-    if (aligned && p.large) return start_fwd<T, false, true, true>(p, 1, stream);
-  return aligned ? start_fwd<T, TF32, false, true>(p, 1, stream)
-                 : start_fwd<T, TF32, false, false>(p, 1, stream);
 }
 
 }  // namespace
@@ -340,11 +312,15 @@ cudaError_t implicit_gemm_fwd(const ImplicitGemmFwd& p, cudaStream_t stream) {
   if (int64_t(s.N) * s.window.OH * s.window.OW * s.FG == 0) return cudaSuccess;
   if (!is_output_of(p.dtype, p.out_dtype) || !is_known(p.bias_dtype)) return cudaErrorInvalidValue;
   if (s.max_out > kMostMaxOut) return cudaErrorInvalidValue;
-  return by_dtype(p.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    if constexpr (sizeof(T) == 4)
-      if (p.tf32) return start_fwd_of<T, true>(p, stream);
-    return start_fwd_of<T, false>(p, stream);
+  const auto copies = [&](int chunk) { return s.CG % chunk == 0; };
+  return by_kind(p, true, copies, [&](auto kind, int pack) {
+    using K = decltype(kind);
+    using Tile = TileOf<typename K::T, K::TF32, K::LARGE, true, true, RowSum::Squares,
+                        K::PACKED ? Diagonal::B : Diagonal::None>;
+    const int64_t tiles_m = ceil_div(int64_t(s.N) * s.window.OH * s.window.OW, Tile::BM);
+    const int64_t tiles_n = ceil_div(pack * s.FG / s.max_out, Tile::BN / s.max_out);
+    return start(implicit_gemm_fwd_kernel<Tile, K::COPIED>, dim3(tiles_m * tiles_n, s.G / pack),
+                 Tile::kThreads, Tile::kShared, stream, in_packs(p, pack), pack);
   });
 }
 

@@ -173,15 +173,14 @@ struct Loader {
 
 template <typename Tile, bool COPIED>
 __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, COPIED>)
-    implicit_gemm_wgrad_kernel(const Packed<ImplicitGemmWgrad> params) {
-  const ImplicitGemmWgrad& p = params.p;
+    implicit_gemm_wgrad_kernel(const ImplicitGemmWgrad p, int pack) {
   const Shape& s = p.shape;
   const Place place = place_of<Tile>(s);
-  const int width = s.CG / params.pack, height = s.FG / params.pack;  // of a group of a pack
+  const int width = s.CG / pack, height = s.FG / pack;  // of a group of a pack
   const bool leads = p.dbias != nullptr && place.column0 == 0 && place.tap == 0;
   Tile tile;
   Loader<Tile, COPIED> loader(p, place);
-  if constexpr (Tile::kPacked) tile.mark_diagonal(params.pack, width, height);
+  if constexpr (Tile::kPacked) tile.mark_diagonal(pack, width, height);
   tile.multiply(loader, loader.units(), leads);
 
   const int64_t K = int64_t(s.window.KH) * s.window.KW * width, filters = int64_t(s.G) * s.FG;
@@ -210,41 +209,24 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, COPIED>)
     if (within(place.filter0 + row, s.FG)) p.dbias[first + place.filter0 + row] = Tile::row_value(row);
 }
 
-template <typename T, bool TF32, bool LARGE, bool COPIED, Diagonal DIAGONAL = Diagonal::None>
-cudaError_t start_wgrad(const ImplicitGemmWgrad& params, int pack, cudaStream_t stream) {
-  using Tile = TileOf<T, TF32, LARGE, false, false, RowSum::Plain, DIAGONAL>;
-  const Packed<ImplicitGemmWgrad> p(params, pack);
-  const Shape& s = p.p.shape;
-  const bool flat = s.CG % kVector<T> != 0;
-  const int taps = s.window.KH * s.window.KW;
-  const int64_t tiles_n = ceil_div(flat ? int64_t(taps) * s.CG : s.CG, Tile::BN);
-  const dim3 grid(ceil_div(s.FG, Tile::BM) * tiles_n, flat ? s.G : s.G * taps, params.splits);
-  return start(implicit_gemm_wgrad_kernel<Tile, COPIED>, grid, Tile::kThreads, Tile::kShared, p, stream);
-}
-
-template <typename T, bool TF32>
-cudaError_t start_wgrad_of(const ImplicitGemmWgrad& p, cudaStream_t stream) {
-  const Shape& s = p.shape;
-  const bool copied = p.u != nullptr && s.CG % kVector<T> == 0 && s.FG % kVector<T> == 0;
-  const int pack = p.u != nullptr ? groups_of_tile(s, sizeof(T)) : 1;
-  if (pack > 1) return start_wgrad<T, TF32, false, true, Diagonal::C>(p, pack, stream);
-  if constexpr (sizeof(T) == 2)
-    if (copied && p.large) return start_wgrad<T, false, true, true>(p, 1, stream);
-  return copied ? start_wgrad<T, TF32, false, true>(p, 1, stream)
-                : start_wgrad<T, TF32, false, false>(p, 1, stream);
-}
-
 }  // namespace
 
 cudaError_t implicit_gemm_wgrad(const ImplicitGemmWgrad& p, cudaStream_t stream) {
   const Shape& s = p.shape;
   if (int64_t(s.FG) * s.CG == 0) return cudaSuccess;
   if (!is_output_of(p.dtype, p.out_dtype)) return cudaErrorInvalidValue;
-  return by_dtype(p.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    if constexpr (sizeof(T) == 4)
-      if (p.tf32) return start_wgrad_of<T, true>(p, stream);
-    return start_wgrad_of<T, false>(p, stream);
+  const bool given = p.u != nullptr;
+  const auto copies = [&](int chunk) { return given && s.CG % chunk == 0 && s.FG % chunk == 0; };
+  return by_kind(p, given, copies, [&](auto kind, int pack) {
+    using K = decltype(kind);
+    using Tile = TileOf<typename K::T, K::TF32, K::LARGE, false, false, RowSum::Plain,
+                        K::PACKED ? Diagonal::C : Diagonal::None>;
+    const int taps = s.window.KH * s.window.KW, groups = s.G / pack;
+    const bool flat = pack * s.CG % kVector<typename K::T> != 0;
+    const int64_t tiles_n = ceil_div(int64_t(flat ? taps : 1) * pack * s.CG, Tile::BN);
+    const dim3 grid(ceil_div(pack * s.FG, Tile::BM) * tiles_n, flat ? groups : groups * taps, p.splits);
+    return start(implicit_gemm_wgrad_kernel<Tile, K::COPIED>, grid, Tile::kThreads, Tile::kShared, stream,
+                 in_packs(p, pack), pack);
   });
 }
 

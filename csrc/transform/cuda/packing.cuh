@@ -8,18 +8,14 @@
 
 namespace bcos::transform::cuda {
 
-// A problem whose shape counts packs of groups as groups.
+// A problem whose shape counts packs of so many groups as groups.
 template <typename P>
-struct Packed {
-  P p;
-  int pack;  // groups of a pack
-
-  Packed(const P& params, int groups) : p(params), pack(groups) {
-    p.shape.G /= pack;
-    p.shape.CG *= pack;
-    p.shape.FG *= pack;
-  }
-};
+P in_packs(P p, int pack) {
+  p.shape.G /= pack;
+  p.shape.CG *= pack;
+  p.shape.FG *= pack;
+  return p;
+}
 
 // The most neighbouring groups that fit a tile and divide G, 1 where none do: 128 bytes of channels and of
 // filters of a pixel, in whole chunks of 16 bytes, and weights in pieces of 4 bytes at least.
@@ -28,6 +24,33 @@ inline int groups_of_tile(const Shape& s, int bytes) {
   for (int pack = 128 / bytes / (s.CG > s.FG ? s.CG : s.FG); pack > 1; --pack)
     if (s.G % pack == 0 && pack * s.CG * bytes % 16 == 0 && pack * s.FG * bytes % 16 == 0) return pack;
   return 1;
+}
+
+// Which tiles a product takes. COPIED: its loader copies both operands in chunks of 16 bytes.
+template <typename T_, bool TF32_, bool LARGE_, bool COPIED_, bool PACKED_>
+struct Kind {
+  using T = T_;
+  static constexpr bool TF32 = TF32_, LARGE = LARGE_, COPIED = COPIED_, PACKED = PACKED_;
+};
+
+// f(kind, pack) for a product. `packs`: narrow groups may share a tile; copies(count): both operands are made
+// of whole chunks of so many values.
+template <typename P, typename Copies, typename F>
+cudaError_t by_kind(const P& p, bool packs, Copies&& copies, F&& f) {
+  return by_dtype(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const auto choose = [&](auto tf32) {
+      const int pack = packs ? groups_of_tile(p.shape, sizeof(T)) : 1;
+      const bool copied = copies(kVector<T>);
+      if (pack > 1) return f(Kind<T, tf32, false, true, true>{}, pack);
+      if constexpr (sizeof(T) == 2)
+        if (copied && p.large) return f(Kind<T, false, true, true, false>{}, 1);
+      return copied ? f(Kind<T, tf32, false, true, false>{}, 1) : f(Kind<T, tf32, false, false, false>{}, 1);
+    };
+    if constexpr (sizeof(T) == 4)
+      if (p.tf32) return choose(std::true_type{});
+    return choose(std::false_type{});
+  });
 }
 
 // The most bytes of a copy that never holds channels of two groups.

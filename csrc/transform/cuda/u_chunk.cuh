@@ -22,12 +22,10 @@ struct UChunk {
     if (site >= 0 && filter < s.FG && s.FG % V == 0 && (p.u != nullptr || s.max_out == 1)) {
       if (p.u != nullptr) {
         load(grad, static_cast<const T*>(p.u), first, true);
-      } else if (p.out_dtype == p.dtype) {
-        load(grad, static_cast<const T*>(p.grad), first, true);
-        if (has_norm) load(v, static_cast<const T*>(p.v), first, true);
       } else {
-        load(grad, static_cast<const float*>(p.grad), first, true);
-        if (has_norm) load(v, static_cast<const float*>(p.v), first, true);
+        const bool wide = p.out_dtype == Dtype::Float32;
+        load_output<T>(grad, p.grad, wide, first);
+        if (has_norm) load_output<T>(v, p.v, wide, first);
       }
       return;
     }

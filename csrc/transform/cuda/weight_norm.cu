@@ -78,7 +78,7 @@ cudaError_t weight_norm_fwd(const WeightNormFwd<A>& p, cudaStream_t stream) {
   if (!is_known<A>(p.operand_dtype)) return cudaErrorInvalidValue;
   return by_dtype<A>(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    return start(weight_norm_fwd_kernel<T>, dim3(p.F), kThreads, kThreads / 32 * sizeof(A), p, stream);
+    return start(weight_norm_fwd_kernel<T>, dim3(p.F), kThreads, kThreads / 32 * sizeof(A), stream, p);
   });
 }
 
@@ -88,7 +88,7 @@ cudaError_t weight_norm_bwd(const WeightNormBwd<A>& p, cudaStream_t stream) {
   if (!is_known<A>(p.partial_dtype)) return cudaErrorInvalidValue;
   return by_dtype<A>(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    return start(weight_norm_bwd_kernel<T>, dim3(p.F), kThreads, kThreads / 32 * sizeof(A), p, stream);
+    return start(weight_norm_bwd_kernel<T>, dim3(p.F), kThreads, kThreads / 32 * sizeof(A), stream, p);
   });
 }
 

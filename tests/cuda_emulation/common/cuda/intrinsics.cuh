@@ -201,12 +201,12 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
   for (int i = 0; i < 4; ++i) c[i] += bits<float>(out[i]);
 }
 
-template <typename Params>
-cudaError_t start(void (*kernel)(Params), dim3 grid, int threads, size_t shared, const Params& params,
-                  cudaStream_t) {
+template <typename... P>
+cudaError_t start(void (*kernel)(P...), dim3 grid, int threads, size_t shared, cudaStream_t,
+                  const std::common_type_t<P>&... params) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaErrorInvalidConfiguration;
   if (planted == kMissingBlock && grid.x > 1) --grid.x;
-  emulation::run_grid(grid, threads, shared, [&] { kernel(params); });
+  emulation::run_grid(grid, threads, shared, [&] { kernel(params...); });
   return cudaSuccess;
 }
 
