@@ -1,5 +1,4 @@
-#include "norm/cpu/over_channels.h"
-
+// Norms whose statistics are those of channels: over the batch, over all, or over groups of channels.
 #include <limits>
 #include <vector>
 
@@ -7,6 +6,7 @@
 #include "common/dtype.h"
 #include "norm/cpu/channels.h"
 #include "norm/cpu/memory.h"
+#include "norm/cpu/norm.h"
 #include "norm/formula.h"
 
 namespace bcos::norm::cpu {
@@ -138,6 +138,15 @@ Sums sums_of(const Groups& groups, const at::Tensor& grad, const at::Tensor& x, 
   return sums;
 }
 
+// The gradient of the weight, with r of each channel of every set.
+template <typename A>
+at::Tensor weight_gradient(const Sums& sums, const A* r, int64_t channels) {
+  std::vector<double> found(channels);
+  for (size_t i = 0; i < sums.products.size(); i++)
+    if (sums.products[i] != 0) found[i % channels] += sums.products[i] * double(r[i]);  // an empty x has no r
+  return as_gradient<A>(found.data(), channels);
+}
+
 template <typename T, typename U>
 Gradients gradients(const Groups& groups, const Saved& saved, const at::Tensor& grad, const at::Tensor& x,
                     const Needs& needs) {
@@ -161,14 +170,11 @@ Gradients gradients(const Groups& groups, const Saved& saved, const at::Tensor& 
   Sums sums;
   if (through_statistics || needs.weight || needs.bias) sums = sums_of<T, U>(groups, grad, x, shift);
   Gradients found;
-  if (needs.weight || needs.bias) {
-    std::vector<double> dgamma(C), dbeta(C);
-    for (int64_t i = 0; i < groups.sets() * C; i++) {
-      if (sums.products[i] != 0) dgamma[i % C] += sums.products[i] * double(r[i]);  // an empty x has no r
-      dbeta[i % C] += sums.grads[i];
-    }
-    if (needs.weight) found.weight = as_gradient<A>(dgamma.data(), C);
-    if (needs.bias) found.bias = as_gradient<A>(dbeta.data(), C);
+  if (needs.weight) found.weight = weight_gradient(sums, r, C);
+  if (needs.bias) {
+    std::vector<double> dbeta(C);
+    for (size_t i = 0; i < sums.grads.size(); i++) dbeta[i % C] += sums.grads[i];
+    found.bias = as_gradient<A>(dbeta.data(), C);
   }
   if (!needs.x && !needs.map) return found;
   const A* dvars = pointer<A>(saved.dvar);
@@ -229,12 +235,7 @@ Second second_of(const Groups& groups, const Saved& saved, const at::Tensor& gra
   Second found;
   if (needs.weight || needs.var) {
     const auto sums = sums_of<T, U>(groups, grad, v, shift);
-    if (needs.weight) {
-      std::vector<double> dgamma(C);
-      for (int64_t i = 0; i < groups.sets() * C; i++)
-        if (sums.products[i] != 0) dgamma[i % C] += sums.products[i] * double(r[i]);
-      found.weight = as_gradient<A>(dgamma.data(), C);
-    }
+    if (needs.weight) found.weight = weight_gradient(sums, r, C);
     if (needs.var) {
       found.var = at::empty_like(saved.var);
       A* dvars = mutable_pointer<A>(found.var);

@@ -1,11 +1,21 @@
-#include "norm/cpu/over_positions.h"
-
+// Norms whose statistics are those of the channels at a position.
 #include "common/cpu/tiling.h"
 #include "common/dtype.h"
 #include "norm/cpu/memory.h"
+#include "norm/cpu/norm.h"
 #include "norm/cpu/positions.h"
 
 namespace bcos::norm::cpu {
+namespace {
+
+// Of [shares, channels], which is overwritten.
+template <typename A>
+at::Tensor sum_of_shares(std::vector<double>& shares, int64_t channels) {
+  for (int64_t i = channels; i < int64_t(shares.size()); i++) shares[i % channels] += shares[i];
+  return as_gradient<A>(shares.data(), channels);
+}
+
+}  // namespace
 
 Outputs forward_over_positions(const Call& call, const Inputs& inputs) {
   const auto sums = accumulate_type(call.dtype);
@@ -58,12 +68,8 @@ Gradients backward_over_positions(const Call& call, const Saved& saved, const Ne
       mine.dbeta = shift(pass.dbeta, share * C);
       run(mine, begin, end);
     });
-    for (int64_t i = C; i < int64_t(dgamma.size()); i++) {
-      dgamma[i % C] += dgamma[i];
-      dbeta[i % C] += dbeta[i];
-    }
-    if (needs.weight) found.weight = as_gradient<A>(dgamma.data(), C);
-    if (needs.bias) found.bias = as_gradient<A>(dbeta.data(), C);
+    if (needs.weight) found.weight = sum_of_shares<A>(dgamma, C);
+    if (needs.bias) found.bias = sum_of_shares<A>(dbeta, C);
   });
   if (needs.x) found.x = with_strides_of(saved.x, dx);
   return found;
@@ -97,8 +103,7 @@ Second second_over_positions(const Call& call, const Saved& saved, const at::Ten
       mine.dgamma = shift(pass.dgamma, share * C);
       run(mine, begin, end);
     });
-    for (int64_t i = C; i < int64_t(dgamma.size()); i++) dgamma[i % C] += dgamma[i];
-    if (needs.weight) found.weight = as_gradient<A>(dgamma.data(), C);
+    if (needs.weight) found.weight = sum_of_shares<A>(dgamma, C);
   });
   found.grad = with_strides_of(saved.x, dgrad);
   return found;

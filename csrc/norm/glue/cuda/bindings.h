@@ -1,20 +1,14 @@
 // What Python sees of the norm on a GPU.
 #pragma once
 
-#include <torch/csrc/utils/pybind.h>
-
-#include "norm/glue/cuda/norm.h"
+#include "norm/glue/bindings.h"
 
 namespace bcos::norm::glue::cuda {
 
+extern const Backend kCuda;
+
 inline void bind(pybind11::module_ m) {
-  using namespace pybind11::literals;
-  using unlocked = pybind11::call_guard<pybind11::gil_scoped_release>;
-  m.def("norm_forward", &forward, unlocked(), "x"_a, "weight"_a, "bias"_a, "mean"_a, "var"_a, "spec"_a);
-  m.def("norm_backward", &backward, unlocked(), "grad"_a, "x"_a, "weight"_a, "mean"_a, "var"_a,
-        "saved_mean"_a, "saved_var"_a, "dvar"_a, "spec"_a, "frozen"_a, "needs"_a, "as_map"_a);
-  m.def("norm_second", &second, unlocked(), "v"_a, "grad"_a, "x"_a, "weight"_a, "mean"_a, "var"_a,
-        "saved_mean"_a, "saved_var"_a, "spec"_a, "needs"_a);
+  bind_directions<kCuda>(m);
 }
 
 }  // namespace bcos::norm::glue::cuda

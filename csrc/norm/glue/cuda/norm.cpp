@@ -1,17 +1,18 @@
-#include "norm/glue/cuda/norm.h"
+// The norm on a GPU.
+#include "norm/glue/norm.h"
 
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
 #include <limits>
 
-#include "common/plain_aten.h"
 #include "norm/glue/cuda/passes.h"
 
 namespace bcos::norm::glue::cuda {
-namespace {
 
-const Takes kCuda{kDevice, {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16}};
+extern const Backend kCuda;
+
+namespace {
 
 at::Tensor dense_sums(const DeviceCall& call, const OptionalTensor& t) {
   return t ? t->to(call.sums()).contiguous() : at::Tensor();
@@ -21,8 +22,9 @@ bool at_positions(const DeviceCall& call) {
   return call.spec.over == Over::Position;
 }
 
-Outputs run_forward(const DeviceCall& call, const Inputs& inputs) {
+Outputs forward(const Call& sizes, const Inputs& inputs) {
   const auto& x = inputs.x;
+  const DeviceCall call(sizes, x);
   const OnDeviceOf guard(x);
   Outputs out;
   if (!call.given) {
@@ -51,8 +53,9 @@ at::Tensor channel_sums(const DeviceCall& call, const at::Tensor& x, bool needed
   return x.numel() == 0 ? at::zeros(shape, x.options().dtype(call.sums())) : new_sums(shape, x);
 }
 
-Gradients run_backward(const DeviceCall& call, const Saved& saved, const Needs& needs) {
+Gradients backward(const Call& sizes, const Saved& saved, const Needs& needs) {
   const auto& x = saved.x;
+  const DeviceCall call(sizes, x);
   const OnDeviceOf guard(x);
   const bool empty = x.numel() == 0;
   const at::Tensor dweight = channel_sums(call, x, needs.weight), dbias = channel_sums(call, x, needs.bias);
@@ -84,7 +87,8 @@ Gradients run_backward(const DeviceCall& call, const Saved& saved, const Needs& 
   return out;
 }
 
-Second run_second(const DeviceCall& call, const Saved& saved, const at::Tensor& v, const SecondNeeds& needs) {
+Second second(const Call& sizes, const Saved& saved, const at::Tensor& v, const SecondNeeds& needs) {
+  const DeviceCall call(sizes, saved.x);
   const OnDeviceOf guard(v);
   const Needs sums{false, needs.weight, false};
   const at::Tensor dweight = channel_sums(call, v, needs.weight);
@@ -106,39 +110,7 @@ Second run_second(const DeviceCall& call, const Saved& saved, const at::Tensor& 
 
 }  // namespace
 
-Forward forward(const at::Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
-                const OptionalTensor& mean, const OptionalTensor& var, const Spec& spec) {
-  const PlainAten guard;
-  const Inputs inputs{x, weight, bias, mean, var};
-  const DeviceCall call(make_call(kCuda, spec, inputs), x);
-  return pack(run_forward(call, inputs), x);
-}
-
-Backward backward(const at::Tensor& grad, const at::Tensor& x, const OptionalTensor& weight,
-                  const OptionalTensor& mean, const OptionalTensor& var, const at::Tensor& saved_mean,
-                  const at::Tensor& saved_var, const OptionalTensor& dvar, const Spec& spec, bool frozen,
-                  const std::vector<bool>& needs, bool as_map) {
-  const PlainAten guard;
-  const Inputs inputs{x, weight, std::nullopt, mean, var};
-  DeviceCall call(make_call(kCuda, spec, inputs), x);
-  call.frozen = frozen;
-  auto saved = make_saved(call, inputs, grad, saved_mean, saved_var);
-  set_joined(call, dvar, saved);
-  return pack(run_backward(call, saved, make_needs(call, needs, as_map)));
-}
-
-SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor& x,
-                   const OptionalTensor& weight, const OptionalTensor& mean, const OptionalTensor& var,
-                   const at::Tensor& saved_mean, const at::Tensor& saved_var, const Spec& spec,
-                   const std::vector<bool>& needs) {
-  const PlainAten guard;
-  TORCH_CHECK_VALUE(needs.size() == 2, "needs has ", needs.size(), " values, allowed: 2");
-  const Inputs inputs{x, weight, std::nullopt, mean, var};
-  DeviceCall call(make_call(kCuda, spec, inputs), x);
-  call.frozen = true;
-  check_exactly(x, "v", v, x.sizes(), x.scalar_type());
-  const auto saved = make_saved(call, inputs, grad, saved_mean, saved_var);
-  return pack(run_second(call, saved, v, {needs[0], needs[1] && !call.given}));
-}
+const Backend kCuda{
+    {kDevice, {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16}}, forward, backward, second};
 
 }  // namespace bcos::norm::glue::cuda
