@@ -3,6 +3,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "common/cpu/vectors.h"
+
 namespace bcos::transform::cpu {
 namespace {
 
@@ -168,7 +170,7 @@ BCOS_INLINE void wgrad(const Vec* u, const Rows& rows, int64_t first, int64_t wi
       }
 }
 
-#if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12)
+#if defined(BCOS_VECTORS)
 // Exchanges the lanes with S in their number of the upper row with those without it of the lower row.
 template <int S, typename V, size_t... Lane>
 BCOS_INLINE void exchange(V& upper, V& lower, std::index_sequence<Lane...>) {

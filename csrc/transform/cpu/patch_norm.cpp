@@ -86,35 +86,18 @@ struct Inside {
   }
 };
 
-// out[ow] += in[ow * stride + offset] where inside; each position holds `inner` values.
-template <typename A>
-BCOS_INLINE void gather_tap(A* out, const A* in, int64_t offset, const Axis& axis, int64_t inner) {
+// add(out, in, count) for the runs of outputs whose tap at `offset` falls inside: `count` values from `out`
+// on, whose inputs lie from `in` on. Each position holds `inner` values.
+template <typename F>
+BCOS_INLINE void each_run(int64_t offset, const Axis& axis, int64_t inner, F&& add) {
   const int64_t stride = axis.stride;
   const Inside r(offset, stride, axis.in, axis.out);
   if (stride == 1) {
-    if (r.first < r.last)
-      add_row(out + r.first * inner, in + (r.first + offset) * inner, (r.last - r.first) * inner);
-  } else if (inner == 1) {
-    for (int64_t i = r.first; i < r.last; i++) out[i] += in[i * stride + offset];
+    if (r.first < r.last) add(r.first * inner, (r.first + offset) * inner, (r.last - r.first) * inner);
+  } else if (inner == 1) {  // what is added is then one value for the compiler, too
+    for (int64_t i = r.first; i < r.last; i++) add(i, i * stride + offset, 1);
   } else {
-    for (int64_t i = r.first; i < r.last; i++)
-      add_row(out + i * inner, in + (i * stride + offset) * inner, inner);
-  }
-}
-
-// out[ow * stride + offset] += in[ow] where inside
-template <typename A>
-BCOS_INLINE void scatter_tap(A* out, const A* in, int64_t offset, const Axis& axis, int64_t inner) {
-  const int64_t stride = axis.stride;
-  const Inside r(offset, stride, axis.in, axis.out);
-  if (stride == 1) {
-    if (r.first < r.last)
-      add_row(out + (r.first + offset) * inner, in + r.first * inner, (r.last - r.first) * inner);
-  } else if (inner == 1) {
-    for (int64_t i = r.first; i < r.last; i++) out[i * stride + offset] += in[i];
-  } else {
-    for (int64_t i = r.first; i < r.last; i++)
-      add_row(out + (i * stride + offset) * inner, in + i * inner, inner);
+    for (int64_t i = r.first; i < r.last; i++) add(i * inner, (i * stride + offset) * inner, inner);
   }
 }
 
@@ -143,7 +126,9 @@ BCOS_CLONES void window_rows(const A* q, A* out, const Plane& w, int64_t inner, 
       if (h >= 0 && h < rows.in) add_row(column, q + (plane * rows.in + h) * in_row, in_row);
     }
     for (int64_t j = 0; j < columns.kernel; j++)
-      gather_tap(dst, column, j * columns.dilation - columns.padding, columns, inner);
+      each_run(j * columns.dilation - columns.padding, columns, inner,
+               [&](int64_t to, int64_t from, int64_t count)
+                   BCOS_INLINE_BODY { add_row(dst + to, column + from, count); });
     if (k) roots(dst, *k, 0, out_row);
   }
 }
@@ -166,7 +151,9 @@ BCOS_CLONES void spread_rows(const A* t, A* out, const Plane& w, int64_t inner, 
         add_row(column, t + (plane * rows.out + oh) * out_row, out_row);
     }
     for (int64_t j = 0; j < columns.kernel; j++)
-      scatter_tap(dst, column, j * columns.dilation - columns.padding, columns, inner);
+      each_run(j * columns.dilation - columns.padding, columns, inner,
+               [&](int64_t from, int64_t to, int64_t count)
+                   BCOS_INLINE_BODY { add_row(dst + to, column + from, count); });
   }
 }
 
@@ -237,21 +224,6 @@ void clear_border(const Call& call, bool channels_last, A* q) {
   }
 }
 
-template <typename A>
-void spread_all(const Call& call, const A* t, bool channels_last, A* r) {
-  const auto& w = call.window;
-  const Planes planes(call, channels_last);
-  const int64_t count = planes.count * w.depth.in, inner = planes.inner;
-  if (w.depth.pointwise()) {
-    spread_planes(w.plane, count, inner, t, r);
-  } else {
-    Scratch<A> half(count * w.across().columns.out * inner);
-    spread_planes(w.across(), planes.count, inner, t, half.data());
-    spread_planes(w.plane, count, inner, half.data(), r);
-  }
-  clear_border(call, channels_last, r);
-}
-
 // q = the sum of squares of each group of each pixel
 template <typename A>
 void square_sums(const at::Tensor& x, const Tiling& tiling, A* q) {
@@ -308,12 +280,21 @@ at::Tensor patch_products(const Call& call, const at::Tensor& x, const at::Tenso
   return m;
 }
 
-void spread(const Call& call, const float* t, bool channels_last, float* r) {
-  spread_all(call, t, channels_last, r);
+template <typename A>
+void spread(const Call& call, const A* t, bool channels_last, A* r) {
+  const auto& w = call.window;
+  const Planes planes(call, channels_last);
+  const int64_t count = planes.count * w.depth.in, inner = planes.inner;
+  if (w.depth.pointwise()) {
+    spread_planes(w.plane, count, inner, t, r);
+  } else {
+    Scratch<A> half(count * w.across().columns.out * inner);
+    spread_planes(w.across(), planes.count, inner, t, half.data());
+    spread_planes(w.plane, count, inner, half.data(), r);
+  }
+  clear_border(call, channels_last, r);
 }
-
-void spread(const Call& call, const double* t, bool channels_last, double* r) {
-  spread_all(call, t, channels_last, r);
-}
+template void spread(const Call&, const float*, bool, float*);
+template void spread(const Call&, const double*, bool, double*);
 
 }  // namespace bcos::transform::cpu

@@ -26,8 +26,8 @@ at::Tensor patch_products(const Call& call, const at::Tensor& x, const at::Tenso
 
 // t, shaped as n -> r, as x with a channel for each group: the sum of t over the patches whose norm each
 // pixel is part of. Both have the type of sums.
-void spread(const Call& call, const float* t, bool channels_last, float* r);
-void spread(const Call& call, const double* t, bool channels_last, double* r);
+template <typename A>
+void spread(const Call& call, const A* t, bool channels_last, A* r);
 
 // The same with memory for r, which is t itself where every patch is a pixel.
 template <typename A>

@@ -28,22 +28,67 @@ BCOS_INLINE void by_formula(Power power, int64_t max_out, F&& body) {
 template <typename A>
 using BitsOf = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
 
-// A row is a run of elements with consecutive norms (PerNorm) or one norm, and consecutive filters
-// (PerFilter) or one.
-// Returns 0, or other bits where a product is not finite.
-template <Power P, bool Max, bool PerNorm, bool PerFilter, typename T, typename U, typename A>
-BCOS_INLINE BitsOf<A> forward_row(const ScaleForward<T, U>& f, int64_t z0, int64_t z_stride,
-                                  int64_t filter_stride, int64_t y0, const Accumulate<T>* n, int64_t filter,
-                                  int64_t size, const Constants<A>& k) {
-  constexpr bool normed = P != Power::One;
-  const int64_t max_out = Max ? f.max_out : 1;
-  const int64_t stride = Max ? z_stride : 1;
-  const int64_t step = PerFilter ? max_out : 0;
-  const T* z = f.z + (z0 - f.z_begin);
-  const A *alpha = f.alpha + filter, *bias = f.bias + filter;
+// A run of outputs with consecutive norms (PerNorm) or one norm, and consecutive filters (PerFilter) or those
+// of one output.
+template <bool PerNorm_, bool PerFilter_>
+struct Row {
+  static constexpr bool PerNorm = PerNorm_, PerFilter = PerFilter_;
+  int64_t y, n, filter, size;  // the first output, its norm and its filter, and how many outputs
+  int64_t z, z_stride,
+      filter_stride;  // the first product, and how far those of outputs and of filters lie apart
+};
+
+// The rows of a pass with max_out M: all channels of a channels_last pixel, each with a norm of its own ...
+BCOS_INLINE Row<true, true> pixel_row(const Tiling& t, int64_t M, int64_t unit) {
+  const int64_t y = unit * t.channels();
+  return {y, y, 0, t.channels(), y * M, M, 1};
+}
+
+// ... those of one of its groups ...
+BCOS_INLINE Row<false, true> group_row(const Tiling& t, int64_t M, int64_t unit, int64_t group) {
+  const int64_t filter = group * t.per_group, y = unit * t.channels() + filter;
+  return {y, unit * t.groups + group, filter * M, t.per_group, y * M, M, 1};
+}
+
+// ... and one channel of a block.
+BCOS_INLINE Row<true, false> plane_row(const Tiling& t, int64_t M, const Block& b, int64_t channel) {
+  const int64_t plane = b.group * t.per_group + channel;
+  return {plane * t.pixels + b.begin,
+          b.group * t.pixels + b.begin,
+          (b.filter + channel) * M,
+          b.size,
+          plane * M * t.pixels + b.begin,
+          1,
+          t.pixels};
+}
+
+// body(row) for every row of units [begin, end)
+template <typename F>
+BCOS_INLINE void for_rows(const Tiling& t, int64_t M, int64_t begin, int64_t end, F&& body) {
+  for (int64_t unit = begin; unit < end; unit++) {
+    if (t.channels_last && t.per_group == 1) {
+      body(pixel_row(t, M, unit));
+    } else if (t.channels_last) {
+      for (int64_t g = 0; g < t.groups; g++) body(group_row(t, M, unit, g));
+    } else {
+      const Block b(t, unit);
+      for (int64_t o = 0; o < t.per_group; o++) body(plane_row(t, M, b, o));
+    }
+  }
+}
+
+// `n`: the norms of the row R, or its one norm. Returns 0, or other bits where a product is not finite.
+template <Power P, bool Max, typename R, typename T, typename U, typename A>
+BCOS_INLINE BitsOf<A> forward_row(const ScaleForward<T, U>& f, const R& row, const A* n,
+                                  const Constants<A>& k) {
+  constexpr bool normed = P != Power::One, PerNorm = R::PerNorm;
+  const int64_t max_out = Max ? f.max_out : 1, stride = Max ? row.z_stride : 1;
+  const int64_t step = R::PerFilter ? max_out : 0, size = row.size, filter_stride = row.filter_stride;
+  const T* z = f.z + (row.z - f.z_begin);
+  const A *alpha = f.alpha + row.filter, *bias = f.bias + row.filter;
   const A inv_row = normed && !PerNorm ? safe_inverse(*n) : A(0);
-  U *y = f.y + y0, *l = shift(f.l, y0);
-  uint8_t* winner = shift(f.winner, y0);
+  U *y = f.y + row.y, *l = shift(f.l, row.y);
+  uint8_t* winner = shift(f.winner, row.y);
   BitsOf<A> check = 0;
   const BitsOf<A> marked = f.marks_lost ? -1 : 0;
 #pragma omp simd reduction(| : check)
@@ -114,37 +159,21 @@ template <Power P, bool Max, typename T, typename U>
 BCOS_INLINE bool forward_units(const ScaleForward<T, U>& f, int64_t begin, int64_t end) {
   const auto k = f.k;
   const Tiling& t = f.tiling;
-  const int64_t M = f.max_out, per_group = t.per_group, channels = t.channels();
   const bool narrow = is_narrow<P>(t);
-  std::vector<Accumulate<T>> norms(narrow ? channels : 0);
+  std::vector<Accumulate<T>> norms(narrow ? t.channels() : 0);
   BitsOf<Accumulate<T>> check = 0;
-  if (!Max && t.channels_last && per_group > 1 && !narrow)
+  if (!Max && t.channels_last && t.per_group > 1 && !narrow)
     for (; begin + kPixels <= end; begin += kPixels)
       for (int64_t g = 0; g < t.groups; g++) check |= forward_rows<P>(f, begin, g, k);
-  for (int64_t unit = begin; unit < end; unit++) {
-    if (t.channels_last && per_group == 1) {
-      const int64_t y0 = unit * channels;
-      check |= forward_row<P, Max, true, true>(f, y0 * M, M, 1, y0, shift(f.n, y0), 0, channels, k);
-    } else if (t.channels_last && narrow) {
-      const int64_t y0 = unit * channels;
-      repeat(f.n + unit * t.groups, t.groups, per_group, norms.data());
-      check |= forward_row<P, Max, true, true>(f, y0 * M, M, 1, y0, norms.data(), 0, channels, k);
-    } else if (t.channels_last) {
-      for (int64_t g = 0; g < t.groups; g++) {
-        const int64_t y0 = unit * channels + g * per_group;
-        check |= forward_row<P, Max, false, true>(f, y0 * M, M, 1, y0, shift(f.n, unit * t.groups + g),
-                                                  g * per_group * M, per_group, k);
-      }
-    } else {
-      const Block b(t, unit);
-      for (int64_t o = 0; o < per_group; o++) {
-        const int64_t plane = b.group * per_group + o;
-        check |= forward_row<P, Max, true, false>(
-            f, plane * M * t.pixels + b.begin, 1, t.pixels, plane * t.pixels + b.begin,
-            shift(f.n, b.group * t.pixels + b.begin), (b.filter + o) * M, b.size, k);
-      }
+  if (narrow) {
+    for (; begin < end; begin++) {
+      repeat(f.n + begin * t.groups, t.groups, t.per_group, norms.data());
+      check |= forward_row<P, Max>(f, pixel_row(t, f.max_out, begin), norms.data(), k);
     }
   }
+  for_rows(t, f.max_out, begin, end, [&](const auto& row) BCOS_INLINE_BODY {
+    check |= forward_row<P, Max>(f, row, shift(f.n, row.n), k);
+  });
   return check == 0;
 }
 
@@ -164,23 +193,22 @@ BCOS_INLINE void add_to_winners(A* dbias, const uint8_t* winner, int64_t max_out
 enum class Beside { Nothing, Bias, Map };  // adds up dbias, or forms the gradient of y first
 
 // Returns the row's sum of grad * dy/dn, or adds each element's to t (PerNorm).
-template <Power P, bool Max, bool PerNorm, bool PerFilter, Beside B, typename T, typename U, typename A>
-BCOS_INLINE A backward_row(const ScaleBackward<T, U>& f, int64_t u0, int64_t u_stride, int64_t filter_stride,
-                           int64_t y0, const Accumulate<T>* n, Accumulate<T>* t, int64_t filter, int64_t size,
+template <Power P, bool Max, Beside B, typename R, typename T, typename U, typename A>
+BCOS_INLINE A backward_row(const ScaleBackward<T, U>& f, const R& row, const A* n, A* t,
                            const Constants<A>& k) {
   constexpr bool normed = P != Power::One, Bias = B == Beside::Bias;
-  const int64_t max_out = Max ? f.max_out : 1;
-  const int64_t stride = Max ? u_stride : 1;
-  const int64_t step = PerFilter ? max_out : 0;
+  constexpr bool PerNorm = R::PerNorm, PerFilter = R::PerFilter;
+  const int64_t max_out = Max ? f.max_out : 1, stride = Max ? row.z_stride : 1;
+  const int64_t step = PerFilter ? max_out : 0, size = row.size, filter_stride = row.filter_stride;
   const int64_t outputs = f.tiling.groups * f.tiling.per_group;
-  const A *of_grad = shift(f.map, filter), *of_y = shift(of_grad, outputs), *mean = shift(of_y, outputs),
+  const A *of_grad = shift(f.map, row.filter), *of_y = shift(of_grad, outputs), *mean = shift(of_y, outputs),
           *offset = shift(mean, outputs);
-  const U *grad = f.grad + y0, *y = shift(f.y, y0), *l = shift(f.l, y0);
-  const uint8_t* winner = shift(f.winner, y0);
-  const A* alpha = f.alpha + filter;
+  const U *grad = f.grad + row.y, *y = shift(f.y, row.y), *l = shift(f.l, row.y);
+  const uint8_t* winner = shift(f.winner, row.y);
+  const A* alpha = f.alpha + row.filter;
   const A inv_row = normed && !PerNorm ? safe_inverse(*n) : A(0);
-  T* u = f.u + (u0 - f.u_begin);
-  A* dbias = shift(f.dbias, filter);
+  T* u = f.u + (row.z - f.u_begin);
+  A* dbias = shift(f.dbias, row.filter);
   constexpr bool sums_bias = Bias && !PerFilter;
   A of_row[sums_bias ? Tiling::kBlock : 1];
   A sum = 0;
@@ -218,7 +246,7 @@ template <Power P, bool Max, Beside B, typename T, typename U>
 BCOS_INLINE void backward_units(const ScaleBackward<T, U>& f, int64_t begin, int64_t end) {
   const auto k = f.k;
   const Tiling& t = f.tiling;
-  const int64_t M = f.max_out, per_group = t.per_group, channels = t.channels();
+  const int64_t M = f.max_out, channels = t.channels();
   constexpr bool with_t = P != Power::One;
   using A = Accumulate<T>;
   const bool narrow = is_narrow<P>(t);
@@ -227,40 +255,35 @@ BCOS_INLINE void backward_units(const ScaleBackward<T, U>& f, int64_t begin, int
     for (int64_t i = first; i < first + size; i++) f.t[i] *= root_gradient(f.n[i], k);
   };
   for (int64_t unit = begin; unit < end; unit++) {
-    if (t.channels_last && per_group == 1) {
-      const int64_t y0 = unit * channels;
-      if (with_t) std::fill_n(f.t + y0, channels, 0);
-      backward_row<P, Max, true, true, B>(f, y0 * M, M, 1, y0, shift(f.n, y0), shift(f.t, y0), 0, channels,
-                                          k);
-      if (with_t) finish(y0, channels);
+    if (t.channels_last && t.per_group == 1) {
+      const auto row = pixel_row(t, M, unit);
+      if (with_t) std::fill_n(f.t + row.n, channels, 0);
+      backward_row<P, Max, B>(f, row, shift(f.n, row.n), shift(f.t, row.n), k);
+      if (with_t) finish(row.n, channels);
     } else if (t.channels_last && narrow) {
-      const int64_t y0 = unit * channels, n0 = unit * t.groups;
+      const int64_t n0 = unit * t.groups;
       A *norms = rows.data(), *terms = norms + channels;
-      repeat(f.n + n0, t.groups, per_group, norms);
+      repeat(f.n + n0, t.groups, t.per_group, norms);
       std::fill_n(terms, channels, A(0));
-      backward_row<P, Max, true, true, B>(f, y0 * M, M, 1, y0, norms, terms, 0, channels, k);
-      add_up(terms, t.groups, per_group, f.t + n0);
+      backward_row<P, Max, B>(f, pixel_row(t, M, unit), norms, terms, k);
+      add_up(terms, t.groups, t.per_group, f.t + n0);
       finish(n0, t.groups);
     } else if (t.channels_last) {
       for (int64_t g = 0; g < t.groups; g++) {
-        const int64_t y0 = unit * channels + g * per_group, n0 = unit * t.groups + g;
-        const auto sum = backward_row<P, Max, false, true, B>(f, y0 * M, M, 1, y0, shift(f.n, n0), nullptr,
-                                                              g * per_group * M, per_group, k);
-        if (with_t) f.t[n0] = sum * root_gradient(f.n[n0], k);
+        const auto row = group_row(t, M, unit, g);
+        const A sum = backward_row<P, Max, B>(f, row, shift(f.n, row.n), static_cast<A*>(nullptr), k);
+        if (with_t) f.t[row.n] = sum * root_gradient(f.n[row.n], k);
       }
     } else {
       const Block b(t, unit);
       const int64_t n0 = b.group * t.pixels + b.begin;
       A part[Tiling::kBlock];
-      for (int64_t o = 0; o < per_group; o++) {
-        const int64_t plane = b.group * per_group + o;
+      for (int64_t o = 0; o < t.per_group; o++) {
         const bool starts = with_t && o % kSumChannels == 0,
-                   ends = o + 1 == per_group || (o + 1) % kSumChannels == 0;
+                   ends = o + 1 == t.per_group || (o + 1) % kSumChannels == 0;
         A* sums = o < kSumChannels ? shift(f.t, n0) : part;
         if (starts) std::fill_n(sums, b.size, 0);
-        backward_row<P, Max, true, false, B>(f, plane * M * t.pixels + b.begin, 1, t.pixels,
-                                             plane * t.pixels + b.begin, shift(f.n, n0), sums,
-                                             (b.filter + o) * M, b.size, k);
+        backward_row<P, Max, B>(f, plane_row(t, M, b, o), shift(f.n, n0), sums, k);
         if (with_t && ends && sums == part) add_row(f.t + n0, part, b.size);
       }
       if (with_t) finish(n0, b.size);
@@ -296,52 +319,26 @@ BCOS_CLONES void run(const ScaleBackward<T, U>& f, int64_t begin, int64_t end) {
 
 template <typename T, typename U>
 BCOS_CLONES double b_gradient(const ScaleBackward<T, U>& f, int64_t begin, int64_t end) {
-  const Tiling& t = f.tiling;
   double sum = 0;
-  for (int64_t unit = begin; unit < end; unit++) {
-    const auto add = [&](int64_t y0, int64_t n0, int64_t n_step, int64_t size) {
-      for (int64_t i = 0; i < size; i++)
-        sum += double(f.grad[y0 + i]) *
-               partial_b(Accumulate<T>(f.l[y0 + i]), safe_inverse(f.n[n0 + i * n_step]), f.k);
-    };
-    if (t.channels_last) {
-      for (int64_t g = 0; g < t.groups; g++)
-        add(unit * t.channels() + g * t.per_group, unit * t.groups + g, 0, t.per_group);
-    } else {
-      const Block b(t, unit);
-      for (int64_t o = 0; o < t.per_group; o++)
-        add((b.group * t.per_group + o) * t.pixels + b.begin, b.group * t.pixels + b.begin, 1, b.size);
-    }
-  }
+  for_rows(f.tiling, 1, begin, end, [&](const auto& row) BCOS_INLINE_BODY {
+    for (int64_t i = 0; i < row.size; i++)
+      sum += double(f.grad[row.y + i]) *
+             partial_b(Accumulate<T>(f.l[row.y + i]), safe_inverse(f.n[row.n + (row.PerNorm ? i : 0)]), f.k);
+  });
   return sum;
 }
 
 template <typename T>
 BCOS_CLONES void run(const AddScaled<T>& f, int64_t begin, int64_t end) {
-  const Tiling& t = f.tiling;
-  const auto add = [&](int64_t x0, int64_t r0, auto per_pixel, int64_t size) {
-    const T* x = f.x + x0;
-    const auto* r = f.r + r0;
+  for_rows(f.tiling, 1, begin, end, [&](const auto& row) BCOS_INLINE_BODY {
+    const T* x = f.x + row.y;
+    const auto* r = f.r + row.n;
     const auto r_row = *r;
-    T* dx = f.dx + x0;
+    T* dx = f.dx + row.y;
 #pragma omp simd
-    for (int64_t i = 0; i < size; i++)
-      dx[i] = rounded<T>(Accumulate<T>(dx[i]) + Accumulate<T>(x[i]) * (per_pixel ? r[i] : r_row));
-  };
-  constexpr std::true_type each;
-  constexpr std::false_type row;
-  for (int64_t unit = begin; unit < end; unit++) {
-    if (t.channels_last && t.per_group == 1) {
-      add(unit * t.groups, unit * t.groups, each, t.groups);
-    } else if (t.channels_last) {
-      for (int64_t g = 0; g < t.groups; g++)
-        add(unit * t.channels() + g * t.per_group, unit * t.groups + g, row, t.per_group);
-    } else {
-      const Block b(t, unit);
-      for (int64_t c = 0; c < t.per_group; c++)
-        add((b.group * t.per_group + c) * t.pixels + b.begin, b.group * t.pixels + b.begin, each, b.size);
-    }
-  }
+    for (int64_t i = 0; i < row.size; i++)
+      dx[i] = rounded<T>(Accumulate<T>(dx[i]) + Accumulate<T>(x[i]) * (row.PerNorm ? r[i] : r_row));
+  });
 }
 
 }  // namespace bcos::transform::cpu

@@ -19,18 +19,18 @@ struct Patches {
 };
 
 // Adds the row's share to the sums in dn and t, which `finish` completes.
-template <Power P, bool Max, bool Attached, bool PerNorm, bool PerFilter, typename T, typename U, typename A>
-BCOS_INLINE void second_row(const ScaleSecond<T, U>& f, int64_t z0, int64_t z_stride, int64_t filter_stride,
-                            int64_t y0, const Patches<A>& patches, int64_t filter, int64_t size,
+template <Power P, bool Max, bool Attached, typename R, typename T, typename U, typename A>
+BCOS_INLINE void second_row(const ScaleSecond<T, U>& f, const R& row, const Patches<A>& patches,
                             const Constants<A>& k) {
-  constexpr bool normed = P != Power::One;
-  const int64_t max_out = Max ? f.max_out : 1, stride = Max ? z_stride : 1, step = PerFilter ? max_out : 0;
-  const U *grad = f.grad + y0, *y = shift(f.y, y0), *l = shift(f.l, y0);
-  const uint8_t* winner = shift(f.winner, y0);
-  const T* z = f.z + z0;
-  T* u = f.u + z0;
-  U *dgrad = f.dgrad + y0, *dl = shift(f.dl, y0);
-  const A *alpha = f.alpha + filter, *n = patches.n, *rm = patches.rm;
+  constexpr bool normed = P != Power::One, PerNorm = R::PerNorm;
+  const int64_t max_out = Max ? f.max_out : 1, stride = Max ? row.z_stride : 1;
+  const int64_t step = R::PerFilter ? max_out : 0, size = row.size, filter_stride = row.filter_stride;
+  const U *grad = f.grad + row.y, *y = shift(f.y, row.y), *l = shift(f.l, row.y);
+  const uint8_t* winner = shift(f.winner, row.y);
+  const T* z = f.z + row.z;
+  T* u = f.u + row.z;
+  U *dgrad = f.dgrad + row.y, *dl = shift(f.dl, row.y);
+  const A *alpha = f.alpha + row.filter, *n = patches.n, *rm = patches.rm;
   A *dn = patches.dn, *t = patches.t;
   const A inv_row = normed && !PerNorm ? safe_inverse(*n) : A(0), rm_row = Attached && !PerNorm ? *rm : A(0);
   A sum_dn = 0, sum_t = 0;
@@ -100,8 +100,7 @@ BCOS_INLINE void second_units(const ScaleSecond<T, U>& f, int64_t begin, int64_t
       if (narrow) repeat(patches.n, t.groups, per_group, row);
       if (narrow && Attached) repeat(patches.rm, t.groups, per_group, row + channels);
       start(used, channels);
-      second_row<P, Max, Attached, true, true>(f, unit * channels * M, M, 1, unit * channels, used, 0,
-                                               channels, k);
+      second_row<P, Max, Attached>(f, pixel_row(t, M, unit), used, k);
       if (!Attached) continue;
       if (narrow) add_up(used.dn, t.groups, per_group, patches.dn);
       if (narrow) add_up(used.t, t.groups, per_group, patches.t);
@@ -109,11 +108,8 @@ BCOS_INLINE void second_units(const ScaleSecond<T, U>& f, int64_t begin, int64_t
     } else if (t.channels_last) {
       const auto patches = all.at(unit * t.groups);
       start(patches, t.groups);
-      for (int64_t g = 0; g < t.groups; g++) {
-        const int64_t y0 = unit * channels + g * per_group;
-        second_row<P, Max, Attached, false, true>(f, y0 * M, M, 1, y0, patches.at(g), g * per_group * M,
-                                                  per_group, k);
-      }
+      for (int64_t g = 0; g < t.groups; g++)
+        second_row<P, Max, Attached>(f, group_row(t, M, unit, g), patches.at(g), k);
       if (Attached) finish(patches, t.groups, k);
     } else {
       const Block b(t, unit);
@@ -123,12 +119,8 @@ BCOS_INLINE void second_units(const ScaleSecond<T, U>& f, int64_t begin, int64_t
       start(patches, b.size);
       for (int64_t first = 0; first < per_group; first += kSumChannels) {
         start(part, b.size);
-        for (int64_t o = first; o < std::min(per_group, first + kSumChannels); o++) {
-          const int64_t plane = b.group * per_group + o;
-          second_row<P, Max, Attached, true, false>(f, plane * M * t.pixels + b.begin, 1, t.pixels,
-                                                    plane * t.pixels + b.begin, part, (b.filter + o) * M,
-                                                    b.size, k);
-        }
+        for (int64_t o = first; o < std::min(per_group, first + kSumChannels); o++)
+          second_row<P, Max, Attached>(f, plane_row(t, M, b, o), part, k);
         if (Attached) add_row(patches.dn, part_dn, b.size);
         if (Attached) add_row(patches.t, part_t, b.size);
       }
@@ -137,21 +129,21 @@ BCOS_INLINE void second_units(const ScaleSecond<T, U>& f, int64_t begin, int64_t
   }
 }
 
-template <bool Max, bool PerFilter, typename T, typename U>
-BCOS_INLINE void join_row(const ScaleJoin<T, U>& f, int64_t u0, int64_t u_stride, int64_t filter_stride,
-                          int64_t y0, int64_t filter, int64_t size) {
+template <bool Max, typename R, typename T, typename U>
+BCOS_INLINE void join_row(const ScaleJoin<T, U>& f, const R& row) {
   using A = Accumulate<T>;
-  const U* dl = f.dl + y0;
-  const uint8_t* winner = shift(f.winner, y0);
-  const int64_t step = PerFilter ? f.max_out : 0, stride = Max ? u_stride : 1;
-  const A* alpha = f.alpha + filter;
-  T* u = f.u + (u0 - f.u_begin);
-  A* dbias = shift(f.dbias, filter);
+  const U* dl = f.dl + row.y;
+  const uint8_t* winner = shift(f.winner, row.y);
+  const int64_t step = R::PerFilter ? f.max_out : 0, stride = Max ? row.z_stride : 1;
+  const int64_t size = row.size, filter_stride = row.filter_stride;
+  const A* alpha = f.alpha + row.filter;
+  T* u = f.u + (row.z - f.u_begin);
+  A* dbias = shift(f.dbias, row.filter);
   const auto add = [&](int64_t i) BCOS_INLINE_BODY {
     const int64_t which = Max ? winner[i] : 0, at = i * stride + which * filter_stride;
     u[at] = rounded<T>(A(u[at]) + A(dl[i]) * alpha[i * step + which]);
   };
-  if (dbias && PerFilter) {
+  if (dbias && R::PerFilter) {
     for (int64_t i = 0; i < size; i++) dbias[i * step + (Max ? winner[i] : 0)] += A(dl[i]);
   } else if (dbias) {
     add_to_winners<Max>(dbias, winner, f.max_out, dl, size);
@@ -163,23 +155,18 @@ BCOS_INLINE void join_row(const ScaleJoin<T, U>& f, int64_t u0, int64_t u_stride
 template <bool Max, typename T, typename U>
 BCOS_INLINE void join_units(const ScaleJoin<T, U>& f, int64_t begin, int64_t end) {
   const Tiling& t = f.tiling;
-  const int64_t M = f.max_out, channels = t.channels();
   const auto add_to_t = [&](int64_t first, int64_t size) BCOS_INLINE_BODY {
     for (int64_t i = first; i < first + size; i++) f.t[i] += f.dn[i] * root_gradient(f.n[i], f.k);
   };
   if (t.channels_last) add_to_t(begin * t.groups, (end - begin) * t.groups);
   for (int64_t unit = begin; unit < end; unit++) {
     if (t.channels_last) {
-      join_row<Max, true>(f, unit * channels * M, M, 1, unit * channels, 0, channels);
+      join_row<Max>(f, pixel_row(t, f.max_out, unit));
       continue;
     }
     const Block b(t, unit);
     add_to_t(b.group * t.pixels + b.begin, b.size);
-    for (int64_t o = 0; o < t.per_group; o++) {
-      const int64_t plane = b.group * t.per_group + o;
-      join_row<Max, false>(f, plane * M * t.pixels + b.begin, 1, t.pixels, plane * t.pixels + b.begin,
-                           (b.filter + o) * M, b.size);
-    }
+    for (int64_t o = 0; o < t.per_group; o++) join_row<Max>(f, plane_row(t, f.max_out, b, o));
   }
 }
 
