@@ -166,26 +166,21 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, COPIED>)
   if constexpr (Tile::kPacked) tile.mark_diagonal(pack, loader.width, loader.height);
   tile.multiply(loader, loader.units(), false);
 
-  if constexpr (Tile::kPacked) {
-    for (int at = threadIdx.x; with_t && at < Tile::BM * pack; at += Tile::kThreads) {
-      const int row = at / pack, own = at % pack;
-      if (!within(row0 + row, pixels)) continue;
-      const float t =
-          pooled_sum(p.t, window, pixel(row0 + row, window.H, window.W), group * pack + own, s.G * pack);
-      shared_store(Tile::group_at(row, own), t);
-    }
-  } else if (with_t && p.u == nullptr) {
+  if (!Tile::kPacked && with_t && p.u == nullptr) {
 #pragma unroll
     for (int r = 0; r < Tile::kCopies; ++r) {
       const float t = lane_sum(loader.t[r], 4);
       if (threadIdx.x % 4 == 0) shared_store(Tile::kSums + loader.row(r) * 4, t);
     }
   } else if (with_t) {
-    for (int row = threadIdx.x; row < Tile::BM; row += Tile::kThreads)
-      if (within(row0 + row, pixels)) {
-        const Pixel at = pixel(row0 + row, window.H, window.W);
-        shared_store(Tile::kSums + row * 4, pooled_sum(p.t, window, at, group, s.G));
-      }
+    const int of_tile = Tile::kPacked ? pack : 1;
+    for (int at = threadIdx.x; at < Tile::BM * of_tile; at += Tile::kThreads) {
+      const int row = at / of_tile, own = at % of_tile;
+      if (!within(row0 + row, pixels)) continue;
+      const Pixel seen = pixel(row0 + row, window.H, window.W);
+      shared_store(Tile::kPacked ? Tile::group_at(row, own) : Tile::kSums + row * 4,
+                   pooled_sum(p.t, window, seen, group * of_tile + own, s.G * of_tile));
+    }
   }
   tile.share_product(
       [&](int row, int column) { return own_gradient<T>(p, pack, group, row0 + row, channel0 + column); });

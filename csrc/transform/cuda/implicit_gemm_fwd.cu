@@ -151,42 +151,33 @@ struct Loader {
   }
 };
 
-// Leaves 1/n of each row in shared memory, and n where it is saved.
+// Leaves 1/n of each row in shared memory, of a pack at the first word of each group; and n where it is
+// saved. Words are the 4 bytes that A's rows are made of.
 template <typename Tile>
-__device__ __forceinline__ void form_norms(const ImplicitGemmFwd& p, const Place<Tile>& place, Tile& tile) {
+__device__ __forceinline__ void form_norms(const ImplicitGemmFwd& p, int pack, const Place<Tile>& place,
+                                           Tile& tile, int words) {
   const Window& window = p.shape.window;
-  if (p.squares == nullptr) tile.share_sums();
-  for (int row = threadIdx.x; row < Tile::BM; row += Tile::kThreads) {
-    const int site = place.row0 + row;
-    if (!within(site, p.shape.N * window.OH * window.OW)) continue;
-    const float squares =
-        p.squares == nullptr
-            ? Tile::row_value(row)
-            : window_sum(p.squares, window, pixel(site, window.OH, window.OW), place.group, p.shape.G);
-    const float n = root_norm(squares, constants(p.formula));
-    if (p.n != nullptr && place.tile_n == 0) p.n[int64_t(site) * p.shape.G + place.group] = n;
-    shared_store(Tile::kSums + row * 4, safe_inverse(n));
+  const int of_tile = Tile::kPacked ? pack : 1, groups = p.shape.G * of_tile;
+  if (p.squares == nullptr) {
+    if constexpr (Tile::kPacked)
+      tile.share_word_sums();
+    else
+      tile.share_sums();
   }
-}
-
-// The same of a pack: at the first word of each group. Words are the 4 bytes that A's rows are made of.
-template <typename Tile>
-__device__ __forceinline__ void form_norms_of_pack(const ImplicitGemmFwd& p, int pack,
-                                                   const Place<Tile>& place, Tile& tile, int words) {
-  const Window& window = p.shape.window;
-  if (p.squares == nullptr) tile.share_word_sums();
-  for (int at = threadIdx.x; at < Tile::BM * pack; at += Tile::kThreads) {
-    const int row = at / pack, own = at % pack, site = place.row0 + row;
+  for (int at = threadIdx.x; at < Tile::BM * of_tile; at += Tile::kThreads) {
+    const int row = at / of_tile, own = at % of_tile, site = place.row0 + row;
     if (!within(site, p.shape.N * window.OH * window.OW)) continue;
-    const int groups = p.shape.G * pack, group = place.group * pack + own;
+    const int group = place.group * of_tile + own;
     float squares = 0;
     if (p.squares != nullptr)
       squares = window_sum(p.squares, window, pixel(site, window.OH, window.OW), group, groups);
+    else if (!Tile::kPacked)
+      squares = Tile::row_value(row);
     else
       for (int word = 0; word < words; ++word) squares += Tile::group_value(row, own * words + word);
     const float n = root_norm(squares, constants(p.formula));
-    if (p.n != nullptr) p.n[int64_t(site) * groups + group] = n;
-    shared_store(Tile::group_at(row, own * words), safe_inverse(n));
+    if (p.n != nullptr && place.tile_n == 0) p.n[int64_t(site) * groups + group] = n;
+    shared_store(Tile::kPacked ? Tile::group_at(row, own * words) : Tile::kSums + row * 4, safe_inverse(n));
   }
 }
 
@@ -290,11 +281,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kBlocks<Tile, ALIGNED>)
   if constexpr (Tile::kPacked) tile.mark_diagonal(pack, width, loader.width);
   tile.multiply(loader, loader.units(), has_norm && p.squares == nullptr);
   const int words = loader.width * int(sizeof(typename Tile::T)) / 4;
-  if constexpr (Tile::kPacked) {
-    if (has_norm) form_norms_of_pack(p, pack, place, tile, words);
-  } else if (has_norm) {
-    form_norms(p, place, tile);
-  }
+  if (has_norm) form_norms(p, pack, place, tile, words);
   tile.share_product([&](int row, int column) {
     return own_product<typename Tile::T>(p, pack, place.group, place.row0 + row, place.filter0 + column);
   });
