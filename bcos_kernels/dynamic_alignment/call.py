@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import torch
@@ -38,7 +38,7 @@ class Call(call.Call):
     def now(self) -> Call:
         """The same call under torch's present settings."""
         tf32 = device.tf32(self.dtype, self.device, is_linear=False)
-        return self if self.tf32 == tf32 else _changed(self, tf32)
+        return self if self.tf32 == tf32 else call.changed(self, tf32=tf32)
 
     def of_backward(self, needs: tuple[bool, ...]) -> Call:
         """The call of a backward under torch's present settings."""
@@ -96,11 +96,6 @@ class Call(call.Call):
     def sums(self) -> torch.dtype:
         """The dtype in which products are added up."""
         return sums_of(self.dtype)
-
-
-@lru_cache(maxsize=4096)
-def _changed(call: Call, tf32: bool) -> Call:
-    return replace(call, tf32=tf32)
 
 
 def of(inputs: Inputs, spec: Spec) -> Call:
