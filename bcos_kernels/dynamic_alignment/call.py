@@ -15,6 +15,8 @@ from .spec import Inputs, Spec
 
 __all__ = ["Call", "of"]
 
+_MOST = 2**30  # leaves the end of the last tile of a GPU kernel an index of 32 bits
+
 
 @call.hash_kept
 @dataclass(frozen=True)
@@ -61,6 +63,21 @@ class Call(call.Call):
         bias = random(rows, scale=self.patch**-0.5) if self.bias else None
         inputs = Inputs(random(*self.x_shape), random(images, self.rank, *self.size), weight, bias)
         return inputs, random(images, self.outputs, *self.size)
+
+    def unserved(self) -> list[str]:
+        """The reasons why no GPU kernel serves it: sizes that none of them indexes."""
+        height, width = (size + 2 * p for size, p in zip(self.x_shape[2:], self.spec.padding, strict=True))
+        counts = {
+            "pixels": self.pixels, "rows of weight": self.patch * self.outputs, "values of rank": self.rank,
+            "pixels of padded height": height, "pixels of padded width": width,
+        }  # fmt: skip
+        return [
+            f"{count} {name} are above {_MOST}, the largest index" for name, count in counts.items() if count > _MOST
+        ]
+
+    def takes_rows(self, rows: int) -> bool:
+        """Whether one backward of a GPU kernel takes so many rows of the dynamic linear map for every image."""
+        return rows * self.pixels <= _MOST
 
     @property
     def label(self) -> str:

@@ -73,6 +73,11 @@ class Call(call.Call):
         )
         return inputs, random(*self.x_shape, dtype=self.spec.out_dtype)
 
+    def unserved(self, most: int) -> list[str]:
+        """The reasons why no GPU kernel serves it that indexes at most so many positions or channels."""
+        counts = {"positions of x": self.batch * self.positions, "channels": self.channels}
+        return [f"{count} {name} are above {most}, the largest index" for name, count in counts.items() if count > most]
+
     @property
     def label(self) -> str:
         sizes = "×".join(map(str, self.x_shape))

@@ -81,6 +81,17 @@ class Call(call.Call):
         y_shape = (self.batch, self.outputs, *(() if self.is_linear else self.out_size))
         return Inputs(x, weight, bias, b), random(y_shape, self.out_dtype)
 
+    def unserved(self, most_rows: int | None = None) -> list[str]:
+        """The reasons why no backend of kernels serves it, if ``most_rows`` is the largest number that they index."""
+        found = []
+        if self.weight_dtype not in (self.dtype, torch.float32):
+            found.append(f"weight dtype {self.weight_dtype} does not go with input dtype {self.dtype}")
+        if self.max_out > 255:
+            found.append(f"max_out={self.max_out} is above 255, the largest number of filters that winner holds")
+        if most_rows is not None and (rows := self.padded_rows) > most_rows:
+            found.append(f"{rows} pixels × groups of the padded input are above {most_rows}, the largest index")
+        return found
+
     @property
     def label(self) -> str:
         facts = {
