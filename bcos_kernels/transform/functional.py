@@ -20,7 +20,7 @@ from .call import Call
 from .op import TRANSFORM
 from .spec import Inputs, Spec
 
-__all__ = ["Plan", "convolution", "direct_plan", "transform"]
+__all__ = ["Plan", "direct_plan", "plan", "transform"]
 
 
 # Slots are read several times in every call, in half the time of a NamedTuple's fields.
@@ -70,12 +70,16 @@ def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Te
     return autograd.apply(TRANSFORM, inputs, plan.call, late, plan.backend, plan.kernels)[0]
 
 
+def plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Plan:
+    """The plan of :func:`transform` for these arguments."""
+    early = isinstance(detach, bool) and detach
+    return plans.plan_of(_PLANS, _make_plan, TRANSFORM.backends, x, weight, bias, b, early, geometry, options)
+
+
 def direct_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Plan | None:
     """The plan of a call whose op takes the tensors x, weight and bias as they are, and nothing else; else None."""
-    if not isinstance(detach, bool):
-        return None
-    plan = plans.plan_of(_PLANS, _make_plan, TRANSFORM.backends, x, weight, bias, b, detach, geometry, options)
-    return plan if plan.direct and plan.call.spec.b is not None else None
+    found = plan(x, weight, bias, b, detach, geometry, options)
+    return found if found.direct and isinstance(detach, bool) and found.call.spec.b is not None else None
 
 
 def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tuple) -> Tensor:
@@ -116,7 +120,7 @@ def _make_plan(x, weight, bias, b, detach: bool, geometry: tuple, options: tuple
     exponent, _ = checks.exponent(b, x)
     if geometry:
         checks.tensors(x, weight, bias, 2 + geometry[0])
-        shape, weight_shape, padding, options_of_axes = convolution(x, weight, geometry, exponent != 1)
+        shape, weight_shape, padding, options_of_axes = _convolution(x, weight, geometry, exponent != 1)
         checks.filters(weight, bias, max_out, options_of_axes["groups"])
     else:
         checks.tensors(x, weight, bias, 2)
@@ -161,7 +165,7 @@ def _make_plan(x, weight, bias, b, detach: bool, geometry: tuple, options: tuple
     )  # fmt: skip
 
 
-def convolution(x: Tensor, weight: Tensor, geometry: tuple, has_norm: bool):
+def _convolution(x: Tensor, weight: Tensor, geometry: tuple, has_norm: bool):
     """The shapes of the op's x and weight, what ``F.pad`` makes that x with or None, and the convolution's options.
 
     ``geometry`` is as in :func:`transform`, and is checked. Where the padding is not zeros the op gets x padded,
