@@ -75,7 +75,8 @@ class Call(call.Call):
 
     def unserved(self, most: int) -> list[str]:
         """The reasons why no GPU kernel serves it that indexes at most so many positions or channels."""
-        counts = {"positions of x": self.batch * self.positions, "channels": self.channels}
+        batch, channels, *positions = self.x_shape  # not the cached properties, which Dynamo cannot trace
+        counts = {"positions of x": batch * prod(positions), "channels": channels}
         return [f"{count} {name} are above {most}, the largest index" for name, count in counts.items() if count > most]
 
     @property

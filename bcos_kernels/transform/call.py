@@ -83,11 +83,11 @@ class Call(call.Call):
 
     def unserved(self, most_rows: int | None = None) -> list[str]:
         """The reasons why no backend of kernels serves it, if ``most_rows`` is the largest number that they index."""
-        found = []
+        found = []  # of fields and properties alone: Dynamo cannot trace a cached one
         if self.weight_dtype not in (self.dtype, torch.float32):
             found.append(f"weight dtype {self.weight_dtype} does not go with input dtype {self.dtype}")
-        if self.max_out > 255:
-            found.append(f"max_out={self.max_out} is above 255, the largest number of filters that winner holds")
+        if self.spec.max_out > 255:
+            found.append(f"max_out={self.spec.max_out} is above 255, the largest number of filters that winner holds")
         if most_rows is not None and (rows := self.padded_rows) > most_rows:
             found.append(f"{rows} pixels × groups of the padded input are above {most_rows}, the largest index")
         return found
