@@ -19,7 +19,8 @@ import bcos_kernels as bk
 from bcos_kernels import tally
 from bcos_kernels.adopt import accelerate_as_built
 from bcos_kernels.compat import import_reference
-from bcos_kernels.norm import NORM, cpu
+from bcos_kernels.core import extension
+from bcos_kernels.norm import NORM
 
 M = import_reference().modules
 
@@ -122,7 +123,7 @@ def test_plain_norms_are_nobodys():
 
 def test_where_no_kernel_serves_a_norm_its_own_forward_runs(monkeypatch):
     """The formula in plain PyTorch would be no faster; where it was asked for by name it serves."""
-    monkeypatch.setattr(cpu, "_DTYPES", (torch.float32,))
+    monkeypatch.setattr(extension, "DTYPES", (torch.float32,))
     module = accelerated(norm(BATCH, torch.float16))
     x = example(BATCH, dtype=torch.float16)[:, :, :3]  # of a size whose plan no other test has made
     told = counted(lambda: module(x))

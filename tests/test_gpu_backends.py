@@ -27,9 +27,8 @@ CONV = of_shapes((2, 8, 5, 5), (4, 8, 3, 3), padding=(1, 1))
 LAYER = {"x_shape": (256, 64, 56, 56), "weight_shape": (64, 64, 3, 3), "padding": (1, 1)}
 NORM = norm.Call(norm.Spec(), "cuda", (2, 8, 5, 4))
 BOTH = "cuda,triton"
-OTHER_DTYPE = (
-    {"dtype": torch.complex64}, "complex64 is not one of torch.float64, torch.float32, torch.float16, torch.bfloat16"
-)  # fmt: skip
+IN_COMPLEX = {"dtype": torch.complex64, "weight_dtype": torch.complex64}
+OTHER_DTYPE = "complex64 is not one of torch.float64, torch.float32, torch.float16, torch.bfloat16"
 OTHER_DEVICE = ({"device": "cpu"}, "device is 'cpu', the CUDA kernels run on 'cuda'")
 
 
@@ -43,7 +42,7 @@ def hopper(monkeypatch):
     [
         ({"device": "cpu"}, "device is 'cpu', the Triton kernels run on 'cuda', or on 'cpu' in the interpreter"),
         ({"device": "meta"}, "device is 'meta', the Triton kernels run on 'cuda'"),
-        OTHER_DTYPE,
+        (IN_COMPLEX, OTHER_DTYPE),
         ({"weight_dtype": torch.float16}, "weight dtype torch.float16 does not go with input dtype torch.bfloat16"),
         ({"spec": replace(CONV.spec, max_out=256)}, "max_out=256 is above 255"),
         ({"x_shape": (2**20, 8, 64, 64)}, "above 2147352576, the largest index"),
@@ -121,11 +120,11 @@ def built(monkeypatch):
     "backend, call, changed, reason",
     [
         (cuda, CONV, *OTHER_DEVICE),
-        (cuda, CONV, *OTHER_DTYPE),
+        (cuda, CONV, IN_COMPLEX, OTHER_DTYPE),
         (cuda, CONV, {"spec": replace(CONV.spec, max_out=256)}, "max_out=256 is above 255"),
         (cuda, CONV, {"x_shape": (2**20, 8, 64, 64)}, "above 2147483520, the largest index"),
         (norm.cuda, NORM, *OTHER_DEVICE),
-        (norm.cuda, NORM, *OTHER_DTYPE),
+        (norm.cuda, NORM, {"dtype": torch.complex64}, OTHER_DTYPE),
         (norm.cuda, NORM, {"x_shape": (2**21, 8, 64, 64)}, "positions of x are above 2147483647, the largest index"),
     ],
 )

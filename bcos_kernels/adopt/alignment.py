@@ -14,11 +14,11 @@ from ..core.checks import autocast_dtype
 from ..dynamic_alignment import DYNAMIC_ALIGNMENT, Call, Spec, functional
 from ..modules import Detachable
 from . import published
-from .alignment_code import PARTS, WEIGHTS, Code, Variant, read
+from .alignment_code import PARTS, WEIGHTS, Code, read
 from .kind import Kind
 from .published import Theirs
 
-__all__ = ["KIND", "find", "is_candidate", "run", "variant_of"]
+__all__ = ["KIND", "find", "is_candidate", "run"]
 
 
 class Found(NamedTuple):
@@ -35,14 +35,6 @@ def is_candidate(module: Theirs) -> bool:
     if isinstance(module, torch.jit.ScriptModule) or "_modules" not in own:
         return False
     return WEIGHTS in module._modules and "detach" in own and not isinstance(module, Detachable)
-
-
-def variant_of(module: Theirs) -> Variant | str:
-    """The published formula that a candidate's code computes, or the reason why there is none."""
-    if "forward" in vars(module):
-        return "its forward was assigned on the instance"
-    code = _code(module)
-    return code if isinstance(code, str) else code.variant
 
 
 def _code(module: Theirs) -> Code | str:
@@ -158,9 +150,7 @@ def run(module: Theirs, x: Tensor, found: Found, out_dtype=None, backend: str | 
     norm, projection, making = found
     module._modules[WEIGHTS].shape = x.shape[-2:]  # as its own forward does, for fold
     options = projection.stride, projection.padding, making.groups, norm, backend
-    y = functional.dynamic_alignment(
-        x, projection.weight, making.weight, making.bias, bool(module.detach), options
-    )  # fmt: skip
+    y = functional.dynamic_alignment(x, projection.weight, making.weight, making.bias, bool(module.detach), options)
     return y if out_dtype is None else y.to(out_dtype)
 
 
@@ -170,21 +160,14 @@ def _call(module: Theirs, found: Found) -> Call:
     weight, kernel = projection.weight, projection.kernel_size
     outputs = making.out_channels // (projection.in_channels * kernel[0] * kernel[1])
     shape = (1, projection.in_channels, *kernel)
-    return Call(
-        Spec(kernel), weight.device.type, shape, len(weight), outputs, weight.dtype, making.bias is not None
-    )  # fmt: skip
+    return Call(Spec(kernel), weight.device.type, shape, len(weight), outputs, weight.dtype, making.bias is not None)
 
 
-def _ours(module: Theirs) -> Found | str | None:
-    """How a layer of this package is served, which says itself what it computes; None for all other modules."""
-    if not (isinstance(module, Detachable) and module.kind == "alignment"):
-        return None
-    units: Any = module
-    if units.unseen() is None:
+def _ours(module: Theirs) -> Found | str:
+    """How a layer of this package is served, which says itself what it computes."""
+    if module.unseen() is None:
         return f"a hook or an adapter sees its .{WEIGHTS}"
-    return Found(units.norm, *units.weight_mod.weighting_f)
+    return Found(module.norm, *module.weight_mod.weighting_f)
 
 
-KIND = Kind(
-    "alignment", "dynamic alignment layer", DYNAMIC_ALIGNMENT, is_candidate, variant_of, find, run, _call, _ours
-)
+KIND = Kind("alignment", "dynamic alignment layer", DYNAMIC_ALIGNMENT, is_candidate, _code, find, run, _call, _ours)

@@ -19,13 +19,12 @@ from torch import Tensor, nn
 from .. import tally
 from ..core import _torch
 from ..core.checks import autocast_dtype
-from ..modules import Detachable
 from . import attend, published
 from .attention_code import MODE, PARTS, Code, Variant, read
 from .kind import Kind
 from .published import Theirs
 
-__all__ = ["KIND", "find", "is_candidate", "run", "variant_of"]
+__all__ = ["KIND", "find", "is_candidate", "run"]
 
 
 class Found(NamedTuple):
@@ -49,13 +48,6 @@ def is_candidate(module: Theirs) -> bool:
         return False
     parts = module._modules
     return "to_qkv" in parts and "attend" in parts and ("detach" in own or MODE in parts)
-
-
-def variant_of(module: Theirs) -> Variant | str:
-    """The published formula that a candidate's code computes, or the reason why there is none."""
-    if "forward" in vars(module):
-        return "its forward was assigned on the instance"
-    return _code(module).variant
 
 
 def _code(module: Theirs) -> Code:
@@ -174,8 +166,4 @@ def _split(linear: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
     return (qk, v) if low is None else (qk.to(low), v.to(low))
 
 
-def _ours(module: Theirs) -> bool | None:
-    return True if isinstance(module, Detachable) and module.kind == "attention" else None
-
-
-KIND = Kind("attention", "attention", None, is_candidate, variant_of, find, run, ours=_ours)
+KIND = Kind("attention", "attention", None, is_candidate, _code, find, run)

@@ -18,14 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import _torch
-from ..modules import Detachable
 from . import fingerprint, published
 from .kind import Kind
 from .published import Theirs
 
 __all__ = [
     "ACT", "FUNCTIONS", "KIND", "METHOD", "Code", "Found", "Variant", "find", "is_candidate", "is_served", "run",
-    "variant_of",
 ]  # fmt: skip
 
 MODE = "dynamic_multiplication"
@@ -168,13 +166,6 @@ def is_candidate(module: Theirs) -> bool:
     return set(module._modules) == {MODE} or ("detach" in own and not module._modules)
 
 
-def variant_of(module: Theirs) -> Variant | str:
-    """The published formula that a candidate's code computes, or the reason why there is none."""
-    if "forward" in vars(module):
-        return "its forward was assigned on the instance"
-    return _code(module).variant
-
-
 def _code(module: Theirs) -> Code:
     return published.code((type(module), type(module._modules.get(MODE))), read)
 
@@ -248,8 +239,4 @@ class _Gate(torch.autograd.Function):
         return function.frozen(grad, x), None, None
 
 
-def _ours(module: Theirs) -> bool | None:
-    return True if isinstance(module, Detachable) and module.kind == "gate" else None
-
-
-KIND = Kind("gate", "gate", None, is_candidate, variant_of, find, run, ours=_ours)
+KIND = Kind("gate", "gate", None, is_candidate, _code, find, run)

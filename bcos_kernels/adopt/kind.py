@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core.op import Op
+from .published import Code, unreadable
 
 __all__ = ["Kind"]
 
@@ -25,8 +26,8 @@ class Kind:
     """The op that serves it; None where PyTorch's own operators do."""
     is_candidate: Callable[[Any], bool]
     """``is_candidate(module)``: whether it looks like one; what is no candidate is not reported."""
-    variant_of: Callable[[Any], Any]
-    """``variant_of(module)``: the published formula of its code, or the reason why there is none, a string."""
+    code: Callable[[Any], Code | str]
+    """``code(module)``: the code of its classes; a string says which of the parts it lacks that a published one has."""
     find: Callable[..., Any]
     """``find(module, x, backend)``, at every call: what ``run`` needs to compute the module's formula of x now. A
     string is the reason why the module's own forward must run instead; None says that it is the better one here, and is
@@ -37,8 +38,8 @@ class Kind:
     call: Callable[[Any, Any], Any] | None = None
     """``call(module, found)``: the op's call for the smallest input that the module takes, for the report; None where
     there is no op."""
-    ours: Callable[[Any], Any] = lambda module: None
-    """``ours(module)``: what ``find`` would return, of a module of this package; None for all others."""
+    ours: Callable[[Any], Any] = lambda module: True
+    """``ours(module)``: what ``find`` would return, of a module of this package whose ``kind`` is this one."""
     measurable: bool = False
     """Whether the formula of unpublished code can be measured."""
     run_paired: Callable[[Any, Tensor, Any, Any, str | None], Tensor] | None = None
@@ -51,3 +52,8 @@ class Kind:
     again: Callable[[Any, Tensor], Tensor | None] | None = None
     """``again(module, x)``: the same in one step, where all that decides reads as in the module's last call that
     ``repeat`` served; else None."""
+
+    def variant_of(self, module: Any) -> Any:
+        """The published formula of a candidate's code, or the reason why there is none, a string."""
+        code = unreadable(module) or self.code(module)
+        return code if isinstance(code, str) else code.variant

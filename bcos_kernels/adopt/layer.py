@@ -15,18 +15,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from .. import tally
 from ..core import _torch, extension, plans
 from ..modules import BcosLayer, BcosLinear, clamped
-from ..transform import TRANSFORM, Call, Spec, checks, functional, parts
+from ..transform import TRANSFORM, Call, functional, parts
 from ..transform.repeated import ASKED, HOOKS, held
 from . import published
 from .kind import Kind
 from .layer_code import GEOMETRY, SIZES, Code, Variant, read
 from .published import Theirs
 
-__all__ = ["KIND", "find", "is_candidate", "repeat", "transform", "unreadable", "variant_of", "weighted"]
+__all__ = ["KIND", "find", "is_candidate", "repeat", "transform", "unreadable", "weighted"]
 
 
 def weighted(module: Theirs) -> Theirs:
@@ -37,21 +38,22 @@ def weighted(module: Theirs) -> Theirs:
 
 def transform(module: Theirs, x: Tensor, variant: Variant, out_dtype=None, backend: str | None = None) -> Tensor:
     """``module(x)``, computed by the fused kernels with the values that the module holds now."""
+    layer = module._modules.get("linear", module)
+    if layer is not module:  # whose own hooks its call has run
+        _torch.set_tensors(layer)
     y = functional.transform(*_arguments(module, x, variant, out_dtype, backend))
     divisor = scale(module, variant)
     return y if divisor is None else y / divisor
 
 
-def _arguments(module: Theirs, x: Tensor, variant: Variant, out_dtype, backend: str | None) -> tuple:
+def _arguments(module: Theirs, x: Tensor, variant: Variant, out_dtype=None, backend: str | None = None) -> tuple:
     """The arguments of the functional layer."""
     has, layer = variant.attributes, module._modules.get("linear", module)
-    if layer is not module:  # whose own hooks its call has run
-        _torch.set_tensors(layer)
     b, exact_two = exponent(module, variant)
     if isinstance(b, Tensor) and b.device != x.device:
         b = b.to(x.device)
     weight, bias, detach = held(layer, "weight"), held(layer, "bias"), explanation(module, has)
-    geometry = (2, *_CONVOLUTION(layer)) if isinstance(layer, nn.Conv2d) else ()
+    geometry = (len(layer.kernel_size), *_CONVOLUTION(layer)) if isinstance(layer, _ConvNd) else ()
     max_out = module.max_out if "max_out" in has else 1
     weight_in_norm = "normalized_weights" in has and not module.normalized_weights
     options = (
@@ -159,31 +161,28 @@ def is_candidate(module: Theirs) -> bool:
 
 def unreadable(module: Theirs) -> str | None:
     """Why no code can tell the formula of a candidate; None where it can."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return "it is a compiled TorchScript module"
-    if "forward" in vars(module):
-        return "its forward was assigned on the instance"
+    if (reason := published.unreadable(module)) is not None:
+        return reason
     layer = weighted(module)
     if layer is None:
         return f"its .linear is {type(module._modules['linear']).__name__}, neither nn.Conv2d nor nn.Linear"
-    if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
-        return "its weight is not initialised yet"
-    return None
+    return "its weight is not initialised yet" if isinstance(layer, nn.modules.lazy.LazyModuleMixin) else None
 
 
-def variant_of(module: Theirs) -> Variant | str:
-    """The published formula that a candidate's code computes, or the reason why there is none."""
-    return unreadable(module) or _code(module, weighted(module)).variant
+def _readable_code(module: Theirs) -> Code | str:
+    """The code of a candidate's classes, or the reason why it tells nothing."""
+    return unreadable(module) or _code(module)
 
 
-def _code(module: Theirs, layer: Theirs) -> Code:
-    return published.code((type(module), type(layer), type(module._modules.get("dynamic_multiplication"))), read)
+def _code(module: Theirs) -> Code:
+    parts = module._modules
+    classes = type(module), type(parts.get("linear", module)), type(parts.get("dynamic_multiplication"))
+    return published.code(classes, read)
 
 
 def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Variant | str:
     """The variant that the module computes now; or the reason why its own forward must run for the input x."""
-    layer = module._modules.get("linear", module)
-    code = published.code((type(module), type(layer), type(module._modules.get("dynamic_multiplication"))), read)
+    layer, code = module._modules.get("linear", module), _code(module)
     if isinstance(code.variant, str):
         return code.variant
     if code.convolves and x is not None and x.dim() != 4:
@@ -344,33 +343,16 @@ def _overridden(cls: type) -> str | None:
 
 def _call(module: Theirs, variant: Variant) -> Call:
     """The call of a small input that the layer takes, of its weight's dtype and on its device."""
-    layer: Any = module.linear if isinstance(module, BcosLayer) else weighted(module)
-    b, exact_two = exponent(module, variant)
-    weight = layer.weight
-    if isinstance(module, BcosLayer):  # its calls raise these errors; of others, their own forward would run
-        checks.exponent(b, weight)
-        checks.filters(weight, layer.bias, module.max_out, getattr(layer, "groups", 1))
-    spec = Spec(
-        max_out=module.max_out if "max_out" in variant.attributes else 1,
-        b=None if isinstance(b, torch.Tensor) else float(b),
-        unit=variant.normalize_weights,
-        norm_eps=variant.norm_eps,
-        cos_eps=variant.cos_eps,
-        exact_two=exact_two,
-        out_dtype=weight.dtype,
-    )
-    shape, weight_shape = (1, weight.shape[1]), tuple(weight.shape)
-    if axes := weight.dim() - 2:
-        pads = (0,) * axes if isinstance(layer.padding, str) else layer.padding
-        size = (d * (k - 1) + 1 + p for d, k, p in zip(layer.dilation, layer.kernel_size, pads, strict=True))
-        x = weight.new_empty(1, layer.in_channels, *size, device="meta")
-        geometry = (axes, *_CONVOLUTION(layer))
-        shape, weight_shape, _, options = functional.convolution(x, weight, geometry, spec.power != 1)
-        spec = Spec(**{**vars(spec), **options})
-    return Call(spec, weight.device.type, shape, weight_shape, weight.dtype, weight.dtype, layer.bias is not None)
+    layer: Any = module._modules.get("linear", module)
+    size = [1, layer.weight.shape[1]]
+    if isinstance(layer, _ConvNd):
+        pads = (0,) * len(layer.stride) if isinstance(layer.padding, str) else layer.padding
+        size = [1, layer.in_channels]
+        size += (d * (k - 1) + 1 + p for d, k, p in zip(layer.dilation, layer.kernel_size, pads, strict=True))
+    return functional.plan(*_arguments(module, layer.weight.new_empty(size), variant)).call
 
 
 KIND = Kind(
-    "layer", "B-cos layer", TRANSFORM, is_candidate, variant_of, find, transform, _call, _ours, measurable=True,
-    repeat=repeat, again=None if _C is None else _C.again,
+    "layer", "B-cos layer", TRANSFORM, is_candidate, _readable_code, find, transform, _call, _ours,
+    measurable=True, repeat=repeat, again=None if _C is None else _C.again,
 )  # fmt: skip

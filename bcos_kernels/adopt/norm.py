@@ -18,7 +18,6 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..core import _torch, dispatch, extension, plans
 from ..core.checks import autocast_dtype
-from ..modules import Detachable
 from ..norm import NORM, Call, Inputs, Outputs, Spec, functional
 from ..norm.call import of
 from ..transform.repeated import held
@@ -27,7 +26,7 @@ from .kind import Kind
 from .norm_code import TENSORS, Code, Variant, read
 from .published import Theirs
 
-__all__ = ["KIND", "VENDOR", "Fit", "find", "is_candidate", "repeat", "run", "variant_of"]
+__all__ = ["KIND", "VENDOR", "Fit", "find", "is_candidate", "repeat", "run"]
 
 VENDOR = True
 """Whether norms whose own code calls PyTorch's fused norm outside of the explanation mode keep to it there. With False
@@ -67,17 +66,6 @@ def is_candidate(module: Theirs) -> bool:
     )
 
 
-def variant_of(module: Theirs) -> Variant | str:
-    """The published formula that a candidate's code computes, or the reason why there is none."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return "it is a compiled TorchScript module"
-    if "forward" in vars(module):
-        return "its forward was assigned on the instance"
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
-        return "its weight is not initialised yet"
-    return _code(module).variant
-
-
 def _code(module: Theirs) -> Code:
     return published.code((type(module), type(module._modules.get("dynamic_multiplication"))), read)
 
@@ -91,7 +79,7 @@ def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) ->
         return None
     own = module.__dict__
     parts = own["_modules"]
-    code = published.code((type(module), type(parts.get("dynamic_multiplication"))), read)
+    code = _code(module)
     variant = code.variant
     if variant.__class__ is str:
         return variant
@@ -372,14 +360,12 @@ def _note(module: Theirs, found: Found) -> str:
     return "outside of the explanation mode torch's own norm serves" if found[0].variant.vendor and VENDOR else ""
 
 
-def _ours(module: Theirs) -> Found | None:
-    """How a norm of this package is served, which says itself what it computes; None for all other modules."""
-    if not (isinstance(module, Detachable) and module.kind == "norm"):
-        return None
+def _ours(module: Theirs) -> Found:
+    """How a norm of this package is served, which says itself what it computes."""
     return Fit(cast(Variant, module.variant)), None, None, None
 
 
 KIND = Kind(
-    "norm", "norm", NORM, is_candidate, variant_of, find, run, _call, _ours,
+    "norm", "norm", NORM, is_candidate, _code, find, run, _call, _ours,
     note=_note, run_paired=functools.partial(run, paired=True), repeat=repeat,
 )  # fmt: skip

@@ -21,8 +21,8 @@ from . import fingerprint
 
 __all__ = [
     "CODES", "PARAMETRIZED", "TABLE", "Code", "Reading", "Theirs", "Unknown", "assigned", "changed_mode",
-    "changed_parts", "code", "finds_otherwise", "origin", "published_mro", "reads_code",
-    "rows", "watched",
+    "changed_parts", "code", "finds_otherwise", "origin", "published_mro", "reads_code", "rows", "unreadable",
+    "watched",
 ]  # fmt: skip
 
 Theirs = Any
@@ -111,6 +111,17 @@ def _table() -> dict[str, dict]:
 def rows(section: str) -> dict[str, dict]:
     """Fingerprint -> row of one section of the table."""
     return _table()[section]
+
+
+def unreadable(module: Theirs) -> str | None:
+    """Why no code of its class can tell what a module computes; None where it can."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is a compiled TorchScript module"
+    if "forward" in vars(module):
+        return "its forward was assigned on the instance"
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        return "its weight is not initialised yet"
+    return None
 
 
 def changed_parts(module: Theirs, names: Iterable[str] | None = None, weighted: Theirs = None) -> str | None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..core.candidate import DIRECTIONS
 from ..core.checks import check_model
+from ..modules import Detachable
 from .accelerate import plan_of, variant_of
 from .kinds import KINDS, kind_of
 from .published import Theirs
@@ -126,4 +127,6 @@ def _row(name: str, module: Theirs) -> Row | None:
 
 def _ours(module: Theirs):
     """The kind of a module of this package, and what its kind's ``ours`` says of it; None for all others."""
-    return next(((kind, found) for kind in KINDS.values() if (found := kind.ours(module)) is not None), None)
+    kind = KINDS.get(module.kind) if isinstance(module, Detachable) else None
+    found = None if kind is None else kind.ours(module)
+    return None if found is None else (kind, found)

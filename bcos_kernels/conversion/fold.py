@@ -18,7 +18,7 @@ from ..adopt import norm as norms
 from ..adopt.accelerate import plan_of
 from ..core import _torch
 from ..core.checks import check_model
-from ..modules import BcosConv1d, BcosConv2d, BcosConv3d, BcosLayer, BcosLinear
+from ..modules import BcosConv1d, BcosConv2d, BcosConv3d, BcosLayer, BcosLinear, Detachable
 from ..transform.reference import unit_weight
 from .readers import Readers, is_layer, is_norm
 from .report import Report, Row
@@ -222,7 +222,7 @@ def _factor(norm: Any, layer: _Formula) -> Tensor | str:
     """What a norm multiplies each channel by, ``[C]`` of fp64; or the reason why it stays."""
     if layer.b not in DEGREES:
         return f"b of the layer before it is {layer.b}, neither 1 nor 2"
-    found: Any = norms.KIND.ours(norm) or norms.find(norm)
+    found: Any = norms.KIND.ours(norm) if isinstance(norm, Detachable) else norms.find(norm)
     if isinstance(found, str):
         return found
     variant = found[0].variant

@@ -7,13 +7,13 @@ served: shapes, dtypes and the device. Options are flattened for ``torch.library
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["Call", "Spec", "hash_kept", "kept", "short"]
+__all__ = ["Call", "Spec", "changed", "hash_kept", "kept", "short"]
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable)
@@ -170,6 +170,10 @@ class Call:
     def amplification(self) -> float:
         """The factor by which the formula multiplies relative rounding errors, at least 1."""
         return 1.0
+
+
+changed = lru_cache(maxsize=4096)(replace)
+"""``changed(call, name=value, ...)``: the call with other values in these fields; equal arguments give one object."""
 
 
 def short(value: Any) -> str:

@@ -97,5 +97,5 @@ def _forced(backends: Mapping[str, Backend], call, forced: str, by: str) -> str:
 
 
 def other_dtype(dtype: torch.dtype, served: tuple[torch.dtype, ...]) -> list[str]:
-    """The reason why a backend that serves these dtypes does not serve ``dtype``; empty where it does."""
+    """The reason why kernels of the dtypes ``served`` serve no call of ``dtype``; empty where they do."""
     return [] if dtype in served else [f"dtype {dtype} is not one of {', '.join(map(str, served))}"]

@@ -8,7 +8,12 @@ from types import ModuleType
 
 import torch
 
-__all__ = ["imported", "load", "unavailable"]
+from .dispatch import other_dtype
+
+__all__ = ["DTYPES", "imported", "load", "unavailable"]
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""Those of the C++ kernels of every op."""
 
 FAILED = Path(__file__).parents[1] / "_C.failed.txt"
 """The file in which setup.py leaves the reason why a build failed."""
@@ -50,7 +55,9 @@ def load() -> tuple[ModuleType | None, str]:
 _, _absent = load()
 
 
-def unavailable(device: str) -> list[str]:
-    """The reasons why no C++ kernel runs on this type of device; empty where they do."""
+def unavailable(call) -> list[str]:
+    """The reasons why no C++ kernel has the dtype of a call or runs on its device; empty where they do."""
     found = [_absent] if _absent else []
-    return found if device == "cpu" else [*found, f"device is {device!r}, the C++ kernels run on 'cpu'"]
+    if call.device != "cpu":
+        found.append(f"device is {call.device!r}, the C++ kernels run on 'cpu'")
+    return found + other_dtype(call.dtype, DTYPES)

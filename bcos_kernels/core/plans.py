@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from . import extension
+from . import _torch, dispatch, extension
 from .checks import autocast_dtype
 
-__all__ = ["MOST", "keep", "key"]
+__all__ = ["MOST", "keep", "key", "plan_of"]
 
 _C: Any
 _C, _ = extension.load()
@@ -44,6 +45,22 @@ Of a tensor count the shape, dtype, device and layout; the others are numbers, s
 What was asked for outside of the call is part of the key: autocast, the backends of the op, and that which is
 ``forced``.
 """
+
+
+def plan_of(plans: dict, make: Callable[..., Any], backends: dict[str, Any], *arguments: Any) -> Any:
+    """``make(*arguments)``, which checks the arguments and is called once for all that have the same key."""
+    if torch.compiler.is_dynamo_compiling():  # sizes may be symbolic there
+        return make(*arguments)
+    found = key(backends, dispatch.FORCED, *arguments)
+    plan = plans.get(found)
+    if plan is None:
+        if torch.compiler.is_compiling():  # for another compiler than Dynamo
+            return make(*arguments)
+        if _torch.is_traced():  # a trace would record the checks, and sizes are tensors in it
+            with _torch.unrecorded():
+                return make(*arguments)
+        plan = keep(plans, found, make(*arguments))
+    return plan
 
 
 def keep(plans: dict, key: Any, plan: Any) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import torch
@@ -14,6 +14,8 @@ from ..core.formula import sums_of
 from .spec import Inputs, Spec
 
 __all__ = ["Call", "of"]
+
+_MOST = 2**30  # leaves the end of the last tile of a GPU kernel an index of 32 bits
 
 
 @call.hash_kept
@@ -38,7 +40,7 @@ class Call(call.Call):
     def now(self) -> Call:
         """The same call under torch's present settings."""
         tf32 = device.tf32(self.dtype, self.device, is_linear=False)
-        return self if self.tf32 == tf32 else _changed(self, tf32)
+        return self if self.tf32 == tf32 else call.changed(self, tf32=tf32)
 
     def of_backward(self, needs: tuple[bool, ...]) -> Call:
         """The call of a backward under torch's present settings."""
@@ -61,6 +63,21 @@ class Call(call.Call):
         bias = random(rows, scale=self.patch**-0.5) if self.bias else None
         inputs = Inputs(random(*self.x_shape), random(images, self.rank, *self.size), weight, bias)
         return inputs, random(images, self.outputs, *self.size)
+
+    def unserved(self) -> list[str]:
+        """The reasons why no GPU kernel serves it: sizes that none of them indexes."""
+        height, width = (size + 2 * p for size, p in zip(self.x_shape[2:], self.spec.padding, strict=True))
+        counts = {
+            "pixels": self.pixels, "rows of weight": self.patch * self.outputs, "values of rank": self.rank,
+            "pixels of padded height": height, "pixels of padded width": width,
+        }  # fmt: skip
+        return [
+            f"{count} {name} are above {_MOST}, the largest index" for name, count in counts.items() if count > _MOST
+        ]
+
+    def takes_rows(self, rows: int) -> bool:
+        """Whether one backward of a GPU kernel takes so many rows of the dynamic linear map for every image."""
+        return rows * self.pixels <= _MOST
 
     @property
     def label(self) -> str:
@@ -96,11 +113,6 @@ class Call(call.Call):
     def sums(self) -> torch.dtype:
         """The dtype in which products are added up."""
         return sums_of(self.dtype)
-
-
-@lru_cache(maxsize=4096)
-def _changed(call: Call, tf32: bool) -> Call:
-    return replace(call, tf32=tf32)
 
 
 def of(inputs: Inputs, spec: Spec) -> Call:

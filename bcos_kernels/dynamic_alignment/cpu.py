@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import dispatch, extension, half
+from ..core import extension, half
 from ..core.candidate import Backend, Candidate
 from .call import Call
 from .spec import Inputs, Outputs
@@ -16,12 +16,11 @@ __all__ = ["BACKEND", "CANDIDATES", "why_not"]
 
 _C: Any
 _C, _ = extension.load()
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def why_not(call: Call) -> list[str]:
     """The reasons why the C++ kernels do not serve ``call``; empty where they do."""
-    return extension.unavailable(call.device) + dispatch.other_dtype(call.dtype, _DTYPES)
+    return extension.unavailable(call)
 
 
 def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:

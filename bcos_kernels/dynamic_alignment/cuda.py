@@ -10,18 +10,16 @@ from ..gpu import cuda
 from . import traffic
 from .call import Call
 from .spec import Inputs, Outputs
-from .unserved import takes_rows, unserved
 
 __all__ = ["BACKEND", "CANDIDATES", "TILE", "why_not"]
 
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 TILE = 2**25
 """The gradients of dynamic weights in memory at once: 128 MiB of fp32, or 256 MiB of fp64."""
 
 
 def why_not(call: Call) -> list[str]:
     """The reasons why the CUDA kernels do not serve ``call``; empty where they do."""
-    return cuda.unavailable(call.device, call.arch) + unserved(call, _DTYPES)
+    return cuda.unavailable(call) + call.unserved()
 
 
 def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
@@ -45,4 +43,4 @@ def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: Non
 
 
 BACKEND = Backend("cuda", why_not, interchangeable=True)
-CANDIDATES = (Candidate("cuda", "kernels", forward, backward, cost=traffic.cuda_cost, takes_rows=takes_rows),)
+CANDIDATES = (Candidate("cuda", "kernels", forward, backward, cost=traffic.cuda_cost, takes_rows=Call.takes_rows),)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from contextlib import nullcontext
-from functools import lru_cache
 from math import prod
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import tally
-from ..core import _torch, autograd, dispatch
+from ..core import _torch, autograd, plans
 from ..core.candidate import REFERENCE
 from ..core.checks import Described, autocast_dtype, check_dense, described, flag, integer, pair, without_autocast
 from ..core.device import architecture_of
@@ -45,12 +42,8 @@ def dynamic_alignment(
     x: Tensor, projection: Tensor, weight: Tensor, bias: Tensor | None, detach, options: tuple
 ) -> Tensor:
     """y; ``options`` are stride, padding, groups, norm and backend."""
-    with _torch.unrecorded() if _torch.is_traced() else nullcontext():  # else a trace would record the checks
-        tensors = tuple(map(described, _TENSORS, (x, projection, weight, bias), _OPTIONAL))
-        settings = autocast_dtype(x.device.type), dispatch.FORCED
-        # sizes may be symbolic in a compiler, and a list has no hash
-        fixed = not torch.compiler.is_compiling() and all(isinstance(o, Hashable) for o in (detach, *options))
-        plan = (_plan if fixed else _plan.__wrapped__)(tensors, settings, detach, *options)
+    arguments = x, projection, weight, bias, detach, *options
+    plan = plans.plan_of(_PLANS, _make_plan, DYNAMIC_ALIGNMENT.backends, *arguments)
     spec, batched = plan.call.spec, x.dim() == 4
     x = x if batched else x.unsqueeze(0)
     if detach:  # the dynamic weights are constants, and so is all that they are made of
@@ -77,11 +70,14 @@ def dynamic_alignment(
     return y if batched else _torch.result(y.squeeze(0))
 
 
-@lru_cache(maxsize=4096, typed=True)
-def _plan(tensors: tuple, settings: tuple, detach, stride, padding, groups, norm, backend) -> Plan:
+_PLANS: dict[Any, Plan] = {}
+
+
+def _make_plan(x, projection, weight, bias, detach, stride, padding, groups, norm, backend) -> Plan:
     """Checks every argument and chooses the backend."""
+    tensors = tuple(map(described, _TENSORS, (x, projection, weight, bias), _OPTIONAL))
     x, projection, weight, bias = tensors
-    autocast, _ = settings
+    autocast = autocast_dtype(x.device.type)
     _check_kinds(dict(zip(_TENSORS, tensors, strict=True)), autocast)
     if norm not in NORMS:
         raise ValueError(f"norm={norm!r}: allowed are {', '.join(map(repr, NORMS))}")

@@ -9,8 +9,12 @@ import torch
 
 from ..core import _torch, env, extension
 from ..core.device import architecture
+from ..core.dispatch import other_dtype
 
-__all__ = ["absent", "device", "kernels", "unavailable"]
+__all__ = ["DTYPES", "absent", "device", "kernels", "unavailable"]
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Those of the CUDA kernels of every op."""
 
 
 def _load():
@@ -28,13 +32,15 @@ if kernels is not None:
     kernels.set_plan_folder(str(env.PLANS))
 
 
-def unavailable(where: str, arch: str) -> list[str]:
-    """The reasons why no CUDA kernel runs on a device of this type and architecture; empty where they do."""
+def unavailable(call) -> list[str]:
+    """The reasons why no CUDA kernel has the dtype of a call or runs on its device; empty where they do."""
     if kernels is None:
-        return [absent]
-    if where != device:
-        return [f"device is {where!r}, the CUDA kernels run on 'cuda'"]
-    return _unserved_architecture(arch)
+        found = [absent]
+    elif call.device != device:
+        found = [f"device is {call.device!r}, the CUDA kernels run on 'cuda'"]
+    else:
+        found = _unserved_architecture(call.arch)
+    return found + other_dtype(call.dtype, DTYPES)
 
 
 @_torch.constant_when_compiled

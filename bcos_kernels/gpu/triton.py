@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from ..core import env
+import torch
 
-__all__ = ["INSTALLED", "unavailable"]
+from ..core import env
+from ..core.dispatch import other_dtype
+
+__all__ = ["DTYPES", "INSTALLED", "unavailable"]
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Those of the Triton kernels of every op."""
 
 INSTALLED = find_spec("triton") is not None
 
 
-def unavailable(where: str, arch: str) -> list[str]:
-    """The reasons why no Triton kernel runs on a device of this type and architecture; empty where they do."""
-    found = []
+def unavailable(call) -> list[str]:
+    """The reasons why no Triton kernel has the dtype of a call or runs on its device; empty where they do."""
+    found, where = [], call.device
     if not INSTALLED:
         found.append("the package triton is not installed")
     if where == "cuda":
-        found += _unserved_architecture(arch)
+        found += _unserved_architecture(call.arch)
     elif where != "cpu" or not env.INTERPRETED:
         hint = ", or on 'cpu' in the interpreter (TRITON_INTERPRET=1)" if where == "cpu" else ""
         found.append(f"device is {where!r}, the Triton kernels run on 'cuda'{hint}")
-    return found
+    return found + other_dtype(call.dtype, DTYPES)
 
 
 def _unserved_architecture(arch: str) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import torch
@@ -41,11 +41,12 @@ class Call(call.Call):
 
     def of_backward(self, needs: tuple[bool, ...]) -> Call:
         """The call of a backward; ``needs`` has a bool for each input."""
-        return self if (self.weight, self.bias) == tuple(needs[1:3]) else _changed(self, needs[1], needs[2])
+        _, weight, bias, *_ = needs
+        return self if (self.weight, self.bias) == (weight, bias) else call.changed(self, weight=weight, bias=bias)
 
     def of_rows(self, rows: int) -> Call:
         """The call of as many images as ``rows`` gradients of each of them are."""
-        return replace(self, x_shape=(rows * self.batch, *self.x_shape[1:]))
+        return call.changed(self, x_shape=(rows * self.batch, *self.x_shape[1:]))
 
     def needs(self, direction: str) -> tuple[bool, bool, bool, bool, bool]:
         """For each input, whether a backward of this direction forms its gradient: all that exist, or x's alone."""
@@ -71,6 +72,12 @@ class Call(call.Call):
             var,
         )
         return inputs, random(*self.x_shape, dtype=self.spec.out_dtype)
+
+    def unserved(self, most: int) -> list[str]:
+        """The reasons why no GPU kernel serves it that indexes at most so many positions or channels."""
+        batch, channels, *positions = self.x_shape  # not the cached properties, which Dynamo cannot trace
+        counts = {"positions of x": batch * prod(positions), "channels": channels}
+        return [f"{count} {name} are above {most}, the largest index" for name, count in counts.items() if count > most]
 
     @property
     def label(self) -> str:
@@ -115,11 +122,6 @@ class Call(call.Call):
 
     def has_second(self, frozen: bool) -> bool:
         return frozen
-
-
-@lru_cache(maxsize=4096)
-def _changed(described: Call, weight: bool, bias: bool) -> Call:
-    return replace(described, weight=weight, bias=bias)
 
 
 def of(inputs: Inputs, spec: Spec) -> Call:

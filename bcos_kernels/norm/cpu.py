@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from ..core import dispatch, extension, half
+from ..core import extension, half
 from ..core.candidate import Backend, Candidate
 from . import rows
 from .call import Call
@@ -16,12 +14,11 @@ __all__ = ["BACKEND", "CANDIDATES", "why_not"]
 
 _C: Any
 _C, _ = extension.load()
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def why_not(call: Call) -> list[str]:
     """The reasons why the C++ kernels do not serve ``call``; empty where they do."""
-    return extension.unavailable(call.device) + dispatch.other_dtype(call.dtype, _DTYPES)
+    return extension.unavailable(call)
 
 
 def kernels(call: Call, by_operators):

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import torch
-
 from ..core.candidate import Backend, Candidate
 from ..gpu import cuda
 from . import rows, traffic
 from .call import Call
 from .native import Native
-from .unserved import unserved
 
 __all__ = ["BACKEND", "CANDIDATES", "why_not"]
 
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _MOST_POSITIONS = 2**31 - 1  # the largest index of 32 bits
 
 
 def why_not(call: Call) -> list[str]:
     """The reasons why the CUDA kernels do not serve ``call``; empty where they do."""
-    return cuda.unavailable(call.device, call.arch) + unserved(call, _DTYPES, _MOST_POSITIONS)
+    return cuda.unavailable(call) + call.unserved(_MOST_POSITIONS)
 
 
 _NATIVE = Native(lambda: cuda.kernels)

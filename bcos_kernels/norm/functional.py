@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import tally
-from ..core import _torch, autograd, device, dispatch, plans
+from ..core import _torch, autograd, device, plans
 from ..core.candidate import REFERENCE
 from ..core.checks import (
     Described,
@@ -84,27 +83,19 @@ def planned(plan: Plan, x: Tensor, *others: Tensor | None) -> Outputs:
 
 
 def _plan(tensors: tuple[Tensor | None, ...], detach: bool, options: tuple) -> Plan:
-    """The plan of a call. It is made, and the arguments are checked, once for all calls with the same key."""
+    """The plan of a call; a memory format counts beside what :func:`bcos_kernels.core.plans.key` reads of x."""
     x = tensors[0]
-    fixed = isinstance(x, Tensor) and not torch.compiler.is_compiling()  # sizes may be symbolic there
     last = isinstance(x, Tensor) and not _torch.transformed() and is_channels_last(x)  # vmap does not tell
-    key = plans.key(NORM.backends, dispatch.FORCED, *tensors, detach, last, options) if fixed else None
-    plan = None if key is None else _PLANS.get(key)
-    if plan is None:
-        # a trace would record the checks, and sizes are tensors in it
-        with _torch.unrecorded() if _torch.is_traced() else nullcontext():
-            found = (described(name, t, name != "x") for name, t in zip(Inputs._fields, tensors, strict=True))
-            plan = _make_plan(tuple(found), last, detach, options)
-        plans.keep(_PLANS, key, plan)
-    return plan
+    return plans.plan_of(_PLANS, _make_plan, NORM.backends, *tensors, detach, last, options)
 
 
 _PLANS: dict[Any, Plan] = {}
 
 
-def _make_plan(tensors: tuple, channels_last: bool, detach: bool, options: tuple) -> Plan:
+def _make_plan(x, weight, bias, mean, var, detach: bool, channels_last: bool, options: tuple) -> Plan:
     """Checks every argument and chooses the backend."""
-    x, weight, bias, mean, var = tensors
+    tensors = zip(Inputs._fields, (x, weight, bias, mean, var), strict=True)
+    x, weight, bias, mean, var = (described(name, t, name != "x") for name, t in tensors)
     over, groups, centered, eps, paired, dtype, backend = options
     autocast = autocast_dtype(x.device.type)
     if over not in (*OVER, TOKEN):

@@ -11,18 +11,16 @@ from ..core import extension, half
 from ..core.candidate import Backend, Candidate
 from .call import Call
 from .spec import Inputs, Outputs
-from .unserved import unserved
 
 __all__ = ["BACKEND", "CANDIDATES", "why_not"]
 
 _C: Any
 _C, _ = extension.load()
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def why_not(call: Call) -> list[str]:
     """The reasons why the C++ kernels do not serve ``call``; empty where they do."""
-    return extension.unavailable(call.device) + unserved(call, _DTYPES)
+    return extension.unavailable(call) + call.unserved()
 
 
 def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:

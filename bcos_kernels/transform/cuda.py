@@ -11,7 +11,6 @@ from ..gpu import cuda
 from .call import HALF, Call
 from .spec import Inputs, Outputs
 from .traffic import Products
-from .unserved import unserved
 
 __all__ = [
     "BACKEND", "LARGE", "MOST_GROUPS", "MOST_MAX_OUT", "MOST_TAPS", "PRODUCTS", "SMALL", "backward", "forward",
@@ -24,13 +23,12 @@ MOST_GROUPS = 65535  # the most groups × taps, the second axis of a grid
 MOST_TAPS = 600  # the most taps of a depthwise filter, which a block holds in shared memory
 _TAP = 264  # bytes of one there
 
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _MOST_ROWS = 2**31 - 128  # leaves the last row of the largest tile an index of 32 bits
 
 
 def why_not(call: Call) -> list[str]:
     """The reasons why the CUDA kernels do not serve ``call``; empty where they do."""
-    return cuda.unavailable(call.device, call.arch) + unserved(call, _DTYPES, _MOST_ROWS)
+    return cuda.unavailable(call) + call.unserved(_MOST_ROWS)
 
 
 def forward(candidate: str, inputs: Inputs, call: Call, tile: Tile | None) -> tuple[Tensor, ...]:

@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .. import tally
-from ..core import _torch, autograd, device, dispatch, plans
+from ..core import _torch, autograd, device, plans
 from ..core.candidate import REFERENCE
 from . import checks, reference
 from .call import Call
 from .op import TRANSFORM
 from .spec import Inputs, Spec
 
-__all__ = ["Plan", "convolution", "direct_plan", "transform"]
+__all__ = ["Plan", "direct_plan", "plan", "transform"]
 
 
 # Slots are read several times in every call, in half the time of a NamedTuple's fields.
@@ -61,18 +61,25 @@ def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Te
     arguments = (x, weight, bias, b)
     if has_torch_function_variadic(*arguments) and _torch.overloads(arguments):  # subclasses of Tensor keep their type
         return handle_torch_function(transform, arguments, *arguments, detach, geometry, options)
-    plan = _plan(x, weight, bias, b, detach, geometry, options)
     late = None if isinstance(detach, bool) else checks.late_mode(detach)
+    early = late is None and detach
+    plan = plans.plan_of(_PLANS, _make_plan, TRANSFORM.backends, x, weight, bias, b, early, geometry, options)
     if not plan.direct:
         return _around(plan, x, weight, bias, b, late, geometry, options)
     inputs = x, weight, bias, b if plan.call.spec.b is None else None
     return autograd.apply(TRANSFORM, inputs, plan.call, late, plan.backend, plan.kernels)[0]
 
 
+def plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Plan:
+    """The plan of :func:`transform` for these arguments."""
+    early = isinstance(detach, bool) and detach
+    return plans.plan_of(_PLANS, _make_plan, TRANSFORM.backends, x, weight, bias, b, early, geometry, options)
+
+
 def direct_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Plan | None:
     """The plan of a call whose op takes the tensors x, weight and bias as they are, and nothing else; else None."""
-    plan = _plan(x, weight, bias, b, detach, geometry, options)
-    return plan if plan.direct and isinstance(detach, bool) and plan.call.spec.b is not None else None
+    found = plan(x, weight, bias, b, detach, geometry, options)
+    return found if found.direct and isinstance(detach, bool) and found.call.spec.b is not None else None
 
 
 def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tuple) -> Tensor:
@@ -107,30 +114,13 @@ def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tupl
     return _torch.result(y) if rows or plan.lifted or plan.unbatched else y
 
 
-def _plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Plan:
-    """The plan of a call. It is made, and the arguments are checked, once for all calls with the same key."""
-    if torch.compiler.is_dynamo_compiling():  # sizes may be symbolic there
-        return _make_plan(x, weight, bias, b, detach, geometry, options)
-    early = detach if isinstance(detach, bool) else None
-    key = plans.key(TRANSFORM.backends, dispatch.FORCED, x, weight, bias, b, early, geometry, options)
-    plan = _PLANS.get(key)
-    if plan is None:
-        if torch.compiler.is_compiling():  # for another compiler than Dynamo
-            return _make_plan(x, weight, bias, b, detach, geometry, options)
-        if _torch.is_traced():  # a trace would record the checks, and sizes are tensors in it
-            with _torch.unrecorded():
-                return _make_plan(x, weight, bias, b, detach, geometry, options)
-        plan = plans.keep(_PLANS, key, _make_plan(x, weight, bias, b, detach, geometry, options))
-    return plan
-
-
-def _make_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Plan:
+def _make_plan(x, weight, bias, b, detach: bool, geometry: tuple, options: tuple) -> Plan:
     """Checks every argument and chooses the backend."""
     max_out, normalize_weights, weight_in_norm, norm_eps, cos_eps, exact_two, out_dtype, backend = options
     exponent, _ = checks.exponent(b, x)
     if geometry:
         checks.tensors(x, weight, bias, 2 + geometry[0])
-        shape, weight_shape, padding, options_of_axes = convolution(x, weight, geometry, exponent != 1)
+        shape, weight_shape, padding, options_of_axes = _convolution(x, weight, geometry, exponent != 1)
         checks.filters(weight, bias, max_out, options_of_axes["groups"])
     else:
         checks.tensors(x, weight, bias, 2)
@@ -139,7 +129,6 @@ def _make_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> P
             raise ValueError(f"x has shape {tuple(x.shape)}: (..., {weight.shape[1]}) is needed for this weight")
         shape, weight_shape = (prod(x.shape[:-1]), x.shape[-1]), tuple(weight.shape)
         padding, options_of_axes = None, {}
-    late = checks.late_mode(detach)
     checks.flag("normalize_weights", normalize_weights)
     if checks.flag("weight_in_norm", weight_in_norm):
         checks.single_filters(max_out)
@@ -155,7 +144,7 @@ def _make_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> P
         norm_eps=checks.norm_epsilons(norm_eps),
         cos_eps=checks.epsilon("cos_eps", cos_eps),
         exact_two=checks.flag("exact_two", exact_two),
-        detach=late is None and detach,
+        detach=detach,
         out_dtype=checks.out_dtype(out_dtype, dtype) or y_dtype,
     )
     call = Call(
@@ -176,7 +165,7 @@ def _make_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> P
     )  # fmt: skip
 
 
-def convolution(x: Tensor, weight: Tensor, geometry: tuple, has_norm: bool):
+def _convolution(x: Tensor, weight: Tensor, geometry: tuple, has_norm: bool):
     """The shapes of the op's x and weight, what ``F.pad`` makes that x with or None, and the convolution's options.
 
     ``geometry`` is as in :func:`transform`, and is checked. Where the padding is not zeros the op gets x padded,

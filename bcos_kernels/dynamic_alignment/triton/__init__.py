@@ -9,22 +9,17 @@ from __future__ import annotations
 from functools import cache
 from types import ModuleType
 
-import torch
-
 from ...core.candidate import Backend, Candidate
 from ...gpu.triton import unavailable
 from .. import traffic
 from ..call import Call
-from ..unserved import takes_rows, unserved
 
 __all__ = ["BACKEND", "CANDIDATES", "why_not"]
-
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def why_not(call: Call) -> list[str]:
     """The reasons why the Triton kernels do not serve ``call``; empty where they do."""
-    return unavailable(call.device, call.arch) + unserved(call, _DTYPES)
+    return unavailable(call) + call.unserved()
 
 
 @cache
@@ -44,4 +39,4 @@ def _backward(grad, inputs, saved, call: Call, tile: None, frozen: bool, needs):
 
 
 BACKEND = Backend("triton", why_not, interchangeable=True)
-CANDIDATES = (Candidate("triton", "kernels", _forward, _backward, cost=traffic.cost, takes_rows=takes_rows),)
+CANDIDATES = (Candidate("triton", "kernels", _forward, _backward, cost=traffic.cost, takes_rows=Call.takes_rows),)

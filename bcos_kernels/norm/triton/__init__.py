@@ -9,23 +9,19 @@ from __future__ import annotations
 from functools import cache
 from types import ModuleType
 
-import torch
-
 from ...core.candidate import Backend, Candidate
 from ...gpu.triton import unavailable
 from .. import rows, traffic
 from ..call import Call
-from ..unserved import unserved
 
 __all__ = ["BACKEND", "CANDIDATES", "why_not"]
 
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _MOST_POSITIONS = 2**30  # leaves the end of the last part an index of 32 bits
 
 
 def why_not(call: Call) -> list[str]:
     """The reasons why the Triton kernels do not serve ``call``; empty where they do."""
-    return unavailable(call.device, call.arch) + unserved(call, _DTYPES, _MOST_POSITIONS)
+    return unavailable(call) + call.unserved(_MOST_POSITIONS)
 
 
 @cache

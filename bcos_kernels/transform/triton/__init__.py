@@ -15,19 +15,17 @@ from ...core.candidate import Backend
 from ...gpu.triton import unavailable
 from ..call import Call
 from ..traffic import Products
-from ..unserved import unserved
 from . import tiles
 
 __all__ = ["BACKEND", "PRODUCTS", "kernels", "serves_products", "why_not"]
 
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _MOST_ROWS = 2**31 - 2**17  # leaves the last step of a loop over rows an index of 32 bits
 _MOST_PROGRAMS = 65535  # of a grid's second axis
 
 
 def why_not(call: Call) -> list[str]:
     """The reasons why the Triton kernels do not serve ``call``; empty where they do."""
-    return unavailable(call.device, call.arch) + unserved(call, _DTYPES, _MOST_ROWS)
+    return unavailable(call) + call.unserved(_MOST_ROWS)
 
 
 def serves_products(call: Call) -> bool:
