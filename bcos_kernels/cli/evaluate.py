@@ -139,7 +139,9 @@ def _grids(
         for items in _batches(source, batches, options, skipped):
             images = _stacked(items, model).unflatten(0, (-1, options.cells))
             targets = torch.tensor([classes[item.number] for item in items]).view(-1, options.cells)
-            found = explain(model, metrics.make_grid(images), targets, chunk=options.chunk, weights=False)
+            found = explain(
+                model, metrics.make_grid(images), targets, chunk=options.chunk, weights=False, output=loading.logits
+            )
             values = metrics.grid_pointing(found.contributions, smooth)
             for grid, of_grid in zip(_in_parts(items, options.cells), values, strict=True):
                 rows.append({"images": [item.name for item in grid], "values": of_grid.tolist()})
@@ -162,7 +164,7 @@ def _confidences(
                 raise ValueError(f"{without} has no class: a folder for each class is needed, or a data set of classes")
             if items:
                 images = _stacked(items, model)
-                logits.append(_logits(model(images)).cpu())
+                logits.append(loading.logits(model, images).cpu())
                 side = images.shape[-1]
             numbers += [item.number for item in items]
             labels += [item.label for item in items if item.label is not None]
@@ -170,22 +172,15 @@ def _confidences(
     if not logits:
         raise ValueError("no image can be read")
     found = torch.cat(logits)
-    classes, known = max(labels) + 1, found.shape[1]
-    if classes > known:
-        raise ValueError(f"the images have {classes} classes, and the model {known}")
-    if classes < known:
+    if found.dim() != 2:
+        raise TypeError(f"the model returns shape {tuple(found.shape)}: a tensor of logits [N, K] is needed")
+    classes, known = source.classes or len(set(labels)), found.shape[1]
+    if max(labels) >= known:
+        raise ValueError(f"an image is of class {max(labels)}, counted from 0, and the model has {known} classes")
+    if classes != known:
         told = f"the images have {classes} classes and the model {known}: class k of the images is taken as its logit k"
         print(f"bcos_kernels evaluate: {told}", file=sys.stderr)
     return numbers, torch.tensor(labels), found, side
-
-
-def _logits(found: Any) -> Tensor:
-    """The logits in what a model returns."""
-    found = getattr(found, "logits", found)
-    if not isinstance(found, Tensor) or found.dim() != 2:
-        what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise TypeError(f"the model returns {what}: a tensor of logits [N, K] is needed")
-    return found
 
 
 # ------------------------------------------------------------------------------------------------ EPG
@@ -253,7 +248,7 @@ def _of_images(model: nn.Module, items: list[Loaded], boxes, options: argparse.N
         for label, of_class in groupby(sorted(boxes[item.name]), key=lambda box: box[0]):
             pairs.append((image, label))
             scaled.append(metrics.scaled_boxes([box[1:] for box in of_class], item.size, size))
-    found = explain(model, images, pairs, chunk=options.chunk, weights=False)
+    found = explain(model, images, pairs, chunk=options.chunk, weights=False, output=loading.logits)
     values = metrics.energy_pointing(found.contributions, scaled, smooth=options.smooth or 0).tolist()
     rows = []
     for image, item in enumerate(items):

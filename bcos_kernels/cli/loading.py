@@ -18,7 +18,7 @@ from ..conversion import AddInverse
 from ..explanation.modes import has_explanation_mode
 from .terminal import at_least, factory, json_object, module_of
 
-__all__ = ["configure", "check", "device", "load_model", "stacked", "transform_of"]
+__all__ = ["configure", "check", "device", "load_model", "logits", "stacked", "transform_of"]
 
 SIDE, SHOWN = 224, 0.875
 """The side of an image, and the part of its shorter side that is shown, where a model has no transform of its own."""
@@ -144,25 +144,43 @@ def stacked(images: list[Tensor], model: nn.Module) -> Tensor:
     return torch.stack(images).to(like.device, like.dtype, memory_format=torch.channels_last)
 
 
+def logits(model: nn.Module, images: Tensor) -> Tensor:
+    """The logits in what a model returns, for ``explain``, whose own error names an argument that no command has.
+
+    Raises:
+        TypeError: it returns no tensor.
+    """
+    found = model(images)
+    found = found["logits"] if isinstance(found, Mapping) and "logits" in found else getattr(found, "logits", found)
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"the model returns {type(found).__name__}: a tensor of logits [N, K] is needed, and a factory of your own "
+            "can wrap the model so that it returns one"
+        )
+    return found
+
+
 def transform_of(model: nn.Module, size: int | None, whole: bool = False) -> Callable[[Any], Tensor]:
     """A function that turns a PIL image into the model's input ``[C, H, W]``.
 
     It is the model's own attribute ``transform``, where it has one and no size is asked for. Else images are resized
     and cropped in the middle, or, with ``whole``, squeezed into a square. The other steps are those of the model's own
-    transform, where it is a list of steps. Without such a list the pixels become floats, and get the inverse channels
-    1 - x where the first layer takes six.
+    transform, where it is a list of steps. Without such a list the pixels become floats, of one channel where the first
+    layer takes one or two, and get the inverse channels 1 - x where it takes two or six.
     """
     own = getattr(model, "transform", None)
     own = own if callable(own) and not inspect.isclass(own) else None
     if size is None and not whole and own is not None:
         return own
     declare_torchvision_operators_when_needed()
-    from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
+    from torchvision.transforms import CenterCrop, Compose, Grayscale, Resize, ToTensor
 
     size = size or SIDE
     fit = [Resize((size, size))] if whole else [Resize(round(size / SHOWN)), CenterCrop(size)]
-    inverse = [AddInverse()] if _channels(model) == 6 and not _adds_inverse(model) else []
-    return Compose([*fit, *(_without_fitting(own) or [ToTensor(), *inverse])])
+    channels = _channels(model)
+    grey = [Grayscale()] if channels in (1, 2) else []
+    inverse = [AddInverse()] if channels in (2, 6) and not _adds_inverse(model) else []
+    return Compose([*fit, *(_without_fitting(own) or [*grey, ToTensor(), *inverse])])
 
 
 def _without_fitting(own: Any) -> list[Callable]:

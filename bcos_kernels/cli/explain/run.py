@@ -57,16 +57,18 @@ def check(model: nn.Module, source: Source, job: Job) -> None:
     """Explains the first image of the first batch that can be read, to find what makes every image fail.
 
     Raises:
-        ValueError: the model has fewer classes than are to be explained.
+        ValueError: the model has fewer classes than are to be explained, or no colours, and pictures are asked for.
         TypeError, ValueError: :func:`bcos_kernels.explain` refuses the model or its images.
     """
     first = map(source.__getitem__, range(min(job.batch, len(source))))
     image = next((item.image for item in first if item.image is not None), None)
     if image is None:
         return
-    count = explain(model, loading.stacked([image], model), weights=False).logits.shape[1]
-    if job.top > count:
+    found = explain(model, loading.stacked([image], model), weights=False, output=loading.logits)
+    if job.top > (count := found.logits.shape[1]):
         raise ValueError(f"--top {job.top}: the model has {count} classes")
+    if "rgba" in job.save and len(image) != 6:
+        raise ValueError(f"--save rgba: colours need six channels, and the model takes images of {len(image)}")
 
 
 def run(model: nn.Module, source: Source, folder: Folder, numbers: list[int], job: Job) -> Iterator[Progress]:
@@ -137,7 +139,8 @@ def _explained(model: nn.Module, items: list[Loaded], job: Job) -> tuple[Rows, f
     images = loading.stacked([item.image for item in items if item.image is not None], model)
     keeps = "weights" in job.save or "rgba" in job.save
     started = time.perf_counter()
-    found: Explanation = explain(model, images, f"top{job.top}", chunk=job.chunk, weights=keeps)
+    options: dict[str, Any] = {"chunk": job.chunk, "weights": keeps, "output": loading.logits}
+    found: Explanation = explain(model, images, f"top{job.top}", **options)
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
     in_model = time.perf_counter() - started
