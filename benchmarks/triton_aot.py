@@ -6,10 +6,8 @@ times are **predicted**, not measured.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -30,6 +28,8 @@ from bcos_kernels.gpu.launch import Launch
 from bcos_kernels.transform import TRANSFORM, Call, traffic
 from bcos_kernels.transform.call import of_shapes
 from bcos_kernels.transform.triton.launches import launches
+
+from .command import Parser, heading
 
 __all__ = ["inspected", "loop", "main", "predicted", "call_of"]
 
@@ -239,23 +239,25 @@ def binary_table(rows: list[dict], arch: str) -> Iterator[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the tables; returns 1 where a kernel does not compile, spills, or exceeds a GPU."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.triton_aot")
-    parser.add_argument("--arch", nargs="+", default=["sm_90"], choices=list(aot.ARCHITECTURES), help="(default sm_90)")
+    parser = Parser(__doc__)
+    allowed = f"of {', '.join(aot.ARCHITECTURES)} (default sm_90)"
+    parser.add_argument(
+        "--arch", nargs="+", default=["sm_90"], choices=list(aot.ARCHITECTURES), metavar="ARCH", help=allowed
+    )
     parser.add_argument("--quick", action="store_true", help="six typical layers instead of all")
     parser.add_argument("--layers", default="", metavar="REGEX", help="layers whose name matches (default all)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that compile (default cores)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", default=os.cpu_count(), help="processes that compile (default one a core)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="store the figures as JSON, too")
-    argv = sys.argv[1:] if argv is None else argv
-    arguments = parser.parse_args(argv)
+    arguments = parser.parsed(argv)
     chosen = selected(arguments.layers or (QUICK if arguments.quick else ""))
     if not chosen:
         parser.error(f"--layers {arguments.layers!r} matches no layer")
     machine = {"device": "none: kernels are compiled, times predicted with the rates of bcos_kernels.gpu.cost"}
     settings = {"images": IMAGES, "vit_images": IMAGES_OF_TOKENS, "dtype": "bf16", "memory_format": "channels_last"}
-    command = f"python -m benchmarks.triton_aot {shlex.join(argv)}".strip()
-    result = header(command, machine, settings, ("triton",)) | {"predicted": {}, "compiled": []}
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    print(f"`{result['command']}` at commit {result['commit'][:10]}; {versions}.")
+    result = header(arguments.command, machine, settings, ("triton",)) | {"predicted": {}, "compiled": []}
+    print(heading(result))
     print("Compiled ahead of time; times are predicted, nothing was measured.")
     exceeding = 0
     with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:

@@ -34,6 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Measures how well explanations localise. gridpg: the share of positive contributions in an image's cell of a "
         "grid; a class is the place of its folder among the folders. epg: the share in the bounding boxes of a class."
     )
+    parser.usage = "%(prog)s [options] (gridpg | epg) IMAGES..."
     parser.epilog = "Exit status: 0; 1 where images were skipped; 2 for bad input; 130 after an interrupt."
     parser.add_argument("metric", choices=("gridpg", "epg"), help="what is measured")
     sources.configure(parser)
@@ -47,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     grid.add_argument("--rescale", action="store_true", help="shrink images, so that a grid has the size of one")
     epg = parser.add_argument_group("epg")
     epg.add_argument(
-        "--boxes", metavar="FILE", type=Path, help='JSON: {"name": [[class, xmin, ymin, xmax, ymax], ...]}, in pixels'
+        "--boxes", metavar="FILE", type=Path, help='JSON, in pixels: {"name": [[class, xmin, ymin, xmax, ymax], ...]}'
     )
 
 

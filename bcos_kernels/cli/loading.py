@@ -28,18 +28,19 @@ FITTING = ("Resize", "CenterCrop")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that say which model explains which images."""
-    parser.add_argument("--model", metavar="PKG.MODULE:FACTORY", help="the callable that builds the model")
-    parser.add_argument("--hub", metavar="NAME", help="in place of --model: an entry point of bcos.models.pretrained")
-    parser.add_argument("--factory-args", metavar="JSON", type=json_object, default={}, help="arguments of either")
-    parser.add_argument("--weights", metavar="FILE", type=Path, help="a checkpoint with the model's state dict")
-    parser.add_argument(
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", metavar="PKG.MODULE:FACTORY", help="the callable that builds the model")
+    model.add_argument("--hub", metavar="NAME", help="in place of --model: an entry point of bcos.models.pretrained")
+    model.add_argument("--factory-args", metavar="JSON", type=json_object, default={}, help="arguments of either")
+    model.add_argument("--weights", metavar="FILE", type=Path, help="a checkpoint with the model's state dict")
+    model.add_argument(
         "--image-size", metavar="N", type=at_least(1), help=f"side of an image (default: the model's own, else {SIDE})"
     )
-    parser.add_argument("--batch", metavar="N", type=at_least(1), default=64, help="images of a batch (default 64)")
-    parser.add_argument(
+    model.add_argument("--batch", metavar="N", type=at_least(1), default=64, help="images of a batch (default 64)")
+    model.add_argument(
         "--workers", metavar="N", type=at_least(0), default=2, help="processes that load images (default 2)"
     )
-    parser.add_argument("--chunk", metavar="N", type=at_least(1), help="classes of one backward (default: what fits)")
+    model.add_argument("--chunk", metavar="N", type=at_least(1), help="classes of one backward (default: what fits)")
 
 
 def check(options: argparse.Namespace) -> None:

@@ -129,12 +129,13 @@ def _rgb(image: Any) -> Any:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that name the images."""
-    parser.add_argument(
+    found = parser.add_argument_group("images")
+    found.add_argument(
         "images", metavar="IMAGES", nargs="*", type=Path, help="folders, image files, WebDataset tars (not compressed)"
     )
-    parser.add_argument("--dataset", metavar="NAME", help="in place of IMAGES: a class of torchvision.datasets")
-    parser.add_argument("--root", metavar="DIR", type=Path, default=Path("."), help="its folder (default .)")
-    parser.add_argument(
+    found.add_argument("--dataset", metavar="NAME", help="in place of IMAGES: a class of torchvision.datasets")
+    found.add_argument("--root", metavar="DIR", type=Path, default=Path("."), help="its folder (default .)")
+    found.add_argument(
         "--dataset-args", metavar="JSON", type=json_object, default={}, help="its arguments, such as a split"
     )
 

@@ -31,22 +31,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "A run that was interrupted goes on from its last whole shard when it is started again. "
         "Several processes: torchrun --nproc-per-node N -m bcos_kernels explain ..."
     )
+    parser.usage = "%(prog)s [options] IMAGES... --out DIR"
     parser.epilog = "Exit status: 0; 1 where images were skipped; 2 for bad input; 130 after an interrupt."
     sources.configure(parser)
     loading.configure(parser)
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the folder of the results")
-    parser.add_argument(
+    results = parser.add_argument_group("results")
+    results.add_argument("--out", metavar="DIR", type=Path, required=True, help="the folder of the results")
+    results.add_argument(
         "--top", metavar="N", type=at_least(1), default=1, help="classes that are explained (default 1)"
     )
-    parser.add_argument(
+    results.add_argument(
         "--save",
         metavar="LIST",
         default="map",
         help="what is kept: contributions (map), pictures (rgba), rows (weights), as in map,rgba (default map)",
     )
-    parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="of maps and weights (default fp16)")
-    parser.add_argument("--smooth", metavar="N", type=int, default=15, help="smoothing of pictures (default 15)")
-    parser.add_argument("--shard", metavar="N", type=at_least(1), default=1000, help="images of a shard (default 1000)")
+    results.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="of maps and weights (default fp16)")
+    results.add_argument("--smooth", metavar="N", type=int, default=15, help="smoothing of pictures (default 15)")
+    results.add_argument("--shard", metavar="N", type=at_least(1), default=1000, help="its images (default 1000)")
 
 
 def main(options: argparse.Namespace) -> int:
