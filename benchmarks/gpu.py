@@ -29,6 +29,7 @@ from bcos_kernels.cli.bench import report, stored
 from bcos_kernels.cli.bench.devices import Gpu
 from bcos_kernels.cli.bench.settings import QUICK_LAYERS
 from bcos_kernels.cli.bench.stored import ROOT
+from bcos_kernels.cli.terminal import draft_of
 from bcos_kernels.compat import import_reference
 
 from . import shares
@@ -130,9 +131,8 @@ class Job:
         self.write()
 
     def write(self, unfinished: str = "") -> None:
-        draft = self.page.with_suffix(".tmp")
-        draft.write_text("\n\n".join([*self.parts, *([unfinished] if unfinished else [])]) + "\n", encoding="utf-8")
-        draft.replace(self.page)
+        with draft_of(self.page) as draft:
+            draft.write_text("\n\n".join(filter(None, [*self.parts, unfinished])) + "\n", encoding="utf-8")
 
     def fail(self, text: str) -> None:
         self.failed.append(text.partition("\n")[0])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from ..explanation import explain
 from ..text import aligned, progress
 from . import loading, sources
 from .sources import Loaded, Source
-from .terminal import at_least, refused, unwritable
+from .terminal import at_least, draft_of, refused, unwritable
 
 __all__ = ["configure", "main"]
 
@@ -91,9 +90,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     print(aligned([*table, (names[options.metric], str(len(values)), *figures)]))
     if options.out is not None:
         found = {"metric": options.metric, "mean": values.mean().item(), "rows": rows, "skipped": skipped}
-        draft = options.out.with_name(f".{options.out.name}.{os.getpid()}.tmp")
-        draft.write_text(json.dumps(found, indent=1), encoding="utf-8")
-        os.replace(draft, options.out)
+        with draft_of(options.out) as draft:
+            draft.write_text(json.dumps(found, indent=1), encoding="utf-8")
     return 1 if skipped else 0
 
 

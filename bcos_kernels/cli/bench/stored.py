@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from ... import __version__
+from ..terminal import draft_of
 
 __all__ = ["ROOT", "commit", "default_path", "header", "is_complete", "partial_path", "store", "typed", "unfinished"]
 
@@ -116,10 +117,9 @@ def header(command: str, machine: dict, settings: dict, packages: tuple[str, ...
 def store(result: dict, path: Path) -> None:
     """Replaces the file in one step, so that an interruption leaves no half; each part and each row takes one line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
     parts = (f"{json.dumps(name)}: {_lines(value)}" for name, value in result.items())
-    draft.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
-    draft.replace(path)
+    with draft_of(path) as draft:
+        draft.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
 def _lines(value: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -18,25 +19,9 @@ from torch.utils.data import DataLoader
 from ...explanation import Explanation, explain
 from .. import loading
 from ..sources import Loaded, Source
-from .shards import Folder, ShardWriter
+from .shards import Folder, shard_writer
 
-__all__ = ["Job", "Progress", "check", "run"]
-
-
-class Job(NamedTuple):
-    """What is explained, and what of it is kept."""
-
-    top: int
-    save: tuple[str, ...]
-    """Of ``map``, ``rgba`` and ``weights``."""
-    dtype: str
-    """Of maps and weights: ``fp16`` or ``fp32``."""
-    batch: int
-    shard: int
-    """Images of a shard."""
-    chunk: int | None
-    smooth: int
-    workers: int
+__all__ = ["Progress", "check", "run"]
 
 
 class Progress(NamedTuple):
@@ -53,7 +38,7 @@ class Encoded(NamedTuple):
     parts: list[tuple[str, bytes]]
 
 
-def check(model: nn.Module, source: Source, job: Job) -> None:
+def check(model: nn.Module, source: Source, job: Namespace) -> None:
     """Explains the first image of the first batch that can be read, to find what makes every image fail.
 
     Raises:
@@ -71,7 +56,7 @@ def check(model: nn.Module, source: Source, job: Job) -> None:
         raise ValueError(f"--save rgba: colours need six channels, and the model takes images of {len(image)}")
 
 
-def run(model: nn.Module, source: Source, folder: Folder, numbers: list[int], job: Job) -> Iterator[Progress]:
+def run(model: nn.Module, source: Source, folder: Folder, numbers: list[int], job: Namespace) -> Iterator[Progress]:
     """Explains the shards of these numbers; yields the progress of each batch."""
     if not numbers:
         return
@@ -83,20 +68,25 @@ def run(model: nn.Module, source: Source, folder: Folder, numbers: list[int], jo
             yield from _write(model, islice(loaded, len(of_shard)), folder, number, job, pool)
 
 
-def _batches(number: int, images: int, job: Job) -> list[list[int]]:
+def _batches(number: int, images: int, job: Namespace) -> list[list[int]]:
     """The batches of one shard."""
     first, last = number * job.shard, min((number + 1) * job.shard, images)
     return [list(range(start, min(start + job.batch, last))) for start in range(first, last, job.batch)]
 
 
 def _write(
-    model: nn.Module, batches: Iterable[list[Loaded]], folder: Folder, number: int, job: Job, pool: ThreadPoolExecutor
+    model: nn.Module,
+    batches: Iterable[list[Loaded]],
+    folder: Folder,
+    number: int,
+    job: Namespace,
+    pool: ThreadPoolExecutor,
 ) -> Iterator[Progress]:
     """Explains one shard and writes it, while the next batch is explained."""
     names: list[str] = []
     skipped: list[dict[str, str]] = []
     pending: list[Future[Encoded]] = []
-    with ShardWriter(folder.shard(number)) as shard:
+    with shard_writer(folder.shard(number)) as add:
         for batch in batches:
             skipped += [{"name": item.name, "reason": item.reason} for item in batch if item.image is None]
             items = [item for item in batch if item.image is not None]
@@ -108,7 +98,7 @@ def _write(
                 if not known
             ]
             for future in pending:
-                shard.add(*future.result())
+                add(*future.result())
             pending = []
             if found is not None:
                 explained = [(item, found.of(i)) for i, item in enumerate(items) if finite[i]]
@@ -116,7 +106,7 @@ def _write(
                 names += [item.name for item, _ in explained]
             yield Progress(len(batch), in_model)
         for future in pending:
-            shard.add(*future.result())
+            add(*future.result())
     folder.finish(number, {"images": names, "skipped": skipped})
 
 
@@ -134,7 +124,7 @@ class Rows(NamedTuple):
         return Rows(*(None if t is None else t[number] for t in self))  # type: ignore[arg-type]
 
 
-def _explained(model: nn.Module, items: list[Loaded], job: Job) -> tuple[Rows, float]:
+def _explained(model: nn.Module, items: list[Loaded], job: Namespace) -> tuple[Rows, float]:
     """The rows of a batch, and the seconds that the model's passes took."""
     images = loading.stacked([item.image for item in items if item.image is not None], model)
     keeps = "weights" in job.save or "rgba" in job.save
@@ -150,7 +140,7 @@ def _explained(model: nn.Module, items: list[Loaded], job: Job) -> tuple[Rows, f
     return Rows(found.logits.cpu(), found.targets, found.contributions.cpu(), weights, pictures), in_model
 
 
-def _encoded(item: Loaded, rows: Rows, job: Job) -> Encoded:
+def _encoded(item: Loaded, rows: Rows, job: Namespace) -> Encoded:
     """The files of one image: a record, arrays, and a picture for each class."""
     record: dict[str, Any] = {
         "name": item.name,
