@@ -15,7 +15,7 @@ from ..terminal import at_least, installing, refused, unwritable
 
 __all__ = ["configure", "main"]
 
-OPTIONAL = {"rich": "rich", "matplotlib": "matplotlib", "sklearn": "scikit-learn", "einops": "einops"}
+OPTIONAL = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "einops": "einops"}
 """Module -> distribution, for everything that the demo needs beside torch and the reference package."""
 
 
