@@ -229,9 +229,9 @@ class Bench:
 
         title = coda.CODA_NETS[model].title if model in coda.CODA_NETS else MODELS.get(model, ("", model))[1]
         image = shape[-1] if len(shape) == 4 else None
-        row = {"scope": "model", "workload": model, "model": model, "group": title, "measure": measure}
-        row |= {"batch": shape[0], "image": image, "scaling": None, "floor": None}
-        return row | self._tried(measure_it, wanted, taking_part)
+        names = {"scope": "model", "workload": model, "model": model, "group": title, "measure": measure}
+        facts = {"batch": shape[0], "image": image, "scaling": None, "floor": None}
+        return names | facts | self._tried(measure_it, wanted, taking_part)
 
     # -------------------------------------------------------------------------------------------- curves
 
