@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 
 from bcos_kernels.cli.bench.coda import CODA_NETS
-from bcos_kernels.cli.terminal import at_least
+from bcos_kernels.cli.terminal import DTYPES, at_least
 from bcos_kernels.core.candidate import DIRECTIONS
 from bcos_kernels.dynamic_alignment import Call, Spec, traffic
 from bcos_kernels.text import aligned
@@ -22,7 +22,6 @@ from .command import Parser
 __all__ = ["calls", "main", "rows"]
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 COSTS = {"triton": traffic.cost, "cuda": traffic.cuda_cost}
 IMAGES = {"coda_cifar10": 256, "coda_imagenet": 32}
 """Network -> images at once, with which a GPU has enough to do."""

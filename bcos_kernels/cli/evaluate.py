@@ -104,10 +104,6 @@ def _batches(
         yield [item for item in batch if item.image is not None]
 
 
-def _stacked(items: list[Loaded], model: nn.Module) -> Tensor:
-    return loading.stacked([item.image for item in items if item.image is not None], model)
-
-
 def _in_parts(values: list, size: int) -> list[list]:
     return [values[start : start + size] for start in range(0, len(values), size)]
 
@@ -136,7 +132,7 @@ def _grids(
     rows: list[dict[str, Any]] = []
     with progress("grids", len(chosen)) as advance:
         for items in _batches(source, batches, options, skipped):
-            images = _stacked(items, model).unflatten(0, (-1, options.cells))
+            images = loading.stacked((item.image for item in items), model).unflatten(0, (-1, options.cells))
             targets = torch.tensor([classes[item.number] for item in items]).view(-1, options.cells)
             found = explain(
                 model, metrics.make_grid(images), targets, chunk=options.chunk, weights=False, output=loading.logits
@@ -162,7 +158,7 @@ def _confidences(
             if without is not None:
                 raise ValueError(f"{without} has no class: a folder for each class is needed, or a data set of classes")
             if items:
-                images = _stacked(items, model)
+                images = loading.stacked((item.image for item in items), model)
                 logits.append(loading.logits(model, images).cpu())
                 side = images.shape[-1]
             numbers += [item.number for item in items]
@@ -234,7 +230,7 @@ def _energies(
 
 
 def _of_images(model: nn.Module, items: list[Loaded], boxes, options: argparse.Namespace) -> list[dict[str, Any]]:
-    images = _stacked(items, model)
+    images = loading.stacked((item.image for item in items), model)
     size = images.shape[-1], images.shape[-2]
     pairs, scaled = [], []
     for image, item in enumerate(items):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,17 +132,18 @@ def device(local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def stacked(images: list[Tensor], model: nn.Module) -> Tensor:
-    """A batch of images ``[C, H, W]`` in the dtype and on the device of the model.
+def stacked(images: Iterable[Tensor | None], model: nn.Module) -> Tensor:
+    """A batch of the images ``[C, H, W]`` that could be read, in the dtype and on the device of the model.
 
     Raises:
         ValueError: they are not of one size.
     """
-    shapes = sorted({tuple(image.shape) for image in images})
+    found = [image for image in images if image is not None]
+    shapes = sorted({tuple(image.shape) for image in found})
     if len(shapes) > 1:
         raise ValueError(f"images of different sizes, {shapes[0]} and {shapes[1]}: choose one by --image-size")
     like = next(model.parameters())
-    return torch.stack(images).to(like.device, like.dtype, memory_format=torch.channels_last)
+    return torch.stack(found).to(like.device, like.dtype, memory_format=torch.channels_last)
 
 
 def logits(model: nn.Module, images: Tensor) -> Tensor:

@@ -79,9 +79,9 @@ def _explain(options: argparse.Namespace, processes: Processes) -> int:
     done, in_model, started = 0, 0.0, time.perf_counter()
     images = sum(min(options.shard, len(source) - n * options.shard) for n in mine)
     with progress("explain", max(1, images), show=processes.rank == 0 and images > 0) as advance:
-        for batch in run(model, source, folder, mine, options):
-            done, in_model = done + batch.images, in_model + batch.in_model
-            advance(f"{processes.count * done / (time.perf_counter() - started):.1f} images/s", batch.images)
+        for count, spent in run(model, source, folder, mine, options):
+            done, in_model = done + count, in_model + spent
+            advance(f"{processes.count * done / (time.perf_counter() - started):.1f} images/s", count)
     seconds = time.perf_counter() - started
     processes.wait()
     index = processes.of_first(lambda: folder.write_index(shards))

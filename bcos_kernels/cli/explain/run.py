@@ -21,21 +21,10 @@ from .. import loading
 from ..sources import Loaded, Source
 from .shards import Folder, shard_writer
 
-__all__ = ["Progress", "check", "run"]
+__all__ = ["check", "run"]
 
-
-class Progress(NamedTuple):
-    """Where the time of a batch went."""
-
-    images: int
-    in_model: float
-
-
-class Encoded(NamedTuple):
-    """The files of one image."""
-
-    key: str
-    parts: list[tuple[str, bytes]]
+Files = list[tuple[str, bytes]]
+"""Endings and contents."""
 
 
 def check(model: nn.Module, source: Source, job: Namespace) -> None:
@@ -56,8 +45,10 @@ def check(model: nn.Module, source: Source, job: Namespace) -> None:
         raise ValueError(f"--save rgba: colours need six channels, and the model takes images of {len(image)}")
 
 
-def run(model: nn.Module, source: Source, folder: Folder, numbers: list[int], job: Namespace) -> Iterator[Progress]:
-    """Explains the shards of these numbers; yields the progress of each batch."""
+def run(
+    model: nn.Module, source: Source, folder: Folder, numbers: list[int], job: Namespace
+) -> Iterator[tuple[int, float]]:
+    """Explains the shards of these numbers; yields the images of each batch, and the seconds that the model took."""
     if not numbers:
         return
     batches = {number: _batches(number, len(source), job) for number in numbers}
@@ -81,11 +72,11 @@ def _write(
     number: int,
     job: Namespace,
     pool: ThreadPoolExecutor,
-) -> Iterator[Progress]:
+) -> Iterator[tuple[int, float]]:
     """Explains one shard and writes it, while the next batch is explained."""
     names: list[str] = []
     skipped: list[dict[str, str]] = []
-    pending: list[Future[Encoded]] = []
+    pending: list[Future[tuple[str, Files]]] = []
     with shard_writer(folder.shard(number)) as add:
         for batch in batches:
             skipped += [{"name": item.name, "reason": item.reason} for item in batch if item.image is None]
@@ -104,7 +95,7 @@ def _write(
                 explained = [(item, found.of(i)) for i, item in enumerate(items) if finite[i]]
                 pending = [pool.submit(_encoded, item, rows, job) for item, rows in explained]
                 names += [item.name for item, _ in explained]
-            yield Progress(len(batch), in_model)
+            yield len(batch), in_model
         for future in pending:
             add(*future.result())
     folder.finish(number, {"images": names, "skipped": skipped})
@@ -126,7 +117,7 @@ class Rows(NamedTuple):
 
 def _explained(model: nn.Module, items: list[Loaded], job: Namespace) -> tuple[Rows, float]:
     """The rows of a batch, and the seconds that the model's passes took."""
-    images = loading.stacked([item.image for item in items if item.image is not None], model)
+    images = loading.stacked((item.image for item in items), model)
     keeps = "weights" in job.save or "rgba" in job.save
     started = time.perf_counter()
     options: dict[str, Any] = {"chunk": job.chunk, "weights": keeps, "output": loading.logits}
@@ -140,8 +131,8 @@ def _explained(model: nn.Module, items: list[Loaded], job: Namespace) -> tuple[R
     return Rows(found.logits.cpu(), found.targets, found.contributions.cpu(), weights, pictures), in_model
 
 
-def _encoded(item: Loaded, rows: Rows, job: Namespace) -> Encoded:
-    """The files of one image: a record, arrays, and a picture for each class."""
+def _encoded(item: Loaded, rows: Rows, job: Namespace) -> tuple[str, Files]:
+    """The key and the files of one image: a record, arrays, and a picture for each class."""
     record: dict[str, Any] = {
         "name": item.name,
         "label": item.label,
@@ -149,7 +140,7 @@ def _encoded(item: Loaded, rows: Rows, job: Namespace) -> Encoded:
         "classes": rows.classes.tolist(),
         "logits": rows.logits[rows.classes].tolist(),
     }
-    parts: list[tuple[str, bytes]] = []
+    parts: Files = []
     for name, rowed in (("map", rows.contributions), ("weights", rows.weights)):
         if name in job.save and rowed is not None:
             array, scales = _stored(rowed, job.dtype)
@@ -157,7 +148,7 @@ def _encoded(item: Loaded, rows: Rows, job: Namespace) -> Encoded:
             parts.append((f"{name}.npy", _npy(array)))
     if rows.pictures is not None:
         parts += [(f"{rank}.rgba.png", _png(picture)) for rank, picture in enumerate(rows.pictures)]
-    return Encoded(f"{item.number:08d}", [("json", json.dumps(record).encode()), *parts])
+    return (f"{item.number:08d}", [("json", json.dumps(record).encode()), *parts])
 
 
 def _stored(rows: Tensor, dtype: str) -> tuple[np.ndarray, list[float]]:
