@@ -6,18 +6,19 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from html import escape
 
 __all__ = ["aligned", "folded_html", "many", "noted", "progress", "wrapped"]
 
 
-def aligned(rows: Iterable[tuple[str, ...]]) -> str:
-    """A table as text: rows with equal numbers of cells become lines with aligned columns."""
+def aligned(rows: Iterable[tuple[str, ...]], right: Container[int] = ()) -> str:
+    """A table as text: rows with equal numbers of cells become lines; the columns of ``right`` end at one place."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)) for row in rows)
+    sides = [">" if i in right else "<" for i in range(len(widths))]
+    lines = ("  ".join(f"{c:{s}{w}}" for c, s, w in zip(row, sides, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 
 

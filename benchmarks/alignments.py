@@ -6,23 +6,22 @@ of one direction, and their ratio to the floor: the factored form at the vendor'
 
 from __future__ import annotations
 
-import argparse
-import shlex
 import sys
 from collections.abc import Iterator
 
 import torch
 
 from bcos_kernels.cli.bench.coda import CODA_NETS
-from bcos_kernels.cli.terminal import at_least
+from bcos_kernels.cli.terminal import DTYPES, at_least
 from bcos_kernels.core.candidate import DIRECTIONS
 from bcos_kernels.dynamic_alignment import Call, Spec, traffic
 from bcos_kernels.text import aligned
 
+from .command import Parser
+
 __all__ = ["calls", "main", "rows"]
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 COSTS = {"triton": traffic.cost, "cuda": traffic.cuda_cost}
 IMAGES = {"coda_cifar10": 256, "coda_imagenet": 32}
 """Network -> images at once, with which a GPU has enough to do."""
@@ -56,15 +55,14 @@ def rows(
 
 def main(argv: list[str] | None = None) -> int:
     """Prints a table for each network; returns 0."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.alignments")
+    parser = Parser(__doc__)
     parser.add_argument("--arch", default="sm_90", choices=ARCHITECTURES, help="(default sm_90)")
     parser.add_argument("--dtype", default="bf16", choices=list(DTYPES), help="(default bf16)")
     parser.add_argument("--backend", default="triton", choices=list(COSTS), help="whose kernels (default triton)")
-    parser.add_argument("--images", type=at_least(1), help=f"images at once (default {IMAGES})")
-    argv = sys.argv[1:] if argv is None else argv
-    options = parser.parse_args(argv)
-    command = shlex.join(["python", "-m", "benchmarks.alignments", *argv])
-    print(f"`{command}`\npredicted by the cost model, not measured: microseconds (and times the floor)")
+    usual = ", ".join(f"{images} of {name}" for name, images in IMAGES.items())
+    parser.add_argument("--images", type=at_least(1), metavar="N", help=f"images at once (default {usual})")
+    options = parser.parsed(argv)
+    print(f"`{options.command}`\npredicted by the cost model, not measured: microseconds (and times the floor)")
     for name in CODA_NETS:
         images = options.images or IMAGES[name]
         print(f"\n{CODA_NETS[name].title}, {options.arch}, {options.dtype}, {images} images")

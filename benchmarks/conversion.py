@@ -9,7 +9,6 @@ gradients of all parameters, of explanations and of the buffers after training. 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import io
@@ -30,6 +29,7 @@ from bcos_kernels.cli.bench.models import settled
 from bcos_kernels.compat import declare_torchvision_operators_when_needed
 from bcos_kernels.text import aligned
 
+from .command import Parser
 from .coverage import difference, explain, prepare_process
 from .fingerprints import imported, title
 
@@ -172,8 +172,8 @@ CASES = (
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the table; 1 if something is amiss."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.conversion", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help=f"a checkout of {BF}")
+    parser = Parser(__doc__)
+    parser.add_argument("folder", type=Path, metavar="CHECKOUT", help=f"a checkout of {BF}")
     folder = parser.parse_args(argv).folder
     if not (folder / ".git").exists() or title(folder) != BF:
         parser.error(f"{folder}: not a checkout of {BF}")

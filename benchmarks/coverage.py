@@ -10,7 +10,6 @@ Besides torchvision and einops the models need transformers below 5 (language mo
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
@@ -38,6 +37,7 @@ from bcos_kernels.adopt.published import TABLE, published_mro
 from bcos_kernels.compat import declare_torchvision_operators_when_needed
 from bcos_kernels.text import aligned
 
+from .command import Parser
 from .fingerprints import imported, title
 
 declare_torchvision_operators_when_needed()
@@ -86,8 +86,8 @@ class Outcome:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the table; 1 if something is amiss."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="+", type=Path, help="checkouts, each in a folder named after its owner")
+    parser = Parser(__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="CHECKOUT", help="in a folder named after its owner")
     options = parser.parse_args(argv)
     known = {model.repository for model in MODELS}
     for folder in options.folders:

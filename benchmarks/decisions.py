@@ -7,8 +7,6 @@ rounding is refused. The table says which way is fastest, and whether the graphs
 
 from __future__ import annotations
 
-import argparse
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +26,7 @@ from bcos_kernels.gpu.timing import Noted
 from bcos_kernels.text import aligned
 from bcos_kernels.transform import TRANSFORM, Call
 
+from .command import Parser
 from .triton_aot import call_of, selected
 
 __all__ = ["LAYERS", "main", "measured", "report", "table"]
@@ -120,12 +119,11 @@ def _ratio(row: dict, ways: tuple[str, ...]) -> float | None:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the table; returns 1 where a result was wrong or failed, which no refusal by cuDNN is."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.decisions", description=__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("--layers", default=LAYERS, metavar="REGEX", help="layers whose name matches (default typical)")
-    parser.add_argument("--seconds", type=float, default=300.0, help="no row starts later (default %(default).0f)")
+    parser.add_argument("--seconds", type=float, metavar="S", default=300.0, help="no row starts later (default 300)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="store the figures as JSON, too, after each row")
-    argv = sys.argv[1:] if argv is None else argv
-    arguments = parser.parse_args(argv)
+    arguments = parser.parsed(argv)
     end = time.monotonic() + arguments.seconds
     if not torch.cuda.is_available():
         parser.error("no GPU here, and nothing else is timed")
@@ -133,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     if not layers:
         parser.error(f"--layers {arguments.layers!r} matches no layer")
     torch.backends.cudnn.benchmark = True  # the plain layer by its fastest algorithm, and so the candidate vendor
-    result = header(f"python -m benchmarks.decisions {shlex.join(argv)}", Gpu().describe(), {"dtype": "bf16"})
+    result = header(arguments.command, Gpu().describe(), {"dtype": "bf16"})
     found = measured(layers, architecture_of(device), device, end)
     return report(result, found, len(DIRECTIONS) * len(layers), arguments.out)
 

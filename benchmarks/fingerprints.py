@@ -11,7 +11,6 @@ the norm of dilated patches, the table knows, and which it does not know.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import inspect
@@ -36,6 +35,8 @@ from bcos_kernels.adopt.gate import METHOD
 from bcos_kernels.adopt.layer_code import SLOW_NORM
 from bcos_kernels.adopt.published import TABLE
 from bcos_kernels.compat import import_reference
+
+from .command import Parser
 
 __all__ = ["main"]
 
@@ -63,8 +64,8 @@ NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 def main(argv: list[str] | None = None) -> int:
     """Adds to the table what is new and prints what needs a formula."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fingerprints", description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="+", type=Path, help="checkouts, or unpacked releases such as bcos-0.1.3")
+    parser = Parser(__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a checkout, or a release bcos-0.1.3")
     parser.add_argument("--look", action="store_true", help="only print which classes of each folder are known")
     options = parser.parse_args(argv)
     for folder in options.folders:

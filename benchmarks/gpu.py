@@ -1,8 +1,8 @@
 """``python -m benchmarks.gpu right | fast | tune``: tests and times on one GPU, in calls of at most nine minutes.
 
-``right``: is it right? Small calls of each backend, the graphs of cuDNN beside torch's own products, the tests, a first
-table. ``fast``: how fast? Every layer beside the plain one and the reference. ``tune``: the choice of kernels measured,
-whole models, and races last.
+``right``, the default: is it right? Small calls of each backend, the graphs of cuDNN beside torch's own products, the
+tests, a first table. ``fast``: how fast? Every layer beside the plain one and the reference. ``tune``: the choice of
+kernels measured, whole models, and races last.
 Each call builds the extension first and ends in time; it names what it had no time for, which is no failure. Where the
 build fails, ``right`` asks what Triton's kernels do. Its files are complete and readable at any moment:
 ``gpu_CALL.txt``, ``gpu_CALL.log`` and a file of figures for each part.
@@ -29,9 +29,11 @@ from bcos_kernels.cli.bench import report, stored
 from bcos_kernels.cli.bench.devices import Gpu
 from bcos_kernels.cli.bench.settings import QUICK_LAYERS
 from bcos_kernels.cli.bench.stored import ROOT
+from bcos_kernels.cli.terminal import draft_of
 from bcos_kernels.compat import import_reference
 
 from . import shares
+from .command import Parser
 
 __all__ = ["CALLS", "Job", "cuda_home", "main"]
 
@@ -113,9 +115,8 @@ class Job:
             old.unlink(missing_ok=True)  # else the files of a killed call would stand beside those of an earlier one
         self.parts: list[str] = []
         self.failed: list[str] = []
-        command = "python -m benchmarks.gpu " + shlex.join(arguments.argv)
         packages = ("triton", "bcos", "pytest")
-        self.header = stored.header(command, machine, {"processes": self.processes}, packages)
+        self.header = stored.header(arguments.command, machine, {"processes": self.processes}, packages)
         commit = self.header["commit"] or "unknown (--commit or BCOS_KERNELS_COMMIT names it)"
         self.tell(f"{machine['device']}, {self.header['versions']}, commit {commit}")
         self.tell(f"CUDA_HOME: {self.environment.get('CUDA_HOME', 'no CUDA toolkit was found')}")
@@ -130,9 +131,8 @@ class Job:
         self.write()
 
     def write(self, unfinished: str = "") -> None:
-        draft = self.page.with_suffix(".tmp")
-        draft.write_text("\n\n".join([*self.parts, *([unfinished] if unfinished else [])]) + "\n", encoding="utf-8")
-        draft.replace(self.page)
+        with draft_of(self.page) as draft:
+            draft.write_text("\n\n".join(filter(None, [*self.parts, unfinished])) + "\n", encoding="utf-8")
 
     def fail(self, text: str) -> None:
         self.failed.append(text.partition("\n")[0])
@@ -314,19 +314,16 @@ CALLS = {"right": right, "fast": fast, "tune": tune}
 WITHOUT_EXTENSION = {"right": right_without_extension}
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu", description=__doc__.partition(": ")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(__doc__)
     parser.add_argument("call", nargs="?", choices=CALLS, default="right", help="(default right)")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for all of it (default {SECONDS:.0f})")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="at once (default one a core)")
+    parser.add_argument("--seconds", type=float, metavar="S", default=SECONDS, help="for all of it (default 525)")
+    parser.add_argument("--processes", type=int, metavar="N", default=os.cpu_count(), help="(default one a core)")
     parser.add_argument("--no-build", action="store_true", help="use the extension that is in bcos_kernels/")
-    parser.add_argument("--commit", help="of a copy without .git (default BCOS_KERNELS_COMMIT)")
+    parser.add_argument("--commit", metavar="HASH", help="of a copy without .git (default BCOS_KERNELS_COMMIT)")
     out = Path(os.environ.get("OUT") or RESULTS)
-    parser.add_argument("--out", type=Path, default=out, help="folder of the results (default $OUT or %(default)s)")
-    arguments = parser.parse_args(argv, argparse.Namespace(argv=argv))
+    parser.add_argument("--out", type=Path, metavar="FOLDER", default=out, help="(default $OUT or %(default)s)")
+    arguments = parser.parsed(argv)
     for name in ("seconds", "processes"):
         if not getattr(arguments, name) > 0:
             parser.error(f"--{name} {getattr(arguments, name)}: must be above 0")
@@ -345,7 +342,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns 0 if nothing that ran failed, else 1; running out of time is no failure."""
-    arguments = parse(sys.argv[1:] if argv is None else argv)
+    arguments = parse(argv)
     job = Job(arguments, Gpu().describe())
     calls = CALLS if build(job, not arguments.no_build) else WITHOUT_EXTENSION
     if arguments.call in calls:

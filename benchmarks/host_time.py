@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import platform
 
 import torch
 
 from bcos_kernels.cli.bench.host import MEASURES, measure, pairs
 
+from .command import Parser
+
 __all__ = ["main"]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Prints a Markdown table, and the device and the versions above it."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.host_time")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each figure (default 1)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = Parser(__doc__)
+    parser.add_argument("--seconds", type=float, metavar="S", default=1.0, help="for each figure (default 1)")
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", metavar="D", default=usual, help=f"(default {usual})")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     name = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.machine()

@@ -9,9 +9,6 @@ sizes. The products of cuDNN and cuBLAS are counted, two for a backward of x and
 
 from __future__ import annotations
 
-import argparse
-import platform
-import shlex
 import statistics
 import sys
 import time
@@ -20,11 +17,10 @@ from typing import NamedTuple
 from unittest import mock
 
 import torch
-import triton
 from torch import Tensor
 
 import bcos_kernels as bk
-from bcos_kernels.cli.bench.stored import commit
+from bcos_kernels.cli.bench.stored import header
 from bcos_kernels.cli.bench.workloads import MODELS, network
 from bcos_kernels.cli.terminal import at_least
 from bcos_kernels.core import choice
@@ -34,6 +30,7 @@ from bcos_kernels.text import aligned
 from bcos_kernels.transform import TRANSFORM
 from bcos_kernels.transform.triton import vendor
 
+from .command import Parser, heading
 from .networks import NETWORKS, calls_of
 
 __all__ = ["DRIVER", "Started", "main", "started"]
@@ -118,16 +115,13 @@ def _row(network: str, kind: str, found: list[dict[str, Started]]) -> tuple[str,
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.launches", description=__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("--models", nargs="+", default=NETWORKS, choices=NETWORKS, metavar="NAME", help="(default all)")
     parser.add_argument(
-        "--images", type=at_least(1), default=256, help="the batch candidates are chosen for (default 256)"
+        "--images", type=at_least(1), metavar="N", default=256, help="for which candidates are chosen (default 256)"
     )
-    argv = sys.argv[1:] if argv is None else argv
-    chosen = parser.parse_args(argv)
-    command = f"python -m benchmarks.launches {shlex.join(argv)}".strip()
-    versions = f"bcos_kernels {bk.__version__}, torch {torch.__version__}, triton {triton.__version__}"
-    print(f"`{command}` at commit {commit()[:10]}; {versions}, python {platform.python_version()}.")
+    chosen = parser.parsed(argv)
+    print(heading(header(chosen.command, {}, {}, ("triton",))))
     print(
         "The layers' and norms' kernels of a training step, for a GPU, and the host's time to start them with a driver"
     )

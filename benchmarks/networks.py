@@ -11,9 +11,6 @@ such as pooling and additions, is left out.
 
 from __future__ import annotations
 
-import argparse
-import platform
-import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -26,13 +23,15 @@ from torch import nn
 import bcos_kernels as bk
 from bcos_kernels.adopt.accelerate import plan_of
 from bcos_kernels.cli.bench.models import plain
-from bcos_kernels.cli.bench.stored import commit
+from bcos_kernels.cli.bench.stored import header
 from bcos_kernels.cli.bench.workloads import IMAGE, MODELS, network
 from bcos_kernels.cli.terminal import at_least
 from bcos_kernels.gpu.cost import Kernel, rates
 from bcos_kernels.norm import NORM
 from bcos_kernels.text import aligned
 from bcos_kernels.transform import TRANSFORM, traffic
+
+from .command import Parser, heading
 
 __all__ = ["NETWORKS", "Step", "calls_of", "main", "predicted"]
 
@@ -162,15 +161,14 @@ def bounds(calls: list[_Call], arch: str) -> Bounds:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("--models", nargs="+", default=NETWORKS, choices=NETWORKS, metavar="NAME", help="(default all)")
-    parser.add_argument("--arch", nargs="+", default=["sm_90"], choices=ARCHITECTURES, help="(default sm_90)")
-    parser.add_argument("--images", type=at_least(1), default=256, help="(default 256)")
+    allowed = f"of {', '.join(ARCHITECTURES)} (default sm_90)"
+    parser.add_argument("--arch", nargs="+", default=["sm_90"], choices=ARCHITECTURES, metavar="ARCH", help=allowed)
+    parser.add_argument("--images", type=at_least(1), metavar="N", default=256, help="of a step (default 256)")
     parser.add_argument("--bounds", action="store_true", help="what fusions that are not built would save")
-    argv = sys.argv[1:] if argv is None else argv
-    chosen = parser.parse_args(argv)
-    versions = f"bcos_kernels {bk.__version__}, torch {torch.__version__}, python {platform.python_version()}"
-    print(f"`{('python -m benchmarks.networks ' + shlex.join(argv)).strip()}` at commit {commit()[:10]}; {versions}.")
+    chosen = parser.parsed(argv)
+    print(heading(header(chosen.command, {}, {})))
     print(f"Predicted, not measured: a training step, bf16, channels_last, {chosen.images} images.\n")
     rows = [("network", "GPU", "plain ms", "ours ms", "÷ plain", "pairs ms", "÷ plain", "÷ ours")]
     for arch in chosen.arch:

@@ -97,6 +97,10 @@ def gates(m: ModuleType) -> nn.Module:
     return nn.Sequential(nn.Linear(16, 16), m.BcosGELUActivation(), m.BcosNewGELUActivation(), m.BcosSILUActivation())
 
 
+def gate(m: ModuleType) -> nn.Module:
+    return nn.Sequential(nn.Linear(16, 16), m._SiLU())
+
+
 def of_one_formula(m: ModuleType) -> nn.Module:
     return nn.Sequential(
         m.BcosConv2d(6, 8, 3, padding=1),
@@ -189,6 +193,12 @@ def transformer(config: str, kind: str, **options) -> Callable:
     return lambda m: getattr(m, kind)(getattr(importlib.import_module("transformers"), config)(**sizes | options))
 
 
+def language_model(repository: str, name: str, file: str, b: float = 2) -> Model:
+    """A classifier of texts in ``bcos_lm``, whose class begins with ``name``."""
+    make = transformer(f"{name}Config", f"{name}ForSequenceClassification", b=b)
+    return Model(repository, f"{name} of {file}", f"bcos_lm/models/{file}.py", make, (5, 16), by_embeddings)
+
+
 def by_embeddings(model: nn.Module, x: Tensor, name: str = "inputs_embeds") -> object:
     return model(**{name: x}).logits
 
@@ -271,32 +281,16 @@ MODELS = (
     Model(LM, "resnet18", RESNET, resnet("resnet18")),
     Model(LM, "resnet18 of bcos_lm", "bcos_lm/models/resnet.py", resnet("resnet18")),
     Model(
-        LM,
-        "BERT",
-        "bcos_lm/models/bert.py",
-        transformer("BertConfig", "BertForSequenceClassification"),
-        (5, 16),
+        LM, "BERT", "bcos_lm/models/bert.py", transformer("BertConfig", "BertForSequenceClassification"), (5, 16),
         partial(by_embeddings, name="input_embeds"),
     ),
-    *(
-        Model(
-            LM,
-            f"{name} of {file}",
-            f"bcos_lm/models/{file}.py",
-            transformer(f"{name}Config", f"{name}ForSequenceClassification", b=b),
-            (5, 16),
-            by_embeddings,
-        )
-        for b, name, file in (
-            (2, "Bert", "modeling_bert"),
-            (1.5, "Bert", "new_modeling_bert"),
-            (2, "Roberta", "new_modeling_roberta"),
-            (2, "DistilBert", "new_modeling_distilbert"),
-            (1.25, "Bert", "new_new_modeling_bert"),
-            (1.5, "Roberta", "new_new_modeling_roberta"),
-            (1.5, "DistilBert", "new_new_modeling_distilbert"),
-        )
-    ),
+    language_model(LM, "Bert", "modeling_bert"),
+    language_model(LM, "Bert", "new_modeling_bert", 1.5),
+    language_model(LM, "Roberta", "new_modeling_roberta"),
+    language_model(LM, "DistilBert", "new_modeling_distilbert"),
+    language_model(LM, "Bert", "new_new_modeling_bert", 1.25),
+    language_model(LM, "Roberta", "new_new_modeling_roberta", 1.5),
+    language_model(LM, "DistilBert", "new_new_modeling_distilbert", 1.5),
     Model(BF, "resnet18", BFY, bcosified("resnet18", "fc")),
     Model(BF, "resnet18, linear head, b + 2", BFY, bcosified("resnet18", "fc", learned=0.25, gap=False, learn_b=True)),
     Model(BF, "resnet18, b clamped", BFY, bcosified("resnet18", "fc", learned=1.5, clamping=True)),
@@ -323,43 +317,22 @@ MODELS = (
     Model(BD, "norms", f"src/{NORMS}", norms, (6, 8, 8)),
     Model(SIC, "resnet18", "bcos/resnet.py", lambda m: m.resnet18(num_classes=10, inplanes=16)),
     *(
-        Model(
-            repository,
-            f"{name} of modeling_{name.lower()}",
-            f"bcos_lm/models/modeling_{name.lower()}.py",
-            transformer(f"{name}Config", f"{name}ForSequenceClassification"),
-            (5, 16),
-            by_embeddings,
-        )
+        language_model(repository, name, f"modeling_{name.lower()}")
         for repository in (FAIR, LM_SP)
         for name in ("Bert", "Roberta", "DistilBert")
     ),
     Model(
-        LM_SP,
-        "Llama",
-        "bcos_lm/models/modeling_llama.py",
-        transformer("LlamaConfig", "LlamaModel"),
-        (5, 16),
+        LM_SP, "Llama", "bcos_lm/models/modeling_llama.py", transformer("LlamaConfig", "LlamaModel"), (5, 16),
         lambda model, x: model(inputs_embeds=x).last_hidden_state,
     ),
-    Model(
-        SD,
-        "gate",
-        "ldm/modules/diffusionmodules/bcosmodules.py",
-        lambda m: nn.Sequential(nn.Linear(16, 16), m._SiLU()),
-        (5, 16),
-    ),
+    Model(SD, "gate", "ldm/modules/diffusionmodules/bcosmodules.py", gate, (5, 16)),
     Model(ALOE, "convolutions", "src/modules/bcos/bcos_conv.py", aligned_convolutions),
     Model(ALOE, "linear layers", "src/modules/bcos/bcos_linear.py", partial(aligned_linears, b=1.5), (8,)),
     Model(ALOE, "convolutions of its package", ALIGNED, aligned_convolutions),
     Model(ALOE, "block of its package", ALIGNED, aligned_block, (5, 8)),
     Model(LM_SP, "gates", "bcos_lm/modules/bcoslinear.py", gates, (5, 16)),
     Model(
-        HTP,
-        "mmpretrain neck",
-        f"{MM_MODELS}/necks/bcosnonlinear_neck.py",
-        lambda m: m.BcosNonLinearNeck(6, 8, 8, num_layers=3),
-        (6, 5, 4),
-        of_a_tuple,
+        HTP, "mmpretrain neck", f"{MM_MODELS}/necks/bcosnonlinear_neck.py",
+        lambda m: m.BcosNonLinearNeck(6, 8, 8, num_layers=3), (6, 5, 4), of_a_tuple,
     ),
-)
+)  # fmt: skip

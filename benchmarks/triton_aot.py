@@ -6,10 +6,8 @@ times are **predicted**, not measured.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -18,18 +16,19 @@ from math import prod
 from multiprocessing import get_context
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
-
 from bcos_kernels.cli.bench.stored import header, store
+from bcos_kernels.cli.bench.tables import Part, Table, markdown
 from bcos_kernels.cli.bench.workloads import Layer, workloads
 from bcos_kernels.cli.measure import geomean
 from bcos_kernels.core.candidate import DIRECTIONS
 from bcos_kernels.gpu import aot
 from bcos_kernels.gpu.launch import Launch
+from bcos_kernels.text import progress
 from bcos_kernels.transform import TRANSFORM, Call, traffic
 from bcos_kernels.transform.call import of_shapes
 from bcos_kernels.transform.triton.launches import launches
+
+from .command import Parser, heading
 
 __all__ = ["inspected", "loop", "main", "predicted", "call_of"]
 
@@ -98,22 +97,19 @@ def predicted(found: list[Layer], arch: str) -> list[dict]:
     return rows
 
 
-def prediction_table(rows: list[dict], arch: str) -> Iterator[str]:
-    yield f"\n## {arch}: predicted, not measured (cost model, bf16, batch {IMAGES}), µs"
-    yield f"\n| layer | direction | plain | {' | '.join(WAYS)} | chosen | chosen ÷ plain |"
-    yield f"|---|---|{'---:|' * (1 + len(WAYS))}---|---:|"
+def prediction_table(rows: list[dict], arch: str) -> Iterator[Part]:
+    yield f"## {arch}: predicted, not measured (cost model, bf16, batch {IMAGES}), µs"
+    lines = []
     for row in rows:
         times = (f"{row[name]:.0f}" if name in row else "–" for name in ("plain", *WAYS))
-        cells = row["layer"], row["direction"], *times, row["chosen"], f"{row['chosen/plain']:.2f}"
-        yield f"| {' | '.join(cells)} |"
-    directions = (*DIRECTIONS, SECOND)
-    yield f"\n| predicted geomean of chosen ÷ plain | {' | '.join(directions)} |\n|---|---:|---:|---:|---:|"
+        lines.append((row["layer"], row["direction"], *times, row["chosen"], f"{row['chosen/plain']:.2f}"))
+    head = ("layer", "direction", "plain", *WAYS, "chosen", "chosen ÷ plain")
+    yield Table(head, lines, frozenset(range(2, len(head))) - {len(head) - 2})
+    directions, means = (*DIRECTIONS, SECOND), []
     for model in dict.fromkeys(row["model"] for row in rows):
-        ratios = (
-            geomean([r["chosen/plain"] for r in rows if r["model"] == model and r["direction"] == direction])
-            for direction in directions
-        )
-        yield f"| {model} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |"
+        found = ([r["chosen/plain"] for r in rows if (r["model"], r["direction"]) == (model, d)] for d in directions)
+        means.append((model, *(f"{geomean(ratios):.2f}" for ratios in found)))
+    yield Table(("predicted geomean of chosen ÷ plain", *directions), means, frozenset(range(1, 5)))
 
 
 # ------------------------------------------------------------------------------------------------ binaries
@@ -211,16 +207,17 @@ def loop_time(row: dict, call: Call, grid: tuple[int, ...]) -> dict:
     return {"issue_cycles": issue, "tensor_cycles": tensor, "loop_us": 1e6 * cycles / (processors * rate)}
 
 
-def binary_table(rows: list[dict], arch: str) -> Iterator[str]:
-    yield f"\n## {arch}: what the kernels compile to"
-    yield (
-        "\n| kernel | first of | tile | warps × stages | registers | spills, B | shared, KiB | products | copies "
-        "| loop: instructions | issue ÷ tensor cycles | predicted µs of the loop |"
-    )
-    yield "|---|---|---|---|---:|---:|---:|---|---|---|---:|---:|"
+def binary_table(rows: list[dict], arch: str) -> Iterator[Part]:
+    yield f"## {arch}: what the kernels compile to"
+    head = (
+        "kernel", "first of", "tile", "warps × stages", "registers", "spills, B", "shared, KiB", "products", "copies",
+        "loop: instructions", "issue ÷ tensor cycles", "predicted µs of the loop",
+    )  # fmt: skip
+    lines: list[tuple[str, ...]] = []
     for row in rows:
         if "error" in row:
-            yield f"| {row['kernel']} | {row['of']} | does not compile: {row['error'].splitlines()[-1]} ||||||||||"
+            told = (row["kernel"], row["of"], f"does not compile: {row['error'].splitlines()[-1]}")
+            lines.append(told + ("",) * (len(head) - len(told)))
             continue
         mix = Counter(row.get("loop", {}))
         shown = f"{mix.total()}: " + " ".join(f"{name} {count}" for name, count in mix.most_common(6)) if mix else "–"
@@ -231,7 +228,8 @@ def binary_table(rows: list[dict], arch: str) -> Iterator[str]:
             " ".join(filter(None, (row["products"], row["operands"]))) or "–", row["copies"], shown, cycles,
             f"{row['loop_us']:.0f}" if "loop_us" in row else "–",
         )  # fmt: skip
-        yield f"| {' | '.join(map(str, cells))} |"
+        lines.append(tuple(map(str, cells)))
+    yield Table(head, lines, frozenset((4, 5, 6, 10, 11)))
 
 
 # ------------------------------------------------------------------------------------------------ command
@@ -239,23 +237,25 @@ def binary_table(rows: list[dict], arch: str) -> Iterator[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the tables; returns 1 where a kernel does not compile, spills, or exceeds a GPU."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.triton_aot")
-    parser.add_argument("--arch", nargs="+", default=["sm_90"], choices=list(aot.ARCHITECTURES), help="(default sm_90)")
+    parser = Parser(__doc__)
+    allowed = f"of {', '.join(aot.ARCHITECTURES)} (default sm_90)"
+    parser.add_argument(
+        "--arch", nargs="+", default=["sm_90"], choices=list(aot.ARCHITECTURES), metavar="ARCH", help=allowed
+    )
     parser.add_argument("--quick", action="store_true", help="six typical layers instead of all")
     parser.add_argument("--layers", default="", metavar="REGEX", help="layers whose name matches (default all)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that compile (default cores)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", default=os.cpu_count(), help="processes that compile (default one a core)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="store the figures as JSON, too")
-    argv = sys.argv[1:] if argv is None else argv
-    arguments = parser.parse_args(argv)
+    arguments = parser.parsed(argv)
     chosen = selected(arguments.layers or (QUICK if arguments.quick else ""))
     if not chosen:
         parser.error(f"--layers {arguments.layers!r} matches no layer")
     machine = {"device": "none: kernels are compiled, times predicted with the rates of bcos_kernels.gpu.cost"}
     settings = {"images": IMAGES, "vit_images": IMAGES_OF_TOKENS, "dtype": "bf16", "memory_format": "channels_last"}
-    command = f"python -m benchmarks.triton_aot {shlex.join(argv)}".strip()
-    result = header(command, machine, settings, ("triton",)) | {"predicted": {}, "compiled": []}
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    print(f"`{result['command']}` at commit {result['commit'][:10]}; {versions}.")
+    result = header(arguments.command, machine, settings, ("triton",)) | {"predicted": {}, "compiled": []}
+    print(heading(result))
     print("Compiled ahead of time; times are predicted, nothing was measured.")
     exceeding = 0
     with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
@@ -264,17 +264,18 @@ def main(argv: list[str] | None = None) -> int:
             found = started(chosen, arch)
             work = {pool.submit(inspected, what): what for what in found}
             rows = {}
-            compiling = f"compiling for {arch}"
-            for done in track(as_completed(work), compiling, len(work), console=Console(stderr=True)):
-                origin, p, launch = found[work[done]]
-                row = done.result()
-                rows[work[done]] = {"of": origin} | row | loop_time(row, p, launch.grid)
+            with progress(f"compiling for {arch}", len(work)) as advance:
+                for done in as_completed(work):
+                    origin, p, launch = found[work[done]]
+                    row = done.result()
+                    rows[work[done]] = {"of": origin} | row | loop_time(row, p, launch.grid)
+                    advance(f"{arch}: {row['kernel']}")
             ordered = [rows[what] for what in found]
             result["compiled"] += ordered
             exceeding += sum("error" in row or bool(row["excesses"]) for row in ordered)
             if arguments.out is not None:
                 store(result, arguments.out)
-            print("\n".join([*prediction_table(result["predicted"][arch], arch), *binary_table(ordered, arch)]))
+            print("\n" + markdown([*prediction_table(result["predicted"][arch], arch), *binary_table(ordered, arch)]))
     result["complete"] = True
     if arguments.out is not None:
         store(result, arguments.out)

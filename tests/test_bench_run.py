@@ -63,6 +63,7 @@ def test_a_run_is_stored(tmp_path, monkeypatch, capsys):
     result = read(out)
     assert result["complete"] and result["not_measured"] == [] and result["rates"]["bytes/s"] > 0
     assert result["command"].startswith("python -m bcos_kernels bench --seconds 0") and result["versions"]["torch"]
+    assert result["command"].endswith(" --out tiny.json"), "the folders of a machine are nobody's business"
     assert [row["measure"] for row in result["rows"]] == list(measured.MEASURES)
     for row in result["rows"]:
         assert row["workload"] == "vit_s/8-384-1000" and row["batch"] == 8 and row["floor"]["seconds"] > 0

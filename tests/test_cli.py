@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +41,26 @@ def test_help_fits_80_columns(command, monkeypatch, capsys):
     assert max(map(len, text.splitlines())) <= 80
     if not command:
         assert all(f"    {name} " in text for name in cli.COMMANDS)
+
+
+BENCHMARKS = (
+    "alignments", "cudnn_plans.__main__", "decisions", "fingerprints", "gpu", "host_time", "launches", "networks",
+    "triton_aot", "conversion", "coverage",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("module", BENCHMARKS)
+def test_help_of_a_benchmark_is_its_documentation_without_markup(module, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    command = import_module(f"benchmarks.{module}")
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: python -m benchmarks.{module.partition('.')[0]} [-h]")
+    assert not re.search("`|[*]{2}|:[a-z]+:", text) and max(map(len, text.splitlines())) <= 80
+    last = command.__doc__.split()[-1].strip("`.")
+    assert f"{last}.\n\n" in text, "the whole documentation is there"
 
 
 def test_version(capsys):

@@ -1,6 +1,8 @@
 """``python -m bcos_kernels evaluate``: GridPG and EPG of images on disk, and bad input."""
 
+import io
 import json
+import tarfile
 
 import localisation_facts as facts
 import numpy as np
@@ -153,6 +155,33 @@ def test_fewer_classes_than_those_of_the_model_are_told(images, tmp_path, capsys
     told = capsys.readouterr().err
     assert "the images have 8 classes and the model 12: class k of the images is taken as its logit k" in told
     assert "--cells 4: no grid" in told
+
+
+def counted(folder, capsys):
+    """What is said on stderr of a few images, of which no grid can be made."""
+    command("gridpg", folder, "--cells", 4, "--threshold", 0)
+    return capsys.readouterr().err
+
+
+def test_classes_are_counted_and_not_the_largest_label(images, tmp_path, capsys):
+    """Folders without images are classes, too; of a tar those count that an image has."""
+    fewer = tmp_path / "fewer"
+    for n, folder in enumerate(sorted(images.iterdir())):
+        (fewer / folder.name).mkdir(parents=True)
+        if n < 3:
+            (fewer / folder.name / "0.png").write_bytes(next(folder.iterdir()).read_bytes())
+    told = counted(fewer, capsys)
+    assert "--cells 4: no grid" in told and "classes and the model" not in told
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        for name, label in (("a", b"2"), ("b", b"11")):
+            for ending, content in (("png", (fewer / "class00" / "0.png").read_bytes()), ("cls", label)):
+                member = tarfile.TarInfo(f"{name}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    assert "the images have 2 classes and the model 12: class k" in counted(tmp_path / "images.tar", capsys)
+    (fewer / "z").mkdir()
+    (fewer / "z" / "0.png").write_bytes((fewer / "class00" / "0.png").read_bytes())
+    assert "an image is of class 12, counted from 0, and the model has 12 classes" in counted(fewer, capsys)
 
 
 def test_images_without_classes(tmp_path, capsys):

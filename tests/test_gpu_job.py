@@ -18,7 +18,14 @@ def job(tmp_path, monkeypatch):
     for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS", "BCOS_KERNELS_REQUIRE_C", "MAX_JOBS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(gpu.os, "environ", dict(os.environ))
-    arguments = {"seconds": 40.0, "out": tmp_path / "out", "call": "right", "processes": 1, "commit": None, "argv": []}
+    arguments = {
+        "seconds": 40.0,
+        "out": tmp_path / "out",
+        "call": "right",
+        "processes": 1,
+        "commit": None,
+        "command": "",
+    }
     return gpu.Job(SimpleNamespace(**arguments), {"device": "a stand-in"})
 
 

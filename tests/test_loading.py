@@ -40,11 +40,21 @@ def patches(channels):
         (patches(3), 3),
         (nn.Sequential(bk.AddInverse(), bk.BcosConv2d(6, 4, 3)), 3),
         (bk.BcosLinear(6, 4), 3),
+        (bk.BcosConv2d(1, 4, 3), 1),
+        (bk.BcosConv2d(2, 4, 3), 2),
+        (nn.Sequential(bk.AddInverse(), bk.BcosConv2d(2, 4, 3)), 1),
     ],
 )
 @pytest.mark.parametrize("whole", [False, True])
 def test_images_get_the_channels_that_the_first_layer_takes(model, channels, whole, image):
     assert loading.transform_of(model, 16, whole)(image).shape == (channels, 16, 16)
+
+
+def test_a_model_of_one_or_two_channels_sees_the_image_in_grey(image):
+    image = image.resize((28, 28))
+    one, two = (loading.transform_of(bk.BcosConv2d(n, 4, 3), 28, whole=True)(image) for n in (1, 2))
+    assert torch.equal(one[0], torch.from_numpy(np.array(image.convert("L"))) / 255)
+    assert torch.equal(two, torch.cat([one, 1 - one]))
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -126,5 +136,25 @@ def test_logits_by_name_and_what_has_none(colours, tmp_path, capsys):
     out = [tmp_path / f"{model}.json" for model in ("own", "Naming")]
     assert [gridpg(colours, path.stem, "--out", str(path)) for path in out] == [0, 0]
     assert json.loads(out[0].read_text()) == json.loads(out[1].read_text())
-    assert gridpg(colours, "pair") == 2
-    assert capsys.readouterr().err.endswith("the model returns tuple: a tensor of logits [N, K] is needed\n")
+    told = "the model returns tuple: a tensor of logits [N, K] is needed, and a factory of your own can wrap the model"
+    assert gridpg(colours, "pair") == 2 and told in capsys.readouterr().err
+    (tmp_path / "boxes.json").write_text('{"0/0.png": [[0, 0, 0, 9, 9]]}')
+    pair = str(colours), "--model", "test_loading:pair", "--workers", "0"
+    assert main(["evaluate", "epg", *pair, "--boxes", str(tmp_path / "boxes.json")]) == 2
+    assert told in capsys.readouterr().err
+    assert main(["explain", *pair, "--out", str(tmp_path / "out")]) == 2
+    assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def grey():
+    """A model of one channel and its inverse."""
+    return nn.Sequential(bk.BcosConv2d(2, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def test_a_model_of_grey_images_is_explained(colours, tmp_path, capsys):
+    command = ["explain", str(colours), "--model", "test_loading:grey", "--image-size", "8", "--workers", "0"]
+    assert main([*command, "--out", str(tmp_path / "pictures"), "--save", "map,rgba"]) == 2
+    assert "--save rgba: colours need six channels, and the model takes images of 2" in capsys.readouterr().err
+    assert not (tmp_path / "pictures").exists()
+    assert main([*command, "--out", str(tmp_path / "maps"), "--save", "map,weights"]) == 0
+    assert "10 images in 1 shard" in capsys.readouterr().out

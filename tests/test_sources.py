@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from bcos_kernels.cli import sources
-from bcos_kernels.cli.explain.shards import Folder, ShardWriter
+from bcos_kernels.cli.explain.shards import Folder, shard_writer
 
 
 def picture(path, side=4):
@@ -60,8 +60,8 @@ def test_a_full_disk_leaves_no_drafts(tmp_path):
     before = os.listdir(tmp_path)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**12, hard))
     try:
-        with pytest.raises(OSError), ShardWriter(tmp_path / "shard-000001.tar") as shard:
-            shard.add("0", [("bin", bytes(2**16))])
+        with pytest.raises(OSError), shard_writer(tmp_path / "shard-000001.tar") as add:
+            add("0", [("bin", bytes(2**16))])
         with pytest.raises(OSError):
             Folder(tmp_path, {}).finish(0, record)
     finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from ..explanation import explain
 from ..text import aligned, progress
 from . import loading, sources
 from .sources import Loaded, Source
-from .terminal import at_least, refused, unwritable
+from .terminal import at_least, draft_of, refused, unwritable
 
 __all__ = ["configure", "main"]
 
@@ -34,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Measures how well explanations localise. gridpg: the share of positive contributions in an image's cell of a "
         "grid; a class is the place of its folder among the folders. epg: the share in the bounding boxes of a class."
     )
+    parser.usage = "%(prog)s [options] (gridpg | epg) IMAGES..."
     parser.epilog = "Exit status: 0; 1 where images were skipped; 2 for bad input; 130 after an interrupt."
     parser.add_argument("metric", choices=("gridpg", "epg"), help="what is measured")
     sources.configure(parser)
@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     grid.add_argument("--rescale", action="store_true", help="shrink images, so that a grid has the size of one")
     epg = parser.add_argument_group("epg")
     epg.add_argument(
-        "--boxes", metavar="FILE", type=Path, help='JSON: {"name": [[class, xmin, ymin, xmax, ymax], ...]}, in pixels'
+        "--boxes", metavar="FILE", type=Path, help='JSON, in pixels: {"name": [[class, xmin, ymin, xmax, ymax], ...]}'
     )
 
 
@@ -90,9 +90,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     print(aligned([*table, (names[options.metric], str(len(values)), *figures)]))
     if options.out is not None:
         found = {"metric": options.metric, "mean": values.mean().item(), "rows": rows, "skipped": skipped}
-        draft = options.out.with_name(f".{options.out.name}.{os.getpid()}.tmp")
-        draft.write_text(json.dumps(found, indent=1), encoding="utf-8")
-        os.replace(draft, options.out)
+        with draft_of(options.out) as draft:
+            draft.write_text(json.dumps(found, indent=1), encoding="utf-8")
     return 1 if skipped else 0
 
 
@@ -103,10 +102,6 @@ def _batches(
     for batch in DataLoader(source, batch_sampler=batches, num_workers=options.workers, collate_fn=list):
         skipped.update((item.name, item.reason) for item in batch if item.image is None)
         yield [item for item in batch if item.image is not None]
-
-
-def _stacked(items: list[Loaded], model: nn.Module) -> Tensor:
-    return loading.stacked([item.image for item in items if item.image is not None], model)
 
 
 def _in_parts(values: list, size: int) -> list[list]:
@@ -137,9 +132,11 @@ def _grids(
     rows: list[dict[str, Any]] = []
     with progress("grids", len(chosen)) as advance:
         for items in _batches(source, batches, options, skipped):
-            images = _stacked(items, model).unflatten(0, (-1, options.cells))
+            images = loading.stacked((item.image for item in items), model).unflatten(0, (-1, options.cells))
             targets = torch.tensor([classes[item.number] for item in items]).view(-1, options.cells)
-            found = explain(model, metrics.make_grid(images), targets, chunk=options.chunk, weights=False)
+            found = explain(
+                model, metrics.make_grid(images), targets, chunk=options.chunk, weights=False, output=loading.logits
+            )
             values = metrics.grid_pointing(found.contributions, smooth)
             for grid, of_grid in zip(_in_parts(items, options.cells), values, strict=True):
                 rows.append({"images": [item.name for item in grid], "values": of_grid.tolist()})
@@ -161,8 +158,8 @@ def _confidences(
             if without is not None:
                 raise ValueError(f"{without} has no class: a folder for each class is needed, or a data set of classes")
             if items:
-                images = _stacked(items, model)
-                logits.append(_logits(model(images)).cpu())
+                images = loading.stacked((item.image for item in items), model)
+                logits.append(loading.logits(model, images).cpu())
                 side = images.shape[-1]
             numbers += [item.number for item in items]
             labels += [item.label for item in items if item.label is not None]
@@ -170,22 +167,15 @@ def _confidences(
     if not logits:
         raise ValueError("no image can be read")
     found = torch.cat(logits)
-    classes, known = max(labels) + 1, found.shape[1]
-    if classes > known:
-        raise ValueError(f"the images have {classes} classes, and the model {known}")
-    if classes < known:
+    if found.dim() != 2:
+        raise TypeError(f"the model returns shape {tuple(found.shape)}: a tensor of logits [N, K] is needed")
+    classes, known = source.classes or len(set(labels)), found.shape[1]
+    if max(labels) >= known:
+        raise ValueError(f"an image is of class {max(labels)}, counted from 0, and the model has {known} classes")
+    if classes != known:
         told = f"the images have {classes} classes and the model {known}: class k of the images is taken as its logit k"
         print(f"bcos_kernels evaluate: {told}", file=sys.stderr)
     return numbers, torch.tensor(labels), found, side
-
-
-def _logits(found: Any) -> Tensor:
-    """The logits in what a model returns."""
-    found = getattr(found, "logits", found)
-    if not isinstance(found, Tensor) or found.dim() != 2:
-        what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise TypeError(f"the model returns {what}: a tensor of logits [N, K] is needed")
-    return found
 
 
 # ------------------------------------------------------------------------------------------------ EPG
@@ -240,7 +230,7 @@ def _energies(
 
 
 def _of_images(model: nn.Module, items: list[Loaded], boxes, options: argparse.Namespace) -> list[dict[str, Any]]:
-    images = _stacked(items, model)
+    images = loading.stacked((item.image for item in items), model)
     size = images.shape[-1], images.shape[-2]
     pairs, scaled = [], []
     for image, item in enumerate(items):
@@ -253,7 +243,7 @@ def _of_images(model: nn.Module, items: list[Loaded], boxes, options: argparse.N
         for label, of_class in groupby(sorted(boxes[item.name]), key=lambda box: box[0]):
             pairs.append((image, label))
             scaled.append(metrics.scaled_boxes([box[1:] for box in of_class], item.size, size))
-    found = explain(model, images, pairs, chunk=options.chunk, weights=False)
+    found = explain(model, images, pairs, chunk=options.chunk, weights=False, output=loading.logits)
     values = metrics.energy_pointing(found.contributions, scaled, smooth=options.smooth or 0).tolist()
     rows = []
     for image, item in enumerate(items):

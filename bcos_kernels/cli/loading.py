@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..conversion import AddInverse
 from ..explanation.modes import has_explanation_mode
 from .terminal import at_least, factory, json_object, module_of
 
-__all__ = ["configure", "check", "device", "load_model", "stacked", "transform_of"]
+__all__ = ["configure", "check", "device", "load_model", "logits", "stacked", "transform_of"]
 
 SIDE, SHOWN = 224, 0.875
 """The side of an image, and the part of its shorter side that is shown, where a model has no transform of its own."""
@@ -28,18 +28,19 @@ FITTING = ("Resize", "CenterCrop")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that say which model explains which images."""
-    parser.add_argument("--model", metavar="PKG.MODULE:FACTORY", help="the callable that builds the model")
-    parser.add_argument("--hub", metavar="NAME", help="in place of --model: an entry point of bcos.models.pretrained")
-    parser.add_argument("--factory-args", metavar="JSON", type=json_object, default={}, help="arguments of either")
-    parser.add_argument("--weights", metavar="FILE", type=Path, help="a checkpoint with the model's state dict")
-    parser.add_argument(
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", metavar="PKG.MODULE:FACTORY", help="the callable that builds the model")
+    model.add_argument("--hub", metavar="NAME", help="in place of --model: an entry point of bcos.models.pretrained")
+    model.add_argument("--factory-args", metavar="JSON", type=json_object, default={}, help="arguments of either")
+    model.add_argument("--weights", metavar="FILE", type=Path, help="a checkpoint with the model's state dict")
+    model.add_argument(
         "--image-size", metavar="N", type=at_least(1), help=f"side of an image (default: the model's own, else {SIDE})"
     )
-    parser.add_argument("--batch", metavar="N", type=at_least(1), default=64, help="images of a batch (default 64)")
-    parser.add_argument(
+    model.add_argument("--batch", metavar="N", type=at_least(1), default=64, help="images of a batch (default 64)")
+    model.add_argument(
         "--workers", metavar="N", type=at_least(0), default=2, help="processes that load images (default 2)"
     )
-    parser.add_argument("--chunk", metavar="N", type=at_least(1), help="classes of one backward (default: what fits)")
+    model.add_argument("--chunk", metavar="N", type=at_least(1), help="classes of one backward (default: what fits)")
 
 
 def check(options: argparse.Namespace) -> None:
@@ -131,17 +132,34 @@ def device(local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def stacked(images: list[Tensor], model: nn.Module) -> Tensor:
-    """A batch of images ``[C, H, W]`` in the dtype and on the device of the model.
+def stacked(images: Iterable[Tensor | None], model: nn.Module) -> Tensor:
+    """A batch of the images ``[C, H, W]`` that could be read, in the dtype and on the device of the model.
 
     Raises:
         ValueError: they are not of one size.
     """
-    shapes = sorted({tuple(image.shape) for image in images})
+    found = [image for image in images if image is not None]
+    shapes = sorted({tuple(image.shape) for image in found})
     if len(shapes) > 1:
         raise ValueError(f"images of different sizes, {shapes[0]} and {shapes[1]}: choose one by --image-size")
     like = next(model.parameters())
-    return torch.stack(images).to(like.device, like.dtype, memory_format=torch.channels_last)
+    return torch.stack(found).to(like.device, like.dtype, memory_format=torch.channels_last)
+
+
+def logits(model: nn.Module, images: Tensor) -> Tensor:
+    """The logits in what a model returns, for ``explain``, whose own error names an argument that no command has.
+
+    Raises:
+        TypeError: it returns no tensor.
+    """
+    found = model(images)
+    found = found["logits"] if isinstance(found, Mapping) and "logits" in found else getattr(found, "logits", found)
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"the model returns {type(found).__name__}: a tensor of logits [N, K] is needed, and a factory of your own "
+            "can wrap the model so that it returns one"
+        )
+    return found
 
 
 def transform_of(model: nn.Module, size: int | None, whole: bool = False) -> Callable[[Any], Tensor]:
@@ -149,20 +167,22 @@ def transform_of(model: nn.Module, size: int | None, whole: bool = False) -> Cal
 
     It is the model's own attribute ``transform``, where it has one and no size is asked for. Else images are resized
     and cropped in the middle, or, with ``whole``, squeezed into a square. The other steps are those of the model's own
-    transform, where it is a list of steps. Without such a list the pixels become floats, and get the inverse channels
-    1 - x where the first layer takes six.
+    transform, where it is a list of steps. Without such a list the pixels become floats, of one channel where the first
+    layer takes one or two, and get the inverse channels 1 - x where it takes two or six.
     """
     own = getattr(model, "transform", None)
     own = own if callable(own) and not inspect.isclass(own) else None
     if size is None and not whole and own is not None:
         return own
     declare_torchvision_operators_when_needed()
-    from torchvision.transforms import CenterCrop, Compose, Resize, ToTensor
+    from torchvision.transforms import CenterCrop, Compose, Grayscale, Resize, ToTensor
 
     size = size or SIDE
     fit = [Resize((size, size))] if whole else [Resize(round(size / SHOWN)), CenterCrop(size)]
-    inverse = [AddInverse()] if _channels(model) == 6 and not _adds_inverse(model) else []
-    return Compose([*fit, *(_without_fitting(own) or [ToTensor(), *inverse])])
+    channels = _channels(model)
+    grey = [Grayscale()] if channels in (1, 2) else []
+    inverse = [AddInverse()] if channels in (2, 6) and not _adds_inverse(model) else []
+    return Compose([*fit, *(_without_fitting(own) or [*grey, ToTensor(), *inverse])])
 
 
 def _without_fitting(own: Any) -> list[Callable]:

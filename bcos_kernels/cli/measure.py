@@ -13,16 +13,9 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "flushing_subnormals",
-    "geomean",
-    "interleave",
-    "keep_pages_warm",
-    "ratio",
-    "release_pages",
-    "saved_bytes",
-    "summarise",
-    "wall_clock",
-]
+    "flushing_subnormals", "geomean", "interleave", "keep_pages_warm", "ratio", "release_pages", "saved_bytes",
+    "summarise", "wall_clock",
+]  # fmt: skip
 
 Name = TypeVar("Name")
 

@@ -86,10 +86,13 @@ class Sample:
 
 
 class Source(Dataset):
-    """Images by their numbers, for a ``DataLoader``; unreadable ones are told, not raised."""
+    """Images by their numbers, for a ``DataLoader``; unreadable ones are told, not raised.
 
-    def __init__(self, entries: Sequence[File | Sample]) -> None:
-        self.entries = entries
+    ``classes`` is how many classes there are, also without images; None where that is not known.
+    """
+
+    def __init__(self, entries: Sequence[File | Sample], classes: int | None = None) -> None:
+        self.entries, self.classes = entries, classes
         self.transform: Callable[[Any], Tensor] | None = None
         """What makes the model's input ``[C, H, W]`` of a PIL image; set before the first image is read."""
 
@@ -126,12 +129,13 @@ def _rgb(image: Any) -> Any:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that name the images."""
-    parser.add_argument(
+    found = parser.add_argument_group("images")
+    found.add_argument(
         "images", metavar="IMAGES", nargs="*", type=Path, help="folders, image files, WebDataset tars (not compressed)"
     )
-    parser.add_argument("--dataset", metavar="NAME", help="in place of IMAGES: a class of torchvision.datasets")
-    parser.add_argument("--root", metavar="DIR", type=Path, default=Path("."), help="its folder (default .)")
-    parser.add_argument(
+    found.add_argument("--dataset", metavar="NAME", help="in place of IMAGES: a class of torchvision.datasets")
+    found.add_argument("--root", metavar="DIR", type=Path, default=Path("."), help="its folder (default .)")
+    found.add_argument(
         "--dataset-args", metavar="JSON", type=json_object, default={}, help="its arguments, such as a split"
     )
 
@@ -160,7 +164,7 @@ def open_source(options: argparse.Namespace) -> Source:
             raise ValueError(f"{path}: there is no such file or folder")
     if not entries:
         raise ValueError(f"{', '.join(map(str, options.images))}: no images ({', '.join(ENDINGS)})")
-    return Source(entries)
+    return Source(entries, len(classes) or None)
 
 
 def _is_image(name: str) -> bool:
@@ -236,4 +240,4 @@ def _data_set(name: str, root: Path, arguments: dict) -> Source:
         raise ValueError(f"--dataset {name} --root {root}: {' '.join(str(error).split())}") from error
     if not hasattr(first, "convert"):
         raise ValueError(f"--dataset {name}: its samples are no images, but {type(first).__name__}")
-    return Source(entries)
+    return Source(entries, len(getattr(found, "classes", ())) or None)

@@ -8,7 +8,8 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from torch import nn
 from .. import compat
 
 __all__ = [
-    "DTYPES", "EXTRA", "at_least", "factory", "installing", "json_object", "module_of", "printable", "refused", "shape",
-    "unwritable",
+    "DTYPES", "EXTRA", "at_least", "draft_of", "factory", "installing", "json_object", "module_of", "printable",
+    "refused", "shape", "unwritable",
 ]  # fmt: skip
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -112,6 +113,18 @@ def unwritable(path: Path) -> str:
     if not folder.is_dir():
         return f"the folder {folder} does not exist"
     return "" if os.access(folder, os.W_OK | os.X_OK) else f"nothing can be written in the folder {folder}"
+
+
+@contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """A file that takes the place of ``path`` at the end, and is gone after an error: no file is ever there in part."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        with suppress(OSError):
+            draft.unlink()
 
 
 EXTRA = ("PIL", "bcos", "einops", "matplotlib", "numpy", "rich", "torchvision")

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.cudnn_plans``: cuDNN builds the plans of the candidate graph for GPUs that are described.
+"""``python -m benchmarks.cudnn_plans``: the plans of the candidate graph, as cuDNN builds them for described GPUs.
 
 No GPU is needed and nothing is run: every step of every dense layer of ResNet-50, ViT-S and ConvNeXt-T, and every
 option on some shapes, is handed to the cuDNN of NVIDIA's wheels, through the code that a GPU would use, and stored and
@@ -8,10 +8,8 @@ step of a model is refused.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -22,7 +20,6 @@ from pathlib import Path
 
 import torch
 
-import bcos_kernels as bk
 from bcos_kernels.cli.bench.devices import machine
 from bcos_kernels.cli.bench.stored import header, store
 from bcos_kernels.core.candidate import DIRECTIONS
@@ -30,6 +27,7 @@ from bcos_kernels.text import aligned
 from bcos_kernels.transform import TRANSFORM, Call
 from bcos_kernels.transform.call import of_shapes
 
+from ..command import Parser, heading
 from ..triton_aot import call_of, selected
 
 __all__ = ["main"]
@@ -164,19 +162,18 @@ def table(arch: str, found: dict[str, list[tuple[str, str]]], answered: dict[str
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the table and every refusal; returns 1 if a step of a model is among them."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cudnn_plans", description=__doc__.split("\n")[0])
-    parser.add_argument("--arch", nargs="+", default=list(GPUS), choices=list(GPUS), help="(default all)")
+    parser = Parser(__doc__)
+    allowed = f"of {', '.join(GPUS)} (default all)"
+    parser.add_argument("--arch", nargs="+", default=list(GPUS), choices=list(GPUS), metavar="ARCH", help=allowed)
     parser.add_argument("--layers", default="", metavar="REGEX", help="those whose name matches (default all)")
-    parser.add_argument("--workers", type=int, default=2, help="processes at the same time (default 2)")
+    parser.add_argument("--workers", type=int, metavar="N", default=2, help="processes at the same time (default 2)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="store the answers as JSON, too")
-    argv = sys.argv[1:] if argv is None else argv
-    chosen = parser.parse_args(argv)
+    chosen = parser.parsed(argv)
     steps_of = {arch: steps(chosen.layers, arch) for arch in chosen.arch}
     if not all(steps_of.values()):
         parser.error(f"--layers {chosen.layers!r} matches no layer of {', '.join(MODELS)} that a graph serves")
     settings = {"workers": chosen.workers, "gpus": {arch: _COMMON | GPUS[arch] for arch in chosen.arch}}
-    command = "python -m benchmarks.cudnn_plans " + shlex.join(argv)
-    result = header(command, machine(), settings) | {"cudnn": "", "plans": []}
+    result = header(chosen.command, machine(), settings) | {"cudnn": "", "plans": []}
     nvidia = install()
     program, driver = compiled()
     libraries = (driver, nvidia / "cudnn" / "lib", nvidia / "cu13" / "lib")
@@ -205,8 +202,7 @@ def main(argv: list[str] | None = None) -> int:
         }  # fmt: skip
     if chosen.out is not None:
         store(result | {"complete": not chosen.layers}, chosen.out)
-    told = f"cudnn {result['cudnn']}, bcos_kernels {bk.__version__} at commit {(result['commit'] or 'unknown')[:10]}"
-    print(f"`{command.strip()}`: {told}; {time.monotonic() - start:.0f} s\n")
+    print(f"{heading(result)} cudnn {result['cudnn']}; {time.monotonic() - start:.0f} s\n")
     print(aligned(rows))
     print("\n".join(["", *refusals]) if refusals else "\nNothing was refused.")
     return int(any(refusals.values()))

@@ -22,22 +22,9 @@ from ...transform.call import of_shapes
 from .results import CONTENDERS, EVERY
 
 __all__ = [
-    "BACKENDS",
-    "COMPILED",
-    "FOLDED",
-    "PAIRS",
-    "PLAIN",
-    "Contender",
-    "Contest",
-    "build",
-    "error",
-    "in_a_line",
-    "known",
-    "possible",
-    "refusal",
-    "served",
-    "unjudged",
-]
+    "BACKENDS", "COMPILED", "FOLDED", "PAIRS", "PLAIN", "Contender", "Contest", "build", "error", "in_a_line",
+    "known", "possible", "refusal", "served", "unjudged",
+]  # fmt: skip
 
 PLAIN = ("plain", "compiled plain")
 """The contenders that compute something else and are not compared with the reference."""

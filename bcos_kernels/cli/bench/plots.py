@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.artist import Artist
@@ -148,9 +148,19 @@ def bars(ax: Axes, labels: list[str], values: dict[str, list[float | None]], for
     ax.set_xlim(-0.6, len(labels) - 0.4)
 
 
-def compared(rows: list[dict], *, plain: bool) -> list[str]:
-    """The contenders of the rows in the order of a legend, without the forced ones of ours."""
-    return [c for c in LOOKS if (plain or c != "plain") and any(c in row["contenders"] for row in rows)]
+def compared(rows: list[dict]) -> list[str]:
+    """The contenders beside the plain one in the order of a legend, without the forced ones of ours."""
+    return [c for c in LOOKS if c != "plain" and any(c in row["contenders"] for row in rows)]
+
+
+def plotted(ax: Axes, points: Sequence[tuple[float, float, str]], **look) -> list[float]:
+    """Draws points ``(x, y, what the picture tells of it)``; returns every y."""
+    if not points:
+        return []
+    x, y, texts = zip(*points, strict=True)
+    (line,) = ax.plot(x, y, **{"linestyle": ""} | look)
+    tell(line, texts)
+    return list(y)
 
 
 # ------------------------------------------------------------------------------------------------ pictures
@@ -162,7 +172,7 @@ def headline(result: dict) -> Figure | None:
     models = list(dict.fromkeys(row["group"] for row in rows if "plain" in row["contenders"]))
     if not models:
         return None
-    contenders = compared(rows, plain=False)
+    contenders = compared(rows)
     found = {(row["group"], row["measure"]): row for row in rows}
     training = [row for model in models if (row := found.get((model, "training")))]
     kept = memory(training[0])[0] if training else ""
@@ -204,7 +214,7 @@ def layers(result: dict) -> Figure | None:
     groups = list(dict.fromkeys(row["group"] for row in rows))
     rows = sorted(rows, key=lambda row: groups.index(row["group"]))
     places = {workload: x for x, workload in enumerate(dict.fromkeys(row["workload"] for row in rows))}
-    contenders = compared(rows, plain=False)
+    contenders = compared(rows)
     handles = [*points_of(contenders), line_of("plain layer")]
     title = "Each layer: time ÷ the plain layer's, lower is better"
     made, axes = figure(result, len(measures), 1, 2.1, title, handles)
@@ -216,11 +226,7 @@ def layers(result: dict) -> Figure | None:
                 for r in main_rows(result, "layer", measure)
                 if (v := ratio(r, contender, "plain"))
             ]
-            if points:
-                x, y, texts = zip(*points, strict=True)
-                (line,) = ax.plot(x, y, linestyle="", markersize=4.5, zorder=3, **shape(contender))
-                tell(line, texts)
-                values += y
+            values += plotted(ax, points, markersize=4.5, zorder=3, **shape(contender))
         ratio_axis(ax, values)
         ax.set_ylabel(f"{MEASURES[measure]}\ntime ÷ plain", fontsize=9)
         ax.set_xlim(-0.7, len(places) - 0.3)
@@ -277,20 +283,20 @@ def scaling(result: dict) -> Figure | None:
     if not curves:
         return None
     columns = min(3, len(curves))
-    present = compared([row for rows in curves.values() for row in rows], plain=False)
+    present = compared([row for rows in curves.values() for row in rows])
     handles = [*points_of(present), line_of("plain")]
     title = "Scaling: time ÷ plain over batch and image size"
     made, axes = figure(result, math.ceil(len(curves) / columns), columns, 2.4, title, handles)
     for ax, ((workload, measure, along), rows) in zip(axes, curves.items(), strict=False):
         rows = sorted(rows, key=lambda row: row[along])
         values: list[float] = []
-        for contender in compared(rows, plain=False):
-            points = [(row[along], r) for row in rows if (r := ratio(row, contender, "plain")) is not None]
-            if points:
-                x, y = zip(*points, strict=True)
-                (line,) = ax.plot(x, y, linestyle=LOOKS[contender].dashes, markersize=4, **shape(contender))
-                tell(line, [f"{along} {at}: {name(contender)} {value:.2f}" for at, value in points])
-                values += y
+        for contender in compared(rows):
+            points = [
+                (row[along], r, f"{along} {row[along]}: {name(contender)} {r:.2f}")
+                for row in rows
+                if (r := ratio(row, contender, "plain")) is not None
+            ]
+            values += plotted(ax, points, linestyle=LOOKS[contender].dashes, markersize=4, **shape(contender))
         ratio_axis(ax, values)
         ax.set_xscale("log")
         log_ticks(ax.xaxis, sorted({row[along] for row in rows}))
@@ -322,12 +328,8 @@ def roofline(result: dict) -> Figure | None:
     for ax, (measure, rows) in zip(axes, measured.items(), strict=True):
         for contender, kind in [*(("plain", kind) for kind in kinds), *(("ours", kind) for kind in kinds)]:
             points = [reached(row, contender) for row in rows if operator(row) == kind and roof(row, contender)]
-            if points:
-                x, y, texts = zip(*points, strict=True)
-                colour = OPERATORS[kind] if contender == "ours" else PALE
-                (line,) = ax.plot(x, y, linestyle="", marker=LOOKS[contender].marker, markersize=3.5, color=colour)
-                tell(line, texts)
-                rates_seen += y
+            colour = OPERATORS[kind] if contender == "ours" else PALE
+            rates_seen += plotted(ax, points, marker=LOOKS[contender].marker, markersize=3.5, color=colour)
         ridge = rates["FLOP/s"] / rates["bytes/s"]
         intensities = [ridge, *(row["floor"]["flops"] / row["floor"]["bytes"] for row in rows)]
         ends = min(intensities) / 1.5, max(intensities) * 1.5

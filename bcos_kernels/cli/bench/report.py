@@ -114,8 +114,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="store the pictures, as PNG and SVG")
     parser.add_argument(
         "--readme", nargs="+", type=Path, default=[], metavar="FILE",
-        help="fill what is between <!-- headline --> or <!-- table --> and their ends in these files; their pictures "
-        "go to --plots, or beside the first result",
+        help="fill these files from <!-- table --> to <!-- /table -->, and from <!-- headline --> likewise; their "
+        "pictures go to --plots, or beside the first result",
     )  # fmt: skip
 
 

@@ -10,20 +10,9 @@ from pathlib import Path
 from ..measure import ratio as paired_ratio
 
 __all__ = [
-    "CONTENDERS",
-    "EVERY",
-    "SCHEMA",
-    "conditions",
-    "covered",
-    "device",
-    "is_gpu",
-    "largest_error",
-    "main_rows",
-    "order",
-    "ratio",
-    "read",
-    "state",
-]
+    "CONTENDERS", "EVERY", "SCHEMA", "conditions", "covered", "device", "is_gpu", "largest_error", "main_rows",
+    "order", "ratio", "read", "state",
+]  # fmt: skip
 
 SCHEMA = 2
 REPEAT = "repeat the run with python -m bcos_kernels bench"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -76,7 +75,7 @@ class Run:
         self.start = time.monotonic()
         machine = settings.device.describe()
         described = settings.described() | {"pages_warm": keep_pages_warm()}
-        command = "python -m bcos_kernels " + shlex.join(self.argv)
+        command = stored.typed("python -m bcos_kernels", self.argv, settings.out, options.resume)
         self.result = {"schema": SCHEMA} | stored.header(command, machine, described, PACKAGES)
         self.result |= {"not_measured": [task.name for task in tasks], "rates": {}, "rows": []}
         self.path = settings.out or stored.default_path(machine["device"], selection(options))

@@ -172,17 +172,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--factory-args", metavar="JSON", type=json_object, default={}, help="its arguments by name")
     what.add_argument("--input", metavar="N,C,H,W", type=shape, help="shape of its input")
     how = parser.add_argument_group("how")
-    how.add_argument("--device", help="cpu, cuda or cuda:<index> (default the GPU if there is one)")
+    how.add_argument("--device", metavar="D", help="cpu, cuda or cuda:<index> (default the GPU if there is one)")
     how.add_argument("--dtype", choices=DTYPES, help=f"(default {CPU.dtype} on a CPU, {GPU.dtype} on a GPU)")
     batch = f"(default {CPU.batch} for layers and {CPU.models_batch} for models on a CPU, {GPU.batch} on a GPU)"
-    how.add_argument("--batch", type=at_least(1), help=f"number of images; on a GPU a quarter for transformers {batch}")
     how.add_argument(
-        "--seconds", type=at_least(0, float), help=f"for each row (default {CPU.seconds} CPU, {GPU.seconds} GPU)"
+        "--batch", metavar="N", type=at_least(1), help=f"number of images; on a GPU a quarter for transformers {batch}"
     )
+    rows = f"for each row (default {CPU.seconds} CPU, {GPU.seconds} GPU)"
+    how.add_argument("--seconds", metavar="S", type=at_least(0, float), help=rows)
     how.add_argument("--limit", type=float, metavar="MINUTES", help="for the whole run; it names what it left out")
-    how.add_argument(
-        "--processes", type=at_least(1), help="how many compile kernels beforehand, on a GPU (default one per core)"
-    )
+    compilers = "that compile kernels before a run on a GPU (default one a core)"
+    how.add_argument("--processes", metavar="N", type=at_least(1), help=compilers)
     how.add_argument(
         "--out", type=Path, metavar="FILE", help="the file of the result (default: named after the device)"
     )

@@ -6,16 +6,19 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import time
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from ... import __version__
+from ..terminal import draft_of
 
-__all__ = ["ROOT", "commit", "default_path", "header", "is_complete", "partial_path", "store", "unfinished"]
+__all__ = ["ROOT", "commit", "default_path", "header", "is_complete", "partial_path", "store", "typed", "unfinished"]
 
 ROOT = Path(__file__).resolve().parents[3]
 """The root of the checkout, if the package is used from one."""
@@ -80,6 +83,18 @@ def commit() -> str | None:
     return head.strip() + ("+changes" if changed.strip() else "")
 
 
+def typed(program: str, argv: Iterable[str], *files: Path | None) -> str:
+    """A command as a result tells it; of a file with a whole path the name alone, because the folders are a machine's.
+
+    ``files`` are those that ``argv`` names.
+    """
+    words = [*program.split(), *argv]
+    for file in files:
+        if file is not None and file.is_absolute():
+            words = [word.replace(str(file), file.name) for word in words]
+    return shlex.join(words)
+
+
 def header(command: str, machine: dict, settings: dict, packages: tuple[str, ...] = ()) -> dict:
     """Everything beside the figures, with the versions of ``packages`` (None for those that are not installed)."""
     versions: dict[str, str | None] = {"bcos_kernels": __version__, "torch": torch.__version__}
@@ -93,7 +108,7 @@ def header(command: str, machine: dict, settings: dict, packages: tuple[str, ...
         "machine": machine,
         "versions": versions | {"python": platform.python_version()},
         "commit": commit(),
-        "command": command.strip(),
+        "command": command,
         "settings": settings,
         "complete": False,
     }
@@ -102,10 +117,9 @@ def header(command: str, machine: dict, settings: dict, packages: tuple[str, ...
 def store(result: dict, path: Path) -> None:
     """Replaces the file in one step, so that an interruption leaves no half; each part and each row takes one line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
     parts = (f"{json.dumps(name)}: {_lines(value)}" for name, value in result.items())
-    draft.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
-    draft.replace(path)
+    with draft_of(path) as draft:
+        draft.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
 def _lines(value: object) -> str:

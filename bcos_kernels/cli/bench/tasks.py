@@ -7,6 +7,7 @@ import re
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,8 @@ class Bench:
         self.settings = settings
         self.rates: dict[str, float] = {}
         self.ended: list[str] = []
+        self.own: nn.Module | None = None
+        """The user's model, if one is measured."""
         self._built: tuple[object, dict[str, Contender]] = (None, {})
 
     # -------------------------------------------------------------------------------------------- tasks
@@ -65,9 +68,9 @@ class Bench:
     def tasks(self) -> list[Task]:
         """Of each model its layers, then itself; then the curves. Raises ValueError where nothing was chosen."""
         s = self.settings
-        if s.module is not None and s.input is not None:
-            own = own_module(s.module, s.factory_args, s.input)
-            return [self._module_task(own, s.module, s.input, measure) for measure in self._measures_of_model(s.module)]
+        if s.module is not None:
+            self.own = own_module(s)
+            return [self._model_task(s.module, measure) for measure in self._measures_of_model(s.module)]
         chosen = self.workloads() if s.layers is not None else []
         found = []
         for model in s.models:
@@ -102,19 +105,25 @@ class Bench:
         )  # fmt: skip
 
     def _model_task(self, model: str, measure: str) -> Task:
-        s = self.settings
-        image = coda.CODA_NETS[model].image if model in coda.CODA_NETS else QUICK_IMAGE if s.quick else IMAGE
-        batch = s.batch("models", model)
-        smaller = model in MODELS and s.defaults.second_order
-        if measure == "explanation loss" and smaller and not s.chosen_batch:
-            batch, image = smaller
-        if measure in models.EXPLAINED and not s.chosen_batch:
-            batch = models.EXPLAINED[measure][0]
-        compiles = "compiled" in s.contenders_of("models", model, measure)
+        compiles = "compiled" in self.settings.contenders_of("models", model, measure)
+        shape = self._shape(model, measure)
         return Task(
             f"{model}, {measure}", "compiled model" if compiles else "model", 40 if compiles else 10,
-            lambda: iter([self._model_row(model, measure, batch, image)]),
+            lambda: iter([self._model_row(model, measure, shape)]),
         )  # fmt: skip
+
+    def _shape(self, model: str, measure: str) -> tuple[int, ...]:
+        """The shape of a model's input in a measure."""
+        s = self.settings
+        if s.input is not None:
+            return s.input
+        image = coda.CODA_NETS[model].image if model in coda.CODA_NETS else QUICK_IMAGE if s.quick else IMAGE
+        batch = s.batch("models", model)
+        if measure == "explanation loss" and model in MODELS and s.defaults.second_order and not s.chosen_batch:
+            batch, image = s.defaults.second_order
+        if measure in models.EXPLAINED and not s.chosen_batch:
+            batch = models.EXPLAINED[measure][0]
+        return batch, 6, image, image
 
     def _curve_task(self, workload: str, measure: str, over: str) -> Task:
         name = f"{workload}, {measure}, scaling of the {over}"
@@ -127,9 +136,6 @@ class Bench:
             return [measure for measure in measures if measure not in models.EXPLAINED]
         left_out = self.settings.measures is None and model not in models.EXPLAINED_MODELS
         return [measure for measure in measures if not (left_out and measure in models.EXPLAINED)]
-
-    def _module_task(self, own: nn.Module, name: str, shape: tuple[int, ...], measure: str) -> Task:
-        return Task(f"{name}, {measure}", "model", 10, lambda: iter([self._module_row(own, name, shape, measure)]))
 
     # -------------------------------------------------------------------------------------------- layers
 
@@ -188,70 +194,44 @@ class Bench:
 
     # -------------------------------------------------------------------------------------------- models
 
-    def _model_contenders(self, key: object, made: Callable[[], tuple[nn.Module, nn.Module | None]], wanted) -> dict:
-        """The contenders of one of the reference's models, or of the user's."""
-        like, lone = self.settings.like, self.settings.contenders is not None
-
-        def make() -> dict[str, Contender]:
-            reference, plain = made()
-            return build(_ready(reference, like), None if plain is None else _ready(plain, like), wanted, lone)
-
-        return self._kept(key, make)
-
-    def _kept(self, key: object, make: Callable[[], dict[str, Contender]]) -> dict[str, Contender]:
-        """What ``make`` returns, made once for a key; only the contenders of the latest model are kept."""
+    def _model_contenders(self, model: str, image: int, wanted: frozenset[str]) -> dict[str, Contender]:
+        """Those of the user's model, of a CoDA-Net or of one of the reference's; the latest ones are kept."""
+        key = model, image if model in TRANSFORMERS else None, wanted  # torchvision's transformers learn positions
         if self._built[0] != key:
             self._built = (None, {})
             torch._dynamo.reset()
             torch.manual_seed(0)
-            self._built = (key, make())
+            self._built = (key, self._made(model, image, wanted))
         return self._built[1]
 
-    def _model_row(self, model: str, measure: str, batch: int, image: int, only: frozenset[str] | None = None) -> dict:
+    def _made(self, model: str, image: int, wanted: frozenset[str]) -> dict[str, Contender]:
+        ready = partial(_ready, like=self.settings.like)
+        if model in coda.CODA_NETS:
+            return coda.contenders(model, ready, wanted)
+        own, lone = self.own, self.settings.contenders is not None
+        plain = ready(models.plain(model, image)) if own is None else None
+        return build(ready(_reference(model) if own is None else own), plain, wanted, lone)
+
+    def _model_row(self, model: str, measure: str, shape: tuple[int, ...], only: frozenset[str] | None = None) -> dict:
         s = self.settings
         every = frozenset().union(*(s.contenders_of("models", model, m) for m in models.MEASURES))
-        key = model, image if model in TRANSFORMERS else None, only  # torchvision's transformers learn positions
-
-        def built() -> dict[str, Contender]:
-            if model in coda.CODA_NETS:
-                return self._kept(key, lambda: coda.contenders(model, lambda net: _ready(net, s.like), every))
-            return self._model_contenders(key, lambda: (_reference(model), models.plain(model, image)), only or every)
-
         wanted = only or s.contenders_of("models", model, measure)
-        title = coda.CODA_NETS[model].title if model in coda.CODA_NETS else MODELS[model][1]
-        return self._whole_row(model, title, measure, (batch, 6, image, image), built, wanted)
-
-    def _module_row(self, own: nn.Module, name: str, shape: tuple[int, ...], measure: str) -> dict:
-        wanted = self.settings.contenders_of("models", name, measure) - {"plain"}
-
-        def built() -> dict[str, Contender]:
-            return self._model_contenders(name, lambda: (own, None), wanted)
-
-        return self._whole_row(name, name, measure, shape, built, wanted)
-
-    def _whole_row(
-        self, model: str, title: str, measure: str, shape: tuple[int, ...], built: Callable[[], dict], wanted
-    ) -> dict:
-        s = self.settings
         taking_part: dict[str, Contender] = {}
 
         def measure_it() -> dict:
-            taking_part.update((k, c) for k, c in built().items() if k in wanted or k == "reference")
+            built = self._model_contenders(model, shape[-1], only or every)
+            taking_part.update((k, c) for k, c in built.items() if k in wanted or k == "reference")
             torch.manual_seed(0)
             x = torch.rand(shape, dtype=s.like.dtype, device=s.like.device)
             x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
             contest = models.contest(taking_part, x, measure, CHECKED)
             return measured(contest, wanted, s.device, s.seconds, LEAST_OF_MODELS)
 
-        row: dict[str, object] = {
-            "scope": "model",
-            "workload": model,
-            "model": model,
-            "group": title,
-            "measure": measure,
-        }
-        row |= {"batch": shape[0], "image": shape[-1] if len(shape) == 4 else None, "scaling": None, "floor": None}
-        return row | self._tried(measure_it, wanted, taking_part)
+        title = coda.CODA_NETS[model].title if model in coda.CODA_NETS else MODELS.get(model, ("", model))[1]
+        image = shape[-1] if len(shape) == 4 else None
+        names = {"scope": "model", "workload": model, "model": model, "group": title, "measure": measure}
+        facts = {"batch": shape[0], "image": image, "scaling": None, "floor": None}
+        return names | facts | self._tried(measure_it, wanted, taking_part)
 
     # -------------------------------------------------------------------------------------------- curves
 
@@ -276,7 +256,7 @@ class Bench:
 
     def _point(self, workload: str, measure: str, batch: int, image: int, wanted: frozenset[str]) -> dict:
         if workload in MODELS:
-            return self._model_row(workload, measure, batch, image, wanted)
+            return self._model_row(workload, measure, (batch, 6, image, image), wanted)
         (layer,) = read(f"^{re.escape(workload)}$", batch=CURVE_IMAGES, models=[workload.partition("/")[0]])
         layer = layer.resized(batch, image)
         torch.manual_seed(0)
@@ -304,9 +284,11 @@ def _ready(module: nn.Module, like: Tensor) -> nn.Module:
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares no memory_format
 
 
-def own_module(name: str, arguments: dict, shape: tuple[int, ...]) -> nn.Module:
+def own_module(s: Settings) -> nn.Module:
     """The user's model; raises ImportError, TypeError or ValueError where there is none that can be measured."""
-    made = module_of(f"--module {name}", factory("--module", name), arguments)
+    name, shape = s.module, s.input
+    assert name is not None and shape is not None
+    made = module_of(f"--module {name}", factory("--module", name), s.factory_args)
     found = report(made)
     if not (found.layers or found.of("alignment")):
         raise ValueError(f"--module {name}: it has no B-cos layers")

@@ -1,9 +1,10 @@
-"""The demo's picture: digits explained by both columns, photographs by a converted network, the curves and the bars."""
+"""What the demo finds, and its picture: explained digits and photographs, the curves and the bars."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -11,16 +12,34 @@ from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from .converting import Fine
 from .explaining import Explained, summary
-from .results import Results
+from .training import Training
 
-__all__ = ["ENDINGS", "draw"]
+__all__ = ["ENDINGS", "Results", "draw"]
 
 ENDINGS = sorted(FigureCanvasBase.filetypes)
 """Of the pictures that can be written."""
 
 NAMES = "reference", "accelerated"
 COLOURS = "#7a8794", "#e4572e"
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that the table and the picture show; pairs are (reference, accelerated)."""
+
+    trainings: tuple[Training, Training]
+    digits: list[Explained]
+    models: dict[str, Explained]
+    """Name of a full-size model with random weights -> its explanation of a photograph."""
+    photographs: dict[str, Fine]
+    """Name -> explanations by a network that was converted and fine-tuned."""
+
+    @property
+    def explained(self) -> dict[str, list[Explained]]:
+        """Every explanation by the model that gave it."""
+        return {"digits, ResNet-18": self.digits, **{f"photo, {k}": [v] for k, v in self.models.items()}}
 
 
 def draw(results: Results, path: Path) -> None:

@@ -15,7 +15,7 @@ from .. import loading, sources
 from ..sources import Source
 from ..terminal import at_least, refused
 from .processes import Processes, connected
-from .run import Job, check, run
+from .run import check, run
 from .shards import Folder, fingerprint
 
 __all__ = ["configure", "main"]
@@ -31,22 +31,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "A run that was interrupted goes on from its last whole shard when it is started again. "
         "Several processes: torchrun --nproc-per-node N -m bcos_kernels explain ..."
     )
+    parser.usage = "%(prog)s [options] IMAGES... --out DIR"
     parser.epilog = "Exit status: 0; 1 where images were skipped; 2 for bad input; 130 after an interrupt."
     sources.configure(parser)
     loading.configure(parser)
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the folder of the results")
-    parser.add_argument(
+    results = parser.add_argument_group("results")
+    results.add_argument("--out", metavar="DIR", type=Path, required=True, help="the folder of the results")
+    results.add_argument(
         "--top", metavar="N", type=at_least(1), default=1, help="classes that are explained (default 1)"
     )
-    parser.add_argument(
+    results.add_argument(
         "--save",
         metavar="LIST",
         default="map",
         help="what is kept: contributions (map), pictures (rgba), rows (weights), as in map,rgba (default map)",
     )
-    parser.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="of maps and weights (default fp16)")
-    parser.add_argument("--smooth", metavar="N", type=int, default=15, help="smoothing of pictures (default 15)")
-    parser.add_argument("--shard", metavar="N", type=at_least(1), default=1000, help="images of a shard (default 1000)")
+    results.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="of maps and weights (default fp16)")
+    results.add_argument("--smooth", metavar="N", type=int, default=15, help="smoothing of pictures (default 15)")
+    results.add_argument("--shard", metavar="N", type=at_least(1), default=1000, help="its images (default 1000)")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -55,12 +57,10 @@ def main(options: argparse.Namespace) -> int:
     save = tuple(name for name in KEPT if name in options.save.split(","))
     if not save or set(options.save.split(",")) - set(KEPT):
         options.error(f"--save {options.save}: allowed are {', '.join(KEPT)}, separated by commas")
-    job = Job(
-        options.top, save, options.dtype, options.batch, options.shard, options.chunk, options.smooth, options.workers
-    )
+    options.save = save
     try:
         with connected() as processes:
-            return _explain(options, job, processes)
+            return _explain(options, processes)
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         return refused("explain", error)
     except KeyboardInterrupt:
@@ -68,20 +68,20 @@ def main(options: argparse.Namespace) -> int:
         return 130
 
 
-def _explain(options: argparse.Namespace, job: Job, processes: Processes) -> int:
+def _explain(options: argparse.Namespace, processes: Processes) -> int:
     source = sources.open_source(options)
     model = loading.load_model(options, loading.device(processes.local_rank))
     source.transform = loading.transform_of(model, options.image_size)
-    folder = Folder(options.out, _settings(options, job, source))
-    processes.of_first(lambda: folder.claim(lambda: check(model, source, job)))
-    shards = -(-len(source) // job.shard)
+    folder = Folder(options.out, _settings(options, source))
+    processes.of_first(lambda: folder.claim(lambda: check(model, source, options)))
+    shards = -(-len(source) // options.shard)
     mine = [n for n in range(shards) if n % processes.count == processes.rank and not folder.is_complete(n)]
     done, in_model, started = 0, 0.0, time.perf_counter()
-    images = sum(min(job.shard, len(source) - n * job.shard) for n in mine)
+    images = sum(min(options.shard, len(source) - n * options.shard) for n in mine)
     with progress("explain", max(1, images), show=processes.rank == 0 and images > 0) as advance:
-        for batch in run(model, source, folder, mine, job):
-            done, in_model = done + batch.images, in_model + batch.in_model
-            advance(f"{processes.count * done / (time.perf_counter() - started):.1f} images/s", batch.images)
+        for count, spent in run(model, source, folder, mine, options):
+            done, in_model = done + count, in_model + spent
+            advance(f"{processes.count * done / (time.perf_counter() - started):.1f} images/s", count)
     seconds = time.perf_counter() - started
     processes.wait()
     index = processes.of_first(lambda: folder.write_index(shards))
@@ -90,7 +90,7 @@ def _explain(options: argparse.Namespace, job: Job, processes: Processes) -> int
     return 1 if index["skipped"] else 0
 
 
-def _settings(options: argparse.Namespace, job: Job, source: Source) -> dict:
+def _settings(options: argparse.Namespace, source: Source) -> dict:
     """All that decides what the shards hold."""
     weights = options.weights
     return {
@@ -100,11 +100,7 @@ def _settings(options: argparse.Namespace, job: Job, source: Source) -> dict:
         "weights": None if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest()[:16],
         "transform": re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(source.transform).split())),
         "images": f"{len(source)} images, {fingerprint(entry.identity() for entry in source.entries)}",
-        "top": job.top,
-        "save": list(job.save),
-        "dtype": job.dtype,
-        "smooth": job.smooth,
-        "shard": job.shard,
+        **{name: getattr(options, name) for name in ("top", "save", "dtype", "smooth", "shard")},
     }
 
 

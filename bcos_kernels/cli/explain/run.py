@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -18,59 +19,36 @@ from torch.utils.data import DataLoader
 from ...explanation import Explanation, explain
 from .. import loading
 from ..sources import Loaded, Source
-from .shards import Folder, ShardWriter
+from .shards import Folder, shard_writer
 
-__all__ = ["Job", "Progress", "check", "run"]
+__all__ = ["check", "run"]
 
-
-class Job(NamedTuple):
-    """What is explained, and what of it is kept."""
-
-    top: int
-    save: tuple[str, ...]
-    """Of ``map``, ``rgba`` and ``weights``."""
-    dtype: str
-    """Of maps and weights: ``fp16`` or ``fp32``."""
-    batch: int
-    shard: int
-    """Images of a shard."""
-    chunk: int | None
-    smooth: int
-    workers: int
+Files = list[tuple[str, bytes]]
+"""Endings and contents."""
 
 
-class Progress(NamedTuple):
-    """Where the time of a batch went."""
-
-    images: int
-    in_model: float
-
-
-class Encoded(NamedTuple):
-    """The files of one image."""
-
-    key: str
-    parts: list[tuple[str, bytes]]
-
-
-def check(model: nn.Module, source: Source, job: Job) -> None:
+def check(model: nn.Module, source: Source, job: Namespace) -> None:
     """Explains the first image of the first batch that can be read, to find what makes every image fail.
 
     Raises:
-        ValueError: the model has fewer classes than are to be explained.
+        ValueError: the model has fewer classes than are to be explained, or no colours, and pictures are asked for.
         TypeError, ValueError: :func:`bcos_kernels.explain` refuses the model or its images.
     """
     first = map(source.__getitem__, range(min(job.batch, len(source))))
     image = next((item.image for item in first if item.image is not None), None)
     if image is None:
         return
-    count = explain(model, loading.stacked([image], model), weights=False).logits.shape[1]
-    if job.top > count:
+    found = explain(model, loading.stacked([image], model), weights=False, output=loading.logits)
+    if job.top > (count := found.logits.shape[1]):
         raise ValueError(f"--top {job.top}: the model has {count} classes")
+    if "rgba" in job.save and len(image) != 6:
+        raise ValueError(f"--save rgba: colours need six channels, and the model takes images of {len(image)}")
 
 
-def run(model: nn.Module, source: Source, folder: Folder, numbers: list[int], job: Job) -> Iterator[Progress]:
-    """Explains the shards of these numbers; yields the progress of each batch."""
+def run(
+    model: nn.Module, source: Source, folder: Folder, numbers: list[int], job: Namespace
+) -> Iterator[tuple[int, float]]:
+    """Explains the shards of these numbers; yields the images of each batch, and the seconds that the model took."""
     if not numbers:
         return
     batches = {number: _batches(number, len(source), job) for number in numbers}
@@ -81,20 +59,25 @@ def run(model: nn.Module, source: Source, folder: Folder, numbers: list[int], jo
             yield from _write(model, islice(loaded, len(of_shard)), folder, number, job, pool)
 
 
-def _batches(number: int, images: int, job: Job) -> list[list[int]]:
+def _batches(number: int, images: int, job: Namespace) -> list[list[int]]:
     """The batches of one shard."""
     first, last = number * job.shard, min((number + 1) * job.shard, images)
     return [list(range(start, min(start + job.batch, last))) for start in range(first, last, job.batch)]
 
 
 def _write(
-    model: nn.Module, batches: Iterable[list[Loaded]], folder: Folder, number: int, job: Job, pool: ThreadPoolExecutor
-) -> Iterator[Progress]:
+    model: nn.Module,
+    batches: Iterable[list[Loaded]],
+    folder: Folder,
+    number: int,
+    job: Namespace,
+    pool: ThreadPoolExecutor,
+) -> Iterator[tuple[int, float]]:
     """Explains one shard and writes it, while the next batch is explained."""
     names: list[str] = []
     skipped: list[dict[str, str]] = []
-    pending: list[Future[Encoded]] = []
-    with ShardWriter(folder.shard(number)) as shard:
+    pending: list[Future[tuple[str, Files]]] = []
+    with shard_writer(folder.shard(number)) as add:
         for batch in batches:
             skipped += [{"name": item.name, "reason": item.reason} for item in batch if item.image is None]
             items = [item for item in batch if item.image is not None]
@@ -106,15 +89,15 @@ def _write(
                 if not known
             ]
             for future in pending:
-                shard.add(*future.result())
+                add(*future.result())
             pending = []
             if found is not None:
                 explained = [(item, found.of(i)) for i, item in enumerate(items) if finite[i]]
                 pending = [pool.submit(_encoded, item, rows, job) for item, rows in explained]
                 names += [item.name for item, _ in explained]
-            yield Progress(len(batch), in_model)
+            yield len(batch), in_model
         for future in pending:
-            shard.add(*future.result())
+            add(*future.result())
     folder.finish(number, {"images": names, "skipped": skipped})
 
 
@@ -132,12 +115,13 @@ class Rows(NamedTuple):
         return Rows(*(None if t is None else t[number] for t in self))  # type: ignore[arg-type]
 
 
-def _explained(model: nn.Module, items: list[Loaded], job: Job) -> tuple[Rows, float]:
+def _explained(model: nn.Module, items: list[Loaded], job: Namespace) -> tuple[Rows, float]:
     """The rows of a batch, and the seconds that the model's passes took."""
-    images = loading.stacked([item.image for item in items if item.image is not None], model)
+    images = loading.stacked((item.image for item in items), model)
     keeps = "weights" in job.save or "rgba" in job.save
     started = time.perf_counter()
-    found: Explanation = explain(model, images, f"top{job.top}", chunk=job.chunk, weights=keeps)
+    options: dict[str, Any] = {"chunk": job.chunk, "weights": keeps, "output": loading.logits}
+    found: Explanation = explain(model, images, f"top{job.top}", **options)
     if images.is_cuda:
         torch.cuda.synchronize(images.device)
     in_model = time.perf_counter() - started
@@ -147,8 +131,8 @@ def _explained(model: nn.Module, items: list[Loaded], job: Job) -> tuple[Rows, f
     return Rows(found.logits.cpu(), found.targets, found.contributions.cpu(), weights, pictures), in_model
 
 
-def _encoded(item: Loaded, rows: Rows, job: Job) -> Encoded:
-    """The files of one image: a record, arrays, and a picture for each class."""
+def _encoded(item: Loaded, rows: Rows, job: Namespace) -> tuple[str, Files]:
+    """The key and the files of one image: a record, arrays, and a picture for each class."""
     record: dict[str, Any] = {
         "name": item.name,
         "label": item.label,
@@ -156,7 +140,7 @@ def _encoded(item: Loaded, rows: Rows, job: Job) -> Encoded:
         "classes": rows.classes.tolist(),
         "logits": rows.logits[rows.classes].tolist(),
     }
-    parts: list[tuple[str, bytes]] = []
+    parts: Files = []
     for name, rowed in (("map", rows.contributions), ("weights", rows.weights)):
         if name in job.save and rowed is not None:
             array, scales = _stored(rowed, job.dtype)
@@ -164,7 +148,7 @@ def _encoded(item: Loaded, rows: Rows, job: Job) -> Encoded:
             parts.append((f"{name}.npy", _npy(array)))
     if rows.pictures is not None:
         parts += [(f"{rank}.rgba.png", _png(picture)) for rank, picture in enumerate(rows.pictures)]
-    return Encoded(f"{item.number:08d}", [("json", json.dumps(record).encode()), *parts])
+    return (f"{item.number:08d}", [("json", json.dumps(record).encode()), *parts])
 
 
 def _stored(rows: Tensor, dtype: str) -> tuple[np.ndarray, list[float]]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Folder", "ShardWriter", "fingerprint"]
+from ..terminal import draft_of
+
+__all__ = ["Folder", "fingerprint", "shard_writer"]
 
 SETTINGS, INDEX = "settings.json", "index.json"
 
@@ -99,46 +100,20 @@ class Folder:
         return index
 
 
-class ShardWriter:
-    """One shard while it is written: a context that leaves either the whole file or nothing."""
+@contextmanager
+def shard_writer(path: Path) -> Iterator[Callable[[str, Iterable[tuple[str, bytes]]], None]]:
+    """A context that leaves the whole of a shard or nothing; it yields ``add(key, [(ending, content), ...])``."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._draft = path, _draft(path)
-
-    def __enter__(self) -> ShardWriter:
-        self._tar = tarfile.open(self._draft, "w")
-        return self
-
-    def add(self, key: str, parts: Iterable[tuple[str, bytes]]) -> None:
-        """Adds the files ``KEY.ENDING`` of an image."""
+    def add(key: str, parts: Iterable[tuple[str, bytes]]) -> None:
         for ending, content in parts:
             member = tarfile.TarInfo(f"{key}.{ending}")
             member.size, member.mode = len(content), 0o644
-            self._tar.addfile(member, io.BytesIO(content))
+            tar.addfile(member, io.BytesIO(content))
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        with _removed_at_the_end(self._draft):
-            self._tar.close()
-            if kind is None:
-                os.replace(self._draft, self.path)
-
-
-def _draft(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with draft_of(path) as draft, tarfile.open(draft, "w") as tar:
+        yield add
 
 
 def _write(path: Path, content: bytes) -> None:
-    draft = _draft(path)
-    with _removed_at_the_end(draft):
+    with draft_of(path) as draft:
         draft.write_bytes(content)
-        os.replace(draft, path)
-
-
-@contextmanager
-def _removed_at_the_end(draft: Path) -> Iterator[None]:
-    """A context after which the draft is gone, also where a full disk ended it."""
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            draft.unlink()
