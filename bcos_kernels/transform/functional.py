@@ -210,7 +210,8 @@ def _dtypes(x: Tensor, weight: Tensor, b, exponent: float | None, weight_in_norm
     """The dtypes of x, weight and y. Autocast casts as it does for nn.Conv2d.
 
     Only a fp32 weight stays fp32 there, and with it its norm and its gradient. What a b in fp64 promotes is computed in
-    fp64 as a whole.
+    fp64 as a whole. Where autocast asks for fp16 on a CPU, whose kernels compute in fp32, nothing is rounded to fp16
+    that has a result in fp32: a norm and a gradient of small rows would lose digits there, or overflow.
     """
     low = checks.autocast_dtype(x.device.type)
     dtype, weight_dtype = x.dtype, weight.dtype
@@ -219,7 +220,10 @@ def _dtypes(x: Tensor, weight: Tensor, b, exponent: float | None, weight_in_norm
     y_dtype = checks.result_dtype(low, x, b, weight if weight_in_norm else None) if exponent != 1 else dtype
     if out_dtype is None and y_dtype == torch.float64 != dtype:
         return (torch.float64,) * 3
-    return dtype, weight_dtype, checks.out_dtype(out_dtype, dtype) or y_dtype
+    y_dtype = checks.out_dtype(out_dtype, dtype) or y_dtype
+    if dtype == torch.float16 and x.device.type == "cpu" and low is not None and y_dtype == torch.float32:
+        return (torch.float32,) * 3
+    return dtype, weight_dtype, y_dtype
 
 
 def _cast(x: Tensor, weight: Tensor, bias: Tensor | None, dtype, weight_dtype):
