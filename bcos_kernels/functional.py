@@ -124,8 +124,8 @@ def bcos_conv2d(
         exact_two: False adds ``cos_eps`` at b = 2 as well.
         detach: True freezes the scale in the forward (the early explanation mode, that of ``bcos``). A mapping gives
             the late mode, that of model guidance: ``detach["fixed_weights"]`` is read when the backward runs.
-        out_dtype: dtype of y: x's dtype, or fp32 for half-precision x. None gives x's dtype, and under autocast fp32
-            as the reference does (for b = 1 autocast's dtype).
+        out_dtype: dtype of y: x's dtype, or fp32 for half-precision x. None gives what the reference does: x's dtype,
+            under autocast fp32 (for b = 1 autocast's dtype), and that to which a b of shape ``(1,)`` promotes it.
         backend: ``"cpu"``, ``"cuda"``, ``"triton"``, ``"cuda,triton"`` (the faster one serves each direction) or
             ``"reference"``; None chooses the fastest that serves the call.
 

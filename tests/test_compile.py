@@ -204,6 +204,30 @@ def test_autocast_gives_the_references_dtype_to_inputs_in_half_precision(make, x
         assert own(x).dtype == fused == theirs
 
 
+@pytest.mark.parametrize("size", [1e-4, 1e-6])
+@pytest.mark.parametrize("b", [1.5, 2])
+@pytest.mark.parametrize("name", ["linear", "linear_3d"])
+def test_small_rows_beside_a_bias_under_autocast_to_fp16(name, b, size):
+    """The reference forms their norm of x in fp32, and a gradient of x that would overflow in fp16."""
+    case, budget, lost = IDS[name], Budget(), 0
+    for seed in range(5):
+        x, weight, _ = case.inputs(torch.float32, seed)
+        bias, found = torch.randn(len(weight), generator=torch.Generator().manual_seed(seed)), []
+        upward = torch.randn(case(x, weight).shape, generator=torch.Generator().manual_seed(seed + 99))
+        for layer, to in ((case, torch.float32), (case.naive, torch.float32), (case.naive, torch.float64)):
+            named = [t.detach().to(to).requires_grad_() for t in (x * size, weight, bias)]
+            with torch.autocast("cpu", torch.float16, enabled=to == torch.float32):
+                y = layer(*named, b=b)
+            assert y.dtype == to
+            found.append((y, *grad(y, named, upward.to(to))))
+        for what, mine, yours, truth in zip(("y", "dx", "dw", "dbias"), *found, strict=True):
+            finite = yours.isfinite()
+            lost += (finite & ~mine.isfinite()).sum()
+            budget.add(what, *(torch.where(finite, t, 0) for t in (mine, yours, truth)), torch.float16)
+    assert lost == 0
+    budget.check()
+
+
 def test_autocast_low_precision_output_and_backward_inside():
     case = IDS["conv3x3"]
     x, weight, _ = case.inputs(torch.float32)

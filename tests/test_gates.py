@@ -190,18 +190,21 @@ def test_it_is_at_least_as_accurate(kind, dtype, mean):
                 assert mine <= 1.1 * yours + torch.finfo(dtype).eps, (early, late, key, mine, yours)
 
 
-@pytest.mark.parametrize("make", [lambda: bk.accelerate(EarlyGELU()), GatedGELU], ids=["accelerated", "converted"])
-@pytest.mark.parametrize("mean", [0, -2, -4])
-@pytest.mark.parametrize("early", [False, True], ids=["training", "explanation"])
-def test_where_most_gates_are_nearly_closed(make, mean, early):
-    """1 + erf(x/√2) cancels there, and what is rounded beside the 1 counts."""
-    theirs, ours = EarlyGELU(), make()
+@pytest.mark.parametrize("kind, make", [
+    (EarlyGELU, lambda: bk.accelerate(EarlyGELU())), (EarlyGELU, GatedGELU),
+    (LateTanhGELU, lambda: bk.accelerate(LateTanhGELU())), (EarlyTanhGELU, lambda: bk.accelerate(EarlyTanhGELU())),
+], ids=["accelerated", "converted", "late by tanh", "early by tanh"])  # fmt: skip
+@pytest.mark.parametrize("mean", [4, 0, -2, -4, -6])
+@pytest.mark.parametrize("frozen", [False, True], ids=["training", "explanation"])
+def test_where_most_gates_are_nearly_closed_or_open(kind, make, mean, frozen):
+    """1 + erf(x/√2) and 1 + tanh(a) cancel where x is negative, and what is rounded beside the 1 counts."""
+    theirs, ours = kind(), make()
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         budget = Budget()
         for seed in range(10):
             x = (example(seed=seed) / 3 + mean).to(dtype)
-            truth = outcome(theirs, x.double(), early, second=False)
-            found = [outcome(module, x, early, second=False) for module in (ours, theirs)]
+            truth = outcome(theirs, x.double(), frozen, frozen, second=False)
+            found = [outcome(module, x, frozen, frozen, second=False) for module in (ours, theirs)]
             for key, exact in truth.items():
                 size = exact.norm() / exact.numel() ** 0.5
                 budget.add(key, *(f[key].double() / size for f in found), exact / size, dtype)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import BACKENDS, IDS, Case, bcos, error, thinned, upstream
+from cases import BACKENDS, IDS, Budget, Case, bcos, enough, error, naive, thinned, upstream
 from torch.autograd import grad, gradcheck, gradgradcheck
 
 import bcos_kernels as bk
@@ -59,6 +59,56 @@ def test_gradient_of_a_tensor_exponent(name, b, backend):
             assert error(y, case.naive(x, weight, b=b)) < 1e-13
         (db,) = grad(y.sum(), exponent)
         assert error(db, ((above - below) / (2 * step)).sum()) < 1e-5
+
+
+@pytest.mark.parametrize("b_dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["conv3x3", "max_out", "conv1d_b1.5", "linear_3d"])
+def test_an_exponent_with_a_dimension_takes_part_in_type_promotion(name, dtype, b_dtype):
+    """The dtypes of y and of all gradients are the reference's, and errors at most its own."""
+    case, budget = IDS[name], Budget()
+    for seed in range(enough(5, case, dtype)):
+        inputs = case.inputs(dtype, seed)[:2]
+        exponent = torch.full((1,), 1.5, dtype=b_dtype, requires_grad=True)
+        found, upward = [], torch.randn(case(*inputs, b=1.5).shape, dtype=torch.float64)
+        for layer, to in ((case, None), (case.naive, None), (case.naive, torch.float64)):
+            named = [t.detach().to(to or t.dtype).requires_grad_() for t in (*inputs, exponent)]
+            y = layer(*named[:2], b=named[2])
+            found.append((y, *grad(y, named, upward.to(y.dtype))))
+        assert [t.dtype for t in found[0]] == [t.dtype for t in found[1]]
+        assert found[0][0].dtype == torch.promote_types(dtype, b_dtype)
+        for what, *results in zip(("y", "dx", "dw", "db"), *found, strict=True):
+            budget.add(what, *results, dtype)
+    budget.check()
+
+
+def test_an_exponent_without_a_dimension_takes_no_part_in_type_promotion():
+    x, weight, _ = IDS["linear"].inputs(torch.bfloat16)
+    assert bk.functional.bcos_linear(x, weight, b=torch.tensor(1.5)).dtype == torch.bfloat16
+    assert bk.functional.bcos_linear(x, weight, b=torch.ones(1), out_dtype=x.dtype).dtype == torch.bfloat16
+
+
+def test_dtypes_of_a_layer_whose_linear_part_has_a_hook_and_of_autocast():
+    layer = bk.BcosLinear(6, 4, b=torch.full((1,), 1.5), dtype=torch.bfloat16)
+    x = torch.randn(3, 6).bfloat16()
+    assert layer(x).dtype == torch.float32
+    layer.linear.register_forward_hook(lambda *args: None)
+    assert layer(x).dtype == torch.float32
+    weight, b = torch.randn(4, 6), torch.full((1,), 1.5, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert bk.functional.bcos_linear(x.float(), weight, b=b).dtype == naive(x, weight, b=b).dtype == torch.float64
+
+
+@pytest.mark.parametrize("b_dtype", [torch.float64, torch.float32])
+def test_a_compiled_layer_has_the_dtype_that_its_exponent_gives(b_dtype):
+    torch.compiler.reset()
+    x, weight, _ = IDS["conv3x3"].inputs(torch.bfloat16)
+    b = torch.full((1,), 1.5, dtype=b_dtype, requires_grad=True)
+    layer = torch.compile(bk.functional.bcos_conv2d, backend="aot_eager", fullgraph=True)
+    found, expected = layer(x, weight, b=b), bk.functional.bcos_conv2d(x, weight, b=b)
+    assert found.dtype == expected.dtype == b_dtype and torch.equal(found, expected)
+    for a, e in zip(*(grad(y.sum(), (x, weight, b)) for y in (found, expected)), strict=True):
+        assert a.dtype == e.dtype and torch.equal(a, e)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,7 +1,8 @@
 """Reads a published gated activation at every call: x · g(x), whose gate g(x) is a constant in explanation mode.
 
-PyTorch's own GELU or SiLU forms the product in one pass, and x alone is kept for the backward. On the CPU its GELU has
-in fp32 several times the published code's error where x is mostly negative; there its error function serves, in place.
+PyTorch's own GELU or SiLU forms the product in one pass, and x alone is kept for the backward. On the CPU its GELUs
+have in fp32 more than the published code's error where x is mostly negative; there its error function serves, or its
+sigmoid in place of a tanh.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
-from functools import partial
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -75,13 +75,34 @@ def _of_gelu(grad: Tensor, x: Tensor) -> Tensor:
     return slope.addcmul_(x, rest, value=density).mul_(grad).mul_(0.5)
 
 
+_LINEAR, _CUBIC = 2 * math.sqrt(2 / math.pi), 2 * 0.044715 * math.sqrt(2 / math.pi)
+"""½(1 + tanh a) is σ(2a), which does not cancel where tanh a is nearly -1; 2a = ``_LINEAR`` · x + ``_CUBIC`` · x³."""
+
+
 def _phi_by_tanh(x: Tensor) -> Tensor:
-    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return torch.sigmoid((_LINEAR + _CUBIC * x * x) * x)
 
 
 def _times_phi_by_tanh(grad: Tensor, x: Tensor) -> Tensor:
-    gate = torch.mul(x, x).mul_(0.044715).add_(1).mul_(x).mul_(math.sqrt(2 / math.pi)).tanh_()
-    return torch.addcmul(grad, grad, gate, out=gate).mul_(0.5)
+    return torch.mul(x, x).mul_(_CUBIC).add_(_LINEAR).mul_(x).sigmoid_().mul_(grad)
+
+
+def _gelu_by_tanh(x: Tensor) -> Tensor:
+    return _times_phi_by_tanh(x, x) if _is_inexact(x) else F.gelu(x, approximate="tanh")
+
+
+def _of_gelu_by_tanh(grad: Tensor, x: Tensor) -> Tensor:
+    if not _is_inexact(x):
+        return torch.ops.aten.gelu_backward(grad, x, approximate="tanh")
+    if torch.is_grad_enabled() or _torch.is_seen((x, grad)):
+        gate, closed = _phi_by_tanh(x), _phi_by_tanh(-x)  # 1 - gate cancels where the gate is nearly open
+        return grad * (gate + x * gate * closed * (_LINEAR + 3 * _CUBIC * x * x))
+    square = torch.mul(x, x)
+    gate = torch.mul(square, _CUBIC).add_(_LINEAR).mul_(x)
+    closed = torch.neg(gate).sigmoid_()
+    gate.sigmoid_()
+    rest = closed.mul_(gate).mul_(x).mul_(square.mul_(3 * _CUBIC).add_(_LINEAR))
+    return rest.add_(gate).mul_(grad)
 
 
 def _of_silu(grad: Tensor, x: Tensor) -> Tensor:
@@ -93,12 +114,7 @@ def _of_silu(grad: Tensor, x: Tensor) -> Tensor:
 
 FUNCTIONS = {
     "gelu": Function(_gelu, _of_gelu, _phi, _times_phi, _is_inexact),
-    "gelu by tanh": Function(
-        partial(F.gelu, approximate="tanh"),
-        partial(torch.ops.aten.gelu_backward, approximate="tanh"),
-        _phi_by_tanh,
-        _times_phi_by_tanh,
-    ),
+    "gelu by tanh": Function(_gelu_by_tanh, _of_gelu_by_tanh, _phi_by_tanh, _times_phi_by_tanh, _is_inexact),
     "silu": Function(F.silu, _of_silu, torch.sigmoid, lambda grad, x: torch.sigmoid(x).mul_(grad)),
 }
 """The activations: x · Φ(x), the same with a tanh in place of Φ's error function, and x · σ(x)."""

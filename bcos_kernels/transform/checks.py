@@ -22,9 +22,9 @@ from ..core.checks import (
 )
 
 __all__ = [
-    "AXES", "PADDING_MODES", "autocast_dtype", "autocast_result", "channels", "convolution_geometry",
-    "convolution_sizes", "epsilon", "exponent", "filters", "flag", "integer", "late_mode", "norm_epsilons",
-    "out_dtype", "padding_amounts", "single_filters", "sizes", "tensors",
+    "AXES", "PADDING_MODES", "autocast_dtype", "channels", "convolution_geometry", "convolution_sizes", "epsilon",
+    "exponent", "filters", "flag", "integer", "late_mode", "norm_epsilons", "out_dtype", "padding_amounts",
+    "result_dtype", "single_filters", "sizes", "tensors",
 ]  # fmt: skip
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -40,15 +40,16 @@ def norm_epsilons(value) -> tuple[float, float]:
     return inside, outside
 
 
-def autocast_result(dtype: torch.dtype, x: Tensor, b, weight: Tensor | None = None) -> torch.dtype:
-    """The dtype of y under autocast to ``dtype``, for any b but 1. ``weight`` is given where its norm is part of n.
+def result_dtype(low: torch.dtype | None, x: Tensor, b, weight: Tensor | None = None) -> torch.dtype:
+    """The dtype of y under autocast to ``low``, or outside of it, for any b but 1.
 
-    Autocast forms powers and sums in fp32 on a GPU. On a CPU it leaves them in the dtype of what they are made of.
+    A b with a dimension takes part in PyTorch's type promotion. Autocast forms powers and sums in fp32 on a GPU; on a
+    CPU it leaves them in the dtype of what they are made of. ``weight`` is given where its norm is part of n.
     """
-    if x.device.type != "cpu":
+    if low is not None and x.device.type != "cpu" and x.dtype != torch.float64:
         return torch.float32
     parts = (x, weight, b if isinstance(b, Tensor) and b.dim() else None)
-    return reduce(torch.promote_types, (t.dtype for t in parts if t is not None), dtype)
+    return reduce(torch.promote_types, (t.dtype for t in parts if t is not None), low or x.dtype)
 
 
 def exponent(b, x: Tensor) -> tuple[float | None, Tensor | None]:

@@ -15,6 +15,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from .. import tally
 from ..core import _torch, autograd, device, plans
 from ..core.candidate import REFERENCE
+from ..core.checks import without_autocast
 from . import checks, reference
 from .call import Call
 from .op import TRANSFORM
@@ -35,7 +36,7 @@ class Plan:
     """The arguments of ``F.pad`` where x must be padded before the kernels run; they themselves pad only with zeros,
     and alike at both ends."""
     casts: tuple[torch.dtype, torch.dtype] | None
-    """The dtypes to which autocast casts x and weight; None outside of autocast."""
+    """The dtypes to which x and weight are cast, as autocast does; None where they are not."""
     unbatched: bool
     lifted: bool
     """Whether a convolution with one axis is served as one with two."""
@@ -99,7 +100,7 @@ def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tupl
         weight = reference.unit_weight(weight).to(weight.dtype)
     rows = spec.is_linear and x.dim() != 2
     inputs = Inputs(x.reshape(-1, x.shape[-1]) if rows else x, weight, bias, b if spec.b is None else None)
-    with nullcontext() if plan.casts is None else torch.autocast(x.device.type, enabled=False):
+    with nullcontext() if plan.casts is None else without_autocast(x):
         if plan.backend == REFERENCE.name:
             if options[-1] is None and not torch.compiler.is_compiling():  # counted unless the caller asked for it
                 noun = f"bcos_conv{geometry[0]}d" if geometry else "bcos_linear"
@@ -132,7 +133,8 @@ def _make_plan(x, weight, bias, b, detach: bool, geometry: tuple, options: tuple
     checks.flag("normalize_weights", normalize_weights)
     if checks.flag("weight_in_norm", weight_in_norm):
         checks.single_filters(max_out)
-    casts, dtype, weight_dtype, y_dtype = _dtypes(x, weight, b, exponent, weight_in_norm)
+    dtype, weight_dtype, y_dtype = _dtypes(x, weight, b, exponent, weight_in_norm, out_dtype)
+    casts = checks.autocast_dtype(x.device.type) is not None or dtype != x.dtype
     weight_in_norm = weight_in_norm and exponent != 1
     unit = normalize_weights != (weight_in_norm and bias is None)
     signs = unit and prod(weight_shape[1:]) == 1 and dtype.itemsize == 2
@@ -145,7 +147,7 @@ def _make_plan(x, weight, bias, b, detach: bool, geometry: tuple, options: tuple
         cos_eps=checks.epsilon("cos_eps", cos_eps),
         exact_two=checks.flag("exact_two", exact_two),
         detach=detach,
-        out_dtype=checks.out_dtype(out_dtype, dtype) or y_dtype,
+        out_dtype=y_dtype,
     )
     call = Call(
         spec, x.device.type, shape, weight_shape, dtype, weight_dtype, bias is not None,
@@ -193,17 +195,24 @@ def _ends(pads: tuple[int, ...]) -> list[tuple[int, int]]:
     return list(zip(pads[::2], pads[1::2], strict=True))
 
 
-def _dtypes(x: Tensor, weight: Tensor, b, exponent: float | None, weight_in_norm: bool):
-    """Whether autocast is on, and the dtypes of x, weight and y. Autocast casts as it does for nn.Conv2d.
+def _dtypes(x: Tensor, weight: Tensor, b, exponent: float | None, weight_in_norm: bool, out_dtype):
+    """The dtypes of x, weight and y. Autocast casts as it does for nn.Conv2d.
 
-    Only a fp32 weight stays fp32, and with it its norm and its gradient.
+    Only a fp32 weight stays fp32 there, and with it its norm and its gradient. What a b in fp64 promotes is computed in
+    fp64 as a whole. Where autocast asks for fp16 on a CPU, whose kernels compute in fp32, nothing is rounded to fp16
+    that has a result in fp32: a norm and a gradient of small rows would lose digits there, or overflow.
     """
-    dtype = checks.autocast_dtype(x.device.type)
-    if dtype is None or x.dtype == torch.float64:
-        return dtype is not None, x.dtype, weight.dtype, x.dtype
-    weight_dtype = torch.float32 if weight.dtype == torch.float32 else dtype
-    y_dtype = dtype if exponent == 1 else checks.autocast_result(dtype, x, b, weight if weight_in_norm else None)
-    return True, dtype, weight_dtype, y_dtype
+    low = checks.autocast_dtype(x.device.type)
+    dtype, weight_dtype = x.dtype, weight.dtype
+    if low is not None and x.dtype != torch.float64:
+        dtype, weight_dtype = low, torch.float32 if weight.dtype == torch.float32 else low
+    y_dtype = checks.result_dtype(low, x, b, weight if weight_in_norm else None) if exponent != 1 else dtype
+    if out_dtype is None and y_dtype == torch.float64 != dtype:
+        return (torch.float64,) * 3
+    y_dtype = checks.out_dtype(out_dtype, dtype) or y_dtype
+    if dtype == torch.float16 and x.device.type == "cpu" and low is not None and y_dtype == torch.float32:
+        return (torch.float32,) * 3
+    return dtype, weight_dtype, y_dtype
 
 
 def _cast(x: Tensor, weight: Tensor, bias: Tensor | None, dtype, weight_dtype):

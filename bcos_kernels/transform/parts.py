@@ -83,9 +83,8 @@ def by_parts(
     exponent, _ = checks.exponent(b, x)
     products = linear(x)
     if out_dtype is None:
-        low = checks.autocast_dtype(x.device.type) if x.dtype != torch.float64 else None
-        out_dtype = x.dtype if low is None else checks.autocast_result(low, x, b)
-        out_dtype = products.dtype if exponent == 1 else out_dtype
+        low = checks.autocast_dtype(x.device.type)
+        out_dtype = products.dtype if exponent == 1 else checks.result_dtype(low, x, b)
     spec = Spec(
         stride=(1,) * axes,
         max_out=max_out,
