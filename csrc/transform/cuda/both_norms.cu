@@ -14,7 +14,7 @@
 namespace bcos::transform::cuda {
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 256, kResident = 3;  // blocks that a multiprocessor has registers for
 constexpr int kAtOnce = 4;  // pixels whose loads a thread has under way
 constexpr int64_t kShared = 48 << 10;
 constexpr int kBlocks = 528;  // of strips: as many as fill a large GPU, where images have rows enough
@@ -32,13 +32,37 @@ __device__ __forceinline__ int at_most(int value, int most) {
   return value < most ? value : most;
 }
 
+// Adds a lane's part of the squares of pixels of C values; a pixel that is null has none. All loads of a
+// round are under way before the first value is used.
+template <bool VECTOR, typename T>
+__device__ __forceinline__ void add_squares(SumsOf<T> (&sums)[kAtOnce], const T* const (&from)[kAtOnce],
+                                            int lane, int lanes, int C) {
+  constexpr int V = kVector<T>;
+  for (int c = lane * V; c < C; c += lanes * V) {
+    Vector<T> values[kAtOnce] = {};
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if constexpr (VECTOR) {
+        if (from[i] != nullptr) values[i] = *reinterpret_cast<const Vector<T>*>(from[i] + c);
+      } else {
+#pragma unroll
+        for (int j = 0; j < V; ++j)
+          if (from[i] != nullptr && within(c + j, C)) values[i].v[j] = from[i][c + j];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+#pragma unroll
+      for (int j = 0; j < V; ++j) sums[i] += widened(values[i].v[j]) * widened(values[i].v[j]);
+  }
+}
+
 // Calls write(i, sum of squares) for each of `count` pixels, of which i lies at site(i) of x, or nowhere: -1.
 template <typename T, typename Site, typename Write>
 __device__ __forceinline__ void sum_squares(const Strips<SumsOf<T>>& s, int count, Site site, Write write) {
   using A = SumsOf<T>;
-  constexpr int V = kVector<T>;
   const int C = s.p.C, lanes = s.lanes, lane = int(threadIdx.x) % lanes, step = kThreads / lanes;
-  const bool vector = C % V == 0;
+  const bool vector = C % kVector<T> == 0;
   for (int first = int(threadIdx.x) / lanes; first - int(threadIdx.x) / lanes < count;
        first += kAtOnce * step) {
     const T* from[kAtOnce];
@@ -49,23 +73,10 @@ __device__ __forceinline__ void sum_squares(const Strips<SumsOf<T>>& s, int coun
       from[i] = at < 0 ? nullptr : static_cast<const T*>(s.p.x) + at * C;
       sums[i] = 0;
     }
-    for (int c = lane * V; c < C; c += lanes * V) {
-      A values[kAtOnce][V] = {};
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (from[i] == nullptr) continue;
-        if (vector) {
-          load(values[i], from[i], c, true);
-        } else {
-#pragma unroll
-          for (int j = 0; j < V; ++j) values[i][j] = within(c + j, C) ? widened(from[i][c + j]) : A(0);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i)
-#pragma unroll
-        for (int j = 0; j < V; ++j) sums[i] += values[i][j] * values[i][j];
-    }
+    if (vector)
+      add_squares<true>(sums, from, lane, lanes, C);
+    else
+      add_squares<false>(sums, from, lane, lanes, C);
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const A sum = lane_sum(sums[i], lanes);
@@ -114,7 +125,7 @@ __device__ __forceinline__ void norms_of_strip(const Strips<SumsOf<T>>& s, int s
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) both_norms_kernel(const Strips<SumsOf<T>> s) {
+__global__ void __launch_bounds__(kThreads, kResident) both_norms_kernel(const Strips<SumsOf<T>> s) {
   const int filters = s.p.weights.F, block = int(blockIdx.x) - filters;
   if (block < 0)
     filter_norm<T>(s.p.weights, block + filters);
