@@ -343,6 +343,15 @@ def test_the_cost_model_predicts_what_pairs_save(capsys):
         networks.main(["--images", "0"])
 
 
+@pytest.mark.slow
+def test_the_cost_model_knows_what_was_changed_in_place():
+    """In a block of ResNet-50 a norm is in front of two of three layers: in front of the first, an addition wrote x."""
+    calls = networks.calls_of(bk.accelerate(networks.network("resnet50")), 1, "sm_90")
+    norms = {call.y for call in calls if call.kind == "norm"}
+    behind = [call.call for call in calls if call.kind == "layer" and call.x in norms]
+    assert len(behind) == 32 and sum(call.taps > 1 for call in behind) == 16
+
+
 def test_the_extension_checks_the_map():
     spec = bk.transform.spec.Spec((1, 1), (0, 0), (1, 1))
     x, weight = torch.rand(2, 3, 4, 4), torch.rand(5, 3, 1, 1)

@@ -15,7 +15,7 @@ namespace bcos::transform::cuda {
 namespace {
 
 constexpr int kThreads = 256, kResident = 3;  // blocks that a multiprocessor has registers for
-constexpr int kAtOnce = 4;  // pixels whose loads a thread has under way
+constexpr int kAtOnce = 4;                    // pixels whose loads a thread has under way
 constexpr int64_t kShared = 48 << 10;
 constexpr int kBlocks = 528;  // of strips: as many as fill a large GPU, where images have rows enough
 constexpr int kLeastRows = 8;
@@ -143,7 +143,7 @@ int64_t seen(const Window& w, int64_t rows) {
 // The most rows of n whose input fits shared memory; 0 where that of one does not.
 template <typename A>
 int64_t most_rows(const Window& w) {
-  const int64_t room = kShared / int64_t(sizeof(A)) / w.W;
+  const int64_t room = kShared / int64_t(sizeof(A)) / std::max(w.W, 1);
   return room < seen(w, 1) ? 0 : (room - seen(w, 1)) / w.SH + 1;
 }
 
