@@ -34,7 +34,7 @@ from bcos_kernels.norm import NORM
 from bcos_kernels.text import aligned
 from bcos_kernels.transform import TRANSFORM, traffic
 
-__all__ = ["NETWORKS", "Step", "calls_of", "main", "predicted"]
+__all__ = ["NETWORKS", "Step", "calls_of", "main", "predicted", "saved_by_squares"]
 
 NETWORKS = ("resnet50", "resnext50", "densenet121", "vgg11")
 """Those whose norms are over the batch, of which the plain network is known to the byte."""
@@ -156,11 +156,11 @@ def bounds(calls: list[_Call], arch: str) -> Bounds:
     behind = [c.call for c in calls if c.kind == "layer" and c.x in made["norm"]]
     return Bounds(
         sum(seconds(prod(call.x_shape) * call.dtype.itemsize) for call in reads),
-        sum(_saved_by_squares(call) for call in behind),
+        sum(saved_by_squares(call) for call in behind),
     )
 
 
-def _saved_by_squares(call) -> float:
+def saved_by_squares(call) -> float:
     """What a forward of ``graph`` saves that is given Σ x² of every pixel, against the fastest that is not."""
     s, fastest = traffic.Sizes(call), _fastest(TRANSFORM, call, "forward")
     given = [
@@ -168,7 +168,7 @@ def _saved_by_squares(call) -> float:
         for graph in TRANSFORM.candidates_of("cuda")
         if graph.name == "graph" and graph.can_serve(call, "forward")
     ]
-    return fastest - min(fastest, *given)
+    return fastest - min([fastest, *given])
 
 
 def main(argv: list[str] | None = None) -> int:
