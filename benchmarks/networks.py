@@ -33,7 +33,7 @@ from bcos_kernels.transform import TRANSFORM, traffic
 
 from .command import Parser, heading
 
-__all__ = ["NETWORKS", "Step", "calls_of", "main", "predicted"]
+__all__ = ["NETWORKS", "Step", "calls_of", "main", "predicted", "saved_by_squares"]
 
 NETWORKS = ("resnet50", "resnext50", "densenet121", "vgg11")
 """Those whose norms are over the batch, of which the plain network is known to the byte."""
@@ -55,7 +55,7 @@ class Bounds(NamedTuple):
     statistics: float
     """The products add up the statistics of their outputs, so that the norm behind one does not read it for them."""
     squares: float
-    """A norm hands on Σ_c y² of every pixel, so that the patch norm of a k×k layer behind it does not read y."""
+    """A norm hands on Σ_c y² of every pixel, so that no kernel beside the product of a layer behind it reads y."""
 
 
 class _Call(NamedTuple):
@@ -63,9 +63,9 @@ class _Call(NamedTuple):
 
     kind: str
     call: Any
-    x: int
-    """The identity of the input."""
-    y: int
+    x: tuple[int, int]
+    """The identity and the version of the input: one that was changed in place is another."""
+    y: tuple[int, int]
 
 
 def calls_of(model: nn.Module, images: int, arch: str) -> list[_Call]:
@@ -83,7 +83,7 @@ def calls_of(model: nn.Module, images: int, arch: str) -> list[_Call]:
         call = (
             replace(call, weight_dtype=half) if plan.name == "layer" else replace(call, given=False, channels_last=True)
         )
-        found.append(_Call(plan.name, call, id(x), id(y)))
+        found.append(_Call(plan.name, call, (id(x), x._version), (id(y), y._version)))
         kept.extend((x, y))
 
     served = [module for module in model.modules() if getattr(plan_of(module), "name", None) in ("layer", "norm")]
@@ -152,11 +152,22 @@ def bounds(calls: list[_Call], arch: str) -> Bounds:
         return reached.seconds(Kernel(moved), reached.fp32)
 
     reads = [c.call for c in calls if c.kind == "norm" and c.x in made["layer"] and not c.call.given]
-    patches = [traffic.Sizes(c.call) for c in calls if c.kind == "layer" and c.x in made["norm"] and c.call.taps > 1]
+    behind = [c.call for c in calls if c.kind == "layer" and c.x in made["norm"]]
     return Bounds(
         sum(seconds(prod(call.x_shape) * call.dtype.itemsize) for call in reads),
-        sum(seconds(s.x) - seconds(s.squares) for s in patches),
+        sum(saved_by_squares(call) for call in behind),
     )
+
+
+def saved_by_squares(call) -> float:
+    """What a forward of ``graph`` saves that is given Σ x² of every pixel, against the fastest that is not."""
+    s, fastest = traffic.Sizes(call), _fastest(TRANSFORM, call, "forward")
+    given = [
+        graph.cost(call, "forward") - (s.seen - s.squares) / rates(call.arch).bytes
+        for graph in TRANSFORM.candidates_of("cuda")
+        if graph.name == "graph" and graph.can_serve(call, "forward")
+    ]
+    return fastest - min([fastest, *given])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -69,13 +69,14 @@ if GXX and HEADERS:
         assert done.returncode != 0, f"{PLANTS[plant][0]} went unnoticed"
         assert re.search(PLANTS[plant][1], done.stdout), done.stdout[-4000:]
 
-    USED = [("norm", plant) for plant in (1, 4, 6, 9)] + [("alignment", plant) for plant in (1, 2, 3, 5, 9)]
+    USED = [(name, plant) for name in ("norm", "both_norms") for plant in (1, 4, 6, 9)]
+    USED += [("alignment", plant) for plant in (1, 2, 3, 5, 9)]
 
     @pytest.mark.parametrize(
         "name, plant", USED, ids=lambda v: v if isinstance(v, str) else PLANTS[v][0].replace(" ", "_")
     )
     def test_a_planted_bug_is_found_in(name, plant):
-        """Those of what an op uses: of norms barriers, guards, sums over lanes and grids; of units a ring of copies."""
+        """Those of what it uses: of norms barriers, guards, sums over lanes and grids; of units a ring of copies."""
         done = run(name, plant)
         assert done.returncode != 0, f"{PLANTS[plant][0]} went unnoticed"
         assert re.search(PLANTS[plant][1], done.stdout), done.stdout[-4000:]

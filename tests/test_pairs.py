@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import bcos_kernels as bk
 from bcos_kernels import _C
 from bcos_kernels.core import pairs
+from bcos_kernels.transform.call import of_shapes
 from benchmarks import networks
 
 
@@ -341,6 +342,25 @@ def test_the_cost_model_predicts_what_pairs_save(capsys):
     assert total == ours and 0 < squares < statistics < 0.1 * ours
     with pytest.raises(SystemExit, match="2"):
         networks.main(["--images", "0"])
+
+
+def test_what_sums_of_squares_from_a_norm_would_save():
+    """Less than the time to read x; nothing where the products have them anyway, or where no graph serves the layer."""
+    saved = [
+        networks.saved_by_squares(of_shapes((256, 64, 56, 56), weight, padding=(weight[2] // 2,) * 2, groups=groups))
+        for weight, groups in (((64, 64, 3, 3), 1), ((64, 64, 1, 1), 1), ((64, 2, 3, 3), 32))
+    ]
+    assert 0 < saved[0] < 2 * 256 * 64 * 56 * 56 / 4.3e12
+    assert saved[1:] == [0, 0]
+
+
+@pytest.mark.slow
+def test_the_cost_model_knows_what_was_changed_in_place():
+    """In a block of ResNet-50 a norm is in front of two of three layers: in front of the first, an addition wrote x."""
+    calls = networks.calls_of(bk.accelerate(networks.network("resnet50")), 1, "sm_90")
+    norms = {call.y for call in calls if call.kind == "norm"}
+    behind = [call.call for call in calls if call.kind == "layer" and call.x in norms]
+    assert len(behind) == 32 and sum(call.taps > 1 for call in behind) == 16
 
 
 def test_the_extension_checks_the_map():

@@ -13,8 +13,8 @@ from .spec import Inputs, Outputs
 from .traffic import Products
 
 __all__ = [
-    "BACKEND", "LARGE", "MOST_GROUPS", "MOST_MAX_OUT", "MOST_TAPS", "PRODUCTS", "SMALL", "backward", "forward",
-    "graph_why_not", "second", "serves_products", "tiles", "why_not",
+    "BACKEND", "LARGE", "MOST_GROUPS", "MOST_MAX_OUT", "MOST_TAPS", "PRODUCTS", "SMALL", "backward", "forms_both_norms",
+    "forward", "graph_why_not", "second", "serves_products", "tiles", "why_not",
 ]  # fmt: skip
 
 SMALL, LARGE = Tile(64, 64, 32), Tile(128, 128, 32, 8)
@@ -22,6 +22,7 @@ MOST_MAX_OUT = 64  # the most filters per output, which lie in one tile
 MOST_GROUPS = 65535  # the most groups × taps, the second axis of a grid
 MOST_TAPS = 600  # the most taps of a depthwise filter, which a block holds in shared memory
 _TAP = 264  # bytes of one there
+_STRIP = 48 << 10  # the most bytes of sums over the pixels that a row of n sees
 
 _MOST_ROWS = 2**31 - 128  # leaves the last row of the largest tile an index of 32 bits
 
@@ -29,6 +30,14 @@ _MOST_ROWS = 2**31 - 128  # leaves the last row of the largest tile an index of 
 def why_not(call: Call) -> list[str]:
     """The reasons why the CUDA kernels do not serve ``call``; empty where they do."""
     return cuda.unavailable(call) + call.unserved(_MOST_ROWS)
+
+
+def forms_both_norms(call: Call) -> bool:
+    """Whether one kernel forms 1/‖w‖ and n in front of a product that takes both."""
+    if call.power == 1 or call.groups > 1 or not call.planar or (call.unit and call.weight_dtype != call.dtype):
+        return False
+    rows = (call.kernel[0] - 1) * call.dilation[0] + 1
+    return call.taps == 1 or rows * call.in_size[1] * call.sums.itemsize <= _STRIP
 
 
 def forward(candidate: str, inputs: Inputs, call: Call, tile: Tile | None) -> tuple[Tensor, ...]:

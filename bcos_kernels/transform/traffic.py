@@ -68,10 +68,17 @@ class Sizes:
         return self.x * (direction == "training" and call.power != 1)
 
 
-def seconds(call: Call, kernels: Iterable[Kernel], share: Mapping[str, float] | None = None) -> float:
-    """The predicted seconds of kernels that run one after the other, including the kernel that prepares the weights."""
-    weights = [Kernel(Sizes(call).w * (1 if call.raw_weights else 2))] if call.unit else []
-    return _seconds(call, (*weights, *kernels), share or {})
+def seconds(
+    call: Call, kernels: Iterable[Kernel], share: Mapping[str, float] | None = None, with_norm: bool = False
+) -> float:
+    """The predicted seconds of kernels that run one after the other, including the kernel that prepares the weights.
+
+    ``with_norm`` says whether that kernel forms n as well.
+    """
+    s = Sizes(call)
+    prepared = s.w * (1 if call.raw_weights else 2) * call.unit + (s.seen + s.n) * with_norm
+    first = [Kernel(prepared)] if prepared else []
+    return _seconds(call, (*first, *kernels), share or {})
 
 
 def _seconds(call: Call, kernels: Iterable[Kernel], share: Mapping[str, float]) -> float:

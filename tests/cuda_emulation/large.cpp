@@ -99,6 +99,25 @@ void elementwise(int plane) {
   expect_same(name + " scale t", t, small_t, 3);
 }
 
+// Pixels, and images of one pixel and windows that see it.
+template <typename T>
+void both_norms_of(int kernel) {
+  const auto values = normal<T>(size_t(kLast) * kChannels, 1);
+  auto small_n = unwritten<float>(kLast);
+  const Large<T> x(kRows, kChannels, values);
+  const Large<float> n(kRows, 1, small_n);
+  const auto run = [&](const T* from, float* to, int rows) {
+    BothNorms<float> p{};
+    p.x = from, p.n = to, p.N = rows, p.C = kChannels, p.dtype = dtype_of<T>;
+    p.window = {1, 1, 1, 1, kernel, kernel, 1, 1, kernel / 2, kernel / 2, 1, 1};
+    p.formula = Exponents{2}.formula();
+    return both_norms<float>(p, nullptr);
+  };
+  last_block([&] { return run(values.data(), small_n.data(), kLast); });
+  last_block([&] { return run(x.data, n.data, kRows); });
+  expect_same(std::string(name_of<T>) + " both norms " + std::to_string(kernel), n, small_n, 1);
+}
+
 template <typename T>
 void product(bool large) {
   const std::string name = std::string(name_of<T>) + (large ? " large" : "");
@@ -302,6 +321,8 @@ int main() {
     elementwise<float>(plane);
     elementwise<__nv_bfloat16>(plane);
   }
+  both_norms_of<float>(1);
+  both_norms_of<__nv_bfloat16>(3);
   product<float>(false);
   product<__nv_bfloat16>(false);
   product<__half>(true);

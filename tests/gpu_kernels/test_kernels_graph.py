@@ -119,6 +119,38 @@ def test_each_is_one_run_of_a_plan(shapes, direction, options, cudnn):
         assert error(found[name], value) < 3e-6, name
 
 
+@pytest.mark.parametrize(
+    "shapes, options, once",
+    [
+        (CONV, {}, True),
+        (CONV, {"stride": (2, 2)}, True),
+        (POINTWISE, {"stride": (1, 2)}, True),
+        (LINEAR, {}, True),
+        (CONV, {"unit": False}, True),
+        (CONV, {"weight_dtype": torch.float32}, False),
+        ({**CONV, "wide": 5000}, {}, False),
+    ],
+    ids=str,
+)
+def test_one_kernel_forms_both_norms(shapes, options, once, cudnn):
+    """Of the kernels that may be the last in front of the product it alone takes shared memory."""
+    shapes = dict(shapes)
+    wide = shapes.pop("wide", None)
+    call = fresh(**shapes, **options)
+    if wide:
+        call = replace(call, x_shape=(1, *call.x_shape[1:3], wide))
+    runs, found = cudnn.runs, run(call, "graph", "forward")
+    assert cudnn.runs == runs + 1
+    assert (loaded.kernels.last_shared() > 0) == once == cuda.forms_both_norms(call)
+    inputs, _ = call.example(torch.device("cpu"))
+    squares = inputs.x.double().pow(2).sum(1, keepdim=True)
+    if not call.is_linear:
+        ones = torch.ones(1, 1, *call.kernel, dtype=torch.float64)
+        squares = torch.nn.functional.conv2d(squares, ones, stride=call.stride, padding=call.padding)
+    inside, outside = call.norm_eps
+    assert error(found["n"], (squares + inside).sqrt() + outside) < 1e-6
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_wider_output(dtype, cudnn):
     call = fresh(**CONV, dtype=dtype, out_dtype=torch.float32, b=1.5)

@@ -19,10 +19,10 @@ NAME = "graph"
 def _kernels(call: Call, direction: str) -> Iterator[Kernel]:
     s = Sizes(call)
     if direction == "forward":
-        if call.power != 1:
+        if call.power != 1 and not cuda.forms_both_norms(call):
             yield Kernel(s.x + s.squares)
-        if call.power != 1 and call.taps > 1:
-            yield Kernel(s.squares + s.n)
+            if call.taps > 1:
+                yield Kernel(s.squares + s.n)
         yield Kernel(s.seen + s.w + s.n + s.y + s.saved, s.flops, own=False)
     elif direction == "explanation":
         yield Kernel(s.grad + s.w + s.x, s.flops, own=False)
@@ -37,7 +37,8 @@ def _kernels(call: Call, direction: str) -> Iterator[Kernel]:
 
 
 def _cost(call: Call, direction: str) -> float:
-    return traffic.seconds(call, _kernels(call, direction))
+    with_norm = direction == "forward" and cuda.forms_both_norms(call)
+    return traffic.seconds(call, _kernels(call, direction), with_norm=with_norm)
 
 
 def _serves(call: Call, direction: str) -> bool:

@@ -24,6 +24,11 @@ template <typename A>
 cudaError_t patch_norm_bwd(const PatchNormBwd<A>& p, cudaStream_t stream);
 
 template <typename A>
+cudaError_t both_norms(const BothNorms<A>& p, cudaStream_t stream);
+template <typename A>
+bool fits_both_norms(const BothNorms<A>& p);  // else a row is too long for it; reads the window alone
+
+template <typename A>
 cudaError_t scale_fwd(const ScaleFwd<A>& p, cudaStream_t stream);
 template <typename A>
 cudaError_t scale_bwd(const ScaleBwd<A>& p, cudaStream_t stream);

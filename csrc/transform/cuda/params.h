@@ -90,6 +90,18 @@ struct PatchNormFwd {
   bool root = true;  // else n is the window sum itself
 };
 
+// Both norms of a forward of one group: what WeightNormFwd says, and n of x.
+template <typename A>
+struct BothNorms {
+  WeightNormFwd<A> weights;  // of x's dtype; F = 0: n alone
+  const void* x;             // [N, H, W, C]
+  A* n;                      // [N, OH, OW]
+  int N, C;
+  Window window;
+  Formula<A> formula;
+  Dtype dtype;  // of x and w
+};
+
 // dx += x * (sum of t over the outputs that read the pixel), in place
 template <typename A>
 struct PatchNormBwd {

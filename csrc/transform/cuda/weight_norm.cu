@@ -1,44 +1,16 @@
 // The norm of each filter: what the products take as weights,
 // and the gradient through the division. A block a filter.
-#include "common/cuda/primitives.cuh"
 #include "transform/cuda/launch.h"
+#include "transform/cuda/weight_norm.cuh"
 
 namespace bcos::transform::cuda {
 namespace {
 
-constexpr int kThreads = 128;
-
-// Where value k of a filter in OHWI lies in the weight's own order.
-template <typename P>
-__device__ __forceinline__ int source(const P& p, int k) {
-  return p.ohwi ? k : k % p.CG * p.taps + k / p.CG;
-}
+constexpr int kThreads = kSumming;
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) weight_norm_fwd_kernel(const WeightNormFwd<SumsOf<T>> p) {
-  using A = SumsOf<T>;
-  const int K = p.CG * p.taps;
-  const int64_t row = int64_t(blockIdx.x) * K;
-  const T* w = static_cast<const T*>(p.w) + row;
-  const bool vector = K % kVector<T> == 0;
-  A squares = 0;
-  for (int k = threadIdx.x * kVector<T>; k < K; k += kThreads * kVector<T>) {
-    A values[kVector<T>];
-    if (vector) {
-      load(values, w, k, true);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kVector<T>; ++i) values[i] = within(k + i, K) ? widened(w[k + i]) : A(0);
-    }
-#pragma unroll
-    for (int i = 0; i < kVector<T>; ++i) squares += values[i] * values[i];
-  }
-  const A norm = std::sqrt(block_sum(squares, 0));
-  if (threadIdx.x == 0) p.alpha[blockIdx.x] = safe_inverse(norm);
-  if (p.operand == nullptr) return;
-  const A divisor = p.raw || norm == 0 ? A(1) : norm;
-  for (int k = threadIdx.x; k < K; k += kThreads)
-    store_as(p.operand, p.operand_dtype, row + k, widened(w[source(p, k)]) / divisor);
+  filter_norm<T>(p, int(blockIdx.x));
 }
 
 template <typename T>

@@ -4,6 +4,7 @@
 
 #include "common/cuda/bindings.h"
 #include "dynamic_alignment/glue/cuda/bindings.h"
+#include "emulator.h"
 #include "norm/glue/cuda/bindings.h"
 #include "transform/glue/cuda/bindings.h"
 
@@ -46,5 +47,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   bcos::transform::glue::cuda::bind(m);
   bcos::dynamic_alignment::glue::cuda::bind(m);
   m.def("register_twice", &register_twice);
+  m.def("last_shared", [] { return emulation::block.shared.size(); });  // bytes of the last kernel
   m.def("set_capturing", [](bool now) { bcos::cuda::capturing = now; });
 }

@@ -15,6 +15,7 @@ struct ForwardCall {
       b;  // dense images; bias and b are undefined where there is none, b is of the type of sums
   Weights weights;
   Outputs& out;  // already allocated: to be written
+  at::Tensor n;  // of a candidate that takes it: formed, and in `out` where it is saved; undefined for b = 1
 };
 
 struct BackwardCall {
@@ -55,6 +56,7 @@ struct Candidate {
   bool takes_map = false;                                // its backward serves calls with the map of Saved
   bool takes_axes = false;                               // it serves calls with three axes or a border
   bool takes_double = false;                             // it serves calls of fp64
+  bool takes_norm = false;                               // its forward takes n
 };
 
 // Defined at namespace scope, it enters a candidate in the list while the module is loaded.

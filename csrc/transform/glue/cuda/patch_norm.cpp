@@ -68,6 +68,30 @@ void sum_windows(const DeviceCall& call, const at::Tensor& q, const at::Tensor& 
   sum_planes(call, across, half, out, root);
 }
 
+// Whether one kernel formed n and the weights, as it does where it takes the call.
+bool form_both(const DeviceCall& call, const Weights& weights, const at::Tensor& x, const at::Tensor& n) {
+  const auto& w = call.window;
+  if (call.spec.groups > 1 || call.planes || !w.is_plane() || w.bordered) return false;
+  if (weights.source.scalar_type() != call.dtype) return false;
+  bool formed = false;
+  by_sums(call.dtype, [&](auto sums) {
+    using A = typename decltype(sums)::type;
+    kernels::BothNorms<A> k{};
+    k.weights = weight_norm<A>(call, weights);
+    k.x = data(x);
+    k.n = mutable_data<A>(n);
+    k.N = int(call.images);
+    k.C = int(call.channels);
+    k.window = call.device_window();
+    k.formula = call.device_formula<A>();
+    k.dtype = dtype_of(x);
+    if (!kernels::fits_both_norms(k)) return;
+    launch("both_norms", kernels::both_norms<A>, k, call);
+    formed = true;
+  });
+  return formed;
+}
+
 // The rows of images of which the kernels make dx, and where their outputs lie.
 struct Images {
   Plane plane;
@@ -122,9 +146,27 @@ at::Tensor squares(const DeviceCall& call, const at::Tensor& x) {
   return out;
 }
 
+namespace {
+
+at::Tensor new_norm(const DeviceCall& call, const at::Tensor& x, const at::Tensor& saved) {
+  return saved.defined() ? saved : call.image(call.spec.groups, call.sums(), x);
+}
+
+}  // namespace
+
+at::Tensor form_with_norm(const DeviceCall& call, const Weights& weights, const at::Tensor& x,
+                          const at::Tensor& saved) {
+  if (call.has_norm()) {
+    const auto n = new_norm(call, x, saved);
+    if (form_both(call, weights, x, n)) return n;
+  }
+  form(call, weights);
+  return norm(call, x, saved);
+}
+
 at::Tensor norm(const DeviceCall& call, const at::Tensor& x, const at::Tensor& saved) {
   if (!call.has_norm()) return {};
-  const auto n = saved.defined() ? saved : call.image(call.spec.groups, call.sums(), x);
+  const auto n = new_norm(call, x, saved);
   if (call.window.pointwise())
     sum_products(call, x, {}, n, true);
   else

@@ -1,7 +1,7 @@
 // The patch norm by kernels of its own, and its part of dx.
 #pragma once
 
-#include "transform/glue/cuda/call.h"
+#include "transform/glue/cuda/weights.h"
 
 namespace bcos::transform::glue::cuda {
 
@@ -10,6 +10,10 @@ at::Tensor squares(const DeviceCall& call, const at::Tensor& x);
 
 // n, written to `saved` where that is defined; undefined for b = 1.
 at::Tensor norm(const DeviceCall& call, const at::Tensor& x, const at::Tensor& saved);
+
+// Forms new weights, and n as `norm` does: in one launch where one kernel does both.
+at::Tensor form_with_norm(const DeviceCall& call, const Weights& weights, const at::Tensor& x,
+                          const at::Tensor& saved);
 
 // The sum of x v over every patch, in the order of n.
 at::Tensor patch_products(const DeviceCall& call, const at::Tensor& x, const at::Tensor& v);

@@ -1,6 +1,7 @@
 #include "transform/glue/cuda/transform.h"
 
 #include "transform/glue/cuda/candidate.h"
+#include "transform/glue/cuda/patch_norm.h"
 
 namespace bcos::transform::glue::cuda {
 namespace {
@@ -52,8 +53,14 @@ Outputs run_forward(const DeviceCall& call, const Inputs& inputs, const Candidat
   if (call.saves_winner()) out.winner = call.image(call.outputs(), at::kByte, x);
   if (out.y.numel() > 0) {
     const auto bias = inputs.bias ? aligned(inputs.bias->contiguous()) : at::Tensor();
-    candidate.forward(
-        {call, call.dense(x), bias, device_b(call, inputs.b), prepare(call, weight, bias.defined()), out});
+    ForwardCall c{
+        call, call.dense(x), bias, device_b(call, inputs.b), new_weights(call, weight, bias.defined()), out,
+        {}};
+    if (candidate.takes_norm)
+      c.n = form_with_norm(call, c.weights, c.x, out.n);
+    else
+      form(call, c.weights);
+    candidate.forward(c);
   }
   if (call.spec.linear) out = {rows_of(out.y), rows_of(out.n), rows_of(out.l), rows_of(out.winner)};
   return out;

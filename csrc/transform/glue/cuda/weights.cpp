@@ -29,7 +29,7 @@ bool takes_raw(const DeviceCall& call, at::ScalarType weight, bool biased) {
   return call.spec.unit && weight == call.dtype && call.dtype != at::kHalf && !biased;
 }
 
-Weights prepare(const DeviceCall& call, const at::Tensor& weight, bool biased) {
+Weights new_weights(const DeviceCall& call, const at::Tensor& weight, bool biased) {
   const bool has_gaps = !weight.is_contiguous() && !weight.is_contiguous(image_format(true, weight.dim()));
   Weights out;
   out.source = aligned(has_gaps ? weight.contiguous() : weight);
@@ -44,19 +44,37 @@ Weights prepare(const DeviceCall& call, const at::Tensor& weight, bool biased) {
       as_it_is ? out.source
                : at::empty(weight.sizes(), weight.options().dtype(call.dtype).memory_format(call.format()));
   if (raw) out.alpha = out.inverse;
+  return out;
+}
 
+template <typename A>
+kernels::WeightNormFwd<A> weight_norm(const DeviceCall& call, const Weights& weights) {
+  kernels::WeightNormFwd<A> k{};
+  k.dtype = dtype_of(weights.source);
+  k.operand_dtype = dtype_of(weights.operand);
+  if (!weights.inverse.defined()) return k;
+  k.w = data(weights.source);
+  k.alpha = mutable_data<A>(weights.inverse);
+  k.operand = weights.operand.is_same(weights.source) ? nullptr : mutable_data(weights.operand);
+  fill_order(k, call, weights.source);
+  k.raw = weights.alpha.defined();
+  return k;
+}
+
+template kernels::WeightNormFwd<float> weight_norm(const DeviceCall&, const Weights&);
+template kernels::WeightNormFwd<double> weight_norm(const DeviceCall&, const Weights&);
+
+void form(const DeviceCall& call, const Weights& weights) {
+  if (!weights.inverse.defined()) return;
   by_sums(call.dtype, [&](auto sums) {
     using A = typename decltype(sums)::type;
-    kernels::WeightNormFwd<A> k{};
-    k.w = data(out.source);
-    k.alpha = mutable_data<A>(out.inverse);
-    k.operand = as_it_is ? nullptr : mutable_data(out.operand);
-    fill_order(k, call, out.source);
-    k.raw = raw;
-    k.dtype = dtype_of(out.source);
-    k.operand_dtype = dtype_of(out.operand);
-    launch("weight_norm_fwd", kernels::weight_norm_fwd<A>, k, call);
+    launch("weight_norm_fwd", kernels::weight_norm_fwd<A>, weight_norm<A>(call, weights), call);
   });
+}
+
+Weights prepare(const DeviceCall& call, const at::Tensor& weight, bool biased) {
+  const auto out = new_weights(call, weight, biased);
+  form(call, out);
   return out;
 }
 

@@ -16,7 +16,16 @@ struct Weights {
 // takes part.
 bool takes_raw(const DeviceCall& call, at::ScalarType weight, bool biased);
 
-// `biased`: a bias or its gradient takes part.
+// Them with nothing in the tensors that a kernel has to form. `biased`: a bias or its gradient takes part.
+Weights new_weights(const DeviceCall& call, const at::Tensor& weight, bool biased);
+
+// That kernel's arguments; of no filter where it has nothing to form.
+template <typename A>
+kernels::WeightNormFwd<A> weight_norm(const DeviceCall& call, const Weights& weights);
+
+void form(const DeviceCall& call, const Weights& weights);
+
+// New weights, formed.
 Weights prepare(const DeviceCall& call, const at::Tensor& weight, bool biased);
 
 // dw, as the weight, of shares [splits, F, ...] of the operand's gradient, each in the operand's order; the

@@ -18,8 +18,7 @@ void forward(const ForwardCall& c) {
   const auto bias = c.bias.defined() ? std::optional(c.bias.scalar_type()) : std::nullopt;
   const auto graph = prepare_graph(c.call, Step::Forward, {w.alpha.defined(), bias});
   if (!graph) return candidate_of("vendor").forward(c);
-  const auto n = norm(c.call, c.x, c.out.n);
-  graph->run(c.call, {c.x, w.operand, w.alpha, c.bias, n, c.out.l, c.out.y});
+  graph->run(c.call, {c.x, w.operand, w.alpha, c.bias, c.n, c.out.l, c.out.y});
 }
 
 // dx of a frozen scale, which is formed in front of the product.
@@ -56,7 +55,7 @@ Parts backward(const BackwardCall& c) {
   return candidate_of("vendor").backward(c);
 }
 
-const Registered registered({"graph", false, forward, backward, nullptr, false, true});
+const Registered registered({"graph", false, forward, backward, nullptr, false, true, false, false, true});
 
 }  // namespace
 }  // namespace bcos::transform::glue::cuda

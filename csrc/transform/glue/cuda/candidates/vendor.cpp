@@ -13,7 +13,7 @@ namespace {
 
 void forward(const ForwardCall& c) {
   const auto z = vendor_product(c.call, c.x, c.weights.operand);
-  scale_forward(c, z, norm(c.call, c.x, c.out.n));
+  scale_forward(c, z, c.n);
 }
 
 Parts backward(const BackwardCall& c) {
@@ -39,7 +39,7 @@ SecondParts second(const SecondCall& c) {
   return out;
 }
 
-const Registered registered({"vendor", true, forward, backward, second, true, true, true, true});
+const Registered registered({"vendor", true, forward, backward, second, true, true, true, true, true});
 
 }  // namespace
 }  // namespace bcos::transform::glue::cuda
