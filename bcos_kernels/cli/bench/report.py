@@ -114,7 +114,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="store the pictures, as PNG and SVG")
     parser.add_argument(
         "--readme", nargs="+", type=Path, default=[], metavar="FILE",
-        help="fill these files from <!-- table --> to <!-- /table -->, and from <!-- headline --> likewise; their "
+        help="fill between <!-- table --> and <!-- /table -->, and between <!-- headline --> and its end; their "
         "pictures go to --plots, or beside the first result",
     )  # fmt: skip
 
