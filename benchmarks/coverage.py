@@ -14,7 +14,6 @@ import contextlib
 import io
 import json
 import math
-import multiprocessing
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -38,7 +37,7 @@ from bcos_kernels.compat import declare_torchvision_operators_when_needed
 from bcos_kernels.text import aligned
 
 from .command import Parser
-from .fingerprints import imported, title
+from .fingerprints import apart, imported, title
 
 declare_torchvision_operators_when_needed()
 from .public_models import MODELS, UNUSED, Model  # noqa: E402
@@ -97,8 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     for folder in options.folders:
         for index, model in enumerate(MODELS):
             if model.repository == title(folder):
-                with multiprocessing.get_context("fork").Pool(1) as pool:
-                    outcomes.append(pool.apply(outcome, (folder, index)))
+                outcomes.append(apart(outcome, folder, index))
                 rows.append((model.repository, model.name, *outcomes[-1].cells))
                 print(*rows[-1], *outcomes[-1].remarks, sep="  ", file=sys.stderr, flush=True)
     print(aligned(rows))

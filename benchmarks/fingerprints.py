@@ -23,9 +23,10 @@ import sys
 import tarfile
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     found: dict[tuple[str, str], dict] = {}
     for folder in options.folders:
         for name, tree in trees(folder):
-            for kind, digest, of_class, reads in in_a_process(tree):
+            for kind, digest, of_class, reads in apart(classes, tree):
                 entry = found.setdefault(
                     (kind, digest), {"class": of_class, "reads": reads, "where": defaultdict(list)}
                 )
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
 def look(folders: list[Path], table: dict[str, dict]) -> int:
     """Prints how many pieces of code of each folder the table knows, and those that it does not know."""
     for folder in folders:
-        found = in_a_process(folder)
+        found = apart(classes, folder)
         unknown = [
             f"{name} {digest}" for kind, digest, name, _ in found if not table[kind].get(digest, {}).get("formula")
         ]
@@ -146,10 +147,10 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def in_a_process(tree: Path) -> list[tuple[str, str, str, list[str]]]:
-    """``classes`` in a copy of this process: a stranger's modules stay out of it."""
+def apart(call: Callable, *arguments) -> Any:
+    """What a call gives in a copy of this process, which ends with it: a stranger's modules stay out of this one."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(classes, (tree,))
+        return pool.apply(call, arguments)
 
 
 def classes(tree: Path) -> list[tuple[str, str, str, list[str]]]:

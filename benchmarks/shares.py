@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bcos_kernels.cli.bench.stored import ROOT
+from bcos_kernels.cli.bench.tables import Table
 
 from . import recorder
 
@@ -176,10 +177,8 @@ def summary(found: dict) -> str:
     for name, test in found["tests"].items():
         row = rows.setdefault(name.partition("::")[0], dict.fromkeys(OUTCOMES, 0))
         row[test["outcome"]] += 1
-    lines = [f"| tests | {' | '.join(OUTCOMES)} |", "|---|" + "---:|" * len(OUTCOMES)]
-    for file, row in sorted(rows.items()):
-        lines.append(f"| {file} | {' | '.join(str(row[o]) for o in OUTCOMES)} |")
-    totals = [sum(row[o] for row in rows.values()) for o in OUTCOMES]
-    lines.append(f"| **all** | {' | '.join(map(str, totals))} |")
+    lines = [(file, *(str(row[o]) for o in OUTCOMES)) for file, row in sorted(rows.items())]
+    lines.append(("**all**", *(str(sum(row[o] for row in rows.values())) for o in OUTCOMES)))
     reasons = sorted({test["text"] for test in found["tests"].values() if test["outcome"] == "skipped"})
-    return "\n".join([*lines, "", *(f"- skipped: {reason}" for reason in reasons)])
+    table = Table(("tests", *OUTCOMES), lines, frozenset(range(1, 1 + len(OUTCOMES)))).markdown()
+    return "\n".join([table, "", *(f"- skipped: {reason}" for reason in reasons)])

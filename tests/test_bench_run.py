@@ -15,7 +15,7 @@ from bcos_kernels.cli.bench import layers as measured
 from bcos_kernels.cli.bench import models, run, show, stored, tasks, workloads
 from bcos_kernels.cli.bench.devices import Cpu, DeviceLost
 from bcos_kernels.cli.bench.results import read
-from bcos_kernels.cli.bench.settings import configure, resolved
+from bcos_kernels.cli.bench.settings import Settings, configure
 
 FAST = ("--seconds", "0", "--device", "cpu")
 LAYER = ("--models", "vit_s", "--layers", "/8-384-1000", "--no-models")
@@ -241,7 +241,7 @@ def test_where_runs_are_stored(tmp_path, monkeypatch):
     def where(*options):
         return run.Run(settings, None, [], parsed(*options)).path
 
-    settings = resolved(parsed("--device", "cpu"))
+    settings = Settings(parsed("--device", "cpu"))
     monkeypatch.setattr(Cpu, "describe", lambda self: {"device": "Some CPU (R) 3"})
     monkeypatch.setattr(stored, "ROOT", tmp_path)
     assert str(where("--scaling")) == "bcos_kernels_bench/some-cpu-r-3.json"
@@ -327,6 +327,6 @@ def test_large_ratios_stay_apart(monkeypatch):
 def test_a_large_model_has_half_the_batch_unless_one_is_chosen():
     parser = argparse.ArgumentParser()
     configure(parser)
-    usual, chosen = (resolved(parser.parse_args(["--device", "cpu", *more])) for more in ([], ["--batch", "6"]))
+    usual, chosen = (Settings(parser.parse_args(["--device", "cpu", *more])) for more in ([], ["--batch", "6"]))
     assert [usual.batch("models", name) for name in ("resnet50", "vgg11")] == [4, 2]
     assert usual.batch("layers", "vgg11") == 8 and chosen.batch("models", "vgg11") == 6

@@ -90,7 +90,7 @@ def test_a_gpus_defaults(monkeypatch):
     parser = argparse.ArgumentParser()
     settings.configure(parser)
     parsed = parser.parse_args([])
-    s = settings.resolved(parsed)
+    s = settings.Settings(parsed)
     assert (s.dtype, s.batch("layers", "resnet50"), s.batch("models", "vit_s")) == ("bf16", 256, 64)
     sampled = s.contenders_of("layers", "resnet50/56x56-64-k3s1-64", "training")
     assert {"compiled", "ours/triton/semi", "ours/cuda/vendor"} <= sampled

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -45,9 +46,9 @@ def parts(result: dict, layers: bool = True, links: dict[str, str] | None = None
     models, every = tables.every_model(result), tables.every_layer(result)
     if models:
         of_models = "Every model and measure: the plain network, and the others relative to it"
-        found.append(tables.folded(of_models, models) if layers else models)
+        found.append(replace(models, summary=of_models) if layers else models)
     if layers and every:
-        found.append(tables.folded("Layer by layer: the plain layer, and the others relative to it", every))
+        found.append(replace(every, summary="Layer by layer: the plain layer, and the others relative to it"))
     return found + [f"- {line}" for line in tables.refusals(result)]
 
 
@@ -114,7 +115,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="store the pictures, as PNG and SVG")
     parser.add_argument(
         "--readme", nargs="+", type=Path, default=[], metavar="FILE",
-        help="fill these files from <!-- table --> to <!-- /table -->, and from <!-- headline --> likewise; their "
+        help="fill between <!-- table --> and <!-- /table -->, and between <!-- headline --> and its end; their "
         "pictures go to --plots, or beside the first result",
     )  # fmt: skip
 

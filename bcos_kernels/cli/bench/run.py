@@ -21,7 +21,7 @@ from .contenders import in_a_line
 from .devices import DeviceLost
 from .noise import Watch
 from .results import EVERY, SCHEMA
-from .settings import Settings, resolved
+from .settings import Settings
 from .tables import no_verdict
 from .tasks import Bench, Task, task_of
 
@@ -39,7 +39,7 @@ def main(options: argparse.Namespace) -> int:
     Returns 0; 1 if ours was refused somewhere; 2 for bad input or a lost device; 130 if it was interrupted.
     """
     try:
-        settings = resolved(options)
+        settings = Settings(options)
         bench = Bench(settings)
         if options.warm_up:
             return _prepare(bench.tasks(), options.warm_up)

@@ -6,7 +6,7 @@ import argparse
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,10 +15,10 @@ from ..terminal import DTYPES, at_least, json_object, shape
 from . import layers, models
 from .coda import CODA_NETS
 from .contenders import COMPILED, FOLDED, PAIRS, known
-from .devices import Cpu, opened
+from .devices import opened
 from .workloads import IMAGE, MODELS, TRANSFORMERS
 
-__all__ = ["Settings", "configure", "resolved"]
+__all__ = ["Settings", "configure"]
 
 QUICK_LAYERS = (
     r"resnet50/(56x56-64-k3s1-64|14x14-1024-k1s1-256)$|resnext50/28x28-256-g32k3s1|convnext_t/28x28-192-dw|"
@@ -67,33 +67,32 @@ GPU = Defaults(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
 class Settings:
-    """All settings of one run."""
+    """All settings of one run, as a command line gives them; raises ValueError that names the wrong option."""
 
-    device: Cpu
-    defaults: Defaults
-    dtype: str
-    seconds: float
-    limit: float | None
-    """Seconds for the whole run."""
-    batches: dict[str, int]
-    """Number of images for ``layers`` and for ``models``; transformers take ``defaults.transformers`` times as many."""
-    models: tuple[str, ...]
-    layers: str | None
-    """Pattern of the layers' names; None for no layers."""
-    whole_models: bool
-    measures: tuple[str, ...] | None
-    contenders: tuple[str, ...] | None
-    scaling: bool
-    quick: bool
-    processes: int
-    chosen_batch: bool = False
-    """Whether the command line names the batch, which then holds for every measure."""
-    module: str | None = None
-    factory_args: dict = field(default_factory=dict)
-    input: tuple[int, ...] | None = None
-    out: Path | None = None
+    def __init__(self, o: argparse.Namespace) -> None:
+        self.device = opened(o.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.defaults = d = GPU if self.on_gpu else CPU
+        _check(o)
+        self.dtype: str = o.dtype or d.dtype
+        self.seconds: float = o.seconds if o.seconds is not None else 0.05 if o.quick else d.seconds
+        self.limit: float | None = None if o.limit is None else 60 * o.limit
+        """Seconds for the whole run."""
+        batch = o.batch or (QUICK_BATCH if o.quick else None)
+        self.batches: dict[str, int] = {"layers": batch or d.batch, "models": batch or d.models_batch}
+        """Number of images; transformers take ``defaults.transformers`` times as many."""
+        self.chosen_batch = bool(o.batch)
+        """Whether the command line names the batch, which then holds for every measure."""
+        self.models = _allowed("--models", o.models, (*MODELS, *CODA_NETS)) or tuple(MODELS)
+        self.layers: str | None = None if o.no_layers or o.module else o.layers or (QUICK_LAYERS if o.quick else "")
+        """Pattern of the layers' names; None for no layers."""
+        self.whole_models = not o.no_models and (o.layers is None or o.models is not None)
+        measures = o.measures and [name.replace("-", " ") for name in o.measures]
+        self.measures = _allowed("--measures", measures, (*layers.MEASURES, *models.MEASURES))
+        self.contenders = _allowed("--contenders", o.contenders, known())
+        self.scaling, self.quick = o.scaling, o.quick
+        self.processes: int = (o.processes or os.cpu_count() or 1) if self.on_gpu else 0
+        self.module, self.factory_args, self.input, self.out = o.module, o.factory_args, o.input, o.out
 
     @property
     def on_gpu(self) -> bool:
@@ -204,10 +203,8 @@ def _allowed(option: str, names: Iterable[str] | None, allowed: Iterable[str]) -
     return tuple(names)
 
 
-def resolved(o: argparse.Namespace) -> Settings:
-    """The settings of a command line; raises ValueError that names the wrong option."""
-    device = opened(o.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    defaults = GPU if device.name == "cuda" else CPU
+def _check(o: argparse.Namespace) -> None:
+    """Raises ValueError for options that are wrong, or that have no place beside each other."""
     if o.limit is not None and not o.limit > 0:
         raise ValueError(f"--limit {o.limit}: must be above 0")
     if (o.module is None) != (o.input is None):
@@ -220,26 +217,3 @@ def resolved(o: argparse.Namespace) -> Settings:
         re.compile(o.layers or "")
     except re.error as error:
         raise ValueError(f"--layers {o.layers!r}: no regular expression: {error}") from None
-    measures = o.measures and [name.replace("-", " ") for name in o.measures]
-    batch = o.batch or (QUICK_BATCH if o.quick else None)
-    return Settings(
-        device=device,
-        defaults=defaults,
-        dtype=o.dtype or defaults.dtype,
-        seconds=o.seconds if o.seconds is not None else 0.05 if o.quick else defaults.seconds,
-        limit=None if o.limit is None else 60 * o.limit,
-        batches={"layers": batch or defaults.batch, "models": batch or defaults.models_batch},
-        models=_allowed("--models", o.models, (*MODELS, *CODA_NETS)) or tuple(MODELS),
-        layers=None if o.no_layers or o.module else o.layers or (QUICK_LAYERS if o.quick else ""),
-        whole_models=not o.no_models and (o.layers is None or o.models is not None),
-        measures=_allowed("--measures", measures, (*layers.MEASURES, *models.MEASURES)),
-        contenders=_allowed("--contenders", o.contenders, known()),
-        scaling=o.scaling,
-        quick=o.quick,
-        processes=(o.processes or os.cpu_count() or 1) if device.name == "cuda" else 0,
-        chosen_batch=bool(o.batch),
-        module=o.module,
-        factory_args=o.factory_args,
-        input=o.input,
-        out=o.out,
-    )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ...text import many
 from ..measure import geomean, summarise
@@ -15,7 +15,7 @@ from .noise import doubts
 from .results import is_gpu, largest_error, main_rows, order, ratio
 
 __all__ = [
-    "Part", "Table", "by_group", "every_layer", "every_model", "folded", "goals", "headline", "markdown", "no_verdict",
+    "Part", "Table", "by_group", "every_layer", "every_model", "goals", "headline", "markdown", "no_verdict",
     "operator", "refusals", "roof",
 ]  # fmt: skip
 
@@ -49,10 +49,6 @@ Part = str | Table
 def markdown(parts: Iterable[Part]) -> str:
     """The parts of a report as Markdown."""
     return "\n\n".join(part if isinstance(part, str) else part.markdown() for part in parts) + "\n"
-
-
-def folded(summary: str, table: Table) -> Table:
-    return replace(table, summary=summary)
 
 
 def shown(value: float | None, form: str = ".2f") -> str:

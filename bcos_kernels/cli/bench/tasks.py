@@ -139,15 +139,15 @@ class Bench:
 
     # -------------------------------------------------------------------------------------------- layers
 
-    def _layer_contenders(self, layer: Workload) -> dict[str, Contender]:
+    def _layer_contenders(self, layer: Workload, wanted: frozenset[str]) -> dict[str, Contender]:
         s = self.settings
         torch._dynamo.reset()  # each layer compiles the same code: a limit on how often counts
         torch.manual_seed(0)
         reference, plain = (module.to(s.like.device, s.like.dtype) for module in (layer.reference(), layer.plain()))
-        return build(reference, plain, s.contenders_of("layers", layer.name), s.contenders is not None)
+        return build(reference, plain, wanted, s.contenders is not None)
 
     def _layer_rows(self, layer: Workload) -> Iterator[dict]:
-        contenders = self._layer_contenders(layer)
+        contenders = self._layer_contenders(layer, self.settings.contenders_of("layers", layer.name))
         for measure in self.settings.measures_of("layers"):
             wanted = self.settings.contenders_of("layers", layer.name, measure)
             yield self._layer_row(layer, contenders, measure, wanted, self.settings.on_gpu)
@@ -172,7 +172,7 @@ class Bench:
         return row | {"scaling": None, "floor": None} | self._tried(measure_it, wanted, taking_part)
 
     def _prepare(self, layer: Workload) -> None:
-        contenders = self._layer_contenders(layer)
+        contenders = self._layer_contenders(layer, self.settings.contenders_of("layers", layer.name))
         for measure in self.settings.measures_of("layers"):
             self._contest(layer, contenders, measure, True).admitted()
 
@@ -259,10 +259,7 @@ class Bench:
             return self._model_row(workload, measure, (batch, 6, image, image), wanted)
         (layer,) = read(f"^{re.escape(workload)}$", batch=CURVE_IMAGES, models=[workload.partition("/")[0]])
         layer = layer.resized(batch, image)
-        torch.manual_seed(0)
-        like = self.settings.like
-        reference, plain = (module.to(like.device, like.dtype) for module in (layer.reference(), layer.plain()))
-        row = self._layer_row(layer, build(reference, plain, wanted), measure, wanted, True, image)
+        row = self._layer_row(layer, self._layer_contenders(layer, wanted), measure, wanted, True, image)
         return row | {"workload": workload}
 
 
