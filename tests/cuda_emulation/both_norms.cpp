@@ -78,6 +78,7 @@ int main() {
     using T = typename decltype(type)::type;
     // strips with and without a border, strides that leave rows out, and windows that see padding alone
     both_norms<float, T, T>(3, 24, 4, true, true, {19, 7, 19, 7, 3, 3, 1, 1, 1, 1, 1, 1});
+    both_norms<float, T, T>(140, 8, 1, true, true, {9, 2, 9, 2, 3, 3, 1, 1, 1, 1, 1, 1});
     both_norms<float, T, T>(2, 12, 2, false, true, {21, 6, 11, 4, 2, 3, 2, 2, 1, 1, 1, 2});
     both_norms<float, T, T>(1, 6, 0, true, true, {2, 9, 13, 12, 2, 2, 1, 1, 6, 2, 1, 1});
     both_norms<float, T, T>(1, 7, 2, false, false, {4, 3100, 3, 776, 3, 4, 1, 4, 1, 2, 1, 1});

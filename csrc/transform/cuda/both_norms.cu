@@ -17,8 +17,9 @@ namespace {
 constexpr int kThreads = 256, kResident = 3;  // blocks that a multiprocessor has registers for
 constexpr int kAtOnce = 4;                    // pixels whose loads a thread has under way
 constexpr int64_t kShared = 48 << 10;
-constexpr int kBlocks = 528;  // of strips: as many as fill a large GPU, where images have rows enough
-constexpr int kLeastRows = 8;
+constexpr int kProcessors = 132;  // of a large GPU
+constexpr int kBlocks = 4;        // of a processor, where images have rows enough
+constexpr int kLeastRows = 8;     // of a strip where there are images enough, as strips share rows of x
 
 template <typename A>
 struct Strips {
@@ -166,7 +167,8 @@ cudaError_t both_norms(const BothNorms<A>& p, cudaStream_t stream) {
     int64_t blocks = ceil_div(pixels, kAtOnce * (kThreads / s.lanes));
     int64_t shared = kThreads / 32 * sizeof(A);
     if (w.KH * w.KW > 1) {
-      const int64_t wanted = std::max<int64_t>(ceil_div(w.OH, ceil_div(kBlocks, p.N)), kLeastRows);
+      const int least = p.N < kProcessors ? w.KH : kLeastRows;
+      const int64_t wanted = std::max<int64_t>(ceil_div(w.OH, ceil_div(kProcessors * kBlocks, p.N)), least);
       s.count = int(ceil_div(w.OH, std::min(wanted, most_rows<A>(w))));
       s.rows = int(ceil_div(w.OH, s.count));
       blocks = int64_t(p.N) * s.count;
