@@ -1,7 +1,7 @@
 // The patch norm beside a vendor convolution, and the sums of squares that a window is summed from.
 //
-// Neighbouring lanes share a row (a pixel's channels of one
-// group), as many as it has chunks of 16 bytes, up to a warp.
+// Of NHWC tensors, neighbouring lanes share a row (a pixel's channels of one group), as many as it has chunks
+// of 16 bytes, up to a warp; NCHW tensors are walked as common/cuda/planes.cuh says.
 #include "common/cuda/planes.cuh"
 #include "transform/cuda/formula.cuh"
 #include "transform/cuda/launch.h"

@@ -1,7 +1,7 @@
 // What Python sees of the norm on a GPU.
 #pragma once
 
-#include "norm/glue/bindings.h"
+#include "norm/glue/directions.h"
 
 namespace bcos::norm::glue::cuda {
 
