@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .. import tally
-from ..core import _torch, autograd, device, plans
+from ..core import _torch, autograd, device, dispatch, plans
 from ..core.candidate import REFERENCE
 from . import checks, reference
 from .call import Call
@@ -62,24 +62,26 @@ def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Te
     if has_torch_function_variadic(*arguments) and _torch.overloads(arguments):  # subclasses of Tensor keep their type
         return handle_torch_function(transform, arguments, *arguments, detach, geometry, options)
     late = None if isinstance(detach, bool) else checks.late_mode(detach)
-    early = late is None and detach
-    plan = plans.plan_of(_PLANS, _make_plan, TRANSFORM.backends, x, weight, bias, b, early, geometry, options)
-    if not plan.direct:
-        return _around(plan, x, weight, bias, b, late, geometry, options)
-    inputs = x, weight, bias, b if plan.call.spec.b is None else None
-    return autograd.apply(TRANSFORM, inputs, plan.call, late, plan.backend, plan.kernels)[0]
+    found = plan(x, weight, bias, b, late is None and detach, geometry, options)
+    if not found.direct:
+        return _around(found, x, weight, bias, b, late, geometry, options)
+    inputs = x, weight, bias, b if found.call.spec.b is None else None
+    return autograd.apply(TRANSFORM, inputs, found.call, late, found.backend, found.kernels)[0]
 
 
-def plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Plan:
-    """The plan of :func:`transform` for these arguments."""
-    early = isinstance(detach, bool) and detach
-    return plans.plan_of(_PLANS, _make_plan, TRANSFORM.backends, x, weight, bias, b, early, geometry, options)
+def plan(x, weight, bias, b, early: bool, geometry: tuple, options: tuple) -> Plan:
+    """The plan of a call of :func:`transform`, made once for all calls with the same key; ``early`` is the mode."""
+    key = found = None
+    if not torch.compiler.is_dynamo_compiling():  # sizes may be symbolic there
+        key = plans.key(TRANSFORM.backends, dispatch.FORCED, x, weight, bias, b, early, geometry, options)
+        found = _PLANS.get(key)
+    return found or plans.made(_PLANS, key, _make_plan, x, weight, bias, b, early, geometry, options)
 
 
 def direct_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Plan | None:
     """The plan of a call whose op takes the tensors x, weight and bias as they are, and nothing else; else None."""
-    found = plan(x, weight, bias, b, detach, geometry, options)
-    return found if found.direct and isinstance(detach, bool) and found.call.spec.b is not None else None
+    found = plan(x, weight, bias, b, detach, geometry, options) if isinstance(detach, bool) else None
+    return found if found is not None and found.direct and found.call.spec.b is not None else None
 
 
 def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tuple) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core import _torch
 from . import checks, reference
+from .repeated import held
 from .spec import Spec
 
 __all__ = ["by_parts", "is_product", "patch_norms", "sized", "unseen"]
@@ -50,7 +51,8 @@ def unseen(linear: Any, kinds: tuple[type, ...], sets_tensors: bool = False) -> 
 
 def sized(layer: Any) -> Any:
     """What holds the geometry of a B-cos convolution: its linear part, or itself where that is another's module."""
-    return layer.linear if is_product(layer.linear, layer.linear_kinds) else layer
+    linear = held(layer, "linear")
+    return linear if is_product(linear, layer.linear_kinds) else layer
 
 
 def patch_norms(x: Tensor, layer: Any) -> Tensor:
@@ -72,12 +74,12 @@ def patch_norms(x: Tensor, layer: Any) -> Tensor:
 
 
 def by_parts(
-    x: Tensor, linear: Any, norms: Callable[[Tensor], Tensor] | None, b, detach, axes: int, options: tuple
+    x: Tensor, linear: Any, norms: Callable[[Tensor], Tensor] | None, b, detach, geometry: tuple, options: tuple
 ) -> Tensor:
     """The layer from ``linear(x)`` and ``norms(x)`` by the formula in plain PyTorch, with the dtypes of the fused one.
 
-    ``norms(x)`` are ``[N, 1, ...]`` or ``[N, O, ...]`` of a convolution with so many ``axes``, which a linear layer has
-    not: there ``norms`` is None. ``options`` are those of :func:`bcos_kernels.transform.functional.transform`.
+    ``norms(x)`` are ``[N, 1, ...]`` or ``[N, O, ...]`` of a convolution, and ``norms`` is None of a linear layer.
+    ``geometry`` and ``options`` are those of :func:`bcos_kernels.transform.functional.transform`.
     """
     max_out, _, _, norm_eps, cos_eps, exact_two, out_dtype, _ = options
     exponent, _ = checks.exponent(b, x)
@@ -87,7 +89,7 @@ def by_parts(
         out_dtype = x.dtype if low is None else checks.autocast_result(low, x, b)
         out_dtype = products.dtype if exponent == 1 else out_dtype
     spec = Spec(
-        stride=(1,) * axes,
+        stride=(1,) * geometry[0] if geometry else (),
         max_out=max_out,
         b=exponent,
         norm_eps=norm_eps,
