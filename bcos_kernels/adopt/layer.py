@@ -338,8 +338,9 @@ def _call(module: Theirs, variant: Variant) -> Call:
         pads = (0,) * len(layer.stride) if isinstance(layer.padding, str) else layer.padding
         size = [1, layer.in_channels]
         size += (d * (k - 1) + 1 + p for d, k, p in zip(layer.dilation, layer.kernel_size, pads, strict=True))
-    *tensors, b, _, geometry, options = _arguments(module, layer.weight.new_empty(size), variant)
-    return functional.plan(*tensors, b, False, geometry, options).call
+    x = torch.empty(size, dtype=layer.weight.dtype, device=layer.weight.device)
+    x, weight, bias, b, _, geometry, options = _arguments(module, x, variant)
+    return functional.plan(x, weight, bias, b, False, geometry, options).call
 
 
 KIND = Kind(

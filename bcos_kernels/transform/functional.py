@@ -15,6 +15,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from .. import tally
 from ..core import _torch, autograd, device, dispatch, plans
 from ..core.candidate import REFERENCE
+from ..core.checks import autocast_dtype, epsilon, flag, late_mode, out_dtype
 from . import checks, reference
 from .call import Call
 from .op import TRANSFORM
@@ -61,7 +62,7 @@ def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Te
     arguments = (x, weight, bias, b)
     if has_torch_function_variadic(*arguments) and _torch.overloads(arguments):  # subclasses of Tensor keep their type
         return handle_torch_function(transform, arguments, *arguments, detach, geometry, options)
-    late = None if isinstance(detach, bool) else checks.late_mode(detach)
+    late = None if isinstance(detach, bool) else late_mode(detach)
     found = plan(x, weight, bias, b, late is None and detach, geometry, options)
     if not found.direct:
         return _around(found, x, weight, bias, b, late, geometry, options)
@@ -118,7 +119,7 @@ def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tupl
 
 def _make_plan(x, weight, bias, b, detach: bool, geometry: tuple, options: tuple) -> Plan:
     """Checks every argument and chooses the backend."""
-    max_out, normalize_weights, weight_in_norm, norm_eps, cos_eps, exact_two, out_dtype, backend = options
+    max_out, normalize_weights, weight_in_norm, norm_eps, cos_eps, exact_two, given, backend = options
     exponent, _ = checks.exponent(b, x)
     if geometry:
         checks.tensors(x, weight, bias, 2 + geometry[0])
@@ -131,8 +132,8 @@ def _make_plan(x, weight, bias, b, detach: bool, geometry: tuple, options: tuple
             raise ValueError(f"x has shape {tuple(x.shape)}: (..., {weight.shape[1]}) is needed for this weight")
         shape, weight_shape = (prod(x.shape[:-1]), x.shape[-1]), tuple(weight.shape)
         padding, options_of_axes = None, {}
-    checks.flag("normalize_weights", normalize_weights)
-    if checks.flag("weight_in_norm", weight_in_norm):
+    flag("normalize_weights", normalize_weights)
+    if flag("weight_in_norm", weight_in_norm):
         checks.single_filters(max_out)
     casts, dtype, weight_dtype, y_dtype = _dtypes(x, weight, b, exponent, weight_in_norm)
     weight_in_norm = weight_in_norm and exponent != 1
@@ -144,10 +145,10 @@ def _make_plan(x, weight, bias, b, detach: bool, geometry: tuple, options: tuple
         b=exponent,
         unit=unit and not signs,
         norm_eps=checks.norm_epsilons(norm_eps),
-        cos_eps=checks.epsilon("cos_eps", cos_eps),
-        exact_two=checks.flag("exact_two", exact_two),
+        cos_eps=epsilon("cos_eps", cos_eps),
+        exact_two=flag("exact_two", exact_two),
         detach=detach,
-        out_dtype=checks.out_dtype(out_dtype, dtype) or y_dtype,
+        out_dtype=out_dtype(given, dtype) or y_dtype,
     )
     call = Call(
         spec, x.device.type, shape, weight_shape, dtype, weight_dtype, bias is not None,
@@ -200,7 +201,7 @@ def _dtypes(x: Tensor, weight: Tensor, b, exponent: float | None, weight_in_norm
 
     Only a fp32 weight stays fp32, and with it its norm and its gradient.
     """
-    dtype = checks.autocast_dtype(x.device.type)
+    dtype = autocast_dtype(x.device.type)
     if dtype is None or x.dtype == torch.float64:
         return dtype is not None, x.dtype, weight.dtype, x.dtype
     weight_dtype = torch.float32 if weight.dtype == torch.float32 else dtype

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import _torch
+from ..core.checks import autocast_dtype, sizes
 from . import checks, reference
 from .repeated import held
 from .spec import Spec
@@ -58,7 +59,7 @@ def sized(layer: Any) -> Any:
 def patch_norms(x: Tensor, layer: Any) -> Tensor:
     """n = √(Σ_patch x² + 1e-6) of a B-cos convolution: ``[N, 1, ...]``; with groups ``[N, O, ...]``. N may lack."""
     conv, axes = sized(layer), layer.axes
-    kernel = checks.sizes("kernel_size", conv.kernel_size, 1, axes)
+    kernel = sizes("kernel_size", conv.kernel_size, 1, axes)
     shape = layer.out_channels, layer.in_channels // layer.groups, *kernel
     weight = torch.empty(shape, device="meta") if conv is layer else conv.weight
     stride, pads, dilation, groups = checks.convolution_geometry(
@@ -85,7 +86,7 @@ def by_parts(
     exponent, _ = checks.exponent(b, x)
     products = linear(x)
     if out_dtype is None:
-        low = checks.autocast_dtype(x.device.type) if x.dtype != torch.float64 else None
+        low = autocast_dtype(x.device.type) if x.dtype != torch.float64 else None
         out_dtype = x.dtype if low is None else checks.autocast_result(low, x, b)
         out_dtype = products.dtype if exponent == 1 else out_dtype
     spec = Spec(
