@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import bcos_kernels
-from bcos_kernels import dynamic_alignment, norm
+from bcos_kernels import norm
 from bcos_kernels.core import choice, device, extension
 from bcos_kernels.core.candidate import DIRECTIONS
 from bcos_kernels.gpu import cuda as loaded
@@ -53,21 +53,6 @@ def test_reasons(hopper, changed, reason):
     assert triton.why_not(CONV) == []
     (found,) = triton.why_not(replace(CONV, **changed))
     assert reason in found
-
-
-@pytest.mark.parametrize(
-    "call, most",
-    [
-        (of_shapes((2, 8, 5, 5), (4, 8, 3, 3)), [2**31]),
-        (norm.Call(norm.Spec(), "cuda", (2, 8, 5, 4)), [2**31]),
-        (dynamic_alignment.Call(dynamic_alignment.Spec((3, 3)), "cuda", (2, 8, 5, 5), 4, 6), []),
-    ],
-)
-def test_dynamo_traces_what_is_too_large(call, most):
-    """Until Python 3.12 a cached property takes a lock, at which Dynamo breaks the graph."""
-    torch._dynamo.reset()
-    compiled = torch.compile(lambda x: (x + 1, call.unserved(*most)), fullgraph=True, backend="eager")
-    assert compiled(torch.ones(2))[1] == []
 
 
 @pytest.mark.parametrize("arch, served", [("sm_75", False), ("sm_80", True), ("sm_120", True), ("gfx942", True)])
