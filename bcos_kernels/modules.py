@@ -17,7 +17,7 @@ from .core.checks import flag, integer
 from .functional import bcos_conv1d, bcos_conv2d, bcos_conv3d, bcos_linear
 from .transform import checks, parts
 from .transform.functional import transform
-from .transform.repeated import held, keep, repeated
+from .transform.repeated import held, repeated
 
 __all__ = [
     "BcosConv1d", "BcosConv2d", "BcosConv2dWithScale", "BcosConv3d", "BcosConvolution", "BcosLayer", "BcosLinear",
@@ -110,6 +110,8 @@ class BcosLayer(Detachable):
     """Whether the filters are divided by their norms."""
     norm_eps = (1e-6, 0.0)
     """As in :func:`bcos_kernels.functional.bcos_conv2d`."""
+    axes = 0
+    """Those of a convolution."""
     linear_kinds: tuple[type[nn.Module], ...] = ()
     """The class of the linear part as it is, and with unit filters."""
     b_rule: str | None = None
@@ -146,11 +148,8 @@ class BcosLayer(Detachable):
     def __prepare_scriptable__(self) -> nn.Module:
         raise RuntimeError("torch.jit.script cannot compile a fused layer: use torch.jit.trace or torch.export instead")
 
-    def _transform(self, x: Tensor, key: Any, geometry: tuple, norms: Any = None, own=False) -> Tensor:
-        """The layer with the values that the module holds now; ``own`` says that ``norms`` are not those of a patch.
-
-        ``key`` is what :func:`.transform.repeated.repeated` returned.
-        """
+    def arguments(self, x: Tensor) -> tuple:
+        """What :func:`.transform.functional.transform` takes behind the tensors, as the module holds it now."""
         # Outside of autocast y has x's dtype, so that a pass without autocast, such as validation, runs unchanged.
         out_dtype = self.out_dtype
         if out_dtype is not None and not torch.is_autocast_enabled(x.device.type):
@@ -159,13 +158,19 @@ class BcosLayer(Detachable):
         options = (
             self.max_out, self.has_unit_filters(), False, self.norm_eps, 1e-6, exact_two, out_dtype, self.backend,
         )  # fmt: skip
+        geometry: tuple = ()
+        if self.axes:
+            conv = parts.sized(self)
+            geometry = self.axes, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
+        return b, bool(self.detach), geometry, options
+
+    def _transform(self, x: Tensor, norms: Any = None, own=False) -> Tensor:
+        """The layer with the values that the module holds now; ``own`` says that ``norms`` are not those of a patch."""
         linear = held(self, "linear")
         tensors = None if own else parts.unseen(linear, self.linear_kinds, sets_tensors=True)
         if tensors is None:
-            return parts.by_parts(x, linear, norms, b, bool(self.detach), len(geometry) and geometry[0], options)
-        if key is not None:
-            keep(key, self, linear, (x, *tensors, b, bool(self.detach), geometry, options))
-        return transform(x, *tensors, b, bool(self.detach), geometry, options)
+            return parts.by_parts(x, linear, norms, *self.arguments(x))
+        return transform(x, *tensors, *self.arguments(x))
 
     def extra_repr(self) -> str:
         b: Any = self.b
@@ -176,8 +181,6 @@ class BcosLayer(Detachable):
 
 class BcosConvolution(BcosLayer):
     """The base class of the B-cos convolutions. Its arguments are those of :class:`BcosConv2d`."""
-
-    axes: int
 
     def __init__(
         self,
@@ -229,13 +232,11 @@ class BcosConvolution(BcosLayer):
     def forward_impl(self, in_tensor: Tensor) -> Tensor:
         """The transform without the division of :class:`BcosConv2dWithScale`."""
         inherited = type(self).calc_patch_norms is BcosConvolution.calc_patch_norms
-        found = repeated(self, in_tensor) if inherited else None
-        if isinstance(found, Tensor):
-            return found
-        conv = parts.sized(self)
-        geometry = self.axes, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
+        y = repeated(self, in_tensor) if inherited else None
+        if y is not None:
+            return y
         own = "calc_patch_norms" in vars(self) or not inherited
-        return self._transform(in_tensor, found, geometry, self.calc_patch_norms, own)
+        return self._transform(in_tensor, self.calc_patch_norms, own)
 
     def calc_patch_norms(self, in_tensor: Tensor) -> Tensor:
         """n = √(Σ_patch x² + 1e-6): ``[N, 1, ...]``; with groups ``[N, out_channels, ...]``."""
@@ -372,8 +373,8 @@ class BcosLinear(BcosLayer):
 
     def forward(self, in_tensor: Tensor) -> Tensor:
         """``[..., in_features]`` -> ``[..., out_features]``."""
-        found = repeated(self, in_tensor)
-        return found if isinstance(found, Tensor) else self._transform(in_tensor, found, ())
+        y = repeated(self, in_tensor)
+        return self._transform(in_tensor) if y is None else y
 
 
 def clamped(b: Tensor) -> Tensor:

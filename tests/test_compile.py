@@ -7,6 +7,8 @@ from torch.autograd import grad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bcos_kernels as bk
+from bcos_kernels import dynamic_alignment, norm
+from bcos_kernels.transform.call import of_shapes
 
 NAMES = [
     "conv3x3",
@@ -283,3 +285,18 @@ def test_a_program_of_aotinductor(tmp_path):
     assert operators and not any(arg == [] or isinstance(arg, torch.dtype) for node in operators for arg in node.args)
     package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
     assert torch.allclose(torch._inductor.aoti_load_package(package)(x), model(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "call, most",
+    [
+        (of_shapes((2, 8, 5, 5), (4, 8, 3, 3)), [2**31]),
+        (norm.Call(norm.Spec(), "cuda", (2, 8, 5, 4)), [2**31]),
+        (dynamic_alignment.Call(dynamic_alignment.Spec((3, 3)), "cuda", (2, 8, 5, 5), 4, 6), []),
+    ],
+)
+def test_dynamo_traces_what_is_too_large(call, most):
+    """Until Python 3.12 a cached property takes a lock, at which Dynamo breaks the graph."""
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: (x + 1, call.unserved(*most)), fullgraph=True, backend="eager")
+    assert compiled(torch.ones(2))[1] == []

@@ -32,15 +32,7 @@ from .kind import Kind
 from .kinds import KINDS, kind_of
 from .published import PARAMETRIZED
 
-__all__ = [
-    "UNPUBLISHED",
-    "Plan",
-    "accelerate",
-    "accelerate_as_built",
-    "plan_of",
-    "restore",
-    "variant_of",
-]
+__all__ = ["UNPUBLISHED", "Plan", "accelerate", "accelerate_as_built", "plan_of", "restore", "variant_of"]
 
 UNPUBLISHED = ("leave", "measure")
 """What to do with layers whose code is not published."""

@@ -66,10 +66,9 @@ def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) ->
     code = _code(module)
     if isinstance(code.variant, str):
         return code.variant
-    own, parts = vars(module), module._modules
-    for name in code.own:
-        if name in own:
-            return f"its {name} was assigned on the instance"
+    parts = module._modules
+    for name in published.assigned(module, code.own):
+        return f"its {name} was assigned on the instance"
     for name in (*PARTS, "heads", "scale", *(() if code.late else ("detach",))):
         if not hasattr(module, name):
             return f"it has lost its {name}"

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from ..core import _torch
 from . import fingerprint, published
 from .kind import Kind
-from .published import Theirs
+from .published import Code, Theirs
 
 __all__ = [
-    "ACT", "FUNCTIONS", "KIND", "METHOD", "Code", "Found", "Variant", "find", "is_candidate", "is_served", "run",
+    "ACT", "FUNCTIONS", "KIND", "METHOD", "Found", "Variant", "find", "is_candidate", "is_served", "run",
 ]  # fmt: skip
 
 MODE = "dynamic_multiplication"
@@ -132,11 +132,6 @@ class Variant:
     """Which of ``FUNCTIONS`` it is."""
 
 
-@dataclass(frozen=True, eq=False)
-class Code(published.Code):
-    """What the code of a gate and of its explanation mode computes together."""
-
-
 class Found(NamedTuple):
     """How one call is served."""
 
@@ -206,9 +201,8 @@ def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) ->
     if isinstance(code.variant, str):
         return code.variant
     own, variant = vars(module), code.variant
-    for name in code.own:
-        if name in own:
-            return f"its {name} was assigned on the instance"
+    for name in published.assigned(module, code.own):
+        return f"its {name} was assigned on the instance"
     if variant.held:
         held = own.get(ACT)
         if not (isinstance(held, MethodType) and held.__self__ is module and held.__func__ is _method(module)):

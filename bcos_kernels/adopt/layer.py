@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .. import tally
 from ..core import _torch, extension, plans
 from ..modules import BcosLayer, BcosLinear, clamped
 from ..transform import TRANSFORM, Call, functional, parts
@@ -82,25 +81,15 @@ def repeat(module: Theirs, x: Tensor, out_dtype=None, backend: str | None = None
     (names, inner), parameters = code.held, layer.__dict__["_parameters"]
     settings = out_dtype, backend, _torch.GLOBAL_HOOKS  # a dict with something in it has no key
     unchanged = () if layer is module else _UNCHANGED
-    for _ in _TWICE:
-        y = _C.repeated(
-            code.plans, code.watched_beside, TRANSFORM.backends, settings, x, module, names, layer, inner, layer,
-            unchanged, *ASKED, parameters, _INPUTS,
-        )  # fmt: skip
-        if isinstance(y, Tensor):
-            tally.fused()
-            return y
-        if y is None:
-            return None
-        plans.keep(code.plans, y, _kernels(module, layer, x, code, out_dtype, backend))
-    return None  # another thread has emptied the plans meanwhile
+    return plans.repeated(
+        code.plans, lambda: _kernels(module, layer, x, code, out_dtype, backend), code.watched_beside,
+        TRANSFORM.backends, settings, x, module, names, layer, inner, layer, unchanged, *ASKED, parameters, _INPUTS,
+    )  # fmt: skip
 
 
-_C: Any
-_C, _ = extension.load()
+_C: Any = extension.load()[0]
 _INPUTS = "weight", "bias"
 _NO_MODE = type(None)
-_TWICE = range(2)
 _UNCHANGED = ("_modules", *HOOKS)
 """What is empty in a part that has neither hooks nor a parametrization: a dict with something in it has no key."""
 
@@ -349,7 +338,9 @@ def _call(module: Theirs, variant: Variant) -> Call:
         pads = (0,) * len(layer.stride) if isinstance(layer.padding, str) else layer.padding
         size = [1, layer.in_channels]
         size += (d * (k - 1) + 1 + p for d, k, p in zip(layer.dilation, layer.kernel_size, pads, strict=True))
-    return functional.plan(*_arguments(module, layer.weight.new_empty(size), variant)).call
+    x = torch.empty(size, dtype=layer.weight.dtype, device=layer.weight.device)
+    x, weight, bias, b, _, geometry, options = _arguments(module, x, variant)
+    return functional.plan(x, weight, bias, b, False, geometry, options).call
 
 
 KIND = Kind(

@@ -193,8 +193,7 @@ def repeat(module: Theirs, x: Tensor, out_dtype=None, backend: str | None = None
     return _updating(module, code.variant, var, lambda var: functional.planned(plan, x, weight, bias, None, var))
 
 
-_C: Any
-_C, _ = extension.load()
+_C: Any = extension.load()[0]
 _NO_MODE = type(None)
 
 

@@ -71,8 +71,7 @@ def _are_held_in_python(owners: list, names: list[str], values: list) -> bool:
         return False
 
 
-_C: Any
-_C, _ = extension.load()
+_C: Any = extension.load()[0]
 _are_held = _are_held_in_python if _C is None else _C.are_held
 
 CODES: dict[tuple[type, ...], Any] = {}

@@ -49,16 +49,8 @@ def _no_tiles(call, direction: str) -> list[Tile]:
     return []
 
 
-def _no_prediction(call, direction: str) -> float:
-    return 0.0
-
-
 def _no_refusal(call, direction: str, compiles: bool = False) -> str:
     return ""
-
-
-def _never(call, rows: int) -> bool:
-    return False
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +67,7 @@ class Candidate:
     """``serves(call, direction)``: whether it serves a call that its backend serves; see :meth:`can_serve`."""
     tiles: Callable[[Any, str], list[Tile]] = _no_tiles
     """``tiles(call, direction)``: the tiles for the product that forms y or dx, the best guess first."""
-    cost: Callable[[Any, str], float] = _no_prediction
+    cost: Callable[[Any, str], float] = lambda call, direction: 0.0
     """``cost(call, direction)``: the predicted seconds."""
     refusal: Callable[..., str] = _no_refusal
     """``refusal(call, direction, compiles=False)``: why it cannot serve, on the current device, a direction that it
@@ -95,7 +87,7 @@ class Candidate:
     object of the extension, or None for calls that take such a step. Called with the inputs it returns the outputs of
     ``forward``, and records a backward by ``backward``. That backward is ``by_operators(grad, inputs, saved, needs,
     gradient_map)`` where it is differentiated, or where something must see operators."""
-    takes_rows: Callable[[Any, int], bool] = _never
+    takes_rows: Callable[[Any, int], bool] = lambda call, rows: False
     """``takes_rows(call, rows)``: whether ``backward``, asked for the gradient of x alone with the scale frozen, takes
     so many gradients of every image at once, ``[T·N, ...]`` beside inputs and saved outputs of N images, and returns as
     many. These are rows of the dynamic linear map, which share the scale."""

@@ -17,8 +17,7 @@ from .op import Op
 
 __all__ = ["Maker", "has_hooks", "leave", "maker_of", "of", "outputs_of"]
 
-_C: Any
-_C, _ = extension.load()
+_C: Any = extension.load()[0]
 
 outputs_of: Any = None if _C is None else _C.outputs_of
 """``outputs_of(kernels, inputs)``: the outputs that a caller gets; None where something must see the operators, or

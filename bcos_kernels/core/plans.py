@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _torch, dispatch, extension
+from .. import tally
+from . import _torch, extension
 from .checks import autocast_dtype
 
-__all__ = ["MOST", "keep", "key", "plan_of"]
+__all__ = ["MOST", "keep", "key", "made", "repeated"]
 
-_C: Any
-_C, _ = extension.load()
+_C: Any = extension.load()[0]
 
 MOST = 4096
 """The most plans that one function keeps."""
@@ -47,20 +47,33 @@ What was asked for outside of the call is part of the key: autocast, the backend
 """
 
 
-def plan_of(plans: dict, make: Callable[..., Any], backends: dict[str, Any], *arguments: Any) -> Any:
-    """``make(*arguments)``, which checks the arguments and is called once for all that have the same key."""
-    if torch.compiler.is_dynamo_compiling():  # sizes may be symbolic there
+def made(plans: dict, key: Any, make: Callable[..., Any], *arguments: Any) -> Any:
+    """``make(*arguments)``, which checks the arguments; kept for calls with this key, but for none of a compiler's."""
+    if torch.compiler.is_compiling():
         return make(*arguments)
-    found = key(backends, dispatch.FORCED, *arguments)
-    plan = plans.get(found)
-    if plan is None:
-        if torch.compiler.is_compiling():  # for another compiler than Dynamo
+    if _torch.is_traced():  # a trace would record the checks, and sizes are tensors in it
+        with _torch.unrecorded():
             return make(*arguments)
-        if _torch.is_traced():  # a trace would record the checks, and sizes are tensors in it
-            with _torch.unrecorded():
-                return make(*arguments)
-        plan = keep(plans, found, make(*arguments))
-    return plan
+    return keep(plans, key, make(*arguments))
+
+
+def repeated(plans: dict, make: Callable[[], Any], *decisive: Any) -> Tensor | None:
+    """A module's call where all that is ``decisive`` reads as in a call before; None where Python must read the module.
+
+    ``make()`` gives the kernels that serve calls which read like this one, or None where none serve them without more.
+    """
+    for _ in _TWICE:
+        y = _C.repeated(plans, *decisive)  # a tensor, None, or the key of calls that were not met before
+        if isinstance(y, Tensor):
+            tally.counts[0] += 1  # tally.fused() without a step into it
+            return y
+        if y is None:
+            return None
+        keep(plans, y, make())
+    return None  # another thread has emptied the plans meanwhile
+
+
+_TWICE = range(2)
 
 
 def keep(plans: dict, key: Any, plan: Any) -> Any:

@@ -66,10 +66,12 @@ class Call(call.Call):
 
     def unserved(self) -> list[str]:
         """The reasons why no GPU kernel serves it: sizes that none of them indexes."""
-        height, width = (size + 2 * p for size, p in zip(self.x_shape[2:], self.spec.padding, strict=True))
+        (images, channels, *size), s = self.x_shape, self.spec  # not the cached properties, which Dynamo cannot trace
+        height, width = padded = [n + 2 * p for n, p in zip(size, s.padding, strict=True)]
+        steps = [(n - k) // step + 1 for n, k, step in zip(padded, s.kernel, s.stride, strict=True)]
         counts = {
-            "pixels": self.pixels, "rows of weight": self.patch * self.outputs, "values of rank": self.rank,
-            "pixels of padded height": height, "pixels of padded width": width,
+            "pixels": images * prod(steps), "rows of weight": channels * prod(s.kernel) * self.outputs,
+            "values of rank": self.rank, "pixels of padded height": height, "pixels of padded width": width,
         }  # fmt: skip
         return [
             f"{count} {name} are above {_MOST}, the largest index" for name, count in counts.items() if count > _MOST

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..core import extension, half
@@ -14,8 +13,7 @@ from .spec import Inputs, Outputs
 
 __all__ = ["BACKEND", "CANDIDATES", "why_not"]
 
-_C: Any
-_C, _ = extension.load()
+_C: Any = extension.load()[0]
 
 
 def why_not(call: Call) -> list[str]:
@@ -36,10 +34,7 @@ def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: Non
     """
     asked = [need and not (frozen and i) for i, need in enumerate(needs)]
     found = _C.dynamic_alignment_backward(grad, *inputs, saved.norm, saved.l, call.spec.native, asked)
-    return tuple(
-        torch.zeros_like(t) if need and g is None and t is not None else g
-        for g, t, need in zip(found, inputs, needs, strict=True)
-    )
+    return inputs.gradients(found, needs)
 
 
 BACKEND = Backend("cpu", why_not)

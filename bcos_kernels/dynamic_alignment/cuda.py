@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..core.candidate import Backend, Candidate
@@ -36,10 +35,7 @@ def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: Non
     found = cuda.kernels.dynamic_alignment_backward(
         grad, *inputs, saved.norm, saved.l, call.spec.native, asked, call.now().tf32, TILE
     )
-    return tuple(
-        torch.zeros_like(t) if need and g is None and t is not None else g
-        for g, t, need in zip(found, inputs, needs, strict=True)
-    )
+    return inputs.gradients(found, needs)
 
 
 BACKEND = Backend("cuda", why_not, interchangeable=True)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import tally
-from ..core import _torch, autograd, plans
+from ..core import _torch, autograd, dispatch, plans
 from ..core.candidate import REFERENCE
 from ..core.checks import Described, autocast_dtype, check_dense, described, flag, integer, pair, without_autocast
 from ..core.device import architecture_of
@@ -43,7 +43,11 @@ def dynamic_alignment(
 ) -> Tensor:
     """y; ``options`` are stride, padding, groups, norm and backend."""
     arguments = x, projection, weight, bias, detach, *options
-    plan = plans.plan_of(_PLANS, _make_plan, DYNAMIC_ALIGNMENT.backends, *arguments)
+    key = plan = None
+    if not torch.compiler.is_dynamo_compiling():  # sizes may be symbolic there
+        key = plans.key(DYNAMIC_ALIGNMENT.backends, dispatch.FORCED, *arguments)
+        plan = _PLANS.get(key)
+    plan = plan or plans.made(_PLANS, key, _make_plan, *arguments)
     spec, batched = plan.call.spec, x.dim() == 4
     x = x if batched else x.unsqueeze(0)
     if detach:  # the dynamic weights are constants, and so is all that they are made of

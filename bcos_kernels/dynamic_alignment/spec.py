@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..core import call, extension
@@ -27,6 +28,13 @@ class Inputs(NamedTuple):
     """``[P·O, R]``: row p·O + o makes the dynamic weight of output o for value p of the patch out of h."""
     bias: Tensor | None
     """``[P·O]``"""
+
+    def gradients(self, found, needs) -> tuple[Tensor | None, ...]:
+        """``found`` in the inputs' dtypes: zeros in the place of None, which a frozen input has, if they are needed."""
+        return tuple(
+            None if not need or t is None else torch.zeros_like(t) if g is None else g.to(t.dtype)
+            for g, t, need in zip(found, self, needs, strict=True)
+        )
 
 
 class Outputs(NamedTuple):

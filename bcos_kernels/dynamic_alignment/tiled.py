@@ -73,10 +73,7 @@ def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: Non
             dbias += dw.sum((0, 2))
     spec, size = call.spec, inputs.x.shape[2:]
     dx = F.fold(dpatches, size, spec.kernel, padding=spec.padding, stride=spec.stride)  # type: ignore[arg-type]
-    found = dx, dh.view(inputs.h.shape), dweight, dbias
-    return tuple(
-        g.to(t.dtype) if need and t is not None else None for g, t, need in zip(found, inputs, needs, strict=True)
-    )
+    return inputs.gradients((dx, dh.view(inputs.h.shape), dweight, dbias), needs)
 
 
 def _scale(norm: Tensor, kind: str) -> Tensor:

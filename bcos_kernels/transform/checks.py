@@ -9,22 +9,11 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from ..core.checks import (
-    autocast_dtype,
-    check_dense,
-    described,
-    epsilon,
-    flag,
-    integer,
-    late_mode,
-    out_dtype,
-    sizes,
-)
+from ..core.checks import autocast_dtype, check_dense, described, epsilon, integer, sizes
 
 __all__ = [
-    "AXES", "PADDING_MODES", "autocast_dtype", "channels", "convolution_geometry", "convolution_sizes", "epsilon",
-    "exponent", "filters", "flag", "integer", "late_mode", "norm_epsilons", "out_dtype", "padding_amounts",
-    "result_dtype", "single_filters", "sizes", "tensors",
+    "AXES", "PADDING_MODES", "channels", "convolution_geometry", "convolution_sizes", "exponent", "filters",
+    "norm_epsilons", "padding_amounts", "result_dtype", "single_filters", "tensors",
 ]  # fmt: skip
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")

@@ -14,8 +14,7 @@ from .spec import Inputs, Outputs
 
 __all__ = ["BACKEND", "CANDIDATES", "why_not"]
 
-_C: Any
-_C, _ = extension.load()
+_C: Any = extension.load()[0]
 
 
 def why_not(call: Call) -> list[str]:

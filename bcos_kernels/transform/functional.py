@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .. import tally
-from ..core import _torch, autograd, device, plans
+from ..core import _torch, autograd, device, dispatch, plans
 from ..core.candidate import REFERENCE
-from ..core.checks import without_autocast
+from ..core.checks import autocast_dtype, epsilon, flag, late_mode, out_dtype, without_autocast
 from . import checks, reference
 from .call import Call
 from .op import TRANSFORM
@@ -62,25 +62,27 @@ def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Te
     arguments = (x, weight, bias, b)
     if has_torch_function_variadic(*arguments) and _torch.overloads(arguments):  # subclasses of Tensor keep their type
         return handle_torch_function(transform, arguments, *arguments, detach, geometry, options)
-    late = None if isinstance(detach, bool) else checks.late_mode(detach)
-    early = late is None and detach
-    plan = plans.plan_of(_PLANS, _make_plan, TRANSFORM.backends, x, weight, bias, b, early, geometry, options)
-    if not plan.direct:
-        return _around(plan, x, weight, bias, b, late, geometry, options)
-    inputs = x, weight, bias, b if plan.call.spec.b is None else None
-    return autograd.apply(TRANSFORM, inputs, plan.call, late, plan.backend, plan.kernels)[0]
+    late = None if isinstance(detach, bool) else late_mode(detach)
+    found = plan(x, weight, bias, b, late is None and detach, geometry, options)
+    if not found.direct:
+        return _around(found, x, weight, bias, b, late, geometry, options)
+    inputs = x, weight, bias, b if found.call.spec.b is None else None
+    return autograd.apply(TRANSFORM, inputs, found.call, late, found.backend, found.kernels)[0]
 
 
-def plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Plan:
-    """The plan of :func:`transform` for these arguments."""
-    early = isinstance(detach, bool) and detach
-    return plans.plan_of(_PLANS, _make_plan, TRANSFORM.backends, x, weight, bias, b, early, geometry, options)
+def plan(x, weight, bias, b, early: bool, geometry: tuple, options: tuple) -> Plan:
+    """The plan of a call of :func:`transform`, made once for all calls with the same key; ``early`` is the mode."""
+    key = found = None
+    if not torch.compiler.is_dynamo_compiling():  # sizes may be symbolic there
+        key = plans.key(TRANSFORM.backends, dispatch.FORCED, x, weight, bias, b, early, geometry, options)
+        found = _PLANS.get(key)
+    return found or plans.made(_PLANS, key, _make_plan, x, weight, bias, b, early, geometry, options)
 
 
 def direct_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Plan | None:
     """The plan of a call whose op takes the tensors x, weight and bias as they are, and nothing else; else None."""
-    found = plan(x, weight, bias, b, detach, geometry, options)
-    return found if found.direct and isinstance(detach, bool) and found.call.spec.b is not None else None
+    found = plan(x, weight, bias, b, detach, geometry, options) if isinstance(detach, bool) else None
+    return found if found is not None and found.direct and found.call.spec.b is not None else None
 
 
 def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tuple) -> Tensor:
@@ -117,7 +119,7 @@ def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tupl
 
 def _make_plan(x, weight, bias, b, detach: bool, geometry: tuple, options: tuple) -> Plan:
     """Checks every argument and chooses the backend."""
-    max_out, normalize_weights, weight_in_norm, norm_eps, cos_eps, exact_two, out_dtype, backend = options
+    max_out, normalize_weights, weight_in_norm, norm_eps, cos_eps, exact_two, given, backend = options
     exponent, _ = checks.exponent(b, x)
     if geometry:
         checks.tensors(x, weight, bias, 2 + geometry[0])
@@ -130,11 +132,11 @@ def _make_plan(x, weight, bias, b, detach: bool, geometry: tuple, options: tuple
             raise ValueError(f"x has shape {tuple(x.shape)}: (..., {weight.shape[1]}) is needed for this weight")
         shape, weight_shape = (prod(x.shape[:-1]), x.shape[-1]), tuple(weight.shape)
         padding, options_of_axes = None, {}
-    checks.flag("normalize_weights", normalize_weights)
-    if checks.flag("weight_in_norm", weight_in_norm):
+    flag("normalize_weights", normalize_weights)
+    if flag("weight_in_norm", weight_in_norm):
         checks.single_filters(max_out)
-    dtype, weight_dtype, y_dtype = _dtypes(x, weight, b, exponent, weight_in_norm, out_dtype)
-    casts = checks.autocast_dtype(x.device.type) is not None or dtype != x.dtype
+    dtype, weight_dtype, y_dtype = _dtypes(x, weight, b, exponent, weight_in_norm, given)
+    casts = autocast_dtype(x.device.type) is not None or dtype != x.dtype
     weight_in_norm = weight_in_norm and exponent != 1
     unit = normalize_weights != (weight_in_norm and bias is None)
     signs = unit and prod(weight_shape[1:]) == 1 and dtype.itemsize == 2
@@ -144,8 +146,8 @@ def _make_plan(x, weight, bias, b, detach: bool, geometry: tuple, options: tuple
         b=exponent,
         unit=unit and not signs,
         norm_eps=checks.norm_epsilons(norm_eps),
-        cos_eps=checks.epsilon("cos_eps", cos_eps),
-        exact_two=checks.flag("exact_two", exact_two),
+        cos_eps=epsilon("cos_eps", cos_eps),
+        exact_two=flag("exact_two", exact_two),
         detach=detach,
         out_dtype=y_dtype,
     )
@@ -195,21 +197,21 @@ def _ends(pads: tuple[int, ...]) -> list[tuple[int, int]]:
     return list(zip(pads[::2], pads[1::2], strict=True))
 
 
-def _dtypes(x: Tensor, weight: Tensor, b, exponent: float | None, weight_in_norm: bool, out_dtype):
+def _dtypes(x: Tensor, weight: Tensor, b, exponent: float | None, weight_in_norm: bool, given):
     """The dtypes of x, weight and y. Autocast casts as it does for nn.Conv2d.
 
     Only a fp32 weight stays fp32 there, and with it its norm and its gradient. What a b in fp64 promotes is computed in
     fp64 as a whole. Where autocast asks for fp16 on a CPU, whose kernels compute in fp32, nothing is rounded to fp16
     that has a result in fp32: a norm and a gradient of small rows would lose digits there, or overflow.
     """
-    low = checks.autocast_dtype(x.device.type)
+    low = autocast_dtype(x.device.type)
     dtype, weight_dtype = x.dtype, weight.dtype
     if low is not None and x.dtype != torch.float64:
         dtype, weight_dtype = low, torch.float32 if weight.dtype == torch.float32 else low
     y_dtype = checks.result_dtype(low, x, b, weight if weight_in_norm else None) if exponent != 1 else dtype
-    if out_dtype is None and y_dtype == torch.float64 != dtype:
+    if given is None and y_dtype == torch.float64 != dtype:
         return (torch.float64,) * 3
-    y_dtype = checks.out_dtype(out_dtype, dtype) or y_dtype
+    y_dtype = out_dtype(given, dtype) or y_dtype
     if dtype == torch.float16 and x.device.type == "cpu" and low is not None and y_dtype == torch.float32:
         return (torch.float32,) * 3
     return dtype, weight_dtype, y_dtype

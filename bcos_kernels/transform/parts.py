@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import _torch
+from ..core.checks import autocast_dtype, sizes
 from . import checks, reference
+from .repeated import held
 from .spec import Spec
 
 __all__ = ["by_parts", "is_product", "patch_norms", "sized", "unseen"]
@@ -50,13 +52,14 @@ def unseen(linear: Any, kinds: tuple[type, ...], sets_tensors: bool = False) -> 
 
 def sized(layer: Any) -> Any:
     """What holds the geometry of a B-cos convolution: its linear part, or itself where that is another's module."""
-    return layer.linear if is_product(layer.linear, layer.linear_kinds) else layer
+    linear = held(layer, "linear")
+    return linear if is_product(linear, layer.linear_kinds) else layer
 
 
 def patch_norms(x: Tensor, layer: Any) -> Tensor:
     """n = √(Σ_patch x² + 1e-6) of a B-cos convolution: ``[N, 1, ...]``; with groups ``[N, O, ...]``. N may lack."""
     conv, axes = sized(layer), layer.axes
-    kernel = checks.sizes("kernel_size", conv.kernel_size, 1, axes)
+    kernel = sizes("kernel_size", conv.kernel_size, 1, axes)
     shape = layer.out_channels, layer.in_channels // layer.groups, *kernel
     weight = torch.empty(shape, device="meta") if conv is layer else conv.weight
     stride, pads, dilation, groups = checks.convolution_geometry(
@@ -72,21 +75,21 @@ def patch_norms(x: Tensor, layer: Any) -> Tensor:
 
 
 def by_parts(
-    x: Tensor, linear: Any, norms: Callable[[Tensor], Tensor] | None, b, detach, axes: int, options: tuple
+    x: Tensor, linear: Any, norms: Callable[[Tensor], Tensor] | None, b, detach, geometry: tuple, options: tuple
 ) -> Tensor:
     """The layer from ``linear(x)`` and ``norms(x)`` by the formula in plain PyTorch, with the dtypes of the fused one.
 
-    ``norms(x)`` are ``[N, 1, ...]`` or ``[N, O, ...]`` of a convolution with so many ``axes``, which a linear layer has
-    not: there ``norms`` is None. ``options`` are those of :func:`bcos_kernels.transform.functional.transform`.
+    ``norms(x)`` are ``[N, 1, ...]`` or ``[N, O, ...]`` of a convolution, and ``norms`` is None of a linear layer.
+    ``geometry`` and ``options`` are those of :func:`bcos_kernels.transform.functional.transform`.
     """
     max_out, _, _, norm_eps, cos_eps, exact_two, out_dtype, _ = options
     exponent, _ = checks.exponent(b, x)
     products = linear(x)
     if out_dtype is None:
-        low = checks.autocast_dtype(x.device.type)
+        low = autocast_dtype(x.device.type)
         out_dtype = products.dtype if exponent == 1 else checks.result_dtype(low, x, b)
     spec = Spec(
-        stride=(1,) * axes,
+        stride=(1,) * geometry[0] if geometry else (),
         max_out=max_out,
         b=exponent,
         norm_eps=norm_eps,

@@ -15,10 +15,9 @@ from ..core import _torch, dispatch, extension, plans
 from . import functional
 from .op import TRANSFORM
 
-__all__ = ["ASKED", "HOOKS", "held", "keep", "repeated"]
+__all__ = ["ASKED", "HOOKS", "held", "repeated"]
 
-_C: Any
-_C, _ = extension.load()
+_C: Any = extension.load()[0]
 
 OWN = "b", "backend", "detach", "max_out", "normalize_weights", "out_dtype"
 """What a layer holds of what decides about a call; the values of its class count in no key."""
@@ -45,14 +44,14 @@ def held(module: Any, name: str) -> Any:
     return getattr(module, name)
 
 
-def repeated(module: Any, x: Tensor) -> Any:
-    """The layer of x where a call before read the same; else None, or the key under which :func:`keep` may keep it."""
+def repeated(module: Any, x: Tensor) -> Tensor | None:
+    """The layer of x where a call before read the same; else None."""
     if _C is None or torch.compiler.is_dynamo_compiling():
         return None
-    found = _C.again(module, x)
-    if found is not None:
+    y = _C.again(module, x)
+    if y is not None:
         tally.counts[0] += 1  # tally.fused() without a step into it
-        return found
+        return y
     linear: Any = module.__dict__["_modules"].get("linear")
     cls = type(module)
     if linear is None or type(linear) not in cls.linear_kinds:
@@ -61,21 +60,18 @@ def repeated(module: Any, x: Tensor) -> Any:
     plain = type(linear) is cls.linear_kinds[0]
     # a dict with something in it has no key
     settings = cls.norm_eps, cls.b_rule, plain, _torch.GLOBAL_HOOKS
-    found = _C.repeated(
-        _PLANS, None, TRANSFORM.backends, settings, x, module, _NAMES, linear, _INNER, *ASKED, parameters, TENSORS
-    )
-    if isinstance(found, Tensor):
-        tally.counts[0] += 1
-    return found
+    return plans.repeated(
+        _PLANS, lambda: _kernels(module, linear, x), None, TRANSFORM.backends, settings, x, module, _NAMES, linear,
+        _INNER, *ASKED, parameters, TENSORS,
+    )  # fmt: skip
 
 
-def keep(key: bytes, module: Any, linear: Any, arguments: tuple) -> None:
-    """Keeps how a call is served whose ``arguments`` are those of :func:`bcos_kernels.transform.functional.transform`.
-
-    None is kept where something is done beside the op, or where an attribute is not the module's own.
-    """
+def _kernels(module: Any, linear: Any, x: Tensor) -> Any:
+    """What serves a call; None where something is done beside the op, or where an attribute is not the module's own."""
     own, inner = vars(module), vars(linear)
     held = own.keys() >= set(OWN) and inner["_parameters"].keys() >= set(TENSORS)
-    usual = held and inner.keys() >= set(GEOMETRY if arguments[5] else ()) and not inner.keys() & set(TENSORS)
-    plan = functional.direct_plan(*arguments) if usual and "b_rule" not in own and module.b_rule is None else None
-    plans.keep(_PLANS, key, None if plan is None else plan.kernels)
+    usual = held and inner.keys() >= set(GEOMETRY if module.axes else ()) and not inner.keys() & set(TENSORS)
+    if not usual or "b_rule" in own or module.b_rule is not None:
+        return None
+    plan = functional.direct_plan(x, linear.weight, linear.bias, *module.arguments(x))
+    return None if plan is None else plan.kernels

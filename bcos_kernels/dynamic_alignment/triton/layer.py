@@ -56,11 +56,7 @@ def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: b
             dh, dweight, dbias = form(call, first, gradients.patches(call, x), h, weight, bias, needs)
             if dh is not None:
                 dh = dh.view(len(x), *call.size, call.rank).permute(0, 3, 1, 2).to(call.dtype)
-    found = (dx, dh, dweight, dbias)
-    return tuple(
-        None if not need or t is None else torch.zeros_like(t) if g is None else g.to(t.dtype)
-        for g, t, need in zip(found, inputs, needs, strict=True)
-    )
+    return inputs.gradients((dx, dh, dweight, dbias), needs)
 
 
 def _by_gram_matrices(

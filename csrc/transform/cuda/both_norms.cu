@@ -174,8 +174,8 @@ cudaError_t both_norms(const BothNorms<A>& p, cudaStream_t stream) {
       blocks = int64_t(p.N) * s.count;
       shared = std::max<int64_t>(shared, seen(w, s.rows) * w.W * sizeof(A));
     }
-    return start(both_norms_kernel<T>, dim3(unsigned(p.weights.F + blocks)), kThreads, size_t(shared), s,
-                 stream);
+    return start(both_norms_kernel<T>, dim3(unsigned(p.weights.F + blocks)), kThreads, size_t(shared), stream,
+                 s);
   });
 }
 
