@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from cases import IDS, Budget, bcos, error, thinned, upstream
+from cases import IDS, bcos, error, thinned
+from parity import check_autocast
 from torch.autograd import grad
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -155,28 +156,7 @@ def test_export(name):
     ["conv3x3", "conv1x1", "depthwise", "b1", "b1.5", "max_out", "explain", "linear", "linear_b2.5", "linear_explain"],
 )
 def test_trap_5_autocast_dtypes_and_errors(name, dtype):
-    """fp32 parameters, the reference's output dtypes, errors within its own; backward outside of autocast."""
-    case = IDS[name]
-    budget = Budget()
-    for seed in range(5):
-        x, weight, _ = case.inputs(torch.float32, seed)
-        module = upstream(case, torch.float32)
-        with torch.no_grad():
-            module.linear.weight.copy_(weight)
-        with torch.autocast("cpu", dtype):
-            y, theirs = case(x, weight), module(x)
-        assert y.dtype == theirs.dtype
-        upward = torch.randn_like(y)
-        ours, their_grads = grad(y, (x, weight), upward), grad(theirs, (x, module.linear.weight), upward)
-        exact_inputs = [t.detach().double().requires_grad_() for t in (x, weight)]
-        exact = case.naive(*exact_inputs)
-        budget.add("y", y, theirs, exact, dtype)
-        for what, mine, yours, truth in zip(
-            ("dx", "dw"), ours, their_grads, grad(exact, exact_inputs, upward.double()), strict=True
-        ):
-            assert mine.dtype == torch.float32
-            budget.add(what, mine, yours, truth, dtype)
-    budget.check()
+    check_autocast(IDS[name], dtype)
 
 
 def test_an_accelerated_layer_is_exported_with_a_dimension_of_a_named_argument():
