@@ -1,9 +1,9 @@
-"""One check for every backend, device and mode: output and gradients of a case within their error budget."""
+"""Checks for every backend, device and mode: output and gradients of a case within their error budget."""
 
 from __future__ import annotations
 
 import torch
-from cases import Budget, Case, their_result
+from cases import Budget, Case, their_result, upstream
 
 
 def check(
@@ -25,3 +25,30 @@ def check(
             for name, found, *others in zip(("dx", "dw", "dbias"), grads, their_grads, true_grads, strict=False):
                 budget.add(name, found.cpu(), *others)
         budget.check()
+
+
+def check_autocast(case: Case, dtype: torch.dtype, *, device: str = "cpu", seeds=range(5), out_dtype=None) -> None:
+    """fp32 parameters, the reference's output dtypes, fp32 gradients, errors within its own; the backward outside.
+
+    ``out_dtype`` asks for another dtype of the output than the reference's.
+    """
+    budget = Budget()
+    for seed in seeds:
+        x, weight, _ = (None if t is None else t.detach().to(device) for t in case.inputs(torch.float32, seed))
+        module = upstream(case, torch.float32).to(device)
+        with torch.no_grad():
+            module.linear.weight.copy_(weight)
+        x, weight = x.requires_grad_(), weight.requires_grad_()
+        with torch.autocast(device, dtype):
+            y, theirs = case(x, weight, out_dtype=out_dtype), module(x)
+        assert y.dtype == (out_dtype or theirs.dtype)
+        upward = torch.randn_like(y)
+        found = torch.autograd.grad(y, (x, weight), upward)
+        others = torch.autograd.grad(theirs, (x, module.linear.weight), upward.to(theirs.dtype))
+        exact_inputs = [t.detach().double().requires_grad_() for t in (x, weight)]
+        exact = case.naive(*exact_inputs)
+        truth = torch.autograd.grad(exact, exact_inputs, upward.double())
+        assert all(mine.dtype == torch.float32 for mine in found)
+        for what, *results in zip(("y", "dx", "dw"), (y, *found), (theirs, *others), (exact, *truth), strict=True):
+            budget.add(what, *results, dtype)
+    budget.check()

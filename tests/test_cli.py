@@ -1,16 +1,14 @@
 """The command line: its commands and their help, doctor, bad arguments, and what an import costs."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from importlib import import_module
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from programs import ROOT, outcome, start
 
 import bcos_kernels
 from bcos_kernels import cli
@@ -18,14 +16,6 @@ from bcos_kernels.__main__ import main
 from bcos_kernels.cli import doctor
 from bcos_kernels.core import dispatch, tuned
 from bcos_kernels.transform import TRANSFORM
-
-ROOT = Path(__file__).parent.parent
-
-
-def python(*args, cwd=None, **environment):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True)
-
 
 # ------------------------------------------------------------------------------------------------ the commands
 
@@ -157,9 +147,9 @@ def test_the_verdict_tells_what_serves_and_what_is_missing(chosen, verdict, no_g
 @pytest.mark.slow
 def test_doctor_tells_of_the_kernels_in_the_interpreter(tmp_path):
     environment = {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1", "BCOS_KERNELS_BACKEND": ""}
-    result = python("-m", "bcos_kernels", "doctor", BCOS_KERNELS_CACHE=str(tmp_path / "choices.json"), **environment)
-    assert result.returncode == 0, result.stderr
-    text = result.stdout
+    environment["BCOS_KERNELS_CACHE"] = str(tmp_path / "choices.json")
+    status, text, errors = outcome(start("-m", "bcos_kernels", "doctor", cwd=tmp_path, **environment))
+    assert status == 0, errors
     assert line(text, "triton kernels").startswith("in the interpreter (TRITON_INTERPRET=1)")
     assert line(text, "tuned choices").startswith(f"0 for interpreter, torch {torch.__version__}, triton")
 
@@ -209,11 +199,12 @@ print(seconds, sorted(heavy), "bcos_kernels.cli" in sys.modules, sep=";")
 """
 
 
-def test_import_is_cheap():
+def test_import_is_cheap(tmp_path):
     """Under 50 ms of processor time above torch, and neither anything heavy nor the commands come with it."""
     times = []
     while len(times) < 5 and not any(seconds < 0.05 for seconds in times):  # the first one compiles to bytecode
-        seconds, *others = python("-c", IMPORT, PYTHONDONTWRITEBYTECODE="").stdout.strip().split(";")
+        _, printed, _ = outcome(start("-c", IMPORT, cwd=tmp_path, PYTHONDONTWRITEBYTECODE=""))
+        seconds, *others = printed.strip().split(";")
         assert others == ["[]", "False"]
         times.append(float(seconds))
     assert min(times) < 0.05, times

@@ -4,7 +4,6 @@ import importlib
 import io
 import json
 import os
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from programs import ROOT, outcome, start
 
 import bcos_kernels as bk
 from bcos_kernels.__main__ import main
@@ -333,15 +333,12 @@ def test_a_folder_of_something_else_is_left_alone(images, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_two_processes_share_the_work(images, tmp_path):
-    root = Path(__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1"}
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = [str(images), *MODEL, "--shard", "2", "--out", str(tmp_path / "two")]
-    made = subprocess.run(
-        [*start, "-m", "bcos_kernels", "explain", *arguments], env=environment, capture_output=True, text=True
-    )
-    assert made.returncode == 0, made.stderr
-    assert made.stdout.count(f"{COUNT} images in 4 shards") == 1
+    torchrun = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
+    explain = "-m", "bcos_kernels", "explain", images, *MODEL, "--shard", "2", "--out", tmp_path / "two"
+    process = start(*torchrun, *explain, cwd=tmp_path, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
+    status, printed, errors = outcome(process)
+    assert status == 0, errors
+    assert printed.count(f"{COUNT} images in 4 shards") == 1
     assert command(images, tmp_path / "one", "--shard", 2) == 0
     assert files(tmp_path / "two") == files(tmp_path / "one")
 

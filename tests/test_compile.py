@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from cases import IDS, Budget, bcos, error, thinned, upstream
+from cases import IDS, Budget, bcos, error, thinned
+from parity import check_autocast
 from torch.autograd import grad
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -44,38 +45,41 @@ def recorded_calls(case, **options):
     return calls
 
 
-TRACED = (
-    "conv3x3", "grouped", "max_out", "b1", "b1.5", "bias_raw", "linear_max_out", "linear_3d", "conv3d_circular",
-)  # fmt: skip
+OF_ANY_SIZE = ("conv3x3", "b1.5", "linear_3d")
+OF_THEIR_SIZE = ("grouped", "max_out", "b1", "bias_raw", "linear_max_out", "conv3d_circular")
 """Layers in which every input, output and option of the operators takes part, of one, two and three axes: ``make test``
-traces the gradients of these, ``make thorough`` of the others, whose graphs consist of the same parts."""
+traces the gradients of these, the first with symbolic sizes, whose equations take most of the time. ``make thorough``
+traces all with symbolic sizes; the graphs of the others consist of the same parts."""
 
 
 def opchecked():
-    """Names, and whether with inputs that require gradients."""
+    """Names, and the sizes with which gradients are traced; None without gradients."""
     for name in NAMES:
         usual = () if name in ("b1", "linear_max_out") else (pytest.mark.slow,)
-        yield pytest.param(name, False, marks=usual)
-        yield pytest.param(name, True, marks=usual if name in TRACED else (pytest.mark.thorough, *usual))
+        if name not in OF_ANY_SIZE:
+            yield pytest.param(name, None, marks=usual)
+        if name in OF_THEIR_SIZE:
+            yield pytest.param(name, "static", marks=usual)
+        yield pytest.param(name, "dynamic", marks=usual if name in OF_ANY_SIZE else (pytest.mark.thorough, *usual))
 
 
-@pytest.mark.parametrize("name, differentiable", list(opchecked()))
-def test_opcheck(name, differentiable):
+@pytest.mark.parametrize("name, sizes", list(opchecked()))
+def test_opcheck(name, sizes):
     """Schema, autograd registration, fake tensors and AOT dispatch, with and without inputs that require gradients."""
     options = {"b": torch.tensor(1.5)} if name == "grouped" else {}
     calls = recorded_calls(IDS[name], **options)
     assert len(calls) == 2
     for op, args in calls:
         args = [a.detach() if isinstance(a, torch.Tensor) else a for a in args]
-        if differentiable:  # n, l and winner are the forward's own, and no arguments to differentiate
+        if sizes:  # n, l and winner are the forward's own, and no arguments to differentiate
             names = ("grad", "x", "weight", "bias", "tensor_b")
             args = [
                 a.requires_grad_() if isinstance(a, torch.Tensor) and p.name in names else a
                 for a, p in zip(args, op._schema.arguments, strict=True)
             ]
         # The second derivatives of convolution and maximum fail with symbolic sizes in torch before 2.13.
-        sizes = "static" if differentiable and torch.__version__ < "2.13" else "dynamic"
-        checks = "test_schema", "test_autograd_registration", "test_faketensor", f"test_aot_dispatch_{sizes}"
+        traced = "static" if sizes and torch.__version__ < "2.13" else sizes or "dynamic"
+        checks = "test_schema", "test_autograd_registration", "test_faketensor", f"test_aot_dispatch_{traced}"
         torch.library.opcheck(op, tuple(args), test_utils=checks)
 
 
@@ -154,28 +158,7 @@ def test_export(name):
     ["conv3x3", "conv1x1", "depthwise", "b1", "b1.5", "max_out", "explain", "linear", "linear_b2.5", "linear_explain"],
 )
 def test_trap_5_autocast_dtypes_and_errors(name, dtype):
-    """fp32 parameters, the reference's output dtypes, errors within its own; backward outside of autocast."""
-    case = IDS[name]
-    budget = Budget()
-    for seed in range(5):
-        x, weight, _ = case.inputs(torch.float32, seed)
-        module = upstream(case, torch.float32)
-        with torch.no_grad():
-            module.linear.weight.copy_(weight)
-        with torch.autocast("cpu", dtype):
-            y, theirs = case(x, weight), module(x)
-        assert y.dtype == theirs.dtype
-        upward = torch.randn_like(y)
-        ours, their_grads = grad(y, (x, weight), upward), grad(theirs, (x, module.linear.weight), upward)
-        exact_inputs = [t.detach().double().requires_grad_() for t in (x, weight)]
-        exact = case.naive(*exact_inputs)
-        budget.add("y", y, theirs, exact, dtype)
-        for what, mine, yours, truth in zip(
-            ("dx", "dw"), ours, their_grads, grad(exact, exact_inputs, upward.double()), strict=True
-        ):
-            assert mine.dtype == torch.float32
-            budget.add(what, mine, yours, truth, dtype)
-    budget.check()
+    check_autocast(IDS[name], dtype)
 
 
 def test_an_accelerated_layer_is_exported_with_a_dimension_of_a_named_argument():

@@ -87,9 +87,12 @@ def test_nested_transforms(noun, b, names):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [("vmap",), ("grad",), ("jvp",), ("grad", "vmap"), ("vmap", "grad"), ("vjp", "grad")])
-@pytest.mark.parametrize("noun", LAYERS)
+@pytest.mark.parametrize("noun, names", [
+    *itertools.product(LAYERS, [("vmap",), ("grad",), ("jvp",)]),
+    ("conv", ("grad", "vmap")), ("linear", ("vmap", "grad")), ("conv", ("vjp", "grad")),
+])  # fmt: skip
 def test_compiled_transforms(noun, names):
+    """A compiler sees both layers as one operator, so that one of them shows how two transforms are nested."""
     torch._dynamo.reset()
     make, shape = LAYERS[noun]
     f, _ = make(2.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import runpy
 import sys
 from functools import partial
 
@@ -37,6 +38,19 @@ def example(name):
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def as_script(tmp_path, monkeypatch):
+    """``as_script(name, *arguments)`` runs an example as a script, in this process, which has imported torch."""
+
+    def run(name, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of a process that it starts
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +109,20 @@ def test_the_loss_of_distillation_is_the_published_one():
     ("explanation_distillation", "similarity of the explanations"),
     ("localisation", "20 images in 1 shard"),
 ])  # fmt: skip
-def test_they_run(name, words, tmp_path):
-    status, printed, errors = outcome(start(ROOT / "examples" / f"{name}.py", "--quick", cwd=tmp_path))
-    assert status == 0, errors
+def test_they_run(name, words, as_script, capsys):
+    as_script(name, "--quick")
+    printed = capsys.readouterr().out
     assert words in printed and "nan" not in printed
+
+
+@pytest.mark.slow
+def test_a_conversion_is_tuned_and_drawn(as_script, tmp_path, capsys):
+    out = tmp_path / "digits.png"
+    as_script("convert_digits", "--quick", "--out", out)
+    printed = capsys.readouterr().out
+    assert "9 modules converted, 6 kept, 0 left alone" in printed and "converted and tuned:" in printed
+    pixels = imread(out)
+    assert min(pixels.shape[:2]) > 800 and pixels[..., :3].std() > 0.05
 
 
 @pytest.mark.slow

@@ -311,11 +311,16 @@ def test_the_first_call_from_its_first_part_to_its_last(suite, tmp_path):
 def test_a_call_that_is_killed_leaves_complete_files(suite, tmp_path):
     """In the middle of its tests, by a signal that nobody can answer."""
     process = rehearse(suite(HANGING)[2:], "right", "--no-build", f"--out={tmp_path}", "--seconds=400")
-    tests, end = tmp_path / "gpu_tests.json", time.monotonic() + 200
-    while time.monotonic() < end and not (tests.exists() and '"passed"' in tests.read_text()):
+    tests, page, end = tmp_path / "gpu_tests.json", tmp_path / "gpu_right.txt", time.monotonic() + 200
+
+    def told() -> bool:
+        """Whether the first outcome is stored; the page is written after the file of the tests."""
+        return tests.exists() and '"passed"' in tests.read_text() and "not run: " in page.read_text()
+
+    while time.monotonic() < end and not told():
         time.sleep(0.2)
     process.kill()
     process.wait()
     found = json.loads(tests.read_text())
     assert outcomes(found) == {"test_a": "passed", "test_b": "not run", "test_c": "not run"} and not found["complete"]
-    assert "not run: " in (tmp_path / "gpu_right.txt").read_text()
+    assert "not run: " in page.read_text()

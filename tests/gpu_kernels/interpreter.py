@@ -88,10 +88,12 @@ def grown(builder, block, sizes):
     return tl.tensor(builder.create_broadcast(block.handle, sizes), tl.block_type(block.type.scalar, sizes))
 
 
-def widened(self, value, kind, usual=InterpreterBuilder.cast_impl):
-    """A bfloat16 is the upper half of its fp32."""
+def halved(self, value, kind, usual=InterpreterBuilder.cast_impl):
+    """A bfloat16 is the upper half of its fp32, of which the interpreter cuts off the lower half."""
     if value.dtype.scalar == tl.bfloat16 and kind.scalar == tl.float32:
         return TensorHandle((value.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+    if value.dtype.scalar == tl.float32 and kind.scalar == tl.bfloat16:
+        return TensorHandle((value.data.view(np.uint32) >> 16).astype(np.uint16), tl.bfloat16)
     return usual(self, value, kind)
 
 
@@ -113,5 +115,5 @@ def called(function, *arguments, call=InterpretedFunction.__call__, **options):
 interpreter._get_np_dtype = numpy_type
 tl.block_type.__init__, tl.tensor.__init__ = make_block, make_tensor
 TritonSemantic.broadcast_impl_value = broadcast
-InterpreterBuilder.cast_impl, InterpreterBuilder.create_splat = widened, spread
+InterpreterBuilder.cast_impl, InterpreterBuilder.create_splat = halved, spread
 InterpretedFunction.__call__ = called

@@ -21,6 +21,17 @@ if INTERPRETED:
         normal = ~(np.abs(exact) < torch.finfo(torch.bfloat16).tiny) | (exact == 0)
         assert np.array_equal(found[normal], theirs[normal], equal_nan=True)
 
+    def test_fp32_is_cut_off_to_bfloat16_as_the_interpreter_does():
+        """But for subnormal values, of which it makes others."""
+        bits = np.random.default_rng(0).integers(2**32, size=2**16, dtype=np.uint32)
+        exponent, significand = bits >> 23 & 0xFF, bits & 0x7FFFFF
+        values = bits[(exponent > 0) | (significand == 0)].view(np.float32)
+        special = np.array([[0.0, -0.0, np.inf], [-np.inf, np.nan, 1.0]], np.float32)
+        for value in (values, special, special.T, special[0, 2]):
+            found = interpreter_builder.cast_impl(TensorHandle(value, tl.float32), tl.bfloat16).data
+            theirs = interpreter._convert_float(value, tl.float32, tl.bfloat16, None)
+            assert found.dtype == theirs.dtype == np.uint16 and np.array_equal(found, theirs)
+
     def test_types_of_blocks_are_tritons_and_share_their_shape():
         element = tl.pointer_type(tl.bfloat16)
         kinds = [

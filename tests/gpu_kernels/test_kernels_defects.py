@@ -4,8 +4,8 @@ from statistics import median
 
 import pytest
 import torch
-from cases import IDS, Budget, Case, error, upstream
-from parity import check
+from cases import IDS, Budget, Case, error
+from parity import check, check_autocast
 from strides import odd_gradients, odd_views
 from torch.autograd import grad
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -254,30 +254,9 @@ def test_first_call_on_a_fresh_shape(candidate, force):
     "linear_explain",
 ])  # fmt: skip
 def test_autocast_of_fp32_parameters(name, dtype):
-    """The reference's output dtypes, fp32 gradients, errors within its own; the backward outside of autocast."""
-    case, budget = IDS[name], Budget()
     # a stand-in's tensors lie on a CPU, where what has results in fp32 is not rounded to fp16
-    asked = {"out_dtype": dtype} if STANDS_IN and dtype == torch.float16 else {}
-    for seed in range(3):
-        x, weight, _ = (None if t is None else t.detach().to(DEVICE) for t in case.inputs(torch.float32, seed))
-        module = upstream(case, torch.float32).to(DEVICE)
-        with torch.no_grad():
-            module.linear.weight.copy_(weight)
-        x, weight = x.requires_grad_(), weight.requires_grad_()
-        with torch.autocast(DEVICE, dtype):
-            y, theirs = case(x, weight, **asked), module(x)
-        assert asked or y.dtype == theirs.dtype
-        upward = torch.randn_like(y)
-        others = grad(theirs, (x, module.linear.weight), upward.to(theirs.dtype))
-        found = grad(y, (x, weight), upward)
-        exact_inputs = [t.detach().double().requires_grad_() for t in (x, weight)]
-        exact = case.naive(*exact_inputs)
-        budget.add("y", y, theirs, exact, dtype)
-        truth = grad(exact, exact_inputs, upward.double())
-        for what, mine, yours, true in zip(("dx", "dw"), found, others, truth, strict=True):
-            assert mine.dtype == torch.float32
-            budget.add(what, mine, yours, true, dtype)
-    budget.check()
+    asked = dtype if STANDS_IN and dtype == torch.float16 else None
+    check_autocast(IDS[name], dtype, device=DEVICE, seeds=range(3), out_dtype=asked)
 
 
 @pytest.mark.parametrize("candidate", ["vendor", "one-pass"])
