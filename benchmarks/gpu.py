@@ -3,9 +3,9 @@
 ``right``, the default: is it right? Small calls of each backend, the graphs of cuDNN beside torch's own products, the
 tests, a first table. ``fast``: how fast? Every layer beside the plain one and the reference. ``tune``: the choice of
 kernels measured, whole models, and races last.
-Each call builds the extension first and ends in time; it names what it had no time for, which is no failure. Where the
-build fails, ``right`` asks what Triton's kernels do. Its files are complete and readable at any moment:
-``gpu_CALL.txt``, ``gpu_CALL.log`` and a file of figures for each part.
+Each call builds the extension first, beside which ``right`` makes Triton's small calls, and ends in time; it names what
+it had no time for, which is no failure. Where the build fails, ``right`` asks what Triton's kernels do. Its files are
+complete and readable at any moment: ``gpu_CALL.txt``, ``gpu_CALL.log`` and a file of figures for each part.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from .command import Parser
 
 __all__ = ["CALLS", "Job", "cuda_home", "main"]
 
-BACKENDS = ("cuda", "triton")
 RESULTS = ROOT / "benchmarks" / "results"
 CACHES = ROOT / "build" / "gpu"
 SUITE = ("tests/gpu", "tests/gpu_kernels")
@@ -46,7 +45,7 @@ LATE = "accelerated_network or compute_sanitizer"
 BENCH = ("--device=cuda",)
 TUNED = "bcos.models.pretrained:resnet50", '{"pretrained": false}', "256,6,224,224"
 SECONDS = 525.0
-BUILD, SMALL, DECISIONS, TESTS, TABLE = 240.0, 60.0, 90.0, 220.0, 80.0
+BUILD, SMALL, SMALL_OF_TRITON, DECISIONS, TESTS, TABLE = 240.0, 60.0, 150.0, 90.0, 220.0, 80.0
 TUNE, MODELS, NETWORKS = 110.0, 160.0, 80.0
 """The most seconds of each part; the last part of a call takes all the time that is left."""
 CLOSING = 10.0  # seconds for writing the last files
@@ -188,25 +187,34 @@ def build(job: Job, wanted: bool) -> bool:
     return True
 
 
-def small(job: Job, backends: tuple[str, ...]) -> None:
-    """A small call of every kind on each backend, which shows first whether the kernels run at all.
+def small(job: Job, backend: str, seconds: float) -> tuple[int | None, str]:
+    """Makes a small call of every kind on a backend, which shows first whether its kernels run at all; see ``run``."""
+    command = [sys.executable, "tests/gpu/small_calls.py"]
+    return job.run(command, job.left(seconds), log_of=backend, BCOS_KERNELS_BACKEND=backend)
 
-    The backends run at the same time, because Triton's compiler takes all of it on one core.
+
+def tell_small(job: Job, backend: str, code: int | None, printed: str) -> None:
+    if code is None:
+        job.tell(f"small calls of {backend}: stopped by the clock after: {last_lines(printed, 1)}")
+    elif code != 0:
+        job.fail(f"small calls of {backend}: ended with {code}\n{last_lines(printed, 20)}")
+    else:
+        job.tell(f"small calls of {backend}: {last_lines(printed, 1)}")
+
+
+def build_with_small(job: Job, wanted: bool) -> bool:
+    """As :func:`build`, with the small calls of both backends.
+
+    Triton's run beside the build, because its kernels need no extension and Triton compiles them one after the other,
+    for minutes.
     """
-    seconds, command = job.left(SMALL), [sys.executable, "tests/gpu/small_calls.py"]
-
-    def calls(backend: str) -> tuple[int | None, str]:
-        return job.run(command, seconds, log_of=backend, BCOS_KERNELS_BACKEND=backend)
-
-    with ThreadPoolExecutor(len(backends)) as pool:
-        told = list(pool.map(calls, backends))
-    for backend, (code, printed) in zip(backends, told, strict=True):
-        if code is None:
-            job.tell(f"small calls of {backend}: stopped by the clock after: {last_lines(printed, 1)}")
-        elif code != 0:
-            job.fail(f"small calls of {backend}: ended with {code}\n{last_lines(printed, 20)}")
-        else:
-            job.tell(f"small calls of {backend}: {last_lines(printed, 1)}")
+    with ThreadPoolExecutor(1) as pool:
+        of_triton = pool.submit(small, job, "triton", SMALL_OF_TRITON)
+        built = build(job, wanted)
+        if built:
+            tell_small(job, "cuda", *small(job, "cuda", SMALL))
+        tell_small(job, "triton", *of_triton.result())
+    return built
 
 
 def tests(job: Job, seconds: float, chosen: str, name: str) -> None:
@@ -287,7 +295,6 @@ def choices(job: Job) -> None:
 
 
 def right(job: Job) -> None:
-    small(job, BACKENDS)
     decisions(job)
     tests(job, min(TESTS, max(0.0, job.left() - TABLE)), f"not ({LATE})", "gpu_tests")
     bench(job, job.left(), "gpu_first", "--no-models", f"--layers={QUICK_LAYERS}")
@@ -306,7 +313,6 @@ def tune(job: Job) -> None:
 
 def right_without_extension(job: Job) -> None:
     """What ``right`` can still ask where the build failed: whether Triton's kernels are right."""
-    small(job, ("triton",))
     tests(job, job.left(), f"triton and not ({LATE})", "gpu_tests")
 
 
@@ -344,7 +350,8 @@ def main(argv: list[str] | None = None) -> int:
     """Returns 0 if nothing that ran failed, else 1; running out of time is no failure."""
     arguments = parse(argv)
     job = Job(arguments, Gpu().describe())
-    calls = CALLS if build(job, not arguments.no_build) else WITHOUT_EXTENSION
+    begin = build_with_small if arguments.call == "right" else build
+    calls = CALLS if begin(job, not arguments.no_build) else WITHOUT_EXTENSION
     if arguments.call in calls:
         calls[arguments.call](job)
     shown = "\n".join(f"- {text}" for text in job.failed[:SHOWN])

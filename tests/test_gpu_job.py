@@ -51,32 +51,47 @@ def test_without_the_extension_the_first_call_asks_what_tritons_kernels_do(tmp_p
     monkeypatch.setattr(gpu, "Gpu", lambda: SimpleNamespace(describe=lambda: {"device": "a stand-in"}))
     monkeypatch.setattr(gpu.os, "environ", dict(os.environ))
     monkeypatch.setattr(gpu, "build", lambda job, wanted: job.fail("build"))
-    monkeypatch.setattr(gpu, "small", lambda job, backends: asked.append(backends))
+    monkeypatch.setattr(gpu, "small", lambda job, backend, seconds: asked.append(backend) or (0, ""))
     monkeypatch.setattr(gpu, "tests", lambda job, seconds, chosen, name: asked.append((chosen, name)))
-    for call, expected in {"right": [("triton",), (f"triton and not ({gpu.LATE})", "gpu_tests")], "fast": []}.items():
+    for call, expected in {"right": ["triton", (f"triton and not ({gpu.LATE})", "gpu_tests")], "fast": []}.items():
         assert gpu.main([call, f"--out={tmp_path}"]) == 1
         assert asked == expected
         asked.clear()
 
 
-TOGETHER = """
-import os, pathlib, time
-backend, end = os.environ["BCOS_KERNELS_BACKEND"], time.monotonic() + 30
+SMALL = """
+import os, pathlib
+backend = os.environ["BCOS_KERNELS_BACKEND"]
 pathlib.Path(backend).touch()
-while not all(map(os.path.exists, ("cuda", "triton"))) and time.monotonic() < end:
+print(f"{backend} is right")
+"""
+WAITING = """
+import os, sys, time
+end = time.monotonic() + 30
+while not os.path.exists("triton"):
+    assert time.monotonic() < end, "the small calls of Triton wait for the build"
     time.sleep(0.05)
-print(f"{backend} is right" if time.monotonic() < end else "alone")
 """
 
 
-def test_small_calls_of_the_backends_run_at_the_same_time(job, tmp_path, monkeypatch):
-    """Each is told with what it printed itself, which lies in a log of its own."""
+@pytest.mark.parametrize("built", [True, False])
+def test_small_calls_of_triton_run_beside_the_build(built, job, tmp_path, monkeypatch):
+    """Each backend is told with what it printed itself, which lies in a log of its own; without the extension there are
+    those of Triton alone."""
     (tmp_path / "tests" / "gpu").mkdir(parents=True)
-    (tmp_path / "tests" / "gpu" / "small_calls.py").write_text(TOGETHER)
+    (tmp_path / "tests" / "gpu" / "small_calls.py").write_text(SMALL)
+    (tmp_path / "setup.py").write_text(f"{WAITING}sys.exit({0 if built else 3})")
+    (tmp_path / "bcos_kernels").mkdir()
+    (tmp_path / "bcos_kernels" / "__init__.py").write_text("")
+    (tmp_path / "bcos_kernels" / "_C.py").write_text("def build_info(): return {'cuda': True}")
     monkeypatch.setattr(gpu, "ROOT", tmp_path)
-    gpu.small(job, gpu.BACKENDS)
-    assert job.failed == [] and job.parts[-2:] == [f"small calls of {b}: {b} is right" for b in gpu.BACKENDS]
-    assert all(f"{b} is right" in (job.out / f"gpu_right_{b}.log").read_text() for b in gpu.BACKENDS)
+    monkeypatch.setitem(job.environment, "PYTHONPATH", str(tmp_path))
+    assert gpu.build_with_small(job, True) is built
+    backends = ("cuda", "triton") if built else ("triton",)
+    assert job.parts[-len(backends) :] == [f"small calls of {b}: {b} is right" for b in backends]
+    assert job.failed == ([] if built else [f"build: it ended with 3; all of it is in {job.log}"])
+    assert (tmp_path / "cuda").exists() == built
+    assert all(f"{b} is right" in (job.out / f"gpu_right_{b}.log").read_text() for b in backends)
 
 
 @pytest.mark.slow

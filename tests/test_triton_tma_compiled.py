@@ -51,6 +51,7 @@ def calls() -> Iterator[tuple[str, Call, tuple[str, ...], bool]]:
     yield "256 filters, fp32 outputs", square(256, out_dtype=torch.float32), ("map",), False
     yield "b = 1", square(128, b=1.0), DIRECTIONS, False
     yield "b = 1.5", square(128, b=1.5), ("forward", "explanation"), False
+    yield "256 filters, b = 1.5", square(256, b=1.5), ("explanation",), True
     yield "detached", square(128, detach=True), ("training",), False
     yield "256 filters in a pair", square(256), ("map",), False
     yield "64 filters in a pair", square(64), ("map",), False

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _torch, choice, dispatch, flops
+from . import _torch, choice, dispatch, flops, formats
 from .call import Spec
 from .candidate import Backend, Candidate
 from .formula import mapped
@@ -184,7 +184,10 @@ class Op:
     def _backward_kernel(self, grad, *args):
         inputs, saved, spec, (frozen, needs, backend) = self.parsed_backward(args)
         grads = self.serve_backward(grad, inputs, saved, self.call(inputs, spec), frozen, needs, backend)
-        return tuple(grad.new_empty(0) if g is None else g for g in grads)
+        return tuple(
+            grad.new_empty(0) if g is None or t is None else g.contiguous(memory_format=formats.suggested(t))
+            for g, t in zip(grads, inputs, strict=True)
+        )
 
     def serve_backward(self, grad, inputs, saved, call, frozen: bool, needs, backend: str, gradient_map=None) -> tuple:
         """The gradients, of the candidate that is chosen for the call; those that are not needed may be None."""
@@ -202,7 +205,7 @@ class Op:
     def _backward_fake(self, grad, *args):
         inputs, _, _, (_, needs, _) = self.parsed_backward(args)
         return tuple(
-            torch.empty_like(t) if need and t is not None else grad.new_empty(0)
+            torch.empty_like(t, memory_format=formats.suggested(t)) if need and t is not None else grad.new_empty(0)
             for t, need in zip(inputs, needs, strict=True)
         )
 

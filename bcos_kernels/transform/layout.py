@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.candidate import Candidate
-from ..core.formats import is_channels_last
+from ..core.formats import suggests_channels_last
 from .call import Call
 from .spec import Inputs
 
@@ -34,7 +34,7 @@ def candidate(
     def forward_as_given(inputs: Inputs, call: Call, tile) -> tuple[Tensor, ...]:
         outputs = forward(inputs, call, tile)  # type: ignore[misc]
         x, weight = inputs[:2]
-        if call.is_linear or is_channels_last(x) or is_channels_last(weight):
+        if call.is_linear or suggests_channels_last(x) or suggests_channels_last(weight):
             return outputs
         return tuple(t.contiguous() for t in outputs)
 
@@ -56,4 +56,4 @@ def candidate(
 
 
 def _as_given(t: Tensor | None, like: Tensor) -> Tensor | None:
-    return t.contiguous() if t is not None and t.dim() > 2 and not is_channels_last(like) else t
+    return t.contiguous() if t is not None and t.dim() > 2 and not suggests_channels_last(like) else t

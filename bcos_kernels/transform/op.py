@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core import autograd, op
-from ..core.formats import memory_format
+from ..core.formats import suggested, suggests_channels_last
 from . import call, reference
 from .spec import Inputs, Outputs, Spec
 
@@ -19,6 +19,7 @@ __all__ = ["TRANSFORM"]
 def _fake(inputs: Inputs, spec: Spec) -> Outputs:
     x, weight, *_ = inputs
     described = call.of(inputs, spec)
+    like = weight if suggests_channels_last(weight) else x
     if spec.is_linear:
         z = x.new_empty(x.shape[0], weight.shape[0])
     else:
@@ -29,7 +30,7 @@ def _fake(inputs: Inputs, spec: Spec) -> Outputs:
         if not exists:
             return x.new_empty(0, dtype=dtype)
         shape = (z.shape[0], channels, *z.shape[2:])
-        return x.new_empty(shape, dtype=dtype).contiguous(memory_format=memory_format(z))
+        return x.new_empty(shape, dtype=dtype).contiguous(memory_format=suggested(like))
 
     return Outputs(
         fresh(described.outputs, spec.out_dtype),

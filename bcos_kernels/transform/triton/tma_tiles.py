@@ -117,6 +117,8 @@ def _bytes(call: Call, direction: str, tile: Tile) -> int:
     else:
         left = m * k * out * (stages - 1) * (1 if call.power == 1 else 2)
         stored = m * n * element
+        if direction == "explanation" and call.power == 0:
+            stored += m * k * element  # u, which is no operand in registers where it is formed of a power
         if direction == "training":
             stored += (m * n + 2 * m * k) * element  # x, and u as an operand and as a result
     return left + n * k * element * stages + stored + 1024

@@ -21,14 +21,19 @@ OptionalTensor rows_of(const OptionalTensor& t) {
   return t ? OptionalTensor(t->flatten(1)) : t;
 }
 
+// Not channels last, for which torch takes a filter of one tap, too, that was made in this order.
+bool lies_in_planes(const at::Tensor& t) {
+  return t.is_contiguous() && !is_channels_last(t.suggest_memory_format());
+}
+
 DeviceCall make_device_call(const Call& call, const Inputs& inputs, const Candidate& candidate, bool large,
                             bool tf32) {
   TORCH_CHECK_VALUE(candidate.takes_axes || (call.window.is_plane() && !call.window.bordered),
                     "candidate is '", candidate.name, "', allowed: 'vendor' for three axes or a border");
   TORCH_CHECK_VALUE(candidate.takes_double || call.dtype != at::kDouble, "candidate is '", candidate.name,
                     "', allowed: 'vendor' for an x of double");
-  const bool planes = candidate.takes_planes && !call.spec.linear && inputs.x.is_contiguous() &&
-                      inputs.weight.is_contiguous();
+  const bool planes = candidate.takes_planes && !call.spec.linear && lies_in_planes(inputs.x) &&
+                      lies_in_planes(inputs.weight);
   return {call, planes, large, tf32};
 }
 
