@@ -127,6 +127,7 @@ def test_each_is_one_run_of_a_plan(shapes, direction, options, cudnn):
         (POINTWISE, {"stride": (1, 2)}, True),
         (LINEAR, {}, True),
         (CONV, {"unit": False}, True),
+        (CONV, {"unit": False, "weight_dtype": torch.float32}, True),
         (CONV, {"weight_dtype": torch.float32}, False),
         ({**CONV, "wide": 5000}, {}, False),
     ],

@@ -72,7 +72,7 @@ void sum_windows(const DeviceCall& call, const at::Tensor& q, const at::Tensor& 
 bool form_both(const DeviceCall& call, const Weights& weights, const at::Tensor& x, const at::Tensor& n) {
   const auto& w = call.window;
   if (call.spec.groups > 1 || call.planes || !w.is_plane() || w.bordered) return false;
-  if (weights.source.scalar_type() != call.dtype) return false;
+  if (weights.inverse.defined() && weights.source.scalar_type() != call.dtype) return false;
   bool formed = false;
   by_sums(call.dtype, [&](auto sums) {
     using A = typename decltype(sums)::type;
