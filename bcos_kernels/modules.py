@@ -111,7 +111,7 @@ class BcosLayer(Detachable):
     norm_eps = (1e-6, 0.0)
     """As in :func:`bcos_kernels.functional.bcos_conv2d`."""
     axes = 0
-    """Those of a convolution."""
+    """How many axes a convolution has; 0 for a linear layer."""
     linear_kinds: tuple[type[nn.Module], ...] = ()
     """The class of the linear part as it is, and with unit filters."""
     b_rule: str | None = None

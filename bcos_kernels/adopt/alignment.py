@@ -60,10 +60,10 @@ def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) ->
     weights = module._modules[WEIGHTS]
     sequence, norm = (weights._modules[name] for name in PARTS)
     projection, making = sequence
-    for name in published.assigned(module, code.own):
-        return f"its {name} was assigned on the instance"
-    for name in published.assigned(weights, code.weights_own):
-        return f"the {name} of its .{WEIGHTS} was assigned on the instance"
+    if assigned := published.assigned(module, code.own):
+        return f"its {assigned[0]} was assigned on the instance"
+    if assigned := published.assigned(weights, code.weights_own):
+        return f"the {assigned[0]} of its .{WEIGHTS} was assigned on the instance"
     for name, part in ((PARTS[0], sequence), (PARTS[1], norm), ("weighting_f[0]", projection), ("[1]", making)):
         if published.assigned(part, ("forward", "_conv_forward")):
             return f"the forward of its .{WEIGHTS}.{name} was assigned on the instance"

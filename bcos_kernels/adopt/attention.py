@@ -67,8 +67,8 @@ def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) ->
     if isinstance(code.variant, str):
         return code.variant
     parts = module._modules
-    for name in published.assigned(module, code.own):
-        return f"its {name} was assigned on the instance"
+    if assigned := published.assigned(module, code.own):
+        return f"its {assigned[0]} was assigned on the instance"
     for name in (*PARTS, "heads", "scale", *(() if code.late else ("detach",))):
         if not hasattr(module, name):
             return f"it has lost its {name}"

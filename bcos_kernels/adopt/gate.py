@@ -201,8 +201,8 @@ def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) ->
     if isinstance(code.variant, str):
         return code.variant
     own, variant = vars(module), code.variant
-    for name in published.assigned(module, code.own):
-        return f"its {name} was assigned on the instance"
+    if assigned := published.assigned(module, code.own):
+        return f"its {assigned[0]} was assigned on the instance"
     if variant.held:
         held = own.get(ACT)
         if not (isinstance(held, MethodType) and held.__self__ is module and held.__func__ is _method(module)):

@@ -13,7 +13,7 @@ from .dispatch import other_dtype
 __all__ = ["DTYPES", "imported", "load", "unavailable"]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-"""Those of the C++ kernels of every op."""
+"""The dtypes that the C++ kernels of every op take."""
 
 FAILED = Path(__file__).parents[1] / "_C.failed.txt"
 """The file in which setup.py leaves the reason why a build failed."""

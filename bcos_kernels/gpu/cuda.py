@@ -14,7 +14,7 @@ from ..core.dispatch import other_dtype
 __all__ = ["DTYPES", "absent", "device", "kernels", "unavailable"]
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-"""Those of the CUDA kernels of every op."""
+"""The dtypes that the CUDA kernels of every op take."""
 
 
 def _load():

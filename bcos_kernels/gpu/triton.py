@@ -12,7 +12,7 @@ from ..core.dispatch import other_dtype
 __all__ = ["DTYPES", "INSTALLED", "unavailable"]
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-"""Those of the Triton kernels of every op."""
+"""The dtypes that the Triton kernels of every op take."""
 
 INSTALLED = find_spec("triton") is not None
 

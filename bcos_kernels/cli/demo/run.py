@@ -29,7 +29,7 @@ QUICK_ZOO = {"ResNet-18": "resnet18", "ViT-Ti/16": "simple_vit_ti_patch16_224"}
 TUNING, QUICK_TUNING = (60, 160), (2, 2)
 """Steps of training before the conversion of the network for photographs, and after it."""
 MODEL_STEPS = 20
-"""Of the progress, for a full-size model."""
+"""How many steps of the progress a full-size model counts for."""
 TITLE = "B-cos models as they are, and after bcos_kernels.accelerate(model)"
 CAPTION = (
     "Times: medians, and the median of paired ratios. Differences: the largest.\n"

@@ -24,7 +24,7 @@ from .shards import Folder, shard_writer
 __all__ = ["check", "run"]
 
 Files = list[tuple[str, bytes]]
-"""Endings and contents."""
+"""The files of an image: the ending and the content of each."""
 
 
 def check(model: nn.Module, source: Source, job: Namespace) -> None:

@@ -8,7 +8,7 @@
 namespace bcos::norm::cpu {
 namespace {
 
-// Of [shares, channels], which is overwritten.
+// The sum over the shares of [shares, channels], which are overwritten.
 template <typename A>
 at::Tensor sum_of_shares(std::vector<double>& shares, int64_t channels) {
   for (int64_t i = channels; i < int64_t(shares.size()); i++) shares[i % channels] += shares[i];

@@ -14,12 +14,14 @@
 namespace bcos::transform::cuda {
 namespace {
 
-constexpr int kThreads = 256, kResident = 3;  // blocks that a multiprocessor has registers for
-constexpr int kAtOnce = 4;                    // pixels whose loads a thread has under way
-constexpr int64_t kShared = 48 << 10;
-constexpr int kProcessors = 132;  // of a large GPU
-constexpr int kBlocks = 4;        // of a processor, where images have rows enough
-constexpr int kLeastRows = 8;     // of a strip where there are images enough, as strips share rows of x
+constexpr int kThreads = 256;
+constexpr int kResident = 3;           // blocks that a multiprocessor has registers for
+constexpr int kAtOnce = 4;             // pixels whose loads a thread has under way
+constexpr int64_t kShared = 48 << 10;  // bytes that a block may take without asking for more
+// A strip is so short that a large GPU with kProcessors multiprocessors has kBlocks strips for each of them,
+// but not shorter than kLeastRows where there are as many images, because neighbouring strips read the same
+// rows of x.
+constexpr int kProcessors = 132, kBlocks = 4, kLeastRows = 8;
 
 template <typename A>
 struct Strips {

@@ -16,16 +16,18 @@ struct Weights {
 // takes part.
 bool takes_raw(const DeviceCall& call, at::ScalarType weight, bool biased);
 
-// Them with nothing in the tensors that a kernel has to form. `biased`: a bias or its gradient takes part.
+// The weights of a call, with new tensors for what a kernel has to form. `biased`: a bias or its gradient
+// takes part.
 Weights new_weights(const DeviceCall& call, const at::Tensor& weight, bool biased);
 
-// That kernel's arguments; of no filter where it has nothing to form.
+// The arguments of the kernel that forms them: of no filter (F = 0) where it has nothing to form.
 template <typename A>
 kernels::WeightNormFwd<A> weight_norm(const DeviceCall& call, const Weights& weights);
 
+// Starts that kernel.
 void form(const DeviceCall& call, const Weights& weights);
 
-// New weights, formed.
+// The weights of a call, for which that kernel was started.
 Weights prepare(const DeviceCall& call, const at::Tensor& weight, bool biased);
 
 // dw, as the weight, of shares [splits, F, ...] of the operand's gradient, each in the operand's order; the
