@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -99,7 +100,7 @@ def tune(
     (Ctrl-C) keeps what was measured so far.
 
     Args:
-        model: an accelerated model, on a GPU.
+        model: an accelerated model, on a GPU or on several, each of which then has its own calls measured.
         example_input: a tensor that the model takes, such as images ``[N, C, H, W]``, or a tuple of the model's
             arguments, on the model's device. Kernels are chosen for its shape, dtype and memory format.
         directions: a tuple of ``"forward"``, ``"explanation"`` (the gradient of the input alone, with the scale frozen)
@@ -124,23 +125,28 @@ def tune(
 
     tuned.store({})  # fails now rather than after measuring if the file cannot be written
     calls = _calls(model, args, directions)
-    device = _device(model, args)
-    graphs, kernels = timing.compiled(calls), timing.kernels(calls, device)
-    steps = sum(len(timing.listed(what)) for what in calls) + len(graphs) + len(kernels)
+    of_device: dict[torch.device, list] = {}
+    for what in calls:
+        of_device.setdefault(what.device, []).append(what)
+    graphs = {device: timing.compiled(here) for device, here in of_device.items()}
+    kernels = {device: timing.kernels(here, device) for device, here in of_device.items()}
+    steps = sum(len(timing.listed(what)) for what in calls) + sum(len(graphs[d]) + len(kernels[d]) for d in of_device)
     rows = []
     with _progress(steps, progress) as advance:
         try:
-            timing.compile_all(graphs, device, partial(advance, "graphs by cuDNN"))
-            timing.compile_kernels(kernels, device, partial(advance, "kernels by Triton"))
-            for what in calls:
-                label = what.call.label
-                measured = timing.measure(what, device, partial(advance, f"{what.direction} of {label}"))
-                timing.keep(what, measured)
-                guess = choice.predicted(*what)
-                rows.append(Measurement(label, what.direction, tuple(measured), (guess.candidate, guess.tile)))
+            for device, here in of_device.items():
+                timing.compile_all(graphs[device], device, partial(advance, "graphs by cuDNN"))
+                timing.compile_kernels(kernels[device], device, partial(advance, "kernels by Triton"))
+                for what in here:
+                    label = what.call.label
+                    measured = timing.measure(what, device, partial(advance, f"{what.direction} of {label}"))
+                    timing.keep(what, measured)
+                    guess = choice.predicted(*what)
+                    rows.append(Measurement(label, what.direction, tuple(measured), (guess.candidate, guess.tile)))
         except KeyboardInterrupt:
             pass
-    return Tuning(tuple(rows), len(calls), tuned.device(), tuned.PATH)
+    names = dict.fromkeys(tuned.device(device.index) for device in of_device)
+    return Tuning(tuple(rows), len(calls), " and ".join(names), tuned.PATH)
 
 
 def check_device() -> None:
@@ -148,21 +154,24 @@ def check_device() -> None:
         raise RuntimeError("tune measures on the GPU that will run the model, and torch finds no GPU")
 
 
-def _device(model: nn.Module, args: tuple) -> torch.device:
-    tensors = (*model.parameters(), *args)
-    return next((t.device for t in tensors if isinstance(t, torch.Tensor) and t.is_cuda), torch.device("cpu"))
-
-
 def _calls(model: nn.Module, args: tuple, directions: tuple[str, ...]) -> list:
-    """The distinct calls of a run of the model, in each of the directions; they follow from the noted forwards."""
+    """The distinct calls of a run of the model, in each of the directions; they follow from the noted forwards.
+
+    A call that several GPUs of one name serve is measured on the first of them.
+    """
     from . import adopt
+    from .core import tuned
     from .gpu import timing
 
     with timing.noting() as noted, torch.no_grad():
         adopt.run_once(model, args)
     if not noted:
         raise ValueError(_unserved(model))
-    return list(dict.fromkeys(what.of(direction) for what in noted for direction in directions))
+    found: dict[tuple, Any] = {}
+    for what in (what.of(direction) for what in noted for direction in directions):
+        stored_under = tuned.device(what.call.index), tuned.key(what.call, what.direction)
+        found.setdefault((*stored_under, what.op, what.backend, what.call.spec), what)
+    return list(found.values())
 
 
 def _unserved(model: nn.Module) -> str:

@@ -93,7 +93,7 @@ def test_a_key_tells_calls_apart_and_reads_the_same_in_every_run():
         "bias": True, "dtype": torch.float16, "weight_dtype": torch.float32, "out_dtype": torch.float32,
         "tf32": True, "border": (1, 1, 1, 1),
     }  # fmt: skip
-    same = {"device": "cpu", "arch": "sm_80", "detach": True}
+    same = {"device": "cpu", "arch": "sm_80", "index": 1, "detach": True}
     assert {*others, *same, "spec"} == {field.name for kind in (Call, Spec) for field in fields(kind)}
     keys = {tuned.key(changed(**{name: value}), "forward") for name, value in others.items()}
     assert len(keys | {tuned.key(CALL, d) for d in DIRECTIONS}) == len(others) + 3
@@ -180,7 +180,7 @@ def test_writers_at_the_same_time_lose_nothing(cache):
 
 def test_only_the_present_device_is_deleted(cache, monkeypatch):
     tuned.store({"a": CHOICE, "b": CHOICE})
-    monkeypatch.setattr(tuned, "device", lambda: "another")
+    monkeypatch.setattr(tuned, "device", lambda index=None: "another")
     tuned.store({"c": CHOICE})
     assert tuned.delete() == 1 and tuned.delete() == 0
     assert [len(known) for known in tuned.read().values()] == [2]

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -24,7 +24,8 @@ OF_TRITON, OF_CUDA = (
 )
 """Without those of 1×1 convolutions with a stride; see ``gpu_kernels/test_kernels_sampled.py``."""
 CONV = of_shapes((2, 8, 5, 5), (4, 8, 3, 3), padding=(1, 1))
-LAYER = {"x_shape": (256, 64, 56, 56), "weight_shape": (64, 64, 3, 3), "padding": (1, 1)}
+SIZES = {"x_shape": (256, 64, 56, 56), "weight_shape": (64, 64, 3, 3)}
+LAYER = {**SIZES, "padding": (1, 1)}
 NORM = norm.Call(norm.Spec(), "cuda", (2, 8, 5, 4))
 BOTH = "cuda,triton"
 IN_COMPLEX = {"dtype": torch.complex64, "weight_dtype": torch.complex64}
@@ -109,7 +110,6 @@ def built(monkeypatch):
         monkeypatch.setattr(loaded, "kernels", kernels)
         monkeypatch.setattr(loaded, "absent", absent)
         monkeypatch.setattr(loaded, "device", kernels and kernels.build_info()["device"])
-        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         loaded._unserved_by.cache_clear()
 
     yield load
@@ -158,16 +158,28 @@ def test_an_extension_that_does_not_fit_leaves_the_call_to_the_next_backend(buil
         TRANSFORM.choose(CONV, "cuda")
 
 
-def test_the_extension_is_asked_on_a_gpu_of_the_tensors(built, monkeypatch):
-    """Of three GPUs the current one, an older one, is the first; no context is made on a GPU without need."""
-    entered, module = [], Extension()
-    module.why_not = lambda: "" if entered else "no kernel image"
+def test_no_gpu_but_that_of_the_tensors_is_asked(built, monkeypatch):
+    """Of two GPUs the first, an older one, is the current one. A context on it takes memory there, for every process
+    of a job that names its GPU by tensors alone.
+    """
+    current, asked, module = [], [], Extension()
+    module.why_not = lambda: asked.append(list(current)) or ("" if current else "no kernel image")
+    module.graph_why_not = lambda *_: asked.append(list(current)) or "no plan is stored"
+    module.Step, module.TransformSpec = type("Step", (), {"forward": 0}), dict
+
+    @contextmanager
+    def on(index):
+        current.append(index)
+        yield
+        current.pop()
+
     built(module)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "device", lambda index: entered.append(index) or nullcontext())
-    monkeypatch.setattr(loaded, "architecture", lambda index: ("sm_75", "sm_90", "sm_75")[index])
-    assert "no kernel image" in cuda.why_not(replace(CONV, arch="sm_75"))[0] and not entered
-    assert cuda.why_not(CONV) == [] and entered == [1]
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(choice.tuned, "find", lambda call, direction: None)
+    assert "no kernel image" in cuda.why_not(replace(CONV, arch="sm_75"))[0] and asked == [[]]
+    call = replace(CONV, index=1, **SIZES)
+    choice.choose(TRANSFORM, TRANSFORM.choose(call), call, "forward")
+    assert asked[1:] == [[1], [1]]
 
 
 def test_without_triton_cuda_serves_alone(built, monkeypatch):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import autocast_dtype
+from ..core.device import architecture_of
 from ..dynamic_alignment import DYNAMIC_ALIGNMENT, Call, Spec, functional
 from ..modules import Detachable
 from . import published
@@ -160,7 +161,11 @@ def _call(module: Theirs, found: Found) -> Call:
     weight, kernel = projection.weight, projection.kernel_size
     outputs = making.out_channels // (projection.in_channels * kernel[0] * kernel[1])
     shape = (1, projection.in_channels, *kernel)
-    return Call(Spec(kernel), weight.device.type, shape, len(weight), outputs, weight.dtype, making.bias is not None)
+    where = weight.device
+    return Call(
+        Spec(kernel), where.type, shape, len(weight), outputs, weight.dtype, making.bias is not None,
+        arch=architecture_of(where), index=where.index,
+    )  # fmt: skip
 
 
 def _ours(module: Theirs) -> Found | str:

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..core import _torch, dispatch, extension, plans
 from ..core.checks import autocast_dtype
+from ..core.device import architecture_of
 from ..norm import NORM, Call, Inputs, Outputs, Spec, functional
 from ..norm.call import of
 from ..transform.repeated import held
@@ -352,7 +353,10 @@ def _call(module: Theirs, found: Found) -> Call:
     spec = Spec(variant.op_over, groups, variant.centered, float(module.eps), False, like.dtype)
     given = variant.runs and not module.training and values["running_var"] is not None
     weight, bias = (values[name] is not None for name in ("weight", "bias"))
-    return Call(spec, like.device.type, shape, like.dtype, weight, bias, given)
+    where = like.device
+    return Call(
+        spec, where.type, shape, like.dtype, weight, bias, given, arch=architecture_of(where), index=where.index
+    )  # fmt: skip
 
 
 def _note(module: Theirs, found: Found) -> str:

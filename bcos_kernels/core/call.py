@@ -7,7 +7,7 @@ served: shapes, dtypes and the device. Options are flattened for ``torch.library
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
@@ -120,6 +120,8 @@ class Call:
     spec: Any
     device: str
     """The type of the tensors' device, such as ``"cpu"``."""
+    index: int | None = field(default=None, kw_only=True)
+    """Which of the machine's GPUs that is; None for the current one, and where there is no GPU."""
 
     def now(self):
         """The same call under torch's present settings, which decide the precision of products."""
@@ -153,7 +155,7 @@ class Call:
 
         It is the same in every process.
         """
-        left_out = ("spec", "device", "arch", "detach")
+        left_out = ("spec", "device", "arch", "index", "detach")
         told = ((owner, f.name) for owner in (self, self.spec) for f in fields(owner) if f.name not in left_out)
         return " ".join(f"{name}={getattr(owner, name)}" for owner, name in told)
 

@@ -70,7 +70,7 @@ class Candidate:
     cost: Callable[[Any, str], float] = lambda call, direction: 0.0
     """``cost(call, direction)``: the predicted seconds."""
     refusal: Callable[..., str] = _no_refusal
-    """``refusal(call, direction, compiles=False)``: why it cannot serve, on the current device, a direction that it
+    """``refusal(call, direction, compiles=False)``: why it cannot serve, on the call's GPU, a direction that it
     ``serves``; empty where it can. Only ``compiles`` allows it to take seconds to find that out."""
     second: Callable[..., tuple] | None = None
     """``second(v, grad, inputs, saved, call, frozen, wanted)``: the gradients of ⟨v, dx⟩, where dx is the gradient of

@@ -24,9 +24,12 @@ PATH = env.CACHE
 CURE = "delete it, or set BCOS_KERNELS_CACHE to another file"
 
 
-def device() -> str:
-    """What a measurement is valid for: the current GPU, or the interpreter, and the versions of torch and Triton."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() and not env.INTERPRETED else "interpreter"
+def device(index: int | None = None) -> str:
+    """What a measurement is valid for: a GPU of this name, or the interpreter, and the versions of torch and Triton.
+
+    None is the current GPU.
+    """
+    name = torch.cuda.get_device_name(index) if torch.cuda.is_available() and not env.INTERPRETED else "interpreter"
     return f"{name}, torch {torch.__version__}, triton {_triton()}"
 
 
@@ -69,12 +72,12 @@ def read() -> dict[str, dict[str, dict]]:
 
 
 def find(call, direction: str) -> dict[str, dict] | None:
-    """The fastest way of each backend to serve a call that was tuned on this device; None for any other call.
+    """The fastest way of each backend to serve a call that was tuned on a GPU like its own; None for any other call.
 
     ``{backend: {"candidate": str, "tile": [m, n, k, warps, stages] | None, "seconds": {candidate: float}}}``
     """
     stored = _readable()
-    known = stored and stored.get(device())
+    known = stored and stored.get(device(call.index))
     return known.get(key(call, direction)) if known else None
 
 
@@ -98,15 +101,15 @@ def _is_way(stored) -> bool:
     return False
 
 
-def store(measured: dict[str, dict]) -> None:
-    """Adds choices for this device, ``{key: choice}``.
+def store(measured: dict[str, dict], index: int | None = None) -> None:
+    """Adds choices for a GPU, ``{key: choice}``; None is the current one.
 
     Raises:
         ValueError: the file cannot be read, see :func:`read`; it stays as it is.
         OSError: the file cannot be written.
     """
     with _changing() as devices:
-        devices.setdefault(device(), {}).update(measured)
+        devices.setdefault(device(index), {}).update(measured)
 
 
 def delete() -> int:

@@ -122,4 +122,7 @@ def of(inputs: Inputs, spec: Spec) -> Call:
     x, h, weight, bias = inputs
     outputs = weight.shape[0] // (x.shape[1] * prod(spec.kernel))
     arch = device.architecture_of(x.device)
-    return Call(spec, x.device.type, tuple(x.shape), h.shape[1], outputs, x.dtype, bias is not None, arch=arch)
+    return Call(
+        spec, x.device.type, tuple(x.shape), h.shape[1], outputs, x.dtype, bias is not None, arch=arch,
+        index=x.device.index,
+    )  # fmt: skip

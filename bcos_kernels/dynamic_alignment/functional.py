@@ -112,7 +112,10 @@ def _make_plan(x, projection, weight, bias, detach, stride, padding, groups, nor
     dtype = None if autocast is None or x.dtype == torch.float64 else torch.float32
     shape = (*(1,) * (4 - len(x.shape)), *x.shape)
     arch = architecture_of(x.device)
-    call = Call(spec, x.device.type, shape, rank, rows // patch, dtype or x.dtype, bias is not None, arch=arch)
+    call = Call(
+        spec, x.device.type, shape, rank, rows // patch, dtype or x.dtype, bias is not None, arch=arch,
+        index=x.device.index,
+    )  # fmt: skip
     return Plan(call, DYNAMIC_ALIGNMENT.choose(call, backend), groups, dtype)
 
 

@@ -8,10 +8,9 @@ from functools import cache
 import torch
 
 from ..core import _torch, env, extension
-from ..core.device import architecture
 from ..core.dispatch import other_dtype
 
-__all__ = ["DTYPES", "absent", "device", "kernels", "unavailable"]
+__all__ = ["DTYPES", "absent", "device", "kernels", "on", "unavailable"]
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """The dtypes that the CUDA kernels of every op take."""
@@ -22,7 +21,10 @@ def _load():
     built, absent = extension.load()
     found = getattr(built, "cuda", None)
     if built is not None and found is None:
-        absent = "the compiled extension was built without CUDA, which needs a torch with CUDA and the CUDA toolkit"
+        absent = (
+            "the compiled extension was built without CUDA, which needs a torch with CUDA, the CUDA toolkit, and, on a "
+            "machine with GPUs, one of sm_80 or later"
+        )
     return found, absent
 
 
@@ -39,19 +41,19 @@ def unavailable(call) -> list[str]:
     elif call.device != device:
         found = [f"device is {call.device!r}, the CUDA kernels run on 'cuda'"]
     else:
-        found = _unserved_architecture(call.arch)
+        found = _unserved_architecture(call.arch, call.index)
     return found + other_dtype(call.dtype, DTYPES)
 
 
 @_torch.constant_when_compiled
-def _unserved_architecture(arch: str) -> list[str]:
+def _unserved_architecture(arch: str, index: int | None) -> list[str]:
     """A function of its own, because Dynamo looks through functools.cache and would trace what it wraps."""
-    return _unserved_by(arch)
+    return _unserved_by(arch, index)
 
 
 @cache
-def _unserved_by(arch: str) -> list[str]:
-    with _current(arch):
+def _unserved_by(arch: str, index: int | None) -> list[str]:
+    with on(index):
         reason = kernels.why_not()
     if not reason:
         return []
@@ -59,12 +61,9 @@ def _unserved_by(arch: str) -> list[str]:
     return [f"the CUDA kernels were compiled for {compiled} and cannot run on the GPU, {arch}: {reason}"]
 
 
-def _current(arch: str):
-    """A context in which a GPU of this architecture is the current one, of which the extension tells what it runs.
+def on(index: int | None):
+    """A context in which the GPU with this index is the current one, whose answers the extension gives.
 
-    Where the current one is of it, no other is touched: each that is takes memory for this process.
+    To ask another one would make a context on it, which takes hundreds of megabytes there for this process.
     """
-    if device != "cuda" or architecture(torch.cuda.current_device()) == arch:
-        return nullcontext()
-    others = [i for i in range(torch.cuda.device_count()) if architecture(i) == arch]
-    return torch.cuda.device(others[0]) if others else nullcontext()
+    return nullcontext() if index is None else torch.cuda.device(index)

@@ -55,6 +55,12 @@ class Noted(NamedTuple):
     call: Any
     direction: str
 
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors lie."""
+        where = self.call.device
+        return torch.device(where) if self.call.index is None else torch.device(where, self.call.index)
+
     def of(self, direction: str) -> Noted:
         """The given direction of the call whose forward this is."""
         call = self.call if direction == "forward" else self.call.of_backward(self.call.needs(direction))
@@ -153,7 +159,7 @@ def keep(what: Noted, trials: list[Trial]) -> None:
         first: dict[str, Any] = {"candidate": t.candidate.name, "tile": t.tile and list(astuple(t.tile)), "seconds": {}}
         best.setdefault(t.candidate.backend, first)["seconds"].setdefault(t.candidate.name, t.seconds)
     if best:
-        tuned.store({tuned.key(what.call, what.direction): best})
+        tuned.store({tuned.key(what.call, what.direction): best}, what.call.index)
         for chosen in (choice.choose, choice.taking_map):
             chosen.cache_clear()
 

@@ -133,7 +133,8 @@ def of(inputs: Inputs, spec: Spec) -> Call:
 
 @call.kept
 def _made(spec: Spec, where: torch.device, shape, dtype, weight: bool, bias: bool, given: bool, last: bool) -> Call:
-    return Call(spec, where.type, tuple(shape), dtype, weight, bias, given, last, device.architecture_of(where))
+    arch = device.architecture_of(where)
+    return Call(spec, where.type, tuple(shape), dtype, weight, bias, given, last, arch, index=where.index)
 
 
 def is_channels_last(x: Tensor) -> bool:

@@ -304,7 +304,9 @@ def of(inputs: Inputs, spec: Spec) -> Call:
 @call.kept
 def _made(spec: Spec, where: torch.device, x_shape, weight_shape, dtype, weight_dtype, bias: bool) -> Call:
     arch = device.architecture_of(where)
-    return Call(spec, where.type, tuple(x_shape), tuple(weight_shape), dtype, weight_dtype, bias, arch=arch)
+    return Call(
+        spec, where.type, tuple(x_shape), tuple(weight_shape), dtype, weight_dtype, bias, arch=arch, index=where.index
+    )  # fmt: skip
 
 
 def of_shapes(

@@ -87,10 +87,11 @@ def graph_why_not(call: Call, direction: str, compiles: bool = False) -> str:
     """
     if cuda.kernels is None:
         return ""
-    return cuda.kernels.graph_why_not(
-        call.x_shape, call.weight_shape, call.dtype, call.weight_dtype, call.bias and direction != "explanation",
-        call.spec.native, getattr(cuda.kernels.Step, direction), call.tf32, compiles,
-    )  # fmt: skip
+    with cuda.on(call.index):
+        return cuda.kernels.graph_why_not(
+            call.x_shape, call.weight_shape, call.dtype, call.weight_dtype, call.bias and direction != "explanation",
+            call.spec.native, getattr(cuda.kernels.Step, direction), call.tf32, compiles,
+        )  # fmt: skip
 
 
 def serves_products(call: Call) -> bool:

@@ -153,7 +153,7 @@ def _make_plan(x, weight, bias, b, detach: bool, geometry: tuple, options: tuple
     )
     call = Call(
         spec, x.device.type, shape, weight_shape, dtype, weight_dtype, bias is not None,
-        arch=device.architecture_of(x.device),
+        arch=device.architecture_of(x.device), index=x.device.index,
     )  # fmt: skip
     if weight_in_norm and bias is not None:
         if backend not in (None, REFERENCE.name):
