@@ -31,7 +31,25 @@ except ImportError:
 ROOT = Path(__file__).parent
 ARCHITECTURES = "8.0+PTX;8.6;9.0a;10.0a"
 """Of a build for GPUs that are not here: Ampere, Hopper and Blackwell, and what a driver compiles for any later one."""
-WITH_CUDA = bool(torch.version.cuda and CUDA_HOME) and os.environ.get("BCOS_KERNELS_CUDA") != "0"
+
+
+def architectures() -> str | None:
+    """For which GPUs to compile, as TORCH_CUDA_ARCH_LIST names them; "" for none, None for all that torch sees.
+
+    The kernels do not compile for a GPU older than sm_80, and where that fails, there is no extension for the CPU.
+    """
+    if os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return None
+    if os.environ.get("BCOS_KERNELS_EVERY_GPU") == "1" or not torch.cuda.is_available():
+        return ARCHITECTURES
+    here = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    served = sorted(capability for capability in here if capability >= (8, 0))
+    return None if len(served) == len(here) else ";".join(f"{major}.{minor}" for major, minor in served)
+
+
+WITH_CUDA = (
+    bool(torch.version.cuda and CUDA_HOME) and os.environ.get("BCOS_KERNELS_CUDA") != "0" and architectures() != ""
+)
 GIB_PER_JOB = 2.0  # a translation unit that includes torch's binding headers needs about this much memory
 
 
@@ -85,9 +103,8 @@ def extension():
             link_args += sanitize
     if WITH_CUDA:
         compile_args.append("-DBCOS_WITH_CUDA")
-        # else torch compiles for the GPUs that it sees
-        if os.environ.get("BCOS_KERNELS_EVERY_GPU") == "1" or not torch.cuda.is_available():
-            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+        if chosen := architectures():
+            os.environ["TORCH_CUDA_ARCH_LIST"] = chosen
     return (CUDAExtension if WITH_CUDA else CppExtension)(
         name="bcos_kernels._C",
         sources=cpp + (sources(".cu") if WITH_CUDA else []),

@@ -87,6 +87,34 @@ def test_memory_that_holds_files_counts_as_free(sources):
     assert python(sources, "-c", JOBS).stdout.split()[-1:] == ["7"]
 
 
+TARGETS = """
+import os, runpy, setuptools, sys, torch
+from torch.utils import cpp_extension
+here = eval(sys.argv[1])
+torch.version.cuda, cpp_extension.CUDA_HOME, torch.cuda.is_available = "12.8", "/nowhere", lambda: len(here) > 0
+torch.cuda.device_count, torch.cuda.get_device_capability = lambda: len(here), lambda index: here[index]
+setuptools.setup = lambda ext_modules, **_: print("BCOS_WITH_CUDA" in str(vars(ext_modules[0])), end=" ")
+runpy.run_path("setup.py")
+print(os.environ.get("TORCH_CUDA_ARCH_LIST", "of torch"))
+"""
+
+
+@pytest.mark.parametrize(
+    "here, named, built",
+    [
+        ([(8, 0), (9, 0)], "", "True of torch"),
+        ([(7, 5)], "", "False of torch"),  # the kernels do not compile for it, and those of the CPU would be lost
+        ([(7, 0), (9, 0), (8, 6)], "", "True 8.6;9.0"),
+        ([(7, 5)], "8.0", "True 8.0"),
+        ([], "", "True 8.0+PTX;8.6;9.0a;10.0a"),
+    ],
+    ids=["of torch", "a T4", "a V100 beside others", "named", "none"],
+)
+def test_gpus_that_are_too_old_are_left_out(sources, here, named, built):
+    done = python(sources, "-c", TARGETS, str(here), **({"TORCH_CUDA_ARCH_LIST": named} if named else {}))
+    assert done.stdout.strip() == built, done.stderr
+
+
 def test_an_older_setuptools_is_refused_in_a_sentence(sources):
     """New environments of Python 3.10 and 3.11 have one, which torch 2.11 and 2.12 leave as it is."""
     old = "import runpy, setuptools; setuptools.__version__ = '65.5.0'; runpy.run_path('setup.py')"
