@@ -53,11 +53,13 @@ def multiprocessors(where: torch.device) -> int:
 def tf32(dtype: torch.dtype, device: str, is_linear: bool) -> bool:
     """Whether torch's settings let products of this dtype round their operands to tf32.
 
-    On a CPU they do not, unless Triton's interpreter runs the kernels there in place of a GPU.
+    On a CPU they do not, unless Triton's interpreter runs the kernels there in place of a GPU. Without cuDNN torch's
+    convolutions are products of matrices.
     """
-    if dtype is not torch.float32 or (device == "cpu" and not env.INTERPRETED):
+    if dtype is not torch.float32 or (device == "cpu" and not env.INTERPRETED) or env.NO_TF32:
         return False
     backends = torch.backends
-    chain = (backends.cuda.matmul,) if is_linear else (backends.cudnn.conv, backends.cudnn)  # type: ignore[attr-defined]
+    of_matrices = is_linear or not backends.cudnn.enabled
+    chain = (backends.cuda.matmul,) if of_matrices else (backends.cudnn.conv, backends.cudnn)  # type: ignore[attr-defined]
     settings = (place.fp32_precision for place in (*chain, backends))
     return next((setting for setting in settings if setting != "none"), "ieee") == "tf32"
