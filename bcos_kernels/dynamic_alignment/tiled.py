@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.candidate import Backend, Candidate
+from ..core.checks import without_autocast
 from ..core.formats import memory_format
 from ..core.formula import accumulated
 from .call import Call
@@ -61,16 +62,18 @@ def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: Non
     of_w = of_u * saved.l.view(of_each).transpose(0, 1) * _slope(norm, kind) if training else None
     dpatches, dh = torch.zeros_like(patches), torch.zeros_like(h)
     dweight, dbias = torch.zeros_like(weight), weight.new_zeros(len(weight))
-    for part in tiles(call, TILE):
-        w, _ = products(patches[..., part], h[..., part], weight, bias)
-        of_u_here = of_u[..., part].unsqueeze(1)
-        dpatches[..., part] = (w * of_u_here).sum(2)
-        if of_w is not None:
-            w = w.sign() if kind == "l1" else w
-            dw = (patches[..., part].unsqueeze(2) * of_u_here).addcmul_(w, of_w[..., part].unsqueeze(1)).flatten(1, 2)
-            dh[..., part] = weight.mT @ dw
-            dweight += (dw @ h[..., part].mT).sum(0)
-            dbias += dw.sum((0, 2))
+    with without_autocast(patches):  # which a backward may be called under
+        for part in tiles(call, TILE):
+            w, _ = products(patches[..., part], h[..., part], weight, bias)
+            of_u_here = of_u[..., part].unsqueeze(1)
+            dpatches[..., part] = (w * of_u_here).sum(2)
+            if of_w is not None:
+                w = w.sign() if kind == "l1" else w
+                dw = patches[..., part].unsqueeze(2) * of_u_here
+                dw = dw.addcmul_(w, of_w[..., part].unsqueeze(1)).flatten(1, 2)
+                dh[..., part] = weight.mT @ dw
+                dweight += (dw @ h[..., part].mT).sum(0)
+                dbias += dw.sum((0, 2))
     spec, size = call.spec, inputs.x.shape[2:]
     dx = F.fold(dpatches, size, spec.kernel, padding=spec.padding, stride=spec.stride)  # type: ignore[arg-type]
     return inputs.gradients((dx, dh.view(inputs.h.shape), dweight, dbias), needs)

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from where import CANDIDATES, DEVICE, STANDS_IN
 
 from bcos_kernels.core.candidate import Tile
+from bcos_kernels.functional import bcos_linear, dynamic_alignment
 from bcos_kernels.transform import TRANSFORM
 from bcos_kernels.transform.call import of_shapes
 
@@ -276,6 +277,32 @@ def test_gradients_of_a_plain_layer_under_autocast(candidate, force):
         errors.append([error(dx, found[2]) for dx in found[:2]])
     ours, theirs = map(median, zip(*errors, strict=True))
     assert ours <= 1.1 * theirs
+
+
+@pytest.mark.parametrize("layer", ["linear", "alignment", "alignment by torch"])
+def test_a_backward_under_autocast_computes_as_its_forward_did(layer, backend, force):
+    """torch's products round their operands anew there, in each derivative."""
+    force("vendor")
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(DEVICE).requires_grad_()
+
+    if layer == "linear":
+        tensors, function = (random(8, 24), random(6, 24)), bcos_linear
+    else:
+        tensors, function = (random(2, 3, 5, 5), random(4, 3, 3, 3), random(54, 4, 1, 1)), dynamic_alignment
+    y = function(*tensors, backend="torch" if layer.endswith("torch") else backend)
+
+    def derivatives() -> tuple[torch.Tensor, ...]:
+        first = grad(y, tensors, torch.ones_like(y), retain_graph=True, create_graph=layer == "linear")
+        return *first, *(grad(first[0].square().sum(), tensors, retain_graph=True) if layer == "linear" else ())
+
+    expected = derivatives()
+    with torch.autocast(DEVICE, torch.bfloat16):
+        found = derivatives()
+    for mine, true in zip(found, expected, strict=True):
+        assert mine.dtype == true.dtype and error(mine, true) < 1e-6
 
 
 class Recording(TorchDispatchMode):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...core.checks import without_autocast
 from ...core.formats import memory_format
 from ...gpu.launch import on_device_of
 from ..call import Call
@@ -42,7 +43,7 @@ def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: b
     training = any(needs[1:]) and not frozen
     spec = call.spec
     dx = dh = dweight = dbias = None
-    with on_device_of(grad):
+    with on_device_of(grad), without_autocast(grad):
         x, h, weight, bias = _dense(inputs)
         grad, saved = grad.contiguous(), saved._replace(norm=saved.norm.contiguous(), l=saved.l.contiguous())
         first = gradients.upstream(call, grad, saved) if training else None

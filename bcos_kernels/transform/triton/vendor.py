@@ -1,10 +1,14 @@
-"""The vendor's products: those of cuDNN and cuBLAS, through torch."""
+"""The vendor's products: those of cuDNN and cuBLAS, through torch.
+
+They take their operands as they are: a backward that is called under autocast would round them anew.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from ...core.checks import without_autocast
 from ...core.formats import channels_last
 from ..call import Call
 
@@ -13,9 +17,10 @@ __all__ = ["gradients", "product"]
 
 def product(call: Call, x: Tensor, operand: Tensor) -> Tensor:
     """z = x ⋆ operand, ``[N, F, OH, OW]``, or with a third axis, channels_last."""
-    if call.is_linear:
-        return (x.flatten(1) @ operand.flatten(1).t())[:, :, None, None]
-    return channels_last(torch.ops.aten.convolution(x, operand, None, *_geometry(call)))
+    with without_autocast(x):
+        if call.is_linear:
+            return (x.flatten(1) @ operand.flatten(1).t())[:, :, None, None]
+        return channels_last(torch.ops.aten.convolution(x, operand, None, *_geometry(call)))
 
 
 def gradients(call: Call, u: Tensor, x: Tensor, operand: Tensor, needs):
@@ -28,10 +33,11 @@ def gradients(call: Call, u: Tensor, x: Tensor, operand: Tensor, needs):
         x = x[:1].expand(len(u), *x.shape[1:])  # a product that forms dx alone reads nothing but its shape
     dbias = u.sum((0, *range(2, u.dim())), dtype=call.sums) if needs[2] else None
     if call.is_linear:
-        if needs[0]:
-            dx = (u.flatten(1) @ operand.flatten(1))[:, :, None, None]
-        if needs[1]:
-            partial = u.flatten(1).t() @ x.flatten(1)
+        with without_autocast(x):
+            if needs[0]:
+                dx = (u.flatten(1) @ operand.flatten(1))[:, :, None, None]
+            if needs[1]:
+                partial = u.flatten(1).t() @ x.flatten(1)
     elif needs[0] or needs[1]:
         dx, partial, _ = torch.ops.aten.convolution_backward(
             u, x, operand, None, *_geometry(call), (needs[0], needs[1], False)
