@@ -221,20 +221,6 @@ def test_candidates_of_triton(changed, missing):
     assert serving("triton", call, "forward") == ({"one-pass", "vendor"} if own else {"vendor"})
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
-@pytest.mark.parametrize("options", [{}, {"out_dtype": torch.float32}, {"b": 1.0}, {"dtype": torch.float32}], ids=str)
-def test_products_that_form_u_fit_the_shared_memory_of_every_gpu(arch, options):
-    """The copies of grad, of y and of the other operand, of every step but one."""
-    call = of_shapes(**LAYER | {"x_shape": (64, 256, 14, 14), "weight_shape": (256, 256, 3, 3)}, arch=arch, **options)
-    most = {"sm_80": 163, "sm_90": 227, "sm_100": 227}.get(arch, 99) << 10
-    found = [*triton.PRODUCTS.tiles(call, "training", False), triton.PRODUCTS.wgrad_tile(call, False)]
-    for tile in found:
-        of_u = tile.m * call.out_dtype.itemsize * (1 if call.power == 1 else 2)
-        assert (tile.stages - 1) * tile.k * (of_u + tile.n * call.dtype.itemsize) <= most, tile
-    given = triton.PRODUCTS.tiles(call, "training", True)
-    assert arch != "sm_90" or found[0].m * found[0].n == max(tile.m * tile.n for tile in given)
-
-
 def serving(backend: str, call, direction: str) -> set[str]:
     """The candidates of a backend that can serve one direction of a call."""
     return {candidate.name for candidate, _ in choice.ways(TRANSFORM, backend, call, direction)}

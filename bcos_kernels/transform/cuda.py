@@ -13,13 +13,14 @@ from .spec import Inputs, Outputs
 from .traffic import Products
 
 __all__ = [
-    "BACKEND", "LARGE", "MOST_GROUPS", "MOST_MAX_OUT", "MOST_TAPS", "PRODUCTS", "SMALL", "backward", "forms_both_norms",
-    "forward", "graph_why_not", "second", "serves_products", "tiles", "why_not",
+    "BACKEND", "LARGE", "MOST_CHANNELS", "MOST_GROUPS", "MOST_MAX_OUT", "MOST_TAPS", "PRODUCTS", "SMALL", "backward",
+    "forms_both_norms", "forward", "graph_why_not", "second", "serves_products", "tiles", "why_not",
 ]  # fmt: skip
 
 SMALL, LARGE = Tile(64, 64, 32), Tile(128, 128, 32, 8)
 MOST_MAX_OUT = 64  # the most filters per output, which lie in one tile
 MOST_GROUPS = 65535  # the most groups × taps, the second axis of a grid
+MOST_CHANNELS = 64 * 65535  # the most channels of a depthwise layer, of which a program of that axis has 64
 MOST_TAPS = 600  # the most taps of a depthwise filter, which a block holds in shared memory
 _TAP = 264  # bytes of one there
 _STRIP = 48 << 10  # the most bytes of sums over the pixels that a row of n sees
@@ -99,8 +100,9 @@ def serves_products(call: Call) -> bool:
     if not call.planar or call.dtype == torch.float64:
         return False
     most_taps = min(MOST_TAPS, shared_memory(call.arch) // _TAP)
-    fits = call.taps <= most_taps if call.depthwise else call.groups * call.taps <= MOST_GROUPS
-    return fits and call.max_out <= MOST_MAX_OUT
+    if call.depthwise:
+        return call.taps <= most_taps and call.channels <= MOST_CHANNELS
+    return call.groups * call.taps <= MOST_GROUPS and call.max_out <= MOST_MAX_OUT
 
 
 def tiles(call: Call, direction: str, given: bool) -> list[Tile]:

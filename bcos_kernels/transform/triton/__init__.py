@@ -21,11 +21,13 @@ __all__ = ["BACKEND", "PRODUCTS", "kernels", "serves_products", "why_not"]
 
 _MOST_ROWS = 2**31 - 2**17  # leaves the last step of a loop over rows an index of 32 bits
 _MOST_PROGRAMS = 65535  # of a grid's second axis
+_MOST_CHANNELS = 64 * _MOST_PROGRAMS  # of a depthwise layer
+_MOST_OUTPUTS = 128 * _MOST_PROGRAMS  # of a group, beside the products of the vendor
 
 
 def why_not(call: Call) -> list[str]:
     """The reasons why the Triton kernels do not serve ``call``; empty where they do."""
-    return unavailable(call) + call.unserved(_MOST_ROWS)
+    return unavailable(call) + call.unserved(_MOST_ROWS, _MOST_OUTPUTS)
 
 
 def serves_products(call: Call) -> bool:
@@ -33,7 +35,7 @@ def serves_products(call: Call) -> bool:
     if not call.planar or call.dtype == torch.float64 or call.max_out > tiles.MOST_MAX_OUT:
         return False
     if call.depthwise:
-        return True
+        return call.channels <= _MOST_CHANNELS
     (rows, columns), (_, width) = (
         (d * (k - 1) for d, k in zip(call.dilation, call.kernel, strict=True)), call.in_size
     )  # fmt: skip

@@ -1,0 +1,48 @@
+"""What exceeds a grid, an index or the shared memory of a GPU is left to a candidate that has room for it."""
+
+import pytest
+import torch
+
+from bcos_kernels.core import choice
+from bcos_kernels.core.candidate import DIRECTIONS
+from bcos_kernels.transform import TRANSFORM, triton
+from bcos_kernels.transform.call import of_shapes
+
+PROGRAMS = 65535
+"""The most of a grid's second and third axis."""
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+@pytest.mark.parametrize("more, served", [(0, True), (1, False)])
+def test_depthwise_layers_with_more_channels_than_a_grid_has(backend, direction, more, served):
+    """A program has 64 of them."""
+    channels = 64 * PROGRAMS + more
+    call = of_shapes((1, channels, 3, 3), (channels, 1, 3, 3), groups=channels)
+    names = {candidate.name for candidate, _ in choice.ways(TRANSFORM, backend, call, direction)}
+    assert ("one-pass" in names) == served and "vendor" in names
+
+
+@pytest.mark.parametrize("max_out, groups", [(1, 1), (2, 1), (1, 2)])
+def test_more_outputs_than_a_grid_has(max_out, groups):
+    """Triton's scale beside the vendor's products has programs for 128 outputs of a group each."""
+    for more, reasons in ((0, []), (1, ["outputs of a group are above 8388480, the largest index"])):
+        filters = (128 * PROGRAMS + more) * max_out * groups
+        call = of_shapes((4, 8 * groups, 1, 1), (filters, 8, 1, 1), max_out=max_out, groups=groups, arch="sm_90")
+        found = triton.why_not(call)
+        assert [reason in told for reason, told in zip(reasons, found, strict=True)] == [True] * more
+        assert call.unserved(2**31) == []
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
+@pytest.mark.parametrize("options", [{}, {"out_dtype": torch.float32}, {"b": 1.0}, {"dtype": torch.float32}], ids=str)
+def test_products_that_form_u_fit_the_shared_memory_of_every_gpu(arch, options):
+    """The copies of grad, of y and of the other operand, of every step but one."""
+    call = of_shapes((64, 256, 14, 14), (256, 256, 3, 3), padding=(1, 1), arch=arch, **options)
+    most = {"sm_80": 163, "sm_90": 227, "sm_100": 227}.get(arch, 99) << 10
+    found = [*triton.PRODUCTS.tiles(call, "training", False), triton.PRODUCTS.wgrad_tile(call, False)]
+    for tile in found:
+        of_u = tile.m * call.out_dtype.itemsize * (1 if call.power == 1 else 2)
+        assert (tile.stages - 1) * tile.k * (of_u + tile.n * call.dtype.itemsize) <= most, tile
+    given = triton.PRODUCTS.tiles(call, "training", True)
+    assert arch != "sm_90" or found[0].m * found[0].n == max(tile.m * tile.n for tile in given)
