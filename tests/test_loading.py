@@ -158,3 +158,10 @@ def test_a_model_of_grey_images_is_explained(colours, tmp_path, capsys):
     assert not (tmp_path / "pictures").exists()
     assert main([*command, "--out", str(tmp_path / "maps"), "--save", "map,weights"]) == 0
     assert "10 images in 1 shard" in capsys.readouterr().out
+
+
+def test_processes_share_the_gpus_that_there_are(monkeypatch):
+    """As where a scheduler shows each process a GPU of its own, or where processes outnumber the GPUs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [loading.device(rank).index for rank in range(5)] == [0, 1, 0, 1, 0]

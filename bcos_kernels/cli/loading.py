@@ -128,8 +128,10 @@ def _shared_prefix(names: Mapping[str, Any], own: Mapping[str, Any]) -> str:
 
 
 def device(local_rank: int = 0) -> torch.device:
-    """Where the model runs: on the GPU of this process, or on the CPU."""
-    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    """Where the model runs: on the GPU of this process, which several share if there are fewer, or on the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
 def stacked(images: Iterable[Tensor | None], model: nn.Module) -> Tensor:
