@@ -29,22 +29,31 @@ except ImportError:
     )
 
 ROOT = Path(__file__).parent
-ARCHITECTURES = "8.0+PTX;8.6;9.0a;10.0a"
-"""Of a build for GPUs that are not here: Ampere, Hopper and Blackwell, and what a driver compiles for any later one."""
+OLDER = ("Kepler", "Maxwell", "Pascal", "Volta", "Turing")
+"""The names in TORCH_CUDA_ARCH_LIST of what is older than sm_80."""
 
 
 def architectures() -> str | None:
     """For which GPUs to compile, as TORCH_CUDA_ARCH_LIST names them; "" for none, None for all that torch sees.
 
-    The kernels do not compile for a GPU older than sm_80, and where that fails, there is no extension for the CPU.
+    The kernels do not compile for a GPU older than sm_80, and where that fails, there is no extension for the CPU. A
+    build for GPUs that are not here is for Ampere, Hopper and Blackwell, which compilers know since CUDA 12.8, and of
+    what a driver compiles for any later one.
     """
-    if os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        return None
+    if named := os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return ";".join(each for each in re.split(r"[ ;]+", named) if not is_older(each))
     if os.environ.get("BCOS_KERNELS_EVERY_GPU") == "1" or not torch.cuda.is_available():
-        return ARCHITECTURES
+        compiler = tuple(map(int, (torch.version.cuda or "0").split(".")))
+        return "8.0+PTX;8.6;9.0a" + ";10.0a" * (compiler >= (12, 8))
     here = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
     served = sorted(capability for capability in here if capability >= (8, 0))
     return None if len(served) == len(here) else ";".join(f"{major}.{minor}" for major, minor in served)
+
+
+def is_older(named: str) -> bool:
+    """Whether an entry of TORCH_CUDA_ARCH_LIST, such as ``7.5+PTX`` or ``Volta``, is older than sm_80."""
+    number = re.match(r"(\d+)\.", named)
+    return int(number[1]) < 8 if number else named.startswith(OLDER)
 
 
 WITH_CUDA = (
