@@ -1,10 +1,16 @@
-"""What exceeds a grid, an index or the shared memory of a GPU is left to a candidate that has room for it."""
+"""What exceeds a grid, an index or the shared memory of a GPU is left to a candidate that has room for it.
+
+And what is predicted for GPUs of which nothing is listed.
+"""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
 from bcos_kernels.core import choice
 from bcos_kernels.core.candidate import DIRECTIONS
+from bcos_kernels.gpu import cost
 from bcos_kernels.transform import TRANSFORM, triton
 from bcos_kernels.transform.call import of_shapes
 
@@ -46,3 +52,17 @@ def test_products_that_form_u_fit_the_shared_memory_of_every_gpu(arch, options):
         assert (tile.stages - 1) * tile.k * (of_u + tile.n * call.dtype.itemsize) <= most, tile
     given = triton.PRODUCTS.tiles(call, "training", True)
     assert arch != "sm_90" or found[0].m * found[0].n == max(tile.m * tile.n for tile in given)
+
+
+@pytest.mark.parametrize(
+    "arch, like",
+    [("sm_86", "sm_80"), ("sm_89", "sm_80"), ("sm_120", "sm_80"), ("sm_103", "sm_100"), ("gfx950", "gfx942")],
+)
+def test_an_unlisted_gpu_counts_as_the_listed_one_that_multiplies_as_it_does(arch, like):
+    """A workstation's GPU multiplies by the instructions of Ampere, of which a Hopper reaches a small share."""
+    assert cost.rates(arch) == cost.rates(like) != cost.rates("sm_90")
+    call = of_shapes((64, 256, 14, 14), (256, 256, 3, 3), padding=(1, 1), arch=arch)
+    for candidate in TRANSFORM.candidates_of("cuda,triton"):
+        for direction in DIRECTIONS:
+            if candidate.can_serve(call, direction) and not candidate.name.startswith("tma"):
+                assert candidate.cost(call, direction) == candidate.cost(replace(call, arch=like), direction)

@@ -12,7 +12,7 @@ from math import ceil
 
 import torch
 
-from ..gpu.cost import USUAL, Kernel, rates
+from ..gpu.cost import Kernel, rates, share
 from .call import Call
 
 __all__ = ["CUDA_SHARE", "SHARE", "cost", "cuda_cost", "cuda_kernels", "floor", "kernels"]
@@ -113,20 +113,20 @@ def cuda_kernels(call: Call, direction: str) -> Iterator[Kernel]:
         yield Kernel(dw + wide_h + s.wide_w, wide * s.flops, True)
 
 
-def _seconds(call: Call, found: Iterable[Kernel], share: float) -> float:
+def _seconds(call: Call, found: Iterable[Kernel], own: float) -> float:
     reached = rates(call.arch)
     rate = reached.products(call.dtype, call.tf32)
-    return sum(reached.seconds(kernel, rate * share if kernel.own else rate) for kernel in found)
+    return sum(reached.seconds(kernel, rate * own if kernel.own else rate) for kernel in found)
 
 
 def cost(call: Call, direction: str) -> float:
     """The predicted seconds of the Triton kernels."""
-    return _seconds(call, kernels(call, direction), SHARE.get(call.arch, SHARE[USUAL]))
+    return _seconds(call, kernels(call, direction), share(SHARE, call.arch))
 
 
 def cuda_cost(call: Call, direction: str) -> float:
     """The predicted seconds of the CUDA kernels."""
-    return _seconds(call, cuda_kernels(call, direction), CUDA_SHARE.get(call.arch, CUDA_SHARE[USUAL]))
+    return _seconds(call, cuda_kernels(call, direction), share(CUDA_SHARE, call.arch))
 
 
 def floor(call: Call, direction: str) -> float:

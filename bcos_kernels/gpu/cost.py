@@ -6,11 +6,12 @@ instructions ÷ the rate at which instructions are issued.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 
-__all__ = ["LAUNCH", "Kernel", "Rates", "rates"]
+__all__ = ["LAUNCH", "Kernel", "Rates", "rates", "share"]
 
 LAUNCH = 2.5e-6  # seconds between the ends of two small kernels of which one waits for the other
 
@@ -57,9 +58,20 @@ _RATES = {
 }
 """Architecture -> rates that are assumed to be reachable."""
 USUAL = "sm_90"
-"""The architecture whose rates stand for those of one that is not listed."""
+_LIKE = {"sm_8": "sm_80", "sm_12": "sm_80", "sm_10": "sm_100", "sm_11": "sm_100", "gfx": "gfx942"}
+"""How the names of unlisted architectures begin -> the listed one that multiplies and copies as they do."""
+
+
+def _listed(arch: str) -> str:
+    """The listed architecture whose numbers stand for those of ``arch``."""
+    return arch if arch in _RATES else next((like for begin, like in _LIKE.items() if arch.startswith(begin)), USUAL)
 
 
 def rates(arch: str) -> Rates:
     """The rates of an architecture such as ``sm_90``."""
-    return _RATES.get(arch, _RATES[USUAL])
+    return _RATES[_listed(arch)]
+
+
+def share(shares: Mapping[str, float], arch: str) -> float:
+    """What kernels reach of the vendor's rate, of the ``shares`` of listed architectures; 1 if there are none."""
+    return shares.get(_listed(arch), shares.get(USUAL, 1.0))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ..core.candidate import Tile
-from ..gpu.cost import USUAL, Kernel, rates
+from ..gpu.cost import Kernel, rates, share
 from .call import Call
 
 __all__ = [
@@ -69,7 +69,7 @@ class Sizes:
 
 
 def seconds(
-    call: Call, kernels: Iterable[Kernel], share: Mapping[str, float] | None = None, with_norm: bool = False
+    call: Call, kernels: Iterable[Kernel], shares: Mapping[str, float] | None = None, with_norm: bool = False
 ) -> float:
     """The predicted seconds of kernels that run one after the other, including the kernel that prepares the weights.
 
@@ -78,11 +78,11 @@ def seconds(
     s = Sizes(call)
     prepared = s.w * (1 if call.raw_weights else 2) * call.unit + (s.seen + s.n) * with_norm
     first = [Kernel(prepared)] if prepared else []
-    return _seconds(call, (*first, *kernels), share or {})
+    return _seconds(call, (*first, *kernels), shares or {})
 
 
-def _seconds(call: Call, kernels: Iterable[Kernel], share: Mapping[str, float]) -> float:
-    reached, own = rates(call.arch), share.get(call.arch, share.get(USUAL, 1.0))
+def _seconds(call: Call, kernels: Iterable[Kernel], shares: Mapping[str, float]) -> float:
+    reached, own = rates(call.arch), share(shares, call.arch)
     rate = reached.products(call.dtype, call.tf32)
 
     def products(kernel: Kernel) -> float:

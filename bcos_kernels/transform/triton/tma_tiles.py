@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import gcd
 
 from ...core.candidate import Tile
-from ...gpu.cost import USUAL, rates
+from ...gpu.cost import rates, share
 from ...gpu.sizes import power_of_two
 from ..call import HALF, Call
 from ..traffic import Sizes
@@ -146,7 +146,7 @@ def forms_l(call: Call, direction: str, tile: Tile, with_u: bool = False) -> boo
     if (direction == "explanation" and strided) or (with_u and tile.n == 256 and not strided):
         return False  # there are too few registers
     s, reached = Sizes(call), rates(call.arch)
-    rate = reached.half * SHARE.get(call.arch, SHARE[USUAL])
+    rate = reached.half * share(SHARE, call.arch)
 
     def seconds(moved: int, products: int) -> float:
         return max(moved / reached.bytes, products * s.flops / rate)
