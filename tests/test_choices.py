@@ -11,7 +11,7 @@ import torch
 
 import bcos_kernels as bk
 from bcos_kernels.__main__ import main
-from bcos_kernels.core import tuned
+from bcos_kernels.core import choice, tuned
 from bcos_kernels.core.candidate import DIRECTIONS, Candidate
 from bcos_kernels.core.choice import choose, predicted, taking_map, ways
 from bcos_kernels.transform import TRANSFORM, Call, Spec
@@ -70,6 +70,29 @@ def test_what_refuses_and_what_takes_no_map_are_passed_over():
     assert chosen.candidate is candidates[1]
     assert chosen.reason == "predicted: gpu plain 2 µs, gpu of maps 3 µs; gpu full refuses: no room"
     assert taking_map(op, "gpu", CALL, "training").candidate is candidates[2]
+
+
+def test_threads_replace_the_choice_one_after_the_other():
+    """As two that ask for a report at once: else the first one's replacement would stay when both have ended."""
+    usual, first_is_in, second_is_in = choice.choose, threading.Event(), threading.Event()
+
+    def first() -> None:
+        with choice.choosing(lambda *_: None):
+            first_is_in.set()
+            second_is_in.wait(0.5)
+
+    def second() -> None:
+        first_is_in.wait()
+        with choice.choosing(lambda *_: None):
+            second_is_in.set()
+            threads[0].join()
+
+    threads = [threading.Thread(target=of) for of in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert choice.choose is usual
 
 
 def test_the_fastest_of_the_backends_that_are_left_serves(cache):

@@ -6,6 +6,7 @@ or else as the candidates' cost models predict.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,13 +96,20 @@ def taking_map(op: Op, backend: str, call, direction: str) -> Choice:
 
 @contextmanager
 def choosing(choice: Callable[..., Choice]) -> Iterator[None]:
-    """A context in which ``choice(op, backend, call, direction)`` replaces :func:`choose`: for measuring and tests."""
+    """A context in which ``choice(op, backend, call, direction)`` replaces :func:`choose`, in all threads.
+
+    It is for measuring, reports and tests. A thread waits until no other one is in such a context.
+    """
     global choose
-    usual, choose = choose, choice  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        choose = usual
+    with _replacing:
+        usual, choose = choose, choice  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            choose = usual
+
+
+_replacing = threading.RLock()
 
 
 @contextmanager
