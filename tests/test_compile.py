@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import bcos_kernels as bk
 from bcos_kernels import dynamic_alignment, norm
 from bcos_kernels.transform.call import of_shapes
+from bcos_kernels.transform.functional import plan
 
 NAMES = [
     "conv3x3",
@@ -211,6 +212,34 @@ def test_small_rows_beside_a_bias_under_autocast_to_fp16(name, b, size):
             budget.add(what, *(torch.where(finite, t, 0) for t in (mine, yours, truth)), torch.float16)
     assert lost == 0
     budget.check()
+
+
+@pytest.mark.parametrize("b, norm_eps, biased, x_dtype, computed", [
+    (2, (0.0, 1e-12), True, torch.float32, torch.float32),
+    (1.5, (0.0, 1e-12), True, torch.float32, torch.float32),
+    (2, (0.0, 1e-12), False, torch.float32, torch.float16),
+    (2, (1e-6, 0.0), True, torch.float32, torch.float16),
+    (1, (0.0, 1e-12), True, torch.float32, torch.float16),
+    (2, (0.0, 1e-12), True, torch.float16, torch.float16),
+])  # fmt: skip
+def test_what_autocast_to_fp16_rounds_on_a_gpu(b, norm_eps, biased, x_dtype, computed):
+    """Beside a bias rows may be so small that the norm needs x in fp32, as the reference forms it."""
+    from torch._subclasses import FakeTensorMode
+
+    options = 1, True, False, norm_eps, 1e-6, True, None, "triton"
+    was = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    with FakeTensorMode():  # autocast's own context refuses a GPU that is not there
+        x, weight = torch.empty(4, 8, device="cuda", dtype=x_dtype), torch.empty(6, 8, device="cuda")
+        bias = torch.empty(6, device="cuda") if biased else None
+        torch.set_autocast_enabled("cuda", True)
+        torch.set_autocast_dtype("cuda", torch.float16)
+        try:
+            found = plan(x, weight, bias, b, False, (), options)
+        finally:
+            torch.set_autocast_enabled("cuda", was[0])
+            torch.set_autocast_dtype("cuda", was[1])
+    assert found.call.dtype == computed and found.casts[0] == computed
+    assert found.call.out_dtype == (torch.float16 if b == 1 else torch.float32)
 
 
 def test_autocast_low_precision_output_and_backward_inside():

@@ -6,10 +6,12 @@ import copy
 
 import pytest
 import torch
-from cases import Budget, bcos
+from cases import Budget, bcos, error
+from families import Bcosification
 from torch.autograd import grad
 
 import bcos_kernels as bk
+from bcos_kernels.functional import bcos_conv2d, bcos_linear
 from bcos_kernels.transform import TRANSFORM, traffic
 from bcos_kernels.transform.call import of_shapes
 
@@ -216,3 +218,70 @@ def test_huge_gradient_of_the_weight(name):
         x *= 1e36
 
     compare(name, 1, F32, "nchw", change)
+
+
+def derivatives(layer, x, weight, bias, gradient, direction, dtype):
+    """y, its gradients at x, weight and bias, and those of ⟨direction, dx⟩."""
+    leaves = [t.to(dtype).requires_grad_() for t in (x, weight, bias)]
+    y = layer(*leaves)
+    gradient = gradient.to(dtype).requires_grad_()
+    first = grad(y, leaves, gradient, create_graph=True)
+    second = grad((first[0] * direction.to(dtype)).sum(), (*leaves, gradient))
+    names = ("y", "dx", "dw", "dbias", "ddx", "ddw", "ddbias", "ddgradient")
+    return {name: t.detach() for name, t in zip(names, (y, *first, *second), strict=True)}
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-12, 1e-13, 1e-15, 1e-18])
+@pytest.mark.parametrize("b", [1.5, 2, 3])
+def test_tiny_rows_beside_a_bias(b, scale):
+    """Beside a bias l is not as small as n, and the gradient through n is not small beside that through l."""
+    published, budget = Bcosification.BcosifyLinear(24, 20, b=b), Budget()
+
+    def reference(x, weight, bias):
+        return torch.func.functional_call(published, {"linear.weight": weight, "linear.bias": bias}, (x,))
+
+    def ours(x, weight, bias):
+        return bcos_linear(x, weight, bias, b=b, normalize_weights=False, backend="cpu")
+
+    for seed in range(21):
+        torch.manual_seed(seed)
+        tensors = torch.randn(9, 24) * scale, torch.randn(20, 24) / 5, torch.randn(20), torch.randn(9, 20)
+        truth, theirs, found = (
+            derivatives(layer, *tensors, torch.randn(9, 24, generator=torch.Generator().manual_seed(seed)), dtype)
+            for layer, dtype in ((reference, torch.float64), (reference, F32), (ours, F32))
+        )
+        for what, expected in theirs.items():
+            if expected.isfinite().all():
+                budget.add(what, found[what], expected, truth[what])
+    assert {"dx", "dw", "dbias", "ddw", "ddbias", "ddgradient"} <= budget.rows.keys()
+    budget.check()
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize("b", [1.5, 2])
+@pytest.mark.parametrize("groups, size, max_out", [(1, 1, 1), (1, 3, 1), (1, 3, 2), (4, 3, 1), (24, 3, 1)])
+def test_tiny_patches_beside_a_bias(groups, size, max_out, b, dtype):
+    """Without an epsilon in the root of n a convolution is like a linear layer."""
+    options = {"padding": size // 2, "groups": groups, "max_out": max_out, "b": b, "norm_eps": (0.0, 1e-12)}
+    for layout in FORMATS.values():
+        x, direction = torch.randn(2, 2, 24, 5, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+        x = (x * 1e-15).contiguous(memory_format=layout)
+        weight, bias = torch.randn(24 * max_out, 24 // groups, size, size).to(dtype), torch.randn(24 * max_out)
+        tensors = x, weight, bias.to(dtype), torch.randn(2, 24, 5, 5).to(dtype), direction
+        truth, found = (
+            derivatives(lambda *t: bcos_conv2d(*t, backend=backend, **options), *tensors, to)  # noqa: B023
+            for backend, to in (("reference", torch.float64), ("cpu", dtype))
+        )
+        for what in ("y", "dx", "dw", "dbias", "ddw", "ddbias"):
+            assert error(found[what], truth[what]) < {F32: 1e-6, BF16: 2e-2}[dtype], what
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e-12, 1e-15, 0])
+def test_tiny_rows_without_a_bias_stay_in_fp32(scale):
+    """Their gradients lose nothing there, and double would have a price. The other rows' bits show which it was."""
+    rows, weight, gradient = torch.randn(9, 24), torch.randn(20, 24), torch.randn(9, 20)
+    found = []
+    for factor in (1, scale):
+        x = torch.cat([rows[:8], rows[8:] * factor]).requires_grad_()
+        found.append(grad(bcos_linear(x, weight, backend="cpu"), x, gradient)[0])
+    assert torch.equal(found[0][:8], found[1][:8]) and found[1].isfinite().all()

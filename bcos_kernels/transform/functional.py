@@ -135,7 +135,9 @@ def _make_plan(x, weight, bias, b, detach: bool, geometry: tuple, options: tuple
     flag("normalize_weights", normalize_weights)
     if flag("weight_in_norm", weight_in_norm):
         checks.single_filters(max_out)
-    dtype, weight_dtype, y_dtype = _dtypes(x, weight, b, exponent, weight_in_norm, given)
+    norm_eps = checks.norm_epsilons(norm_eps)
+    small_norm = bias is not None and norm_eps[0] == 0 and x.dtype == torch.float32
+    dtype, weight_dtype, y_dtype = _dtypes(x, weight, b, exponent, weight_in_norm, given, small_norm)
     casts = autocast_dtype(x.device.type) is not None or dtype != x.dtype
     weight_in_norm = weight_in_norm and exponent != 1
     unit = normalize_weights != (weight_in_norm and bias is None)
@@ -145,7 +147,7 @@ def _make_plan(x, weight, bias, b, detach: bool, geometry: tuple, options: tuple
         max_out=max_out,
         b=exponent,
         unit=unit and not signs,
-        norm_eps=checks.norm_epsilons(norm_eps),
+        norm_eps=norm_eps,
         cos_eps=epsilon("cos_eps", cos_eps),
         exact_two=flag("exact_two", exact_two),
         detach=detach,
@@ -197,12 +199,16 @@ def _ends(pads: tuple[int, ...]) -> list[tuple[int, int]]:
     return list(zip(pads[::2], pads[1::2], strict=True))
 
 
-def _dtypes(x: Tensor, weight: Tensor, b, exponent: float | None, weight_in_norm: bool, given):
+def _dtypes(
+    x: Tensor, weight: Tensor, b, exponent: float | None, weight_in_norm: bool, given, small_norm: bool
+) -> tuple[torch.dtype, torch.dtype, torch.dtype]:
     """The dtypes of x, weight and y. Autocast casts as it does for nn.Conv2d.
 
     Only a fp32 weight stays fp32 there, and with it its norm and its gradient. What a b in fp64 promotes is computed in
-    fp64 as a whole. Where autocast asks for fp16 on a CPU, whose kernels compute in fp32, nothing is rounded to fp16
-    that has a result in fp32: a norm and a gradient of small rows would lose digits there, or overflow.
+    fp64 as a whole. Where autocast asks for fp16 and y is in fp32, the whole call is computed in fp32 on a CPU, whose
+    kernels do so anyway, and where ``small_norm`` says that n may be much smaller than l, because a bias is in l, and
+    no epsilon in the root of n. The reference forms n of the fp32 x: an n of the rounded x has lost digits, and dx
+    overflows in fp16.
     """
     low = autocast_dtype(x.device.type)
     dtype, weight_dtype = x.dtype, weight.dtype
@@ -212,7 +218,8 @@ def _dtypes(x: Tensor, weight: Tensor, b, exponent: float | None, weight_in_norm
     if given is None and y_dtype == torch.float64 != dtype:
         return (torch.float64,) * 3
     y_dtype = out_dtype(given, dtype) or y_dtype
-    if dtype == torch.float16 and x.device.type == "cpu" and low is not None and y_dtype == torch.float32:
+    widens = small_norm or x.device.type == "cpu"
+    if widens and dtype == torch.float16 and low is not None and y_dtype == torch.float32:
         return (torch.float32,) * 3
     return dtype, weight_dtype, y_dtype
 

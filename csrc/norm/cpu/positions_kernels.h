@@ -12,7 +12,7 @@ namespace bcos::norm::cpu {
 namespace {
 
 // Rows whose terms of dgamma and dbeta are summed in single precision before the sums join those before them.
-constexpr int64_t kRunRows = 64;
+constexpr int64_t kRunRows = 32;
 
 // The sums of grad gamma (x − shift) and of grad gamma along a run of a row, and what the run adds to dgamma
 // and dbeta.

@@ -25,8 +25,9 @@ BCOS_INLINE void join(double before, double count, double near, double sum, doub
 // Values that are summed in single precision before the sum joins those before it.
 constexpr int64_t kShortRun = 2048;
 
-// Values of one such sum of moments. Values in bf16 and fp16 are few different numbers, whose terms
-// are rounded to the same side again and again: the error of such a sum grows as the sum does.
+// Values of one such sum where nothing hides its error, in moments and the gradients of weight and bias,
+// which would be 1.6 times that of PyTorch's own sum. Values in bf16 and fp16 are few different numbers,
+// whose terms are rounded to the same side again and again: the error of such a sum grows as the sum does.
 constexpr int64_t kShortSum = 512;
 
 // Values whose mean is the first guess at that of a run. A mean of this many is never so far from the run's
@@ -86,8 +87,8 @@ BCOS_INLINE void add_products(const U* grad, const T* x, A shift, int64_t size, 
 template <typename T, typename U, typename A>
 BCOS_INLINE ProductSums products_of(const U* grad, const T* x, A shift, int64_t size) {
   ProductSums all;
-  for (int64_t begin = 0; begin < size; begin += kShortRun)
-    add_products(grad + begin, x + begin, shift, std::min(kShortRun, size - begin), all);
+  for (int64_t begin = 0; begin < size; begin += kShortSum)
+    add_products(grad + begin, x + begin, shift, std::min(kShortSum, size - begin), all);
   return all;
 }
 

@@ -109,6 +109,7 @@ Gradients linear_backward(const Call& call, const Saved& given, const Needs& nee
   constexpr auto format = at::MemoryFormat::Contiguous;
   auto saved = in_format(given, format);
   if (!takes_map(call, needs)) saved.apply_map();
+  if (call.has_norm() && !saved.n.defined()) saved.n = patch_norm(call, saved.x, true);
   if (replaces_y(call, saved, [&](const at::Tensor& w) { return at::linear(saved.x, w.to(call.dtype)); }))
     return linear_backward(with_l(call), saved, needs);
 
@@ -138,6 +139,7 @@ Second linear_second(const Call& call, const Saved& given, const at::Tensor& giv
     });
   auto saved = in_format(given, at::MemoryFormat::Contiguous);
   const auto v = given_v.contiguous();
+  if (call.has_norm() && !saved.n.defined()) saved.n = patch_norm(call, saved.x, true);
   if (replaces_y(call, saved, [&](const at::Tensor& w) { return at::linear(saved.x, w.to(call.dtype)); }))
     return linear_second(with_l(call), saved, v, needs);
   Second out;

@@ -49,8 +49,9 @@ Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor&
   auto saved = make_saved(call, inputs, grad, y, n, l, winner);
   set_joined(call, dn, dl, saved);
   set_map(call, map, saved);
-  return pack(spec.linear ? cpu::linear_backward(call, saved, wanted)
-                          : cpu::convolution_backward(call, saved, wanted));
+  return pack(cpu::within_double(call, saved, [&](const Call& by, const Saved& of) {
+    return spec.linear ? cpu::linear_backward(by, of, wanted) : cpu::convolution_backward(by, of, wanted);
+  }));
 }
 
 SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
@@ -66,8 +67,11 @@ SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor
   check_exactly(x, "v", v, x.sizes(), x.scalar_type());
   const auto saved = make_saved(call, inputs, grad, y, n, l, winner);
   const SecondNeeds wanted{needs[0], needs[1], detached};
-  return pack(spec.linear ? cpu::linear_second(call, saved, v, wanted)
-                          : cpu::convolution_second(call, saved, v, wanted));
+  return pack(cpu::within_double(call, saved, [&](const Call& by, const Saved& of) {
+    const auto direction = v.to(by.dtype);
+    return spec.linear ? cpu::linear_second(by, of, direction, wanted)
+                       : cpu::convolution_second(by, of, direction, wanted);
+  }));
 }
 
 Kernels kernels(const Spec& spec, bool saves_output, bool detached) {
