@@ -379,8 +379,10 @@ def test_files_of_one_name_are_refused(files, tmp_path, capsys):
 
 
 def test_without_matplotlib_tables_are_made_and_pictures_refused(files, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "bcos_kernels.cli.bench.plots", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run_report(files[0]) == 0
     assert "| measured | figure |" in capsys.readouterr().out
     assert run_report(files[0], "--plots", tmp_path) == 2
-    assert "matplotlib, not installed here: pip install 'bcos_kernels[bench]' torch==" in capsys.readouterr().err
+    refused = "bench report: needs matplotlib, not installed here: pip install 'bcos_kernels[explain]' torch=="
+    assert refused in capsys.readouterr().err
