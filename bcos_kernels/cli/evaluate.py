@@ -120,8 +120,8 @@ def _grids(
     chosen = metrics.select_grids(logits, labels, options.cells, options.grids, options.threshold)
     if not chosen:
         raise ValueError(
-            f"--cells {options.cells}: no grid, because too few classes have a correctly classified image whose "
-            f"confidence is above {options.threshold}"
+            f"--cells {options.cells}: no grid, because it needs more than {options.cells} classes with a correctly "
+            f"classified image whose confidence is above {options.threshold}"
         )
     if options.rescale:
         source.transform = loading.transform_of(model, max(1, side // math.isqrt(options.cells)))

@@ -134,9 +134,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "images", metavar="IMAGES", nargs="*", type=Path, help="folders, image files, WebDataset tars (not compressed)"
     )
     found.add_argument("--dataset", metavar="NAME", help="in place of IMAGES: a class of torchvision.datasets")
-    found.add_argument("--root", metavar="DIR", type=Path, default=Path("."), help="its folder (default .)")
+    found.add_argument("--root", metavar="DIR", type=Path, default=Path("."), help="folder of the data (default .)")
     found.add_argument(
-        "--dataset-args", metavar="JSON", type=json_object, default={}, help="its arguments, such as a split"
+        "--dataset-args", metavar="JSON", type=json_object, default={}, help="arguments of this class, such as a split"
     )
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
+from ...text import many
 from ..measure import ratio as paired_ratio
 
 __all__ = [
@@ -123,7 +124,7 @@ def device(result: dict) -> str:
     m = result["machine"]
     if is_gpu(result):
         return f"{m['device']} (driver {m.get('driver') or 'unknown'})"
-    return f"{m['cpu']}, {m['threads']} thread{'s' * (m['threads'] != 1)}"
+    return f"{m['cpu']}, {many(m['threads'], 'thread')}"
 
 
 def state(result: dict) -> str:

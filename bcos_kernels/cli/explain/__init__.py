@@ -46,9 +46,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="map",
         help="what is kept: contributions (map), pictures (rgba), rows (weights), as in map,rgba (default map)",
     )
-    results.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="of maps and weights (default fp16)")
+    results.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="dtype of arrays (default fp16)")
     results.add_argument("--smooth", metavar="N", type=int, default=15, help="smoothing of pictures (default 15)")
-    results.add_argument("--shard", metavar="N", type=at_least(1), default=1000, help="its images (default 1000)")
+    results.add_argument("--shard", metavar="N", type=at_least(1), default=1000, help="images a shard (default 1000)")
 
 
 def main(options: argparse.Namespace) -> int:
