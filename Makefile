@@ -20,7 +20,7 @@ NATIVE := $(shell find csrc -type f 2>/dev/null)
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10 | fold -sw 70 | sed '/^[a-z]*  /!s/^/          /'
 
 setup: $(READY)-test build/.extension ## the environment of the tests and the compiled extension
 

@@ -106,6 +106,13 @@ def test_ci_tests_the_promised_pythons_and_torches():
     assert set(re.findall(r"run: make ([a-z]+)", workflow)) <= targets
 
 
+def test_make_help_tells_every_target_in_80_columns():
+    lines = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    named = [line.split()[0] for line in lines if not line.startswith(" ")]
+    assert named == re.findall(r"^([a-z]+):.*##", read("Makefile"), re.MULTILINE)
+
+
 def test_make_triton_runs_every_test_of_tritons_kernels():
     """Those that are compiled as well as those that run, which are in one folder."""
     commands = read("Makefile").partition("\ntriton:")[2].partition("\n\n")[0]
