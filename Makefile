@@ -20,7 +20,7 @@ NATIVE := $(shell find csrc -type f 2>/dev/null)
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10 | fold -sw 70 | sed '/^[a-z]*  /!s/^/          /'
 
 setup: $(READY)-test build/.extension ## the environment of the tests and the compiled extension
 
@@ -66,7 +66,7 @@ lint: $(READY)-test $(READY)-lint docs ## ruff, mypy, clang-format, codespell an
 docs: $(READY)-test ## the documentation as a site in build/site; a broken link or any other warning fails
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs --quiet build
 
-bench: $(READY)-bench build/.extension ## times of layers, models and curves on this machine, and the tables of README and docs; half an hour (ARGS="--quick")
+bench: $(READY)-explain build/.extension ## times of layers, models and curves on this machine, and the tables of README and docs; half an hour (ARGS="--quick")
 	$(PYTHON) -m bcos_kernels bench $(or $(ARGS),--scaling)
 	$(PYTHON) -m bcos_kernels bench report $$($(PYTHON) -m bcos_kernels bench $(or $(ARGS),--scaling) --where) \
 		$(if $(ARGS),,--readme README.md docs/benchmarks.md)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .core.checks import check_tensor
 from .explanation.result import averaged, check_smooth
+from .text import many
 
 __all__ = ["energy_pointing", "grid_pointing", "make_grid", "scaled_boxes", "select_grids"]
 
@@ -66,7 +67,7 @@ def select_grids(
         grids.append(grid)
         start = end + 1
     if count is not None and len(grids) < count:
-        raise ValueError(f"count={count}: {len(labels)} images were given, and grids of {cells}: {len(grids)}")
+        raise ValueError(f"count={count}: {len(labels)} images make {many(len(grids), 'grid')} of {cells} cells")
     return grids
 
 

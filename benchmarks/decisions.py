@@ -18,6 +18,7 @@ from bcos_kernels.cli.bench.devices import Gpu
 from bcos_kernels.cli.bench.stored import header, store
 from bcos_kernels.cli.bench.workloads import Layer
 from bcos_kernels.cli.measure import geomean
+from bcos_kernels.cli.terminal import at_least
 from bcos_kernels.core import choice
 from bcos_kernels.core.candidate import DIRECTIONS
 from bcos_kernels.core.device import architecture_of
@@ -121,7 +122,9 @@ def main(argv: list[str] | None = None) -> int:
     """Prints the table; returns 1 where a result was wrong or failed, which no refusal by cuDNN is."""
     parser = Parser(__doc__)
     parser.add_argument("--layers", default=LAYERS, metavar="REGEX", help="layers whose name matches (default typical)")
-    parser.add_argument("--seconds", type=float, metavar="S", default=300.0, help="no row starts later (default 300)")
+    parser.add_argument(
+        "--seconds", type=at_least(1, float), metavar="S", default=300.0, help="no row starts later (default 300)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="store the figures as JSON, too, after each row")
     arguments = parser.parsed(argv)
     end = time.monotonic() + arguments.seconds

@@ -29,7 +29,7 @@ from bcos_kernels.cli.bench import report, stored
 from bcos_kernels.cli.bench.devices import Gpu
 from bcos_kernels.cli.bench.settings import QUICK_LAYERS
 from bcos_kernels.cli.bench.stored import ROOT
-from bcos_kernels.cli.terminal import draft_of
+from bcos_kernels.cli.terminal import at_least, draft_of
 from bcos_kernels.compat import import_reference
 
 from . import shares
@@ -323,16 +323,13 @@ WITHOUT_EXTENSION = {"right": right_without_extension}
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("call", nargs="?", choices=CALLS, default="right", help="(default right)")
-    parser.add_argument("--seconds", type=float, metavar="S", default=SECONDS, help="for all of it (default 525)")
-    parser.add_argument("--processes", type=int, metavar="N", default=os.cpu_count(), help="(default one a core)")
+    parser.add_argument("--seconds", type=at_least(1, float), metavar="S", default=SECONDS, help="of all (default 525)")
+    parser.add_argument("--processes", type=at_least(1), metavar="N", default=os.cpu_count(), help="(default: cores)")
     parser.add_argument("--no-build", action="store_true", help="use the extension that is in bcos_kernels/")
     parser.add_argument("--commit", metavar="HASH", help="of a copy without .git (default BCOS_KERNELS_COMMIT)")
     out = Path(os.environ.get("OUT") or RESULTS)
     parser.add_argument("--out", type=Path, metavar="FOLDER", default=out, help="(default $OUT or %(default)s)")
     arguments = parser.parsed(argv)
-    for name in ("seconds", "processes"):
-        if not getattr(arguments, name) > 0:
-            parser.error(f"--{name} {getattr(arguments, name)}: must be above 0")
     if not torch.cuda.is_available():
         parser.error(
             f"no GPU here: torch {torch.__version__} of {sys.executable} sees none; BCOS_PYTHON=/path/to/python "

@@ -6,7 +6,9 @@ import platform
 
 import torch
 
+from bcos_kernels.cli.bench.devices import opened
 from bcos_kernels.cli.bench.host import MEASURES, measure, pairs
+from bcos_kernels.cli.terminal import at_least
 
 from .command import Parser
 
@@ -16,12 +18,15 @@ __all__ = ["main"]
 def main(argv: list[str] | None = None) -> int:
     """Prints a Markdown table, and the device and the versions above it."""
     parser = Parser(__doc__)
-    parser.add_argument("--seconds", type=float, metavar="S", default=1.0, help="for each figure (default 1)")
+    parser.add_argument("--seconds", type=at_least(0, float), metavar="S", default=1.0, help="each figure (default 1)")
     usual = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", metavar="D", default=usual, help=f"(default {usual})")
     arguments = parser.parse_args(argv)
+    try:
+        name = opened(arguments.device).describe()["device"]
+    except ValueError as error:
+        parser.error(str(error))
     torch.set_num_threads(1)
-    name = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.machine()
     print(f"{arguments.device} ({name}), torch {torch.__version__}, Python {platform.python_version()}")
     print(f"\n| µs per call above plain (plain) | {' | '.join(MEASURES)} |\n|---|{'---:|' * len(MEASURES)}")
     for what, (layer, plain, x) in pairs(arguments.device).items():

@@ -20,6 +20,7 @@ from bcos_kernels.cli.bench.stored import header, store
 from bcos_kernels.cli.bench.tables import Part, Table, markdown
 from bcos_kernels.cli.bench.workloads import Layer, workloads
 from bcos_kernels.cli.measure import geomean
+from bcos_kernels.cli.terminal import at_least
 from bcos_kernels.core.candidate import DIRECTIONS
 from bcos_kernels.gpu import aot
 from bcos_kernels.gpu.launch import Launch
@@ -245,7 +246,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="six typical layers instead of all")
     parser.add_argument("--layers", default="", metavar="REGEX", help="layers whose name matches (default all)")
     parser.add_argument(
-        "--workers", type=int, metavar="N", default=os.cpu_count(), help="processes that compile (default one a core)"
+        "--workers", type=at_least(1), metavar="N", default=os.cpu_count(), help="that compile (default one a core)"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="store the figures as JSON, too")
     arguments = parser.parsed(argv)

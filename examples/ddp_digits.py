@@ -9,6 +9,7 @@ gradients, so that the parameters of all processes stay the same, and the script
 """
 
 import argparse
+import os
 
 import torch
 import torch.distributed as dist
@@ -32,6 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--quick", action="store_true", help="a few steps: does it run?")
     options = parser.parse_args(argv)
+    if "RANK" not in os.environ:
+        parser.error("several processes are needed, as torchrun --nproc-per-node 2 examples/ddp_digits.py starts them")
     dist.init_process_group("gloo")
     rank, count = dist.get_rank(), dist.get_world_size()
     images, labels = digits()

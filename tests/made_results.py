@@ -101,7 +101,7 @@ def model_rows(rng):
         yield model_row(rng, "resnet50", "training", 8, 0.05 + 1.5 * (image / 224) ** 2, "image", image)
 
 
-def result(seed=0, changed=None, noise=(0.05, 0.15), between=0.0, wander=0.0, machine=None, dtype="float32"):
+def result(seed=0, changed=None, noise=(0.05, 0.15), between=0.0, wander=0.0, machine=None, dtype="fp32"):
     """A complete result; ``changed`` maps ``(workload, measure, contender)`` to a factor of its time."""
     rng = np.random.default_rng(seed)
     rows = [*layer_rows(rng, changed or {}, noise, between, wander), *model_rows(rng)]
@@ -109,7 +109,7 @@ def result(seed=0, changed=None, noise=(0.05, 0.15), between=0.0, wander=0.0, ma
         "schema": 2, "started": "2026-11-21T02:19:21Z", "command": "python -m bcos_kernels bench",
         "commit": "431f4d43a6f2235fd543336e6d9f548a36a582a6", "machine": machine or CPU, "complete": True,
         "versions": {"bcos_kernels": "0.1.0", "torch": "2.13.0", "python": "3.11.7"}, "not_measured": [],
-        "settings": {"batch": 8, "image": 224, "dtype": dtype, "memory_format": "channels_last", "seconds": 1.0},
+        "settings": {"batch": {"layers": 8, "models": 8}, "dtype": dtype, "memory_format": "channels_last"},
         "rates": RATES, "rows": rows,
     }  # fmt: skip
 

@@ -85,6 +85,7 @@ BAD = {
     "bench --dtype x": "invalid choice: 'x'",
     "bench --batch 0": "--batch: 0: must be at least 1",
     "bench --seconds nan": "--seconds: nan: must be at least 0",
+    "bench --out val --device cpu": "--out val: it is a folder",
     "bench --limit 0": "--limit 0.0: must be above 0",
     "bench --input 1,x": "'1,x': positive sizes are needed",
     "bench --module mine:plain": "--module and --input belong together",

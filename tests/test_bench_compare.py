@@ -152,8 +152,8 @@ def test_anchors(runs, capsys):
         ({"machine": GPU}, "different devices: AMD EPYC, 2 threads in A, NVIDIA H200 in B"),
         ({"machine": CPU | {"threads": 8}}, "different devices: AMD EPYC, 2 threads in A, AMD EPYC, 8 threads in B"),
         (
-            {"settings": {"dtype": "bfloat16", "memory_format": "channels_last"}},
-            "different dtypes: float32 in A, bfloat16 in B",
+            {"settings": {"dtype": "bf16", "memory_format": "channels_last"}},
+            "different dtypes: fp32 in A, bf16 in B",
         ),
         ({"schema": 1}, "has schema 1, and schema 2 is needed: repeat the run with python -m bcos_kernels bench"),
         (

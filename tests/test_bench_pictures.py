@@ -1,5 +1,6 @@
 """The pictures of ``bench report``: what they show stands where it was measured, and no two labels overlap."""
 
+import copy
 from functools import cache
 
 import numpy as np
@@ -51,6 +52,13 @@ def test_pictures_carry_their_conditions():
             assert part in text
         # a command may have several dollars, as in --layers 'a$|b$', which is no formula
         assert not any(t.get_parse_math() for t in texts if "commit" in t.get_text())
+
+
+def test_pictures_say_that_their_times_are_too_noisy():
+    for picture in plots.PICTURES.values():
+        told = picture(made() | {"load": {"before": 2.0, "during": 0.0}}).texts[-1].get_text().replace("\n", " ")
+        assert "No verdict on times, they are too noisy: other programs kept 2.0 of 2 cores busy before" in told
+        assert "No verdict" not in picture(made()).texts[-1].get_text()
 
 
 def test_pictures_without_rows_are_left_out():
@@ -118,6 +126,18 @@ def labels(figure) -> list[Text]:
 @pytest.mark.parametrize("picture", plots.PICTURES)
 def test_no_two_labels_overlap(picture):
     figure = plots.PICTURES[picture](made() | {"rows": [*made()["rows"], *short_neighbours(made())]})
+    check_labels(figure)
+
+
+def test_no_two_labels_of_ratios_far_apart_overlap():
+    run = copy.deepcopy(made())
+    for factor, name in ((0.1, "ours"), (50, "reference")):
+        for row in results.main_rows(run, "layer"):
+            row["contenders"][name]["samples"] = [factor * t for t in row["contenders"]["plain"]["samples"]]
+    check_labels(plots.layers(run))
+
+
+def check_labels(figure):
     figure.draw_without_rendering()
     boxes = [(text.get_text(), text.get_window_extent()) for text in labels(figure)]
     assert len(boxes) > 10

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import re
+import shlex
 import sys
 from functools import partial
 
@@ -58,7 +60,7 @@ def own(tmp_path, monkeypatch):
 def test_a_run_is_stored(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(run.Watch, "others", lambda self: 1000.0)
-    out = tmp_path / "results" / "tiny.json"
+    out = tmp_path / "results of today" / "tiny.json"
     assert bench([*FAST, *LINEAR, "--out", str(out)]) == 0
     result = read(out)
     assert result["complete"] and result["not_measured"] == [] and result["rates"]["bytes/s"] > 0
@@ -80,6 +82,8 @@ def test_a_run_is_stored(tmp_path, monkeypatch, capsys):
     sentence = printed[printed.index("No verdict") :].splitlines()
     assert len(sentence) > 1 and max(map(len, sentence)) <= 80
     assert max(len(line) for line in out.read_text().splitlines()) > 50, "samples stand on one line"
+    (told,) = re.findall("^its tables: python -m bcos_kernels (.+)$", printed, re.MULTILINE)
+    assert main(shlex.split(told)) == 0 and "vit_s/8-384-1000" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -53,6 +53,22 @@ def test_help_of_a_benchmark_is_its_documentation_without_markup(module, monkeyp
     assert f"{last}.\n\n" in text, "the whole documentation is there"
 
 
+@pytest.mark.parametrize(
+    "module, option, words",
+    [
+        ("decisions", "--seconds=nan", "--seconds: nan: must be at least 1"),
+        ("host_time", "--seconds=-1", "--seconds: -1: must be at least 0"),
+        ("host_time", "--device=tpu", "--device tpu: allowed are cpu, cuda and cuda:<index>"),
+        ("triton_aot", "--workers=0", "--workers: 0: must be at least 1"),
+        ("cudnn_plans.__main__", "--workers=0", "--workers: 0: must be at least 1"),
+    ],
+)
+def test_bad_options_of_a_benchmark(module, option, words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        import_module(f"benchmarks.{module}").main([option])
+    assert words in capsys.readouterr().err
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--version"])

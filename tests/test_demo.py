@@ -28,7 +28,7 @@ def test_quick_demo_draws_and_prints(tmp_path, monkeypatch, capsys):
         "test accuracy",
         "loss curves",
         "training step",
-        "bytes saved",
+        "bytes kept",
         "explanation",
         "error vs float64",
     ):

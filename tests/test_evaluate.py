@@ -96,10 +96,20 @@ def test_unreadable_images_are_named(images, tmp_path, capsys):
     assert "skipped class03/text.png: UnidentifiedImageError" in capsys.readouterr().err
 
 
+def test_an_error_comes_with_what_was_skipped_before_it(tmp_path, capsys):
+    (tmp_path / "class00").mkdir()
+    for number in range(30):
+        (tmp_path / "class00" / f"{number:02}.png").write_text("no image")
+    assert command("gridpg", tmp_path) == 2
+    told = capsys.readouterr().err
+    assert "skipped class00/19.png: UnidentifiedImageError" in told and "skipped class00/20.png" not in told
+    assert told.endswith("skipped 10 more\nbcos_kernels evaluate: no image can be read\n")
+
+
 @pytest.mark.parametrize(
     "metric, more, words",
     [
-        ("gridpg", ["--cells", "9", "--grids", "1000"], "count=1000: 120 images were given"),
+        ("gridpg", ["--cells", "9", "--grids", "1000"], "--grids 1000: 120 images make "),
         ("gridpg", ["--threshold", "0.999"], "--cells 9: no grid"),
         ("epg", ["--boxes", "none.json"], "--boxes none.json: "),
         ("epg", ["--boxes", "list.json"], "--boxes list.json: not of the form"),

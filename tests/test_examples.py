@@ -145,6 +145,13 @@ def test_a_folder_is_explained(tmp_path, capsys):
     assert imread(tmp_path / "explained" / f"{pictures[0]}.png").shape == (16, 16, 4)
 
 
+def test_one_process_is_told_to_be_several(monkeypatch, capsys):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SystemExit, match="2"):
+        example("ddp_digits").main([])
+    assert "needed, as torchrun --nproc-per-node 2 examples/ddp_digits.py starts them" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_two_processes_keep_the_same_parameters(tmp_path):
     torchrun = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"

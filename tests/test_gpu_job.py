@@ -143,7 +143,7 @@ def test_bad_options_are_refused(options, capsys):
     with pytest.raises(SystemExit, match="2"):
         gpu.main(options)
     error = capsys.readouterr().err
-    assert "must be above 0" in error or "invalid choice: 'quick'" in error
+    assert "must be at least 1" in error or "invalid choice: 'quick'" in error
 
 
 def test_a_package_that_is_missing_is_told_before_anything_starts(monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """The house rule of the Python code: imports lead down the floors, also by strings; no cycle, and no long file."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,15 @@ def test_a_wrong_import_is_found(module, statement, complaint):
     found, module = graph(), f"bcos_kernels.{module}"
     found[module] = found[module] | imports(module, statement)
     assert any(complaint in sentence for sentence in violations(found)), violations(found)
+
+
+def test_bench_names_its_modules_in_the_order_of_their_imports():
+    package, found = "bcos_kernels.cli.bench", graph()
+    listed = ast.get_docstring(ast.parse(MODULES[package].read_text(encoding="utf-8"))).partition("The modules")[2]
+    named = [f"{package}.{name}" for name in re.findall(r"``(\w+)``", listed)]
+    assert sorted(named) == sorted(module for module in found if module.startswith(f"{package}."))
+    for place, module in enumerate(named):
+        assert found[module] & set(named) <= set(named[:place]), module
 
 
 def test_the_public_face_shows_public_names_alone():

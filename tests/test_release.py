@@ -59,9 +59,9 @@ def test_pre_commit_has_the_linters_of_make_lint_in_their_versions(environment):
 
 
 def test_extras_hold_what_they_are_for(environment):
-    extras = {extra: environment.requirements(extra) for extra in ("demo", "explain", "bench", "test", "lint")}
+    extras = {extra: environment.requirements(extra) for extra in ("demo", "explain", "test", "lint")}
     names = {extra: {re.match(r"[\w-]+", line)[0] for line in found} for extra, found in extras.items()}
-    assert names["explain"] < names["demo"] < names["test"] and names["explain"] < names["bench"] < names["test"]
+    assert names["explain"] < names["demo"] < names["test"]
     linters = {"ruff", "mypy", "clang-format", "codespell"}
     assert names["lint"] == linters and not linters & (names["test"] | names["demo"])
     assert not any("bcos_kernels" in line for found in extras.values() for line in found)
@@ -81,10 +81,10 @@ def test_requirements_are_installed_beside_the_torch_that_is_there(uv, environme
     monkeypatch.setattr(environment, "run", run)
     monkeypatch.setattr(environment.shutil, "which", lambda name: uv)
     monkeypatch.setattr(environment, "step", lambda what: nullcontext())
-    environment.complete(sys.executable, "bench", "triton==3.7.1")
+    environment.complete(sys.executable, "demo", "triton==3.7.1")
     (command,) = commands
     assert command[:2] == ((uv, "pip") if uv else (sys.executable, "-m"))
-    assert command[-6:] == tuple(environment.requirements("bench"))
+    assert command[-6:] == tuple(environment.requirements("demo"))
     assert constraints == [f"torch=={environment.installed(sys.executable, 'torch')}\ntriton==3.7.1"]
 
 
@@ -104,6 +104,13 @@ def test_ci_tests_the_promised_pythons_and_torches():
     assert re.search(r'TORCH = "torch==(.+?)"|"torch==(.+?)"', read(".ci/environment.py"))[2] in torches
     targets = set(re.findall(r"^([a-z]+):", read("Makefile"), re.MULTILINE))
     assert set(re.findall(r"run: make ([a-z]+)", workflow)) <= targets
+
+
+def test_make_help_tells_every_target_in_80_columns():
+    lines = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    named = [line.split()[0] for line in lines if not line.startswith(" ")]
+    assert named == re.findall(r"^([a-z]+):.*##", read("Makefile"), re.MULTILINE)
 
 
 def test_make_triton_runs_every_test_of_tritons_kernels():

@@ -129,7 +129,7 @@ def _versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": f"{torch.__version__} (CUDA {torch.version.cuda or 'none'})",
         **{package: _version(package) for package in ("torchvision", "triton", "bcos")},
-        "cpu": f"{platform.machine()} {cpu}, {torch.get_num_threads()} threads",
+        "cpu": f"{platform.machine()} {cpu}, {many(torch.get_num_threads(), 'thread')}",
         "gpu": ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)) or "none",
     }
 

@@ -78,10 +78,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     boxes = _boxes(options.boxes) if options.metric == "epg" else {}
     model = loading.load_model(options, loading.device())
     skipped: dict[str, str] = {}
-    rows = _grids(model, source, options, skipped) if options.metric == "gridpg" else None
-    rows = _energies(model, source, boxes, options, skipped) if rows is None else rows
-    for name, reason in skipped.items():
-        print(f"skipped {name}: {reason}", file=sys.stderr)
+    try:
+        if options.metric == "gridpg":
+            rows = _grids(model, source, options, skipped)
+        else:
+            rows = _energies(model, source, boxes, options, skipped)
+    finally:  # an error may follow from what was skipped
+        sources.tell_skipped(list(skipped.items()))
     values = torch.tensor([value for row in rows for value in row["values"]], dtype=torch.float64)
     names = {"gridpg": f"GridPG, {options.cells} images a grid", "epg": "EPG"}
     table = [("metric", "values", "mean", *(f"{p} %" for p in PERCENTILES))]
@@ -117,12 +120,14 @@ def _grids(
     """The names and the values of each grid."""
     source.transform = loading.transform_of(model, options.image_size)
     numbers, labels, logits, side = _confidences(model, source, options, skipped)
-    chosen = metrics.select_grids(logits, labels, options.cells, options.grids, options.threshold)
+    chosen = metrics.select_grids(logits, labels, options.cells, threshold=options.threshold)[: options.grids]
     if not chosen:
         raise ValueError(
-            f"--cells {options.cells}: no grid, because too few classes have a correctly classified image whose "
-            f"confidence is above {options.threshold}"
+            f"--cells {options.cells}: no grid, because it needs more than {options.cells} classes with a correctly "
+            f"classified image whose confidence is above {options.threshold}"
         )
+    if len(chosen) < (options.grids or 0):
+        raise ValueError(f"--grids {options.grids}: {len(labels)} images make {len(chosen)} of {options.cells} cells")
     if options.rescale:
         source.transform = loading.transform_of(model, max(1, side // math.isqrt(options.cells)))
     smooth = 15 if options.smooth is None else options.smooth

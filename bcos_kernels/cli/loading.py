@@ -16,7 +16,7 @@ from .. import adopt
 from ..compat import declare_torchvision_operators_when_needed, import_reference
 from ..conversion import AddInverse
 from ..explanation.modes import has_explanation_mode
-from .terminal import at_least, factory, json_object, module_of
+from .terminal import add_factory, at_least, factory, module_of
 
 __all__ = ["configure", "check", "device", "load_model", "logits", "stacked", "transform_of"]
 
@@ -29,9 +29,8 @@ FITTING = ("Resize", "CenterCrop")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that say which model explains which images."""
     model = parser.add_argument_group("model")
-    model.add_argument("--model", metavar="PKG.MODULE:FACTORY", help="the callable that builds the model")
+    add_factory(model, "--model", "the callable that builds the model")
     model.add_argument("--hub", metavar="NAME", help="in place of --model: an entry point of bcos.models.pretrained")
-    model.add_argument("--factory-args", metavar="JSON", type=json_object, default={}, help="arguments of either")
     model.add_argument("--weights", metavar="FILE", type=Path, help="a checkpoint with the model's state dict")
     model.add_argument(
         "--image-size", metavar="N", type=at_least(1), help=f"side of an image (default: the model's own, else {SIDE})"

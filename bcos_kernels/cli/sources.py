@@ -6,6 +6,7 @@ import argparse
 import io
 import os
 import re
+import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,15 @@ from torch.utils.data import Dataset
 from ..compat import declare_torchvision_operators_when_needed
 from .terminal import json_object
 
-__all__ = ["Loaded", "Source", "configure", "open_source"]
+__all__ = ["Loaded", "Source", "configure", "open_source", "tell_skipped"]
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 TARS = (".tar", ".tgz", *(f".tar.{kind}" for kind in ("gz", "bz2", "xz", "zst")))
 """Only the first is read; the others would be taken for images."""
+
+NAMED = 20
+"""How many skipped images are named on the terminal."""
 
 
 class Loaded(NamedTuple):
@@ -134,10 +138,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "images", metavar="IMAGES", nargs="*", type=Path, help="folders, image files, WebDataset tars (not compressed)"
     )
     found.add_argument("--dataset", metavar="NAME", help="in place of IMAGES: a class of torchvision.datasets")
-    found.add_argument("--root", metavar="DIR", type=Path, default=Path("."), help="its folder (default .)")
+    found.add_argument("--root", metavar="DIR", type=Path, default=Path("."), help="folder of the data (default .)")
     found.add_argument(
-        "--dataset-args", metavar="JSON", type=json_object, default={}, help="its arguments, such as a split"
+        "--dataset-args", metavar="JSON", type=json_object, default={}, help="arguments of this class, such as a split"
     )
+
+
+def tell_skipped(skipped: Sequence[tuple[str, str]], others: str = "") -> None:
+    """Says on stderr which images were skipped and why; of many it counts the rest, and ``others`` is said of them."""
+    for name, reason in skipped[:NAMED]:
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+    if len(skipped) > NAMED:
+        print(f"skipped {len(skipped) - NAMED} more{others}", file=sys.stderr)
 
 
 def open_source(options: argparse.Namespace) -> Source:

@@ -19,8 +19,8 @@ from torch import nn
 from .. import compat
 
 __all__ = [
-    "DTYPES", "EXTRA", "at_least", "draft_of", "factory", "installing", "json_object", "module_of", "printable",
-    "refused", "shape", "unwritable",
+    "DTYPES", "EXTRA", "add_factory", "at_least", "draft_of", "factory", "installing", "json_object", "module_of",
+    "printable", "refused", "shape", "unwritable",
 ]  # fmt: skip
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,6 +56,13 @@ def json_object(text: str) -> dict:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"""{text!r}: a JSON object is needed, as in '{{"num_classes": 10}}'""")
     return value
+
+
+def add_factory(parser: Any, option: str, what: str) -> None:
+    """Adds the option that names a callable, and ``--factory-args``, to a parser or a group of one."""
+    parser.add_argument(option, metavar="PKG.MODULE:FACTORY", help=what)
+    told = "arguments of this callable, by name"
+    parser.add_argument("--factory-args", metavar="JSON", type=json_object, default={}, help=told)
 
 
 def factory(option: str, name: str) -> Callable:

@@ -13,17 +13,16 @@ from ..core.candidate import DIRECTIONS
 from ..gpu import plans
 from ..text import aligned, many
 from ..tuning import words
-from .terminal import DTYPES, factory, json_object, module_of, refused, shape
+from .terminal import DTYPES, add_factory, factory, module_of, refused, shape
 
 __all__ = ["configure", "main"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = "Measures which GPU kernels serve the calls of a model best, once for every later run."
-    parser.add_argument("--model", metavar="PKG.MODULE:FACTORY", help="the callable that builds the model")
-    parser.add_argument("--factory-args", metavar="JSON", type=json_object, default={}, help="its arguments by name")
+    add_factory(parser, "--model", "the callable that builds the model")
     parser.add_argument("--input", metavar="N,C,H,W", type=shape, help="shape of the model's input")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the model and its input (default fp32)")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="dtype of model and input (default fp32)")
     parser.add_argument("--amp", action="store_true", help="autocast to --dtype, with the model in fp32")
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True, help="memory format")
     parser.add_argument(
@@ -32,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=DIRECTIONS,
         default=DIRECTIONS,
         metavar="D",
-        help=f"of {', '.join(DIRECTIONS)} (default all)",
+        help=f"which are tuned, of {', '.join(DIRECTIONS)} (default all)",
     )
     parser.add_argument("--list", action="store_true", help="show the stored choices and their file")
     parser.add_argument("--clear", action="store_true", help="delete the stored choices and plans of this device")
@@ -46,7 +45,7 @@ def main(options: argparse.Namespace) -> int:
         if options.list:
             print(_stored())
         elif options.clear:
-            print(f"{tuned.delete()} choices of {tuned.device()} deleted from {tuned.PATH}")
+            print(f"{many(tuned.delete(), 'choice')} of {tuned.device()} deleted from {tuned.PATH}")
             if torch.cuda.is_available():
                 print(f"{many(plans.delete(torch.cuda.get_device_name()), 'plan')} deleted from {env.PLANS}")
         else:
@@ -88,5 +87,5 @@ def _stored() -> str:
             backend, best = min(stored.items(), key=lambda item: item[1]["seconds"][item[1]["candidate"]])
             cells = (f"{1e6 * times[call][column]:.1f}" if column in times[call] else "–" for column in columns)
             rows.append((words(f"{backend} {best['candidate']}", tuned.tile(best)), *cells, call))
-        parts.append(f"{device}: {len(known)} choices\n{aligned(rows)}")
+        parts.append(f"{device}: {many(len(known), 'choice')}\n{aligned(rows)}")
     return "\n\n".join(parts)

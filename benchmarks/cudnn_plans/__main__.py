@@ -22,6 +22,7 @@ import torch
 
 from bcos_kernels.cli.bench.devices import machine
 from bcos_kernels.cli.bench.stored import header, store
+from bcos_kernels.cli.terminal import at_least
 from bcos_kernels.core.candidate import DIRECTIONS
 from bcos_kernels.text import aligned
 from bcos_kernels.transform import TRANSFORM, Call
@@ -166,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
     allowed = f"of {', '.join(GPUS)} (default all)"
     parser.add_argument("--arch", nargs="+", default=list(GPUS), choices=list(GPUS), metavar="ARCH", help=allowed)
     parser.add_argument("--layers", default="", metavar="REGEX", help="those whose name matches (default all)")
-    parser.add_argument("--workers", type=int, metavar="N", default=2, help="processes at the same time (default 2)")
+    parser.add_argument("--workers", type=at_least(1), metavar="N", default=2, help="processes at a time (default 2)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="store the answers as JSON, too")
     chosen = parser.parsed(argv)
     steps_of = {arch: steps(chosen.layers, arch) for arch in chosen.arch}

@@ -1,10 +1,10 @@
 """``python -m bcos_kernels bench``: times of B-cos layers and models beside those of plain and reference ones.
 
 A run stores one file of rows. ``bench report`` makes tables and pictures of it, ``bench compare`` finds what changed
-between two runs. The modules, each of which imports only earlier ones: ``devices``, ``stored``; ``workloads``;
-``contenders``; ``layers`` and ``models``, the measures of each; ``rows``; ``settings``, ``tasks``; for stored results
-``results``, ``noise``, ``tables``, ``console``, ``plots``, ``page``, ``report``, ``compare``; and ``host``, ``show``,
-``run``.
+between two runs. The modules, each of which imports only earlier ones: ``workloads``, ``devices``, ``results`` and
+``stored`` (what is read of results, and how they are written); ``contenders``; ``layers``, ``models`` and ``coda``, the
+measures of each; ``rows``, ``settings``, ``tasks``; for stored results ``noise``, ``tables``, ``console``, ``render``,
+``plots``, ``page``, ``report``, ``compare``; and ``host``, ``show``, ``run``.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 
 from .render import png, svg, tell
 from .results import conditions, flops_per_second, main_rows, ratio, state
-from .tables import MEASURES, memory, operator, roof, seconds
+from .tables import MEASURES, memory, no_verdict, operator, roof, seconds
 
 __all__ = ["PICTURES", "draw"]
 
@@ -72,7 +72,7 @@ def figure(
     """Axes under a title and a legend, and above the conditions of the run; ``height`` is that of a row, in inches."""
     left_out = len(result.get("not_measured") or ())
     rest = f"{left_out} rows or contenders were not measured: see the report." if left_out else state(result)
-    lines = textwrap.wrap(f"{conditions(result, code='')}. {rest}", 135)
+    lines = textwrap.wrap(f"{conditions(result, code='')}. {rest} {no_verdict(result)}", 135)
     bottom, top = 0.16 * len(lines) + 0.1, 0.45 + 0.2 * math.ceil(len(handles) / BESIDE)
     total = rows * height + bottom + top
     room = (0, bottom / total, 1, 1 - (bottom + top) / total)
@@ -246,10 +246,8 @@ def ratio_axis(ax: Axes, values: list[float]) -> None:
     ax.set_yscale("log")
     low, high = min([*values, 0.9]), max([*values, 1.2])
     ax.set_ylim(low / 1.12, high * 1.12)
-    every = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20, 30, 50, 100)
-    few = (0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 1.7, 2, 2.5)
-    ticks = [v for v in (few if high < 2 * low else every) if low / 1.12 <= v <= high * 1.12]
-    log_ticks(ax.yaxis, ticks)
+    close = (0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.5, 1.7, 2, 2.5)
+    log_ticks(ax.yaxis, list(close) if high < 2 * low else decades(low, high, (1, 2, 5)))
 
 
 def by_model(ax: Axes, rows: list[dict], places: dict[str, int]) -> None:

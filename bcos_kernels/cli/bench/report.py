@@ -6,10 +6,9 @@ import argparse
 import os
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
-from ..terminal import installing, refused, unwritable
+from ..terminal import refused, unwritable
 from . import console, page, tables
 from .results import conditions, covered, device, is_gpu, read, state
 
@@ -85,15 +84,6 @@ def filled(path: Path, contents: dict[str, str | None]) -> str:
     return text
 
 
-def draw(results: list[dict]) -> list[dict[str, dict[str, bytes]]]:
-    """The pictures of each result; raises ValueError where matplotlib is not installed."""
-    if find_spec("matplotlib") is None:
-        raise ValueError(f"pictures need matplotlib, not installed here: {installing('bench')}")
-    from . import plots
-
-    return [plots.draw(result) for result in results]
-
-
 def web_page(results: list[dict], pictures: list[dict[str, dict[str, bytes]]]) -> str:
     """One HTML page with a section for each result; pictures are in it."""
     sections = []
@@ -138,10 +128,14 @@ def checked(options: argparse.Namespace) -> list[dict]:
 
 
 def write(options: argparse.Namespace) -> None:
-    """Writes everything that was asked for; raises ValueError or OSError before that where the input is bad."""
+    """Writes everything that was asked for; before that it raises what :func:`main` refuses."""
     results = checked(options)
     folder = options.plots or (options.files[0].parent if options.readme else None)
-    pictures = draw(results) if folder is not None or options.html is not None else [{} for _ in results]
+    pictures: list[dict[str, dict[str, bytes]]] = [{} for _ in results]
+    if folder is not None or options.html is not None:
+        from .plots import draw
+
+        pictures = [draw(result) for result in results]
     named = [
         {name: f"{path.stem}-{name}.png" for name in drawn} for path, drawn in zip(options.files, pictures, strict=True)
     ]
@@ -180,6 +174,6 @@ def main(options: argparse.Namespace) -> int:
     """Returns 0, or 2 where a file cannot be used, or where pictures are asked for without matplotlib."""
     try:
         write(options)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         return refused("bench report", error)
     return 0

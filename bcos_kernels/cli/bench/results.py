@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
+from ...text import many
 from ..measure import ratio as paired_ratio
 
 __all__ = [
@@ -32,7 +33,6 @@ USUAL = ("plain", "reference", "ours")
 """The contenders of every run."""
 EVERY = "every contender"
 """Where a row says why all contenders were refused."""
-NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 
 
 def read(path: Path) -> dict:
@@ -89,7 +89,7 @@ def covered(result: dict) -> str:
         found = ", ".join(dict.fromkeys(row["measure"] for row in models)) or "nothing"
     groups = dict.fromkeys(row["group"] for row in (*layers, *models))
     found += f" of {' and '.join(groups)}" if 0 < len(groups) <= 2 else ""
-    dtype = NAMES.get(result["settings"]["dtype"], result["settings"]["dtype"])
+    dtype = result["settings"]["dtype"]
     found += "" if dtype == ("bf16" if is_gpu(result) else "fp32") else f" in {dtype}"
     others = [name for name in order((*layers, *models)) if name not in USUAL and "/" not in name]
     return f"{found}, with {', '.join(others)}" if others else found
@@ -123,7 +123,7 @@ def device(result: dict) -> str:
     m = result["machine"]
     if is_gpu(result):
         return f"{m['device']} (driver {m.get('driver') or 'unknown'})"
-    return f"{m['cpu']}, {m['threads']} thread{'s' * (m['threads'] != 1)}"
+    return f"{m['cpu']}, {many(m['threads'], 'thread')}"
 
 
 def state(result: dict) -> str:
@@ -146,9 +146,9 @@ def conditions(result: dict, code: str = "`") -> str:
     commit = _short(result.get("commit"))
     later = [_short(more["commit"]) for more in result.get("resumed", ())]
     resumed = f", resumed at {', '.join(later)}" if later else ""
-    how = [NAMES.get(settings["dtype"], settings["dtype"]), settings.get("memory_format", ""), _batch(settings)]
     return (
-        f"{device(result)}{measured}; {', '.join(shown)}; {', '.join(filter(None, how))}; "
+        f"{device(result)}{measured}; {', '.join(shown)}; "
+        f"{settings['dtype']}, {settings['memory_format']}, {_batch(settings['batch'])}; "
         f"{code}{result['command']}{code} at commit {commit}, {result['started'][:10]}{resumed}"
     )
 
@@ -157,13 +157,10 @@ def flops_per_second(rate: float) -> str:
     return f"{rate / 1e12:.3g} TFLOP/s" if rate >= 1e12 else f"{rate / 1e9:.3g} GFLOP/s"
 
 
-def _batch(settings: dict) -> str:
-    batch = settings.get("batch")
-    if isinstance(batch, dict) and len(set(batch.values())) == 1:
-        batch = next(iter(batch.values()))
-    if isinstance(batch, dict):
-        return "batch " + ", ".join(f"{size} ({what})" for what, size in batch.items())
-    return "" if batch is None else f"batch {batch}"
+def _batch(batches: dict[str, int]) -> str:
+    if len(set(batches.values())) == 1:
+        return f"batch {batches['layers']}"
+    return "batch " + ", ".join(f"{size} ({what})" for what, size in batches.items())
 
 
 def _short(commit: str | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -105,7 +106,9 @@ class Run:
             status = 2
         self.result["complete"] = not self.result["not_measured"]
         self.result["not_measured"] += self.bench.ended
-        print(f"stored in {self.finish()}", flush=True)
+        print(f"stored in {(path := self.finish())}", flush=True)
+        if self.result["rows"]:
+            print(f"its tables: python -m bcos_kernels bench report {shlex.quote(str(path))}", flush=True)
         if sentence := no_verdict(self.result):
             print(wrapped(sentence), flush=True)
         refused = (row["refused"].keys() & {"ours", EVERY} for row in self.result["rows"])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..terminal import DTYPES, at_least, json_object, shape
+from ..terminal import DTYPES, add_factory, at_least, shape
 from . import layers, models
 from .coda import CODA_NETS
 from .contenders import COMPILED, FOLDED, PAIRS, known
@@ -165,22 +165,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--no-models", action="store_true", help="leave whole models out")
     what.add_argument("--no-layers", action="store_true", help="leave single layers out")
     what.add_argument("--scaling", action="store_true", help="add curves over the batch and over the size of the image")
-    what.add_argument(
-        "--module", metavar="PKG.MODULE:FACTORY", help="measure your own model, which this callable builds"
-    )
-    what.add_argument("--factory-args", metavar="JSON", type=json_object, default={}, help="its arguments by name")
+    add_factory(what, "--module", "measure your own model, which this callable builds")
     what.add_argument("--input", metavar="N,C,H,W", type=shape, help="shape of its input")
     how = parser.add_argument_group("how")
-    how.add_argument("--device", metavar="D", help="cpu, cuda or cuda:<index> (default the GPU if there is one)")
-    how.add_argument("--dtype", choices=DTYPES, help=f"(default {CPU.dtype} on a CPU, {GPU.dtype} on a GPU)")
+    how.add_argument("--device", metavar="D", help="cpu, cuda or cuda:<index> (default: the GPU if there is one)")
+    how.add_argument("--dtype", choices=DTYPES, help=f"(default: {CPU.dtype} on a CPU, {GPU.dtype} on a GPU)")
     batch = f"(default {CPU.batch} for layers and {CPU.models_batch} for models on a CPU, {GPU.batch} on a GPU)"
     how.add_argument(
         "--batch", metavar="N", type=at_least(1), help=f"number of images; on a GPU a quarter for transformers {batch}"
     )
-    rows = f"for each row (default {CPU.seconds} CPU, {GPU.seconds} GPU)"
+    rows = f"seconds of each row (default {CPU.seconds} CPU, {GPU.seconds} GPU)"
     how.add_argument("--seconds", metavar="S", type=at_least(0, float), help=rows)
-    how.add_argument("--limit", type=float, metavar="MINUTES", help="for the whole run; it names what it left out")
-    compilers = "that compile kernels before a run on a GPU (default one a core)"
+    how.add_argument("--limit", type=float, metavar="MINUTES", help="of the whole run, which names what it left out")
+    compilers = "processes that compile kernels before a run on a GPU (default: one a core)"
     how.add_argument("--processes", metavar="N", type=at_least(1), help=compilers)
     how.add_argument(
         "--out", type=Path, metavar="FILE", help="the file of the result (default: named after the device)"
@@ -213,6 +210,8 @@ def _check(o: argparse.Namespace) -> None:
         raise ValueError(
             "--module is measured alone, on --input: leave out --models, --layers, --scaling, --quick and --batch"
         )
+    if o.out is not None and o.out.is_dir():
+        raise ValueError(f"--out {o.out}: it is a folder")
     try:
         re.compile(o.layers or "")
     except re.error as error:

@@ -277,18 +277,18 @@ CPU_MODEL_GOALS: ModelGoals = (
 PEAK_GOALS = {"coda_cifar10": "≥ 8", "coda_imagenet": ""}
 """Model -> bound of the reference's peak memory in a training step ÷ ours."""
 
-Figure = tuple[str, float | None, str, str]
-"""What was measured, its value (None without rows), the bound (empty without a goal), and over what."""
+Figure = tuple[str, float, str, str]
+"""What was measured, its value, the bound (empty without a goal), and over what."""
 
 
 def goals(result: dict) -> Table:
-    """The goals of the device, met or missed, and the share of the roof; a noisy run has no verdict on its times."""
+    """The goals that were measured, met or missed, and the share of the roof; a noisy run has no verdict on times."""
     noisy = bool(doubts(result))
     figures = [(*figure, noisy) for figure in times(result)]
     figures += [(*figure, False) for figure in (*sizes(result), *peaks(result), *roof_shares(result))]
     lines: list[tuple[str, ...]] = []
     for what, value, bound, over, doubtful in figures:
-        told = "no verdict" if doubtful and bound and value is not None else verdict(value, bound)
+        told = "no verdict" if doubtful and bound else verdict(value, bound)
         lines.append((what, beside(value, bound), bound, told, over))
     return Table(("measured", "figure", "goal", "", "over"), lines, frozenset({1}))
 
@@ -303,15 +303,14 @@ def title(contender: str) -> str:
     return f"torch.compile({COMPILED[contender]})" if contender in COMPILED else contender
 
 
-def beside(value: float | None, bound: str) -> str:
+def beside(value: float, bound: str) -> str:
     """A figure in two digits behind the point, and in more where two would read as another verdict."""
-    texts = (shown(value, f".{digits}f") for digits in range(2, 9))
-    same = (text for text in texts if value is None or verdict(float(text), bound) == verdict(value, bound))
-    return next(same, shown(value))
+    texts = (f"{value:.{digits}f}" for digits in range(2, 9))
+    return next((text for text in texts if verdict(float(text), bound) == verdict(value, bound)), f"{value:.2f}")
 
 
-def verdict(value: float | None, bound: str) -> str:
-    if value is None or not bound:
+def verdict(value: float, bound: str) -> str:
+    if not bound:
         return ""
     sign, limit = bound.split()
     return "met" if (value <= float(limit) if sign == "≤" else value >= float(limit)) else "missed"
@@ -319,19 +318,14 @@ def verdict(value: float | None, bound: str) -> str:
 
 def times(result: dict) -> Iterator[Figure]:
     for measure, a, b, bound, group in GPU_GOALS if is_gpu(result) else CPU_GOALS:
-        measured = main_rows(result, "layer", measure)
-        if not measured:  # the run was not asked for it
-            continue
-        rows = [row for row in measured if is_norm(row) == (group == NORMS)]
+        rows = [row for row in main_rows(result, "layer", measure) if is_norm(row) == (group == NORMS)]
         rows = [row for row in rows if group not in GROUPS or GROUPS[group](row)]
         values = {row["workload"]: r for row in rows if (r := ratio(row, a, b)) is not None}
         what = f"{MEASURES[measure]}, {title(a)} ÷ {b}{f': {group}' if group else ''}"
-        if not values:
-            yield what, None, bound, "0 layers"
-        elif group == WORST:
+        if values and group == WORST:
             name = max(values, key=values.__getitem__)
             yield what, values[name], bound, name
-        else:
+        elif values:
             yield what, geomean(values.values()), bound, many(len(values), "layer")
     if host := {f"{h['layer']}, {h['measure']}": h["above"] for h in result.get("host", ())}:
         name = max(host, key=host.__getitem__)
@@ -340,7 +334,6 @@ def times(result: dict) -> Iterator[Figure]:
 
 
 def times_of_models(result: dict, wanted: ModelGoals) -> Iterator[Figure]:
-    """The figures of the goals that were measured."""
     for measure, a, b, bound, models in wanted:
         rows = main_rows(result, "model", measure)
         found = {row["workload"]: (row, r) for row in rows if (r := ratio(row, a, b)) is not None}
@@ -348,11 +341,10 @@ def times_of_models(result: dict, wanted: ModelGoals) -> Iterator[Figure]:
             if model in found:
                 row, value = found[model]
                 yield f"{row['group']} {measure}, {title(a)} ÷ {title(b)}", value, bound, f"batch {row['batch']}"
-        if not models and found:
-            values = [value for model, (_, value) in found.items() if model not in CODA_NETS]
-            if values:
-                over = many(len(values), "model")
-                yield f"models, {measure}, {title(a)} ÷ {title(b)}", geomean(values), bound, over
+        values = [value for model, (_, value) in found.items() if model not in CODA_NETS and not models]
+        if values:
+            over = many(len(values), "model")
+            yield f"models, {measure}, {title(a)} ÷ {title(b)}", geomean(values), bound, over
 
 
 def sizes(result: dict) -> Iterator[Figure]:

@@ -38,9 +38,9 @@ def missing() -> list[str]:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = "Compares reference B-cos models on real images with accelerated ones."
-    parser.add_argument("--epochs", metavar="N", type=at_least(1), default=4, help="of training on digits (default 4)")
+    parser.add_argument("--epochs", metavar="N", type=at_least(1), default=4, help="epochs of training (default 4)")
     parser.add_argument("--out", metavar="FILE", type=Path, default=Path("demo.png"), help="picture (default demo.png)")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of weights and batches (default 0)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of weights and batches (default 0)")
     parser.add_argument("--quick", action="store_true", help="a few steps and single measurements: does it all run?")
 
 

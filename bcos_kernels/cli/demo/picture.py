@@ -107,7 +107,7 @@ def draw_bars(figure, results: Results) -> None:
         groups["explanation,\n" + name.replace(", ", ",\n")] = list(summary(explained)["seconds"])
     bars(times, "time (reference = 1)", groups, lambda seconds: f"{1e3 * seconds:.0f} ms")
     saved = {"training step,\ndigits,\nResNet-18": [t.saved for t in results.trainings]}
-    bars(sizes, "bytes saved (reference = 1)", saved, lambda size: f"{size / 2**20:.0f} MiB")
+    bars(sizes, "bytes kept (reference = 1)", saved, lambda size: f"{size / 2**20:.0f} MiB")
 
 
 def bars(axes, title: str, groups: Mapping[str, Sequence[float]], write: Callable[[float], str]) -> None:

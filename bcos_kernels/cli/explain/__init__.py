@@ -21,8 +21,6 @@ from .shards import Folder, fingerprint
 __all__ = ["configure", "main"]
 
 KEPT = ("map", "rgba", "weights")
-NAMED = 20
-"""How many skipped images are named on the terminal; the index names all of them."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -46,9 +44,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="map",
         help="what is kept: contributions (map), pictures (rgba), rows (weights), as in map,rgba (default map)",
     )
-    results.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="of maps and weights (default fp16)")
+    results.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="dtype of arrays (default fp16)")
     results.add_argument("--smooth", metavar="N", type=int, default=15, help="smoothing of pictures (default 15)")
-    results.add_argument("--shard", metavar="N", type=at_least(1), default=1000, help="its images (default 1000)")
+    results.add_argument("--shard", metavar="N", type=at_least(1), default=1000, help="images a shard (default 1000)")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -106,10 +104,7 @@ def _settings(options: argparse.Namespace, source: Source) -> dict:
 
 def _tell(out: Path, index: dict, shards: int, done: int, seconds: float, in_model: float) -> None:
     skipped = index["skipped"]
-    for image in skipped[:NAMED]:
-        print(f"skipped {image['name']}: {image['reason']}", file=sys.stderr)
-    if len(skipped) > NAMED:
-        print(f"skipped {len(skipped) - NAMED} more: see {out / 'index.json'}", file=sys.stderr)
+    sources.tell_skipped([(image["name"], image["reason"]) for image in skipped], f": see {out / 'index.json'}")
     print(f"{many(index['images'], 'image')} in {many(shards, 'shard')} of {out}, {len(skipped)} skipped")
     if done:
         share = f"{100 * in_model / seconds:.0f} % of it in the model"
