@@ -59,9 +59,9 @@ def test_pre_commit_has_the_linters_of_make_lint_in_their_versions(environment):
 
 
 def test_extras_hold_what_they_are_for(environment):
-    extras = {extra: environment.requirements(extra) for extra in ("demo", "explain", "test", "lint")}
+    extras = {extra: environment.requirements(extra) for extra in ("demo", "explain", "bench", "test", "lint")}
     names = {extra: {re.match(r"[\w-]+", line)[0] for line in found} for extra, found in extras.items()}
-    assert names["explain"] < names["demo"] < names["test"]
+    assert names["explain"] < names["demo"] < names["test"] and names["explain"] < names["bench"] < names["test"]
     linters = {"ruff", "mypy", "clang-format", "codespell"}
     assert names["lint"] == linters and not linters & (names["test"] | names["demo"])
     assert not any("bcos_kernels" in line for found in extras.values() for line in found)
@@ -81,10 +81,10 @@ def test_requirements_are_installed_beside_the_torch_that_is_there(uv, environme
     monkeypatch.setattr(environment, "run", run)
     monkeypatch.setattr(environment.shutil, "which", lambda name: uv)
     monkeypatch.setattr(environment, "step", lambda what: nullcontext())
-    environment.complete(sys.executable, "demo", "triton==3.7.1")
+    environment.complete(sys.executable, "bench", "triton==3.7.1")
     (command,) = commands
     assert command[:2] == ((uv, "pip") if uv else (sys.executable, "-m"))
-    assert command[-6:] == tuple(environment.requirements("demo"))
+    assert command[-6:] == tuple(environment.requirements("bench"))
     assert constraints == [f"torch=={environment.installed(sys.executable, 'torch')}\ntriton==3.7.1"]
 
 
