@@ -66,7 +66,10 @@ def select_grids(
         grids.append(grid)
         start = end + 1
     if count is not None and len(grids) < count:
-        raise ValueError(f"count={count}: {len(labels)} images were given, and grids of {cells}: {len(grids)}")
+        raise ValueError(
+            f"count={count}: {len(labels)} images make only {len(grids)} grids of {cells}, which take images of "
+            f"different classes that are classified correctly with a confidence above {threshold}"
+        )
     return grids
 
 

@@ -117,12 +117,14 @@ def _grids(
     """The names and the values of each grid."""
     source.transform = loading.transform_of(model, options.image_size)
     numbers, labels, logits, side = _confidences(model, source, options, skipped)
-    chosen = metrics.select_grids(logits, labels, options.cells, options.grids, options.threshold)
-    if not chosen:
+    chosen = metrics.select_grids(logits, labels, options.cells, threshold=options.threshold)
+    if len(chosen) < (options.grids or 1):
+        asked = f"--cells {options.cells}" + (f" --grids {options.grids}" if options.grids else "")
         raise ValueError(
-            f"--cells {options.cells}: no grid, because too few classes have a correctly classified image whose "
-            f"confidence is above {options.threshold}"
+            f"{asked}: the {len(labels)} images make {len(chosen) or 'no'} grids, which take images of different "
+            f"classes that are classified correctly with a confidence above {options.threshold}"
         )
+    chosen = chosen[: options.grids]
     if options.rescale:
         source.transform = loading.transform_of(model, max(1, side // math.isqrt(options.cells)))
     smooth = 15 if options.smooth is None else options.smooth
