@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .core.checks import check_tensor
 from .explanation.result import averaged, check_smooth
+from .text import many
 
 __all__ = ["energy_pointing", "grid_pointing", "make_grid", "scaled_boxes", "select_grids"]
 
@@ -67,8 +68,8 @@ def select_grids(
         start = end + 1
     if count is not None and len(grids) < count:
         raise ValueError(
-            f"count={count}: {len(labels)} images make only {len(grids)} grids of {cells}, which take images of "
-            f"different classes that are classified correctly with a confidence above {threshold}"
+            f"count={count}: {len(labels)} images make only {many(len(grids), 'grid')} of {cells}, which take images "
+            f"of different classes that are classified correctly with a confidence above {threshold}"
         )
     return grids
 

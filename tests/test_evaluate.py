@@ -103,7 +103,7 @@ def test_unreadable_images_are_named(images, tmp_path, capsys):
         (
             "gridpg",
             ["--threshold", "0.999"],
-            "--cells 9: the 120 images make no grids, which take images",
+            "--cells 9: the 120 images make 0 grids, which take images",
         ),
         ("epg", ["--boxes", "none.json"], "--boxes none.json: "),
         ("epg", ["--boxes", "list.json"], "--boxes list.json: not of the form"),
@@ -158,7 +158,7 @@ def test_fewer_classes_than_those_of_the_model_are_told(images, tmp_path, capsys
     assert command("gridpg", subset, "--cells", 4, "--threshold", 0) == 2
     told = capsys.readouterr().err
     assert "the images have 8 classes and the model 12: class k of the images is taken as its logit k" in told
-    assert "--cells 4: the 77 images make no grids" in told
+    assert "--cells 4: the 77 images make 0 grids" in told
 
 
 def counted(folder, capsys):
@@ -175,7 +175,7 @@ def test_classes_are_counted_and_not_the_largest_label(images, tmp_path, capsys)
         if n < 3:
             (fewer / folder.name / "0.png").write_bytes(next(folder.iterdir()).read_bytes())
     told = counted(fewer, capsys)
-    assert "--cells 4: the 3 images make no grids" in told and "classes and the model" not in told
+    assert "--cells 4: the 3 images make 0 grids" in told and "classes and the model" not in told
     with tarfile.open(tmp_path / "images.tar", "w") as tar:
         for name, label in (("a", b"2"), ("b", b"11")):
             for ending, content in (("png", (fewer / "class00" / "0.png").read_bytes()), ("cls", label)):

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from .. import metrics
 from ..explanation import explain
-from ..text import aligned, progress
+from ..text import aligned, many, progress
 from . import loading, sources
 from .sources import Loaded, Source
 from .terminal import at_least, draft_of, refused, unwritable
@@ -121,7 +121,7 @@ def _grids(
     if len(chosen) < (options.grids or 1):
         asked = f"--cells {options.cells}" + (f" --grids {options.grids}" if options.grids else "")
         raise ValueError(
-            f"{asked}: the {len(labels)} images make {len(chosen) or 'no'} grids, which take images of different "
+            f"{asked}: the {len(labels)} images make {many(len(chosen), 'grid')}, which take images of different "
             f"classes that are classified correctly with a confidence above {options.threshold}"
         )
     chosen = chosen[: options.grids]
