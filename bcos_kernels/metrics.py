@@ -67,7 +67,10 @@ def select_grids(
         grids.append(grid)
         start = end + 1
     if count is not None and len(grids) < count:
-        raise ValueError(f"count={count}: {len(labels)} images make {many(len(grids), 'grid')} of {cells} cells")
+        raise ValueError(
+            f"count={count}: {len(labels)} images make only {many(len(grids), 'grid')} of {cells} cells, which take "
+            f"images of different classes that are classified correctly with a confidence above {threshold}"
+        )
     return grids
 
 

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import pickle
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 import pytest
 import torch
@@ -295,6 +295,16 @@ def test_a_converted_network_is_compiled():
     x = six(dtype=torch.float32)
     compiled = torch.compile(converted, backend="aot_eager", fullgraph=True)
     assert torch.allclose(compiled(x), converted(x), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_exported_network_holds_an_operator_for_each_layer_and_each_uncentered_norm():
+    converted = bk.convert(network("resnet", torch.float32)).eval()
+    program = torch.export.export(converted, (six(dtype=torch.float32),))
+    operators = Counter(node.target for node in program.graph.nodes)
+    kinds = Counter(type(module).__name__ for module in converted.modules())
+    assert operators[torch.ops.bcos_kernels.norm.default] == kinds["BatchNormUncentered2d"] > 0
+    assert operators[torch.ops.bcos_kernels.transform.default] == kinds["BcosConv2d"] > 0
 
 
 def test_fine_tuning_moves_every_parameter():

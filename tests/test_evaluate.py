@@ -109,8 +109,12 @@ def test_an_error_comes_with_what_was_skipped_before_it(tmp_path, capsys):
 @pytest.mark.parametrize(
     "metric, more, words",
     [
-        ("gridpg", ["--cells", "9", "--grids", "1000"], "--grids 1000: 120 images make "),
-        ("gridpg", ["--threshold", "0.999"], "--cells 9: no grid"),
+        ("gridpg", ["--cells", "9", "--grids", "1000"], "--cells 9 --grids 1000: the 120 images make "),
+        (
+            "gridpg",
+            ["--threshold", "0.999"],
+            "--cells 9: the 120 images make 0 grids, which take images",
+        ),
         ("epg", ["--boxes", "none.json"], "--boxes none.json: "),
         ("epg", ["--boxes", "list.json"], "--boxes list.json: not of the form"),
         ("epg", ["--boxes", "other.json"], "--boxes other.json: it names none of the images, such as class00/"),
@@ -164,7 +168,7 @@ def test_fewer_classes_than_those_of_the_model_are_told(images, tmp_path, capsys
     assert command("gridpg", subset, "--cells", 4, "--threshold", 0) == 2
     told = capsys.readouterr().err
     assert "the images have 8 classes and the model 12: class k of the images is taken as its logit k" in told
-    assert "--cells 4: no grid" in told
+    assert "--cells 4: the 77 images make 0 grids" in told
 
 
 def counted(folder, capsys):
@@ -181,7 +185,7 @@ def test_classes_are_counted_and_not_the_largest_label(images, tmp_path, capsys)
         if n < 3:
             (fewer / folder.name / "0.png").write_bytes(next(folder.iterdir()).read_bytes())
     told = counted(fewer, capsys)
-    assert "--cells 4: no grid" in told and "classes and the model" not in told
+    assert "--cells 4: the 3 images make 0 grids" in told and "classes and the model" not in told
     with tarfile.open(tmp_path / "images.tar", "w") as tar:
         for name, label in (("a", b"2"), ("b", b"11")):
             for ending, content in (("png", (fewer / "class00" / "0.png").read_bytes()), ("cls", label)):

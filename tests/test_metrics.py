@@ -140,7 +140,7 @@ def test_boxes_are_scaled_as_in_model_guidance():
         (lambda: metrics.select_grids(torch.ones(3, 2), torch.ones(2), 4), "logits has shape"),
         (
             lambda: metrics.select_grids(torch.eye(9), torch.arange(9), 4, 5),
-            "count=5: 9 images make 1 grid of 4 cells",
+            "count=5: 9 images make only 1 grid of 4 cells, which take images of different classes",
         ),
     ],
 )

@@ -255,7 +255,7 @@ def test_other_modules_are_not_reported():
 
 @pytest.mark.parametrize("model", [nn.ReLU(), nn.Sequential(nn.Linear(2, 2))])
 def test_a_model_without_bcos_layers_warns(model):
-    with pytest.warns(UserWarning, match="nothing is accelerated: it has no B-cos layers"):
+    with pytest.warns(UserWarning, match="nothing is accelerated: it has no B-cos layers: none of its modules holds"):
         bk.accelerate(model)
 
 

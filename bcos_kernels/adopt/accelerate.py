@@ -134,7 +134,13 @@ def _warn_without_layers(model: nn.Module, done: list[tuple[Kind | None, Any]]) 
             if others
             else "nothing is accelerated"
         )
-        warnings.warn(f"accelerate({type(model).__name__}): {what}: {why or 'it has no B-cos layers'}", stacklevel=3)
+        warnings.warn(f"accelerate({type(model).__name__}): {what}: {why or _NO_LAYERS}", stacklevel=3)
+
+
+_NO_LAYERS = (
+    "it has no B-cos layers: none of its modules holds an exponent b, an explanation mode, and a weight of its own "
+    "or of its part .linear"
+)
 
 
 def _has_pairs(module: Any) -> bool:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from .. import metrics
 from ..explanation import explain
-from ..text import aligned, progress
+from ..text import aligned, many, progress
 from . import loading, sources
 from .sources import Loaded, Source
 from .terminal import at_least, draft_of, refused, unwritable
@@ -120,14 +120,14 @@ def _grids(
     """The names and the values of each grid."""
     source.transform = loading.transform_of(model, options.image_size)
     numbers, labels, logits, side = _confidences(model, source, options, skipped)
-    chosen = metrics.select_grids(logits, labels, options.cells, threshold=options.threshold)[: options.grids]
-    if not chosen:
+    chosen = metrics.select_grids(logits, labels, options.cells, threshold=options.threshold)
+    if len(chosen) < (options.grids or 1):
+        asked = f"--cells {options.cells}" + (f" --grids {options.grids}" if options.grids else "")
         raise ValueError(
-            f"--cells {options.cells}: no grid, because it needs more than {options.cells} classes with a correctly "
-            f"classified image whose confidence is above {options.threshold}"
+            f"{asked}: the {len(labels)} images make {many(len(chosen), 'grid')}, which take images of different "
+            f"classes that are classified correctly with a confidence above {options.threshold}"
         )
-    if len(chosen) < (options.grids or 0):
-        raise ValueError(f"--grids {options.grids}: {len(labels)} images make {len(chosen)} of {options.cells} cells")
+    chosen = chosen[: options.grids]
     if options.rescale:
         source.transform = loading.transform_of(model, max(1, side // math.isqrt(options.cells)))
     smooth = 15 if options.smooth is None else options.smooth
