@@ -15,8 +15,8 @@ from triton_ir import wrapping_products
 from bcos_kernels.core.candidate import DIRECTIONS
 from bcos_kernels.gpu import aot
 from bcos_kernels.gpu.cost import LAUNCH, rates
+from bcos_kernels.gpu.launches import launches
 from bcos_kernels.norm import NORM, Call, Spec
-from bcos_kernels.norm.triton.launches import launches
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +78,7 @@ def kernels(request) -> dict[aot.Specialisation, tuple[str, tuple[list[str], lis
     chosen = {}
     for each in itertools.islice(calls(arch), 1 if first else None):
         for direction in (*DIRECTIONS, "second", *["map"] * each.has_gradient_map):
-            for started in launches(each, direction):
+            for started in launches(NORM, each, direction):
                 chosen.setdefault(aot.specialise(started, arch), f"{each.words()} {direction} {arch}")
     return {what: (chosen[what], result) for what, result in zip(chosen, examined(examine, chosen), strict=True)}
 
@@ -154,6 +154,6 @@ PASSES = {
 
 @pytest.mark.parametrize("over, direction, centered", PASSES)
 def test_x_is_read_no_more_often_than_it_must_be(over, direction, centered):
-    started = launches(call(over, IMAGES, "sm_90", centered=centered), direction)
+    started = launches(NORM, call(over, IMAGES, "sm_90", centered=centered), direction)
     names = [each.kernel.fn.__name__.removeprefix("norm_").removesuffix("_kernel") for each in started]
     assert names == PASSES[over, direction, centered]

@@ -129,6 +129,19 @@ class Call:
         """The call of a backward; ``needs`` says for each input whether its gradient is formed."""
         return self
 
+    def example(self, device: torch.device) -> tuple[Any, torch.Tensor]:
+        """Random inputs for such a call, and a random gradient at its first output."""
+        generator = None if device.type == "meta" else torch.Generator(device).manual_seed(0)
+
+        def random(shape: tuple[int, ...], dtype: torch.dtype, scale: float = 1.0) -> torch.Tensor:
+            return torch.randn(shape, generator=generator, device=device).mul_(scale).to(dtype)
+
+        return self.example_of(random)
+
+    def example_of(self, random: Callable[..., torch.Tensor]) -> tuple[Any, torch.Tensor]:
+        """What :meth:`example` returns, of tensors that ``random(shape, dtype, scale=1.0)`` makes."""
+        raise NotImplementedError
+
     @property
     def intermediates(self) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
         """The shapes and dtypes of the op's intermediates; empty where no second derivative has gradients at them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -51,18 +52,14 @@ class Call(call.Call):
         training = direction == "training"
         return True, training, training, training and self.bias
 
-    def example(self, device: torch.device) -> tuple[Inputs, Tensor]:
-        """Random inputs for such a call and a random gradient at y. The dynamic weights are around 1 in size."""
-        generator = torch.Generator(device).manual_seed(0)
-
-        def random(*shape: int, scale: float = 1.0) -> Tensor:
-            return (torch.randn(shape, generator=generator, device=device) * scale).to(self.dtype)
-
+    def example_of(self, random: Callable[..., Tensor]) -> tuple[Inputs, Tensor]:
+        """The dynamic weights are around 1 in size."""
         images, rows = self.x_shape[0], self.patch * self.outputs
-        weight = random(rows, self.rank, scale=(self.rank * self.patch) ** -0.5)
-        bias = random(rows, scale=self.patch**-0.5) if self.bias else None
-        inputs = Inputs(random(*self.x_shape), random(images, self.rank, *self.size), weight, bias)
-        return inputs, random(images, self.outputs, *self.size)
+        weight = random((rows, self.rank), self.dtype, (self.rank * self.patch) ** -0.5)
+        bias = random((rows,), self.dtype, self.patch**-0.5) if self.bias else None
+        x = random(self.x_shape, self.dtype)
+        h, grad = (random((images, count, *self.size), self.dtype) for count in (self.rank, self.outputs))
+        return Inputs(x, h, weight, bias), grad
 
     def unserved(self) -> list[str]:
         """The reasons why no GPU kernel serves it: sizes that none of them indexes."""

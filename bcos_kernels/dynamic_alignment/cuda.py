@@ -23,7 +23,7 @@ def why_not(call: Call) -> list[str]:
 
 def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
     """The outputs; y is in x's memory format."""
-    return cuda.kernels.dynamic_alignment_forward(*inputs, call.spec.native, call.now().tf32)
+    return cuda.kernels.dynamic_alignment_forward(*inputs, call.spec.native, call.tf32)
 
 
 def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: None, frozen: bool, needs) -> tuple:
@@ -33,7 +33,7 @@ def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: Non
     """
     asked = [need and not (frozen and i) for i, need in enumerate(needs)]
     found = cuda.kernels.dynamic_alignment_backward(
-        grad, *inputs, saved.norm, saved.l, call.spec.native, asked, call.now().tf32, TILE
+        grad, *inputs, saved.norm, saved.l, call.spec.native, asked, call.tf32, TILE
     )
     return inputs.gradients(found, needs)
 

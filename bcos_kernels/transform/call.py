@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import gcd, prod
@@ -66,20 +67,15 @@ class Call(call.Call):
         training = direction == "training"
         return True, training, training and self.bias, training and self.tensor_b
 
-    def example(self, device: torch.device) -> tuple[Inputs, Tensor]:
-        """Random inputs for such a call and a random gradient at y; images are channels_last."""
-        generator = torch.Generator(device).manual_seed(0)
-
-        def random(shape: tuple[int, ...], dtype: torch.dtype, scale: float = 1.0) -> Tensor:
-            values = torch.randn(shape, generator=generator, device=device).mul_(scale).to(dtype)
-            return channels_last(values)
-
-        x = random(self.x_shape, self.dtype)
-        weight = random(self.weight_shape, self.weight_dtype, (self.group_channels * self.taps) ** -0.5)
+    def example_of(self, random: Callable[..., Tensor]) -> tuple[Inputs, Tensor]:
+        """Images are channels_last."""
+        x = channels_last(random(self.x_shape, self.dtype))
+        scale = (self.group_channels * self.taps) ** -0.5
+        weight = channels_last(random(self.weight_shape, self.weight_dtype, scale))
         bias = random((self.filters,), self.weight_dtype) if self.bias else None
-        b = torch.full((), 2.0, device=device) if self.tensor_b else None
+        b = torch.full((), 2.0, device=x.device) if self.tensor_b else None
         y_shape = (self.batch, self.outputs, *(() if self.is_linear else self.out_size))
-        return Inputs(x, weight, bias, b), random(y_shape, self.out_dtype)
+        return Inputs(x, weight, bias, b), channels_last(random(y_shape, self.out_dtype))
 
     def unserved(self, most_rows: int | None = None) -> list[str]:
         """The reasons why no backend of kernels serves it, if ``most_rows`` is the largest number that they index."""

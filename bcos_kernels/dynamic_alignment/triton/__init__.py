@@ -31,11 +31,11 @@ def _kernels() -> ModuleType:
 
 
 def _forward(inputs, call: Call, tile: None):
-    return _kernels().forward(inputs, call.now())
+    return _kernels().forward(inputs, call)
 
 
 def _backward(grad, inputs, saved, call: Call, tile: None, frozen: bool, needs):
-    return _kernels().backward(grad, inputs, saved, call.now(), frozen, needs)
+    return _kernels().backward(grad, inputs, saved, call, frozen, needs)
 
 
 BACKEND = Backend("triton", why_not, interchangeable=True)
