@@ -6,11 +6,8 @@ the same kernels slowly on CPU tensors, which checks them without a GPU.
 
 from __future__ import annotations
 
-from functools import cache
-from types import ModuleType
-
 from ...core.candidate import Backend, Candidate
-from ...gpu.triton import unavailable
+from ...gpu.triton import deferred, unavailable
 from .. import traffic
 from ..call import Call
 
@@ -22,21 +19,7 @@ def why_not(call: Call) -> list[str]:
     return unavailable(call) + call.unserved()
 
 
-@cache
-def _kernels() -> ModuleType:
-    """The module that starts the kernels. The first call imports it, because machines without a GPU need no Triton."""
-    from . import layer
-
-    return layer
-
-
-def _forward(inputs, call: Call, tile: None):
-    return _kernels().forward(inputs, call)
-
-
-def _backward(grad, inputs, saved, call: Call, tile: None, frozen: bool, needs):
-    return _kernels().backward(grad, inputs, saved, call, frozen, needs)
-
+_forward, _backward = (deferred(f"{__name__}.layer", name) for name in ("forward", "backward"))
 
 BACKEND = Backend("triton", why_not, interchangeable=True)
 CANDIDATES = (Candidate("triton", "kernels", _forward, _backward, cost=traffic.cost, takes_rows=Call.takes_rows),)

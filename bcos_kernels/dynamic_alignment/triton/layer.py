@@ -17,7 +17,7 @@ from .arguments import by_pixel
 __all__ = ["backward", "forward"]
 
 
-def forward(inputs: Inputs, call: Call) -> tuple[Tensor, ...]:
+def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
     """The outputs; y is in x's memory format."""
     x = inputs.x
     y = x.new_empty((call.x_shape[0], call.outputs, *call.size))
@@ -29,7 +29,7 @@ def forward(inputs: Inputs, call: Call) -> tuple[Tensor, ...]:
     return y.contiguous(memory_format=memory_format(x)), norm, norm.new_empty(0) if l is None else l
 
 
-def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: bool, needs) -> tuple:
+def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: None, frozen: bool, needs) -> tuple:
     """The gradients of the inputs; one not needed is None. Those of frozen dynamic weights are zeros.
 
     Several gradients of every image, ``[T·N, ...]``, are rows of the dynamic linear map: see ``Candidate.takes_rows``.

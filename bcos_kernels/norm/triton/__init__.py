@@ -6,11 +6,10 @@ the same kernels slowly on CPU tensors, which checks them without a GPU.
 
 from __future__ import annotations
 
-from functools import cache
-from types import ModuleType
+from functools import partial
 
 from ...core.candidate import Backend, Candidate
-from ...gpu.triton import unavailable
+from ...gpu.triton import deferred, unavailable
 from .. import rows, traffic
 from ..call import Call
 
@@ -24,35 +23,12 @@ def why_not(call: Call) -> list[str]:
     return unavailable(call) + call.unserved(_MOST_POSITIONS)
 
 
-@cache
-def _kernels() -> ModuleType:
-    """The module that starts the kernels. The first call imports it, because machines without a GPU need no Triton."""
-    from . import layer
-
-    return layer
-
-
-def _forward(inputs, call: Call, tile: None):
-    return _kernels().forward(inputs, call)
-
-
-def _backward(grad, inputs, saved, call: Call, tile: None, frozen: bool, needs, joined=(None,)):
-    return _kernels().backward(grad, inputs, saved, call, frozen, needs, joined)
-
-
-def _gradient_map(grad, inputs, saved, call: Call, frozen: bool, needs, joined):
-    return _kernels().backward(grad, inputs, saved, call, frozen, needs, joined, as_map=True)
-
-
-def _second(v, grad, inputs, saved, call: Call, frozen: bool, wanted):
-    dgrad, dweight, dvar = _kernels().second(v, grad, inputs, saved, call, wanted[2])
-    return dgrad, None, dweight, None, None, None, *(() if dvar is None else (dvar,))
-
+_layer = partial(deferred, f"{__name__}.layer")
 
 BACKEND = Backend("triton", why_not, interchangeable=True)
 CANDIDATES = (
     Candidate(
-        "triton", "kernels", _forward, _backward, cost=traffic.cost, second=_second, gradient_map=_gradient_map,
-        takes_rows=rows.taken(why_not),
+        "triton", "kernels", _layer("forward"), _layer("backward"), cost=traffic.cost, second=_layer("second"),
+        gradient_map=_layer("gradient_map"), takes_rows=rows.taken(why_not),
     ),
 )  # fmt: skip

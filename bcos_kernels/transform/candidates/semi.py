@@ -32,13 +32,6 @@ def _triton_serves(call: Call, direction: str) -> bool:
     return triton.serves_products(call) and not call.depthwise
 
 
-def _triton_backward(grad, inputs, saved, call: Call, tile, frozen: bool, needs, gradient_map=None):
-    kernels = triton.kernels()
-    return kernels.backward(
-        kernels.semi_backward, grad, inputs, saved, call, tile, frozen, needs, gradient_map=gradient_map
-    )
-
-
 CANDIDATES = (
     candidate(
         "cuda", NAME, None, partial(cuda.backward, NAME),
@@ -46,7 +39,7 @@ CANDIDATES = (
         takes_gradient_map=True,
     ),
     candidate(
-        "triton", NAME, None, _triton_backward,
+        "triton", NAME, None, partial(triton.backward, NAME),
         _triton_serves, partial(triton.PRODUCTS.tiles, given=True), traffic.cost(_kernels, triton.PRODUCTS),
         takes_gradient_map=True,
     ),

@@ -6,18 +6,15 @@ the same kernels slowly on CPU tensors, which checks them without a GPU.
 
 from __future__ import annotations
 
-from functools import cache
-from types import ModuleType
-
 import torch
 
 from ...core.candidate import Backend
-from ...gpu.triton import unavailable
+from ...gpu.triton import deferred, unavailable
 from ..call import Call
 from ..traffic import Products
 from . import tiles
 
-__all__ = ["BACKEND", "PRODUCTS", "kernels", "serves_products", "why_not"]
+__all__ = ["BACKEND", "PRODUCTS", "backward", "forward", "second", "serves_products", "why_not"]
 
 _MOST_ROWS = 2**31 - 2**17  # leaves the last step of a loop over rows an index of 32 bits
 _MOST_PROGRAMS = 65535  # of a grid's second axis
@@ -41,13 +38,7 @@ def serves_products(call: Call) -> bool:
     return reach < 2**31 and call.groups // call.pack * call.taps <= _MOST_PROGRAMS
 
 
-@cache
-def kernels() -> ModuleType:
-    """The module that starts the kernels. The first call imports it, because machines without a GPU need no Triton."""
-    from . import layer
-
-    return layer
-
+forward, backward, second = (deferred(f"{__name__}.layer", name) for name in ("forward", "backward", "second"))
 
 PRODUCTS = Products(tiles.SHARE, tiles.padding, tiles.tiles, tiles.wgrad_tile)
 BACKEND = Backend("triton", why_not, interchangeable=True)

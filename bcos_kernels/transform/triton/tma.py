@@ -17,11 +17,10 @@ def forward(call: Call, x: Tensor, weights: Weights, bias, b, out: Outputs, tile
 
 
 def backward(
-    call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, tile: Tile | None,
-    *, bias=None, gradient_map=None,
+    call: Call, grad, x, weights: Weights, bias, b, saved: Outputs, frozen: bool, needs, tile: Tile | None,
+    gradient_map=None,
 ):  # fmt: skip
     """dx, partial sums of the gradient of the products' weights, dbias and db, which is None."""
-    bias = None if bias is None else bias.contiguous()
     v = saved.l if call.saves_linear else saved.y
     if frozen and not any(needs[1:]):
         tile = tile or tma_tiles.tiles(call, "explanation")[0]
@@ -34,11 +33,10 @@ def backward(
 
 
 def backward_with_vendor(
-    call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, tile: Tile | None,
-    *, bias=None, gradient_map=None,
+    call: Call, grad, x, weights: Weights, bias, b, saved: Outputs, frozen: bool, needs, tile: Tile | None,
+    gradient_map=None,
 ):  # fmt: skip
     """The same, of which one kernel forms dx and u = ∂L/∂z, and the vendor the gradient of the products' weights."""
-    bias = None if bias is None else bias.contiguous()
     v = saved.l if call.saves_linear else saved.y
     tile = tile or tma_tiles.tiles_of_product(call, "training")[0]
     tile = tile if gradient_map is None else tma_tiles.beside_map(call, tile)
