@@ -90,8 +90,8 @@ on_both = pytest.mark.parametrize("kernels", [WHOLE["sm_90"], FIRST["sm_80"], WH
 def test_every_kernel_is_among_them(kernels):
     assert {what.kernel for what in kernels} == {
         "norm_moments_kernel", "norm_merge_kernel", "norm_fwd_kernel", "norm_bwd_kernel", "norm_sums_kernel",
-        "norm_fold_kernel", "norm_position_fwd_kernel", "norm_position_bwd_kernel", "norm_wide_position_bwd_kernel",
-        "norm_position_second_kernel", "norm_map_kernel",
+        "norm_fold_kernel", "norm_position_fwd_kernel", "norm_position_bwd_kernel", "norm_position_second_kernel",
+        "norm_map_kernel",
     }  # fmt: skip
     assert any(getattr(what.arguments[0], "large", False) for what in kernels)
 
