@@ -37,7 +37,7 @@ def call(
     dtype=torch.bfloat16,
 ) -> Call:
     spec = Spec(over, groups, centered, out_dtype=dtype)
-    return Call(spec, "cuda", shape, dtype, True, True, given, last, arch)
+    return Call(spec, "cuda", shape, dtype, True, True, given, last, arch=arch)
 
 
 def calls(arch: str) -> Iterator[Call]:

@@ -7,11 +7,13 @@ served: shapes, dtypes and the device. Options are flattened for ``torch.library
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from functools import lru_cache, wraps
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, lru_cache, wraps
 from typing import Any, TypeVar
 
 import torch
+
+from . import extension
 
 __all__ = ["Call", "Spec", "changed", "hash_kept", "kept", "short"]
 
@@ -68,8 +70,18 @@ def kept(make: F) -> F:
 class Spec:
     """The static options of an op. Each op has its own subclass, whose fields are its options."""
 
+    native_class = ""
+    """The name of the class that holds the same options in the compiled extension."""
+    in_python = frozenset(("detach", "paired"))
+    """The options that it does not hold."""
     paired = False
     """Whether the backward may leave its last pass to the call that made x; see :mod:`bcos_kernels.core.pairs`."""
+
+    @cached_property
+    def native(self) -> Any:
+        """The same options as an object of the compiled extension."""
+        options = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self.in_python}
+        return getattr(extension.load()[0], self.native_class)(**options)
 
     @classmethod
     def schema(cls) -> str:
@@ -120,6 +132,8 @@ class Call:
     spec: Any
     device: str
     """The type of the tensors' device, such as ``"cpu"``."""
+    arch: str = field(default="none", kw_only=True)
+    """The GPU's architecture: ``sm_<capability>``, ``gfx<name>``, or ``none`` where there is no GPU."""
 
     def now(self):
         """The same call under torch's present settings, which decide the precision of products."""

@@ -25,7 +25,6 @@ class Call(call.Call):
     """One call of a convolution of dynamic alignment units."""
 
     spec: Spec
-    device: str
     x_shape: tuple[int, ...]
     """``[N, C, H, W]``"""
     rank: int
@@ -35,8 +34,6 @@ class Call(call.Call):
     bias: bool = True
     tf32: bool = False
     """Whether torch's settings let fp32 products round their operands to tf32; see :meth:`now`."""
-    arch: str = "none"
-    """The GPU's architecture: ``sm_<capability>``, ``gfx<name>``, or ``none`` where there is no GPU."""
 
     def now(self) -> Call:
         """The same call under torch's present settings."""

@@ -23,7 +23,6 @@ class Call(call.Call):
     """One call of a norm."""
 
     spec: Spec
-    device: str
     x_shape: tuple[int, ...]
     """``[N, C, *positions]``"""
     dtype: torch.dtype = torch.float32
@@ -35,8 +34,6 @@ class Call(call.Call):
     """Whether the statistics are given."""
     channels_last: bool = False
     """Whether the channels of a position lie side by side in memory."""
-    arch: str = "none"
-    """The GPU's architecture: ``sm_<capability>``, ``gfx<name>``, or ``none`` where there is no GPU."""
 
     tf32 = False  # a norm has no product that could be rounded to it
 
@@ -130,7 +127,8 @@ def of(inputs: Inputs, spec: Spec) -> Call:
 
 @call.kept
 def _made(spec: Spec, where: torch.device, shape, dtype, weight: bool, bias: bool, given: bool, last: bool) -> Call:
-    return Call(spec, where.type, tuple(shape), dtype, weight, bias, given, last, device.architecture_of(where))
+    arch = device.architecture_of(where)
+    return Call(spec, where.type, tuple(shape), dtype, weight, bias, given, last, arch=arch)
 
 
 def is_channels_last(x: Tensor) -> bool:

@@ -132,7 +132,7 @@ def _make_plan(x, weight, bias, mean, var, detach: bool, channels_last: bool, op
     )
     call = Call(
         spec, x.device.type, tuple(shape), x.dtype, weight is not None, bias is not None, var is not None,
-        channels_last or over == TOKEN, device.architecture_of(x.device),
+        channels_last or over == TOKEN, arch=device.architecture_of(x.device),
     )  # fmt: skip
     backend = NORM.choose(call, backend)
     return Plan(call, backend, autograd.kernels_of(NORM, call, backend))

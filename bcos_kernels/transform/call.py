@@ -33,7 +33,6 @@ class Call(call.Call):
     """One call of a transform. A linear layer counts as the 1×1 convolution of images of one pixel."""
 
     spec: Spec
-    device: str
     x_shape: tuple[int, ...]
     """The shape of the operator's x, ``[M, K]``, ``[N, C, H, W]`` or ``[N, C, D, H, W]``."""
     weight_shape: tuple[int, ...]
@@ -43,8 +42,6 @@ class Call(call.Call):
     """Whether there is a bias; in a backward, whether its gradient is formed."""
     tf32: bool = False
     """Whether torch's settings let fp32 products round their operands to tf32; see :meth:`now`."""
-    arch: str = "none"
-    """The GPU's architecture: ``sm_<capability>``, ``gfx<name>``, or ``none`` where there is no GPU."""
 
     def now(self) -> Call:
         """The same call under torch's present settings."""
