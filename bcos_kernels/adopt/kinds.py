@@ -15,6 +15,6 @@ KINDS = {kind.name: kind for kind in (layer.KIND, alignment.KIND, norm.KIND, att
 
 def kind_of(module: Any) -> Kind | None:
     """The kind of which a module is a candidate; None for all other modules, and for those of this package."""
-    if isinstance(module, Detachable):
+    if isinstance(module, Detachable) or "_modules" not in vars(module):  # its constructor has not called nn.Module's
         return None
     return next((kind for kind in KINDS.values() if kind.is_candidate(module)), None)

@@ -140,8 +140,7 @@ def is_candidate(module: Theirs) -> bool:
     """Whether the module looks like a B-cos layer: an exponent, a linear part and an explanation mode."""
     own = vars(module)
     return (
-        "_modules" in own  # absent while the constructor has not called nn.Module's
-        and not isinstance(module, BcosLayer)
+        not isinstance(module, BcosLayer)
         and ("b" in own or "b" in module._parameters or "b" in module._buffers)
         and ("linear" in module._modules or isinstance(module, (nn.Conv2d, nn.Linear)))
         and ("detach" in own or "dynamic_multiplication" in module._modules)
@@ -197,15 +196,14 @@ def changed(module: Theirs, layer: Theirs, x: Tensor | None) -> str | None:
 
 def unfitting(module: Theirs, layer: Theirs, code: Code) -> str | None:
     """What the instance holds that makes its published code compute something other than its variant."""
-    slow = False
-    for name in published.assigned(module, code.own):
-        slow = name == "calc_patch_norms" and is_own_slow_norm(module, vars(module)[name], code.slow_norm)
-        if not slow:
-            return f"its {name} was assigned on the instance"
+    method = None if code.slow_norm is None else getattr(module, "calc_patch_norms", None)
+    slow = is_own_slow_norm(module, method, code.slow_norm)
+    if (reason := published.assigned(module, code.own - {"calc_patch_norms"} if slow else code.own)) is not None:
+        return reason
     if layer is not module:
         held = vars(layer)
-        if published.assigned(layer, code.linear_own):
-            return "a method of its .linear was assigned on the instance"
+        if (reason := published.assigned(layer, code.linear_own, "linear")) is not None:
+            return reason
         if code.scales_weights and not (held["use_weight_norm"] and layer.scale is None):
             return "its .linear scales the weights"
     if code.late and (reason := published.changed_mode(module._modules["dynamic_multiplication"])) is not None:

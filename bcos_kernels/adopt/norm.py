@@ -59,8 +59,6 @@ def is_candidate(module: Theirs) -> bool:
     if isinstance(module, torch.jit.ScriptModule):
         name = getattr(module, "original_name", "")  # all that is left of its class
         return "Norm" in name and ("Uncentered" in name or name.startswith("Detachable"))
-    if "_modules" not in own:  # the constructor has not called nn.Module's
-        return False
     return isinstance(module, nn.SyncBatchNorm) or (
         isinstance(module, NORMS) and ("detach" in own or "dynamic_multiplication" in module._modules)
     )
