@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import tally
-from ..core import _torch, autograd, dispatch, plans
+from ..core import _torch, autograd, plans
 from ..core.candidate import REFERENCE
 from ..core.checks import Described, autocast_dtype, check_dense, described, flag, integer, pair, without_autocast
 from ..core.device import architecture_of
@@ -42,12 +42,7 @@ def dynamic_alignment(
     x: Tensor, projection: Tensor, weight: Tensor, bias: Tensor | None, detach, options: tuple
 ) -> Tensor:
     """y; ``options`` are stride, padding, groups, norm and backend."""
-    arguments = x, projection, weight, bias, detach, *options
-    key = plan = None
-    if not torch.compiler.is_dynamo_compiling():  # sizes may be symbolic there
-        key = plans.key(DYNAMIC_ALIGNMENT.backends, dispatch.FORCED, *arguments)
-        plan = _PLANS.get(key)
-    plan = plan or plans.made(_PLANS, key, _make_plan, *arguments)
+    plan = plans.of(DYNAMIC_ALIGNMENT, _PLANS, _make_plan, x, projection, weight, bias, detach, *options)
     spec, batched = plan.call.spec, x.dim() == 4
     x = x if batched else x.unsqueeze(0)
     if detach:  # the dynamic weights are constants, and so is all that they are made of

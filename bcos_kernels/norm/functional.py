@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import tally
-from ..core import _torch, autograd, device, dispatch, plans
+from ..core import _torch, autograd, device, plans
 from ..core.candidate import REFERENCE
 from ..core.checks import (
     Described,
@@ -86,11 +86,7 @@ def _plan(tensors: tuple[Tensor | None, ...], detach: bool, options: tuple) -> P
     """The plan of a call; a memory format counts beside what :func:`bcos_kernels.core.plans.key` reads of x."""
     x = tensors[0]
     last = isinstance(x, Tensor) and not _torch.transformed() and is_channels_last(x)  # vmap does not tell
-    key = found = None
-    if not torch.compiler.is_dynamo_compiling():  # sizes may be symbolic there
-        key = plans.key(NORM.backends, dispatch.FORCED, *tensors, detach, last, options)
-        found = _PLANS.get(key)
-    return found or plans.made(_PLANS, key, _make_plan, *tensors, detach, last, options)
+    return plans.of(NORM, _PLANS, _make_plan, *tensors, detach, last, options)
 
 
 _PLANS: dict[Any, Plan] = {}

@@ -72,7 +72,7 @@ def _by_gram_matrices(
 def _by_signs(
     call: Call, first: tuple[Tensor, Tensor], u: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, needs
 ) -> tuple:
-    """The same."""
+    """As :func:`_by_gram_matrices`, for the norm ``"l1"``."""
     dh = signs.dh(call, *first, u, h, weight, bias) if needs[1] else None
     others = signs.dweight(call, *first, u, h, weight, bias, needs[3]) if needs[2] or needs[3] else (None, None)
     return dh, *others
