@@ -26,7 +26,7 @@ from .kind import Kind
 from .layer_code import GEOMETRY, SIZES, Code, Variant, read
 from .published import Theirs
 
-__all__ = ["KIND", "find", "is_candidate", "repeat", "transform", "unreadable", "weighted"]
+__all__ = ["KIND", "find", "is_candidate", "repeat", "run", "unreadable", "weighted"]
 
 
 def weighted(module: Theirs) -> Theirs:
@@ -35,7 +35,7 @@ def weighted(module: Theirs) -> Theirs:
     return found if isinstance(found, (nn.Conv2d, nn.Linear)) else None
 
 
-def transform(module: Theirs, x: Tensor, variant: Variant, out_dtype=None, backend: str | None = None) -> Tensor:
+def run(module: Theirs, x: Tensor, variant: Variant, out_dtype=None, backend: str | None = None) -> Tensor:
     """``module(x)``, computed by the fused kernels with the values that the module holds now."""
     layer = module._modules.get("linear", module)
     if layer is not module:  # whose own hooks its call has run
@@ -66,7 +66,7 @@ def repeat(module: Theirs, x: Tensor, out_dtype=None, backend: str | None = None
     """``module(x)`` where all that decides about the call reads as in a call before; None where it must be read anew.
 
     What decides is in the key, and neither the module nor its tensors are kept. It takes a fraction of the time of
-    :func:`find` and :func:`transform`, for layers whose b is a number and whose explanation mode is the early one.
+    :func:`find` and :func:`run`, for layers whose b is a number and whose explanation mode is the early one.
     """
     if _C is None:
         return None
@@ -148,9 +148,7 @@ def is_candidate(module: Theirs) -> bool:
 
 
 def unreadable(module: Theirs) -> str | None:
-    """Why no code can tell the formula of a candidate; None where it can."""
-    if (reason := published.unreadable(module)) is not None:
-        return reason
+    """Why the part that holds the weight of a candidate can tell no formula; None where it can."""
     layer = weighted(module)
     if layer is None:
         return f"its .linear is {type(module._modules['linear']).__name__}, neither nn.Conv2d nor nn.Linear"
@@ -342,6 +340,6 @@ def _call(module: Theirs, variant: Variant) -> Call:
 
 
 KIND = Kind(
-    "layer", "B-cos layer", TRANSFORM, is_candidate, _readable_code, find, transform, _call, _ours,
+    "layer", "B-cos layer", TRANSFORM, is_candidate, _readable_code, find, run, _call, _ours,
     measurable=True, repeat=repeat, again=None if _C is None else _C.again,
 )  # fmt: skip
