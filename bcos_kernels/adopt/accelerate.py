@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 from weakref import WeakSet
 
 import torch
@@ -114,9 +114,9 @@ def accelerate(
     check_model(model)
     check_options(out_dtype, backend, unpublished, pairs)
     done = [accelerate_module(module, out_dtype, backend, unpublished, pairs) for module in list(model.modules())]
-    own_norms: Iterator[Any] = filter(_has_pairs, model.modules())
-    for norm in own_norms:
-        norm.pairs = pairs
+    for module in model.modules():
+        if isinstance(module, Detachable) and hasattr(module, "pairs"):  # a norm of this package
+            cast(Any, module).pairs = pairs
     _warn_without_layers(model, done)
     return model
 
@@ -135,11 +135,6 @@ def _warn_without_layers(model: nn.Module, done: list[tuple[Kind | None, Any]]) 
             else "nothing is accelerated"
         )
         warnings.warn(f"accelerate({type(model).__name__}): {what}: {why or 'it has no B-cos layers'}", stacklevel=3)
-
-
-def _has_pairs(module: Any) -> bool:
-    """Whether it is a norm of this package that can leave its last pass to the layer in front of it."""
-    return isinstance(module, Detachable) and hasattr(module, "pairs")
 
 
 def restore(model: nn.Module) -> nn.Module:

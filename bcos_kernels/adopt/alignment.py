@@ -149,15 +149,15 @@ def _misfit(weights: Theirs, projection: Theirs, making: Theirs) -> str | None:
     """Where the sizes that the layer holds contradict its convolutions."""
     place = f".{WEIGHTS}"
     for name in ("kernel_size", "stride", "padding"):
-        mine, its = _pair(getattr(weights, name, None)), _pair(getattr(projection, name))
+        mine, its = published.pair(getattr(weights, name, None)), published.pair(getattr(projection, name))
         if mine != its or not all(type(v) is int for v in its):
             return f"the {name}={mine!r} of its {place} contradicts the convolution, which has {its!r}"
     for conv, what in ((projection, "first"), (making, "second")):
-        if conv.padding_mode != "zeros" or _pair(conv.dilation) != (1, 1):
+        if conv.padding_mode != "zeros" or published.pair(conv.dilation) != (1, 1):
             return f"the {what} convolution of its {place} has padding_mode={conv.padding_mode!r} or a dilation"
     if projection.groups != 1 or projection.bias is not None:
         return f"the first convolution of its {place} has groups or a bias"
-    if making.kernel_size != (1, 1) or making.stride != (1, 1) or _pair(making.padding) != (0, 0):
+    if making.kernel_size != (1, 1) or making.stride != (1, 1) or published.pair(making.padding) != (0, 0):
         return f"the second convolution of its {place} is not pointwise"
     rank, channels, *kernel = projection.weight.shape
     patch, outputs = channels * kernel[0] * kernel[1], weights.out_channels
@@ -165,11 +165,6 @@ def _misfit(weights: Theirs, projection: Theirs, making: Theirs) -> str | None:
         shape = tuple(making.weight.shape)
         return f"the second convolution of its {place} has the weight {shape} for {outputs} outputs, {patch} values"
     return None
-
-
-def _pair(value) -> Any:
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    return values * 2 if len(values) == 1 else values
 
 
 def _unusual(x: Tensor, projection: Theirs, making: Theirs) -> str | None:

@@ -273,11 +273,11 @@ def _difference(module: Theirs, layer: Theirs, code: Code, slow: bool) -> str | 
         expected |= {"groups": layer.groups, "dilation": layer.dilation}
     for name in sorted(reads.intersection(SIZES, expected) - {"max_out"}):
         value = getattr(module, name)
-        if _pair(value) != _pair(expected[name]):
+        if published.pair(value) != published.pair(expected[name]):
             return f"its {name}={value!r} contradicts its weight and its .linear, which have {expected[name]!r}"
     if not isinstance(layer, nn.Conv2d):
         return None
-    if _pair(layer.dilation) != (1, 1) and not slow:
+    if published.pair(layer.dilation) != (1, 1) and not slow:
         return f"its norm ignores dilation={layer.dilation}"
     if slow and max_out != 1:
         return "its norm for dilation has a channel for each filter, but its output keeps only one of several filters"
@@ -290,14 +290,6 @@ def _difference(module: Theirs, layer: Theirs, code: Code, slow: bool) -> str | 
         if isinstance(layer.padding, tuple) and list(layer._reversed_padding_repeated_twice) != kept:
             return f"the padding={layer.padding} of its .linear was changed after it was made"
     return None
-
-
-def _pair(value) -> tuple | str:
-    """The value as a pair, since one number stands for both dimensions; a string stays as it is."""
-    if isinstance(value, str):
-        return value
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    return values * 2 if len(values) == 1 else values
 
 
 # the layer as a kind of module

@@ -21,7 +21,7 @@ from . import fingerprint
 
 __all__ = [
     "CODES", "PARAMETRIZED", "TABLE", "Code", "Reading", "Theirs", "Unknown", "assigned", "changed_mode",
-    "changed_parts", "code", "finds_otherwise", "origin", "published_mro", "reads_code", "rows", "unreadable",
+    "changed_parts", "code", "finds_otherwise", "origin", "pair", "published_mro", "reads_code", "rows", "unreadable",
     "watched",
 ]  # fmt: skip
 
@@ -121,6 +121,14 @@ def unreadable(module: Theirs) -> str | None:
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         return "its weight is not initialised yet"
     return None
+
+
+def pair(value: Any) -> Any:
+    """The value as a pair, since one number stands for both dimensions; a string stays as it is."""
+    if isinstance(value, str):
+        return value
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return values * 2 if len(values) == 1 else values
 
 
 def changed_parts(module: Theirs, names: Iterable[str] | None = None, weighted: Theirs = None) -> str | None:
