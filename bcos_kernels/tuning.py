@@ -125,7 +125,7 @@ def tune(
     tuned.store({})  # fails now rather than after measuring if the file cannot be written
     calls = _calls(model, args, directions)
     device = _device(model, args)
-    graphs, kernels = timing.compiled(calls), timing.kernels(calls, device)
+    graphs, kernels = timing.compiled(calls), timing.kernels(calls)
     steps = sum(len(timing.listed(what)) for what in calls) + len(graphs) + len(kernels)
     rows = []
     with _progress(steps, progress) as advance:

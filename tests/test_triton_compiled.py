@@ -358,7 +358,7 @@ def test_tune_compiles_in_threads_what_it_measures(monkeypatch):
     monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", lambda **told: misses.append(told["fn"].name))
     forward = timing.Noted(TRANSFORM, "triton", of_shapes((2, 16, 4, 4), (16, 16, 3, 3), padding=(1, 1)), "forward")
     noted, cpu = [forward, forward.of("explanation"), forward], torch.device("cpu")
-    found = timing.kernels(noted, cpu)
+    found = timing.kernels(noted)
     names = [what.kernel for what in found]
     assert {"conv2d_fwd_kernel", "conv2d_dgrad_kernel", "scale_bwd_kernel", "patch_norm_fwd_kernel"} <= {*names}
     assert len({*found}) == len(found) and not misses
