@@ -13,7 +13,19 @@ from ...core.formats import channels_last
 from ...gpu.launch import on_device_of
 from ..call import Call
 from ..spec import Inputs, Outputs
-from . import depthwise, implicit_gemm, patch_norm, scale, scale_second, tiles, tma, vendor, weight_norm
+from . import (
+    depthwise,
+    implicit_gemm,
+    patch_norm,
+    scale,
+    scale_second,
+    tiles,
+    tma_matmul,
+    tma_one_pass,
+    tma_tiles,
+    vendor,
+    weight_norm,
+)
 from . import implicit_gemm_gradients as gradients
 from .arguments import image
 from .weight_norm import Weights
@@ -164,15 +176,51 @@ def _semi_backward(call: Call, grad, x, weights: Weights, bias, b, saved, frozen
     return *_products(call, source, x, weights, needs, tile), db
 
 
-def _tma_vendor_backward(call: Call, grad, x, weights: Weights, bias, b, saved, frozen: bool, needs, tile, **given):
-    """Where dx is not needed, u alone is left to form, which a kernel of the scale does."""
-    products = tma.backward_with_vendor if needs[0] else _vendor_backward
-    return products(call, grad, x, weights, bias, b, saved, frozen, needs, tile, **given)
+def _tma_forward(call: Call, x: Tensor, weights: Weights, bias, b, out: Outputs, tile: Tile | None) -> None:
+    tma_matmul.forward(call, x, weights, bias, b, out, tile or tma_tiles.tiles(call, "forward")[0])
 
 
-_FORWARDS: dict[str, Callable] = {"vendor": _vendor_forward, "one-pass": _one_pass_forward, "tma": tma.forward}
+def _tma_backward(
+    call: Call, grad, x, weights: Weights, bias, b, saved: Outputs, frozen: bool, needs, tile: Tile | None,
+    gradient_map=None,
+):  # fmt: skip
+    v = _output_or_linear(call, saved)
+    if frozen and not any(needs[1:]):
+        tile = tile or tma_tiles.tiles(call, "explanation")[0]
+        dx, _ = tma_matmul.dgrad(
+            call, grad, v, saved.n, weights, bias, b, gradient_map, x, "explanation", True, False, tile
+        )
+        return dx, None, None, None
+    tile = tma_tiles.training_tile(call, gradient_map is not None)  # the only one, for which a map leaves less memory
+    return *tma_one_pass.gradients(call, grad, v, saved.n, weights, bias, gradient_map, x, frozen, needs, tile), None
+
+
+def _tma_vendor_backward(
+    call: Call, grad, x, weights: Weights, bias, b, saved: Outputs, frozen: bool, needs, tile: Tile | None,
+    gradient_map=None,
+):  # fmt: skip
+    """One kernel forms dx and u = ∂L/∂z, and the vendor the gradient of the products' weights.
+
+    Where dx is not needed, u alone is left to form, which a kernel of the scale does.
+    """
+    if not needs[0]:
+        return _vendor_backward(call, grad, x, weights, bias, b, saved, frozen, needs, None, gradient_map=gradient_map)
+    v = _output_or_linear(call, saved)
+    tile = tile or tma_tiles.tiles_of_product(call, "training")[0]
+    tile = tile if gradient_map is None else tma_tiles.beside_map(call, tile)
+    with_u = needs[1] or needs[2]
+    dx, u = tma_matmul.dgrad(
+        call, grad, v, saved.n, weights, bias, b, gradient_map, x, "training", frozen, with_u, tile
+    )
+    if u is None:
+        return dx, None, None, None
+    _, partial, dbias = vendor.gradients(call, u, x, weights.operand, (False, *needs[1:]))
+    return dx, partial, dbias, None
+
+
+_FORWARDS: dict[str, Callable] = {"vendor": _vendor_forward, "one-pass": _one_pass_forward, "tma": _tma_forward}
 _BACKWARDS: dict[str, Callable] = {
-    "vendor": _vendor_backward, "one-pass": _one_pass_backward, "semi": _semi_backward, "tma": tma.backward,
+    "vendor": _vendor_backward, "one-pass": _one_pass_backward, "semi": _semi_backward, "tma": _tma_backward,
     "tma-vendor": _tma_vendor_backward,
 }  # fmt: skip
 
