@@ -50,15 +50,15 @@ def hopper(monkeypatch):
     ],
 )
 def test_reasons(hopper, changed, reason):
-    assert triton.why_not(CONV) == []
-    (found,) = triton.why_not(replace(CONV, **changed))
+    assert triton.BACKEND.why_not(CONV) == []
+    (found,) = triton.BACKEND.why_not(replace(CONV, **changed))
     assert reason in found
 
 
 @pytest.mark.parametrize("arch, served", [("sm_75", False), ("sm_80", True), ("sm_120", True), ("gfx942", True)])
 def test_architectures(hopper, arch, served):
     """Of the GPU where the tensors lie, which need not be the current one."""
-    found = triton.why_not(replace(CONV, arch=arch))
+    found = triton.BACKEND.why_not(replace(CONV, arch=arch))
     assert found == ([] if served else [f"the GPU's architecture is {arch}, the Triton kernels need sm_80 or later"])
 
 
@@ -71,7 +71,7 @@ def test_fp64_has_the_products_of_the_vendor_alone():
 
 def test_without_triton(hopper, monkeypatch):
     monkeypatch.setattr(installed, "INSTALLED", False)
-    assert triton.why_not(CONV) == ["the package triton is not installed"]
+    assert triton.BACKEND.why_not(CONV) == ["the package triton is not installed"]
 
 
 def test_the_reasons_import_no_triton():
@@ -130,8 +130,8 @@ def built(monkeypatch):
 )
 def test_reasons_of_cuda(built, backend, call, changed, reason):
     built(Extension())
-    assert backend.why_not(call) == []
-    (found,) = backend.why_not(replace(call, **changed))
+    assert backend.BACKEND.why_not(call) == []
+    (found,) = backend.BACKEND.why_not(replace(call, **changed))
     assert reason in found
 
 
@@ -151,7 +151,7 @@ def test_an_extension_that_does_not_fit_leaves_the_call_to_the_next_backend(buil
     built(Extension())
     assert TRANSFORM.choose(CONV) == BOTH
     built(module)
-    (found,) = cuda.why_not(CONV)
+    (found,) = cuda.BACKEND.why_not(CONV)
     assert reason in found
     assert TRANSFORM.choose(CONV) == "triton"
     with pytest.raises(ValueError, match="backend='cuda' cannot serve this call: "):
@@ -166,8 +166,8 @@ def test_the_extension_is_asked_on_a_gpu_of_the_tensors(built, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "device", lambda index: entered.append(index) or nullcontext())
     monkeypatch.setattr(loaded, "architecture", lambda index: ("sm_75", "sm_90", "sm_75")[index])
-    assert "no kernel image" in cuda.why_not(replace(CONV, arch="sm_75"))[0] and not entered
-    assert cuda.why_not(CONV) == [] and entered == [1]
+    assert "no kernel image" in cuda.BACKEND.why_not(replace(CONV, arch="sm_75"))[0] and not entered
+    assert cuda.BACKEND.why_not(CONV) == [] and entered == [1]
 
 
 def test_without_triton_cuda_serves_alone(built, monkeypatch):

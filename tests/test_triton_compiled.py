@@ -24,7 +24,7 @@ from bcos_kernels.gpu.launch import recording
 from bcos_kernels.gpu.launches import launches
 from bcos_kernels.transform import TRANSFORM, Call
 from bcos_kernels.transform.call import of_shapes
-from bcos_kernels.transform.triton import why_not
+from bcos_kernels.transform.triton import BACKEND
 
 pytestmark = pytest.mark.slow
 
@@ -223,7 +223,7 @@ def test_no_offset_of_a_row_is_formed_in_32_bits(kernels):
 
 def test_no_loop_over_rows_leaves_32_bits():
     """Of the largest call that is served: the step behind the last row would be negative, and so below the limit."""
-    rows = next(n for n in range(2**31 - 1, 0, -(2**15)) if not why_not(of_shapes((n, 16), (16, 16))))
+    rows = next(n for n in range(2**31 - 1, 0, -(2**15)) if not BACKEND.why_not(of_shapes((n, 16), (16, 16))))
     (wgrad,) = (
         started for started in launches(TRANSFORM, of_shapes((rows, 16), (16, 16)), "training", "semi")
         if started.kernel.fn.__name__ == "conv2d_wgrad_kernel"
