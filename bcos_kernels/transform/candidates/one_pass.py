@@ -52,13 +52,10 @@ def _triton_serves(call: Call, direction: str) -> bool:
     return call.pack == 1 and call.max_out == 1 and (call.power == 1 or (call.power == 2 and call.saves_norm))
 
 
-CANDIDATES = (
+CANDIDATES = tuple(
     candidate(
-        "cuda", NAME, partial(cuda.forward, NAME), partial(cuda.backward, NAME),
-        _cuda_serves, partial(cuda.PRODUCTS.tiles, given=False), traffic.cost(_kernels, cuda.PRODUCTS),
-    ),
-    candidate(
-        "triton", NAME, partial(triton.forward, NAME), partial(triton.backward, NAME),
-        _triton_serves, partial(triton.PRODUCTS.tiles, given=False), traffic.cost(_kernels, triton.PRODUCTS),
-    ),
+        backend.BACKEND.name, NAME, partial(backend.forward, NAME), partial(backend.backward, NAME), serves,
+        partial(backend.PRODUCTS.tiles, given=False), traffic.cost(_kernels, backend.PRODUCTS),
+    )
+    for backend, serves in ((cuda, _cuda_serves), (triton, _triton_serves))
 )  # fmt: skip

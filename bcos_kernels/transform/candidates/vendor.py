@@ -46,13 +46,10 @@ def _takes_rows(backend: Backend, call: Call, rows: int) -> bool:
     return not backend.why_not(call.of_rows(rows))
 
 
-CANDIDATES = (
+CANDIDATES = tuple(
     candidate(
-        "cuda", NAME, partial(cuda.forward, NAME), partial(cuda.backward, NAME), cost=_cost,
-        second=partial(cuda.second, NAME), takes_gradient_map=True, takes_rows=partial(_takes_rows, cuda.BACKEND),
-    ),
-    candidate(
-        "triton", NAME, partial(triton.forward, NAME), partial(triton.backward, NAME), cost=_cost,
-        second=triton.second, takes_gradient_map=True, takes_rows=partial(_takes_rows, triton.BACKEND),
-    ),
+        backend.BACKEND.name, NAME, partial(backend.forward, NAME), partial(backend.backward, NAME), cost=_cost,
+        second=partial(backend.second, NAME), takes_gradient_map=True, takes_rows=partial(_takes_rows, backend.BACKEND),
+    )
+    for backend in (cuda, triton)
 )  # fmt: skip

@@ -92,8 +92,10 @@ def backward(
     return (_rows_of(dx), _rows_of(dweight), dbias, db) if call.is_linear else (dx, dweight, dbias, db)
 
 
-def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: bool, wanted):
-    """The gradients of ⟨v, dx⟩, with products by the vendor: those of grad, x, weight, n and l.
+def second(
+    candidate: str, v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: bool, wanted
+) -> tuple[Tensor | None, ...]:
+    """The gradients of ⟨v, dx⟩, with products by the vendor, the only candidate: those of grad, x, weight, n and l.
 
     One without value, or not ``wanted`` of x and weight, is None; those of n and l are None where the scale is a
     constant of every derivative.
