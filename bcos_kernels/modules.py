@@ -27,39 +27,30 @@ __all__ = [
 _CONVOLUTIONS = {1: bcos_conv1d, 2: bcos_conv2d, 3: bcos_conv3d}
 
 
-def _convolved(conv: Any, x: Tensor, **options) -> Tensor:
-    """The B-cos convolution with the weight and the geometry of ``conv``, a convolution of torch."""
-    return _CONVOLUTIONS[len(conv.kernel_size)](
-        x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups,
-        padding_mode=conv.padding_mode, **options,
-    )  # fmt: skip
+class _Normed:
+    """What the convolutions with filters of norm 1 have beside torch's own."""
+
+    def forward(self: Any, in_tensor: Tensor) -> Tensor:
+        """``[N, in_channels, ...]`` or ``[in_channels, ...]`` -> the same rank with ``out_channels``."""
+        return _CONVOLUTIONS[len(self.kernel_size)](
+            in_tensor, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
+            padding_mode=self.padding_mode, b=1,
+        )  # fmt: skip
 
 
-class NormedConv1d(nn.Conv1d):
+class NormedConv1d(_Normed, nn.Conv1d):
     """:class:`NormedConv2d` with one axis; its arguments are those of ``nn.Conv1d``."""
 
-    def forward(self, in_tensor: Tensor) -> Tensor:
-        """``[N, in_channels, L]`` or ``[in_channels, L]`` -> the same rank with ``out_channels``."""
-        return _convolved(self, in_tensor, b=1)
 
-
-class NormedConv2d(nn.Conv2d):
+class NormedConv2d(_Normed, nn.Conv2d):
     """``nn.Conv2d`` with filters of norm 1 (a zero filter stays zero): the linear part of a B-cos layer.
 
     Its arguments are those of ``nn.Conv2d``. Source: ``bcos.modules.NormedConv2d``.
     """
 
-    def forward(self, in_tensor: Tensor) -> Tensor:
-        """``[N, in_channels, H, W]`` or ``[in_channels, H, W]`` -> the same rank with ``out_channels``."""
-        return _convolved(self, in_tensor, b=1)
 
-
-class NormedConv3d(nn.Conv3d):
+class NormedConv3d(_Normed, nn.Conv3d):
     """:class:`NormedConv2d` with three axes; its arguments are those of ``nn.Conv3d``."""
-
-    def forward(self, in_tensor: Tensor) -> Tensor:
-        """``[N, in_channels, D, H, W]`` or ``[in_channels, D, H, W]`` -> the same rank with ``out_channels``."""
-        return _convolved(self, in_tensor, b=1)
 
 
 class NormedLinear(nn.Linear):

@@ -129,7 +129,7 @@ def tune(
     for what in calls:
         of_device.setdefault(what.device, []).append(what)
     graphs = {device: timing.compiled(here) for device, here in of_device.items()}
-    kernels = {device: timing.kernels(here, device) for device, here in of_device.items()}
+    kernels = {device: timing.kernels(here) for device, here in of_device.items()}
     steps = sum(len(timing.listed(what)) for what in calls) + sum(len(graphs[d]) + len(kernels[d]) for d in of_device)
     rows = []
     with _progress(steps, progress) as advance:

@@ -34,7 +34,7 @@ def calls(name: str, images: int, arch: str, dtype: torch.dtype, norm: str = "sq
     for outputs, rank, k, step in zip(net.outputs, net.ranks, net.kernels, net.strides, strict=True):
         spec, shape = Spec((k, k), (step, step), (k // 2, k // 2), norm), (images, channels, *size)
         tf32 = dtype == torch.float32
-        call = Call(spec, "cuda", shape, rank, outputs, dtype, True, tf32, arch)
+        call = Call(spec, "cuda", shape, rank, outputs, dtype, True, tf32, arch=arch)
         yield call
         channels, size = outputs, call.size
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import bcos_kernels as bk
 from bcos_kernels import tally
 from bcos_kernels.adopt import Row, fingerprint
-from bcos_kernels.adopt.alignment_code import WEIGHTS
+from bcos_kernels.adopt.alignment import WEIGHTS
 from bcos_kernels.adopt.gate import ACT, METHOD
 from bcos_kernels.adopt.kinds import kind_of
 from bcos_kernels.adopt.layer import weighted

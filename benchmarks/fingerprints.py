@@ -31,7 +31,7 @@ from typing import Any
 from torch import nn
 
 from bcos_kernels.adopt import fingerprint
-from bcos_kernels.adopt.attention_code import MODE
+from bcos_kernels.adopt.attention import MODE
 from bcos_kernels.adopt.gate import METHOD
 from bcos_kernels.adopt.layer_code import SLOW_NORM
 from bcos_kernels.adopt.published import TABLE

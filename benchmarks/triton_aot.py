@@ -24,10 +24,10 @@ from bcos_kernels.cli.terminal import at_least
 from bcos_kernels.core.candidate import DIRECTIONS
 from bcos_kernels.gpu import aot
 from bcos_kernels.gpu.launch import Launch
+from bcos_kernels.gpu.launches import launches
 from bcos_kernels.text import progress
 from bcos_kernels.transform import TRANSFORM, Call, traffic
 from bcos_kernels.transform.call import of_shapes
-from bcos_kernels.transform.triton.launches import launches
 
 from .command import Parser, heading
 
@@ -183,7 +183,7 @@ def started(chosen: list[Layer], arch: str) -> dict[aot.Specialisation, tuple[st
         call = call_of(layer, arch)
         for direction in DIRECTIONS:
             for candidate in serving(call, direction):
-                for launch in launches(call, direction, candidate.name):
+                for launch in launches(TRANSFORM, call, direction, candidate.name):
                     origin = f"{layer.name} {direction} {candidate.name}"
                     found.setdefault(aot.specialise(launch, arch), (origin, call, launch))
     return found

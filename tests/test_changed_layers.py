@@ -90,8 +90,8 @@ def other_linear_forward(layer):
     [
         (other_norm, "its calc_patch_norms was assigned on the instance"),
         (other_impl, "its forward_impl was assigned on the instance"),
-        (other_convolution, "a method of its .linear was assigned on the instance"),
-        (other_linear_forward, "a method of its .linear was assigned on the instance"),
+        (other_convolution, "the _conv_forward of its .linear was assigned on the instance"),
+        (other_linear_forward, "the forward of its .linear was assigned on the instance"),
         (lambda m: setattr(m, "patch_size", 5), "its patch_size=5 contradicts its weight"),
         (lambda m: setattr(m, "kernel_size", 1), "its kernel_size=1 contradicts its weight"),
         (lambda m: setattr(m, "in_channels", 5), None),  # read with groups alone
@@ -277,7 +277,7 @@ def test_a_convolution_whose_inner_method_is_overridden(families_published):
 def test_a_method_of_a_plain_convolution_assigned_on_the_instance(families_published):
     layer = bk.accelerate(families.Bcosification.BcosifyConv2d(6, 4, 3, b=1.5).double())
     layer.linear._conv_forward = lambda input, weight, bias: F.conv2d(input, weight * 3)
-    same_as_its_own(layer, X, "a method of its .linear was assigned on the instance")
+    same_as_its_own(layer, X, "the _conv_forward of its .linear was assigned on the instance")
 
 
 def test_a_plain_convolution_patched_afterwards(families_published, monkeypatch):

@@ -51,15 +51,15 @@ def hopper(monkeypatch):
     ],
 )
 def test_reasons(hopper, changed, reason):
-    assert triton.why_not(CONV) == []
-    (found,) = triton.why_not(replace(CONV, **changed))
+    assert triton.BACKEND.why_not(CONV) == []
+    (found,) = triton.BACKEND.why_not(replace(CONV, **changed))
     assert reason in found
 
 
 @pytest.mark.parametrize("arch, served", [("sm_75", False), ("sm_80", True), ("sm_120", True), ("gfx942", True)])
 def test_architectures(hopper, arch, served):
     """Of the GPU where the tensors lie, which need not be the current one."""
-    found = triton.why_not(replace(CONV, arch=arch))
+    found = triton.BACKEND.why_not(replace(CONV, arch=arch))
     assert found == ([] if served else [f"the GPU's architecture is {arch}, the Triton kernels need sm_80 or later"])
 
 
@@ -72,7 +72,7 @@ def test_fp64_has_the_products_of_the_vendor_alone():
 
 def test_without_triton(hopper, monkeypatch):
     monkeypatch.setattr(installed, "INSTALLED", False)
-    assert triton.why_not(CONV) == ["the package triton is not installed"]
+    assert triton.BACKEND.why_not(CONV) == ["the package triton is not installed"]
 
 
 def test_the_reasons_import_no_triton():
@@ -130,8 +130,8 @@ def built(monkeypatch):
 )
 def test_reasons_of_cuda(built, backend, call, changed, reason):
     built(Extension())
-    assert backend.why_not(call) == []
-    (found,) = backend.why_not(replace(call, **changed))
+    assert backend.BACKEND.why_not(call) == []
+    (found,) = backend.BACKEND.why_not(replace(call, **changed))
     assert reason in found
 
 
@@ -151,7 +151,7 @@ def test_an_extension_that_does_not_fit_leaves_the_call_to_the_next_backend(buil
     built(Extension())
     assert TRANSFORM.choose(CONV) == BOTH
     built(module)
-    (found,) = cuda.why_not(CONV)
+    (found,) = cuda.BACKEND.why_not(CONV)
     assert reason in found
     assert TRANSFORM.choose(CONV) == "triton"
     with pytest.raises(ValueError, match="backend='cuda' cannot serve this call: "):
@@ -176,7 +176,7 @@ def test_no_gpu_but_that_of_the_tensors_is_asked(built, monkeypatch):
     built(module)
     monkeypatch.setattr(torch.cuda, "device", on)
     monkeypatch.setattr(choice.tuned, "find", lambda call, direction: None)
-    assert "no kernel image" in cuda.why_not(replace(CONV, arch="sm_75"))[0] and asked == [[]]
+    assert "no kernel image" in cuda.BACKEND.why_not(replace(CONV, arch="sm_75"))[0] and asked == [[]]
     call = replace(CONV, index=1, **SIZES)
     choice.choose(TRANSFORM, TRANSFORM.choose(call), call, "forward")
     assert asked[1:] == [[1], [1]]

@@ -76,7 +76,7 @@ def functions_of(call) -> list[str]:
     return found
 
 
-IN_EVERY_CALL = ["transform", "plan", "apply", "fused"]
+IN_EVERY_CALL = ["transform", "of", "apply", "fused"]
 
 
 def test_a_repeated_call_goes_through_few_functions():

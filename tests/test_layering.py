@@ -21,8 +21,8 @@ OPS = ("transform", "norm", "dynamic_alignment")
 """The folders on the floor ``op``; none knows another."""
 
 CORE = [
-    "autograd", "pairs", "kernels", "plans", "op", "choice", "tuned", "extension", "dispatch", "half", "candidate",
-    "device", "call", "checks",
+    "autograd", "pairs", "kernels", "plans", "op", "choice", "tuned", "call", "extension", "dispatch", "half",
+    "candidate", "device", "checks",
 ]  # fmt: skip
 """Within ``core``, as above; below them ``_torch``, ``env`` and ``formats``."""
 

@@ -134,6 +134,10 @@ CHANGES = [
     (lambda m: m.weight_mod.norm_func.register_forward_hook(lambda *_: None), "its .norm_func has a hook"),
     (lambda m: m.weight_mod.weighting_f[1].register_forward_pre_hook(lambda *_: None), "its .1 has a hook"),
     (lambda m: setattr(m.weight_mod, "unfold", m.weight_mod.unfold), "the unfold of its .weight_mod was assigned"),
+    (
+        lambda m: setattr(m.weight_mod.weighting_f[1], "forward", m.weight_mod.weighting_f[1].forward),
+        "the forward of its .weight_mod.weighting_f[1] was assigned",
+    ),
     (lambda m: setattr(m.weight_mod.norm_func, "forward", torch.square), "the forward of its .weight_mod.norm_func"),
     (lambda m: setattr(m.weight_mod, "stride", 2), "the stride=(2, 2) of its .weight_mod contradicts"),
     (lambda m: setattr(m.weight_mod, "out_channels", 2), "has the weight (108, 5, 1, 1) for 2 outputs"),

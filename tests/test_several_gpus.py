@@ -89,7 +89,7 @@ def test_tune_measures_each_kind_of_gpu_on_one_of_it(gpus, monkeypatch):
 
     monkeypatch.setattr(adopt, "run_once", run_once)
     monkeypatch.setattr(timing, "measure", measure)
-    monkeypatch.setattr(timing, "kernels", lambda calls, where: [])
+    monkeypatch.setattr(timing, "kernels", lambda calls: [])
     found = bk.tune(nn.ReLU(), torch.ones(1), directions=("forward", "training"), progress=False)
     places = [torch.device("cuda", index) for index in (0, 1)]
     assert measured == [(place, direction) for place in places for direction in ("forward", "training")]

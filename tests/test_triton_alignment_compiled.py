@@ -15,9 +15,9 @@ from triton_ir import Pipeline, wrapping_products
 
 from bcos_kernels.core.candidate import DIRECTIONS
 from bcos_kernels.dynamic_alignment import DYNAMIC_ALIGNMENT, Call
-from bcos_kernels.dynamic_alignment.triton.launches import launches
 from bcos_kernels.gpu import aot
 from bcos_kernels.gpu.cost import LAUNCH
+from bcos_kernels.gpu.launches import launches
 from benchmarks import alignments
 
 pytestmark = pytest.mark.slow
@@ -62,7 +62,7 @@ def kernels(request) -> dict[aot.Specialisation, tuple[str, tuple[list[str], lis
     chosen = {}
     for call in itertools.islice(calls(arch), 1 if first else None):
         for direction in ("forward", "training"):
-            for started in launches(call, direction):
+            for started in launches(DYNAMIC_ALIGNMENT, call, direction):
                 chosen.setdefault(aot.specialise(started, arch), f"{call.words()} {direction} {arch}")
     return {what: (chosen[what], result) for what, result in zip(chosen, examined(examine, chosen), strict=True)}
 
@@ -121,7 +121,7 @@ def test_the_cost_counts_the_kernels_that_are_started():
     for norm, own in (("squash", 5), ("l1", 0)):
         call = with_norm(norm, call)
         for direction, others in (("forward", 0), ("explanation", 1), ("training", 1 + own)):
-            starts = len(launches(call, direction)) + others
+            starts = len(launches(DYNAMIC_ALIGNMENT, call, direction)) + others
             assert starts * LAUNCH < candidate.cost(call, direction) < (starts + 1) * LAUNCH, direction
 
 
@@ -144,5 +144,5 @@ def test_the_dynamic_weights_are_never_in_memory():
     call = list(alignments.calls("coda_imagenet", 32, "sm_90", torch.bfloat16))[4]
     values = call.pixels * call.patch * call.outputs
     for direction in DIRECTIONS:
-        for started in launches(call, direction):
+        for started in launches(DYNAMIC_ALIGNMENT, call, direction):
             assert all(t.numel() < values / 10 for t in started.arguments if isinstance(t, torch.Tensor))

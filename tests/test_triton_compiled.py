@@ -21,10 +21,10 @@ from bcos_kernels.core import choice
 from bcos_kernels.core.candidate import DIRECTIONS, Tile
 from bcos_kernels.gpu import aot, timing
 from bcos_kernels.gpu.launch import recording
+from bcos_kernels.gpu.launches import launches
 from bcos_kernels.transform import TRANSFORM, Call
 from bcos_kernels.transform.call import of_shapes
-from bcos_kernels.transform.triton import why_not
-from bcos_kernels.transform.triton.launches import launches
+from bcos_kernels.transform.triton import BACKEND
 
 pytestmark = pytest.mark.slow
 
@@ -99,14 +99,14 @@ def selection(arch: str, *, first: bool = False) -> dict[aot.Specialisation, str
                 if candidate.name.startswith("tma") or (candidate in tried and (first or not every_tile)):
                     continue
                 tried.add(candidate)
-                for started in launches(p, direction, candidate.name, tile, channels_last):
+                for started in launches(TRANSFORM, p, direction, candidate.name, tile, channels_last):
                     found.setdefault(aot.specialise(started, p.arch), f"{what}, {direction}, {candidate}, {tile}")
         training = {candidate.name for candidate, _ in choice.ways(TRANSFORM, "triton", p, "training")}
         for name in sorted(training & {"semi", "vendor"}) if p.takes_gradient_map and not p.depthwise else ():
-            for started in launches(p, "map", name, channels_last=channels_last):
+            for started in launches(TRANSFORM, p, "map", name, channels_last=channels_last):
                 found.setdefault(aot.specialise(started, p.arch), f"{what}, a pair by {name}")
         if p.has_second(frozen=False):
-            for started in launches(p, "second", "vendor", channels_last=channels_last):
+            for started in launches(TRANSFORM, p, "second", "vendor", channels_last=channels_last):
                 found.setdefault(aot.specialise(started, p.arch), f"{what}, second derivative")
     return found
 
@@ -223,9 +223,9 @@ def test_no_offset_of_a_row_is_formed_in_32_bits(kernels):
 
 def test_no_loop_over_rows_leaves_32_bits():
     """Of the largest call that is served: the step behind the last row would be negative, and so below the limit."""
-    rows = next(n for n in range(2**31 - 1, 0, -(2**15)) if not why_not(of_shapes((n, 16), (16, 16))))
+    rows = next(n for n in range(2**31 - 1, 0, -(2**15)) if not BACKEND.why_not(of_shapes((n, 16), (16, 16))))
     (wgrad,) = (
-        started for started in launches(of_shapes((rows, 16), (16, 16)), "training", "semi")
+        started for started in launches(TRANSFORM, of_shapes((rows, 16), (16, 16)), "training", "semi")
         if started.kernel.fn.__name__ == "conv2d_wgrad_kernel"
     )  # fmt: skip
     assert any(value == rows for value in wgrad.arguments if isinstance(value, int)) and wgrad.grid[2] > 1
@@ -242,7 +242,7 @@ def test_what_no_product_rounds_is_divided_exactly():
         found = {}
         for name, candidate in (("3x3, stride 2", "vendor"), ("depthwise 7x7", "one-pass")):
             for direction in ("forward", "training"):
-                for started in launches(typed(CALLS[name], dtype, "sm_90"), direction, candidate):
+                for started in launches(TRANSFORM, typed(CALLS[name], dtype, "sm_90"), direction, candidate):
                     if started.kernel.fn.__name__ in ELEMENTWISE:
                         what = aot.specialise(started, "sm_90")
                         found.setdefault(what.kernel, []).append("div.full" in aot.compiled(what).assembly)
@@ -303,7 +303,7 @@ def test_the_race_check_finds_a_planted_race():
 
 def test_the_race_check_finds_our_kernel_without_its_register_operand():
     p = typed(CALLS["1x1"], "bf16", "sm_90")
-    what = aot.specialise(launches(p, "forward", "one-pass")[-1], "sm_90")
+    what = aot.specialise(launches(TRANSFORM, p, "forward", "one-pass")[-1], "sm_90")
     for registers in (True, False):
         constants = dict(what.constants) | {"REGISTERS": registers}
         pipeline = Pipeline(aot.compiled(what._replace(constants=tuple(constants.items()))).ttgir)
@@ -314,7 +314,7 @@ def test_the_race_check_finds_our_kernel_without_its_register_operand():
 def test_the_race_check_finds_a_buffer_too_few(after):
     """In the form itself: the copies' buffers turn over one buffer too early."""
     p = typed(EVERY_TILE, "bf16", "sm_90")
-    ttgir = aot.compiled(aot.specialise(launches(p, "forward", "one-pass")[-1], "sm_90")).ttgir
+    ttgir = aot.compiled(aot.specialise(launches(TRANSFORM, p, "forward", "one-pass")[-1], "sm_90")).ttgir
     assert "%c3_i32" in ttgir and not Pipeline(ttgir).races
     fewer = re.sub(r"(arith\.cmpi sge, \S+) %c3_i32", rf"\1 %c{after}_i32", ttgir)
     assert fewer != ttgir and Pipeline(fewer).races
@@ -328,7 +328,7 @@ def test_the_offset_check_finds_a_planted_product():
 def test_what_exceeds_the_gpu_is_named():
     p = typed(EVERY_TILE, "bf16", "sm_90")
     tile = Tile(128, 128, 64, 4, 3)  # 4 warps cannot hold what 8 do
-    what = aot.specialise(launches(p, "training", "one-pass", tile)[1], "sm_90")
+    what = aot.specialise(launches(TRANSFORM, p, "training", "one-pass", tile)[1], "sm_90")
     assert "conv2d_dgrad" in what.kernel and any("spills" in excess for excess in aot.compiled(what).excesses())
     deep = aot.compiled(what._replace(stages=9))._replace(of=what._replace(arch="gfx942"))
     assert any("shared" in excess for excess in deep.excesses())
@@ -341,7 +341,9 @@ def test_specialisations_are_what_triton_would_compile(arch, monkeypatch):
     assert isinstance(aot.ARCHITECTURES[arch].target, GPUTarget)
     large = replace(CALLS["linear"], x_shape=(1 << 22, 384))
     for p in (EVERY_TILE, CALLS["7x7 of 6 channels, stride 2"], CALLS["depthwise 7x7"], large):
-        for started in launches(replace(p, arch=arch), "training", "semi" if not p.depthwise else "one-pass"):
+        for started in launches(
+            TRANSFORM, replace(p, arch=arch), "training", "semi" if not p.depthwise else "one-pass"
+        ):
             binder = started.kernel.create_binder()[-1]
             what = aot.specialise(started, arch)
             keys = [binder(*a, **started.constants)[1] for a in (started.arguments, map(aot._value, what.arguments))]
@@ -356,7 +358,7 @@ def test_tune_compiles_in_threads_what_it_measures(monkeypatch):
     monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", lambda **told: misses.append(told["fn"].name))
     forward = timing.Noted(TRANSFORM, "triton", of_shapes((2, 16, 4, 4), (16, 16, 3, 3), padding=(1, 1)), "forward")
     noted, cpu = [forward, forward.of("explanation"), forward], torch.device("cpu")
-    found = timing.kernels(noted, cpu)
+    found = timing.kernels(noted)
     names = [what.kernel for what in found]
     assert {"conv2d_fwd_kernel", "conv2d_dgrad_kernel", "scale_bwd_kernel", "patch_norm_fwd_kernel"} <= {*names}
     assert len({*found}) == len(found) and not misses

@@ -10,12 +10,12 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bcos_kernels.core import choice, plans
 from bcos_kernels.gpu import aot, launch
+from bcos_kernels.gpu.launches import launches
+from bcos_kernels.norm import NORM as NORMS
 from bcos_kernels.norm.call import Call as NormCall
 from bcos_kernels.norm.spec import Spec as NormSpec
-from bcos_kernels.norm.triton import launches as of_norms
 from bcos_kernels.transform import TRANSFORM
 from bcos_kernels.transform.call import of_shapes
-from bcos_kernels.transform.triton.launches import launches
 from benchmarks import launches as counted
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ CASES = {
     "b a tensor": (of_shapes((2, 32, 9, 9), (32, 32, 3, 3), b=None), "semi"),
     "linear, by TMA": (LINEAR, "tma"),
     "with a stride, by TMA": (STRIDED, "tma-vendor"),
-    "norm": (NORM, None),
+    "norm": (NORM, "kernels"),
 }
 
 
@@ -94,7 +94,7 @@ def _value(argument):
 @pytest.mark.parametrize("what", CASES)
 def test_kept_kernels_are_started_as_triton_starts_them(what, direction, driver):
     call, candidate = CASES[what]
-    found = of_norms.launches(call, direction) if candidate is None else launches(call, direction, candidate)
+    found = launches(NORMS if call is NORM else TRANSFORM, call, direction, candidate)
     for started in found:
         arguments = tuple(map(memory, started.arguments))
         before = len(launch._starts)
@@ -106,7 +106,7 @@ def test_kept_kernels_are_started_as_triton_starts_them(what, direction, driver)
 def test_another_specialisation_is_another_kernel(driver):
     """Of a tensor in the midst of another, of sizes 1, 16 and 17 and above 2³¹, of absent and of other tensors; and of
     other constants, in any order."""
-    started = launches(CONVOLUTION, "forward", "one-pass")[1]  # the squares: x, v, out, rows, channels, two epsilons
+    started = launches(TRANSFORM, CONVOLUTION, "forward", "one-pass")[1]
     x, _, out, *_ = map(memory, started.arguments)
     variants = [
         (tensor, v, out, rows, channels, eps, 0.0)
@@ -128,7 +128,7 @@ def test_another_specialisation_is_another_kernel(driver):
 
 def test_no_more_kernels_are_kept_than_plans(driver, monkeypatch):
     monkeypatch.setattr(plans, "MOST", 3)
-    started = launches(CONVOLUTION, "forward", "one-pass")[1]
+    started = launches(TRANSFORM, CONVOLUTION, "forward", "one-pass")[1]
     x, v, out, _, *rest = map(memory, started.arguments)
     for rows in range(2, 8):
         by_us(driver, started, (x, v, out, rows, *rest))
@@ -152,7 +152,7 @@ def test_what_a_call_starts_is_counted(what, direction):
     call = COUNTED[what]
     found = counted.started(TRANSFORM, call, direction, times=1)
     chosen = choice.predicted(TRANSFORM, "triton", call, direction)
-    expected = len(launches(call, direction, chosen.candidate.name, chosen.tile))
+    expected = len(launches(TRANSFORM, call, direction, chosen.candidate.name, chosen.tile))
     products = {"vendor": {"forward": 1, "training": 2}[direction], "tma-vendor": 1}.get(found.candidate, 0)
     assert (found.candidate, found.kernels) == (chosen.candidate.name, expected + products) and found.seconds > 0
 

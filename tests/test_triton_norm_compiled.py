@@ -15,8 +15,8 @@ from triton_ir import wrapping_products
 from bcos_kernels.core.candidate import DIRECTIONS
 from bcos_kernels.gpu import aot
 from bcos_kernels.gpu.cost import LAUNCH, rates
+from bcos_kernels.gpu.launches import launches
 from bcos_kernels.norm import NORM, Call, Spec
-from bcos_kernels.norm.triton.launches import launches
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ def call(
     dtype=torch.bfloat16,
 ) -> Call:
     spec = Spec(over, groups, centered, out_dtype=dtype)
-    return Call(spec, "cuda", shape, dtype, True, True, given, last, arch)
+    return Call(spec, "cuda", shape, dtype, True, True, given, last, arch=arch)
 
 
 def calls(arch: str) -> Iterator[Call]:
@@ -78,7 +78,7 @@ def kernels(request) -> dict[aot.Specialisation, tuple[str, tuple[list[str], lis
     chosen = {}
     for each in itertools.islice(calls(arch), 1 if first else None):
         for direction in (*DIRECTIONS, "second", *["map"] * each.has_gradient_map):
-            for started in launches(each, direction):
+            for started in launches(NORM, each, direction):
                 chosen.setdefault(aot.specialise(started, arch), f"{each.words()} {direction} {arch}")
     return {what: (chosen[what], result) for what, result in zip(chosen, examined(examine, chosen), strict=True)}
 
@@ -90,8 +90,8 @@ on_both = pytest.mark.parametrize("kernels", [WHOLE["sm_90"], FIRST["sm_80"], WH
 def test_every_kernel_is_among_them(kernels):
     assert {what.kernel for what in kernels} == {
         "norm_moments_kernel", "norm_merge_kernel", "norm_fwd_kernel", "norm_bwd_kernel", "norm_sums_kernel",
-        "norm_fold_kernel", "norm_position_fwd_kernel", "norm_position_bwd_kernel", "norm_wide_position_bwd_kernel",
-        "norm_position_second_kernel", "norm_map_kernel",
+        "norm_fold_kernel", "norm_position_fwd_kernel", "norm_position_bwd_kernel", "norm_position_second_kernel",
+        "norm_map_kernel",
     }  # fmt: skip
     assert any(getattr(what.arguments[0], "large", False) for what in kernels)
 
@@ -154,6 +154,6 @@ PASSES = {
 
 @pytest.mark.parametrize("over, direction, centered", PASSES)
 def test_x_is_read_no_more_often_than_it_must_be(over, direction, centered):
-    started = launches(call(over, IMAGES, "sm_90", centered=centered), direction)
+    started = launches(NORM, call(over, IMAGES, "sm_90", centered=centered), direction)
     names = [each.kernel.fn.__name__.removeprefix("norm_").removesuffix("_kernel") for each in started]
     assert names == PASSES[over, direction, centered]

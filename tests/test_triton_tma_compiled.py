@@ -13,9 +13,9 @@ from triton_ir import Pipeline, wrapping_products
 from bcos_kernels.core import choice
 from bcos_kernels.core.candidate import DIRECTIONS
 from bcos_kernels.gpu import aot
+from bcos_kernels.gpu.launches import launches
 from bcos_kernels.transform import TRANSFORM, Call
 from bcos_kernels.transform.call import of_shapes
-from bcos_kernels.transform.triton.launches import launches
 from benchmarks.triton_aot import loop
 
 pytestmark = pytest.mark.slow
@@ -104,7 +104,7 @@ def selection() -> dict[aot.Specialisation, str]:
             tiles = [t for c, t in choice.ways(TRANSFORM, "triton", call, served) if c.name == name]
             assert tiles, (what, direction)
             for tile in tiles if every_tile else tiles[:1]:
-                for started in launches(call, direction, name, tile):
+                for started in launches(TRANSFORM, call, direction, name, tile):
                     specialised = aot.specialise(started, call.arch)
                     if any(isinstance(argument, aot.Descriptor) for argument in specialised.arguments):
                         found.setdefault(specialised, f"{name} {what}, {direction}, {tile}")
@@ -191,7 +191,7 @@ def test_no_offset_of_a_row_is_formed_in_32_bits(kernels):
 
 def test_the_checks_find_planted_faults():
     """Tiles that a product and the norm read from shared memory; a barrier that is not waited for; a buffer too few."""
-    what = aot.specialise(launches(square(256), "forward", "tma")[-1], "sm_90")
+    what = aot.specialise(launches(TRANSFORM, square(256), "forward", "tma")[-1], "sm_90")
     ttgir = aot.compiled(what).ttgir
     assert not Pipeline(ttgir, **SIZES).races
     assert Pipeline(aot.compiled(changed(what, REGISTERS=False)).ttgir, **SIZES).races
@@ -217,7 +217,7 @@ def test_specialisations_are_what_triton_would_compile(monkeypatch):
     """The arguments of a specialisation stand for those of the launch: Triton keys both alike."""
     monkeypatch.setattr(aot.driver, "_active", aot.Driver("sm_90"))
     for direction in DIRECTIONS:
-        for started in launches(replace(square(64), arch="sm_90"), direction, "tma"):
+        for started in launches(TRANSFORM, replace(square(64), arch="sm_90"), direction, "tma"):
             binder = started.kernel.create_binder()[-1]
             what = aot.specialise(started, "sm_90")
             keys = [binder(*a, **started.constants)[1] for a in (started.arguments, map(aot._value, what.arguments))]

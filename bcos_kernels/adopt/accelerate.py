@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 from weakref import WeakSet
 
 import torch
@@ -114,9 +114,9 @@ def accelerate(
     check_model(model)
     check_options(out_dtype, backend, unpublished, pairs)
     done = [accelerate_module(module, out_dtype, backend, unpublished, pairs) for module in list(model.modules())]
-    own_norms: Iterator[Any] = filter(_has_pairs, model.modules())
-    for norm in own_norms:
-        norm.pairs = pairs
+    for module in model.modules():
+        if isinstance(module, Detachable) and hasattr(module, "pairs"):  # a norm of this package
+            cast(Any, module).pairs = pairs
     _warn_without_layers(model, done)
     return model
 
@@ -141,11 +141,6 @@ _NO_LAYERS = (
     "it has no B-cos layers: none of its modules holds an exponent b, an explanation mode, and a weight of its own "
     "or of its part .linear"
 )
-
-
-def _has_pairs(module: Any) -> bool:
-    """Whether it is a norm of this package that can leave its last pass to the layer in front of it."""
-    return isinstance(module, Detachable) and hasattr(module, "pairs")
 
 
 def restore(model: nn.Module) -> nn.Module:
@@ -273,7 +268,7 @@ def _subclass(origin: Any, plan: Plan) -> type:
         if isinstance(found, str):
             if not torch.compiler.is_compiling():
                 tally.plain(origin.__name__, found)
-            return origin.forward(self, *args, **kwargs)
+            found = None
         if found is None:
             return origin.forward(self, *args, **kwargs)
         return run(self, x, found, dtype, backend)

@@ -5,21 +5,65 @@ The layers of CoDA-Nets hold a module that makes the dynamic weights by two conv
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..core.checks import autocast_dtype
-from ..core.device import architecture_of
+from ..core.device import gpu_of
 from ..dynamic_alignment import DYNAMIC_ALIGNMENT, Call, Spec, functional
 from ..modules import Detachable
 from . import published
-from .alignment_code import PARTS, WEIGHTS, Code, read
 from .kind import Kind
 from .published import Theirs
 
-__all__ = ["KIND", "find", "is_candidate", "run"]
+__all__ = ["KIND", "WEIGHTS", "find", "is_candidate", "run"]
+
+WEIGHTS = "weight_mod"
+"""The attribute in which a layer holds the module that makes its dynamic weights."""
+
+PARTS = "weighting_f", "norm_func"
+"""The modules that make the dynamic weights and their norms, in :data:`WEIGHTS`."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the published formulas."""
+
+    norm: str
+    """The code of the norm: ``"squash"``, or ``"lp"`` where the module's ``p`` and ``return_norm`` decide."""
+
+
+@dataclass(frozen=True, eq=False)
+class Code(published.Code):
+    """What the code of these classes together computes: the layer's, that of its weights, its norm's and torch's."""
+
+    weights_own: frozenset[str] = frozenset()
+    """The names of the methods that make the dynamic weights and the patches."""
+
+
+@published.reads_code(Code)
+def read(reading: published.Reading, cls: type, weights: type, norm: type, *parts: type) -> Code:
+    """Forms the fingerprints of the classes and looks them up in the table.
+
+    ``parts`` are the sequence and the two convolutions that make the dynamic weights.
+    """
+    _, layer = reading.known(cls, "alignments")
+    _, making = reading.known(weights, "dynamic_weights", WEIGHTS, ("forward", "unfold"))
+    formula, _ = reading.known(norm, "weight_norms", f"{WEIGHTS}.norm_func")
+    for part in parts:
+        _, found = reading.known(part, "linears", f"{WEIGHTS}.weighting_f")
+        if found.digest != "torch":
+            raise published.Unknown(f"its .{WEIGHTS}.weighting_f has parts that are not PyTorch's own")
+    return Code(
+        Variant(formula["norm"]),
+        parts=(weights, norm, *parts),
+        own=frozenset(name for _, name, _ in layer.methods) - {"forward"} | {WEIGHTS},
+        reads=layer.reads,
+        weights_own=frozenset(name for _, name, _ in making.methods) | set(PARTS),
+    )
 
 
 class Found(NamedTuple):
@@ -32,10 +76,8 @@ class Found(NamedTuple):
 
 def is_candidate(module: Theirs) -> bool:
     """Whether the module looks like a layer of CoDA-Nets: a part that makes its weights, and an explanation mode."""
-    own = vars(module)
-    if isinstance(module, torch.jit.ScriptModule) or "_modules" not in own:
-        return False
-    return WEIGHTS in module._modules and "detach" in own and not isinstance(module, Detachable)
+    known = WEIGHTS in module._modules and "detach" in vars(module)
+    return known and not isinstance(module, (torch.jit.ScriptModule, Detachable))
 
 
 def _code(module: Theirs) -> Code | str:
@@ -61,13 +103,14 @@ def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) ->
     weights = module._modules[WEIGHTS]
     sequence, norm = (weights._modules[name] for name in PARTS)
     projection, making = sequence
-    if assigned := published.assigned(module, code.own):
-        return f"its {assigned[0]} was assigned on the instance"
-    if assigned := published.assigned(weights, code.weights_own):
-        return f"the {assigned[0]} of its .{WEIGHTS} was assigned on the instance"
-    for name, part in ((PARTS[0], sequence), (PARTS[1], norm), ("weighting_f[0]", projection), ("[1]", making)):
-        if published.assigned(part, ("forward", "_conv_forward")):
-            return f"the forward of its .{WEIGHTS}.{name} was assigned on the instance"
+    called = ("forward", "_conv_forward")
+    for part, names, where in (
+        (module, code.own, ""), (weights, code.weights_own, WEIGHTS), (sequence, called, f"{WEIGHTS}.{PARTS[0]}"),
+        (norm, called, f"{WEIGHTS}.{PARTS[1]}"), (projection, called, f"{WEIGHTS}.{PARTS[0]}[0]"),
+        (making, called, f"{WEIGHTS}.{PARTS[0]}[1]"),
+    ):  # fmt: skip
+        if (reason := published.assigned(part, names, where)) is not None:
+            return reason
     for part in (module, weights, sequence):
         if (reason := published.changed_parts(part)) is not None:
             return reason
@@ -107,15 +150,15 @@ def _misfit(weights: Theirs, projection: Theirs, making: Theirs) -> str | None:
     """Where the sizes that the layer holds contradict its convolutions."""
     place = f".{WEIGHTS}"
     for name in ("kernel_size", "stride", "padding"):
-        mine, its = _pair(getattr(weights, name, None)), _pair(getattr(projection, name))
+        mine, its = published.pair(getattr(weights, name, None)), published.pair(getattr(projection, name))
         if mine != its or not all(type(v) is int for v in its):
             return f"the {name}={mine!r} of its {place} contradicts the convolution, which has {its!r}"
     for conv, what in ((projection, "first"), (making, "second")):
-        if conv.padding_mode != "zeros" or _pair(conv.dilation) != (1, 1):
+        if conv.padding_mode != "zeros" or published.pair(conv.dilation) != (1, 1):
             return f"the {what} convolution of its {place} has padding_mode={conv.padding_mode!r} or a dilation"
     if projection.groups != 1 or projection.bias is not None:
         return f"the first convolution of its {place} has groups or a bias"
-    if making.kernel_size != (1, 1) or making.stride != (1, 1) or _pair(making.padding) != (0, 0):
+    if making.kernel_size != (1, 1) or making.stride != (1, 1) or published.pair(making.padding) != (0, 0):
         return f"the second convolution of its {place} is not pointwise"
     rank, channels, *kernel = projection.weight.shape
     patch, outputs = channels * kernel[0] * kernel[1], weights.out_channels
@@ -123,11 +166,6 @@ def _misfit(weights: Theirs, projection: Theirs, making: Theirs) -> str | None:
         shape = tuple(making.weight.shape)
         return f"the second convolution of its {place} has the weight {shape} for {outputs} outputs, {patch} values"
     return None
-
-
-def _pair(value) -> Any:
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    return values * 2 if len(values) == 1 else values
 
 
 def _unusual(x: Tensor, projection: Theirs, making: Theirs) -> str | None:
@@ -161,11 +199,8 @@ def _call(module: Theirs, found: Found) -> Call:
     weight, kernel = projection.weight, projection.kernel_size
     outputs = making.out_channels // (projection.in_channels * kernel[0] * kernel[1])
     shape = (1, projection.in_channels, *kernel)
-    where = weight.device
-    return Call(
-        Spec(kernel), where.type, shape, len(weight), outputs, weight.dtype, making.bias is not None,
-        arch=architecture_of(where), index=where.index,
-    )  # fmt: skip
+    bias, gpu = making.bias is not None, gpu_of(weight.device)
+    return Call(Spec(kernel), weight.device.type, shape, len(weight), outputs, weight.dtype, bias, **gpu)
 
 
 def _ours(module: Theirs) -> Found | str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import MutableMapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -20,11 +21,65 @@ from .. import tally
 from ..core import _torch
 from ..core.checks import autocast_dtype
 from . import attend, published
-from .attention_code import MODE, PARTS, Code, Variant, read
 from .kind import Kind
 from .published import Theirs
 
-__all__ = ["KIND", "find", "is_candidate", "run"]
+__all__ = ["KIND", "MODE", "find", "is_candidate", "run"]
+
+MODE = "dyn_mul"
+"""The attribute in which an attention holds its late explanation mode."""
+
+PARTS = "norm", "to_qkv", "attend", "to_out"
+"""The modules that every published attention calls, in their order."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the published formulas: softmax(scale · q kᵀ) v of each head, between two layers."""
+
+    late: bool
+    """Whether the backward decides about the explanation mode. Under autocast such code sums the weighted
+    values in the dtype of the softmax, that of the early mode in autocast's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Code(published.Code):
+    """What the code of these classes together computes: the attention's, its softmax's and its explanation mode's."""
+
+    inner: tuple[str, ...] = ()
+    """The parts whose calls are not made any more: a hook on them has to see these calls."""
+    splits: bool = False
+    """Whether its ``to_qkv`` is PyTorch's plain linear layer, which can form the values alone."""
+
+
+@published.reads_code(Code)
+def read(reading: published.Reading, cls: type, softmax: type, mode: type, linear: type) -> Code:
+    """Forms the fingerprints of the classes and looks them up in the table."""
+    parts: tuple[type, ...] = (softmax,)
+    inner: tuple[str, ...] = ("attend",)
+    formula, attention = reading.known(cls, "attentions")
+    if formula["late"]:
+        reading.mode(mode, MODE)
+        parts, inner = (*parts, mode), (*inner, MODE)
+    if not issubclass(softmax, nn.Softmax):
+        raise published.Unknown(f"its .attend is {softmax.__name__}, not nn.Softmax")
+    reading.known(softmax, "linears", "attend")
+    splits = linear is nn.Linear
+    if splits:
+        try:
+            reading.known(linear, "linears", "to_qkv")
+            parts = *parts, linear
+        except published.Unknown as error:
+            reading.watched, splits = reading.watched + error.watched, False
+    return Code(
+        Variant(formula["late"]),
+        parts=parts,
+        own=frozenset(name for _, name, _ in attention.methods) - {"forward"} | set(inner),
+        reads=attention.reads,
+        late=formula["late"],
+        inner=inner,
+        splits=splits,
+    )
 
 
 class Found(NamedTuple):
@@ -43,11 +98,9 @@ class Found(NamedTuple):
 
 def is_candidate(module: Theirs) -> bool:
     """Whether the module looks like an attention with an explanation mode."""
-    own = vars(module)
-    if isinstance(module, torch.jit.ScriptModule) or "_modules" not in own:
-        return False
     parts = module._modules
-    return "to_qkv" in parts and "attend" in parts and ("detach" in own or MODE in parts)
+    known = "to_qkv" in parts and "attend" in parts and ("detach" in vars(module) or MODE in parts)
+    return known and not isinstance(module, torch.jit.ScriptModule)
 
 
 def _code(module: Theirs) -> Code:
@@ -67,8 +120,8 @@ def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) ->
     if isinstance(code.variant, str):
         return code.variant
     parts = module._modules
-    if assigned := published.assigned(module, code.own):
-        return f"its {assigned[0]} was assigned on the instance"
+    if (reason := published.assigned(module, code.own)) is not None:
+        return reason
     for name in (*PARTS, "heads", "scale", *(() if code.late else ("detach",))):
         if not hasattr(module, name):
             return f"it has lost its {name}"

@@ -14,6 +14,7 @@ import builtins
 import functools
 import hashlib
 import inspect
+import itertools
 import math
 import operator
 import sys
@@ -28,6 +29,7 @@ from types import (
     ModuleType,
     WrapperDescriptorType,
 )
+from typing import Any
 
 from torch.nn import functional
 
@@ -151,7 +153,7 @@ class _Reader:
         for name, found in _globals(title, value, definition):
             self.names.append((_module(value), name, found))
             names.append(f"{name}={self._named(title, name, found)}")
-        for node in ast.walk(_body(definition)):
+        for node in _in_body(definition):
             if isinstance(node, ast.Attribute):
                 self._of_module(node, value.__globals__)
         first = definition.args.args[0].arg if definition.args.args and owner is not None else None
@@ -161,7 +163,7 @@ class _Reader:
                     self.follow(node.attr, self.mro)
                 elif _is_super(node.value):
                     self.follow(node.attr, self.mro[self.mro.index(owner) + 1 :])
-        return f"{_normal(definition)} where {', '.join(names)}"
+        return f"{_written(definition)} where {', '.join(names)}"
 
     def _of_module(self, node: ast.expr, names: dict[str, object]) -> object:
         """The object that a dotted name stands for, else None; attributes of modules are recorded on the way."""
@@ -269,7 +271,7 @@ def _is_super(node: ast.expr) -> bool:
 
 
 def _definition(title: str, function: FunctionType) -> ast.FunctionDef:
-    """The syntax tree of the code that ``function`` runs."""
+    """The syntax tree of the code that ``function`` runs, without what does not count."""
     code = function.__code__
     try:
         lines, _ = inspect.findsource(code)
@@ -280,7 +282,8 @@ def _definition(title: str, function: FunctionType) -> ast.FunctionDef:
         raise Unreadable(f"{title} runs other code than its source file holds")
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and _first_line(node) == code.co_firstlineno:
-            return node
+            copy: Any = ast.parse(ast.unparse(node)).body[0]
+            return _WithoutComments().visit(copy)
     raise Unreadable(f"{title} is not a plain function")
 
 
@@ -321,9 +324,7 @@ def _globals(title: str, function: FunctionType, definition: ast.FunctionDef) ->
     if foreign:
         raise Unreadable(f"{title} uses {', '.join(sorted(foreign))} from an enclosing function")
     local = set(function.__code__.co_varnames).union(*(c.co_varnames for c in _nested(function.__code__)))
-    used = {
-        n.id for n in ast.walk(_body(definition)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)
-    } - local
+    used = {n.id for n in _in_body(definition) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)} - local
     found = []
     for name in sorted(used - {"super"}):
         if name in function.__globals__:
@@ -333,16 +334,12 @@ def _globals(title: str, function: FunctionType, definition: ast.FunctionDef) ->
     return found
 
 
-def _body(definition: ast.FunctionDef) -> ast.Module:
-    """The body of a function, without its signature."""
-    return ast.Module(body=_Normalised().visit(_copied(definition)).body, type_ignores=[])
+def _in_body(definition: ast.FunctionDef) -> Iterator[ast.AST]:
+    """The nodes of a function's body, without those of its signature."""
+    return itertools.chain.from_iterable(map(ast.walk, definition.body))
 
 
-def _copied(definition: ast.FunctionDef) -> ast.FunctionDef:
-    return ast.parse(ast.unparse(definition)).body[0]  # type: ignore[return-value]
-
-
-class _Normalised(ast.NodeTransformer):
+class _WithoutComments(ast.NodeTransformer):
     """Removes what does not count: docstrings and annotations."""
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
@@ -364,15 +361,11 @@ class _Normalised(ast.NodeTransformer):
 _LEFT_OUT = ("ctx", "kind", "returns", "type_comment", "type_params")
 
 
-def _normal(definition: ast.FunctionDef) -> str:
-    """The syntax tree as a text that does not depend on the version of Python."""
-
-    def text(node) -> str:
-        if isinstance(node, ast.AST):
-            fields = ((n, v) for n, v in ast.iter_fields(node) if n not in _LEFT_OUT and v is not None and v != [])
-            return f"{type(node).__name__}({', '.join(f'{n}={text(v)}' for n, v in fields)})"
-        if isinstance(node, list):
-            return f"[{', '.join(map(text, node))}]"
-        return repr(node)
-
-    return text(_Normalised().visit(_copied(definition)))
+def _written(node: Any) -> str:
+    """A syntax tree, or a value in one, as a text that does not depend on the version of Python."""
+    if isinstance(node, ast.AST):
+        fields = ((n, v) for n, v in ast.iter_fields(node) if n not in _LEFT_OUT and v is not None and v != [])
+        return f"{type(node).__name__}({', '.join(f'{n}={_written(v)}' for n, v in fields)})"
+    if isinstance(node, list):
+        return f"[{', '.join(map(_written, node))}]"
+    return repr(node)

@@ -168,13 +168,10 @@ def read(reading: published.Reading, cls: type, mode: type) -> Code:
 
 def is_candidate(module: Theirs) -> bool:
     """Whether the module looks like a gate: an explanation mode, and no parameters and parts of its own beside it."""
-    own = vars(module)
-    if isinstance(module, torch.jit.ScriptModule) or "_modules" not in own:
-        return False
     named = any(name in type(module).__name__.upper() for name in ("GELU", "SILU"))
-    if module._parameters or module._buffers or not named:
+    if module._parameters or module._buffers or not named or isinstance(module, torch.jit.ScriptModule):
         return False
-    return set(module._modules) == {MODE} or ("detach" in own and not module._modules)
+    return set(module._modules) == {MODE} or ("detach" in vars(module) and not module._modules)
 
 
 def _code(module: Theirs) -> Code:
@@ -201,8 +198,8 @@ def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) ->
     if isinstance(code.variant, str):
         return code.variant
     own, variant = vars(module), code.variant
-    if assigned := published.assigned(module, code.own):
-        return f"its {assigned[0]} was assigned on the instance"
+    if (reason := published.assigned(module, code.own)) is not None:
+        return reason
     if variant.held:
         held = own.get(ACT)
         if not (isinstance(held, MethodType) and held.__self__ is module and held.__func__ is _method(module)):

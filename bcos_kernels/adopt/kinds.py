@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ..modules import Detachable
 from . import alignment, attention, gate, layer, norm
 from .kind import Kind
@@ -16,5 +18,7 @@ KINDS = {kind.name: kind for kind in (layer.KIND, alignment.KIND, norm.KIND, att
 def kind_of(module: Any) -> Kind | None:
     """The kind of which a module is a candidate; None for all other modules, and for those of this package."""
     if isinstance(module, Detachable):
+        return None
+    if "_modules" not in vars(module) and not isinstance(module, torch.jit.ScriptModule):  # not yet made
         return None
     return next((kind for kind in KINDS.values() if kind.is_candidate(module)), None)

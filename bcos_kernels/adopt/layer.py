@@ -26,7 +26,7 @@ from .kind import Kind
 from .layer_code import GEOMETRY, SIZES, Code, Variant, read
 from .published import Theirs
 
-__all__ = ["KIND", "find", "is_candidate", "repeat", "transform", "unreadable", "weighted"]
+__all__ = ["KIND", "find", "is_candidate", "repeat", "run", "unreadable", "weighted"]
 
 
 def weighted(module: Theirs) -> Theirs:
@@ -35,7 +35,7 @@ def weighted(module: Theirs) -> Theirs:
     return found if isinstance(found, (nn.Conv2d, nn.Linear)) else None
 
 
-def transform(module: Theirs, x: Tensor, variant: Variant, out_dtype=None, backend: str | None = None) -> Tensor:
+def run(module: Theirs, x: Tensor, variant: Variant, out_dtype=None, backend: str | None = None) -> Tensor:
     """``module(x)``, computed by the fused kernels with the values that the module holds now."""
     layer = module._modules.get("linear", module)
     if layer is not module:  # whose own hooks its call has run
@@ -66,7 +66,7 @@ def repeat(module: Theirs, x: Tensor, out_dtype=None, backend: str | None = None
     """``module(x)`` where all that decides about the call reads as in a call before; None where it must be read anew.
 
     What decides is in the key, and neither the module nor its tensors are kept. It takes a fraction of the time of
-    :func:`find` and :func:`transform`, for layers whose b is a number and whose explanation mode is the early one.
+    :func:`find` and :func:`run`, for layers whose b is a number and whose explanation mode is the early one.
     """
     if _C is None:
         return None
@@ -140,8 +140,7 @@ def is_candidate(module: Theirs) -> bool:
     """Whether the module looks like a B-cos layer: an exponent, a linear part and an explanation mode."""
     own = vars(module)
     return (
-        "_modules" in own  # absent while the constructor has not called nn.Module's
-        and not isinstance(module, BcosLayer)
+        not isinstance(module, BcosLayer)
         and ("b" in own or "b" in module._parameters or "b" in module._buffers)
         and ("linear" in module._modules or isinstance(module, (nn.Conv2d, nn.Linear)))
         and ("detach" in own or "dynamic_multiplication" in module._modules)
@@ -149,9 +148,7 @@ def is_candidate(module: Theirs) -> bool:
 
 
 def unreadable(module: Theirs) -> str | None:
-    """Why no code can tell the formula of a candidate; None where it can."""
-    if (reason := published.unreadable(module)) is not None:
-        return reason
+    """Why the part that holds the weight of a candidate can tell no formula; None where it can."""
     layer = weighted(module)
     if layer is None:
         return f"its .linear is {type(module._modules['linear']).__name__}, neither nn.Conv2d nor nn.Linear"
@@ -197,15 +194,14 @@ def changed(module: Theirs, layer: Theirs, x: Tensor | None) -> str | None:
 
 def unfitting(module: Theirs, layer: Theirs, code: Code) -> str | None:
     """What the instance holds that makes its published code compute something other than its variant."""
-    slow = False
-    for name in published.assigned(module, code.own):
-        slow = name == "calc_patch_norms" and is_own_slow_norm(module, vars(module)[name], code.slow_norm)
-        if not slow:
-            return f"its {name} was assigned on the instance"
+    method = None if code.slow_norm is None else getattr(module, "calc_patch_norms", None)
+    slow = is_own_slow_norm(module, method, code.slow_norm)
+    if (reason := published.assigned(module, code.own - {"calc_patch_norms"} if slow else code.own)) is not None:
+        return reason
     if layer is not module:
         held = vars(layer)
-        if published.assigned(layer, code.linear_own):
-            return "a method of its .linear was assigned on the instance"
+        if (reason := published.assigned(layer, code.linear_own, "linear")) is not None:
+            return reason
         if code.scales_weights and not (held["use_weight_norm"] and layer.scale is None):
             return "its .linear scales the weights"
     if code.late and (reason := published.changed_mode(module._modules["dynamic_multiplication"])) is not None:
@@ -277,11 +273,11 @@ def _difference(module: Theirs, layer: Theirs, code: Code, slow: bool) -> str | 
         expected |= {"groups": layer.groups, "dilation": layer.dilation}
     for name in sorted(reads.intersection(SIZES, expected) - {"max_out"}):
         value = getattr(module, name)
-        if _pair(value) != _pair(expected[name]):
+        if published.pair(value) != published.pair(expected[name]):
             return f"its {name}={value!r} contradicts its weight and its .linear, which have {expected[name]!r}"
     if not isinstance(layer, nn.Conv2d):
         return None
-    if _pair(layer.dilation) != (1, 1) and not slow:
+    if published.pair(layer.dilation) != (1, 1) and not slow:
         return f"its norm ignores dilation={layer.dilation}"
     if slow and max_out != 1:
         return "its norm for dilation has a channel for each filter, but its output keeps only one of several filters"
@@ -294,14 +290,6 @@ def _difference(module: Theirs, layer: Theirs, code: Code, slow: bool) -> str | 
         if isinstance(layer.padding, tuple) and list(layer._reversed_padding_repeated_twice) != kept:
             return f"the padding={layer.padding} of its .linear was changed after it was made"
     return None
-
-
-def _pair(value) -> tuple | str:
-    """The value as a pair, since one number stands for both dimensions; a string stays as it is."""
-    if isinstance(value, str):
-        return value
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    return values * 2 if len(values) == 1 else values
 
 
 # the layer as a kind of module
@@ -344,6 +332,6 @@ def _call(module: Theirs, variant: Variant) -> Call:
 
 
 KIND = Kind(
-    "layer", "B-cos layer", TRANSFORM, is_candidate, _readable_code, find, transform, _call, _ours,
+    "layer", "B-cos layer", TRANSFORM, is_candidate, _readable_code, find, run, _call, _ours,
     measurable=True, repeat=repeat, again=None if _C is None else _C.again,
 )  # fmt: skip

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 
 from . import layer as layers
 from .layer_code import OPTIONAL, SLOW_NORM, Variant
-from .published import Theirs, published_mro
+from .published import Theirs, published_mro, unreadable
 
 __all__ = ["find", "measure"]
 
@@ -85,7 +85,7 @@ def measure(module: Theirs) -> Measured | str:
 
 def _unmeasurable(module: Theirs) -> str | None:
     """The reason why the structure of a candidate rules out a measurement; None if it does not."""
-    if (reason := layers.unreadable(module)) is not None:
+    if (reason := unreadable(module) or layers.unreadable(module)) is not None:
         return reason
     layer = layers.weighted(module)
     extra = set(module._modules) - {"linear", "dynamic_multiplication"}
@@ -169,7 +169,7 @@ def _runs(module: Theirs, twin: Theirs, parameters: list[Tensor], x: Tensor) -> 
     learned = isinstance(module.b, Tensor) or getattr(module, "clamping", False)
 
     def run(frozen: bool, variant: Variant | None) -> list[Tensor]:
-        forward = type(twin).forward if variant is None else partial(layers.transform, backend="reference")
+        forward = type(twin).forward if variant is None else partial(layers.run, backend="reference")
         return _results_of(twin, x, parameters, frozen, lambda: forward(twin, x, *([variant] if variant else [])))
 
     for b, training, frozen in itertools.product(EXPONENTS, (True, False), (False, True)):

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..core import _torch, dispatch, extension, plans
 from ..core.checks import autocast_dtype
-from ..core.device import architecture_of
+from ..core.device import gpu_of
 from ..norm import NORM, Call, Inputs, Outputs, Spec, functional
 from ..norm.call import of
 from ..transform.repeated import held
@@ -60,8 +60,6 @@ def is_candidate(module: Theirs) -> bool:
     if isinstance(module, torch.jit.ScriptModule):
         name = getattr(module, "original_name", "")  # all that is left of its class
         return "Norm" in name and ("Uncentered" in name or name.startswith("Detachable"))
-    if "_modules" not in own:  # the constructor has not called nn.Module's
-        return False
     return isinstance(module, nn.SyncBatchNorm) or (
         isinstance(module, NORMS) and ("detach" in own or "dynamic_multiplication" in module._modules)
     )
@@ -353,10 +351,7 @@ def _call(module: Theirs, found: Found) -> Call:
     spec = Spec(variant.op_over, groups, variant.centered, float(module.eps), False, like.dtype)
     given = variant.runs and not module.training and values["running_var"] is not None
     weight, bias = (values[name] is not None for name in ("weight", "bias"))
-    where = like.device
-    return Call(
-        spec, where.type, shape, like.dtype, weight, bias, given, arch=architecture_of(where), index=where.index
-    )  # fmt: skip
+    return Call(spec, like.device.type, shape, like.dtype, weight, bias, given, **gpu_of(like.device))
 
 
 def _note(module: Theirs, found: Found) -> str:

@@ -21,7 +21,7 @@ from . import fingerprint
 
 __all__ = [
     "CODES", "PARAMETRIZED", "TABLE", "Code", "Reading", "Theirs", "Unknown", "assigned", "changed_mode",
-    "changed_parts", "code", "finds_otherwise", "origin", "published_mro", "reads_code", "rows", "unreadable",
+    "changed_parts", "code", "finds_otherwise", "origin", "pair", "published_mro", "reads_code", "rows", "unreadable",
     "watched",
 ]  # fmt: skip
 
@@ -123,6 +123,14 @@ def unreadable(module: Theirs) -> str | None:
     return None
 
 
+def pair(value: Any) -> Any:
+    """The value as a pair, since one number stands for both dimensions; a string stays as it is."""
+    if isinstance(value, str):
+        return value
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return values * 2 if len(values) == 1 else values
+
+
 def changed_parts(module: Theirs, names: Iterable[str] | None = None, weighted: Theirs = None) -> str | None:
     """A hook that must see the calls of a module's parts, or of the named ones; None where there is none.
 
@@ -137,8 +145,10 @@ def changed_parts(module: Theirs, names: Iterable[str] | None = None, weighted: 
     return None
 
 
-def assigned(module: Theirs, names: Iterable[str]) -> list[str]:
-    """Those of the names of methods and parts that were assigned on the instance.
+def assigned(module: Theirs, names: Iterable[str], part: str = "") -> str | None:
+    """The reason why one of the names of methods and parts is not the class's: it was assigned on the instance.
+
+    ``part`` is the attribute in which the accelerated module holds this one as a part; it holds all others itself.
 
     Dynamo makes a graph anew when an attribute that was read appears on the instance, and not when a key of ``vars``
     does: so a compiled graph reads the attributes, too.
@@ -147,7 +157,10 @@ def assigned(module: Theirs, names: Iterable[str]) -> list[str]:
         for name in names:
             getattr(module, name, None)
     own = vars(module)
-    return [name for name in names if name in own]
+    for name in names:
+        if name in own:
+            return f"{f'the {name} of its .{part}' if part else f'its {name}'} was assigned on the instance"
+    return None
 
 
 def changed_mode(mode: Theirs, name: str = "dynamic_multiplication") -> str | None:
@@ -155,8 +168,8 @@ def changed_mode(mode: Theirs, name: str = "dynamic_multiplication") -> str | No
 
     ``name`` is the attribute in which the module holds the mode.
     """
-    if assigned(mode, ("forward",)):
-        return f"the forward of its .{name} was assigned on the instance"
+    if (reason := assigned(mode, ("forward",), name)) is not None:
+        return reason
     if not isinstance(mode.state, MutableMapping) or "fixed_weights" not in mode.state:
         return f"its {name} has no state with the key 'fixed_weights'"
     return None

@@ -83,7 +83,7 @@ def _saved(ctx) -> tuple:
     except RuntimeError:
         # Hooks on the first output stop autograd from comparing its version, so only a changed input still raises.
         # Where the caller has set hooks, no version was compared, and the error is that of these hooks.
-        if not ctx.call.spec.saves_output or not _torch.hook_saved_tensor(ctx, count, _itself):
+        if not ctx.call.spec.saves_output or not _torch.hook_saved_tensor(ctx, count, lambda t: t):
             raise
         kept = ctx.saved_tensors
     inputs, saved, more = op.inputs(*kept[:count]), op.outputs(*kept[count:end]), kept[end:]
@@ -91,10 +91,6 @@ def _saved(ctx) -> tuple:
         return inputs, saved, more
     with torch.no_grad():
         return inputs, op.outputs(op.forward(inputs, ctx.call, ctx.backend)[0], *saved[1:]), more
-
-
-def _itself(t: Tensor) -> Tensor:
-    return t
 
 
 class EagerFunction(_torch.Function):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache, wraps
+from functools import cached_property, lru_cache, wraps
 from typing import Any, TypeVar
 
 import torch
+
+from . import extension
 
 __all__ = ["Call", "Spec", "changed", "hash_kept", "kept", "short"]
 
@@ -68,8 +70,18 @@ def kept(make: F) -> F:
 class Spec:
     """The static options of an op. Each op has its own subclass, whose fields are its options."""
 
+    native_class = ""
+    """The name of the class that holds the same options in the compiled extension."""
+    in_python = frozenset(("detach", "paired"))
+    """The options that it does not hold."""
     paired = False
     """Whether the backward may leave its last pass to the call that made x; see :mod:`bcos_kernels.core.pairs`."""
+
+    @cached_property
+    def native(self) -> Any:
+        """The same options as an object of the compiled extension."""
+        options = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self.in_python}
+        return getattr(extension.load()[0], self.native_class)(**options)
 
     @classmethod
     def schema(cls) -> str:
@@ -120,6 +132,8 @@ class Call:
     spec: Any
     device: str
     """The type of the tensors' device, such as ``"cpu"``."""
+    arch: str = field(default="none", kw_only=True)
+    """The GPU's architecture: ``sm_<capability>``, ``gfx<name>``, or ``none`` where there is no GPU."""
     index: int | None = field(default=None, kw_only=True)
     """Which of the machine's GPUs that is; None for the current one, and where there is no GPU."""
 
@@ -130,6 +144,19 @@ class Call:
     def of_backward(self, needs: tuple[bool, ...]):
         """The call of a backward; ``needs`` says for each input whether its gradient is formed."""
         return self
+
+    def example(self, device: torch.device) -> tuple[Any, torch.Tensor]:
+        """Random inputs for such a call, and a random gradient at its first output."""
+        generator = None if device.type == "meta" else torch.Generator(device).manual_seed(0)
+
+        def random(shape: tuple[int, ...], dtype: torch.dtype, scale: float = 1.0) -> torch.Tensor:
+            return torch.randn(shape, generator=generator, device=device).mul_(scale).to(dtype)
+
+        return self.example_of(random)
+
+    def example_of(self, random: Callable[..., torch.Tensor]) -> tuple[Any, torch.Tensor]:
+        """What :meth:`example` returns, of tensors that ``random(shape, dtype, scale=1.0)`` makes."""
+        raise NotImplementedError
 
     @property
     def intermediates(self) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:

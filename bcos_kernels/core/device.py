@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 
 from . import _torch, env
 
-__all__ = ["ASYNCHRONOUS", "architecture", "architecture_of", "multiprocessors", "shared_memory", "tf32"]
+__all__ = ["ASYNCHRONOUS", "architecture", "architecture_of", "gpu_of", "multiprocessors", "shared_memory", "tf32"]
 
 ASYNCHRONOUS = ("sm_90", "sm_100", "sm_103")
 """The architectures whose products take operands from shared memory and leave registers for more values."""
@@ -32,6 +33,11 @@ def architecture(index: int | None = None) -> str:
 def architecture_of(where: torch.device) -> str:
     """The architecture of a tensor's device; ``"none"`` where it is not a GPU."""
     return architecture(where.index) if where.type == "cuda" else "none"
+
+
+def gpu_of(where: torch.device) -> dict[str, Any]:
+    """The fields ``arch`` and ``index`` of a call whose tensors lie on this device."""
+    return {"arch": architecture_of(where), "index": where.index}
 
 
 def shared_memory(arch: str) -> int:

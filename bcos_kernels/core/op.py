@@ -169,10 +169,9 @@ class Op:
 
     def serve(self, inputs, call, backend: str) -> tuple:
         """All outputs, of the candidate that is chosen for the call."""
-        lone = self.without_choice(backend)
+        call, lone = call.now(), self.without_choice(backend)
         if lone is not None and lone.forward is not None:
             return lone.forward(inputs, call, None)
-        call = call.now()
         chosen = choice.choose(self, backend, call, "forward")
         assert chosen.candidate.forward is not None
         return chosen.candidate.forward(inputs, call, chosen.tile)
@@ -192,11 +191,10 @@ class Op:
     def serve_backward(self, grad, inputs, saved, call, frozen: bool, needs, backend: str, gradient_map=None) -> tuple:
         """The gradients, of the candidate that is chosen for the call; those that are not needed may be None."""
         frozen, options = frozen or call.spec.detach, _given(gradient_map)
-        lone = self.without_choice(backend)
+        call, lone = call.of_backward(needs), self.without_choice(backend)
         if lone is not None:
             return lone.backward(grad, inputs, saved, call, None, frozen, needs, **options)
         direction = "explanation" if frozen and not any(needs[1:]) else "training"
-        call = call.of_backward(needs)
         chosen = choice.choose(self, backend, call, direction)
         if gradient_map is not None and not chosen.candidate.takes_gradient_map:
             chosen = choice.taking_map(self, backend, call, direction)

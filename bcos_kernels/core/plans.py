@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .. import tally
-from . import _torch, extension
+from . import _torch, dispatch, extension
 from .checks import autocast_dtype
 
-__all__ = ["MOST", "keep", "key", "made", "repeated"]
+__all__ = ["MOST", "keep", "key", "of", "repeated"]
+
+P = TypeVar("P")
 
 _C: Any = extension.load()[0]
 
@@ -47,14 +49,20 @@ What was asked for outside of the call is part of the key: autocast, the backend
 """
 
 
-def made(plans: dict, key: Any, make: Callable[..., Any], *arguments: Any) -> Any:
-    """``make(*arguments)``, which checks the arguments; kept for calls with this key, but for none of a compiler's."""
+def of(op: Any, plans: dict[Any, P], make: Callable[..., P], *arguments: Any) -> P:
+    """``make(*arguments)``, which checks the arguments; kept for calls with their key, but for none of a compiler's."""
+    read = None
+    if not torch.compiler.is_dynamo_compiling():  # sizes may be symbolic there
+        read = key(op.backends, dispatch.FORCED, *arguments)
+        found = plans.get(read)
+        if found is not None:
+            return found
     if torch.compiler.is_compiling():
         return make(*arguments)
     if _torch.is_traced():  # a trace would record the checks, and sizes are tensors in it
         with _torch.unrecorded():
             return make(*arguments)
-    return keep(plans, key, make(*arguments))
+    return keep(plans, read, make(*arguments))
 
 
 def repeated(plans: dict, make: Callable[[], Any], *decisive: Any) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -24,7 +25,6 @@ class Call(call.Call):
     """One call of a convolution of dynamic alignment units."""
 
     spec: Spec
-    device: str
     x_shape: tuple[int, ...]
     """``[N, C, H, W]``"""
     rank: int
@@ -34,8 +34,6 @@ class Call(call.Call):
     bias: bool = True
     tf32: bool = False
     """Whether torch's settings let fp32 products round their operands to tf32; see :meth:`now`."""
-    arch: str = "none"
-    """The GPU's architecture: ``sm_<capability>``, ``gfx<name>``, or ``none`` where there is no GPU."""
 
     def now(self) -> Call:
         """The same call under torch's present settings."""
@@ -51,18 +49,14 @@ class Call(call.Call):
         training = direction == "training"
         return True, training, training, training and self.bias
 
-    def example(self, device: torch.device) -> tuple[Inputs, Tensor]:
-        """Random inputs for such a call and a random gradient at y. The dynamic weights are around 1 in size."""
-        generator = torch.Generator(device).manual_seed(0)
-
-        def random(*shape: int, scale: float = 1.0) -> Tensor:
-            return (torch.randn(shape, generator=generator, device=device) * scale).to(self.dtype)
-
+    def example_of(self, random: Callable[..., Tensor]) -> tuple[Inputs, Tensor]:
+        """The dynamic weights are around 1 in size."""
         images, rows = self.x_shape[0], self.patch * self.outputs
-        weight = random(rows, self.rank, scale=(self.rank * self.patch) ** -0.5)
-        bias = random(rows, scale=self.patch**-0.5) if self.bias else None
-        inputs = Inputs(random(*self.x_shape), random(images, self.rank, *self.size), weight, bias)
-        return inputs, random(images, self.outputs, *self.size)
+        weight = random((rows, self.rank), self.dtype, (self.rank * self.patch) ** -0.5)
+        bias = random((rows,), self.dtype, self.patch**-0.5) if self.bias else None
+        x = random(self.x_shape, self.dtype)
+        h, grad = (random((images, count, *self.size), self.dtype) for count in (self.rank, self.outputs))
+        return Inputs(x, h, weight, bias), grad
 
     def unserved(self) -> list[str]:
         """The reasons why no GPU kernel serves it: sizes that none of them indexes."""
@@ -121,8 +115,5 @@ def of(inputs: Inputs, spec: Spec) -> Call:
     """The call of these tensors."""
     x, h, weight, bias = inputs
     outputs = weight.shape[0] // (x.shape[1] * prod(spec.kernel))
-    arch = device.architecture_of(x.device)
-    return Call(
-        spec, x.device.type, tuple(x.shape), h.shape[1], outputs, x.dtype, bias is not None, arch=arch,
-        index=x.device.index,
-    )  # fmt: skip
+    gpu = device.gpu_of(x.device)
+    return Call(spec, x.device.type, tuple(x.shape), h.shape[1], outputs, x.dtype, bias is not None, **gpu)

@@ -11,14 +11,9 @@ from ..core.candidate import Backend, Candidate
 from .call import Call
 from .spec import Inputs, Outputs
 
-__all__ = ["BACKEND", "CANDIDATES", "why_not"]
+__all__ = ["BACKEND", "CANDIDATES"]
 
 _C: Any = extension.load()[0]
-
-
-def why_not(call: Call) -> list[str]:
-    """The reasons why the C++ kernels do not serve ``call``; empty where they do."""
-    return extension.unavailable(call)
 
 
 def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
@@ -37,6 +32,6 @@ def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: Non
     return inputs.gradients(found, needs)
 
 
-BACKEND = Backend("cpu", why_not)
+BACKEND = Backend("cpu", extension.unavailable)
 _KERNELS = Candidate("cpu", "kernels", forward, backward, takes_rows=lambda call, rows: True)
 CANDIDATES = (half.through_fp32(_KERNELS),)

@@ -10,20 +10,15 @@ from . import traffic
 from .call import Call
 from .spec import Inputs, Outputs
 
-__all__ = ["BACKEND", "CANDIDATES", "TILE", "why_not"]
+__all__ = ["BACKEND", "CANDIDATES", "TILE"]
 
 TILE = 2**25
 """The gradients of dynamic weights in memory at once: 128 MiB of fp32, or 256 MiB of fp64."""
 
 
-def why_not(call: Call) -> list[str]:
-    """The reasons why the CUDA kernels do not serve ``call``; empty where they do."""
-    return cuda.unavailable(call) + call.unserved()
-
-
 def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
     """The outputs; y is in x's memory format."""
-    return cuda.kernels.dynamic_alignment_forward(*inputs, call.spec.native, call.now().tf32)
+    return cuda.kernels.dynamic_alignment_forward(*inputs, call.spec.native, call.tf32)
 
 
 def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: None, frozen: bool, needs) -> tuple:
@@ -33,10 +28,10 @@ def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: Non
     """
     asked = [need and not (frozen and i) for i, need in enumerate(needs)]
     found = cuda.kernels.dynamic_alignment_backward(
-        grad, *inputs, saved.norm, saved.l, call.spec.native, asked, call.now().tf32, TILE
+        grad, *inputs, saved.norm, saved.l, call.spec.native, asked, call.tf32, TILE
     )
     return inputs.gradients(found, needs)
 
 
-BACKEND = Backend("cuda", why_not, interchangeable=True)
+BACKEND = Backend("cuda", lambda call: cuda.unavailable(call) + call.unserved(), interchangeable=True)
 CANDIDATES = (Candidate("cuda", "kernels", forward, backward, cost=traffic.cuda_cost, takes_rows=Call.takes_rows),)

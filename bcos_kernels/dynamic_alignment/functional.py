@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import tally
-from ..core import _torch, autograd, dispatch, plans
+from ..core import _torch, autograd, plans
 from ..core.candidate import REFERENCE
 from ..core.checks import Described, autocast_dtype, check_dense, described, flag, integer, pair, without_autocast
-from ..core.device import architecture_of
+from ..core.device import gpu_of
 from ..core.formats import memory_format
 from . import reference
 from .call import Call
@@ -42,12 +42,7 @@ def dynamic_alignment(
     x: Tensor, projection: Tensor, weight: Tensor, bias: Tensor | None, detach, options: tuple
 ) -> Tensor:
     """y; ``options`` are stride, padding, groups, norm and backend."""
-    arguments = x, projection, weight, bias, detach, *options
-    key = plan = None
-    if not torch.compiler.is_dynamo_compiling():  # sizes may be symbolic there
-        key = plans.key(DYNAMIC_ALIGNMENT.backends, dispatch.FORCED, *arguments)
-        plan = _PLANS.get(key)
-    plan = plan or plans.made(_PLANS, key, _make_plan, *arguments)
+    plan = plans.of(DYNAMIC_ALIGNMENT, _PLANS, _make_plan, x, projection, weight, bias, detach, *options)
     spec, batched = plan.call.spec, x.dim() == 4
     x = x if batched else x.unsqueeze(0)
     if detach:  # the dynamic weights are constants, and so is all that they are made of
@@ -111,11 +106,8 @@ def _make_plan(x, projection, weight, bias, detach, stride, padding, groups, nor
     spec = Spec(tuple(kernel), stride, padding, norm, flag("detach", detach))
     dtype = None if autocast is None or x.dtype == torch.float64 else torch.float32
     shape = (*(1,) * (4 - len(x.shape)), *x.shape)
-    arch = architecture_of(x.device)
-    call = Call(
-        spec, x.device.type, shape, rank, rows // patch, dtype or x.dtype, bias is not None, arch=arch,
-        index=x.device.index,
-    )  # fmt: skip
+    gpu = gpu_of(x.device)
+    call = Call(spec, x.device.type, shape, rank, rows // patch, dtype or x.dtype, bias is not None, **gpu)
     return Plan(call, DYNAMIC_ALIGNMENT.choose(call, backend), groups, dtype)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..core import call, extension
+from ..core import call
 
 __all__ = ["NORMS", "Inputs", "Outputs", "Spec"]
 
@@ -60,6 +59,9 @@ class Spec(call.Spec):
     scale of a zero w is 0.
     """
 
+    native_class = "DynamicAlignmentSpec"
+    in_python = frozenset[str]()
+
     kernel: tuple[int, ...]
     stride: tuple[int, ...] = (1, 1)
     padding: tuple[int, ...] = (0, 0)
@@ -68,9 +70,3 @@ class Spec(call.Spec):
     """The explanation mode: the forward detaches w and its norm."""
 
     saves_output = False
-
-    @cached_property
-    def native(self):
-        """The same options as an object of the compiled extension."""
-        options = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return extension.load()[0].DynamicAlignmentSpec(**options)

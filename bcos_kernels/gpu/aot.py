@@ -27,19 +27,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .launch import Launch
 
 __all__ = [
-    "ARCHITECTURES",
-    "Compiled",
-    "Constant",
-    "Descriptor",
-    "Driver",
-    "Pointer",
-    "Resources",
-    "Specialisation",
-    "active",
-    "compile_here",
-    "compiled",
-    "specialise",
-]
+    "ARCHITECTURES", "Compiled", "Constant", "Descriptor", "Driver", "Pointer", "Resources", "Specialisation", "active",
+    "compile_here", "compiled", "specialise",
+]  # fmt: skip
 
 
 class Architecture(NamedTuple):

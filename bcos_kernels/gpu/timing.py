@@ -86,31 +86,22 @@ def compile_all(wanted: list[tuple[Noted, Candidate]], device: torch.device, don
 
 
 @torch.no_grad()
-def kernels(calls: Iterable[Noted], device: torch.device) -> list:
+def kernels(calls: Iterable[Noted]) -> list:
     """Every distinct kernel of Triton that the ways to serve these calls start, to be compiled; none is started.
 
     A way that fails is left out: its reason is told when it is measured.
     """
     if env.INTERPRETED or not INSTALLED:
         return []
-    from . import aot, launch  # imported here because they import Triton
+    from . import aot, launches  # imported here because they import Triton
 
     found: dict = {}
     for what in calls:
-        trials = [t for t in listed(what) if t.candidate.backend == "triton"]
-        if not trials:
-            continue
-        with (
-            _on(device),
-            torch.autocast(device.type, enabled=False),
-            suppress(Exception),
-            launch.recording() as started,
-        ):
-            run = _runner(what, _first(what), device)
-            for trial in trials:
-                with suppress(Exception):
-                    run(trial.candidate, trial.tile)
-        found |= dict.fromkeys(aot.specialise(each, what.call.arch) for each in started)
+        for candidate, tile, *_ in listed(what):
+            with suppress(Exception):
+                if candidate.backend == "triton":
+                    started = launches.launches(what.op, what.call, what.direction, candidate.name, tile)
+                    found |= dict.fromkeys(aot.specialise(each, what.call.arch) for each in started)
     return list(found)
 
 

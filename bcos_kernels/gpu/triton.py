@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, partial
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
 from ..core import env
 from ..core.dispatch import other_dtype
 
-__all__ = ["DTYPES", "INSTALLED", "unavailable"]
+__all__ = ["DTYPES", "INSTALLED", "deferred", "unavailable"]
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """The dtypes that the Triton kernels of every op take."""
 
 INSTALLED = find_spec("triton") is not None
+
+
+def deferred(module: str, function: str) -> Callable[..., Any]:
+    """A function of a module that its first call imports, because machines without a GPU need no Triton."""
+    imported = cache(partial(import_module, module))
+    return lambda *args, **options: getattr(imported(), function)(*args, **options)
 
 
 def unavailable(call) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -22,7 +23,6 @@ class Call(call.Call):
     """One call of a norm."""
 
     spec: Spec
-    device: str
     x_shape: tuple[int, ...]
     """``[N, C, *positions]``"""
     dtype: torch.dtype = torch.float32
@@ -34,8 +34,6 @@ class Call(call.Call):
     """Whether the statistics are given."""
     channels_last: bool = False
     """Whether the channels of a position lie side by side in memory."""
-    arch: str = "none"
-    """The GPU's architecture: ``sm_<capability>``, ``gfx<name>``, or ``none`` where there is no GPU."""
 
     tf32 = False  # a norm has no product that could be rounded to it
 
@@ -53,25 +51,21 @@ class Call(call.Call):
         training = direction == "training"
         return True, training and self.weight, training and self.bias, False, False
 
-    def example(self, device: torch.device) -> tuple[Inputs, Tensor]:
-        """Random inputs for such a call and a random gradient at y."""
-        generator = torch.Generator(device).manual_seed(0)
+    def example_of(self, random: Callable[..., Tensor]) -> tuple[Inputs, Tensor]:
+        """x and the gradient are in the memory format of the call."""
 
-        def random(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
-            values = torch.randn(shape, generator=generator, device=device).to(dtype)
-            channels_last = self.channels_last and len(shape) == 4
-            return values.contiguous(memory_format=torch.channels_last) if channels_last else values
+        def stored(t: Tensor) -> Tensor:
+            return formats.channels_last(t) if self.channels_last else t
 
-        channels = self.channels
-        var = random(channels, dtype=torch.float32).abs() if self.given else None
+        def parameter(there: bool, dtype: torch.dtype) -> Tensor | None:
+            return random((self.channels,), dtype) if there else None
+
         inputs = Inputs(
-            random(*self.x_shape),
-            random(channels) if self.weight else None,
-            random(channels) if self.bias else None,
-            random(channels, dtype=torch.float32) if self.given and self.spec.centered else None,
-            var,
-        )
-        return inputs, random(*self.x_shape, dtype=self.spec.out_dtype)
+            stored(random(self.x_shape, self.dtype)), parameter(self.weight, self.dtype),
+            parameter(self.bias, self.dtype), parameter(self.given and self.spec.centered, self.sums),
+            random((self.channels,), self.sums).abs_() if self.given else None,
+        )  # fmt: skip
+        return inputs, stored(random(self.x_shape, self.spec.out_dtype))
 
     def unserved(self, most: int) -> list[str]:
         """The reasons why no GPU kernel serves it that indexes at most so many positions or channels."""
@@ -133,8 +127,7 @@ def of(inputs: Inputs, spec: Spec) -> Call:
 
 @call.kept
 def _made(spec: Spec, where: torch.device, shape, dtype, weight: bool, bias: bool, given: bool, last: bool) -> Call:
-    arch = device.architecture_of(where)
-    return Call(spec, where.type, tuple(shape), dtype, weight, bias, given, last, arch, index=where.index)
+    return Call(spec, where.type, tuple(shape), dtype, weight, bias, given, last, **device.gpu_of(where))
 
 
 def is_channels_last(x: Tensor) -> bool:

@@ -10,14 +10,9 @@ from . import rows
 from .call import Call
 from .native import Native
 
-__all__ = ["BACKEND", "CANDIDATES", "why_not"]
+__all__ = ["BACKEND", "CANDIDATES"]
 
 _C: Any = extension.load()[0]
-
-
-def why_not(call: Call) -> list[str]:
-    """The reasons why the C++ kernels do not serve ``call``; empty where they do."""
-    return extension.unavailable(call)
 
 
 def kernels(call: Call, by_operators):
@@ -27,9 +22,9 @@ def kernels(call: Call, by_operators):
 
 _NATIVE = Native(lambda: _C)
 
-BACKEND = Backend("cpu", why_not)
+BACKEND = Backend("cpu", extension.unavailable)
 _KERNELS = Candidate(
     "cpu", "kernels", _NATIVE.forward, _NATIVE.backward, second=_NATIVE.second, gradient_map=_NATIVE.gradient_map,
-    kernels=kernels, takes_rows=rows.taken(why_not),
+    kernels=kernels, takes_rows=rows.taken(BACKEND),
 )  # fmt: skip
 CANDIDATES = (half.through_fp32(_KERNELS),)

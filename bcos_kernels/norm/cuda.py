@@ -5,25 +5,19 @@ from __future__ import annotations
 from ..core.candidate import Backend, Candidate
 from ..gpu import cuda
 from . import rows, traffic
-from .call import Call
 from .native import Native
 
-__all__ = ["BACKEND", "CANDIDATES", "why_not"]
+__all__ = ["BACKEND", "CANDIDATES"]
 
 _MOST_POSITIONS = 2**31 - 1  # the largest index of 32 bits
 
 
-def why_not(call: Call) -> list[str]:
-    """The reasons why the CUDA kernels do not serve ``call``; empty where they do."""
-    return cuda.unavailable(call) + call.unserved(_MOST_POSITIONS)
-
-
 _NATIVE = Native(lambda: cuda.kernels)
 
-BACKEND = Backend("cuda", why_not, interchangeable=True)
+BACKEND = Backend("cuda", lambda call: cuda.unavailable(call) + call.unserved(_MOST_POSITIONS), interchangeable=True)
 CANDIDATES = (
     Candidate(
         "cuda", "kernels", _NATIVE.forward, _NATIVE.backward, cost=traffic.cost, second=_NATIVE.second,
-        gradient_map=_NATIVE.gradient_map, takes_rows=rows.taken(why_not),
+        gradient_map=_NATIVE.gradient_map, takes_rows=rows.taken(BACKEND),
     ),
 )  # fmt: skip

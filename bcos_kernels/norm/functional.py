@@ -10,20 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import tally
-from ..core import _torch, autograd, device, dispatch, plans
+from ..core import _torch, autograd, checks, device, plans
 from ..core.candidate import REFERENCE
-from ..core.checks import (
-    Described,
-    autocast_dtype,
-    check_dense,
-    described,
-    epsilon,
-    flag,
-    integer,
-    late_mode,
-    out_dtype,
-    without_autocast,
-)
 from . import reference
 from .call import Call, is_channels_last
 from .op import NORM
@@ -51,7 +39,7 @@ def norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None, detach, options
 ) -> Outputs:
     """y and the statistics; ``options`` are over, groups, centered, eps, paired, out_dtype and backend."""
-    late = late_mode(detach)
+    late = checks.late_mode(detach)
     plan = _plan((x, weight, bias, mean, var), late is None and detach, options)
     spec, shape = plan.call.spec, x.shape
     if options[0] == TOKEN:
@@ -62,7 +50,7 @@ def norm(
     if plan.backend == REFERENCE.name:
         if options[-1] is None and not torch.compiler.is_compiling():  # counted unless the caller asked for it
             tally.plain("norm", "the backend 'reference' serves it")
-        with without_autocast(x):
+        with checks.without_autocast(x):
             outputs = reference.norm(inputs, spec, late)
     else:
         outputs = Outputs(*autograd.apply(NORM, inputs, plan.call, late, plan.backend, plan.kernels))
@@ -86,11 +74,7 @@ def _plan(tensors: tuple[Tensor | None, ...], detach: bool, options: tuple) -> P
     """The plan of a call; a memory format counts beside what :func:`bcos_kernels.core.plans.key` reads of x."""
     x = tensors[0]
     last = isinstance(x, Tensor) and not _torch.transformed() and is_channels_last(x)  # vmap does not tell
-    key = found = None
-    if not torch.compiler.is_dynamo_compiling():  # sizes may be symbolic there
-        key = plans.key(NORM.backends, dispatch.FORCED, *tensors, detach, last, options)
-        found = _PLANS.get(key)
-    return found or plans.made(_PLANS, key, _make_plan, *tensors, detach, last, options)
+    return plans.of(NORM, _PLANS, _make_plan, *tensors, detach, last, options)
 
 
 _PLANS: dict[Any, Plan] = {}
@@ -99,22 +83,22 @@ _PLANS: dict[Any, Plan] = {}
 def _make_plan(x, weight, bias, mean, var, detach: bool, channels_last: bool, options: tuple) -> Plan:
     """Checks every argument and chooses the backend."""
     tensors = zip(Inputs._fields, (x, weight, bias, mean, var), strict=True)
-    x, weight, bias, mean, var = (described(name, t, name != "x") for name, t in tensors)
+    x, weight, bias, mean, var = (checks.described(name, t, name != "x") for name, t in tensors)
     over, groups, centered, eps, paired, dtype, backend = options
-    autocast = autocast_dtype(x.device.type)
+    autocast = checks.autocast_dtype(x.device.type)
     if over not in (*OVER, TOKEN):
         raise ValueError(f"over={over!r}: allowed are {', '.join(map(repr, OVER))} and {TOKEN!r}")
     shape = (prod(x.shape[:-1]), x.shape[-1]) if over == TOKEN and x.shape else x.shape
     if len(shape) < 2:
         needed = "at least one dimension" if over == TOKEN else "the shape [N, C, ...]"
         raise ValueError(f"x has shape {tuple(x.shape)}: {needed} is needed for over={over!r}")
-    flag("centered", centered)
+    checks.flag("centered", centered)
     _check_tensors(x, {"weight": weight, "bias": bias, "mean": mean, "var": var}, shape[1], over)
     if (mean is None) != (var is None or not centered):
         raise ValueError("mean and var: both are needed where a centered norm is given its statistics, else var alone")
     if var is not None and over not in ("batch", "all"):
         raise ValueError(f"var is given: over={over!r} has no running statistics, None is needed")
-    groups = integer("groups", groups, 1)
+    groups = checks.integer("groups", groups, 1)
     if shape[1] % groups or (groups > 1 and over != "group"):
         raise ValueError(f"groups={groups}: a divisor of x's {shape[1]} channels is needed, and 1 unless over='group'")
     kinds = [t.dtype for t in (x, weight, bias) if t is not None]
@@ -125,25 +109,25 @@ def _make_plan(x, weight, bias, mean, var, detach: bool, channels_last: bool, op
         "position" if over == TOKEN else over,
         groups,
         centered,
-        epsilon("eps", eps),
+        checks.epsilon("eps", eps),
         detach,
-        out_dtype(dtype, x.dtype) or y_dtype,
+        checks.out_dtype(dtype, x.dtype) or y_dtype,
         paired,
     )
     call = Call(
         spec, x.device.type, tuple(shape), x.dtype, weight is not None, bias is not None, var is not None,
-        channels_last or over == TOKEN, device.architecture_of(x.device), index=x.device.index,
+        channels_last or over == TOKEN, **device.gpu_of(x.device),
     )  # fmt: skip
     backend = NORM.choose(call, backend)
     return Plan(call, backend, autograd.kernels_of(NORM, call, backend))
 
 
-def _check_tensors(x: Described, others: dict[str, Described | None], channels: int, over: str) -> None:
+def _check_tensors(x: checks.Described, others: dict[str, checks.Described | None], channels: int, over: str) -> None:
     """Checks the dtypes, layouts and devices of all tensors, and the shapes of those with a value for each channel."""
     for name, t in {"x": x, **others}.items():
         if t is None:
             continue
-        check_dense(name, t, x.device)
+        checks.check_dense(name, t, x.device)
         if (t.dtype == torch.float64) != (x.dtype == torch.float64):
             raise TypeError(f"{name} has dtype {t.dtype}, x has {x.dtype}: torch.float64 goes with itself alone")
         allowed = [(channels,), (1,)] if over == "all" else [(channels,)]

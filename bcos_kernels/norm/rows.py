@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..core.candidate import Backend
 from .call import Call, is_channels_last
 from .spec import Inputs, Outputs
 
@@ -16,8 +17,8 @@ __all__ = ["as_images", "taken"]
 _OF_IMAGES = ("group", "position")  # what statistics are kept for each image
 
 
-def taken(why_not: Callable[[Call], list[str]]) -> Callable[[Call, int], bool]:
-    """``takes_rows`` of a candidate whose backward uses :func:`as_images`, of a backend with this ``why_not``.
+def taken(backend: Backend) -> Callable[[Call, int], bool]:
+    """``takes_rows`` of a candidate of this backend whose backward uses :func:`as_images`.
 
     With a frozen variance dx of an image depends on the gradient at this image alone, except where a mean over all
     images is differentiated.
@@ -25,7 +26,7 @@ def taken(why_not: Callable[[Call], list[str]]) -> Callable[[Call, int], bool]:
 
     def takes_rows(call: Call, rows: int) -> bool:
         apart = call.given or not call.spec.centered or call.spec.over in _OF_IMAGES
-        return apart and not why_not(call.of_rows(rows))
+        return apart and not backend.why_not(call.of_rows(rows))
 
     return takes_rows
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..core import call, extension
+from ..core import call
 
 __all__ = ["OVER", "Inputs", "Outputs", "Spec"]
 
@@ -55,6 +54,8 @@ class Spec(call.Spec):
     groups of channels of an image; ``"position"``, the channels at a position.
     """
 
+    native_class = "NormSpec"
+
     over: str = "batch"
     groups: int = 1
     centered: bool = False
@@ -72,10 +73,3 @@ class Spec(call.Spec):
         batch, channels, *positions = x_shape
         shapes = {"batch": (channels,), "all": (1,), "group": (batch, self.groups)}
         return shapes.get(self.over, (batch, *positions))
-
-    @cached_property
-    def native(self):
-        """The same options as an object of the compiled extension."""
-        python = ("detach", "paired")
-        options = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in python}
-        return extension.load()[0].NormSpec(**options)

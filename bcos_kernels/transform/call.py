@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import gcd, prod
@@ -32,7 +33,6 @@ class Call(call.Call):
     """One call of a transform. A linear layer counts as the 1×1 convolution of images of one pixel."""
 
     spec: Spec
-    device: str
     x_shape: tuple[int, ...]
     """The shape of the operator's x, ``[M, K]``, ``[N, C, H, W]`` or ``[N, C, D, H, W]``."""
     weight_shape: tuple[int, ...]
@@ -42,8 +42,6 @@ class Call(call.Call):
     """Whether there is a bias; in a backward, whether its gradient is formed."""
     tf32: bool = False
     """Whether torch's settings let fp32 products round their operands to tf32; see :meth:`now`."""
-    arch: str = "none"
-    """The GPU's architecture: ``sm_<capability>``, ``gfx<name>``, or ``none`` where there is no GPU."""
 
     def now(self) -> Call:
         """The same call under torch's present settings."""
@@ -66,20 +64,15 @@ class Call(call.Call):
         training = direction == "training"
         return True, training, training and self.bias, training and self.tensor_b
 
-    def example(self, device: torch.device) -> tuple[Inputs, Tensor]:
-        """Random inputs for such a call and a random gradient at y; images are channels_last."""
-        generator = torch.Generator(device).manual_seed(0)
-
-        def random(shape: tuple[int, ...], dtype: torch.dtype, scale: float = 1.0) -> Tensor:
-            values = torch.randn(shape, generator=generator, device=device).mul_(scale).to(dtype)
-            return channels_last(values)
-
-        x = random(self.x_shape, self.dtype)
-        weight = random(self.weight_shape, self.weight_dtype, (self.group_channels * self.taps) ** -0.5)
+    def example_of(self, random: Callable[..., Tensor]) -> tuple[Inputs, Tensor]:
+        """Images are channels_last."""
+        x = channels_last(random(self.x_shape, self.dtype))
+        scale = (self.group_channels * self.taps) ** -0.5
+        weight = channels_last(random(self.weight_shape, self.weight_dtype, scale))
         bias = random((self.filters,), self.weight_dtype) if self.bias else None
-        b = torch.full((), 2.0, device=device) if self.tensor_b else None
+        b = torch.full((), 2.0, device=x.device) if self.tensor_b else None
         y_shape = (self.batch, self.outputs, *(() if self.is_linear else self.out_size))
-        return Inputs(x, weight, bias, b), random(y_shape, self.out_dtype)
+        return Inputs(x, weight, bias, b), channels_last(random(y_shape, self.out_dtype))
 
     def unserved(self, most_rows: int | None = None, most_outputs: int | None = None) -> list[str]:
         """The reasons why no backend of kernels serves it, if these are the largest numbers that they index."""
@@ -306,10 +299,8 @@ def of(inputs: Inputs, spec: Spec) -> Call:
 
 @call.kept
 def _made(spec: Spec, where: torch.device, x_shape, weight_shape, dtype, weight_dtype, bias: bool) -> Call:
-    arch = device.architecture_of(where)
-    return Call(
-        spec, where.type, tuple(x_shape), tuple(weight_shape), dtype, weight_dtype, bias, arch=arch, index=where.index
-    )  # fmt: skip
+    gpu = device.gpu_of(where)
+    return Call(spec, where.type, tuple(x_shape), tuple(weight_shape), dtype, weight_dtype, bias, **gpu)
 
 
 def of_shapes(

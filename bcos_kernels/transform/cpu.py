@@ -12,14 +12,9 @@ from ..core.candidate import Backend, Candidate
 from .call import Call
 from .spec import Inputs, Outputs
 
-__all__ = ["BACKEND", "CANDIDATES", "why_not"]
+__all__ = ["BACKEND", "CANDIDATES"]
 
 _C: Any = extension.load()[0]
-
-
-def why_not(call: Call) -> list[str]:
-    """The reasons why the C++ kernels do not serve ``call``; empty where they do."""
-    return extension.unavailable(call) + call.unserved()
 
 
 def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
@@ -67,7 +62,7 @@ def kernels(call: Call, by_operators):
     return _C.transform_kernels(call.spec.native, call.spec.saves_output, call.spec.detach, by_operators)
 
 
-BACKEND = Backend("cpu", why_not)
+BACKEND = Backend("cpu", lambda call: extension.unavailable(call) + call.unserved())
 _KERNELS = Candidate(
     "cpu", "kernels", forward, backward, second=second, takes_gradient_map=True, kernels=kernels,
     takes_rows=lambda call, rows: True,

@@ -14,7 +14,7 @@ from .traffic import Products
 
 __all__ = [
     "BACKEND", "LARGE", "MOST_CHANNELS", "MOST_GROUPS", "MOST_MAX_OUT", "MOST_TAPS", "PRODUCTS", "SMALL", "backward",
-    "forms_both_norms", "forward", "graph_why_not", "second", "serves_products", "tiles", "why_not",
+    "forms_both_norms", "forward", "graph_why_not", "second", "serves_products", "tiles",
 ]  # fmt: skip
 
 SMALL, LARGE = Tile(64, 64, 32), Tile(128, 128, 32, 8)
@@ -26,11 +26,6 @@ _TAP = 264  # bytes of one there
 _STRIP = 48 << 10  # the most bytes of sums over the pixels that a row of n sees
 
 _MOST_ROWS = 2**31 - 128  # leaves the last row of the largest tile an index of 32 bits
-
-
-def why_not(call: Call) -> list[str]:
-    """The reasons why the CUDA kernels do not serve ``call``; empty where they do."""
-    return cuda.unavailable(call) + call.unserved(_MOST_ROWS)
 
 
 def forms_both_norms(call: Call) -> bool:
@@ -131,4 +126,4 @@ PRODUCTS = Products(
     wgrad_tile=_wgrad_tile,
 )
 
-BACKEND = Backend("cuda", why_not, interchangeable=True)
+BACKEND = Backend("cuda", lambda call: cuda.unavailable(call) + call.unserved(_MOST_ROWS), interchangeable=True)

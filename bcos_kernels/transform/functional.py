@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .. import tally
-from ..core import _torch, autograd, device, dispatch, plans
+from ..core import _torch, autograd, device, plans
 from ..core.candidate import REFERENCE
 from ..core.checks import autocast_dtype, epsilon, flag, late_mode, out_dtype, without_autocast
 from . import checks, reference
@@ -63,7 +63,8 @@ def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Te
     if has_torch_function_variadic(*arguments) and _torch.overloads(arguments):  # subclasses of Tensor keep their type
         return handle_torch_function(transform, arguments, *arguments, detach, geometry, options)
     late = None if isinstance(detach, bool) else late_mode(detach)
-    found = plan(x, weight, bias, b, late is None and detach, geometry, options)
+    early = late is None and detach
+    found = plans.of(TRANSFORM, _PLANS, _make_plan, x, weight, bias, b, early, geometry, options)
     if not found.direct:
         return _around(found, x, weight, bias, b, late, geometry, options)
     inputs = x, weight, bias, b if found.call.spec.b is None else None
@@ -71,12 +72,8 @@ def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Te
 
 
 def plan(x, weight, bias, b, early: bool, geometry: tuple, options: tuple) -> Plan:
-    """The plan of a call of :func:`transform`, made once for all calls with the same key; ``early`` is the mode."""
-    key = found = None
-    if not torch.compiler.is_dynamo_compiling():  # sizes may be symbolic there
-        key = plans.key(TRANSFORM.backends, dispatch.FORCED, x, weight, bias, b, early, geometry, options)
-        found = _PLANS.get(key)
-    return found or plans.made(_PLANS, key, _make_plan, x, weight, bias, b, early, geometry, options)
+    """The plan of a call of :func:`transform`; ``early`` is the explanation mode."""
+    return plans.of(TRANSFORM, _PLANS, _make_plan, x, weight, bias, b, early, geometry, options)
 
 
 def direct_plan(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Plan | None:
@@ -153,10 +150,8 @@ def _make_plan(x, weight, bias, b, detach: bool, geometry: tuple, options: tuple
         detach=detach,
         out_dtype=y_dtype,
     )
-    call = Call(
-        spec, x.device.type, shape, weight_shape, dtype, weight_dtype, bias is not None,
-        arch=device.architecture_of(x.device), index=x.device.index,
-    )  # fmt: skip
+    gpu = device.gpu_of(x.device)
+    call = Call(spec, x.device.type, shape, weight_shape, dtype, weight_dtype, bias is not None, **gpu)
     if weight_in_norm and bias is not None:
         if backend not in (None, REFERENCE.name):
             raise ValueError(f"backend={backend!r} cannot serve this call: weight_in_norm=True has a bias beside it")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..core import call, extension
+from ..core import call
 
 __all__ = ["Inputs", "Outputs", "Spec"]
 
@@ -57,6 +56,8 @@ class Spec(call.Spec):
         y = (|l|/n + cos_eps)^(b-1) · l        y = l at b = 1; at b = 2, ``exact_two`` leaves cos_eps out
     """
 
+    native_class = "TransformSpec"
+
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
@@ -99,9 +100,3 @@ class Spec(call.Spec):
     def saves_linear(self) -> bool:
         """Whether the backward needs l, because y cannot stand for it."""
         return self.power != 1 and not self.saves_output
-
-    @cached_property
-    def native(self):
-        """The same options as an object of the compiled extension."""
-        options = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "detach"}
-        return extension.load()[0].TransformSpec(**options)

@@ -1,42 +1,20 @@
 """The Triton kernels for GPU tensors: fp64, fp32, fp16 and bf16.
 
-``why_not`` answers without importing Triton. With ``TRITON_INTERPRET=1`` in the environment, Triton's interpreter runs
-the same kernels slowly on CPU tensors, which checks them without a GPU.
+Whether they serve a call is known without importing Triton. With ``TRITON_INTERPRET=1`` in the environment, Triton's
+interpreter runs the same kernels slowly on CPU tensors, which checks them without a GPU.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from types import ModuleType
-
 from ...core.candidate import Backend, Candidate
-from ...gpu.triton import unavailable
+from ...gpu.triton import deferred, unavailable
 from .. import traffic
 from ..call import Call
 
-__all__ = ["BACKEND", "CANDIDATES", "why_not"]
+__all__ = ["BACKEND", "CANDIDATES"]
 
 
-def why_not(call: Call) -> list[str]:
-    """The reasons why the Triton kernels do not serve ``call``; empty where they do."""
-    return unavailable(call) + call.unserved()
+_forward, _backward = (deferred(f"{__name__}.layer", name) for name in ("forward", "backward"))
 
-
-@cache
-def _kernels() -> ModuleType:
-    """The module that starts the kernels. The first call imports it, because machines without a GPU need no Triton."""
-    from . import layer
-
-    return layer
-
-
-def _forward(inputs, call: Call, tile: None):
-    return _kernels().forward(inputs, call.now())
-
-
-def _backward(grad, inputs, saved, call: Call, tile: None, frozen: bool, needs):
-    return _kernels().backward(grad, inputs, saved, call.now(), frozen, needs)
-
-
-BACKEND = Backend("triton", why_not, interchangeable=True)
+BACKEND = Backend("triton", lambda call: unavailable(call) + call.unserved(), interchangeable=True)
 CANDIDATES = (Candidate("triton", "kernels", _forward, _backward, cost=traffic.cost, takes_rows=Call.takes_rows),)

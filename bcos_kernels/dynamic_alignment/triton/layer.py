@@ -18,7 +18,7 @@ from .arguments import by_pixel
 __all__ = ["backward", "forward"]
 
 
-def forward(inputs: Inputs, call: Call) -> tuple[Tensor, ...]:
+def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
     """The outputs; y is in x's memory format."""
     x = inputs.x
     y = x.new_empty((call.x_shape[0], call.outputs, *call.size))
@@ -30,7 +30,7 @@ def forward(inputs: Inputs, call: Call) -> tuple[Tensor, ...]:
     return y.contiguous(memory_format=memory_format(x)), norm, norm.new_empty(0) if l is None else l
 
 
-def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: bool, needs) -> tuple:
+def backward(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: None, frozen: bool, needs) -> tuple:
     """The gradients of the inputs; one not needed is None. Those of frozen dynamic weights are zeros.
 
     Several gradients of every image, ``[T·N, ...]``, are rows of the dynamic linear map: see ``Candidate.takes_rows``.
@@ -73,7 +73,7 @@ def _by_gram_matrices(
 def _by_signs(
     call: Call, first: tuple[Tensor, Tensor], u: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, needs
 ) -> tuple:
-    """The same."""
+    """As :func:`_by_gram_matrices`, for the norm ``"l1"``."""
     dh = signs.dh(call, *first, u, h, weight, bias) if needs[1] else None
     others = signs.dweight(call, *first, u, h, weight, bias, needs[3]) if needs[2] or needs[3] else (None, None)
     return dh, *others

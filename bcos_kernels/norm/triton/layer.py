@@ -12,10 +12,10 @@ from ..spec import Inputs, Outputs
 from . import apply, positions, statistics, sums
 from .arguments import as_given, dense, is_alone, owner, vector
 
-__all__ = ["backward", "forward", "second"]
+__all__ = ["backward", "forward", "gradient_map", "second"]
 
 
-def forward(inputs: Inputs, call: Call) -> tuple[Tensor, ...]:
+def forward(inputs: Inputs, call: Call, tile: None) -> tuple[Tensor, ...]:
     """The outputs; y has the strides that torch gives to a tensor like x."""
     given = inputs.x
     if given.numel() == 0:
@@ -40,6 +40,7 @@ def backward(
     inputs: Inputs,
     saved: Outputs,
     call: Call,
+    tile: None,
     frozen: bool,
     needs,
     joined: tuple = (None,),
@@ -78,15 +79,21 @@ def backward(
     return dx if dx is None or as_map else as_given(dx, given), dgamma, dbeta, None, None
 
 
-def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, wanted) -> tuple:
-    """The gradients of ⟨v, dx⟩ in an explanation mode: those of grad, weight and the variance of the forward.
+def gradient_map(grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: bool, needs, joined) -> tuple:
+    """The gradients with the map of dx in its place."""
+    return backward(grad, inputs, saved, call, None, frozen, needs, joined, as_map=True)
 
-    That of the weight is None unless it is ``wanted``, and that of the variance where it is a constant.
+
+def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: bool, wanted) -> tuple:
+    """The gradients of ⟨v, dx⟩ in an explanation mode: those of grad, the inputs and the variance of the forward.
+
+    That of the weight is None unless it is ``wanted``, and that of the variance is left out where it is a constant.
     """
-    given, weight = inputs.x, inputs.weight if wanted else None
+    given, weight = inputs.x, inputs.weight if wanted[2] else None
     if given.numel() == 0:
-        dvar = torch.zeros(call.statistics_shape, dtype=call.sums, device=v.device) if call.intermediates else None
-        return torch.zeros_like(grad), None if weight is None else torch.zeros_like(weight), dvar
+        zeros = torch.zeros_like(grad), None, None if weight is None else torch.zeros_like(weight), None, None, None
+        joined = [torch.zeros(shape, dtype=dtype, device=v.device) for shape, dtype in call.intermediates]
+        return *zeros, *joined
     with on_device_of(given):
         v, grad, gamma = dense(v, call), dense(grad, call), vector(inputs.weight)
         var, summed = vector(inputs.var if call.given else saved.var), weight is not None
@@ -96,7 +103,8 @@ def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, 
             dgamma = positions.second(call, grad, v, gamma, var, dvar, dgrad, summed)
         else:
             dgamma, dvar = _second_of_others(grad, v, gamma, var, call, summed, dgrad)
-    return as_given(dgrad, given), None if weight is None else dgamma.to(weight.dtype), dvar
+    dweight = None if weight is None else dgamma.to(weight.dtype)
+    return as_given(dgrad, given), None, dweight, None, None, None, *(() if dvar is None else (dvar,))
 
 
 def _second_of_others(grad: Tensor, v: Tensor, gamma, var, call: Call, summed: bool, dgrad: Tensor) -> tuple:

@@ -67,41 +67,22 @@ def norm_position_fwd_kernel(
 
 
 @triton.jit
-def gradient(
-    grad, x, mean, r, products, grads, of_dvar, count, FROZEN: tl.constexpr, JOINS: tl.constexpr, CENTERED: tl.constexpr
-):  # fmt: skip
-    """dx of a tile; grad is times gamma, and the sums are those over the channels of each position.
-
-    With ``JOINS``, ``of_dvar`` is the factor of x − mean from a second derivative's gradient of var.
-    """
-    dx = grad
-    if not FROZEN:
-        dx += of_x(r, products * r, count)[:, None] * (x - mean[:, None])
-    if CENTERED:
-        dx += of_all(grads, count)[:, None]
-    dx *= r[:, None]
-    if JOINS:
-        dx += of_dvar[:, None] * (x - mean[:, None])
-    return dx
-
-
-@triton.jit
 def norm_position_bwd_kernel(
     grad_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr, dvar_ptr, dx_ptr, products_ptr, grads_ptr,
     positions, channels, position_stride, channel_stride, length, parts, count, eps,
-    CENTERED: tl.constexpr, FROZEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    CENTERED: tl.constexpr, FROZEN: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """dx, and the sums that form dgamma and dbeta over a part, [images · parts, channels] fp32; either may be None.
 
-    All channels fit one tile.
+    Unless all channels fit one tile the sums of a part are kept in memory between its steps.
     """
     SUMS: tl.constexpr = sums_of(grad_ptr.dtype.element_ty)
+    READS_X: tl.constexpr = not FROZEN or products_ptr is not None or dvar_ptr is not None
     program = tl.program_id(0)
     image = program // parts
     start = program % parts * length
     end = tl.minimum(start + length, positions)
-    channel = tl.arange(0, BN)
-    gamma = per_channel(gamma_ptr, channel, channels, 1.0, SUMS)[None, :]
+    gamma = per_channel(gamma_ptr, tl.arange(0, BN), channels, 1.0, SUMS)[None, :]
     all_products = tl.zeros((BM, BN), SUMS)
     all_grads = tl.zeros((BM, BN), SUMS)
     for first in range(start, end, BM):
@@ -114,87 +95,64 @@ def norm_position_bwd_kernel(
         if dvar_ptr is not None:
             of_dvar = of_var(tl.load(dvar_ptr + row, mask=known, other=0.0), count)
         shift = mean if CENTERED else tl.zeros((BM,), SUMS)
-        at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
-        inside = known[:, None] & (channel < channels)[None, :]
-        grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(SUMS)
-        x = grad
-        if not FROZEN or products_ptr is not None or dvar_ptr is not None:
-            x = tl.load(x_ptr + at, mask=inside, other=0.0).to(SUMS)
-        if products_ptr is not None:
-            all_products += grad * (x - shift[:, None]) * r[:, None]
-            all_grads += grad
-        if dx_ptr is not None:
-            grad *= gamma
-            products = tl.sum(grad * (x - shift[:, None]), axis=1)
-            grads = tl.sum(grad, axis=1)
-            dx = gradient(grad, x, mean, r, products, grads, of_dvar, count, FROZEN, dvar_ptr is not None, CENTERED)
-            tl.store(dx_ptr + at, cast(dx, dx_ptr.dtype.element_ty), mask=inside)
-    if products_ptr is not None:
-        at = program.to(tl.int64) * channels + channel
-        tl.store(products_ptr + at, tl.sum(all_products, axis=0), mask=channel < channels)
-        tl.store(grads_ptr + at, tl.sum(all_grads, axis=0), mask=channel < channels)
-
-
-@triton.jit
-def norm_wide_position_bwd_kernel(
-    grad_ptr, x_ptr, gamma_ptr, mean_ptr, var_ptr, dvar_ptr, dx_ptr, products_ptr, grads_ptr,
-    positions, channels, position_stride, channel_stride, length, parts, count, eps,
-    CENTERED: tl.constexpr, FROZEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """The same in several tiles of channels; the sums of a part are kept in memory between its steps."""
-    SUMS: tl.constexpr = sums_of(grad_ptr.dtype.element_ty)
-    program = tl.program_id(0)
-    image = program // parts
-    start = program % parts * length
-    end = tl.minimum(start + length, positions)
-    for first in range(start, end, BM):
-        position = first + tl.arange(0, BM)
-        known = position < end
-        row = image.to(tl.int64) * positions + position
-        mean = tl.load(mean_ptr + row, mask=known, other=0.0)
-        r = inverse_std(tl.load(var_ptr + row, mask=known, other=1.0), eps)
-        of_dvar = tl.zeros((BM,), SUMS)
-        if dvar_ptr is not None:
-            of_dvar = of_var(tl.load(dvar_ptr + row, mask=known, other=0.0), count)
-        shift = mean if CENTERED else tl.zeros((BM,), SUMS)
+        grad = tl.zeros((BM, BN), SUMS)
+        x = tl.zeros((BM, BN), SUMS)
         products = tl.zeros((BM, BN), SUMS)
         grads = tl.zeros((BM, BN), SUMS)
-        if dx_ptr is not None and (CENTERED or not FROZEN):
-            for c0 in range(0, channels, BN):
+        if WHOLE or (dx_ptr is not None and (CENTERED or not FROZEN)):
+            for c0 in range(0, BN if WHOLE else channels, BN):
                 channel = c0 + tl.arange(0, BN)
                 at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
                 inside = known[:, None] & (channel < channels)[None, :]
                 grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(SUMS)
-                grad *= per_channel(gamma_ptr, channel, channels, 1.0, SUMS)[None, :]
-                grads += grad
-                if not FROZEN:
+                if not WHOLE:
+                    gamma = per_channel(gamma_ptr, channel, channels, 1.0, SUMS)[None, :]
+                scaled = grad * gamma  # a tile of all channels is itself the sum of tiles
+                grads = scaled if WHOLE else grads + scaled
+                if READS_X if WHOLE else not FROZEN:
                     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(SUMS)
-                    products += grad * (x - shift[:, None])
+                    product = scaled * (x - shift[:, None])
+                    products = product if WHOLE else products + product
         of_products = tl.sum(products, axis=1)
         of_grads = tl.sum(grads, axis=1)
-        for c0 in range(0, channels, BN):
+        for c0 in range(0, BN if WHOLE else channels, BN):
             channel = c0 + tl.arange(0, BN)
             at = offsets(image, position, channel, positions, channels, position_stride, channel_stride)
             inside = known[:, None] & (channel < channels)[None, :]
-            grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(SUMS)
-            x = grad
-            if not FROZEN or products_ptr is not None or dvar_ptr is not None:
-                x = tl.load(x_ptr + at, mask=inside, other=0.0).to(SUMS)
+            if not WHOLE:
+                gamma = per_channel(gamma_ptr, channel, channels, 1.0, SUMS)[None, :]
+                grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(SUMS)
+                if READS_X:
+                    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(SUMS)
             if products_ptr is not None:
-                kept = program.to(tl.int64) * channels + channel
-                earlier = (channel < channels) & (first > start)
-                product = tl.sum(grad * (x - shift[:, None]) * r[:, None], axis=0)
-                product += tl.load(products_ptr + kept, mask=earlier, other=0.0)
-                total = tl.sum(grad, axis=0) + tl.load(grads_ptr + kept, mask=earlier, other=0.0)
-                tl.store(products_ptr + kept, product, mask=channel < channels)
-                tl.store(grads_ptr + kept, total, mask=channel < channels)
+                product = grad * (x - shift[:, None]) * r[:, None]
+                if WHOLE:
+                    all_products += product
+                    all_grads += grad
+                else:
+                    kept = program.to(tl.int64) * channels + channel
+                    earlier = (channel < channels) & (first > start)
+                    of_part = tl.sum(product, axis=0) + tl.load(products_ptr + kept, mask=earlier, other=0.0)
+                    total = tl.sum(grad, axis=0) + tl.load(grads_ptr + kept, mask=earlier, other=0.0)
+                    tl.store(products_ptr + kept, of_part, mask=channel < channels)
+                    tl.store(grads_ptr + kept, total, mask=channel < channels)
             if dx_ptr is not None:
-                grad *= per_channel(gamma_ptr, channel, channels, 1.0, SUMS)[None, :]
-                dx = gradient(
-                    grad, x, mean, r, of_products, of_grads, of_dvar, count, FROZEN, dvar_ptr is not None, CENTERED
-                )
+                dx = grad * gamma
+                if not FROZEN:
+                    dx += of_x(r, of_products * r, count)[:, None] * (x - mean[:, None])
+                if CENTERED:
+                    dx += of_all(of_grads, count)[:, None]
+                dx *= r[:, None]
+                if dvar_ptr is not None:  # a second derivative's gradient of var
+                    dx += of_dvar[:, None] * (x - mean[:, None])
                 tl.store(dx_ptr + at, cast(dx, dx_ptr.dtype.element_ty), mask=inside)
-        tl.debug_barrier()
+        if not WHOLE:
+            tl.debug_barrier()
+    if WHOLE and products_ptr is not None:
+        channel = tl.arange(0, BN)
+        at = program.to(tl.int64) * channels + channel
+        tl.store(products_ptr + at, tl.sum(all_products, axis=0), mask=channel < channels)
+        tl.store(grads_ptr + at, tl.sum(all_grads, axis=0), mask=channel < channels)
 
 
 @triton.jit
@@ -284,10 +242,10 @@ def backward(
         products, grads = (_sums_of_parts(call, seen.images * parts, x) for _ in range(2))
         found = products, grads
     launch(
-        norm_position_bwd_kernel if row.whole else norm_wide_position_bwd_kernel, (seen.images * parts,),
+        norm_position_bwd_kernel, (seen.images * parts,),
         grad, x, gamma, mean, var, dvar, dx, *(found or (None, None)), *seen[1:], length, parts,
         number(call, seen.channels), call.spec.eps,
-        CENTERED=call.spec.centered, FROZEN=frozen, BM=row.m, BN=row.n, warps=row.warps,
+        CENTERED=call.spec.centered, FROZEN=frozen, WHOLE=row.whole, BM=row.m, BN=row.n, warps=row.warps,
     )  # fmt: skip
     return found and sums.folded(call, found)
 

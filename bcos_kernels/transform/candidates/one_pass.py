@@ -52,28 +52,10 @@ def _triton_serves(call: Call, direction: str) -> bool:
     return call.pack == 1 and call.max_out == 1 and (call.power == 1 or (call.power == 2 and call.saves_norm))
 
 
-def _triton_forward(inputs, call: Call, tile):
-    kernels = triton.kernels()
-    product = kernels.depthwise_forward if call.depthwise else kernels.one_pass_forward
-    return kernels.forward(product, inputs, call, tile)
-
-
-def _triton_backward(grad, inputs, saved, call: Call, tile, frozen: bool, needs):
-    kernels = triton.kernels()
-    if needs[3]:  # only the separate kernel of the scale forms db
-        products = kernels.semi_backward
-    else:
-        products = kernels.depthwise_backward if call.depthwise else kernels.one_pass_backward
-    return kernels.backward(products, grad, inputs, saved, call, tile, frozen, needs)
-
-
-CANDIDATES = (
+CANDIDATES = tuple(
     candidate(
-        "cuda", NAME, partial(cuda.forward, NAME), partial(cuda.backward, NAME),
-        _cuda_serves, partial(cuda.PRODUCTS.tiles, given=False), traffic.cost(_kernels, cuda.PRODUCTS),
-    ),
-    candidate(
-        "triton", NAME, _triton_forward, _triton_backward,
-        _triton_serves, partial(triton.PRODUCTS.tiles, given=False), traffic.cost(_kernels, triton.PRODUCTS),
-    ),
+        backend.BACKEND.name, NAME, partial(backend.forward, NAME), partial(backend.backward, NAME), serves,
+        partial(backend.PRODUCTS.tiles, given=False), traffic.cost(_kernels, backend.PRODUCTS),
+    )
+    for backend, serves in ((cuda, _cuda_serves), (triton, _triton_serves))
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from types import ModuleType
 
 from ...gpu.cost import Kernel
 from .. import cuda, traffic, triton
@@ -24,30 +25,14 @@ def _kernels(call: Call, direction: str, products: Products) -> Iterator[Kernel]
         yield Kernel(2 * s.w)
 
 
-def _cuda_serves(call: Call, direction: str) -> bool:
-    return cuda.serves_products(call) and not call.depthwise
+def _serves(backend: ModuleType, call: Call, direction: str) -> bool:
+    return backend.serves_products(call) and not call.depthwise
 
 
-def _triton_serves(call: Call, direction: str) -> bool:
-    return triton.serves_products(call) and not call.depthwise
-
-
-def _triton_backward(grad, inputs, saved, call: Call, tile, frozen: bool, needs, gradient_map=None):
-    kernels = triton.kernels()
-    return kernels.backward(
-        kernels.semi_backward, grad, inputs, saved, call, tile, frozen, needs, gradient_map=gradient_map
+CANDIDATES = tuple(
+    candidate(
+        backend.BACKEND.name, NAME, None, partial(backend.backward, NAME), partial(_serves, backend),
+        partial(backend.PRODUCTS.tiles, given=True), traffic.cost(_kernels, backend.PRODUCTS), takes_gradient_map=True,
     )
-
-
-CANDIDATES = (
-    candidate(
-        "cuda", NAME, None, partial(cuda.backward, NAME),
-        _cuda_serves, partial(cuda.PRODUCTS.tiles, given=True), traffic.cost(_kernels, cuda.PRODUCTS),
-        takes_gradient_map=True,
-    ),
-    candidate(
-        "triton", NAME, None, _triton_backward,
-        _triton_serves, partial(triton.PRODUCTS.tiles, given=True), traffic.cost(_kernels, triton.PRODUCTS),
-        takes_gradient_map=True,
-    ),
+    for backend in (cuda, triton)
 )  # fmt: skip

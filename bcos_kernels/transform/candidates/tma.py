@@ -18,7 +18,7 @@ from ..triton import tma_tiles
 
 __all__ = ["CANDIDATES", "TMA"]
 
-NAME = "tma"
+NAME, WITH_VENDOR = "tma", "tma-vendor"
 READ, FORMED, BOTH = 7, 14, 26
 """The instructions of a thread for each value of x that the forward reads for its norm, of u that the explanation
 forms, and of u that the kernel of both gradients forms and uses."""
@@ -63,17 +63,6 @@ def _serves(call: Call, direction: str) -> bool:
     return not tma_tiles.why_not(call, direction)
 
 
-def _forward(inputs, call: Call, tile):
-    kernels = triton.kernels()
-    return kernels.forward(kernels.tma.forward, inputs, call, tile)
-
-
-def _backward(grad, inputs, saved, call: Call, tile, frozen: bool, needs, gradient_map=None):
-    kernels = triton.kernels()
-    products = partial(kernels.tma.backward, bias=inputs.bias)
-    return kernels.backward(products, grad, inputs, saved, call, tile, frozen, needs, gradient_map=gradient_map)
-
-
 def _vendor_kernels(call: Call) -> Iterator[Kernel]:
     s, tile = Sizes(call), tma_tiles.tiles_of_product(call, "training")[0]
     again = tma_tiles.forms_l(call, "training", tile, True)
@@ -98,20 +87,14 @@ def _tiles_with_vendor(call: Call, direction: str):
     return tma_tiles.tiles_of_product(call, "training")
 
 
-def _backward_with_vendor(grad, inputs, saved, call: Call, tile, frozen: bool, needs, gradient_map=None):
-    kernels = triton.kernels()
-    if not needs[0]:  # u alone is what a kernel of the scale forms
-        products, tile = kernels.vendor_backward, None
-    else:
-        products = partial(kernels.tma.backward_with_vendor, bias=inputs.bias)
-    return kernels.backward(products, grad, inputs, saved, call, tile, frozen, needs, gradient_map=gradient_map)
-
-
-TMA = candidate("triton", NAME, _forward, _backward, _serves, tma_tiles.tiles, _cost, takes_gradient_map=True)
+TMA = candidate(
+    "triton", NAME, partial(triton.forward, NAME), partial(triton.backward, NAME), _serves, tma_tiles.tiles, _cost,
+    takes_gradient_map=True,
+)  # fmt: skip
 CANDIDATES = (
     TMA,
     candidate(
-        "triton", f"{NAME}-vendor", None, _backward_with_vendor, _serves_with_vendor, _tiles_with_vendor, _vendor_cost,
-        takes_gradient_map=True,
+        "triton", WITH_VENDOR, None, partial(triton.backward, WITH_VENDOR),
+        _serves_with_vendor, _tiles_with_vendor, _vendor_cost, takes_gradient_map=True,
     ),
 )  # fmt: skip

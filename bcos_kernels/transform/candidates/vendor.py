@@ -42,33 +42,14 @@ def _cost(call: Call, direction: str) -> float:
     return traffic.seconds(call, _kernels(call, direction))
 
 
-def _triton_forward(inputs, call: Call, tile):
-    kernels = triton.kernels()
-    return kernels.forward(kernels.vendor_forward, inputs, call, tile)
-
-
-def _triton_backward(grad, inputs, saved, call: Call, tile, frozen: bool, needs, joined=(), gradient_map=None):
-    kernels = triton.kernels()
-    return kernels.backward(
-        kernels.vendor_backward, grad, inputs, saved, call, tile, frozen, needs, joined, gradient_map
-    )
-
-
-def _triton_second(*args):
-    return triton.kernels().second(*args)
-
-
 def _takes_rows(backend: Backend, call: Call, rows: int) -> bool:
     return not backend.why_not(call.of_rows(rows))
 
 
-CANDIDATES = (
+CANDIDATES = tuple(
     candidate(
-        "cuda", NAME, partial(cuda.forward, NAME), partial(cuda.backward, NAME), cost=_cost,
-        second=partial(cuda.second, NAME), takes_gradient_map=True, takes_rows=partial(_takes_rows, cuda.BACKEND),
-    ),
-    candidate(
-        "triton", NAME, _triton_forward, _triton_backward, cost=_cost,
-        second=_triton_second, takes_gradient_map=True, takes_rows=partial(_takes_rows, triton.BACKEND),
-    ),
+        backend.BACKEND.name, NAME, partial(backend.forward, NAME), partial(backend.backward, NAME), cost=_cost,
+        second=partial(backend.second, NAME), takes_gradient_map=True, takes_rows=partial(_takes_rows, backend.BACKEND),
+    )
+    for backend in (cuda, triton)
 )  # fmt: skip

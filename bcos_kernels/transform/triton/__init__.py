@@ -1,33 +1,25 @@
 """The Triton kernels for GPU tensors: fp64, fp32, fp16 and bf16, in NHWC.
 
-``why_not`` answers without importing Triton. With ``TRITON_INTERPRET=1`` in the environment, Triton's interpreter runs
-the same kernels slowly on CPU tensors, which checks them without a GPU.
+Whether they serve a call is known without importing Triton. With ``TRITON_INTERPRET=1`` in the environment, Triton's
+interpreter runs the same kernels slowly on CPU tensors, which checks them without a GPU.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from types import ModuleType
-
 import torch
 
 from ...core.candidate import Backend
-from ...gpu.triton import unavailable
+from ...gpu.triton import deferred, unavailable
 from ..call import Call
 from ..traffic import Products
 from . import tiles
 
-__all__ = ["BACKEND", "PRODUCTS", "kernels", "serves_products", "why_not"]
+__all__ = ["BACKEND", "PRODUCTS", "backward", "forward", "second", "serves_products"]
 
 _MOST_ROWS = 2**31 - 2**17  # leaves the last step of a loop over rows an index of 32 bits
 _MOST_PROGRAMS = 65535  # of a grid's second axis
 _MOST_CHANNELS = 64 * _MOST_PROGRAMS  # of a depthwise layer
 _MOST_OUTPUTS = 128 * _MOST_PROGRAMS  # of a group, beside the products of the vendor
-
-
-def why_not(call: Call) -> list[str]:
-    """The reasons why the Triton kernels do not serve ``call``; empty where they do."""
-    return unavailable(call) + call.unserved(_MOST_ROWS, _MOST_OUTPUTS)
 
 
 def serves_products(call: Call) -> bool:
@@ -43,13 +35,9 @@ def serves_products(call: Call) -> bool:
     return reach < 2**31 and call.groups // call.pack * call.taps <= _MOST_PROGRAMS
 
 
-@cache
-def kernels() -> ModuleType:
-    """The module that starts the kernels. The first call imports it, because machines without a GPU need no Triton."""
-    from . import layer
-
-    return layer
-
+forward, backward, second = (deferred(f"{__name__}.layer", name) for name in ("forward", "backward", "second"))
 
 PRODUCTS = Products(tiles.SHARE, tiles.padding, tiles.tiles, tiles.wgrad_tile)
-BACKEND = Backend("triton", why_not, interchangeable=True)
+BACKEND = Backend(
+    "triton", lambda call: unavailable(call) + call.unserved(_MOST_ROWS, _MOST_OUTPUTS), interchangeable=True
+)

@@ -13,7 +13,7 @@ from ...core.formats import CHANNELS_LAST
 from ...gpu.sizes import power_of_two
 from ..call import Call
 
-__all__ = ["PIXEL", "Plane", "across", "formula", "image", "plane", "row_tile", "shares", "sizes", "window"]
+__all__ = ["PIXEL", "Plane", "across", "formula", "image", "plane", "row_tile", "shares"]
 
 
 class Plane(NamedTuple):
@@ -55,16 +55,6 @@ def across(call: Call) -> Plane:
     ones = call.kernel[0], call.stride[0], call.padding[0], call.dilation[0]
     kernel, stride, padding, dilation = zip(ones, (1, 1, 0, 1), strict=True)
     return Plane((call.in_size[0], pixels), (call.out_size[0], pixels), kernel, stride, padding, dilation)
-
-
-def sizes(call: Call) -> tuple[int, ...]:
-    """The sizes H, W, OH and OW of a call with two axes."""
-    return plane(call).sizes
-
-
-def window(call: Call) -> dict[str, int]:
-    """The constants of the window of a call with two axes."""
-    return plane(call).window
 
 
 def formula(call: Call) -> dict[str, int | bool]:

@@ -16,7 +16,7 @@ from ...gpu.rounding import cast
 from ...gpu.sizes import cdiv, power_of_two
 from ..call import Call
 from . import tiles
-from .arguments import formula, image, shares, sizes, window
+from .arguments import formula, image, plane, shares
 from .formula import exponent, partials, restored, root_gradient, root_norm, transform
 
 
@@ -288,8 +288,8 @@ def forward(call: Call, x, weights, bias, b, out) -> None:
     launch(
         depthwise_fwd_kernel, _grid(call, strips, tile),
         x, weights.operand, weights.alpha, bias, b, out.y, out.l,
-        strips, *sizes(call), call.filters, call.b_minus_1, call.cos_eps, *call.norm_eps,
-        **window(call), **formula(call),
+        strips, *plane(call).sizes, call.filters, call.b_minus_1, call.cos_eps, *call.norm_eps,
+        **plane(call).window, **formula(call),
         ALPHA=weights.alpha is not None, BIAS=bias is not None, SAVE_L=call.saves_linear, **tile,
     )  # fmt: skip
 
@@ -302,8 +302,8 @@ def backward(call: Call, grad, x, weights, b, saved, frozen: bool) -> tuple[Tens
     launch(
         depthwise_bwd_kernel, _grid(call, strips, tile),
         grad, saved.l if call.saves_linear else saved.y, x, weights.alpha, b, u, t,
-        strips, *sizes(call), call.filters, call.b_minus_1, call.cos_eps, *call.norm_eps,
-        **window(call), **formula(call),
+        strips, *plane(call).sizes, call.filters, call.b_minus_1, call.cos_eps, *call.norm_eps,
+        **plane(call).window, **formula(call),
         ALPHA=weights.alpha is not None, FROZEN=frozen, SAVED_L=call.saves_linear, **tile,
     )  # fmt: skip
     return u, t
@@ -315,7 +315,7 @@ def dgrad(call: Call, u: Tensor, t: Tensor | None, weights, x: Tensor) -> Tensor
     strips, tile = _strips(call, *call.in_size)
     launch(
         depthwise_dgrad_kernel, _grid(call, strips, tile), u, t, weights.operand, x, dx,
-        strips, *sizes(call), call.filters, **window(call), WITH_T=t is not None, **tile,
+        strips, *plane(call).sizes, call.filters, **plane(call).window, WITH_T=t is not None, **tile,
     )  # fmt: skip
     return dx
 
@@ -328,6 +328,6 @@ def wgrad(call: Call, u: Tensor, x: Tensor, with_bias: bool) -> tuple[Tensor, Te
     partial, total = shares(call, splits, x.device, with_bias)
     launch(
         depthwise_wgrad_kernel, (blocks, rows, splits), u, x, partial, total,
-        strips, *sizes(call), call.filters, splits, **window(call), BIAS=with_bias, **tile,
+        strips, *plane(call).sizes, call.filters, splits, **plane(call).window, BIAS=with_bias, **tile,
     )  # fmt: skip
     return partial, None if total is None else total.sum(0)

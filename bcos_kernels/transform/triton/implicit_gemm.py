@@ -15,7 +15,7 @@ from ...gpu.rounding import INTERPRETED, cast
 from ...gpu.sizes import cdiv
 from ..call import Call
 from . import patch_norm, tiles
-from .arguments import formula, sizes, window
+from .arguments import formula, plane
 from .formula import exponent, first_max, root_norm, transform
 
 
@@ -182,10 +182,10 @@ def forward(call: Call, x, weights, bias, b, out, tile: Tile) -> None:
         conv2d_fwd_kernel, (cdiv(call.pixels, tile.m) * tiles_n, call.groups // call.pack),
         x, weights.operand, weights.alpha, bias, patch_norm.squares(call, x) if norm == "window" else None, b,
         out.y, out.n, out.l, out.winner,
-        call.pixels, *sizes(call), call.group_channels, call.group_outputs, tiles_n,
+        call.pixels, *plane(call).sizes, call.group_channels, call.group_outputs, tiles_n,
         call.b_minus_1, call.cos_eps, *call.norm_eps,
         G=call.groups, PACK=call.pack, ALIGN=call.align, MAX_OUT=call.max_out, LOG_COLUMNS=columns.bit_length() - 1,
-        **window(call), **formula(call), ALPHA=weights.alpha is not None, BIAS=bias is not None, NORM=norm,
+        **plane(call).window, **formula(call), ALPHA=weights.alpha is not None, BIAS=bias is not None, NORM=norm,
         SAVE_N=call.saves_norm,
         SAVE_L=call.saves_linear, FLAT=call.flat, REGISTERS=call.arch == "sm_90", PRECISION=call.precision,
         BM=tile.m, BN=tile.n, BK=tile.k, warps=tile.warps, stages=tile.stages,

@@ -14,7 +14,7 @@ from ...gpu.rounding import cast
 from ...gpu.sizes import cdiv
 from ..call import Call
 from . import tiles
-from .arguments import shares, sizes, window
+from .arguments import plane, shares
 from .formula import partials, restored, root_gradient
 from .window import output_site, pooled_norm_gradient
 
@@ -237,8 +237,8 @@ def dgrad(call: Call, source: Source, weights, x: Tensor, tile: Tile) -> Tensor:
     launch(
         conv2d_dgrad_kernel, (cdiv(call.in_pixels, tile.m) * tiles_n, call.groups // call.pack),
         *tensors, weights.operand, weights.alpha, x, dx,
-        call.in_pixels, *sizes(call), call.group_channels, call.group_filters, tiles_n, call.norm_eps[1],
-        G=call.groups, PACK=call.pack, ALIGN=call.align, **window(call), POWER=call.power,
+        call.in_pixels, *plane(call).sizes, call.group_channels, call.group_filters, tiles_n, call.norm_eps[1],
+        G=call.groups, PACK=call.pack, ALIGN=call.align, **plane(call).window, POWER=call.power,
         ALPHA=weights.alpha is not None,
         FUSED=source.u is None, FROZEN=frozen, SAVED_L=call.saves_linear, EXACT=call.exact, PRECISION=call.precision,
         BM=tile.m, BN=tile.n, BK=tile.k, warps=tile.warps, stages=tile.stages,
@@ -261,8 +261,8 @@ def wgrad(call: Call, source: Source, weights, x: Tensor, with_bias: bool) -> tu
     partial, total = shares(call, splits, x.device, with_bias and fused)
     launch(
         conv2d_wgrad_kernel, (*grid, splits), u, *tensors, x, weights.alpha, partial, total,
-        call.pixels, *sizes(call), call.group_channels, call.group_filters, tiles_n, splits,
-        G=call.groups, PACK=call.pack, ALIGN=call.align, **window(call), POWER=call.power,
+        call.pixels, *plane(call).sizes, call.group_channels, call.group_filters, tiles_n, splits,
+        G=call.groups, PACK=call.pack, ALIGN=call.align, **plane(call).window, POWER=call.power,
         ALPHA=weights.alpha is not None,
         BIAS=with_bias and fused, FUSED=fused, FROZEN=frozen, SAVED_L=call.saves_linear,
         FLAT=call.flat, EXACT=call.exact, PRECISION=call.precision,

@@ -13,19 +13,28 @@ from ...core.formats import channels_last
 from ...gpu.launch import on_device_of
 from ..call import Call
 from ..spec import Inputs, Outputs
-from . import depthwise, implicit_gemm, patch_norm, scale, scale_second, tiles, tma, vendor, weight_norm
+from . import (
+    depthwise,
+    implicit_gemm,
+    patch_norm,
+    scale,
+    scale_second,
+    tiles,
+    tma_matmul,
+    tma_one_pass,
+    tma_tiles,
+    vendor,
+    weight_norm,
+)
 from . import implicit_gemm_gradients as gradients
 from .arguments import image
 from .weight_norm import Weights
 
-__all__ = [
-    "backward", "depthwise_backward", "depthwise_forward", "forward", "one_pass_backward", "one_pass_forward",
-    "second", "semi_backward", "tma", "vendor_backward", "vendor_forward",
-]  # fmt: skip
+__all__ = ["backward", "forward", "second"]
 
 
-def forward(product: Callable, inputs: Inputs, call: Call, tile: Tile | None) -> tuple[Tensor, ...]:
-    """The outputs, into which ``product(call, x, weights, bias, b, out, tile)`` writes; images are channels_last."""
+def forward(candidate: str, inputs: Inputs, call: Call, tile: Tile | None) -> tuple[Tensor, ...]:
+    """The outputs, by the candidate of this name; images are channels_last."""
     x, weight, bias, b = inputs
     with on_device_of(x):
         x = _image(x)
@@ -37,12 +46,13 @@ def forward(product: Callable, inputs: Inputs, call: Call, tile: Tile | None) ->
         )
         if call.pixels > 0:
             weights = weight_norm.prepare(call, weight_norm.dense(_image(weight)))
-            product(call, channels_last(x), weights, None if bias is None else bias.contiguous(), b, out, tile)
+            bias = None if bias is None else bias.contiguous()
+            _FORWARDS[candidate](call, channels_last(x), weights, bias, b, out, tile)
     return tuple(map(_rows_of, out)) if call.is_linear else out
 
 
 def backward(
-    products: Callable,
+    candidate: str,
     grad: Tensor,
     inputs: Inputs,
     saved: Outputs,
@@ -55,11 +65,10 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """(dx, dweight, dbias, db); a gradient not needed is None. ``frozen`` makes the scale a constant.
 
-    ``products(call, grad, x, weights, b, saved, frozen, needs, tile)`` returns dx, partial sums of the gradient of the
-    products' weights, dbias and db. ``joined`` holds the gradients of n and l that :func:`second` returned, if any, and
-    ``gradient_map`` what ``grad`` still has to pass; ``products`` has arguments of their names where they are given.
+    ``joined`` holds the gradients of n and l that :func:`second` returned, and ``gradient_map`` what ``grad`` still has
+    to pass, for candidates that take them.
     """
-    x, weight, _, b = inputs
+    x, weight, bias, b = inputs
     if call.in_pixels == 0 or call.pixels == 0:
         likes = (x, weight, weight.new_empty(call.filters), b)
         return tuple(
@@ -75,15 +84,18 @@ def backward(
         given: dict[str, Any] = {"joined": joined} if joined else {}
         if gradient_map is not None:
             given["gradient_map"] = gradient_map.contiguous()
-        dx, partial, dbias, db = products(call, grad, x, weights, b, saved, frozen, needs, tile, **given)
+        bias, products = None if bias is None else bias.contiguous(), _BACKWARDS[candidate]
+        dx, partial, dbias, db = products(call, grad, x, weights, bias, b, saved, frozen, needs, tile, **given)
         dweight = weight_norm.gradient(call, partial, weight, weights) if needs[1] else None
         dbias = None if dbias is None else dbias.to(weight.dtype)
         db = None if db is None or b is None else db.to(b.dtype)
     return (_rows_of(dx), _rows_of(dweight), dbias, db) if call.is_linear else (dx, dweight, dbias, db)
 
 
-def second(v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: bool, wanted):
-    """The gradients of ⟨v, dx⟩, with products by the vendor: those of grad, x, weight, n and l.
+def second(
+    candidate: str, v: Tensor, grad: Tensor, inputs: Inputs, saved: Outputs, call: Call, frozen: bool, wanted
+) -> tuple[Tensor | None, ...]:
+    """The gradients of ⟨v, dx⟩, with products by the vendor, the only candidate: those of grad, x, weight, n and l.
 
     One without value, or not ``wanted`` of x and weight, is None; those of n and l are None where the scale is a
     constant of every derivative.
@@ -115,23 +127,23 @@ def _images(saved: Outputs) -> Outputs:
     return Outputs(*(None if t is None else channels_last(_image(t)) for t in saved))
 
 
-# ---- the products of the candidates
+# ---- the products of the candidates: a forward writes into ``out``; a backward returns dx, partial sums of the
+# gradient of the products' weights, dbias and db
 
 
-def vendor_forward(call: Call, x: Tensor, weights: Weights, bias, b, out: Outputs, tile: None) -> None:
+def _vendor_forward(call: Call, x: Tensor, weights: Weights, bias, b, out: Outputs, tile: None) -> None:
     z = vendor.product(call, x, weights.operand)
     scale.forward(call, z, weights, bias, patch_norm.norm(call, x, out.n), b, out)
 
 
-def depthwise_forward(call: Call, x: Tensor, weights: Weights, bias, b, out: Outputs, tile: None) -> None:
-    depthwise.forward(call, x, weights, bias, b, out)
+def _one_pass_forward(call: Call, x: Tensor, weights: Weights, bias, b, out: Outputs, tile: Tile | None) -> None:
+    if call.depthwise:
+        depthwise.forward(call, x, weights, bias, b, out)
+    else:
+        implicit_gemm.forward(call, x, weights, bias, b, out, tile or tiles.tiles(call, "forward", given=False)[0])
 
 
-def one_pass_forward(call: Call, x: Tensor, weights: Weights, bias, b, out: Outputs, tile: Tile | None) -> None:
-    implicit_gemm.forward(call, x, weights, bias, b, out, tile or tiles.tiles(call, "forward", given=False)[0])
-
-
-def vendor_backward(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, tile: None, **given):
+def _vendor_backward(call: Call, grad, x, weights: Weights, bias, b, saved, frozen: bool, needs, tile, **given):
     u, t, db = _scale(call, grad, x, weights, b, saved, frozen, needs, **given)
     dx, partial, dbias = vendor.gradients(call, u, x, weights.operand, needs)
     if needs[0] and t is not None:
@@ -139,7 +151,7 @@ def vendor_backward(call: Call, grad, x, weights: Weights, b, saved: Outputs, fr
     return dx, partial, dbias, db
 
 
-def depthwise_backward(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, tile: None):
+def _depthwise_backward(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs):
     dx = partial = dbias = None
     u, t = depthwise.backward(call, grad, x, weights, b, saved, frozen)
     if needs[0]:
@@ -149,17 +161,70 @@ def depthwise_backward(call: Call, grad, x, weights: Weights, b, saved: Outputs,
     return dx, partial, dbias, None
 
 
-def one_pass_backward(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, tile):
+def _one_pass_backward(call: Call, grad, x, weights: Weights, bias, b, saved: Outputs, frozen: bool, needs, tile):
+    if needs[3]:  # only the separate kernel of the scale forms db
+        return _semi_backward(call, grad, x, weights, bias, b, saved, frozen, needs, tile)
+    if call.depthwise:
+        return _depthwise_backward(call, grad, x, weights, b, saved, frozen, needs)
     source = gradients.Source(None, None, grad, _output_or_linear(call, saved), saved.n, frozen)
     tile = tile or tiles.tiles(call, "training", given=False)[0]
     return *_products(call, source, x, weights, needs, tile), None
 
 
-def semi_backward(call: Call, grad, x, weights: Weights, b, saved: Outputs, frozen: bool, needs, tile, **given):
+def _semi_backward(call: Call, grad, x, weights: Weights, bias, b, saved, frozen: bool, needs, tile, **given):
     u, t, db = _scale(call, grad, x, weights, b, saved, frozen, needs, **given)
     source = gradients.Source(u, t, grad, _output_or_linear(call, saved), saved.n, frozen)
     tile = tile or tiles.tiles(call, "training", given=True)[0]
     return *_products(call, source, x, weights, needs, tile), db
+
+
+def _tma_forward(call: Call, x: Tensor, weights: Weights, bias, b, out: Outputs, tile: Tile | None) -> None:
+    tma_matmul.forward(call, x, weights, bias, b, out, tile or tma_tiles.tiles(call, "forward")[0])
+
+
+def _tma_backward(
+    call: Call, grad, x, weights: Weights, bias, b, saved: Outputs, frozen: bool, needs, tile: Tile | None,
+    gradient_map=None,
+):  # fmt: skip
+    v = _output_or_linear(call, saved)
+    if frozen and not any(needs[1:]):
+        tile = tile or tma_tiles.tiles(call, "explanation")[0]
+        dx, _ = tma_matmul.dgrad(
+            call, grad, v, saved.n, weights, bias, b, gradient_map, x, "explanation", True, False, tile
+        )
+        return dx, None, None, None
+    tile = tma_tiles.training_tile(call, gradient_map is not None)  # the only one, for which a map leaves less memory
+    return *tma_one_pass.gradients(call, grad, v, saved.n, weights, bias, gradient_map, x, frozen, needs, tile), None
+
+
+def _tma_vendor_backward(
+    call: Call, grad, x, weights: Weights, bias, b, saved: Outputs, frozen: bool, needs, tile: Tile | None,
+    gradient_map=None,
+):  # fmt: skip
+    """One kernel forms dx and u = ∂L/∂z, and the vendor the gradient of the products' weights.
+
+    Where dx is not needed, u alone is left to form, which a kernel of the scale does.
+    """
+    if not needs[0]:
+        return _vendor_backward(call, grad, x, weights, bias, b, saved, frozen, needs, None, gradient_map=gradient_map)
+    v = _output_or_linear(call, saved)
+    tile = tile or tma_tiles.tiles_of_product(call, "training")[0]
+    tile = tile if gradient_map is None else tma_tiles.beside_map(call, tile)
+    with_u = needs[1] or needs[2]
+    dx, u = tma_matmul.dgrad(
+        call, grad, v, saved.n, weights, bias, b, gradient_map, x, "training", frozen, with_u, tile
+    )
+    if u is None:
+        return dx, None, None, None
+    _, partial, dbias = vendor.gradients(call, u, x, weights.operand, (False, *needs[1:]))
+    return dx, partial, dbias, None
+
+
+_FORWARDS: dict[str, Callable] = {"vendor": _vendor_forward, "one-pass": _one_pass_forward, "tma": _tma_forward}
+_BACKWARDS: dict[str, Callable] = {
+    "vendor": _vendor_backward, "one-pass": _one_pass_backward, "semi": _semi_backward, "tma": _tma_backward,
+    "tma-vendor": _tma_vendor_backward,
+}  # fmt: skip
 
 
 def _products(call: Call, source: gradients.Source, x: Tensor, weights: Weights, needs, tile: Tile):
