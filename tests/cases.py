@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -115,6 +116,18 @@ def upstream(case: Case, dtype: torch.dtype):
     return module
 
 
+@contextmanager
+def one_thread():
+    """Threads of oneDNN that wait for each other keep a core busy: beside tiny shapes that takes most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def their_result(case: Case, dtype: torch.dtype, inputs, grad):
     """``bcos``'s own output and gradients in ``dtype`` (the naive formula where ``bcos`` has no such layer)."""
     x, weight, bias = (None if t is None else t.detach().to(dtype).requires_grad_() for t in inputs)
