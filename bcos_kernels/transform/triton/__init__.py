@@ -32,7 +32,7 @@ def serves_products(call: Call) -> bool:
     """Whether our own products can serve the call."""
     if not call.planar or call.dtype == torch.float64 or call.max_out > tiles.MOST_MAX_OUT:
         return False
-    if call.depthwise:
+    if call.depthwise and not call.tensor_b:  # the gradient of a tensor b is left to the products of wider groups
         return True
     (rows, columns), (_, width) = (
         (d * (k - 1) for d, k in zip(call.dilation, call.kernel, strict=True)), call.in_size
