@@ -251,6 +251,10 @@ def serving(backend: str, call, direction: str) -> set[str]:
             {"x_shape": (1, 2**14, 9, 9), "weight_shape": (2**14, 2, 3, 3), "groups": 2**13},
             ("one-pass", "semi", "graph"),
         ),
+        (
+            {"x_shape": (1, 2**23, 9, 9), "weight_shape": (2**23, 1, 3, 3), "groups": 2**23},
+            ("one-pass", "semi", "graph"),
+        ),
     ],
 )
 def test_candidates_of_cuda(changed, missing):

@@ -22,6 +22,7 @@ MOST_MAX_OUT = 64  # the most filters per output, which lie in one tile
 MOST_GROUPS = 65535  # the most groups × taps, the second axis of a grid
 MOST_TAPS = 600  # the most taps of a depthwise filter, which a block holds in shared memory
 _TAP = 264  # bytes of one there
+_CHANNELS = 64  # of a block of a depthwise kernel, whose blocks lie on the second axis of a grid
 _STRIP = 48 << 10  # the most bytes of sums over the pixels that a row of n sees
 
 _MOST_ROWS = 2**31 - 128  # leaves the last row of the largest tile an index of 32 bits
@@ -98,7 +99,10 @@ def serves_products(call: Call) -> bool:
     if not call.planar or call.dtype == torch.float64:
         return False
     most_taps = min(MOST_TAPS, shared_memory(call.arch) // _TAP)
-    fits = call.taps <= most_taps if call.depthwise else call.groups * call.taps <= MOST_GROUPS
+    if call.depthwise:
+        fits = call.taps <= most_taps and call.channels <= MOST_GROUPS * _CHANNELS
+    else:
+        fits = call.groups * call.taps <= MOST_GROUPS
     return fits and call.max_out <= MOST_MAX_OUT
 
 
