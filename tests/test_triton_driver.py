@@ -155,7 +155,7 @@ def test_depthwise_layers_whose_b_is_a_tensor(driver):
 ], ids=", ".join)  # fmt: skip
 @pytest.mark.parametrize("name", ["1x1, 64 to 256", "1x1, stride 2", "3x3", "linear", "depthwise"])
 def test_options_of_layers(name, changes, driver):
-    call = call_of(name, BF16, 2.0, **changes)
+    call = call_of(name, **{"dtype": BF16, "b": 2.0, **changes})
     for candidate in TRANSFORM.candidates_of("triton"):
         for found in of_layer(call, candidate.name, False):
             driver.start(found)
