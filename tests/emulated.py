@@ -34,6 +34,7 @@ GLUE = [
 EMULATION = ROOT / "tests" / "cuda_emulation"
 PROGRAMS = sorted(EMULATION.glob("*.cpp"))
 CUDNN = ROOT / "tests" / "cudnn"
+DRIVER = ROOT / "tests" / "driver"
 MODULE = EMULATION / "module" / "module.cpp"
 OPERATORS = EMULATION / "module" / "operators.h"
 INTRINSICS = EMULATION / "common" / "cuda" / "intrinsics.cuh"
@@ -213,3 +214,11 @@ def cudnn_program() -> Path:
     flags = (*CHECKED, *CALLED)
     target = library.parent / digest(GXX, *flags, of=sources) / "program"
     return link(target, *flags, "-I", "csrc", *sources, *libraries)
+
+
+@cache
+def gpu_driver(headers: Path) -> Path:
+    """The stand-in for a GPU's driver, a library of its name, compiled against a folder that has ``cuda.h``."""
+    options, source = (*STRICT, "-O1", "-g1", "-fPIC", "-isystem", str(headers)), DRIVER / "libcuda.cpp"
+    target = BUILD / f"driver-{digest(GXX, *options, of=(source,))}" / "libcuda.so.1"
+    return link(target, *options, "-shared", f"-Wl,-soname,{target.name}", source)

@@ -63,6 +63,7 @@ CASES = (
     Case("group_tokens", (5, 12), {"over": "group", "groups": 2}),
     Case("group_instance", (2, 5, 6, 7), {"over": "group", "groups": 5}, format=CHANNELS_LAST),
     Case("group_layer", (2, 5, 6, 7), {"over": "group"}, weight=False),
+    Case("group_one_image", (1, 12, 5, 3), {"over": "group", "groups": 3}),
     Case("position", (3, 12, 5, 3), {"over": "position"}),
     Case("position_last", (3, 17, 5, 3), {"over": "position"}, format=CHANNELS_LAST, bias=False),
     Case("token", (3, 7, 33), {"over": "token"}),

@@ -79,3 +79,14 @@ def pixel(index, height, width):
     """The (image, row, column) of the pixel with this index."""
     rows = index // width
     return (rows // height).to(tl.int64), rows % height, index % width
+
+
+@triton.jit
+def tile_of(rows, BM: tl.constexpr, BN: tl.constexpr):
+    """The rows and the columns of the program's tile; rows change fastest.
+
+    All tiles lie on the grid's first axis, because the others have at most 65535 programs.
+    """
+    blocks = tl.cdiv(rows, BM)
+    program = tl.program_id(0)
+    return program % blocks * BM + tl.arange(0, BM), program // blocks * BN + tl.arange(0, BN)

@@ -74,8 +74,8 @@ class Call(call.Call):
         y_shape = (self.batch, self.outputs, *(() if self.is_linear else self.out_size))
         return Inputs(x, weight, bias, b), channels_last(random(y_shape, self.out_dtype))
 
-    def unserved(self, most_rows: int | None = None, most_outputs: int | None = None) -> list[str]:
-        """The reasons why no backend of kernels serves it, if these are the largest numbers that they index."""
+    def unserved(self, most_rows: int | None = None) -> list[str]:
+        """The reasons why no backend of kernels serves it, if ``most_rows`` is the largest number that they index."""
         found = []  # of fields and properties alone: Dynamo cannot trace a cached one
         if self.weight_dtype not in (self.dtype, torch.float32):
             found.append(f"weight dtype {self.weight_dtype} does not go with input dtype {self.dtype}")
@@ -83,9 +83,6 @@ class Call(call.Call):
             found.append(f"max_out={self.spec.max_out} is above 255, the largest number of filters that winner holds")
         if most_rows is not None and (rows := self.padded_rows) > most_rows:
             found.append(f"{rows} pixels × groups of the padded input are above {most_rows}, the largest index")
-        outputs = self.weight_shape[0] // (self.spec.max_out * self.spec.groups)
-        if most_outputs is not None and outputs > most_outputs:
-            found.append(f"{outputs} outputs of a group are above {most_outputs}, the largest index")
         return found
 
     @property

@@ -96,8 +96,10 @@ def serves_products(call: Call) -> bool:
         return False
     most_taps = min(MOST_TAPS, shared_memory(call.arch) // _TAP)
     if call.depthwise:
-        return call.taps <= most_taps and call.channels <= MOST_CHANNELS
-    return call.groups * call.taps <= MOST_GROUPS and call.max_out <= MOST_MAX_OUT
+        fits = call.taps <= most_taps and call.channels <= MOST_CHANNELS
+    else:
+        fits = call.groups * call.taps <= MOST_GROUPS
+    return fits and call.max_out <= MOST_MAX_OUT
 
 
 def tiles(call: Call, direction: str, given: bool) -> list[Tile]:

@@ -22,7 +22,10 @@ def _served(backend):
         pytest.skip(f"the norm has no backend {backend!r}")
 
 
-ONCE = ("batch_tokens", "batch_given_last", "all_tokens", "group_tokens", "group_instance", "group_layer", "3d_last")
+ONCE = (
+    "batch_tokens", "batch_given_last", "all_tokens", "group_tokens", "group_instance", "group_layer",
+    "group_one_image", "3d_last",
+)  # fmt: skip
 """The cases that a stand-in sees in one dtype: another of them has the same kernels."""
 
 

@@ -109,7 +109,9 @@ def of_groups(call: Call, sums: Sums, gamma: Tensor | None) -> Sums:
 
 
 def folded(call: Call, sums: Sums) -> Sums:
-    """The sums of each channel, ``[C]``, from those of its parts, ``[parts, C]``."""
+    """The sums of each channel, ``[C]``, from those of its parts, ``[parts, C]``; those of one image are both."""
+    if sums[1].dim() == 1:
+        return sums
     parts, channels = sums[1].shape
     return _folded(call, sums, tiles.Items(1, parts, channels, channels, 1))
 

@@ -18,16 +18,14 @@ __all__ = ["BACKEND", "PRODUCTS", "backward", "forward", "second", "serves_produ
 
 _MOST_ROWS = 2**31 - 2**17  # leaves the last step of a loop over rows an index of 32 bits
 _MOST_PROGRAMS = 65535  # of a grid's second axis
-_MOST_CHANNELS = 64 * _MOST_PROGRAMS  # of a depthwise layer
-_MOST_OUTPUTS = 128 * _MOST_PROGRAMS  # of a group, beside the products of the vendor
 
 
 def serves_products(call: Call) -> bool:
     """Whether our own products can serve the call."""
     if not call.planar or call.dtype == torch.float64 or call.max_out > tiles.MOST_MAX_OUT:
         return False
-    if call.depthwise:
-        return call.channels <= _MOST_CHANNELS
+    if call.depthwise and not call.tensor_b:  # the gradient of a tensor b is left to the products of wider groups
+        return True
     (rows, columns), (_, width) = (
         (d * (k - 1) for d, k in zip(call.dilation, call.kernel, strict=True)), call.in_size
     )  # fmt: skip
@@ -38,6 +36,4 @@ def serves_products(call: Call) -> bool:
 forward, backward, second = (deferred(f"{__name__}.layer", name) for name in ("forward", "backward", "second"))
 
 PRODUCTS = Products(tiles.SHARE, tiles.padding, tiles.tiles, tiles.wgrad_tile)
-BACKEND = Backend(
-    "triton", lambda call: unavailable(call) + call.unserved(_MOST_ROWS, _MOST_OUTPUTS), interchangeable=True
-)
+BACKEND = Backend("triton", lambda call: unavailable(call) + call.unserved(_MOST_ROWS), interchangeable=True)

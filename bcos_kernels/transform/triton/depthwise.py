@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...gpu.functions import pixel, safe_inverse
+from ...gpu.functions import pixel, safe_inverse, tile_of
 from ...gpu.launch import launch
 from ...gpu.rounding import cast
 from ...gpu.sizes import cdiv, power_of_two
@@ -103,8 +103,7 @@ def depthwise_fwd_kernel(
     Source: B-cos Networks, eq. 3.
     """
     P: tl.constexpr = (V - 1) * SW + (KW - 1) * DW + 1  # positions of a row that a strip sees
-    strip = tl.program_id(0) * BM + tl.arange(0, BM)
-    channel = tl.program_id(1) * BN + tl.arange(0, BN)
+    strip, channel = tile_of(strips, BM, BN)
     live = channel < C
     inside = (strip < strips)[:, None] & live[None, :]
     image, oh, block = pixel(strip, OH, tl.cdiv(OW, V))
@@ -151,8 +150,7 @@ def depthwise_bwd_kernel(
     n is formed again because a saved one would be as large as x.
     """
     P: tl.constexpr = (V - 1) * SW + (KW - 1) * DW + 1  # positions of a row that a strip sees
-    strip = tl.program_id(0) * BM + tl.arange(0, BM)
-    channel = tl.program_id(1) * BN + tl.arange(0, BN)
+    strip, channel = tile_of(strips, BM, BN)
     live = channel < C
     inside = (strip < strips)[:, None] & live[None, :]
     image, oh, block = pixel(strip, OH, tl.cdiv(OW, V))
@@ -193,8 +191,7 @@ def depthwise_dgrad_kernel(
 ):  # fmt: skip
     """dx = u ⋆ᵀ w + x · poolᵀ(t), both sums in one loop over the taps; dx, x [N, H, W, C], u, t [N, OH, OW, C]."""
     P: tl.constexpr = V + (KW - 1) * DW  # positions of a row that a strip sees
-    strip = tl.program_id(0) * BM + tl.arange(0, BM)
-    channel = tl.program_id(1) * BN + tl.arange(0, BN)
+    strip, channel = tile_of(strips, BM, BN)
     live = channel < C
     inside = (strip < strips)[:, None] & live[None, :]
     image, h, block = pixel(strip, H, tl.cdiv(W, V))
@@ -278,8 +275,8 @@ def _strips(call: Call, height: int, width: int) -> tuple[int, dict]:
     return call.batch * height * cdiv(width, v), {"V": v, "BM": values // n, "BN": n}
 
 
-def _grid(call: Call, strips: int, tile: dict) -> tuple[int, int]:
-    return cdiv(strips, tile["BM"]), cdiv(call.filters, tile["BN"])
+def _grid(call: Call, strips: int, tile: dict) -> tuple[int]:
+    return (cdiv(strips, tile["BM"]) * cdiv(call.filters, tile["BN"]),)
 
 
 def forward(call: Call, x, weights, bias, b, out) -> None:

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...gpu.functions import safe_inverse, sums_of
+from ...gpu.functions import safe_inverse, sums_of, tile_of
 from ...gpu.launch import launch
 from ...gpu.rounding import cast
 from ...gpu.sizes import cdiv
@@ -29,8 +29,7 @@ def scale_fwd_kernel(
     Source: B-cos Networks, eq. 3.
     """
     SUMS: tl.constexpr = sums_of(z_ptr.dtype.element_ty)
-    row = tl.program_id(0) * BM + tl.arange(0, BM)
-    column = tl.program_id(1) * BN + tl.arange(0, BN)
+    row, column = tile_of(rows, BM, BN)
     inside = (row < rows)[:, None] & (column < OG)[None, :]
     wide = row.to(tl.int64)[:, None]
     best = tl.zeros((BM, BN), SUMS)
@@ -134,7 +133,7 @@ def forward(call: Call, z: Tensor, weights, bias, n, b, out) -> None:
     m, columns = row_tile(call, call.group_outputs)
     rows = call.pixels * call.groups
     launch(
-        scale_fwd_kernel, (cdiv(rows, m), cdiv(call.group_outputs, columns)),
+        scale_fwd_kernel, (cdiv(rows, m) * cdiv(call.group_outputs, columns),),
         z, weights.alpha, bias, n, b, out.y, out.l, out.winner, rows, call.group_outputs, call.b_minus_1, call.cos_eps,
         G=call.groups, MAX_OUT=call.max_out, **formula(call), ALPHA=weights.alpha is not None, BIAS=bias is not None,
         SAVE_L=call.saves_linear, BM=m, BN=columns,
