@@ -9,7 +9,6 @@
 #include "common/cpu/registers.h"
 #include "common/cpu/tiling.h"
 #include "common/cpu/transpose.h"
-#include "common/cpu/vectors.h"
 #include "common/layout.h"
 #include "common/macros.h"
 
