@@ -1,10 +1,9 @@
 #include "transform/glue/transform.h"
 
 #include "common/layout.h"
-#include "transform/cpu/convolution.h"
-#include "transform/cpu/linear.h"
 #include "transform/cpu/patch_norm.h"
 #include "transform/cpu/range.h"
+#include "transform/cpu/transform.h"
 #include "transform/cpu/weight_norm.h"
 
 namespace bcos::transform::glue {
@@ -26,7 +25,7 @@ Call make_cpu_call(const Spec& spec, const Inputs& inputs) {
 Outputs outputs_of(const Inputs& inputs, const Spec& spec) {
   const PlainAten guard;
   const auto call = make_cpu_call(spec, inputs);
-  return spec.linear ? cpu::linear(call, inputs) : cpu::convolution(call, inputs);
+  return cpu::forward(call, inputs);
 }
 
 }  // namespace
@@ -49,8 +48,7 @@ Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor&
   auto saved = make_saved(call, inputs, grad, y, n, l, winner);
   set_joined(call, dn, dl, saved);
   set_map(call, map, saved);
-  return pack(spec.linear ? cpu::linear_backward(call, saved, wanted)
-                          : cpu::convolution_backward(call, saved, wanted));
+  return pack(cpu::backward(call, saved, wanted));
 }
 
 SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
@@ -65,9 +63,7 @@ SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor
   call.frozen = frozen || detached;
   check_exactly(x, "v", v, x.sizes(), x.scalar_type());
   const auto saved = make_saved(call, inputs, grad, y, n, l, winner);
-  const SecondNeeds wanted{needs[0], needs[1], detached};
-  return pack(spec.linear ? cpu::linear_second(call, saved, v, wanted)
-                          : cpu::convolution_second(call, saved, v, wanted));
+  return pack(cpu::second(call, saved, v, {needs[0], needs[1], detached}));
 }
 
 Kernels kernels(const Spec& spec, bool saves_output, bool detached) {
