@@ -58,9 +58,7 @@ bool packs(const Call& call) {
 Outputs forward_of(const Call& call, const Inputs& given) {
   const bool in_rows = wants_channels_last(call, given.x, given.weight);
   const auto format = image_format(in_rows, given.x.dim());
-  Inputs inputs = given;
-  inputs.weight = given.weight.contiguous(format);
-  inputs.x = given.x.contiguous(format);
+  Inputs inputs{given.x.contiguous(format), given.weight.contiguous(format), given.bias, given.b};
   const auto& x = inputs.x;
   const auto& weight = inputs.weight;
   const auto dtype = call.spec.out_dtype;
