@@ -71,7 +71,7 @@ def second(
     """The gradients of ⟨v, dx⟩: those of grad, x, weight, n and l; ``wanted`` is for x and weight."""
     spec = call.spec
     return cuda.kernels.transform_second(
-        v, grad, *inputs[:2], *saved, spec.native, frozen, spec.detach, list(wanted), candidate, call.tf32
+        v, grad, *inputs[:2], *saved, spec.native, frozen, spec.detach, list(wanted), candidate, False, call.tf32
     )
 
 

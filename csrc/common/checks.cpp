@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "common/dtype.h"
+
 namespace bcos {
 namespace {
 
@@ -40,6 +42,12 @@ void check_exactly(const at::Tensor& x, const char* name, const at::Tensor& t, a
   check_beside(x, name, t);
   TORCH_CHECK_TYPE(t.scalar_type() == dtype, name, " has dtype ", t.scalar_type(), ", allowed: ", dtype);
   TORCH_CHECK_VALUE(t.sizes() == shape, name, " has shape ", t.sizes(), ", allowed: ", shape);
+}
+
+void check_out_dtype(const at::Tensor& x, at::ScalarType out_dtype) {
+  const auto dtype = x.scalar_type();
+  TORCH_CHECK_TYPE(out_dtype == dtype || (out_dtype == at::kFloat && is_half(dtype)), "out_dtype is ",
+                   out_dtype, ", allowed: x's dtype ", dtype, ", or float beside an x of a half type");
 }
 
 void check_not_empty(const char* name, const at::Tensor& t) {

@@ -33,6 +33,9 @@ void check_beside(const at::Tensor& x, const char* name, const at::Tensor& t);
 void check_exactly(const at::Tensor& x, const char* name, const at::Tensor& t, at::IntArrayRef shape,
                    at::ScalarType dtype);
 
+// The dtype of an output: x's, or float beside an x of a half type.
+void check_out_dtype(const at::Tensor& x, at::ScalarType out_dtype);
+
 void check_not_empty(const char* name, const at::Tensor& t);
 
 // As many values as are allowed, each from `least` to 2^31-1.

@@ -41,13 +41,14 @@ struct Call {
   // The groups of channels with statistics of their own within an image.
   int64_t groups() const { return spec.over == Over::Batch ? channels : spec.groups; }
   int64_t group_channels() const { return channels / groups(); }
+  bool at_positions() const { return spec.over == Over::Position; }
   // Whether every image has statistics of its own.
   bool per_image() const { return spec.over == Over::Group; }
   // Whether dx is the same map of the gradient and of x at all positions of a channel.
   bool has_map() const { return spec.over == Over::Batch || spec.over == Over::All; }
   // The values that share one mean and one variance.
   int64_t count() const {
-    return spec.over == Over::Position ? channels : group_channels() * positions * (per_image() ? 1 : batch);
+    return at_positions() ? channels : group_channels() * positions * (per_image() ? 1 : batch);
   }
 };
 

@@ -36,12 +36,15 @@ struct Axis {
 
   bool pointwise() const { return kernel == 1 && stride == 1 && padding == 0; }
   bool is_same() const { return stride == 1 && dilation == 1 && padding == kernel / 2; }
+  // Of stride 1: the outputs that see an input are a window of as many taps, in the reverse order.
+  Axis reversed() const { return {kernel, 1, dilation * (kernel - 1) - padding, dilation, out, in}; }
 };
 
 struct Plane {
   Axis rows, columns;
 
   bool pointwise() const { return rows.pointwise() && columns.pointwise(); }
+  Plane reversed() const { return {rows.reversed(), columns.reversed()}; }
 };
 
 // Where the taps of a convolution lie in one image. One with two axes has a depth of 1. A linear layer is the

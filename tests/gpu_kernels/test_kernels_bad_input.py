@@ -96,7 +96,7 @@ if "cuda" in BACKENDS:
         x, weight = given["x"], given["weight"]
         call = {
             "v": x, "grad": y, "x": x, "weight": weight, "y": y, "n": n, "l": l, "winner": winner, "spec": spec(),
-            "frozen": False, "detached": False, "needs": [True, True], "candidate": "vendor", "tf32": False,
+            "frozen": False, "detached": False, "needs": [True, True], **SERVED, "candidate": "vendor",
         }  # fmt: skip
         assert cuda.kernels.transform_second(**call)[0].shape == y.shape
         for changed, message in (

@@ -1,10 +1,16 @@
-// Vectors as wide as the registers of the CPU at hand, for code that keeps sums in them: sums in wider
-// vectors go through memory.
+// Vectors of the compiler, and such as wide as the registers of the CPU at hand, for code that keeps sums in
+// them: sums in wider vectors go through memory.
 #pragma once
 
 #include <type_traits>
 
 #include "common/macros.h"
+
+// Whether the compiler has vectors of any size, whatever the CPU has: the attribute vector_size, and
+// __builtin_shufflevector.
+#if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12)
+#define BCOS_VECTORS
+#endif
 
 namespace bcos::cpu {
 

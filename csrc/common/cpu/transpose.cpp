@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "common/cpu/vectors.h"
+#include "common/cpu/registers.h"
 #include "common/macros.h"
 
 namespace bcos::cpu {

@@ -19,6 +19,10 @@ struct Extent {
 
   int64_t planes() const { return images * channels; }
   int64_t parts() const { return images * splits; }
+  // The units of a pass that forms sums: parts if channels_last, else planes; and those of any other pass:
+  // rows of channels if channels_last, else planes.
+  int64_t summed() const { return channels_last ? parts() : planes(); }
+  int64_t walked() const { return channels_last ? images * rows : planes(); }
   int64_t part_begin(int64_t part) const { return rows * (part % splits) / splits; }
   int64_t part_end(int64_t part) const { return rows * (part % splits + 1) / splits; }
   int64_t constants(int64_t image) const { return image * image_step; }
@@ -30,9 +34,7 @@ struct Moments {
   const T* x;
   double *mean, *squares;  // [parts, channels]
   Extent extent;
-
-  // A unit is a part if channels_last, else a plane.
-  int64_t units() const { return extent.channels_last ? extent.parts() : extent.planes(); }
+  int64_t units() const { return extent.summed(); }
 };
 
 // The sum of grad (x − shift) and that of grad, of every channel in every part.
@@ -44,8 +46,7 @@ struct Products {
   const A* shift;            // [images or 1, channels]
   double *products, *grads;  // [parts, channels]
   Extent extent;
-
-  int64_t units() const { return extent.channels_last ? extent.parts() : extent.planes(); }
+  int64_t units() const { return extent.summed(); }
 };
 
 // y = (x − shift) gain + offset, or x gain
@@ -56,9 +57,7 @@ struct Apply {
   U* y;
   const A *shift, *gain, *offset;  // [images or 1, channels]; shift and offset are both null for x gain
   Extent extent;
-
-  // A unit is a row of channels if channels_last, else a plane.
-  int64_t units() const { return extent.channels_last ? extent.images * extent.rows : extent.planes(); }
+  int64_t units() const { return extent.walked(); }
 };
 
 // dx = grad of_grad + (x − mean) of_x + offset
@@ -70,8 +69,7 @@ struct InputGradient {
   T* dx;
   const A *mean, *of_grad, *of_x, *offset;  // [images or 1, channels]
   Extent extent;
-
-  int64_t units() const { return extent.channels_last ? extent.images * extent.rows : extent.planes(); }
+  int64_t units() const { return extent.walked(); }
 };
 
 // Units [begin, end) of a pass; the caller runs them in parallel.

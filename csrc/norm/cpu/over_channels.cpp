@@ -26,8 +26,12 @@ Extent make_extent(const Call& call, bool channels_last) {
 // The statistics of a call: `sets` sets of channels, one for each image or one for all, in `groups` groups.
 struct Groups {
   const Call& call;
-  const Extent& extent;
+  const Extent extent;
 
+  Groups(const Call& call, const at::Tensor& x)
+      : call(call), extent(make_extent(call, is_channels_last(x))) {}
+
+  at::Tensor in_form(const at::Tensor& t) const { return cpu::in_form(t, extent.channels_last); }
   int64_t sets() const { return call.per_image() ? call.batch : 1; }
   int64_t first_part(int64_t set) const { return call.per_image() ? set * extent.splits : 0; }
   int64_t last_part(int64_t set) const { return call.per_image() ? first_part(set + 1) : extent.parts(); }
@@ -256,10 +260,8 @@ Second second_of(const Groups& groups, const Saved& saved, const at::Tensor& gra
 
 Outputs forward_over_channels(const Call& call, const Inputs& inputs) {
   const auto sums = accumulate_type(call.dtype);
-  const bool channels_last = is_channels_last(inputs.x);
-  const auto x = in_form(inputs.x, channels_last);
-  const Extent extent = make_extent(call, channels_last);
-  const Groups groups{call, extent};
+  const Groups groups(call, inputs.x);
+  const auto x = groups.in_form(inputs.x);
   Outputs found;
   with_types(call.dtype, call.spec.out_dtype, [&](auto t, auto u) {
     using T = decltype(t);
@@ -281,10 +283,8 @@ Outputs forward_over_channels(const Call& call, const Inputs& inputs) {
 }
 
 Gradients backward_over_channels(const Call& call, const Saved& saved, const Needs& needs) {
-  const bool channels_last = is_channels_last(saved.x);
-  const auto x = in_form(saved.x, channels_last), grad = in_form(saved.grad, channels_last);
-  const Extent extent = make_extent(call, channels_last);
-  const Groups groups{call, extent};
+  const Groups groups(call, saved.x);
+  const auto x = groups.in_form(saved.x), grad = groups.in_form(saved.grad);
   Gradients found;
   with_types(call.dtype, call.spec.out_dtype, [&](auto t, auto u) {
     found = gradients<decltype(t), decltype(u)>(groups, saved, grad, x, needs);
@@ -295,10 +295,8 @@ Gradients backward_over_channels(const Call& call, const Saved& saved, const Nee
 
 Second second_over_channels(const Call& call, const Saved& saved, const at::Tensor& given_v,
                             const SecondNeeds& needs) {
-  const bool channels_last = is_channels_last(saved.x);
-  const auto v = in_form(given_v, channels_last), grad = in_form(saved.grad, channels_last);
-  const Extent extent = make_extent(call, channels_last);
-  const Groups groups{call, extent};
+  const Groups groups(call, saved.x);
+  const auto v = groups.in_form(given_v), grad = groups.in_form(saved.grad);
   Second found;
   with_types(call.dtype, call.spec.out_dtype, [&](auto t, auto u) {
     found = second_of<decltype(t), decltype(u)>(groups, saved, grad, v, needs);

@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 
+#include "common/autograd/recorded.h"
 #include "common/dtype.h"
 
 namespace bcos::norm::glue {
@@ -29,10 +30,7 @@ Call make_call(const Takes& takes, const Spec& spec, const Inputs& inputs) {
   check_per_channel(x, "var", var);
   TORCH_CHECK_VALUE(mean.has_value() == (var.has_value() && spec.centered),
                     "mean and var are given, allowed: both where centered, else var alone");
-  TORCH_CHECK_TYPE(
-      spec.out_dtype == x.scalar_type() || (spec.out_dtype == at::kFloat && is_half(x.scalar_type())),
-      "out_dtype is ", spec.out_dtype, ", allowed: x's dtype ", x.scalar_type(),
-      ", or float beside an x of a half type");
+  check_out_dtype(x, spec.out_dtype);
   return Call(spec, x, var.has_value());
 }
 
@@ -80,7 +78,7 @@ Backward pack(Gradients&& gradients) {
 }
 
 SecondOrder pack(const Second& second) {
-  return {second.grad, second.weight, second.var.defined() ? OptionalTensor(second.var) : std::nullopt};
+  return {second.grad, second.weight, given(second.var)};
 }
 
 }  // namespace bcos::norm::glue

@@ -3,24 +3,20 @@
 #include "norm/cpu/norm.h"
 
 namespace bcos::norm::glue {
-
 namespace {
 
-bool at_positions(const Call& call) {
-  return call.spec.over == Over::Position;
-}
-
 Outputs cpu_forward(const Call& call, const Inputs& inputs) {
-  return (at_positions(call) ? cpu::forward_over_positions : cpu::forward_over_channels)(call, inputs);
+  return (call.at_positions() ? cpu::forward_over_positions : cpu::forward_over_channels)(call, inputs);
 }
 
 Gradients cpu_backward(const Call& call, const Saved& saved, const Needs& needs) {
-  return (at_positions(call) ? cpu::backward_over_positions : cpu::backward_over_channels)(call, saved,
-                                                                                           needs);
+  return (call.at_positions() ? cpu::backward_over_positions : cpu::backward_over_channels)(call, saved,
+                                                                                            needs);
 }
 
 Second cpu_second(const Call& call, const Saved& saved, const at::Tensor& v, const SecondNeeds& needs) {
-  return (at_positions(call) ? cpu::second_over_positions : cpu::second_over_channels)(call, saved, v, needs);
+  return (call.at_positions() ? cpu::second_over_positions : cpu::second_over_channels)(call, saved, v,
+                                                                                        needs);
 }
 
 }  // namespace

@@ -3,8 +3,6 @@
 #include <type_traits>
 #include <utility>
 
-#include "common/cpu/vectors.h"
-
 namespace bcos::transform::cpu {
 namespace {
 

@@ -9,7 +9,6 @@
 #include "common/cpu/registers.h"
 #include "common/cpu/tiling.h"
 #include "common/cpu/transpose.h"
-#include "common/cpu/vectors.h"
 #include "common/layout.h"
 #include "common/macros.h"
 
@@ -127,10 +126,6 @@ Product product_of(int64_t) {
 }
 #endif
 
-Axis reversed(const Axis& a) {
-  return {a.kernel, 1, a.dilation * (a.kernel - 1) - a.padding, a.dilation, a.out, a.in};
-}
-
 bool has(const Axis& a, int64_t position) {
   return position >= 0 && position < a.in;
 }
@@ -158,10 +153,9 @@ bool NarrowGroups::serves_dgrad(const Call& call, const at::Tensor& x, const at:
 NarrowGroups::NarrowGroups(const Call& call, const at::Tensor& weight, bool forward)
     : width_(call.group_channels()),
       channels_(call.channels),
-      window_(call.window.plane),
+      window_(forward ? call.window.plane : call.window.plane.reversed()),
       packed_(at::empty({weight.numel()}, weight.options())),
       padding_(at::zeros({channels_}, weight.options())) {
-  if (!forward) window_ = {reversed(window_.rows), reversed(window_.columns)};
   const auto& [rows, columns] = window_;
   for (int64_t i = 0; i < rows.kernel; i++)
     for (int64_t j = 0; j < columns.kernel; j++)

@@ -107,53 +107,52 @@ BCOS_INLINE void roots(A* q, const Constants<A>& k, int64_t begin, int64_t end) 
   for (int64_t i = begin; i < end; i++) q[i] = root_norm(q[i], k);
 }
 
-// Output rows [begin, end) of planes [rows, columns, inner]: rows are summed first, columns of the sum after.
-// They are sums, or norms where k is given.
-template <typename A>
-BCOS_CLONES void window_rows(const A* q, A* out, const Plane& w, int64_t inner, const Constants<A>* k,
-                             int64_t begin, int64_t end) {
-  const auto& [rows, columns] = w;
-  const int64_t in_row = columns.in * inner, out_row = columns.out * inner;
-  Scratch<A> scratch(in_row);
-  A* column = scratch.data();
-  for (int64_t row = begin; row < end; row++) {
-    const int64_t plane = row / rows.out, oh = row % rows.out;
-    A* dst = out + row * out_row;
-    std::fill_n(column, in_row, A(0));
-    std::fill_n(dst, out_row, A(0));
-    for (int64_t i = 0; i < rows.kernel; i++) {
-      const int64_t h = oh * rows.stride - rows.padding + i * rows.dilation;
-      if (h >= 0 && h < rows.in) add_row(column, q + (plane * rows.in + h) * in_row, in_row);
-    }
-    for (int64_t j = 0; j < columns.kernel; j++)
-      each_run(j * columns.dilation - columns.padding, columns, inner,
-               [&](int64_t to, int64_t from, int64_t count)
-                   BCOS_INLINE_BODY { add_row(dst + to, column + from, count); });
-    if (k) roots(dst, *k, 0, out_row);
-  }
+// The input that an output sees through a tap of an axis, and the output that sees an input through it;
+// negative where there is none.
+BCOS_INLINE int64_t input_of(const Axis& a, int64_t out, int64_t tap) {
+  const int64_t in = out * a.stride - a.padding + tap * a.dilation;
+  return in < a.in ? in : -1;
+}
+BCOS_INLINE int64_t output_of(const Axis& a, int64_t in, int64_t tap) {
+  const int64_t reach = in + a.padding - tap * a.dilation, out = reach / a.stride;
+  return reach >= 0 && reach % a.stride == 0 && out < a.out ? out : -1;
 }
 
-// Input rows [begin, end): the transpose of window_rows.
-template <typename A>
-BCOS_CLONES void spread_rows(const A* t, A* out, const Plane& w, int64_t inner, int64_t begin, int64_t end) {
+// What a sum over windows reads and writes of an axis: inputs and outputs, or for its transpose the reverse.
+template <bool Transposed>
+BCOS_INLINE int64_t read_of(const Axis& a) {
+  return Transposed ? a.out : a.in;
+}
+template <bool Transposed>
+BCOS_INLINE int64_t written_of(const Axis& a) {
+  return Transposed ? a.in : a.out;
+}
+
+// Rows [begin, end) of planes [rows, columns, inner] of the sums over windows, or of their transpose: rows
+// are summed first, columns of the sum after. They become norms where k is given.
+template <bool Transposed, typename A>
+BCOS_CLONES void sum_rows(const A* q, A* out, const Plane& w, int64_t inner, const Constants<A>* k,
+                          int64_t begin, int64_t end) {
   const auto& [rows, columns] = w;
-  const int64_t in_row = columns.in * inner, out_row = columns.out * inner;
-  Scratch<A> scratch(out_row);
+  const int64_t height = written_of<Transposed>(rows), read = read_of<Transposed>(columns) * inner,
+                written = written_of<Transposed>(columns) * inner;
+  Scratch<A> scratch(read);
   A* column = scratch.data();
   for (int64_t row = begin; row < end; row++) {
-    const int64_t plane = row / rows.in, h = row % rows.in;
-    A* dst = out + row * in_row;
-    std::fill_n(column, out_row, A(0));
-    std::fill_n(dst, in_row, A(0));
+    const int64_t plane = row / height * read_of<Transposed>(rows), h = row % height;
+    A* dst = out + row * written;
+    std::fill_n(column, read, A(0));
+    std::fill_n(dst, written, A(0));
     for (int64_t i = 0; i < rows.kernel; i++) {
-      const int64_t reach = h + rows.padding - i * rows.dilation, oh = reach / rows.stride;
-      if (reach >= 0 && reach % rows.stride == 0 && oh < rows.out)
-        add_row(column, t + (plane * rows.out + oh) * out_row, out_row);
+      const int64_t seen = Transposed ? output_of(rows, h, i) : input_of(rows, h, i);
+      if (seen >= 0) add_row(column, q + (plane + seen) * read, read);
     }
     for (int64_t j = 0; j < columns.kernel; j++)
       each_run(j * columns.dilation - columns.padding, columns, inner,
-               [&](int64_t from, int64_t to, int64_t count)
-                   BCOS_INLINE_BODY { add_row(dst + to, column + from, count); });
+               [&](int64_t output, int64_t input, int64_t count) BCOS_INLINE_BODY {
+                 add_row(dst + (Transposed ? input : output), column + (Transposed ? output : input), count);
+               });
+    if (k) roots(dst, *k, 0, written);
   }
 }
 
@@ -176,36 +175,28 @@ struct Planes {
         count(channels_last ? call.images : call.images * call.spec.groups) {}
 };
 
-// `out` = the sums over the windows of w in `count` planes, or the norms where q holds squares
-template <typename A>
-void sum_planes(const Call& call, const Plane& w, int64_t count, int64_t inner, const A* q, A* out,
-                bool squares) {
-  const auto k = call.constants<A>();
-  const int64_t work = (w.rows.kernel * w.columns.in + w.columns.kernel * w.columns.out) * inner;
-  parallel(count * w.rows.out, work, [&](int64_t begin, int64_t end) {
-    window_rows(q, out, w, inner, squares ? &k : nullptr, begin, end);
-  });
+// `out` = the sums of q over the windows of w in `count` planes, or their transpose; norms where k is given
+template <bool Transposed, typename A>
+void sum_planes(const Plane& w, int64_t count, int64_t inner, const A* q, A* out,
+                const Constants<A>* k = nullptr) {
+  const auto& [rows, columns] = w;
+  const int64_t work =
+      rows.kernel * read_of<Transposed>(columns) + columns.kernel * written_of<Transposed>(columns);
+  parallel(count * written_of<Transposed>(rows), work * inner,
+           [&](int64_t begin, int64_t end) { sum_rows<Transposed>(q, out, w, inner, k, begin, end); });
 }
 
-// The transpose of sum_planes.
+// `out`, of the shape of n, = the sums of q, as x with a channel for each group, over every patch; norms
+// where k is given
 template <typename A>
-void spread_planes(const Plane& w, int64_t count, int64_t inner, const A* t, A* out) {
-  const int64_t work = (w.rows.kernel * w.columns.out + w.columns.kernel * w.columns.in) * inner;
-  parallel(count * w.rows.in, work,
-           [&](int64_t begin, int64_t end) { spread_rows(t, out, w, inner, begin, end); });
-}
-
-// `out`, of the shape of n, = the sums of q, as x with a channel for each group, over every patch, or the
-// norms where q holds squares
-template <typename A>
-void window_sums(const Call& call, const A* q, bool channels_last, bool squares, A* out) {
+void window_sums(const Call& call, const A* q, bool channels_last, A* out, const Constants<A>* k = nullptr) {
   const auto& w = call.window;
   const Planes planes(call, channels_last);
   const int64_t count = planes.count * w.depth.in;
-  if (w.depth.pointwise()) return sum_planes(call, w.plane, count, planes.inner, q, out, squares);
+  if (w.depth.pointwise()) return sum_planes<false>(w.plane, count, planes.inner, q, out, k);
   Scratch<A> half(count * w.across().columns.out * planes.inner);
-  sum_planes(call, w.plane, count, planes.inner, q, half.data(), false);
-  sum_planes(call, w.across(), planes.count, planes.inner, half.data(), out, squares);
+  sum_planes<false>(w.plane, count, planes.inner, q, half.data());
+  sum_planes<false>(w.across(), planes.count, planes.inner, half.data(), out, k);
 }
 
 // Sets what the patch norm takes as 0, in q of the shape of x with a channel for each group.
@@ -253,15 +244,15 @@ at::Tensor patch_norm(const Call& call, const at::Tensor& x, bool channels_last)
   with_type(n.scalar_type(), [&](auto zero) {
     using A = Accumulate<decltype(zero)>;
     A* out = n.mutable_data_ptr<A>();
+    const auto k = call.constants<A>();
     if (call.window.pointwise()) {
-      const auto k = call.constants<A>();
       square_sums(x, tiling, out);
       return parallel(n.numel(), 1, [&](int64_t begin, int64_t end) { run_roots(out, k, begin, end); });
     }
     Scratch<A> q(call.images * call.spec.groups * call.in_plane());
     square_sums(x, tiling, q.data());
     clear_border(call, channels_last, q.data());
-    window_sums(call, q.data(), channels_last, true, out);
+    window_sums(call, q.data(), channels_last, out, &k);
   });
   return n;
 }
@@ -275,7 +266,7 @@ at::Tensor patch_products(const Call& call, const at::Tensor& x, const at::Tenso
   with_type(dtype, [&](auto zero) {
     using A = Accumulate<decltype(zero)>;
     clear_border(call, channels_last, q.mutable_data_ptr<A>());
-    window_sums(call, q.const_data_ptr<A>(), channels_last, false, m.mutable_data_ptr<A>());
+    window_sums(call, q.const_data_ptr<A>(), channels_last, m.mutable_data_ptr<A>());
   });
   return m;
 }
@@ -286,11 +277,11 @@ void spread(const Call& call, const A* t, bool channels_last, A* r) {
   const Planes planes(call, channels_last);
   const int64_t count = planes.count * w.depth.in, inner = planes.inner;
   if (w.depth.pointwise()) {
-    spread_planes(w.plane, count, inner, t, r);
+    sum_planes<true>(w.plane, count, inner, t, r);
   } else {
     Scratch<A> half(count * w.across().columns.out * inner);
-    spread_planes(w.across(), planes.count, inner, t, half.data());
-    spread_planes(w.plane, count, inner, half.data(), r);
+    sum_planes<true>(w.across(), planes.count, inner, t, half.data());
+    sum_planes<true>(w.plane, count, inner, half.data(), r);
   }
   clear_border(call, channels_last, r);
 }

@@ -21,6 +21,8 @@
 #include "common/cpu/types.h"
 #include "common/layout.h"
 #include "transform/cpu/patch_norm.h"
+#include "transform/cpu/vendor.h"
+#include "transform/cpu/weight_norm.h"
 
 namespace bcos::transform::cpu {
 
@@ -54,8 +56,7 @@ at::Tensor of_outputs(const at::Tensor& n, const at::Tensor& y) {
   return narrows ? n.repeat_interleave(y.size(1) / n.size(1), 1) : n;
 }
 
-}  // namespace
-
+// Whether n of a patch is that of a zero patch.
 bool holds_small_norm(const Call& call, const at::Tensor& n) {
   bool found = false;
   with_type(n.scalar_type(), [&](auto zero) {
@@ -65,17 +66,7 @@ bool holds_small_norm(const Call& call, const at::Tensor& n) {
   return found;
 }
 
-bool loses_l(const Call& call, const at::Tensor& x) {
-  bool found = false;
-  with_type(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    using A = Accumulate<T>;
-    const A least_y = std::numeric_limits<A>::min(), least_n = root_norm(A(0), call.constants<A>());
-    found = any_below(x.const_data_ptr<T>(), x.numel(), A(1e6) * std::sqrt(least_y) * std::sqrt(least_n));
-  });
-  return found;
-}
-
+// l at b = 2: recovered from y, or the winner of z = x * w/|w| where y has underflowed.
 at::Tensor recover_l(const Call& call, const Saved& saved, const at::Tensor& z) {
   auto y = saved.y.to(saved.n.scalar_type()), l = z;
   if (call.spec.max_out > 1)
@@ -88,6 +79,19 @@ at::Tensor recover_l(const Call& call, const Saved& saved, const at::Tensor& z) 
   const auto magnitudes = y.abs();
   const auto recovered = at::mul(y.sign(), at::mul(magnitudes.sqrt(), n.sqrt()));  // y n may underflow
   return at::where(at::lt(magnitudes, least), l.to(y.scalar_type()), recovered).to(saved.y.scalar_type());
+}
+
+}  // namespace
+
+bool loses_l(const Call& call, const at::Tensor& x) {
+  bool found = false;
+  with_type(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = Accumulate<T>;
+    const A least_y = std::numeric_limits<A>::min(), least_n = root_norm(A(0), call.constants<A>());
+    found = any_below(x.const_data_ptr<T>(), x.numel(), A(1e6) * std::sqrt(least_y) * std::sqrt(least_n));
+  });
+  return found;
 }
 
 bool needs_double(const Call& call, const Saved& saved) {
@@ -143,6 +147,15 @@ Call with_l(Call call) {
   call.power = Power::General;
   call.cos_eps = 0;
   return call;
+}
+
+bool replaces_y(const Call& call, Saved& saved) {
+  if (call.power != Power::Two || !holds_small_norm(call, saved.n) || !loses_l(call, saved.x)) return false;
+  const auto z = vendor_product(call, saved.x, call.spec.unit ? unit_weight(saved.weight) : saved.weight);
+  saved.apply_map();
+  saved.l = recover_l(call, saved, z).contiguous(saved.y.suggest_memory_format());
+  saved.y = at::Tensor();
+  return true;
 }
 
 }  // namespace bcos::transform::cpu

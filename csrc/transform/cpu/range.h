@@ -1,19 +1,14 @@
 // Calls whose numbers leave the range of their type on the way, although inputs and gradients stay within it.
 #pragma once
 
-#include "transform/cpu/weight_norm.h"
 #include "transform/tensors.h"
 
 namespace bcos::transform::cpu {
 
 // At b = 2, y = l |l| / n stands for l in the backward. Where y underflows while the slope |l| / n does not,
 // l is lost. Unless its cosine is below 1e-6, such a patch is too small to be seen beside the epsilon of its
-// norm: n is that of a zero patch, and x holds small values. A backward asks for both, in this order.
-bool holds_small_norm(const Call& call, const at::Tensor& n);
+// norm: n is that of a zero patch, and x holds small values. This is whether it does.
 bool loses_l(const Call& call, const at::Tensor& x);
-
-// l at b = 2: recovered from y, or the winner of z = x * w/|w| where y has underflowed.
-at::Tensor recover_l(const Call& call, const Saved& saved, const at::Tensor& z);
 
 // The same call of b = 2 by the general formula, which takes l and ignores y.
 Call with_l(Call call);
@@ -37,16 +32,8 @@ auto within_double(const Call& call, const Saved& saved, F&& derivative) {
   return in_types_of(saved, derivative(in_double(call), in_double(saved)));
 }
 
-// Whether a call may have lost l. Then l, from product(weight) of the filters as the formula has them, stands
-// in `saved` in place of y, and the call goes on by with_l(call).
-template <typename F>
-bool replaces_y(const Call& call, Saved& saved, F&& product) {
-  if (call.power != Power::Two || !holds_small_norm(call, saved.n) || !loses_l(call, saved.x)) return false;
-  const auto z = product(call.spec.unit ? unit_weight(saved.weight) : saved.weight);
-  saved.apply_map();
-  saved.l = recover_l(call, saved, z).contiguous(saved.y.suggest_memory_format());
-  saved.y = at::Tensor();
-  return true;
-}
+// Whether a call may have lost l. Then l, from a product of the filters as the formula has them, stands in
+// `saved` in place of y, and the call goes on by with_l(call).
+bool replaces_y(const Call& call, Saved& saved);
 
 }  // namespace bcos::transform::cpu

@@ -73,12 +73,6 @@ void run(const AddScaled<T>& pass, int64_t begin, int64_t end);
 template <typename T, typename U>
 double b_gradient(const ScaleBackward<T, U>& pass, int64_t begin, int64_t end);
 
-// That of fp32 in two parts, which are compiled apart: b = 1 and 2, and every other b.
-template <>
-void run(const ScaleBackward<float, float>& pass, int64_t begin, int64_t end);
-void run_integral(const ScaleBackward<float, float>& pass, int64_t begin, int64_t end);
-void run_general(const ScaleBackward<float, float>& pass, int64_t begin, int64_t end);
-
 template <typename Pass>
 void run_all(const Pass& pass) {
   parallel(pass.tiling.units(), pass.tiling.unit_size(),

@@ -14,14 +14,15 @@
 namespace bcos::transform::cpu {
 namespace {
 
-// body(power, max) with both as constants of the compiler; power is one of Powers
-template <Power... Powers, typename F>
+// body(power, max) with both as constants of the compiler
+template <typename F>
 BCOS_INLINE void by_formula(Power power, int64_t max_out, F&& body) {
   const auto by_max_out = [&](auto constant) BCOS_INLINE_BODY {
     max_out > 1 ? body(constant, std::true_type{}) : body(constant, std::false_type{});
-    return true;
   };
-  (void)((power == Powers && by_max_out(std::integral_constant<Power, Powers>{})) || ...);
+  if (power == Power::One) return by_max_out(std::integral_constant<Power, Power::One>{});
+  if (power == Power::Two) return by_max_out(std::integral_constant<Power, Power::Two>{});
+  by_max_out(std::integral_constant<Power, Power::General>{});
 }
 
 // An integer of a number's size. v - v is +0, all of whose bits are 0, where v is finite, and else NaN.
@@ -291,30 +292,25 @@ BCOS_INLINE void backward_units(const ScaleBackward<T, U>& f, int64_t begin, int
   }
 }
 
-template <Power... Powers, typename T, typename U>
-BCOS_INLINE void backward_of(const ScaleBackward<T, U>& f, int64_t begin, int64_t end) {
-  by_formula<Powers...>(f.power, f.max_out, [&](auto power, auto max) BCOS_INLINE_BODY {
-    if constexpr (power() == Power::Two && !max())
-      if (f.map) return backward_units<power(), max(), Beside::Map>(f, begin, end);
-    f.dbias ? backward_units<power(), max(), Beside::Bias>(f, begin, end)
-            : backward_units<power(), max(), Beside::Nothing>(f, begin, end);
-  });
-}
-
 }  // namespace
 
 template <typename T, typename U>
 BCOS_CLONES bool run(const ScaleForward<T, U>& f, int64_t begin, int64_t end) {
   bool finite = true;
-  by_formula<Power::One, Power::Two, Power::General>(
-      f.power, f.max_out,
-      [&](auto power, auto max) BCOS_INLINE_BODY { finite = forward_units<power(), max()>(f, begin, end); });
+  by_formula(f.power, f.max_out, [&](auto power, auto max) BCOS_INLINE_BODY {
+    finite = forward_units<power(), max()>(f, begin, end);
+  });
   return finite;
 }
 
 template <typename T, typename U>
 BCOS_CLONES void run(const ScaleBackward<T, U>& f, int64_t begin, int64_t end) {
-  backward_of<Power::One, Power::Two, Power::General>(f, begin, end);
+  by_formula(f.power, f.max_out, [&](auto power, auto max) BCOS_INLINE_BODY {
+    if constexpr (power() == Power::Two && !max())
+      if (f.map) return backward_units<power(), max(), Beside::Map>(f, begin, end);
+    f.dbias ? backward_units<power(), max(), Beside::Bias>(f, begin, end)
+            : backward_units<power(), max(), Beside::Nothing>(f, begin, end);
+  });
 }
 
 template <typename T, typename U>

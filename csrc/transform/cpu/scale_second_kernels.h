@@ -174,13 +174,11 @@ BCOS_INLINE void join_units(const ScaleJoin<T, U>& f, int64_t begin, int64_t end
 
 template <typename T, typename U>
 BCOS_CLONES void run(const ScaleSecond<T, U>& f, int64_t begin, int64_t end) {
-  by_formula<Power::One, Power::Two, Power::General>(
-      f.power, f.max_out, [&](auto power, auto max) BCOS_INLINE_BODY {
-        if constexpr (power() != Power::One) {
-          if (f.dl) return second_units<power(), max(), true>(f, begin, end);
-        }
-        second_units<power(), max(), false>(f, begin, end);
-      });
+  by_formula(f.power, f.max_out, [&](auto power, auto max) BCOS_INLINE_BODY {
+    if constexpr (power() != Power::One)
+      if (f.dl) return second_units<power(), max(), true>(f, begin, end);
+    second_units<power(), max(), false>(f, begin, end);
+  });
 }
 
 template <typename T, typename U>

@@ -119,32 +119,13 @@ bool Fused::pointwise() const {
   return w.KH * w.KW == 1 && w.SH == 1 && w.SW == 1 && w.PH == 0 && w.PW == 0;
 }
 
-std::array<int64_t, 24> Fused::key() const {
+std::vector<int64_t> Fused::key() const {
   const auto& w = window;
-  return {int64_t(step),
-          images,
-          channels,
-          filters,
-          w.H,
-          w.W,
-          w.OH,
-          w.OW,
-          w.KH,
-          w.KW,
-          w.SH,
-          w.SW,
-          w.PH,
-          w.PW,
-          w.DH,
-          w.DW,
-          int64_t(dtype),
-          int64_t(out_dtype),
-          int64_t(bias_dtype),
-          alpha,
-          bias,
-          int64_t(power),
-          bits(b_minus_1),
-          bits(cos_eps)};
+  std::vector<int64_t> key{images, channels, filters, bits(b_minus_1), bits(cos_eps)};
+  for (const int part : {w.H, w.W, w.OH, w.OW, w.KH, w.KW, w.SH, w.SW, w.PH, w.PW, w.DH, w.DW, int(step),
+                         int(dtype), int(out_dtype), int(bias_dtype), int(alpha), int(bias), int(power)})
+    key.push_back(part);
+  return key;
 }
 
 std::string why_not(const Fused& call) {

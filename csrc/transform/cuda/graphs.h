@@ -1,8 +1,8 @@
 // The products of a transform as graphs of cuDNN, with the formula (transform/formula.h) fused around them.
 #pragma once
 
-#include <array>
 #include <string>
+#include <vector>
 
 #include "common/cuda/cudnn/graph.h"
 #include "transform/cuda/params.h"
@@ -32,7 +32,7 @@ struct Fused {
   bool saves_l() const { return power != Power::One && !saves_y(); }
 
   // Equal where the plan is the same.
-  std::array<int64_t, 24> key() const;
+  std::vector<int64_t> key() const;
 };
 
 // Why no graph is formed for it, whatever cuDNN takes; empty where one is.

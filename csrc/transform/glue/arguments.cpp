@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "common/autograd/recorded.h"
 #include "common/dtype.h"
 
 namespace bcos::transform::glue {
@@ -46,10 +47,7 @@ Call make_call(const Takes& takes, const Spec& spec, const Inputs& inputs) {
   check_weight(x, weight);
   if (bias) check_bias(x, weight, *bias);
   check_b(x, spec, b);
-  TORCH_CHECK_TYPE(
-      spec.out_dtype == x.scalar_type() || (spec.out_dtype == at::kFloat && is_half(x.scalar_type())),
-      "out_dtype is ", spec.out_dtype, ", allowed: x's dtype ", x.scalar_type(),
-      ", or float beside an x of a half type");
+  check_out_dtype(x, spec.out_dtype);
   Call call(spec, x, weight.sizes());
   if (b && b->is_cpu()) call.set_b(b->item().toDouble());
   return call;
@@ -126,8 +124,7 @@ Backward pack(Gradients&& gradients) {
 }
 
 SecondOrder pack(const Second& second) {
-  const auto or_none = [](const at::Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
-  return {second.grad, second.x, second.weight, or_none(second.n), or_none(second.l)};
+  return {second.grad, second.x, second.weight, given(second.n), given(second.l)};
 }
 
 }  // namespace bcos::transform::glue

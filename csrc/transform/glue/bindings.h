@@ -1,10 +1,10 @@
-// What Python sees of the transform: its options as an object, and its two directions on the CPU.
+// What Python sees of the transform: its options as an object, and its directions on the CPU.
 #pragma once
 
 #include <torch/csrc/utils/pybind.h>
 
 #include "common/autograd/python.h"
-#include "transform/glue/transform.h"
+#include "transform/glue/directions.h"
 
 namespace bcos::transform::glue {
 
@@ -44,11 +44,7 @@ inline void bind(pybind11::module_ m) {
         return text.substr(0, text.size() - 2) + ")";
       });
 
-  m.def("transform_forward", &forward, unlocked(), "x"_a, "weight"_a, "bias"_a, "b"_a, "spec"_a);
-  m.def("transform_backward", &backward, unlocked(), "grad"_a, "x"_a, "weight"_a, "b"_a, "y"_a, "n"_a, "l"_a,
-        "winner"_a, "dn"_a, "dl"_a, "map"_a, "spec"_a, "frozen"_a, "needs"_a);
-  m.def("transform_second", &second, unlocked(), "v"_a, "grad"_a, "x"_a, "weight"_a, "y"_a, "n"_a, "l"_a,
-        "winner"_a, "spec"_a, "frozen"_a, "detached"_a, "needs"_a);
+  bind_directions<Cpu>(m);
   m.def("transform_kernels",
         [](const Spec& spec, bool saves_output, bool detached, py::function by_operators) {
           return shared(kernels(spec, saves_output, detached), std::move(by_operators));

@@ -1,10 +1,9 @@
 #include "transform/glue/transform.h"
 
 #include "common/layout.h"
-#include "transform/cpu/convolution.h"
-#include "transform/cpu/linear.h"
 #include "transform/cpu/patch_norm.h"
 #include "transform/cpu/range.h"
+#include "transform/cpu/transform.h"
 #include "transform/cpu/weight_norm.h"
 
 namespace bcos::transform::glue {
@@ -12,78 +11,45 @@ namespace {
 
 const Takes kCpu{c10::kCPU, {at::kFloat, at::kDouble, at::kBFloat16}};
 
-// The call as the kernels serve it. One of fp16 comes with an x of float and gets outputs in float, which
-// core/half.py rounds; l stands there in place of y, as in every call of fp16.
-Call make_cpu_call(const Spec& spec, const Inputs& inputs) {
+}  // namespace
+
+// A call of fp16 comes with an x of float and gets outputs in float, which core/half.py rounds; l stands
+// there in place of y, as in every call of fp16.
+Call Cpu::make_call(const Spec& spec, const Inputs& inputs) const {
   if (spec.out_dtype != at::kHalf || inputs.x.scalar_type() != at::kFloat)
-    return make_call(kCpu, spec, inputs);
+    return glue::make_call(kCpu, spec, inputs);
   Spec wide = spec;
   wide.out_dtype = at::kFloat;
-  auto call = make_call(kCpu, wide, inputs);
+  auto call = glue::make_call(kCpu, wide, inputs);
   return call.saves_y() ? cpu::with_l(std::move(call)) : call;
 }
 
-Outputs outputs_of(const Inputs& inputs, const Spec& spec) {
-  const PlainAten guard;
-  const auto call = make_cpu_call(spec, inputs);
-  return spec.linear ? cpu::linear(call, inputs) : cpu::convolution(call, inputs);
+Outputs Cpu::forward(const Call& call, const Inputs& inputs) const {
+  return cpu::forward(call, inputs);
 }
 
-}  // namespace
-
-Forward forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
-                const OptionalTensor& b, const Spec& spec) {
-  return pack(outputs_of({x, weight, bias, b}, spec), x);
+Gradients Cpu::backward(const Call& call, const Saved& saved, const Needs& needs) const {
+  return cpu::backward(call, saved, needs);
 }
 
-Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
-                  const OptionalTensor& b, const OptionalTensor& y, const at::Tensor& n, const at::Tensor& l,
-                  const at::Tensor& winner, const OptionalTensor& dn, const OptionalTensor& dl,
-                  const OptionalTensor& map, const Spec& spec, bool frozen, const std::vector<bool>& needs) {
-  const PlainAten guard;
-  const Inputs inputs{x, weight, std::nullopt, b};
-  auto call = make_cpu_call(spec, inputs);
-  call.frozen = frozen;
-  const auto wanted = make_needs(needs, b);
-  call.rows = count_rows(call, grad, wanted);
-  auto saved = make_saved(call, inputs, grad, y, n, l, winner);
-  set_joined(call, dn, dl, saved);
-  set_map(call, map, saved);
-  return pack(cpu::within_double(call, saved, [&](const Call& by, const Saved& of) {
-    return spec.linear ? cpu::linear_backward(by, of, wanted) : cpu::convolution_backward(by, of, wanted);
-  }));
-}
-
-SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
-                   const OptionalTensor& y, const at::Tensor& n, const at::Tensor& l,
-                   const at::Tensor& winner, const Spec& spec, bool frozen, bool detached,
-                   const std::vector<bool>& needs) {
-  const PlainAten guard;
-  TORCH_CHECK_VALUE(spec.b, "spec has b=None, allowed: a number");
-  TORCH_CHECK_VALUE(needs.size() == 2, "needs has ", needs.size(), " values, allowed: 2");
-  const Inputs inputs{x, weight, std::nullopt, std::nullopt};
-  auto call = make_cpu_call(spec, inputs);
-  call.frozen = frozen || detached;
-  check_exactly(x, "v", v, x.sizes(), x.scalar_type());
-  const auto saved = make_saved(call, inputs, grad, y, n, l, winner);
-  const SecondNeeds wanted{needs[0], needs[1], detached};
-  return pack(cpu::within_double(call, saved, [&](const Call& by, const Saved& of) {
-    const auto direction = v.to(by.dtype);
-    return spec.linear ? cpu::linear_second(by, of, direction, wanted)
-                       : cpu::convolution_second(by, of, direction, wanted);
-  }));
+Second Cpu::second(const Call& call, const Saved& saved, const at::Tensor& v,
+                   const SecondNeeds& needs) const {
+  return cpu::second(call, saved, v, needs);
 }
 
 Kernels kernels(const Spec& spec, bool saves_output, bool detached) {
   const auto forwards = [spec](const Tensors& in) {
-    const auto out = outputs_of({in[0], in[1], given(in[2]), given(in[3])}, spec);
+    const PlainAten guard;
+    const Cpu backend;
+    const Inputs inputs{in[0], in[1], given(in[2]), given(in[3])};
+    const auto out = backend.forward(backend.make_call(spec, inputs), inputs);
     return Tensors{out.y, out.n, out.l, out.winner};
   };
   const auto backwards = [spec, detached](const at::Tensor& grad, const Tensors& in, const Tensors& saved,
                                           const std::vector<bool>& needs, const at::Tensor& map) {
     const auto [dx, dweight, dbias, db] =
-        backward(grad, in[0], in[1], given(in[3]), given(saved[0]), saved[1], saved[2], saved[3],
-                 std::nullopt, std::nullopt, given(map), spec, detached, needs);
+        backward<Cpu>(grad, in[0], in[1], given(in[3]), given(saved[0]), saved[1], saved[2], saved[3],
+                      std::nullopt, std::nullopt, given(map), spec, detached, needs);
     return or_undefined(dx, dweight, dbias, db);
   };
   return {forwards, backwards, {}, 4, 4, 1, saves_output};

@@ -18,10 +18,6 @@ at::Tensor dense_sums(const DeviceCall& call, const OptionalTensor& t) {
   return t ? t->to(call.sums()).contiguous() : at::Tensor();
 }
 
-bool at_positions(const DeviceCall& call) {
-  return call.spec.over == Over::Position;
-}
-
 Outputs forward(const Call& sizes, const Inputs& inputs) {
   const auto& x = inputs.x;
   const DeviceCall call(sizes, x);
@@ -39,7 +35,7 @@ Outputs forward(const Call& sizes, const Inputs& inputs) {
                            dense_factor(inputs.bias),
                            call.given ? dense_sums(call, inputs.mean) : out.mean,
                            call.given ? dense_sums(call, inputs.var) : out.var};
-    (at_positions(call) ? positions_forward : shared_forward)(pass, y);
+    (call.at_positions() ? positions_forward : shared_forward)(pass, y);
   });
   if (x.numel() == 0 && !call.given)  // what statistics of no values are
     for (auto* t : {&out.mean, &out.var}) t->fill_(std::numeric_limits<double>::quiet_NaN());
@@ -79,7 +75,7 @@ Gradients backward(const Call& sizes, const Saved& saved, const Needs& needs) {
                           dbias,
                           aligned(saved.dvar),
                           out.map.value_or(at::Tensor())};
-  const auto run = at_positions(call) ? positions_backward : shared_backward;
+  const auto run = call.at_positions() ? positions_backward : shared_backward;
   if (needs.x)
     out.x = call.result_of(x, call.dtype, [&](const at::Tensor& dx) { run(pass, dx); });
   else
@@ -102,7 +98,7 @@ Second second(const Call& sizes, const Saved& saved, const at::Tensor& v, const 
   const BackwardPass pass{call, call.dense(saved.grad), call.dense(v), dense_factor(saved.weight),
                           {},   aligned(saved.var),     sums,          dweight,
                           {}};
-  const auto run = at_positions(call) ? positions_second : shared_second;
+  const auto run = call.at_positions() ? positions_second : shared_second;
   out.grad = call.result_of(v, call.spec.out_dtype,
                             [&](const at::Tensor& dgrad) { out.var = run(pass, dgrad, needs.var); });
   return out;

@@ -1,11 +1,9 @@
 // What Python sees of the transform on a GPU.
 #pragma once
 
-#include <torch/csrc/utils/pybind.h>
-
-#include "transform/glue/cuda/candidate.h"
 #include "transform/glue/cuda/graph.h"
 #include "transform/glue/cuda/transform.h"
+#include "transform/glue/directions.h"
 
 namespace bcos::transform::glue::cuda {
 
@@ -13,13 +11,7 @@ inline void bind(pybind11::module_ m) {
   using namespace pybind11::literals;
   using unlocked = pybind11::call_guard<pybind11::gil_scoped_release>;
   check_names(candidates());
-  m.def("transform_forward", &forward, unlocked(), "x"_a, "weight"_a, "bias"_a, "b"_a, "spec"_a,
-        "candidate"_a, "large"_a, "tf32"_a);
-  m.def("transform_backward", &backward, unlocked(), "grad"_a, "x"_a, "weight"_a, "b"_a, "y"_a, "n"_a, "l"_a,
-        "winner"_a, "dn"_a, "dl"_a, "map"_a, "spec"_a, "frozen"_a, "needs"_a, "candidate"_a, "large"_a,
-        "tf32"_a);
-  m.def("transform_second", &second, unlocked(), "v"_a, "grad"_a, "x"_a, "weight"_a, "y"_a, "n"_a, "l"_a,
-        "winner"_a, "spec"_a, "frozen"_a, "detached"_a, "needs"_a, "candidate"_a, "tf32"_a);
+  bind_directions<Cuda, const std::string&, bool, bool>(m, "candidate"_a, "large"_a, "tf32"_a);
   m.def("candidates", &candidate_names);
   pybind11::enum_<Step>(m, "Step", "What a graph of cuDNN computes of a transform.")
       .value("forward", Step::Forward)

@@ -56,9 +56,7 @@ std::string unserved(const DeviceCall& call, const kernels::Fused& graph) {
 }
 
 const cudnn::Entry* find(const kernels::Fused& graph, cudnn::Source allowed) {
-  const auto key = graph.key();
-  return plans().find(device_index(), {key.begin(), key.end()}, allowed,
-                      [&] { return kernels::graph_of(graph); });
+  return plans().find(device_index(), graph.key(), allowed, [&] { return kernels::graph_of(graph); });
 }
 
 }  // namespace

@@ -138,6 +138,10 @@ void pool(const DeviceCall& call, const at::Tensor& x, const at::Tensor& t, cons
   multiply(call, images, x, sums, dx, add);
 }
 
+at::Tensor new_norm(const DeviceCall& call, const at::Tensor& x, const at::Tensor& saved) {
+  return saved.defined() ? saved : call.image(call.spec.groups, call.sums(), x);
+}
+
 }  // namespace
 
 at::Tensor squares(const DeviceCall& call, const at::Tensor& x) {
@@ -145,14 +149,6 @@ at::Tensor squares(const DeviceCall& call, const at::Tensor& x) {
   sum_products(call, x, {}, out, false);
   return out;
 }
-
-namespace {
-
-at::Tensor new_norm(const DeviceCall& call, const at::Tensor& x, const at::Tensor& saved) {
-  return saved.defined() ? saved : call.image(call.spec.groups, call.sums(), x);
-}
-
-}  // namespace
 
 at::Tensor form_with_norm(const DeviceCall& call, const Weights& weights, const at::Tensor& x,
                           const at::Tensor& saved) {
@@ -185,13 +181,9 @@ at::Tensor patch_products(const DeviceCall& call, const at::Tensor& x, const at:
 
 at::Tensor pooled(const DeviceCall& call, const at::Tensor& t) {
   if (call.window.pointwise()) return t;
-  // Of stride 1, the outputs that read a pixel are themselves a window of as many taps.
-  const auto reversed = [](const Axis& a) {
-    return Axis{a.kernel, 1, a.dilation * (a.kernel - 1) - a.padding, a.dilation, a.out, a.in};
-  };
-  const auto& [rows, columns] = call.window.plane;
-  const auto out = new_sums({call.images, rows.in, columns.in}, t);
-  sum_planes(call, {reversed(rows), reversed(columns)}, t, out, false);
+  const auto& plane = call.window.plane;
+  const auto out = new_sums({call.images, plane.rows.in, plane.columns.in}, t);
+  sum_planes(call, plane.reversed(), t, out, false);
   return out;
 }
 

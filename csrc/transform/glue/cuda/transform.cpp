@@ -1,6 +1,6 @@
 #include "transform/glue/cuda/transform.h"
 
-#include "transform/glue/cuda/candidate.h"
+#include "transform/glue/arguments.h"
 #include "transform/glue/cuda/patch_norm.h"
 
 namespace bcos::transform::glue::cuda {
@@ -26,29 +26,44 @@ bool lies_in_planes(const at::Tensor& t) {
   return t.is_contiguous() && !is_channels_last(t.suggest_memory_format());
 }
 
-DeviceCall make_device_call(const Call& call, const Inputs& inputs, const Candidate& candidate, bool large,
-                            bool tf32) {
-  TORCH_CHECK_VALUE(candidate.takes_axes || (call.window.is_plane() && !call.window.bordered),
-                    "candidate is '", candidate.name, "', allowed: 'vendor' for three axes or a border");
-  TORCH_CHECK_VALUE(candidate.takes_double || call.dtype != at::kDouble, "candidate is '", candidate.name,
-                    "', allowed: 'vendor' for an x of double");
-  const bool planes = candidate.takes_planes && !call.spec.linear && lies_in_planes(inputs.x) &&
-                      lies_in_planes(inputs.weight);
-  return {call, planes, large, tf32};
-}
-
-const Candidate& candidate_with_second(const std::string& name) {
-  const auto& candidate = candidate_of(name);
-  TORCH_CHECK_VALUE(candidate.second != nullptr, "candidate is '", name,
-                    "', allowed: one with second derivatives");
-  return candidate;
-}
-
 at::Tensor device_b(const DeviceCall& call, const OptionalTensor& b) {
   return b ? aligned(b->to(call.sums())) : at::Tensor();
 }
 
-Outputs run_forward(const DeviceCall& call, const Inputs& inputs, const Candidate& candidate) {
+Saved images_of(const DeviceCall& call, const Saved& given) {
+  Saved saved = given;
+  for (auto* t : {&saved.grad, &saved.x, &saved.y, &saved.n, &saved.l, &saved.winner, &saved.dn, &saved.dl})
+    *t = call.dense(image_of(*t));
+  saved.weight = image_of(given.weight);
+  return saved;
+}
+
+}  // namespace
+
+Cuda::Cuda(const std::string& name, bool large, bool tf32)
+    : candidate(candidate_of(name)), large(large), tf32(tf32), takes_rows(candidate.takes_rows) {}
+
+DeviceCall Cuda::on_device(const Call& call, const at::Tensor& x, const at::Tensor& weight) const {
+  TORCH_CHECK_VALUE(candidate.takes_axes || (call.window.is_plane() && !call.window.bordered),
+                    "candidate is '", candidate.name, "', allowed: 'vendor' for three axes or a border");
+  TORCH_CHECK_VALUE(candidate.takes_double || call.dtype != at::kDouble, "candidate is '", candidate.name,
+                    "', allowed: 'vendor' for an x of double");
+  const bool planes =
+      candidate.takes_planes && !call.spec.linear && lies_in_planes(x) && lies_in_planes(weight);
+  return {call, planes, large, tf32};
+}
+
+void Cuda::check_second() const {
+  TORCH_CHECK_VALUE(candidate.second != nullptr, "candidate is '", candidate.name,
+                    "', allowed: one with second derivatives");
+}
+
+Call Cuda::make_call(const Spec& spec, const Inputs& inputs) const {
+  return glue::make_call(kCuda, spec, inputs);
+}
+
+Outputs Cuda::forward(const Call& sizes, const Inputs& inputs) const {
+  const auto call = on_device(sizes, inputs.x, inputs.weight);
   const auto x = image_of(inputs.x), weight = image_of(inputs.weight);
   const OnDeviceOf guard(x);
   Outputs out;
@@ -71,16 +86,11 @@ Outputs run_forward(const DeviceCall& call, const Inputs& inputs, const Candidat
   return out;
 }
 
-Saved images_of(const DeviceCall& call, const Saved& given) {
-  Saved saved = given;
-  for (auto* t : {&saved.grad, &saved.x, &saved.y, &saved.n, &saved.l, &saved.winner, &saved.dn, &saved.dl})
-    *t = call.dense(image_of(*t));
-  saved.weight = image_of(given.weight);
-  return saved;
-}
-
-Gradients run_backward(const DeviceCall& call, const Saved& given, const Needs& needs,
-                       const Candidate& candidate) {
+Gradients Cuda::backward(const Call& sizes, const Saved& given, const Needs& needs) const {
+  if (given.dl.defined()) check_second();
+  TORCH_CHECK_VALUE(!given.map.defined() || candidate.takes_map, "candidate is '", candidate.name,
+                    "', allowed: one that takes a map");
+  const auto call = on_device(sizes, given.x, given.weight);
   const OnDeviceOf guard(given.x);
   if (given.x.numel() == 0 || given.grad.numel() == 0) return Gradients::zeros(given, needs);
   const Saved saved = images_of(call, given);
@@ -98,8 +108,10 @@ Gradients run_backward(const DeviceCall& call, const Saved& given, const Needs& 
   return out;
 }
 
-Second run_second(const DeviceCall& call, const Saved& given, const at::Tensor& v, const SecondNeeds& needs,
-                  const Candidate& candidate) {
+Second Cuda::second(const Call& sizes, const Saved& given, const at::Tensor& v,
+                    const SecondNeeds& needs) const {
+  check_second();
+  const auto call = on_device(sizes, given.x, given.weight);
   const OnDeviceOf guard(given.x);
   if (given.x.numel() == 0 || given.grad.numel() == 0) return Second::zeros(given, needs);
   const Saved saved = images_of(call, given);
@@ -111,55 +123,6 @@ Second run_second(const DeviceCall& call, const Saved& given, const at::Tensor& 
   if (call.spec.linear)
     out = {rows_of(out.grad), rows_of(out.n), rows_of(out.l), rows_of(out.x), rows_of(out.weight)};
   return out;
-}
-
-}  // namespace
-
-Forward forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
-                const OptionalTensor& b, const Spec& spec, const std::string& candidate, bool large,
-                bool tf32) {
-  const PlainAten guard;
-  const auto& chosen = candidate_of(candidate);
-  const Inputs inputs{x, weight, bias, b};
-  const auto call = make_device_call(make_call(kCuda, spec, inputs), inputs, chosen, large, tf32);
-  return pack(run_forward(call, inputs, chosen), x);
-}
-
-Backward backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
-                  const OptionalTensor& b, const OptionalTensor& y, const at::Tensor& n, const at::Tensor& l,
-                  const at::Tensor& winner, const OptionalTensor& dn, const OptionalTensor& dl,
-                  const OptionalTensor& map, const Spec& spec, bool frozen, const std::vector<bool>& needs,
-                  const std::string& candidate, bool large, bool tf32) {
-  const PlainAten guard;
-  const auto& chosen = (dn || dl) ? candidate_with_second(candidate) : candidate_of(candidate);
-  TORCH_CHECK_VALUE(!map || chosen.takes_map, "candidate is '", candidate,
-                    "', allowed: one that takes a map");
-  const Inputs inputs{x, weight, std::nullopt, b};
-  auto sizes = make_call(kCuda, spec, inputs);
-  sizes.frozen = frozen;
-  const auto wanted = make_needs(needs, b);
-  if (chosen.takes_rows) sizes.rows = count_rows(sizes, grad, wanted);
-  const auto call = make_device_call(sizes, inputs, chosen, large, tf32);
-  auto saved = make_saved(call, inputs, grad, y, n, l, winner);
-  set_joined(call, dn, dl, saved);
-  set_map(call, map, saved);
-  return pack(run_backward(call, saved, wanted, chosen));
-}
-
-SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
-                   const OptionalTensor& y, const at::Tensor& n, const at::Tensor& l,
-                   const at::Tensor& winner, const Spec& spec, bool frozen, bool detached,
-                   const std::vector<bool>& needs, const std::string& candidate, bool tf32) {
-  const PlainAten guard;
-  TORCH_CHECK_VALUE(spec.b, "spec has b=None, allowed: a number");
-  TORCH_CHECK_VALUE(needs.size() == 2, "needs has ", needs.size(), " values, allowed: 2");
-  const auto& chosen = candidate_with_second(candidate);
-  const Inputs inputs{x, weight, std::nullopt, std::nullopt};
-  auto call = make_device_call(make_call(kCuda, spec, inputs), inputs, chosen, false, tf32);
-  call.frozen = frozen || detached;
-  check_exactly(x, "v", v, x.sizes(), x.scalar_type());
-  const auto saved = make_saved(call, inputs, grad, y, n, l, winner);
-  return pack(run_second(call, saved, v, {needs[0], needs[1], detached}, chosen));
 }
 
 }  // namespace bcos::transform::glue::cuda

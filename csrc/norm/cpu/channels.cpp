@@ -1,11 +1,9 @@
-// The passes of channels.h for any element types. Each channels_*.cpp compiles them for its own types.
-#pragma once
+#include "norm/cpu/channels.h"
 
 #include <algorithm>
 
 #include "common/cpu/lines.h"
 #include "common/cpu/sums.h"
-#include "norm/cpu/channels.h"
 #include "norm/cpu/sums.h"
 #include "norm/formula.h"
 
@@ -208,5 +206,22 @@ BCOS_CLONES void run(const InputGradient<T, U>& f, int64_t begin, int64_t end) {
                                      each ? add[i] : add0}(A(grad[i]), A(x[i]) - (each ? mean[i] : mean0)));
       });
 }
+
+template void run(const Moments<float>&, int64_t, int64_t);
+template void run(const Moments<double>&, int64_t, int64_t);
+template void run(const Moments<BFloat16>&, int64_t, int64_t);
+template void run(const Products<float, float>&, int64_t, int64_t);
+template void run(const Apply<float, float>&, int64_t, int64_t);
+template void run(const InputGradient<float, float>&, int64_t, int64_t);
+template void run(const Products<double, double>&, int64_t, int64_t);
+template void run(const Apply<double, double>&, int64_t, int64_t);
+template void run(const InputGradient<double, double>&, int64_t, int64_t);
+template void run(const Products<BFloat16, BFloat16>&, int64_t, int64_t);
+template void run(const Apply<BFloat16, BFloat16>&, int64_t, int64_t);
+template void run(const InputGradient<BFloat16, BFloat16>&, int64_t, int64_t);
+template void run(const Products<BFloat16, float>&, int64_t, int64_t);
+template void run(const Apply<BFloat16, float>&, int64_t, int64_t);
+template void run(const InputGradient<BFloat16, float>&, int64_t, int64_t);
+template void run(const Apply<float, BFloat16>&, int64_t, int64_t);
 
 }  // namespace bcos::norm::cpu

@@ -1,10 +1,8 @@
-// The passes of positions.h for any element types. Each positions_*.cpp compiles them for its own types.
-#pragma once
+#include "norm/cpu/positions.h"
 
 #include <algorithm>
 
 #include "common/cpu/lines.h"
-#include "norm/cpu/positions.h"
 #include "norm/cpu/sums.h"
 #include "norm/formula.h"
 
@@ -124,5 +122,18 @@ BCOS_CLONES void run(const RowSecond<T, U>& f, int64_t begin, int64_t end) {
                [&](int64_t row, A* dgamma, A* dbeta)
                    BCOS_INLINE_BODY { row_second<T, U, A>(f, row, dgamma, dbeta); });
 }
+
+template void run(const RowForward<float, float>&, int64_t, int64_t);
+template void run(const RowBackward<float, float>&, int64_t, int64_t);
+template void run(const RowSecond<float, float>&, int64_t, int64_t);
+template void run(const RowForward<double, double>&, int64_t, int64_t);
+template void run(const RowBackward<double, double>&, int64_t, int64_t);
+template void run(const RowSecond<double, double>&, int64_t, int64_t);
+template void run(const RowForward<BFloat16, BFloat16>&, int64_t, int64_t);
+template void run(const RowBackward<BFloat16, BFloat16>&, int64_t, int64_t);
+template void run(const RowSecond<BFloat16, BFloat16>&, int64_t, int64_t);
+template void run(const RowForward<BFloat16, float>&, int64_t, int64_t);
+template void run(const RowBackward<BFloat16, float>&, int64_t, int64_t);
+template void run(const RowSecond<BFloat16, float>&, int64_t, int64_t);
 
 }  // namespace bcos::norm::cpu

@@ -1,7 +1,3 @@
-// The passes of depthwise_pass.h for any element types. Each depthwise_*.cpp compiles them for its own types:
-// compiled in one file they would decide how long the whole build takes.
-#pragma once
-
 #include <algorithm>
 #include <limits>
 
@@ -228,5 +224,12 @@ BCOS_CLONES bool run(const DepthwiseBackward<T, U>& f, int64_t begin, int64_t en
   }
   return least == zero_norm;
 }
+
+template void run(const DepthwiseForward<float, float>&, int64_t, int64_t);
+template bool run(const DepthwiseBackward<float, float>&, int64_t, int64_t);
+template void run(const DepthwiseForward<BFloat16, BFloat16>&, int64_t, int64_t);
+template bool run(const DepthwiseBackward<BFloat16, BFloat16>&, int64_t, int64_t);
+template void run(const DepthwiseForward<BFloat16, float>&, int64_t, int64_t);
+template bool run(const DepthwiseBackward<BFloat16, float>&, int64_t, int64_t);
 
 }  // namespace bcos::transform::cpu

@@ -1,9 +1,7 @@
-// The passes of block.h for any type. Each block_*.cpp compiles them for its own.
-#pragma once
+#include "dynamic_alignment/cpu/block.h"
 
 #include <algorithm>
 
-#include "dynamic_alignment/cpu/block.h"
 #include "dynamic_alignment/formula.h"
 
 namespace bcos::dynamic_alignment::cpu {
@@ -131,5 +129,14 @@ BCOS_CLONES void run(const BlockBackward<A>& f) {
   else
     training<Norm::L2>(f);
 }
+
+template void run(const BlockForward<float>&);
+template void run(const Finish<float>&);
+template void run(const Start<float>&);
+template void run(const BlockBackward<float>&);
+template void run(const BlockForward<double>&);
+template void run(const Finish<double>&);
+template void run(const Start<double>&);
+template void run(const BlockBackward<double>&);
 
 }  // namespace bcos::dynamic_alignment::cpu
