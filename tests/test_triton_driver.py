@@ -21,17 +21,17 @@ from launcher import Driver, Memory
 from triton.runtime.errors import OutOfResources
 
 from bcos_kernels.core.candidate import DIRECTIONS
+from bcos_kernels.dynamic_alignment import DYNAMIC_ALIGNMENT
 from bcos_kernels.dynamic_alignment import Call as AlignmentCall
-from bcos_kernels.dynamic_alignment.triton.launches import launches as of_alignments
 from bcos_kernels.gpu import aot
 from bcos_kernels.gpu.launch import Launch
+from bcos_kernels.gpu.launches import launches
+from bcos_kernels.norm import NORM
 from bcos_kernels.norm import Call as NormCall
 from bcos_kernels.norm import Spec as NormSpec
-from bcos_kernels.norm.triton.launches import launches as of_norms
 from bcos_kernels.transform import TRANSFORM, Call
 from bcos_kernels.transform.call import of_shapes
-from bcos_kernels.transform.triton import why_not
-from bcos_kernels.transform.triton.launches import launches
+from bcos_kernels.transform.triton import BACKEND
 from benchmarks import alignments
 
 pytestmark = [
@@ -123,17 +123,17 @@ def of_layer(call: Call, name: str, every_tile: bool) -> Iterator[list[Launch]]:
     for direction in DIRECTIONS:
         if candidate.can_serve(call, direction):
             for tile in [*candidate.tiles(call, direction)][: None if every_tile else 1] or [None]:
-                yield launches(call, direction, name, tile)
+                yield launches(TRANSFORM, call, direction, name, tile)
     if candidate.takes_gradient_map and call.takes_gradient_map and candidate.can_serve(call, "training"):
-        yield launches(call, "map", name)
+        yield launches(TRANSFORM, call, "map", name)
     if candidate.second is not None and call.has_second(frozen=False):
-        yield launches(call, "second", name)
+        yield launches(TRANSFORM, call, "second", name)
 
 
 @pytest.mark.parametrize("name, dtype, b, candidate", list(combinations()))
 def test_layers(name, dtype, b, candidate, driver):
     call = call_of(name, dtype, b)
-    assert not why_not(call)
+    assert not BACKEND.why_not(call)
     every_tile = "tma" in candidate and (name, dtype, b, candidate) not in CHOSEN
     for found in of_layer(call, candidate, every_tile):
         driver.start(found)
@@ -142,7 +142,7 @@ def test_layers(name, dtype, b, candidate, driver):
 def test_depthwise_layers_whose_b_is_a_tensor(driver):
     """The kernels of other groups form the gradient of b, and take fewer groups."""
     call = call_of("many depthwise channels", BF16, None)
-    assert not why_not(call)
+    assert not BACKEND.why_not(call)
     for candidate in TRANSFORM.candidates_of("triton"):
         for found in of_layer(call, candidate.name, False):
             driver.start(found)
@@ -189,10 +189,10 @@ def test_norms(name, kind, dtype, driver):
     over, shape = NORMS[name]
     spec = NormSpec(over, 8 if over == "group" else 1, kind != "uncentered", out_dtype=dtype)
     for last in (True, False) if len(shape) == 4 else (True,):
-        call = NormCall(spec, "cuda", shape, dtype, True, True, kind == "given", last, "sm_90")
+        call = NormCall(spec, "cuda", shape, dtype, True, True, kind == "given", last, arch="sm_90")
         assert not call.unserved(2**30)
         for direction in (*DIRECTIONS, "second", *["map"] * call.has_gradient_map):
-            driver.start(of_norms(call, direction))
+            driver.start(launches(NORM, call, direction))
 
 
 def of_alignment() -> Iterator:
@@ -213,7 +213,7 @@ def of_alignment() -> Iterator:
 def test_alignments(call: AlignmentCall, driver):
     assert not call.unserved()
     for direction in DIRECTIONS:
-        driver.start(of_alignments(call, direction))
+        driver.start(launches(DYNAMIC_ALIGNMENT, call, direction))
 
 
 # ------------------------------------------------------------------------------------------------ the stand-in itself
@@ -235,7 +235,7 @@ def planted(grid: tuple[int, ...], x) -> list[Launch]:
 @pytest.fixture
 def product():
     """A launch that takes more shared memory than a kernel has unasked."""
-    *_, product = launches(of_shapes((256, 256, 14, 14), (256, 256, 1, 1)), "forward", "one-pass")
+    *_, product = launches(TRANSFORM, of_shapes((256, 256, 14, 14), (256, 256, 1, 1)), "forward", "one-pass")
     return product
 
 
