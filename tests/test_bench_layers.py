@@ -7,7 +7,8 @@ from programs import ROOT, outcome, start
 
 
 @pytest.mark.slow
-def test_a_layer_is_timed_under_pytest_benchmark(tmp_path):
+def test_a_layer_is_timed_under_pytest_benchmark(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # in a worker of xdist nothing would be timed
     selected = ("-k", "training and vit_s/8-384-1000")
     quick = ("--benchmark-max-time=0.05", "--benchmark-min-rounds=2", "--benchmark-json=times.json")
     plugins = ("-p", "no:cacheprovider", "--rootdir", tmp_path)

@@ -184,7 +184,7 @@ def test_unknown_entries_are_ignored(entry, cache, capsys):
     cache.write_text(json.dumps({"schema": 3, "devices": {tuned.device(): {key: entry}, "other": {"x": CHOICE}}}))
     assert choose(TRANSFORM, BOTH, CALL, "forward").reason.startswith("predicted")
     assert main(["tune", "--list"]) == 0
-    assert "other: 1 choices" in capsys.readouterr().out
+    assert "other: 1 choice" in capsys.readouterr().out
 
 
 def test_writers_at_the_same_time_lose_nothing(cache):

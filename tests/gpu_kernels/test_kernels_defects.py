@@ -380,3 +380,25 @@ def test_backward_reads_no_norm_that_was_not_saved(groups, multiplier, force, ba
     assert not any(one_pass.can_serve(call, direction) for direction in ("training", "explanation"))
     force("one-pass")
     check(case, None, torch.float32, device=DEVICE, seeds=range(3), formats=(True,))
+
+
+@pytest.mark.parametrize("candidate", ["one-pass", "vendor"])
+@pytest.mark.parametrize("b, least", [(1.5, 1e-12), (2.0, 1e-12), (3.0, 1e-9)])
+def test_rows_beside_a_bias_lose_nothing_above_what_the_docs_name(b, least, candidate, force):
+    """Below it, as docs/accuracy.md says, dx loses digits on a GPU or is infinite."""
+    force(candidate)
+    budget = Budget()
+    for seed in range(9):
+        generator = torch.Generator().manual_seed(seed)
+        x, weight, bias, upward = (
+            torch.randn(shape, generator=generator) for shape in ((9, 24), (20, 24), 20, (9, 20))
+        )
+
+        def dx(backend, dtype, device="cpu"):
+            leaf, *others = (t.to(device, dtype) for t in (x * least, weight, bias, upward))  # noqa: B023
+            y = bcos_linear(leaf.requires_grad_(), *others[:2], b=b, backend=backend)
+            return grad(y, leaf, others[2])[0].cpu()
+
+        theirs, truth = dx("reference", torch.float32), dx("reference", torch.float64)
+        budget.add("dx", dx(None, torch.float32, DEVICE), theirs, truth)
+    budget.check()
