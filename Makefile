@@ -43,7 +43,7 @@ thorough: setup ## what make test leaves out: GPU kernels compiled for GPUs othe
 # A build of its own, whose folder is the working directory, so that its package is imported. Sanitizers keep loops from
 # being vectorised, and sums in one register are less exact than the sums in many that the tests of long sums ask for,
 # test_accuracy.py among them; the cost model's test needs a package in a checkout.
-LEFT_OUT := long_sums_of_few_different_values or (error_is_at_most_the_authors_own and many_pixels) or the_cost_model_predicts
+LEFT_OUT := long_sums_of_few_different_values or short_sums or (error_is_at_most_the_authors_own and many_pixels) or the_cost_model_predicts
 SANITIZED ?= axes bad_input bfloat16 cpu_kernels defects derivatives dynamic_alignment extremes inplace modules \
 	norm orders pairs parity products_bfloat16 recorded remembered repeated rows second traps
 
