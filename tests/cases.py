@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import bcos_kernels as bk
+from bcos_kernels.adopt.measure import one_thread
 from bcos_kernels.compat import import_reference
 from bcos_kernels.core import formats
 from bcos_kernels.transform import TRANSFORM
@@ -114,17 +114,6 @@ def upstream(case: Case, dtype: torch.dtype):
             return None
     module.set_explanation_mode(detach)
     return module
-
-
-@contextmanager
-def one_thread():
-    """Threads of oneDNN that wait for each other keep a core busy: beside tiny shapes that takes most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @one_thread()

@@ -25,7 +25,7 @@ from . import layer as layers
 from .layer_code import OPTIONAL, SLOW_NORM, Variant
 from .published import Theirs, published_mro, unreadable
 
-__all__ = ["find", "measure"]
+__all__ = ["find", "measure", "one_thread"]
 
 TOLERANCE = 1e-8
 """The allowed relative difference, in float64; the smallest difference between two variants is near 5e-7."""
@@ -75,7 +75,7 @@ def measure(module: Theirs) -> Measured | str:
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast("cpu", enabled=False),
-            _one_thread(),
+            one_thread(),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")
@@ -96,8 +96,8 @@ def _unmeasurable(module: Theirs) -> str | None:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """A context with one thread: these sums cost less than waking a pool of threads, above all on busy cores."""
+def one_thread() -> Iterator[None]:
+    """A context with one thread: small sums cost less than waking a pool of threads, above all on busy cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
