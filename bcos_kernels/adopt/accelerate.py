@@ -7,7 +7,6 @@ and checks that the code is still the code that was recognised.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import types
 import warnings
@@ -214,7 +213,6 @@ def plan_of(module: nn.Module) -> Plan | None:
     return getattr(type(module), "_bcos_kernels_plan", None)
 
 
-@functools.cache
 def _without_plan(cls: Any) -> Any:
     """The class without its acceleration; subclasses that were derived from the accelerated class are kept."""
     if "_bcos_kernels_plan" in vars(cls):
@@ -225,9 +223,20 @@ def _without_plan(cls: Any) -> Any:
         bases = tuple(map(_without_plan, cls.__bases__))
         names = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
         return types.new_class(cls.__name__, bases, exec_body=lambda body: body.update(names))
+    if (made := _made(cls, "_bcos_kernels_restored", cls)) is not None:
+        return made
     meta: Any = type("Restored", (type(cls),), {"mro": _restored_mro})
     names = {"_bcos_kernels_restored": cls, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
     return meta(cls.__name__, (cls,), names)
+
+
+def _made(cls: Any, name: str, value: object) -> Any:
+    """The subclass that was made of a class with this value of the attribute ``name``; None where none was made.
+
+    Nothing but Python's own list of subclasses is searched, which holds them weakly: a table of them would keep the
+    classes that torch makes for parametrized modules, and each of these holds its module.
+    """
+    return next((made for made in type.__subclasses__(cls) if vars(made).get(name) == value), None)
 
 
 def _restored_mro(restored: Any) -> list[type]:
@@ -238,9 +247,10 @@ def _restored_mro(restored: Any) -> list[type]:
     return mro
 
 
-@functools.cache
 def _subclass(origin: Any, plan: Plan) -> type:
     """The subclass of ``origin`` that computes by ``plan``; all modules of that class share it."""
+    if (made := _made(origin, "_bcos_kernels_plan", plan)) is not None:
+        return made
     out_dtype, backend, find = plan.out_dtype, plan.backend, plan.find
     paired = plan.kind.run_paired if plan.pairs else None
     run = paired or plan.kind.run

@@ -253,8 +253,7 @@ def _sizes_differ(module: Theirs, layer: Theirs, code: Code, slow: bool) -> str 
     try:
         return code.fitting[key]
     except KeyError:
-        found = code.fitting[key] = _difference(module, layer, code, slow)
-        return found
+        return plans.keep(code.fitting, key, _difference(module, layer, code, slow))
     except TypeError:  # a list among the sizes has no hash
         return _difference(module, layer, code, slow)
 

@@ -75,17 +75,37 @@ _C: Any = extension.load()[0]
 _are_held = _are_held_in_python if _C is None else _C.are_held
 
 CODES: dict[tuple[type, ...], Any] = {}
-"""The code of each combination of classes, as it was read last: whoever takes one from here asks whether it holds."""
+"""The code of each combination of classes, as it was read last: whoever takes one from here asks whether it holds.
+
+Classes that torch made for parametrized modules are not among them: see :func:`_codes_of`."""
 
 C = TypeVar("C", bound=Code)
 
 
 def code(classes: tuple[type, ...], read: Callable[..., C]) -> C:
     """``read(*classes)``: the code of a module's class and of its parts' classes; read again once it was replaced."""
-    found = CODES.get(classes)
+    codes = CODES
+    found = codes.get(classes)
+    if found is None:
+        codes = _codes_of(classes)
+        found = codes.get(classes)
     if found is None or not found.holds():
-        found = CODES[classes] = read(*classes)
+        found = codes[classes] = read(*classes)
     return found
+
+
+def _codes_of(classes: tuple[type, ...]) -> dict[tuple[type, ...], Any]:
+    """Where the code of these classes is kept.
+
+    Torch makes a class for every parametrized module, and its properties hold that module with its tensors. Such a
+    class keeps its code itself, in ``_bcos_kernels_codes``, so that both are freed with the module.
+    """
+    for cls in classes:
+        if cls.__module__ == PARAMETRIZED:
+            if not hasattr(cls, "_bcos_kernels_codes"):
+                setattr(cls, "_bcos_kernels_codes", {})  # noqa: B010
+            return getattr(cls, "_bcos_kernels_codes")  # noqa: B009
+    return CODES
 
 
 def published_mro(cls: type) -> tuple[type, ...]:
