@@ -21,8 +21,11 @@ from .transform.repeated import held, repeated
 
 __all__ = [
     "BcosConv1d", "BcosConv2d", "BcosConv2dWithScale", "BcosConv3d", "BcosConvolution", "BcosLayer", "BcosLinear",
-    "Detachable", "NormedConv1d", "NormedConv2d", "NormedConv3d", "NormedLinear", "clamped",
+    "COS_EPS", "Detachable", "NormedConv1d", "NormedConv2d", "NormedConv3d", "NormedLinear", "clamped",
 ]  # fmt: skip
+
+COS_EPS = 1e-6
+"""``cos_eps`` of every layer, as in ``bcos``."""
 
 _CONVOLUTIONS = {1: bcos_conv1d, 2: bcos_conv2d, 3: bcos_conv3d}
 
@@ -147,7 +150,7 @@ class BcosLayer(Detachable):
             out_dtype = None
         b, exact_two = (self.b, True) if self.b_rule is None else self.exponent()
         options = (
-            self.max_out, self.has_unit_filters(), False, self.norm_eps, 1e-6, exact_two, out_dtype, self.backend,
+            self.max_out, self.has_unit_filters(), False, self.norm_eps, COS_EPS, exact_two, out_dtype, self.backend,
         )  # fmt: skip
         geometry: tuple = ()
         if self.axes:

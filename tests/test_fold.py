@@ -315,6 +315,13 @@ def test_a_layer_alone(layer, shape, accelerated):
     torch.testing.assert_close(bk.fold(layer)(x), layer(x), rtol=1e-5, atol=0)
 
 
+def test_a_layer_whose_epsilons_were_changed():
+    layer = bk.BcosConv2d(6, 8, 3).eval().double()
+    layer.norm_eps = (1e-2, 0.0)
+    with pytest.raises(ValueError, match="its ε are not those"):
+        bk.fold(layer)
+
+
 def test_a_norm_behind_a_linear_layer():
     """The channels of the norm are not the outputs of the layer, although there are as many."""
     model = ready(nn.Sequential(bk.BcosLinear(6, 6), NORM(6)), size=6)

@@ -1,4 +1,4 @@
-"""Nothing in the package keeps a model alive, or its tensors: not what it knows of classes, nor what it kept of calls."""
+"""Nothing in the package keeps a module or its tensors alive: neither what it knows of classes, nor its plans."""
 
 import gc
 import weakref

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,20 @@ def test_bench_names_its_modules_in_the_order_of_their_imports():
     assert sorted(named) == sorted(module for module in found if module.startswith(f"{package}."))
     for place, module in enumerate(named):
         assert found[module] & set(named) <= set(named[:place]), module
+
+
+def test_an_import_makes_no_tensor():
+    """It would lie on the default device of whoever imports first, and the values of a parameter are drawn."""
+    code = (
+        "import sys, torch, bcos_kernels as bk; before = torch.get_rng_state()\n"
+        "with torch.device('meta'): [getattr(bk, name) for name in bk.__all__]\n"
+        "own = {name: vars(module) for name, module in sys.modules.items() if name.startswith('bcos_kernels.')}\n"
+        "kinds = torch.Tensor, torch.nn.Module\n"
+        "held = [(name, key) for name, of in own.items() for key, value in of.items() if isinstance(value, kinds)]\n"
+        "print(len(own) > 60, held, torch.equal(torch.get_rng_state(), before))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["True", "[]", "True"]
 
 
 def test_the_public_face_shows_public_names_alone():

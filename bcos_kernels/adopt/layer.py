@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..core import _torch, extension, plans
-from ..modules import BcosLayer, BcosLinear, clamped
+from ..modules import COS_EPS, BcosLayer, clamped
 from ..transform import TRANSFORM, Call, functional, parts
 from ..transform.repeated import ASKED, HOOKS, held
 from . import published
@@ -298,8 +298,7 @@ def _ours(module: Theirs) -> Variant | str | None:
     """The variant of a layer of :mod:`bcos_kernels.modules`, or why a subclass may compute another; else None."""
     if not isinstance(module, BcosLayer):
         return None
-    norm_eps = (0.0, 1e-12) if isinstance(module, BcosLinear) else (1e-6, 0.0)
-    own = Variant(module.has_unit_filters(), norm_eps, 1e-6, False, frozenset({"max_out"}))
+    own = Variant(module.has_unit_filters(), module.norm_eps, COS_EPS, False, frozenset({"max_out"}))
     changed = "calc_patch_norms" in vars(module) and "its calc_patch_norms was assigned on the instance"
     linear = module._modules["linear"]
     adapted = not parts.is_product(linear, module.linear_kinds) and f"its .linear is {type(linear).__name__}"

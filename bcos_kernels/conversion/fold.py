@@ -18,7 +18,7 @@ from ..adopt import norm as norms
 from ..adopt.accelerate import plan_of
 from ..core import _torch
 from ..core.checks import check_model
-from ..modules import BcosConv1d, BcosConv2d, BcosConv3d, BcosLayer, BcosLinear, Detachable
+from ..modules import COS_EPS, BcosConv1d, BcosConv2d, BcosConv3d, BcosLayer, BcosLinear, Detachable
 from ..transform.reference import unit_weight
 from .readers import Readers, is_layer, is_norm
 from .report import Report, Row
@@ -80,7 +80,6 @@ class _Formula(NamedTuple):
     scale: float
 
 
-_ONE = torch.ones((), dtype=torch.float64)
 SHARED = "it or the layer before it stands at several places"
 
 
@@ -137,11 +136,12 @@ class _Folding:
             if norm is not None:
                 self._row(behind, type(norm), None, "the layer before it stays as it is")
             return
-        factor: Tensor | str = _ONE
+        one = torch.ones((), dtype=torch.float64, device="cpu")
+        factor: Tensor | str = one
         if norm is not None:
             factor = _factor(norm, found) if self.places[id(norm)] == self.places[id(layer)] == 1 else SHARED
         folds = norm is not None and isinstance(factor, Tensor)
-        made = _layer(layer, found, factor if isinstance(factor, Tensor) else _ONE)
+        made = _layer(layer, found, factor if isinstance(factor, Tensor) else one)
         _become(layer, made)
         self._row(name, cls, type(made), "with the norm behind it" if folds else "")
         if isinstance(factor, str):
@@ -186,16 +186,12 @@ def _formula(module: Any) -> _Formula | str:
     b = float(b.detach() if isinstance(b, Tensor) else b)
     if b == 2 and not exact_two:
         return "it adds an ε to the cosine at b = 2, which the layers of this package do not"
-    same = _OWN[nn.Linear if isinstance(linear, nn.Linear) else nn.Conv2d]
-    if variant.norm_eps != same.norm_eps or (b != 2 and variant.cos_eps != same.cos_eps):
+    norm_eps = BcosLinear.norm_eps if isinstance(linear, nn.Linear) else BcosConv2d.norm_eps
+    if variant.norm_eps != norm_eps or (b != 2 and variant.cos_eps != COS_EPS):
         return "its ε are not those of the layers of this package"
     if scale != 1 and b not in DEGREES:
         return f"its output is divided by {scale}, and b is neither 1 nor 2"
     return _Formula(linear, b, max_out, unit, scale)
-
-
-_OWN = {nn.Linear: layers.KIND.ours(BcosLinear(1, 1)), nn.Conv2d: layers.KIND.ours(BcosConv2d(1, 1))}
-"""What the layers of this package compute, by the class of their linear part."""
 
 
 def _unlike_ours(module: Any, has: frozenset[str]) -> str | None:
