@@ -2,6 +2,7 @@
 
 import importlib
 import textwrap
+from functools import partial
 
 import pytest
 import torch
@@ -222,6 +223,26 @@ def test_subclasses_keep_their_type(name):
         assert torch.equal(y.as_subclass(torch.Tensor), expected)
         y.sum().backward()
     assert type(case(x.as_subclass(Marked), weight)) is Marked
+
+
+@pytest.mark.parametrize("marked", [0, 1])
+@pytest.mark.parametrize("name", ["norm", "norm with statistics", "dynamic_alignment"])
+def test_subclasses_keep_their_type_in_the_other_functions(name, marked):
+    x, weights = torch.rand(2, 4, 6, 6), (torch.rand(2, 4, 3, 3), torch.rand(36 * 3, 2, 1, 1))
+    call, tensors = {
+        "norm": (bk.functional.norm, (x, torch.rand(4))),
+        "norm with statistics": (partial(bk.functional.norm, return_statistics=True), (x, torch.rand(4))),
+        "dynamic_alignment": (bk.functional.dynamic_alignment, (x, *weights)),
+    }[name]
+    expected, found = (
+        results if isinstance(results, tuple) else (results,)
+        for results in (
+            call(*tensors),
+            call(*(t.as_subclass(Marked) if i == marked else t for i, t in enumerate(tensors))),
+        )
+    )
+    assert {type(t) for t in found} == {Marked}
+    assert all(torch.equal(a.as_subclass(torch.Tensor), b) for a, b in zip(found, expected, strict=True))
 
 
 def test_a_device_context_changes_no_call():

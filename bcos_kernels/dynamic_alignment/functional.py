@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .. import tally
 from ..core import _torch, autograd, plans
@@ -42,6 +43,9 @@ def dynamic_alignment(
     x: Tensor, projection: Tensor, weight: Tensor, bias: Tensor | None, detach, options: tuple
 ) -> Tensor:
     """y; ``options`` are stride, padding, groups, norm and backend."""
+    tensors = x, projection, weight, bias
+    if has_torch_function_variadic(*tensors) and _torch.overloads(tensors):  # subclasses of Tensor keep their type
+        return handle_torch_function(dynamic_alignment, tensors, *tensors, detach, options)
     plan = plans.of(DYNAMIC_ALIGNMENT, _PLANS, _make_plan, x, projection, weight, bias, detach, *options)
     spec, batched = plan.call.spec, x.dim() == 4
     x = x if batched else x.unsqueeze(0)

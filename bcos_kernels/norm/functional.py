@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .. import tally
 from ..core import _torch, autograd, checks, device, plans
@@ -39,8 +40,11 @@ def norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None, detach, options
 ) -> Outputs:
     """y and the statistics; ``options`` are over, groups, centered, eps, paired, out_dtype and backend."""
+    tensors = x, weight, bias, mean, var
+    if has_torch_function_variadic(*tensors) and _torch.overloads(tensors):  # subclasses of Tensor keep their type
+        return Outputs(*handle_torch_function(_as_tuple, tensors, *tensors, detach, options))
     late = checks.late_mode(detach)
-    plan = _plan((x, weight, bias, mean, var), late is None and detach, options)
+    plan = _plan(tensors, late is None and detach, options)
     spec, shape = plan.call.spec, x.shape
     if options[0] == TOKEN:
         x = x.reshape(-1, shape[-1])
@@ -55,6 +59,11 @@ def norm(
     else:
         outputs = Outputs(*autograd.apply(NORM, inputs, plan.call, late, plan.backend, plan.kernels))
     return outputs._replace(y=_torch.result(outputs.y.view(shape))) if options[0] == TOKEN else outputs
+
+
+def _as_tuple(*arguments) -> tuple[Tensor, ...]:
+    """:func:`norm` as a function of torch: a ``__torch_function__`` can make tuples of its results, and not Outputs."""
+    return tuple(norm(*arguments))
 
 
 def direct_plan(tensors: tuple[Tensor | None, ...], detach: bool, options: tuple) -> Plan | None:
