@@ -128,6 +128,27 @@ def test_bench_names_its_modules_in_the_order_of_their_imports():
         assert found[module] & set(named) <= set(named[:place]), module
 
 
+def private(source: str) -> set[str]:
+    """The private names of torch in a module's source, as they are written there."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            names = [ast.unparse(node)] if isinstance(node, ast.Attribute) else []
+        found |= {name for name in names if re.match(r"(torch|nn|F)\.([\w.]*\.)?_[a-z]\w*$", name, re.IGNORECASE)}
+    return found
+
+
+def test_private_torch_stands_in_one_module():
+    """A new version of torch may change it: then one file tells what is to be looked at."""
+    found = {module: private(path.read_text(encoding="utf-8")) for module, path in MODULES.items()}
+    assert len(found.pop("bcos_kernels.core._torch")) > 10
+    assert {module: names for module, names in found.items() if names} == {}
+
+
 def test_an_import_makes_no_tensor():
     """It would lie on the default device of whoever imports first, and the values of a parameter are drawn."""
     code = (

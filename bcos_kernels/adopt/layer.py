@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from ..core import _torch, extension, plans
 from ..modules import COS_EPS, BcosLayer, clamped
@@ -52,7 +51,7 @@ def _arguments(module: Theirs, x: Tensor, variant: Variant, out_dtype=None, back
     if isinstance(b, Tensor) and b.device != x.device:
         b = b.to(x.device)
     weight, bias, detach = held(layer, "weight"), held(layer, "bias"), explanation(module, has)
-    geometry = (len(layer.kernel_size), *_CONVOLUTION(layer)) if isinstance(layer, _ConvNd) else ()
+    geometry = (len(layer.kernel_size), *_CONVOLUTION(layer)) if isinstance(layer, _torch.Convolution) else ()
     max_out = module.max_out if "max_out" in has else 1
     weight_in_norm = "normalized_weights" in has and not module.normalized_weights
     options = (
@@ -320,7 +319,7 @@ def _call(module: Theirs, variant: Variant) -> Call:
     """The call of a small input that the layer takes, of its weight's dtype and on its device."""
     layer: Any = module._modules.get("linear", module)
     size = [1, layer.weight.shape[1]]
-    if isinstance(layer, _ConvNd):
+    if isinstance(layer, _torch.Convolution):
         pads = (0,) * len(layer.stride) if isinstance(layer.padding, str) else layer.padding
         size = [1, layer.in_channels]
         size += (d * (k - 1) + 1 + p for d, k, p in zip(layer.dilation, layer.kernel_size, pads, strict=True))

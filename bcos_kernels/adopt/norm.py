@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from ..core import _torch, dispatch, extension, plans
 from ..core.checks import autocast_dtype
@@ -33,7 +32,7 @@ VENDOR = True
 """Whether norms whose own code calls PyTorch's fused norm outside of the explanation mode keep to it there. With False
 our kernels serve them, with the same numbers: this is the switch for whichever is faster."""
 
-NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+NORMS = (_torch.NormWithStatistics, nn.GroupNorm, nn.LayerNorm)
 
 
 class Fit(NamedTuple):

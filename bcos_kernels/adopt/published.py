@@ -53,13 +53,13 @@ class Code:
         """Whether nothing was replaced since the code was read."""
         if torch.compiler.is_compiling():  # the same test in a form that Dynamo can trace
             same = all(getattr(owner, name, None) is value for owner, name, value in self.watched)
-            return same and all(map(_is_called_as_usual, self.parts))
+            return same and all(map(_torch.is_called_as_usual, self.parts))
         return _are_held(*self.watched_apart)
 
     @functools.cached_property
     def watched_apart(self) -> tuple[list, list[str], list]:
         """The owners, the names and the values in ``watched``, and of how ``parts`` are called."""
-        calls = [(part, name, getattr(nn.Module, name)) for part in self.parts for name in ("__call__", "_call_impl")]
+        calls = [(part, name, getattr(nn.Module, name)) for part in self.parts for name in _torch.CALLS]
         watched = (*self.watched, *calls)
         return [owner for owner, _, _ in watched], [name for _, name, _ in watched], [value for *_, value in watched]
 
@@ -235,8 +235,8 @@ class Reading:
             raise Unknown(f"{within}the code of {mro[0].__name__}.forward is not among the published {what}")
         if "left" in formula:
             raise Unknown(f"{within}{formula['left']}")
-        if part and not (_is_called_as_usual(cls) and not finds_otherwise(cls)):
-            calls = tuple((cls, call, getattr(cls, call)) for call in ("__call__", "_call_impl"))
+        if part and not (_torch.is_called_as_usual(cls) and not finds_otherwise(cls)):
+            calls = tuple((cls, call, getattr(cls, call)) for call in _torch.CALLS)
             raise Unknown(f"{within}{cls.__name__} changes how a module is called or holds attributes", calls)
         return formula, found
 
@@ -273,10 +273,6 @@ def reads_code(kind: type[C]) -> Callable[[Callable[..., C]], Callable[..., C]]:
 
 _PARTS = nn.Conv2d.forward, nn.Linear.forward, nn.Sequential.forward, nn.Softmax.forward
 """The code of PyTorch's own modules that published modules hold as parts."""
-
-
-def _is_called_as_usual(part: type[nn.Module]) -> bool:
-    return part.__call__ is nn.Module.__call__ and part._call_impl is nn.Module._call_impl
 
 
 def finds_otherwise(cls: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..core import _torch
 from ..modules import BcosConv2d, BcosLinear
 from . import modules
 from .options import Options
@@ -24,7 +25,7 @@ QKV = {
 """The names of layers that form queries, keys or values. They stay plain."""
 
 KEPT = (
-    nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten, nn.Unflatten, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
+    nn.Identity, _torch.Dropout, nn.Flatten, nn.Unflatten, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
     nn.Upsample, nn.ZeroPad2d, nn.PixelShuffle, nn.ChannelShuffle,
 )  # fmt: skip
 """Modules that are linear in their input."""
@@ -41,7 +42,7 @@ OPAQUE_NAMES = {"ShiftedWindowAttention", "ShiftedWindowAttentionV2"}
 
 
 BIASED = (
-    nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm,
+    _torch.Convolution, nn.Linear, nn.Bilinear, _torch.NormWithStatistics, nn.LayerNorm, nn.GroupNorm,
     modules.Detachable,
 )  # fmt: skip
 """Modules that compute without their bias where it is None."""

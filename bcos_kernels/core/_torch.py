@@ -9,17 +9,21 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
 from torch.autograd import forward_ad
 from torch.nn.modules import module
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import _get_overloaded_args
 
 __all__ = [
-    "GLOBAL_HOOKS", "Function", "below_autograd", "constant_when_compiled", "enable_single_level_autograd_function",
-    "ends_recomputation", "flop_counters", "forward_derivatives", "has_global_hook", "is_distributed", "is_exporting",
-    "is_followed", "is_seen", "is_seen_beside_vmap", "is_traced", "largest_gradient", "overloads", "rank_of_quantile",
-    "records", "result", "set_tensors", "softmax_backward_in_place", "transformed", "unrecorded",
+    "CALLS", "GLOBAL_HOOKS", "Convolution", "Dropout", "Function", "NormWithStatistics", "below_autograd",
+    "constant_when_compiled", "enable_single_level_autograd_function", "ends_recomputation", "flop_counters",
+    "forward_derivatives", "has_global_hook", "is_called_as_usual", "is_distributed", "is_exporting", "is_followed",
+    "is_seen", "is_seen_beside_vmap", "is_traced", "largest_gradient", "overloads", "rank_of_quantile", "records",
+    "result", "set_tensors", "softmax_backward_in_place", "spin", "transformed", "uncompiled", "unrecorded",
     "unwrap_dead_wrappers", "will_run", "wrapper_without_second_backward",
 ]  # fmt: skip
 
@@ -34,6 +38,14 @@ class Function(torch.autograd.function._SingleLevelFunction):
     _compiled_autograd_key = staticmethod(torch.autograd.Function._compiled_autograd_key)  # type: ignore[attr-defined]
 
 
+Convolution, Dropout = _ConvNd, _DropoutNd
+"""The base classes of torch's convolutions, of any number of axes, and of its dropouts."""
+NormWithStatistics = _NormBase
+"""The base class of torch's batch norms and instance norms, which may have running statistics."""
+
+spin = torch.cuda._sleep
+"""``spin(cycles)`` keeps the current stream of the GPU busy for so many of its cycles."""
+
 below_autograd = torch._C._AutoDispatchBelowAutograd
 """A context in which operators skip autograd: torch's dispatcher calls the kernels below it."""
 
@@ -45,6 +57,15 @@ GLOBAL_HOOKS = (
     module._global_backward_pre_hooks, module._global_backward_hooks,
 )  # fmt: skip
 """The dicts of these hooks; the others, into which torch's function looks too, hold options of these hooks."""
+
+
+CALLS = "__call__", "_call_impl"
+"""The methods of a module's class by which it is called."""
+
+
+def is_called_as_usual(cls: Any) -> bool:
+    """Whether modules of this class are called as those of torch are."""
+    return cls.__call__ is nn.Module.__call__ and cls._call_impl is nn.Module._call_impl
 
 
 def has_global_hook() -> bool:
@@ -246,7 +267,12 @@ def constant_when_compiled(function):
     return function
 
 
-def wrapper_without_second_backward(module: torch.nn.Module) -> str:
+def uncompiled(model: Any) -> Any:
+    """The model that ``torch.compile`` wrapped; any other model itself."""
+    return getattr(model, "_orig_mod", model)
+
+
+def wrapper_without_second_backward(module: nn.Module) -> str:
     """What of torch.distributed wraps a module and takes the first backward through it for the last; "" if nothing.
 
     FSDP frees the weights then, which a second backward reads, and drops the gradients that come later;
@@ -254,6 +280,6 @@ def wrapper_without_second_backward(module: torch.nn.Module) -> str:
     """
     if any(kind.__module__.startswith("torch.distributed.fsdp") for kind in type(module).__mro__):
         return "FSDP"
-    if isinstance(module, torch.nn.parallel.DistributedDataParallel) and module.static_graph:
+    if isinstance(module, nn.parallel.DistributedDataParallel) and module.static_graph:
         return "DistributedDataParallel(static_graph=True)"
     return ""

@@ -71,7 +71,7 @@ def explain(
     """
     flag("create_graph", create_graph)
     flag("weights", weights)
-    model = getattr(model, "_orig_mod", model)  # of torch.compile, whose backward forms one row and has no derivative
+    model = _torch.uncompiled(model)  # a compiled backward forms one row and has no derivative
     _check(model, images, output, chunk, create_graph)
     chosen = parse(targets, len(images), create_graph)
     x = images if create_graph and images.requires_grad else images.detach()

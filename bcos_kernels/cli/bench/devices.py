@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from ...core import _torch
 from ..measure import wall_clock
 
 __all__ = ["Cpu", "DeviceLost", "Gpu", "machine", "opened"]
@@ -125,7 +126,7 @@ class Gpu(Cpu):
     def time(self, call: Callable[[], object]) -> float:
         """Seconds of one call on the GPU, with its inputs outside of the L2 cache and its launches already queued."""
         self.other.sum()  # read only, so that no dirty line of the cache has to be written back
-        torch.cuda._sleep(self.AHEAD)
+        _torch.spin(self.AHEAD)
         self.start.record()
         call()
         self.end.record()

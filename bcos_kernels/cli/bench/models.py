@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...compat import import_reference
 from ...conversion import fold
+from ...core import _torch
 from ...explanation import explain, explanation_mode
 from ...explanation.passes import backward, default_chunk
 from .contenders import FOLDED, PLAIN, Contender, Contest
@@ -80,7 +81,7 @@ def still(model: nn.Module) -> nn.Module:
     """``model`` with nothing random in its forward, in place: dropout and stochastic depth have probability 0."""
     modules: Iterable[Any] = model.modules()
     for module in modules:
-        if type(module).__name__ == "StochasticDepth" or isinstance(module, nn.modules.dropout._DropoutNd):
+        if type(module).__name__ == "StochasticDepth" or isinstance(module, _torch.Dropout):
             module.p = 0.0
     return model
 

@@ -141,7 +141,7 @@ class Bench:
 
     def _layer_contenders(self, layer: Workload, wanted: frozenset[str]) -> dict[str, Contender]:
         s = self.settings
-        torch._dynamo.reset()  # each layer compiles the same code: a limit on how often counts
+        torch.compiler.reset()  # each layer compiles the same code: a limit on how often counts
         torch.manual_seed(0)
         reference, plain = (module.to(s.like.device, s.like.dtype) for module in (layer.reference(), layer.plain()))
         return build(reference, plain, wanted, s.contenders is not None)
@@ -199,7 +199,7 @@ class Bench:
         key = model, image if model in TRANSFORMERS else None, wanted  # torchvision's transformers learn positions
         if self._built[0] != key:
             self._built = (None, {})
-            torch._dynamo.reset()
+            torch.compiler.reset()
             torch.manual_seed(0)
             self._built = (key, self._made(model, image, wanted))
         return self._built[1]
