@@ -13,7 +13,7 @@ __all__ = [
     "accelerate", "convert", "explain", "fold", "functional", "metrics", "report", "restore", "tune",
 ]  # fmt: skip
 
-_ROOMS = {
+_LATER = {
     "AddInverse": "conversion", "accelerate": "adopt", "convert": "conversion", "explain": "explanation",
     "fold": "conversion", "metrics": "metrics", "report": "adopt", "restore": "adopt", "tune": "tuning",
 }  # fmt: skip
@@ -36,8 +36,8 @@ if TYPE_CHECKING:  # editors and type checkers see the same at once
 else:
 
     def __getattr__(name: str):
-        """Imports a room of the package when one of its functions is first used."""
-        if name not in _ROOMS:
+        """Imports the module of a public name when the name is first used."""
+        if name not in _LATER:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        room = importlib.import_module(f".{_ROOMS[name]}", __name__)
-        return globals().setdefault(name, room if name == _ROOMS[name] else getattr(room, name))
+        module = importlib.import_module(f".{_LATER[name]}", __name__)
+        return globals().setdefault(name, module if name == _LATER[name] else getattr(module, name))

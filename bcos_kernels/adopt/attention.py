@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .. import tally
 from ..core import _torch
 from ..core.checks import autocast_dtype
+from ..core.extension import DTYPES
 from . import attend, published
 from .kind import Kind
 from .published import Theirs
@@ -174,14 +175,11 @@ def _of_sums(device: str, dtype: torch.dtype) -> torch.dtype:
     return (torch.softmax(value, -1) * value).sum(-1).dtype
 
 
-_DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
-
-
 def _misfit(qkv: Any, heads: int) -> str | None:
     """What rules this computation out, although the attention's own forward may compute something."""
     if type(qkv) is not Tensor:
         return f"its to_qkv gives a {type(qkv).__name__}"
-    if qkv.dtype not in _DTYPES or qkv.layout != torch.strided:
+    if qkv.dtype not in DTYPES or qkv.layout != torch.strided:
         return f"its to_qkv gives {qkv.dtype}, {qkv.layout}: a dense tensor of a floating-point dtype is needed"
     if qkv.dim() != 3 or qkv.shape[-1] % (3 * heads):
         return f"its to_qkv gives the shape {tuple(qkv.shape)}, and it has {heads} heads"
@@ -202,7 +200,7 @@ def _splits(linear: Theirs, x: Any, heads: int) -> bool:
     if _torch.has_hook(linear) or "forward" in vars(linear) or type(x) is not Tensor or x.dim() != 3 or not x.numel():
         return False
     tensors = (x, linear.weight, *(() if linear.bias is None else (linear.bias,)))
-    usual = all(type(t) in (Tensor, nn.Parameter) and t.dtype in _DTYPES and t.device == x.device for t in tensors)
+    usual = all(type(t) in (Tensor, nn.Parameter) and t.dtype in DTYPES and t.device == x.device for t in tensors)
     shape = linear.weight.shape
     return usual and len(shape) == 2 and shape[1] == x.shape[-1] and shape[0] > 0 and not shape[0] % (3 * heads)
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import _torch
+from ..core.extension import DTYPES
 from . import fingerprint, published
 from .kind import Kind
 from .published import Code, Theirs
@@ -182,12 +183,9 @@ def _method(module: Theirs) -> Any:
     return getattr(type(module), METHOD)
 
 
-_DTYPES = torch.float32, torch.float64, torch.bfloat16, torch.float16
-
-
 def is_served(x: Tensor) -> bool:
     """Whether ``run`` takes the input: a dense tensor of a floating-point dtype."""
-    return type(x) in (Tensor, nn.Parameter) and x.dtype in _DTYPES and x.layout == torch.strided
+    return type(x) in (Tensor, nn.Parameter) and x.dtype in DTYPES and x.layout == torch.strided
 
 
 def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Found | str | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import _torch
-from ..core.checks import check_model, flag
+from ..core.checks import check_model, flag, integer
 from . import passes
 from .modes import explanation_mode, has_explanation_mode
 from .result import Explanation
@@ -115,10 +115,8 @@ def _check(model: Any, images: Any, output: Any, chunk: Any, create_graph: bool)
             raise ValueError(f"output={output!r}: the model has no module of this name")
     elif output is not None and not callable(output):
         raise TypeError(f"output={output!r}: the name of a module, a function or None is needed")
-    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int)):
-        raise TypeError(f"chunk={chunk!r}: an int or None is needed")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk={chunk}: must be at least 1")
+    if chunk is not None:
+        integer("chunk", chunk, 1)
 
 
 def _logits(model: nn.Module, x: Tensor, output: Output) -> Tensor:

@@ -54,10 +54,16 @@ _PLANS: dict[Any, Plan] = {}
 
 
 def transform(x, weight, bias, b, detach, geometry: tuple, options: tuple) -> Tensor:
-    """Computes all public layers.
+    """Computes all public layers: linear ``[..., K] -> [..., O]``, convolutions ``[N, C, ...] -> [N, O, ...]``.
 
-    ``geometry`` is the number of axes, stride, padding, dilation, groups and padding mode; it is empty for the linear
-    layer.
+    Args:
+        x, weight, bias, b, detach: as in :func:`bcos_kernels.functional.bcos_conv2d`.
+        geometry: the number of axes, stride, padding, dilation, groups and padding mode; empty for the linear layer.
+        options: max_out, normalize_weights, weight_in_norm, norm_eps, cos_eps, exact_two, out_dtype and backend. Both
+            are plain tuples, because they are read and hashed at every call.
+
+    Raises:
+        TypeError, ValueError: as in :func:`bcos_kernels.functional.bcos_conv2d`.
     """
     arguments = (x, weight, bias, b)
     if has_torch_function_variadic(*arguments) and _torch.overloads(arguments):  # subclasses of Tensor keep their type
