@@ -21,7 +21,7 @@ from .transform.repeated import held, repeated
 
 __all__ = [
     "BcosConv1d", "BcosConv2d", "BcosConv2dWithScale", "BcosConv3d", "BcosConvolution", "BcosLayer", "BcosLinear",
-    "COS_EPS", "Detachable", "NormedConv1d", "NormedConv2d", "NormedConv3d", "NormedLinear", "clamped",
+    "Detachable", "NormedConv1d", "NormedConv2d", "NormedConv3d", "NormedLinear", "clamped",
 ]  # fmt: skip
 
 COS_EPS = 1e-6
