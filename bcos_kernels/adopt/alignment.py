@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import autocast_dtype
-from ..core.device import gpu_of
+from ..core.device import fields_of
 from ..dynamic_alignment import DYNAMIC_ALIGNMENT, Call, Spec, functional
 from ..modules import Detachable
 from . import published
@@ -199,8 +199,10 @@ def _call(module: Theirs, found: Found) -> Call:
     weight, kernel = projection.weight, projection.kernel_size
     outputs = making.out_channels // (projection.in_channels * kernel[0] * kernel[1])
     shape = (1, projection.in_channels, *kernel)
-    bias, gpu = making.bias is not None, gpu_of(weight.device)
-    return Call(Spec(kernel), weight.device.type, shape, len(weight), outputs, weight.dtype, bias, **gpu)
+    return Call(
+        spec=Spec(kernel), x_shape=shape, rank=len(weight), outputs=outputs, dtype=weight.dtype,
+        bias=making.bias is not None, **fields_of(weight.device),
+    )  # fmt: skip
 
 
 def _ours(module: Theirs) -> Found | str:

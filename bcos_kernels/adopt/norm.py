@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core import _torch, dispatch, extension, plans
 from ..core.checks import autocast_dtype
-from ..core.device import gpu_of
+from ..core.device import fields_of
 from ..norm import NORM, Call, Inputs, Outputs, Spec, functional
 from ..norm.call import of
 from ..transform.repeated import held
@@ -350,7 +350,9 @@ def _call(module: Theirs, found: Found) -> Call:
     spec = Spec(variant.op_over, groups, variant.centered, float(module.eps), False, like.dtype)
     given = variant.runs and not module.training and values["running_var"] is not None
     weight, bias = (values[name] is not None for name in ("weight", "bias"))
-    return Call(spec, like.device.type, shape, like.dtype, weight, bias, given, **gpu_of(like.device))
+    return Call(
+        spec=spec, x_shape=shape, dtype=like.dtype, weight=weight, bias=bias, given=given, **fields_of(like.device)
+    )
 
 
 def _note(module: Theirs, found: Found) -> str:

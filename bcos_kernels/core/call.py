@@ -127,7 +127,11 @@ def _made(cls, values: tuple):
 
 @dataclass(frozen=True)
 class Call:
-    """A spec and the device that serves it. Each op has its own subclass, which adds shapes and dtypes."""
+    """A spec and the device that serves it. Each op has its own subclass, which adds shapes and dtypes.
+
+    What a compiler traces makes it by keywords: Dynamo of torch 2.11 and 2.12 gives other fields their defaults where
+    arguments have places.
+    """
 
     spec: Any
     device: str

@@ -9,7 +9,7 @@ import torch
 
 from . import _torch, env
 
-__all__ = ["ASYNCHRONOUS", "architecture", "architecture_of", "gpu_of", "multiprocessors", "shared_memory", "tf32"]
+__all__ = ["ASYNCHRONOUS", "architecture", "architecture_of", "fields_of", "multiprocessors", "shared_memory", "tf32"]
 
 ASYNCHRONOUS = ("sm_90", "sm_100", "sm_103")
 """The architectures whose products take operands from shared memory and leave registers for more values."""
@@ -35,9 +35,9 @@ def architecture_of(where: torch.device) -> str:
     return architecture(where.index) if where.type == "cuda" else "none"
 
 
-def gpu_of(where: torch.device) -> dict[str, Any]:
-    """The fields ``arch`` and ``index`` of a call whose tensors lie on this device."""
-    return {"arch": architecture_of(where), "index": where.index}
+def fields_of(where: torch.device) -> dict[str, Any]:
+    """The fields ``device``, ``arch`` and ``index`` of a call whose tensors lie on this device."""
+    return {"device": where.type, "arch": architecture_of(where), "index": where.index}
 
 
 def shared_memory(arch: str) -> int:

@@ -115,5 +115,7 @@ def of(inputs: Inputs, spec: Spec) -> Call:
     """The call of these tensors."""
     x, h, weight, bias = inputs
     outputs = weight.shape[0] // (x.shape[1] * prod(spec.kernel))
-    gpu = device.gpu_of(x.device)
-    return Call(spec, x.device.type, tuple(x.shape), h.shape[1], outputs, x.dtype, bias is not None, **gpu)
+    return Call(
+        spec=spec, x_shape=tuple(x.shape), rank=h.shape[1], outputs=outputs, dtype=x.dtype, bias=bias is not None,
+        **device.fields_of(x.device),
+    )  # fmt: skip

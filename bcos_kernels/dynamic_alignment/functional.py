@@ -14,7 +14,7 @@ from .. import tally
 from ..core import _torch, autograd, plans
 from ..core.candidate import REFERENCE
 from ..core.checks import Described, autocast_dtype, check_dense, described, flag, integer, pair, without_autocast
-from ..core.device import gpu_of
+from ..core.device import fields_of
 from ..core.formats import memory_format
 from . import reference
 from .call import Call
@@ -110,8 +110,10 @@ def _make_plan(x, projection, weight, bias, detach, stride, padding, groups, nor
     spec = Spec(tuple(kernel), stride, padding, norm, flag("detach", detach))
     dtype = None if autocast is None or x.dtype == torch.float64 else torch.float32
     shape = (*(1,) * (4 - len(x.shape)), *x.shape)
-    gpu = gpu_of(x.device)
-    call = Call(spec, x.device.type, shape, rank, rows // patch, dtype or x.dtype, bias is not None, **gpu)
+    call = Call(
+        spec=spec, x_shape=shape, rank=rank, outputs=rows // patch, dtype=dtype or x.dtype, bias=bias is not None,
+        **fields_of(x.device),
+    )  # fmt: skip
     return Plan(call, DYNAMIC_ALIGNMENT.choose(call, backend), groups, dtype)
 
 

@@ -127,7 +127,10 @@ def of(inputs: Inputs, spec: Spec) -> Call:
 
 @call.kept
 def _made(spec: Spec, where: torch.device, shape, dtype, weight: bool, bias: bool, given: bool, last: bool) -> Call:
-    return Call(spec, where.type, tuple(shape), dtype, weight, bias, given, last, **device.gpu_of(where))
+    return Call(
+        spec=spec, x_shape=tuple(shape), dtype=dtype, weight=weight, bias=bias, given=given, channels_last=last,
+        **device.fields_of(where),
+    )  # fmt: skip
 
 
 def is_channels_last(x: Tensor) -> bool:

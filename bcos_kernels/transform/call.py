@@ -296,8 +296,10 @@ def of(inputs: Inputs, spec: Spec) -> Call:
 
 @call.kept
 def _made(spec: Spec, where: torch.device, x_shape, weight_shape, dtype, weight_dtype, bias: bool) -> Call:
-    gpu = device.gpu_of(where)
-    return Call(spec, where.type, tuple(x_shape), tuple(weight_shape), dtype, weight_dtype, bias, **gpu)
+    return Call(
+        spec=spec, x_shape=tuple(x_shape), weight_shape=tuple(weight_shape), dtype=dtype, weight_dtype=weight_dtype,
+        bias=bias, **device.fields_of(where),
+    )  # fmt: skip
 
 
 def of_shapes(
@@ -318,4 +320,7 @@ def of_shapes(
     else:
         options = {"norm_eps": (0.0, 1e-12), **options}
     spec = Spec(**{"out_dtype": dtype, **options})
-    return Call(spec, device, x_shape, weight_shape, dtype, weight_dtype or dtype, bias, tf32=tf32, arch=arch)
+    return Call(
+        spec=spec, device=device, arch=arch, x_shape=x_shape, weight_shape=weight_shape, dtype=dtype,
+        weight_dtype=weight_dtype or dtype, bias=bias, tf32=tf32,
+    )  # fmt: skip

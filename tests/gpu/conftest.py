@@ -45,11 +45,16 @@ def backend(request, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _full_precision():
-    """cuDNN takes tf32 unless told otherwise; errors are compared with those of fp32 on a CPU."""
-    before = torch.backends.cudnn.allow_tf32
+    """cuDNN takes tf32 unless told otherwise; errors are compared with those of fp32 on a CPU.
+
+    A test may change the settings. ``monkeypatch`` would delete that of matmul, which is no attribute of an instance.
+    """
+    places = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [place.allow_tf32 for place in places]
     torch.backends.cudnn.allow_tf32 = False
     yield
-    torch.backends.cudnn.allow_tf32 = before
+    for place, allowed in zip(places, before, strict=True):
+        place.allow_tf32 = allowed
 
 
 @pytest.fixture
