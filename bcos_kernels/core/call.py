@@ -127,7 +127,11 @@ def _made(cls, values: tuple):
 
 @dataclass(frozen=True)
 class Call:
-    """A spec and the device that serves it. Each op has its own subclass, which adds shapes and dtypes."""
+    """A spec and the device that serves it. Each op has its own subclass, which adds shapes and dtypes.
+
+    Code that ``torch.compile`` traces makes one with keywords alone: torch 2.11 takes positional arguments for the
+    first fields, ``arch`` and ``index`` among them, although these are no positional ones.
+    """
 
     spec: Any
     device: str

@@ -106,8 +106,10 @@ def _make_plan(x, projection, weight, bias, detach, stride, padding, groups, nor
     spec = Spec(tuple(kernel), stride, padding, norm, flag("detach", detach))
     dtype = None if autocast is None or x.dtype == torch.float64 else torch.float32
     shape = (*(1,) * (4 - len(x.shape)), *x.shape)
-    gpu = gpu_of(x.device)
-    call = Call(spec, x.device.type, shape, rank, rows // patch, dtype or x.dtype, bias is not None, **gpu)
+    call = Call(
+        spec=spec, device=x.device.type, x_shape=shape, rank=rank, outputs=rows // patch, dtype=dtype or x.dtype,
+        bias=bias is not None, **gpu_of(x.device),
+    )  # fmt: skip
     return Plan(call, DYNAMIC_ALIGNMENT.choose(call, backend), groups, dtype)
 
 

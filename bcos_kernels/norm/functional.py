@@ -115,8 +115,9 @@ def _make_plan(x, weight, bias, mean, var, detach: bool, channels_last: bool, op
         paired,
     )
     call = Call(
-        spec, x.device.type, tuple(shape), x.dtype, weight is not None, bias is not None, var is not None,
-        channels_last or over == TOKEN, **device.gpu_of(x.device),
+        spec=spec, device=x.device.type, x_shape=tuple(shape), dtype=x.dtype, weight=weight is not None,
+        bias=bias is not None, given=var is not None, channels_last=channels_last or over == TOKEN,
+        **device.gpu_of(x.device),
     )  # fmt: skip
     backend = NORM.choose(call, backend)
     return Plan(call, backend, autograd.kernels_of(NORM, call, backend))

@@ -150,8 +150,10 @@ def _make_plan(x, weight, bias, b, detach: bool, geometry: tuple, options: tuple
         detach=detach,
         out_dtype=y_dtype,
     )
-    gpu = device.gpu_of(x.device)
-    call = Call(spec, x.device.type, shape, weight_shape, dtype, weight_dtype, bias is not None, **gpu)
+    call = Call(
+        spec=spec, device=x.device.type, x_shape=shape, weight_shape=weight_shape, dtype=dtype,
+        weight_dtype=weight_dtype, bias=bias is not None, **device.gpu_of(x.device),
+    )  # fmt: skip
     if weight_in_norm and bias is not None:
         if backend not in (None, REFERENCE.name):
             raise ValueError(f"backend={backend!r} cannot serve this call: weight_in_norm=True has a bias beside it")
