@@ -45,11 +45,16 @@ def backend(request, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _full_precision():
-    """cuDNN takes tf32 unless told otherwise; errors are compared with those of fp32 on a CPU."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    """cuDNN takes tf32 unless told otherwise; errors are compared with those of fp32 on a CPU.
+
+    A test may set both settings. It cannot patch them: pytest 9.2 takes back a patch of an attribute that stands
+    neither in an object nor in its class by deleting it, which cuBLAS's settings refuse.
+    """
+    cudnn, cublas = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, cublas.allow_tf32
+    cudnn.allow_tf32 = False
     yield
-    torch.backends.cudnn.allow_tf32 = before
+    cudnn.allow_tf32, cublas.allow_tf32 = before
 
 
 @pytest.fixture

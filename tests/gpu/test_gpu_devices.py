@@ -118,14 +118,14 @@ def test_threads_that_share_a_layer():
 
 
 @pytest.mark.parametrize("candidate", ["one-pass", "semi", "vendor"])
-def test_tf32_that_was_allowed_in_the_forward_alone(candidate, force, monkeypatch):
+def test_tf32_that_was_allowed_in_the_forward_alone(candidate, force):
     """The backward rounds no operand then. At b = 1 nothing that the forward saved was rounded."""
     force(candidate)
     case = Case("conv3x3", (4, 64, 14, 14), (64, 64, 3, 3), {"padding": 1, "b": 1})
     x, weight = tensors(case, torch.float32)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.backends.cudnn.allow_tf32 = True
     y = case(x, weight)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    torch.backends.cudnn.allow_tf32 = False
     truth = exact(case, x, weight)
     found = torch.autograd.grad(y, (x, weight), torch.ones_like(y))
     rounded = error(y.detach().cpu(), truth[0])

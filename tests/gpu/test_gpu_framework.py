@@ -69,14 +69,10 @@ def test_tf32_only_where_it_is_allowed(name, candidate, force):
     case = SMALL[name]
     inputs = tensors(case, torch.float32)
     truth = exact(case, *inputs)
-    matmul = torch.backends.cuda.matmul.allow_tf32
     errors = {}
-    try:
-        for allowed in (False, True):
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-            errors[allowed] = [error(a.cpu(), b) for a, b in zip(run(case, *inputs), truth, strict=True)]
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul
+    for allowed in (False, True):
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+        errors[allowed] = [error(a.cpu(), b) for a, b in zip(run(case, *inputs), truth, strict=True)]
     assert max(errors[False]) < 1e-5
     assert 5e-5 < max(errors[True]) < 3e-3
 

@@ -38,9 +38,8 @@ def _of_cuda_alone(backend):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "tf32"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_cudnn_takes_it_and_it_is_right(case, dtype, force, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+def test_cudnn_takes_it_and_it_is_right(case, dtype, force):
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     x, weight = tensors(case, dtype)
     truth, found = exact(case, x, weight), {}
     for candidate in ("vendor", "graph"):
