@@ -8,7 +8,7 @@ from torch.autograd import grad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bcos_kernels as bk
-from bcos_kernels import dynamic_alignment, norm
+from bcos_kernels import dynamic_alignment, norm, transform
 from bcos_kernels.transform.call import of_shapes
 from bcos_kernels.transform.functional import plan
 
@@ -297,6 +297,27 @@ def test_a_program_of_aotinductor(tmp_path):
     assert operators and not any(arg == [] or isinstance(arg, torch.dtype) for node in operators for arg in node.args)
     package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
     assert torch.allclose(torch._inductor.aoti_load_package(package)(x), model(x), rtol=1e-5)
+
+
+def test_calls_are_made_with_keywords_where_dynamo_traces(monkeypatch):
+    """Dynamo of torch 2.11 hands positional arguments to the wrong fields, which ended every compilation."""
+
+    def made(op):
+        def of_keywords(**fields):
+            seen.append(op)
+            return op.Call(**fields)
+
+        return of_keywords
+
+    seen = []
+    ops = (transform, norm, dynamic_alignment)
+    for op in ops:
+        monkeypatch.setattr(op.functional, "Call", made(op))
+    sizes = torch.rand(3, 6, 7, 11), torch.rand(13, 6, 3, 5)  # of no other test, whose plans are kept
+    bk.functional.bcos_conv2d(*sizes)
+    bk.functional.norm(sizes[0], torch.ones(6), over="batch")
+    bk.functional.dynamic_alignment(sizes[0], torch.rand(5, 6, 3, 3), torch.rand(6 * 9 * 2, 5, 1, 1))
+    assert seen == [*ops]
 
 
 @pytest.mark.parametrize(

@@ -149,19 +149,6 @@ def test_private_torch_stands_in_one_module():
     assert {module: names for module, names in found.items() if names} == {}
 
 
-def test_what_compilers_trace_makes_calls_by_keywords():
-    """Dynamo of torch 2.11 counts fields that are for keywords alone when it looks which arguments have places."""
-    places = [path for module, path in MODULES.items() if module.split(".")[1:2] and module.split(".")[1] in OPS]
-    made = [
-        (path.parent.name, node.lineno, len(node.args))
-        for path in places
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Call"
-    ]
-    assert {op for op, _, _ in made} == set(OPS)
-    assert [each for each in made if each[2]] == []
-
-
 def test_an_import_makes_no_tensor():
     """It would lie on the default device of whoever imports first, and the values of a parameter are drawn."""
     code = (
