@@ -16,7 +16,7 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export PYTHONDONTWRITEBYTECODE :=
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: help setup demo test check thorough sanitize lint docs bench gpu plans triton torch wheel release cuda clean always
+.PHONY: help setup demo test check thorough sanitize lint docs bench gpu plans triton torch wheel release cuda rehearse clean always
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -101,6 +101,9 @@ cuda: ## the wheel built and imported against torch's CUDA build, without a GPU;
 	test -x build/cuda-$(CUDA_TORCH)/bin/python || python3 -m venv build/cuda-$(CUDA_TORCH)
 	build/cuda-$(CUDA_TORCH)/bin/python -m pip install --quiet torch==$(CUDA_TORCH) 'setuptools>=77,<82' wheel ninja numpy
 	build/cuda-$(CUDA_TORCH)/bin/python .ci/wheel.py --check
+
+rehearse: ## tests of a GPU without one: torch's CUDA build in front of a stand-in, computed by the CPU; downloads gigabytes (CUDA_TORCH=2.11.0)
+	python3 .ci/rehearse.py $(CUDA_TORCH) $(ARGS)
 
 clean: ## removes what was built, keeps .venv
 	rm -rf build dist *.egg-info bcos_kernels/_C.*.so bcos_kernels/_C.*.pyd bcos_kernels/_C.failed.txt .pytest_cache .ruff_cache .hypothesis

@@ -108,25 +108,27 @@ def execute(*command, **options) -> subprocess.CompletedProcess:
     return subprocess.run(list(map(str, command)), cwd=ROOT, **pipes, **options)
 
 
-def compiled(flags: tuple[str, ...], sources: list[Path]) -> dict[Path, Path]:
-    """Source -> object file, compiled as C++ where that was not done before."""
-    folder = BUILD / digest(GXX, *flags, str(HEADERS), of=())
+def compiled(flags: tuple, sources: list[Path], instead: Path = EMULATION) -> dict[Path, Path]:
+    """Source -> object file, compiled as C++ where that was not done before; headers of ``instead`` come first."""
+    folder = BUILD / digest(GXX, *map(str, flags), str(HEADERS), of=())
     folder.mkdir(parents=True, exist_ok=True)
 
-    keys = {path: digest(GXX, *flags, of=(path,), places=(EMULATION, SOURCES)) for path in sources}
-    places = {path: folder / f"{'-'.join(path.relative_to(ROOT).parts)}-{key}.o" for path, key in keys.items()}
+    def key(path: Path) -> str:
+        return digest(GXX, *map(str, flags), of=(path,), places=(instead, SOURCES))
+
+    places = {path: folder / f"{'-'.join(path.relative_to(ROOT).parts)}-{key(path)}.o" for path in sources}
 
     def compile_as(language: str, path: Path, target: Path, *options) -> None:
         if not target.exists():
             draft = target.with_suffix(f".{os.getpid()}")
-            include = ("-I", EMULATION, "-I", "csrc", "-isystem", HEADERS)
+            include = ("-I", instead, "-I", "csrc", "-isystem", HEADERS)
             done = execute(GXX, *flags, *options, *include, "-x", language, "-c", path, "-o", draft)
             assert done.returncode == 0, done.stdout
             draft.replace(target)
 
     def prepare(start: Path) -> Path:
         """What a file that begins with ``start`` includes first: the same header, compiled once."""
-        header = folder / f"{start.stem}-{digest(GXX, *flags, of=(start,), places=(EMULATION, SOURCES))}{start.suffix}"
+        header = folder / f"{start.stem}-{key(start)}{start.suffix}"
         header.write_text(f'#include "{start}"\n')
         compile_as("c++-header", header, header.with_name(f"{header.name}.gch"))
         return header

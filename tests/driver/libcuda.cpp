@@ -4,6 +4,7 @@
 // A refusal has a reason, which cuGetErrorString returns, so that Triton's own error contains it. Memory is
 // known by its address and its size alone: a test names it by mock_allocate.
 #include <cuda.h>
+#include <dlfcn.h>
 
 #include <cstdarg>
 #include <cstdio>
@@ -119,6 +120,10 @@ EXPORT CUresult cuDriverGetVersion(int* version) {
   return CUDA_SUCCESS;
 }
 
+EXPORT CUresult cuInit(unsigned) {
+  return CUDA_SUCCESS;
+}
+
 EXPORT CUresult cuDeviceGet(CUdevice* device, int index) {
   if (index != 0) return refuse("device %d, there is 0 alone", index);
   *device = 0;
@@ -163,6 +168,14 @@ EXPORT CUresult cuCtxSetCurrent(CUcontext) {
 }
 EXPORT CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice) {
   return cuCtxGetCurrent(context);
+}
+// What the stand-in for the CUDA runtime says of it, where there is one in the process.
+EXPORT CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned* flags, int* active) {
+  using State = void(int, int*);
+  *flags = 0;
+  *active = 1;
+  if (auto* state = reinterpret_cast<State*>(dlsym(RTLD_DEFAULT, "stand_in_context_state"))) state(device, active);
+  return CUDA_SUCCESS;
 }
 EXPORT CUresult cuCtxGetLimit(size_t*, CUlimit limit) {
   return refuse("limit %d, which the stand-in does not know", limit);

@@ -5,6 +5,7 @@
 
 #include "common/cuda/device.h"
 #include "common/cuda/dtype.h"
+#include "common/cuda/start.h"
 
 namespace bcos::cuda {
 
@@ -49,10 +50,10 @@ T* mutable_data(const at::Tensor& t) {
 // Starts a kernel on the current stream. Raises RuntimeError with its name and `call.sizes()`, a text, if
 // that fails.
 template <typename Params, typename Call>
-void launch(const char* kernel, cudaError_t (*start)(const Params&, cudaStream_t), const Params& params,
+void launch(const char* name, cudaError_t (*kernel)(const Params&, cudaStream_t), const Params& params,
             const Call& call) {
-  const cudaError_t error = error_of(start(params, stream()));
-  TORCH_CHECK(error == cudaSuccess, "the CUDA kernel ", kernel, " failed: ", describe(error), "; ",
+  const cudaError_t error = error_of(start(kernel, params));
+  TORCH_CHECK(error == cudaSuccess, "the CUDA kernel ", name, " failed: ", describe(error), "; ",
               call.sizes());
 }
 

@@ -1,0 +1,13 @@
+// Starts a kernel: on a GPU.
+#pragma once
+
+#include "common/cuda/device.h"
+
+namespace bcos::cuda {
+
+template <typename Params>
+cudaError_t start(cudaError_t (*kernel)(const Params&, cudaStream_t), const Params& params) {
+  return kernel(params, stream());
+}
+
+}  // namespace bcos::cuda
