@@ -61,7 +61,7 @@ lint: $(READY)-test $(READY)-lint docs ## ruff, mypy, clang-format, codespell an
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	$(PYTHON) -m codespell_lib
-	PATH="$(dir $(PYTHON)):$$PATH" clang-format --dry-run -Werror $(filter %.c %.cpp %.h %.cu %.cuh,$(NATIVE) $(shell find tests/cuda_emulation tests/cudnn tests/driver benchmarks/cudnn_plans -type f))
+	PATH="$(dir $(PYTHON)):$$PATH" clang-format --dry-run -Werror $(filter %.c %.cpp %.h %.cu %.cuh,$(NATIVE) $(shell find tests/cuda_emulation tests/cudnn tests/driver tests/runtime benchmarks/cudnn_plans -type f))
 
 docs: $(READY)-test ## the documentation as a site in build/site; a broken link or any other warning fails
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs --quiet build
