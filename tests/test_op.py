@@ -74,7 +74,7 @@ def backward(g: Tensor, inputs: Inputs, saved: Outputs, call: Call, tile: None, 
 def declared(name: str) -> Op:
     return Op(
         name, spec=Spec, inputs=Inputs, outputs=Outputs, reference=reference, fake=fake, batches=True,
-        call=lambda inputs, spec: Call(spec, inputs.x.device.type, inputs.x.shape[0]),
+        call=lambda inputs, spec: Call(spec=spec, device=inputs.x.device.type, rows=inputs.x.shape[0]),
     )  # fmt: skip
 
 
