@@ -174,7 +174,8 @@ EXPORT CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned* flags, int
   using State = void(int, int*);
   *flags = 0;
   *active = 1;
-  if (auto* state = reinterpret_cast<State*>(dlsym(RTLD_DEFAULT, "stand_in_context_state"))) state(device, active);
+  if (auto* state = reinterpret_cast<State*>(dlsym(RTLD_DEFAULT, "stand_in_context_state")))
+    state(device, active);
   return CUDA_SUCCESS;
 }
 EXPORT CUresult cuCtxGetLimit(size_t*, CUlimit limit) {
