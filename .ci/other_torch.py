@@ -29,22 +29,32 @@ def copied(folder: Path) -> Path:
     return copy
 
 
-def main(arguments: list[str]) -> int:
-    version, *options = arguments or [""]
+def prepared(called: str, version: str, folder: Path, what: str, *command: str, **more: str) -> tuple[str, Path, dict]:
+    """An environment with that torch, the copy, and the variables in which ``command`` has built ``what`` there.
+
+    ``called`` is the target of make and its variable, which errors name.
+    """
     if not re.fullmatch(r"2\.\d+\.\d+", version):
-        sys.exit(f"make torch TORCH={version}: a release of torch is needed, as in TORCH=2.11.0")
-    folder = ROOT / "build" / f"torch-{version}"
+        sys.exit(f"make {called}={version}: a release of torch is needed, as in 2.11.0")
     try:
         python = environment(folder, f"torch=={version}")
         complete(python, "test")
         copy = copied(folder)
-        variables = {**os.environ, "PYTHONPATH": str(copy), "BCOS_KERNELS_REQUIRE_C": "1", "BCOS_KERNELS_CUDA": "0"}
-        with step("building the extension"):
-            run(python, "setup.py", "--quiet", "build_ext", "--inplace", cwd=copy, env=variables)
+        variables = {**os.environ, "PYTHONPATH": str(copy), **more}
+        with step(f"building {what}"):
+            run(python, *command, cwd=copy, env=variables)
     except subprocess.CalledProcessError as error:
-        sys.exit(f"make torch TORCH={version} failed: {' '.join(map(str, error.cmd))}")
-    command = [python, "-m", "pytest", "-q", *FAST, *options]
-    return subprocess.run(command, cwd=copy, env=variables).returncode
+        sys.exit(f"make {called}={version} failed: {' '.join(map(str, error.cmd))}")
+    return python, copy, variables
+
+
+def main(arguments: list[str]) -> int:
+    version, *options = arguments or [""]
+    build = ("setup.py", "--quiet", "build_ext", "--inplace")
+    more = {"BCOS_KERNELS_REQUIRE_C": "1", "BCOS_KERNELS_CUDA": "0"}
+    folder = ROOT / "build" / f"torch-{version}"
+    python, copy, variables = prepared("torch TORCH", version, folder, "the extension", *build, **more)
+    return subprocess.run([python, "-m", "pytest", "-q", *FAST, *options], cwd=copy, env=variables).returncode
 
 
 if __name__ == "__main__":

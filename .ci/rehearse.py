@@ -1,18 +1,18 @@
 """The tests of a GPU without one, on torch's CUDA build: ``python3 .ci/rehearse.py 2.11.0 [pytest's arguments]``.
 
 Torch's operators are computed by its CPU kernels, and ours in the emulation of a thread block or in Triton's
-interpreter (``tests/runtime``). Everything is in ``build/rehearsal-VERSION``, as ``other_torch.py`` has it.
+interpreter (``tests/runtime``). Everything is in ``build/rehearsal-VERSION``, as ``other_torch.py`` has it. A ``-k``
+among the arguments takes the place of what is left out here.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 
-from environment import ROOT, complete, environment, run, step
-from other_torch import copied
+from environment import ROOT
+from other_torch import prepared
 
 LEFT_OUT = (
     "large or models or sanitizer or bit_equal or repeats",  # take too long, or too much memory
@@ -30,19 +30,12 @@ KINDS = {
 
 def main(arguments: list[str]) -> int:
     version, *options = arguments or [""]
-    if not re.fullmatch(r"2\.\d+\.\d+", version):
-        sys.exit(f"make rehearse CUDA_TORCH={version}: a release of torch is needed, as in CUDA_TORCH=2.11.0")
     folder = ROOT / "build" / f"rehearsal-{version}"
-    try:
-        python = environment(folder, f"torch=={version}")
-        complete(python, "test")
-        copy, built = copied(folder), folder / "stand_ins"
-        with step("building the stand-ins and the extension"):
-            run(python, "tests/runtime/build.py", str(built), cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)})
-    except subprocess.CalledProcessError as error:
-        sys.exit(f"make rehearse failed: {' '.join(map(str, error.cmd))}")
-    variables = {
-        **os.environ,
+    built = folder / "stand_ins"
+    build = ("tests/runtime/build.py", str(built))
+    what = "the stand-ins and the extension"
+    python, copy, variables = prepared("rehearse CUDA_TORCH", version, folder, what, *build)
+    variables |= {
         "PYTHONPATH": os.pathsep.join(map(str, (built, copy))),
         "LD_LIBRARY_PATH": str(built),
         "LD_PRELOAD": str(built / "libcudart.so"),
@@ -52,9 +45,9 @@ def main(arguments: list[str]) -> int:
     }
     codes = []
     for kind, (place, more) in KINDS.items():
-        chosen = options or [place, "-k", " and not ".join([kind, *(f"({names})" for names in LEFT_OUT)])]
-        command = [python, "-m", "pytest", "-q", "-m", "gpu", "-n", "2", *chosen]
-        codes.append(subprocess.run(command, cwd=copy, env={**variables, **more}).returncode)
+        served = " and not ".join([kind, *(f"({names})" for names in LEFT_OUT)])
+        command = [python, "-m", "pytest", "-q", "-n", "2", "-m", "gpu", place, "-k", served, *options]
+        codes.append(subprocess.run(command, cwd=copy, env=variables | more).returncode)
     return max(codes)
 
 

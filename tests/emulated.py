@@ -36,6 +36,7 @@ PROGRAMS = sorted(EMULATION.glob("*.cpp"))
 CUDNN = ROOT / "tests" / "cudnn"
 DRIVER = ROOT / "tests" / "driver"
 MODULE = EMULATION / "module" / "module.cpp"
+STAND_INS = EMULATION / "module" / "stand_ins.cpp"
 OPERATORS = EMULATION / "module" / "operators.h"
 INTRINSICS = EMULATION / "common" / "cuda" / "intrinsics.cuh"
 BUILD = ROOT / "build" / "cuda_kernels"
@@ -191,7 +192,7 @@ def module() -> Path:
     """The CUDA submodule of the extension for CPU tensors: its glue to torch, and the kernels on the emulator."""
     python = [path for option in include_paths() for path in ("-isystem", option)]
     flags = (*FAST, *python, "-isystem", sysconfig.get_paths()["include"], f"-DTORCH={torch.__version__}")
-    places = compiled(flags, [MODULE, *GLUE]) | compiled((*flags, *ALIGNED), KERNELS)
+    places = compiled(flags, [MODULE, STAND_INS, *GLUE]) | compiled((*flags, *ALIGNED), KERNELS)
     libraries = ("-ltorch", "-ltorch_cpu", "-ltorch_python", "-lc10", "-ldl")
     return linked(
         "emulated.so", "-shared", "-Wl,--wrap=dlopen", *places.values(), "-L", library_paths()[0], *libraries

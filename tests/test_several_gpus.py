@@ -33,7 +33,7 @@ WAY = {"candidate": "vendor", "tile": None, "seconds": {"vendor": 1e-5}}
 def gpus(monkeypatch, tmp_path):
     """Three GPUs, of which the first is the current one; and a file of choices of its own."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("torch._subclasses.fake_tensor.init_gpu_context", lambda device: None)  # by 2.11 on the GPU
+    monkeypatch.setattr("torch._subclasses.fake_tensor.init_gpu_context", lambda device: None)  # 2.11 asks the driver
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=None: NAMES[index or 0])
     monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
     monkeypatch.setattr(device, "architecture", lambda index=None: ARCHITECTURES[index or 0])

@@ -129,8 +129,8 @@ def _made(cls, values: tuple):
 class Call:
     """A spec and the device that serves it. Each op has its own subclass, which adds shapes and dtypes.
 
-    What a compiler traces makes it by keywords: Dynamo of torch 2.11 and 2.12 gives other fields their defaults where
-    arguments have places.
+    Code that a compiler traces makes it by keywords: Dynamo of torch 2.11 counts ``arch`` and ``index`` among the
+    positional arguments, and hands those that follow to the wrong fields.
     """
 
     spec: Any

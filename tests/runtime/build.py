@@ -14,7 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from emulated import ALIGNED, FAST, HEADERS, KERNELS, ROOT, SOURCES, compiled, cudnn, gpu_driver, linked  # noqa: E402
+from emulated import ALIGNED, FAST, GXX, HEADERS, KERNELS, ROOT, SOURCES, STAND_INS, compiled, cudnn, gpu_driver, linked  # noqa: E402
 from torch.utils.cpp_extension import include_paths, library_paths  # noqa: E402
 
 PYTHON = [path for option in include_paths() for path in ("-isystem", option)]
@@ -26,12 +26,14 @@ LIBRARIES = ("torch", "torch_cpu", "torch_cuda", "c10_cuda", "torch_python", "c1
 
 
 def main(folder: Path) -> None:
+    if GXX is None or HEADERS is None:
+        sys.exit("g++ and the headers of a CUDA toolkit are needed: CUDA_HOME names the toolkit's folder")
     folder.mkdir(parents=True, exist_ok=True)
     (torch,) = library_paths()
     link = ("-shared", "-fopenmp", "-L", torch, f"-Wl,-rpath,{torch}", *(f"-l{name}" for name in LIBRARIES))
     runtime = compiled(("-std=c++20", "-O1", "-fPIC"), sorted(HERE.glob("libcudart*.cpp")), HERE)
     operators = compiled((*OF_TORCH, "-DTORCH_EXTENSION_NAME=gpu_stand_in_operators"), [HERE / "operators.cpp"], HERE)
-    glue = [*sorted(SOURCES.rglob("*.cpp")), HERE / "architectures.cpp"]
+    glue = [*sorted(SOURCES.rglob("*.cpp")), STAND_INS]
     extension = compiled((*OF_TORCH, "-DTORCH_EXTENSION_NAME=_C"), glue, HERE) | compiled((*FAST, *ALIGNED), KERNELS)
     built = {
         "libcudart.so": linked("libcudart.so", "-shared", *runtime.values()),

@@ -38,9 +38,11 @@ def _silent():
     before = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
-    yield
-    os.dup2(before, 2)
-    os.close(before)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def _fused_attention(*arguments, **options) -> int:

@@ -1,4 +1,4 @@
-// Starts a kernel: on a GPU.
+// How the glue starts a kernel: all that a stand-in for the CUDA runtime needs to replace.
 #pragma once
 
 #include "common/cuda/device.h"

@@ -1,33 +1,9 @@
 // The submodule bcos_kernels._C.cuda on the emulator, as a module of its own.
-#include <cstdlib>
-#include <cstring>
-
 #include "common/cuda/bindings.h"
 #include "dynamic_alignment/glue/cuda/bindings.h"
 #include "emulator.h"
 #include "norm/glue/cuda/bindings.h"
 #include "transform/glue/cuda/bindings.h"
-
-namespace bcos::cuda {
-
-std::vector<int> architectures() {
-  return {};
-}
-
-cudaError_t usable() {
-  return cudaSuccess;
-}
-
-}  // namespace bcos::cuda
-
-// The stand-in for cuDNN in place of the one that torch's CUDA builds have loaded under the same name; the
-// module is linked with --wrap=dlopen.
-extern "C" void* __real_dlopen(const char* name, int flags);
-extern "C" void* __wrap_dlopen(const char* name, int flags) {
-  const char* stand_in = std::getenv("BCOS_TEST_CUDNN");
-  const bool asked = stand_in != nullptr && name != nullptr && std::strcmp(name, "libcudnn.so.9") == 0;
-  return __real_dlopen(asked ? stand_in : name, flags);
-}
 
 namespace {
 

@@ -1,9 +1,10 @@
-// Stands in for csrc/common/cuda/architectures.cu, whose code asks nvcc, and hands the candidate `graph` the
-// stand-in for cuDNN in place of the one that torch has loaded: the module is linked with --wrap=dlopen.
-#include "common/cuda/architectures.h"
-
+// Stands in for csrc/common/cuda/architectures.cu, whose code asks nvcc. And hands the candidate `graph` the
+// stand-in for cuDNN in place of the one that torch's CUDA builds have loaded under the same name: what has
+// this file is linked with --wrap=dlopen.
 #include <cstdlib>
 #include <cstring>
+
+#include "common/cuda/architectures.h"
 
 namespace bcos::cuda {
 
