@@ -1,11 +1,13 @@
 """What stands around a layer changes none of its numbers: derived classes, inference mode, uses of its output."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from families import example
 from torch import nn
+from torch.autograd.graph import allow_mutation_on_saved_tensors, save_on_cpu, saved_tensors_hooks
 
 import bcos_kernels as bk
 from bcos_kernels import tally
@@ -74,6 +76,30 @@ def test_a_result_without_gradients_is_changed_with_them(name):
         y += learned
         (gradient,) = torch.autograd.grad(y.sum(), learned)
         assert gradient == y.numel()
+
+
+@pytest.mark.parametrize("saving", [save_on_cpu, allow_mutation_on_saved_tensors, nullcontext])
+@pytest.mark.parametrize("name", ["linear", "batch norm"])
+def test_second_and_third_derivatives_with_hooks_on_saved_tensors(name, saving):
+    """A gradient penalty whose graph is kept elsewhere. Afterwards the hooks see what is saved, as before."""
+    make, shape = {
+        "linear": (lambda: M.BcosLinear(6, 4, b=1.5), (3, 6)),
+        "batch norm": (lambda: M.norms.BatchNormUncentered2d(6), (2, 6, 3, 3)),
+    }[name]
+    theirs, x = make().double(), torch.rand(shape, dtype=torch.float64, requires_grad=True)
+    results, packed = [], []
+    for layer in (bk.accelerate(copy.deepcopy(theirs)), theirs):
+        tensors = x, next(layer.parameters())
+        with saved_tensors_hooks(lambda t: packed.append(t) or t, lambda t: t):
+            with saving():
+                (dx,) = torch.autograd.grad(layer(x).sin().sum(), x, create_graph=True)
+                second = torch.autograd.grad(dx.square().sum(), tensors, create_graph=True)
+                results.append([*second, *torch.autograd.grad(second[0].sin().sum(), tensors)])
+            packed.clear()
+            x.sin()
+            assert packed == [x]
+    for mine, yours in zip(*results, strict=True):
+        assert torch.allclose(mine, yours, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -24,7 +24,7 @@ __all__ = [
     "forward_derivatives", "has_global_hook", "is_called_as_usual", "is_distributed", "is_exporting", "is_followed",
     "is_seen", "is_seen_beside_vmap", "is_traced", "largest_gradient", "overloads", "rank_of_quantile", "records",
     "result", "set_tensors", "softmax_backward_in_place", "spin", "transformed", "uncompiled", "unrecorded",
-    "unwrap_dead_wrappers", "will_run", "wrapper_without_second_backward",
+    "unwrap_dead_wrappers", "will_run", "without_saving_hooks", "wrapper_without_second_backward",
 ]  # fmt: skip
 
 
@@ -246,6 +246,23 @@ def hook_saved_tensor(ctx, index: int, hook: Callable[[Tensor], Tensor]) -> bool
     except RuntimeError:
         return False
     return True
+
+
+@contextmanager
+def without_saving_hooks() -> Iterator[None]:
+    """A context without hooks on saved tensors, such as those of save_on_cpu: torch.func raises an error beside them.
+
+    Tensors that were saved before are unpacked by their own hooks.
+    """
+    saving, taken = torch._C._autograd, []
+    while (hooks := saving._top_saved_tensors_default_hooks(True)) is not None:
+        taken.append(hooks)
+        saving._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        for hooks in reversed(taken):
+            saving._push_saved_tensors_default_hooks(*hooks)
 
 
 def softmax_backward_in_place(grad: Tensor, result: Tensor) -> Tensor:

@@ -230,9 +230,10 @@ def _derived(function, grad: Tensor, inputs: tuple, grads: tuple, wanted, turn=l
     def first_order(grad, *inputs):
         return torch.func.vjp(_of_some(inputs, asked, function), *_chosen(inputs, asked))[1](grad)
 
-    vjp = torch.func.vjp(_of_some(primals, wanted, first_order), *_chosen(primals, wanted))[1]
-    turn()
-    found = iter(vjp(_chosen(grads, asked)))
+    with _torch.without_saving_hooks():
+        vjp = torch.func.vjp(_of_some(primals, wanted, first_order), *_chosen(primals, wanted))[1]
+        turn()
+        found = iter(vjp(_chosen(grads, asked)))
     return tuple(next(found) if want else None for want in wanted)
 
 
