@@ -249,3 +249,38 @@ def test_one_measurement_serves_alike_layers():
 def test_unpublished_is_one_of_two_words():
     with pytest.raises(ValueError, match="unpublished='trust': allowed are 'leave' and 'measure'"):
         bk.accelerate(nn.ReLU(), unpublished="trust")
+
+
+def test_a_parametrized_linear_part_is_measured_by_its_own_code():
+    """And not by that of the class below it, which would be remembered for layers without a parametrization, too."""
+    ours = [Formula().double().eval() for _ in range(2)]
+    nn.utils.parametrizations.weight_norm(ours[0].linear)
+    theirs, x = copy.deepcopy(ours), example(ours[0])
+    for layer, reference in zip(map(measured, ours), theirs, strict=True):
+        assert bk.report(layer).accelerated == 1
+        assert torch.allclose(layer(x), reference(x), rtol=1e-12)
+
+
+@pytest.mark.parametrize("parametrized_first", [True, False])
+def test_a_parametrized_weight_is_read_as_often_as_by_the_layer(parametrized_first):
+    """Spectral norm takes a step of its power iteration whenever the weight is read in training."""
+    torch.manual_seed(0)
+    ours = Formula().double()
+    theirs = copy.deepcopy(ours)
+    if not parametrized_first:
+        measured(ours)
+    for layer in (ours, theirs):
+        torch.manual_seed(0)
+        nn.utils.parametrizations.spectral_norm(layer.linear, n_power_iterations=1)
+    measured(ours)
+    x = example(ours)
+    for training in (True, True, False, True):
+        assert_same_state(ours.train(training), theirs.train(training))
+        assert torch.allclose(ours(x), theirs(x), rtol=1e-12)
+        assert bk.report(ours).accelerated == (not training)
+    assert_same_state(copy.deepcopy(ours), theirs)
+
+
+def assert_same_state(ours, theirs):
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, theirs.state_dict()[name]), name

@@ -54,34 +54,50 @@ _results: dict[tuple, Measured | str] = {}
 
 def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Variant | str:
     """The variant that was measured for the present state of the module; or why its own forward must run for x."""
+    linear = layers.weighted(module)
+    if linear is not None and (reason := layers.changed(module, linear, x)) is not None:
+        return reason
     found = measure(module)
     if isinstance(found, str):
         return found
     if x is not None and x.dim() not in found.ranks:
         return f"its formula was not confirmed for inputs of {x.dim()} dimensions"
-    linear, variant = layers.weighted(module), found.variant
-    return layers.changed(module, linear, x) or layers.unusual_exponent(module, variant.attributes) or variant
+    return layers.unusual_exponent(module, found.variant.attributes) or found.variant
 
 
 def measure(module: Theirs) -> Measured | str:
     """The variant that a candidate computes, or the reason why it has none; layers that are alike are measured once."""
     if (reason := _unmeasurable(module)) is not None:
         return reason
-    key = _key(module)
-    if key not in _results:
-        # All of it runs on the CPU, even if the model is being built under another default device.
-        with (
-            torch.device("cpu"),
-            torch.random.fork_rng(devices=[]),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast("cpu", enabled=False),
-            one_thread(),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            return plans.keep(_results, key, _measure(module))
-    return _results[key]
+    with _weight_read_as_in_evaluation(layers.weighted(module)):
+        key = _key(module)
+        if key not in _results:
+            # All of it runs on the CPU, even if the model is being built under another default device.
+            with (
+                torch.device("cpu"),
+                torch.random.fork_rng(devices=[]),
+                torch.inference_mode(False),
+                torch.enable_grad(),
+                torch.autocast("cpu", enabled=False),
+                one_thread(),
+                warnings.catch_warnings(),
+            ):
+                warnings.simplefilter("ignore")
+                return plans.keep(_results, key, _measure(module))
+        return _results[key]
+
+
+@contextmanager
+def _weight_read_as_in_evaluation(layer: Theirs) -> Iterator[None]:
+    """A context in which the weight may be read: in training, every read of a parametrized one may change it."""
+    training = [part for part in layer.modules() if part.training] if parametrize.is_parametrized(layer) else []
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def _unmeasurable(module: Theirs) -> str | None:
@@ -265,7 +281,7 @@ def _twin(module: Theirs, plain_geometry: bool) -> tuple[Theirs, list[Tensor]]:
 
 def _copy(module: Theirs) -> Theirs:
     """A copy with the same attributes: its containers are copies, its methods are bound to it, and it has no hooks."""
-    cls: Any = published_mro(type(module))[1 if parametrize.is_parametrized(module) else 0]
+    cls: Any = published_mro(type(module))[0]
     copy = object.__new__(cls)
     for name, value in vars(module).items():
         if isinstance(value, types.MethodType) and value.__self__ is module:
