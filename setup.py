@@ -57,7 +57,10 @@ def is_older(named: str) -> bool:
 
 
 WITH_CUDA = (
-    bool(torch.version.cuda and CUDA_HOME) and os.environ.get("BCOS_KERNELS_CUDA") != "0" and architectures() != ""
+    sys.platform == "linux"  # cuDNN is found, and its plans are stored, by functions of POSIX
+    and bool(torch.version.cuda and CUDA_HOME)
+    and os.environ.get("BCOS_KERNELS_CUDA") != "0"
+    and architectures() != ""
 )
 GIB_PER_JOB = 2.0  # a translation unit that includes torch's binding headers needs about this much memory
 

@@ -121,6 +121,23 @@ def test_gpus_that_are_too_old_are_left_out(sources):
     assert dict(zip(BUILDS, map(str.strip, done.stdout.splitlines()), strict=True)) == BUILDS, done.stderr
 
 
+WINDOWS = """
+import runpy, setuptools, sys, torch
+from torch.utils import cpp_extension
+
+cpp_extension.BuildExtension  # its import asks for the settings of the Python that is here
+torch.version.cuda, cpp_extension.CUDA_HOME, sys.platform = "12.8", "/nowhere", "win32"
+setuptools.setup = lambda ext_modules, **_: print("BCOS_WITH_CUDA" in str(vars(ext_modules[0])))
+runpy.run_path("setup.py")
+"""
+
+
+def test_windows_gets_the_kernels_of_the_cpu_alone(sources):
+    """The sources around the CUDA kernels use POSIX: compiled there, they would fail, and the CPU's with them."""
+    done = python(sources, "-c", WINDOWS)
+    assert done.stdout.split() == ["False"], done.stderr
+
+
 def test_an_older_setuptools_is_refused_in_a_sentence(sources):
     """New environments of Python 3.10 and 3.11 have one, which torch 2.11 and 2.12 leave as it is."""
     old = "import runpy, setuptools; setuptools.__version__ = '65.5.0'; runpy.run_path('setup.py')"

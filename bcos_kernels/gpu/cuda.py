@@ -22,8 +22,8 @@ def _load():
     found = getattr(built, "cuda", None)
     if built is not None and found is None:
         absent = (
-            "the compiled extension was built without CUDA, which needs a torch with CUDA, the CUDA toolkit, and, on a "
-            "machine with GPUs, one of sm_80 or later"
+            "the compiled extension was built without CUDA, which needs Linux, a torch with CUDA, the CUDA toolkit, "
+            "and, on a machine with GPUs, one of sm_80 or later"
         )
     return found, absent
 
