@@ -31,6 +31,7 @@ def test_quick_demo_draws_and_prints(tmp_path, monkeypatch, capsys):
         "bytes kept",
         "explanation",
         "error vs float64",
+        "\n1 thread, torch",
     ):
         assert text in printed
     pixels = imread(out)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ... import accelerate
-from ...text import aligned, progress
+from ...text import aligned, many, progress
 from ..measure import ratio
 from .converting import HEIGHT, WIDTH, Fine, explain_photographs, fine_tune
 from .explaining import Explained, explain, summary
@@ -60,7 +60,7 @@ def run(epochs: int, seed: int, out: Path, quick: bool) -> Results:
     results = Results((trainings[0], trainings[1]), explained, models, photographs)
     print(table(results))
     draw(results, out)
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; picture: {out}")
+    print(f"{many(torch.get_num_threads(), 'thread')}, torch {torch.__version__}; picture: {out}")
     return results
 
 
