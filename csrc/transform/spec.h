@@ -113,9 +113,10 @@ struct Call {
   at::DimVector in_shape(int64_t values) const;  // of a tensor with as many values at each pixel of x
 
   // The shape of all rows' gradients: `rows` times as many images.
-  at::DimVector of_rows(at::DimVector shape) const {
-    shape[0] *= rows;
-    return shape;
+  at::DimVector of_rows(at::IntArrayRef shape) const {
+    at::DimVector all(shape);
+    all.front() *= rows;
+    return all;
   }
 
   template <typename A>

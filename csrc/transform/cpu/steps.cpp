@@ -229,7 +229,7 @@ bool takes_map(const Call& call, const Needs& needs) {
 }
 
 at::Tensor empty_gradient(const Call& call, const at::Tensor& x) {
-  return empty(call.of_rows(at::DimVector(x.sizes())), x.options().memory_format(x.suggest_memory_format()));
+  return empty(call.of_rows(x.sizes()), x.options().memory_format(x.suggest_memory_format()));
 }
 
 BackwardPass finish_second(const Call& call, const Saved& saved, const at::Tensor& z, const at::Tensor& m,
