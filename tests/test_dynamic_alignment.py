@@ -403,3 +403,7 @@ def test_the_extension_checks_what_it_is_given():
         native.dynamic_alignment_backward(y, x, h, weight, None, norm, l, frozen, [True, True, False, False])
     with pytest.raises(ValueError, match="norm is 'l3', allowed: 'squash', 'l1' and 'l2'"):
         native.DynamicAlignmentSpec(kernel=[1, 1], stride=[1, 1], padding=[0, 0], norm="l3", detach=False)
+    far = [2**30, 2**30]  # the values of such a patch of 16 channels are 2^64
+    absurd = native.DynamicAlignmentSpec(kernel=far, stride=far, padding=far, norm="l2", detach=False)
+    with pytest.raises(ValueError, match=r"a multiple of 16 \* 1073741824 \* 1073741824"):
+        native.dynamic_alignment_forward(torch.zeros(1, 16, 1, 1), h, weight, None, absurd)

@@ -1,5 +1,7 @@
 #include "dynamic_alignment/spec.h"
 
+#include <algorithm>
+
 namespace bcos::dynamic_alignment {
 namespace {
 
@@ -31,11 +33,12 @@ Call::Call(const Spec& spec, const at::Tensor& x, const at::Tensor& h, const at:
       images(x.size(0)),
       channels(x.size(1)),
       rank(h.size(1)),
-      outputs(weight.size(0) / (channels * taps())),
+      outputs(weight.size(0) / spec.kernel[0] / spec.kernel[1] / std::max<int64_t>(channels, 1)),
       in{x.size(2), x.size(3)},
       out{out_size(spec, x, 0), out_size(spec, x, 1)} {
-  TORCH_CHECK_VALUE(weight.size(0) == patch() * outputs && outputs > 0, "weight has ", weight.size(0),
-                    " rows, allowed: a multiple of ", patch(), ", the values of a patch");
+  TORCH_CHECK_VALUE(outputs > 0 && weight.size(0) == patch() * outputs, "weight has ", weight.size(0),
+                    " rows, allowed: a multiple of ", channels, " * ", spec.kernel[0], " * ", spec.kernel[1],
+                    ", the values of a patch");
 }
 
 }  // namespace bcos::dynamic_alignment
