@@ -119,8 +119,9 @@ inline std::unordered_map<PyObject*, Memory>& memories() {
 
 inline void remember(PyObject* module, Memory memory) {
   constexpr size_t kMost = 4096;
-  if (memories().size() >= kMost) memories().clear();
-  memories()[module] = std::move(memory);
+  std::unordered_map<PyObject*, Memory> displaced;  // to destroy it may run code that remembers another call
+  if (memories().size() >= kMost) displaced.swap(memories());
+  std::swap(memories()[module], memory);
 }
 
 }  // namespace bcos

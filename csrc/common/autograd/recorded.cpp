@@ -166,6 +166,12 @@ struct Node : autograd::CppNode<Recorded> {
     return gradients(ctx_, *kernels, {version, is_changed()}, present, grad, map);
   }
 
+  // For the next backward.
+  void leave(std::optional<Left> something) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    left.swap(something);
+  }
+
   // Compiled autograd takes along what stands in the context, and nothing else of a node.
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
     auto& data = const_cast<Node*>(this)->ctx_.saved_data;
@@ -261,7 +267,7 @@ bool has_hooks(const at::Tensor& y) {
 void leave(const at::Tensor& y, const at::Tensor& grad, const at::Tensor& map, const std::string& message) {
   auto* node = node_of(y);
   TORCH_CHECK_VALUE(node, "y is not the output of a call that these kernels recorded");
-  node->left = Left{map, grad, uint32_t(grad._version()), message};
+  node->leave(Left{map, grad, uint32_t(grad._version()), message});
 }
 
 }  // namespace bcos
