@@ -45,7 +45,7 @@ BCOS_CLONES void gather(const Call& call, const T* x, int64_t begin, int64_t end
     const Part part(call, pixel);
     if (part.last - part.first < rows.kernel || part.size < run) std::fill_n(to, rows.kernel * run, T(0));
     for (int64_t i = part.first; i < part.last; i++) {
-      const T* in = x + part.from + i * line;
+      const T* in = x + (part.from + i * line);
       T* out = to + i * run + part.offset;
 #pragma omp simd
       for (int64_t v = 0; v < part.size; v++) out[v] = in[v];
@@ -62,7 +62,7 @@ BCOS_CLONES void scatter(const Call& call, const float* patches, int64_t begin, 
     const Part part(call, pixel);
     for (int64_t i = std::max(part.first, top - part.h); i < std::min(part.last, bottom - part.h); i++) {
       const float* in = patches + i * run + part.offset;
-      float* out = dx + part.from + i * line;
+      float* out = dx + (part.from + i * line);
 #pragma omp simd
       for (int64_t v = 0; v < part.size; v++) out[v] += in[v];
     }
