@@ -256,16 +256,13 @@ def test_norms():
     x = torch.randn(2, 6, 7, 8, dtype=F64)
     for layout in FORMATS.values():
         for groups in (1, 2, 6):
-            case = Case(stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=groups, eps=(0.5, 0.25, 0.0))
-            n = _C.patch_norm(x.contiguous(memory_format=layout), [3, 2], case.spec)
-            squares = x.square().unflatten(1, (groups, -1)).sum(2)
-            window = torch.ones(groups, 1, 3, 2, dtype=F64)
-            squares = F.conv2d(squares, window, None, (2, 1), (1, 0), (1, 2), groups)
-            torch.testing.assert_close(n, (squares + 0.5).sqrt() + 0.25)
-    for w in (torch.randn(5, 4, 3, 3), torch.randn(5, 17).bfloat16(), torch.randn(3, dtype=F64)):
-        n = _C.weight_norm(w)
-        wanted = w.double().flatten(1).norm(dim=1) if w.dim() > 1 else w.abs()
-        torch.testing.assert_close(n, wanted.to(n.dtype))
+            window = {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2), "groups": groups}
+            case = Case(**window, eps=(0.5, 0.25, 0.0), unit=False, dtype=F64)
+            weight = torch.randn(groups, 6 // groups, 3, 2, dtype=F64)
+            y = forward(case, x.contiguous(memory_format=layout), weight, None, None)[0]
+            n = (F.conv2d(x.square(), torch.ones_like(weight), **window) + 0.5).sqrt() + 0.25
+            linear = F.conv2d(x, weight, **window)
+            torch.testing.assert_close(y, linear.abs() * linear / n)
 
 
 def test_linear_far_rows_do_not_mix():

@@ -11,7 +11,6 @@ namespace bcos::transform::glue {
 inline void bind(pybind11::module_ m) {
   namespace py = pybind11;
   using namespace py::literals;
-  using unlocked = py::call_guard<py::gil_scoped_release>;
 
   const auto values = [](at::DimVector Spec::* member) {
     return [member](const Spec& spec) {
@@ -49,8 +48,6 @@ inline void bind(pybind11::module_ m) {
         [](const Spec& spec, bool saves_output, bool detached, py::function by_operators) {
           return shared(kernels(spec, saves_output, detached), std::move(by_operators));
         });
-  m.def("patch_norm", &patch_norm, unlocked(), "x"_a, "kernel"_a, "spec"_a);
-  m.def("weight_norm", &weight_norm, unlocked(), "weight"_a);
 }
 
 }  // namespace bcos::transform::glue

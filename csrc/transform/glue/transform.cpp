@@ -1,10 +1,7 @@
 #include "transform/glue/transform.h"
 
-#include "common/layout.h"
-#include "transform/cpu/patch_norm.h"
 #include "transform/cpu/range.h"
 #include "transform/cpu/transform.h"
-#include "transform/cpu/weight_norm.h"
 
 namespace bcos::transform::glue {
 namespace {
@@ -53,26 +50,6 @@ Kernels kernels(const Spec& spec, bool saves_output, bool detached) {
     return or_undefined(dx, dweight, dbias, db);
   };
   return {forwards, backwards, {}, 4, 4, 1, saves_output};
-}
-
-at::Tensor patch_norm(const at::Tensor& x, const Ints& kernel, const Spec& spec) {
-  const PlainAten guard;
-  TORCH_CHECK_VALUE(!spec.linear, "spec is that of a linear layer, allowed: that of a convolution");
-  const auto axes = int64_t(spec.stride.size());
-  check_input(kCpu, "x", x, 2 + axes);
-  check_sizes("kernel", kernel, axes, 1);
-  Ints weight_sizes{spec.max_out * spec.groups, x.size(1) / spec.groups};
-  weight_sizes.insert(weight_sizes.end(), kernel.begin(), kernel.end());
-  const auto format = x.suggest_memory_format();
-  return cpu::patch_norm(Call(spec, x, weight_sizes), x.contiguous(format), is_channels_last(format));
-}
-
-at::Tensor weight_norm(const at::Tensor& weight) {
-  const PlainAten guard;
-  TORCH_CHECK_VALUE(weight.dim() >= 1, "weight has 0 dimensions, allowed: 1 or more");
-  check_input(kCpu, "weight", weight, weight.dim());
-  check_not_empty("weight", weight);
-  return cpu::weight_norm(weight.contiguous(weight.suggest_memory_format()));
 }
 
 }  // namespace bcos::transform::glue

@@ -74,10 +74,4 @@ SecondOrder second(const at::Tensor& v, const at::Tensor& grad, const at::Tensor
 // Both directions on the CPU as autograd's graph uses them; `detached` as above.
 Kernels kernels(const Spec& spec, bool saves_output, bool detached);
 
-// The norm of every patch: x [N, C, H, W], kernel (kh, kw) -> n [N, G, OH, OW].
-at::Tensor patch_norm(const at::Tensor& x, const Ints& kernel, const Spec& spec);
-
-// The norm of every filter: weight [filters, ...] -> [filters].
-at::Tensor weight_norm(const at::Tensor& weight);
-
 }  // namespace bcos::transform::glue
