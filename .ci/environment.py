@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 10)
 TORCH, TRITON = "torch==2.13.0", "triton==3.7.1"  # the Triton that goes with this torch
 BUILD = ["pip", "setuptools>=77", "wheel", "ninja"]
-NEWER = ("python3.13", "python3.12", "python3.11", "python3.10")
+NEWER = ("python3.14", "python3.13", "python3.12", "python3.11", "python3.10")
 
 
 def requirements(extra: str) -> list[str]:
