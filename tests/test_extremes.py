@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 
 import pytest
+import tiny_rows
 import torch
 from cases import Budget, bcos, error
-from families import Bcosification
+from tiny_rows import derivatives
 from torch.autograd import grad
 
 import bcos_kernels as bk
@@ -220,41 +221,11 @@ def test_huge_gradient_of_the_weight(name):
     compare(name, 1, F32, "nchw", change)
 
 
-def derivatives(layer, x, weight, bias, gradient, direction, dtype):
-    """y, its gradients at x, weight and bias, and those of ⟨direction, dx⟩."""
-    leaves = [t.to(dtype).requires_grad_() for t in (x, weight, bias)]
-    y = layer(*leaves)
-    gradient = gradient.to(dtype).requires_grad_()
-    first = grad(y, leaves, gradient, create_graph=True)
-    second = grad((first[0] * direction.to(dtype)).sum(), (*leaves, gradient))
-    names = ("y", "dx", "dw", "dbias", "ddx", "ddw", "ddbias", "ddgradient")
-    return {name: t.detach() for name, t in zip(names, (y, *first, *second), strict=True)}
-
-
-@pytest.mark.parametrize("scale", [1e-9, 1e-12, 1e-13, 1e-15, 1e-18])
+@pytest.mark.parametrize("mode", tiny_rows.MODES)
+@pytest.mark.parametrize("scale", tiny_rows.SCALES)
 @pytest.mark.parametrize("b", [1.5, 2, 3])
-def test_tiny_rows_beside_a_bias(b, scale):
-    """Beside a bias l is not as small as n, and the gradient through n is not small beside that through l."""
-    published, budget = Bcosification.BcosifyLinear(24, 20, b=b), Budget()
-
-    def reference(x, weight, bias):
-        return torch.func.functional_call(published, {"linear.weight": weight, "linear.bias": bias}, (x,))
-
-    def ours(x, weight, bias):
-        return bcos_linear(x, weight, bias, b=b, normalize_weights=False, backend="cpu")
-
-    for seed in range(21):
-        torch.manual_seed(seed)
-        tensors = torch.randn(9, 24) * scale, torch.randn(20, 24) / 5, torch.randn(20), torch.randn(9, 20)
-        truth, theirs, found = (
-            derivatives(layer, *tensors, torch.randn(9, 24, generator=torch.Generator().manual_seed(seed)), dtype)
-            for layer, dtype in ((reference, torch.float64), (reference, F32), (ours, F32))
-        )
-        for what, expected in theirs.items():
-            if expected.isfinite().all():
-                budget.add(what, found[what], expected, truth[what])
-    assert {"dx", "dw", "dbias", "ddw", "ddbias", "ddgradient"} <= budget.rows.keys()
-    budget.check()
+def test_tiny_rows_beside_a_bias(b, scale, mode):
+    tiny_rows.check(b, scale, mode, F32, "cpu", "cpu")
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])

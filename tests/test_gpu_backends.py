@@ -70,6 +70,15 @@ def test_fp64_has_the_products_of_the_vendor_alone():
             assert {candidate.name for candidate, _ in choice.ways(TRANSFORM, BOTH, call, direction)} == names
 
 
+def test_the_vendor_alone_trains_linear_layers_with_a_bias():
+    usual = {"x_shape": (256, 64), "weight_shape": (64, 64), "bias": True}
+    call = of_shapes(**usual)
+    assert serving(BOTH, call, "training") == {"vendor"} < serving(BOTH, call, "explanation")
+    assert serving(BOTH, call.of_backward((True, True, False, False)), "training") == {"vendor"}
+    for changed in ({"bias": False}, {"norm_eps": (1e-6, 0.0)}, {"b": 1.0}, {"detach": True}):
+        assert {"vendor"} < serving(BOTH, of_shapes(**{**usual, **changed}), "training")
+
+
 def test_without_triton(hopper, monkeypatch):
     monkeypatch.setattr(installed, "INSTALLED", False)
     assert triton.BACKEND.why_not(CONV) == ["the package triton is not installed"]

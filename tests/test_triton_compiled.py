@@ -39,6 +39,7 @@ CALLS = {
     "32 groups": of_shapes((256, 128, 56, 56), (128, 4, 3, 3), padding=(1, 1), groups=32),
     "depthwise 7x7": of_shapes((256, 96, 56, 56), (96, 1, 7, 7), padding=(3, 3), groups=96),
     "linear": of_shapes((50176, 384), (1536, 384)),
+    "linear, bias": of_shapes((50176, 384), (1536, 384), bias=True),
     "1000 classes": of_shapes((256, 2048, 7, 7), (1000, 2048, 1, 1)),
     "max_out 2": of_shapes((256, 64, 56, 56), (128, 64, 3, 3), padding=(1, 1), max_out=2),
     "b = 1.5": of_shapes((256, 64, 56, 56), (64, 64, 3, 3), padding=(1, 1), b=1.5),
@@ -71,6 +72,7 @@ def cases(arch: str) -> Iterator[tuple[str, Call, bool]]:
         for dtype in ("fp32", "tf32"):
             yield f"3x3 {dtype}", typed(EVERY_TILE, dtype, arch), True
         yield "3x3 fp16", typed(EVERY_TILE, "fp16", arch), False
+        yield "linear, bias fp32", typed(CALLS["linear, bias"], "fp32", arch), False
         yield "3x3 bf16, fp32 outputs", of_fp32_outputs(typed(EVERY_TILE, "bf16", arch)), False
         for name in ("1x1", "3x3, stride 2", "32 groups", "max_out 2", "b a tensor, bias"):
             yield f"{name} fp64", typed(CALLS[name], "fp64", arch), False

@@ -39,7 +39,7 @@ class Call(call.Call):
     dtype: torch.dtype = torch.float32
     weight_dtype: torch.dtype = torch.float32
     bias: bool = False
-    """Whether there is a bias; in a backward, whether its gradient is formed."""
+    """Whether there is a bias; in a backward that does not divide x, whether its gradient is formed."""
     tf32: bool = False
     """Whether torch's settings let fp32 products round their operands to tf32; see :meth:`now`."""
 
@@ -49,7 +49,7 @@ class Call(call.Call):
 
     def of_backward(self, needs: tuple[bool, ...]) -> Call:
         """The call of a backward under torch's present settings; ``needs`` has a bool for each input."""
-        return self._with(needs[2])
+        return self._with(needs[2] or self.divides_x)
 
     def _with(self, bias: bool) -> Call:
         tf32 = device.tf32(self.dtype, self.device, self.is_linear)
@@ -241,6 +241,15 @@ class Call(call.Call):
     @cached_property
     def takes_gradient_map(self) -> bool:
         return self.spec.saves_output
+
+    @cached_property
+    def divides_x(self) -> bool:
+        """Whether a backward divides x by its norm before it multiplies it by ∂L/∂n.
+
+        Beside a bias l may be far larger than a tiny n. ∂L/∂n divided by that norm then exceeds fp32, although the
+        gradient of x does not.
+        """
+        return self.bias and self.is_linear and self.intermediates != () and self.norm_eps[0] == 0
 
     def has_second(self, frozen: bool) -> bool:
         return not self.tensor_b

@@ -61,7 +61,7 @@ def backward(
     x, weight, _, tensor_b = inputs
     return cuda.kernels.transform_backward(
         grad, x, weight, tensor_b, *saved, *joined, gradient_map, call.spec.native, frozen, list(needs), candidate,
-        tile == LARGE, call.tf32,
+        tile == LARGE, call.tf32, call.divides_x,
     )  # fmt: skip
 
 
@@ -71,8 +71,9 @@ def second(
     """The gradients of ⟨v, dx⟩: those of grad, x, weight, n and l; ``wanted`` is for x and weight."""
     spec = call.spec
     return cuda.kernels.transform_second(
-        v, grad, *inputs[:2], *saved, spec.native, frozen, spec.detach, list(wanted), candidate, False, call.tf32
-    )
+        v, grad, *inputs[:2], *saved, spec.native, frozen, spec.detach, list(wanted), candidate, False, call.tf32,
+        call.divides_x,
+    )  # fmt: skip
 
 
 def graph_why_not(call: Call, direction: str, compiles: bool = False) -> str:

@@ -21,6 +21,7 @@ def candidate(
     name: str,
     forward: Callable | None,
     backward: Callable,
+    serves: Callable[[Call, str], bool] = lambda call, direction: True,
     *rest,
     second: Callable | None = None,
     **facts: Any,
@@ -28,7 +29,7 @@ def candidate(
     """A candidate made of functions that return NHWC: its outputs, dx and dgrad are in the memory format of the inputs.
 
     ``second`` takes what :attr:`bcos_kernels.core.candidate.Candidate.second` takes, except that ``wanted`` is for x
-    and weight alone; it returns the gradients of grad, x, weight, n and l.
+    and weight alone; it returns the gradients of grad, x, weight, n and l. Only a candidate that has it divides x.
     """
 
     def forward_as_given(inputs: Inputs, call: Call, tile) -> tuple[Tensor, ...]:
@@ -50,9 +51,13 @@ def candidate(
         joined = [t for t in joined if t is not None]
         return _as_given(dgrad, grad), _as_given(dx, inputs.x), dweight, None, None, *joined
 
+    def serves_undivided(call: Call, direction: str) -> bool:
+        return serves(call, direction) and not (call.divides_x and direction == "training")
+
     if second is not None:
         facts["second"] = second_as_given
-    return Candidate(backend, name, forward and forward_as_given, backward_as_given, *rest, **facts)
+    served = serves if second is not None else serves_undivided
+    return Candidate(backend, name, forward and forward_as_given, backward_as_given, served, *rest, **facts)
 
 
 def _as_given(t: Tensor | None, like: Tensor) -> Tensor | None:

@@ -32,10 +32,16 @@ BCOS_HOST_DEVICE BCOS_INLINE A root_norm(A squares, const Constants<A>& k) {
   return std::sqrt(squares + k.eps_inside) + k.eps_outside;
 }
 
+// n without the epsilon beside its root
+template <typename A>
+BCOS_HOST_DEVICE BCOS_INLINE A root_of(A n, const Constants<A>& k) {
+  return n - k.eps_outside;
+}
+
 // dn/dx = x * root_gradient(n)
 template <typename A>
 BCOS_HOST_DEVICE BCOS_INLINE A root_gradient(A n, const Constants<A>& k) {
-  return safe_inverse(n - k.eps_outside);
+  return safe_inverse(root_of(n, k));
 }
 
 // y = s l

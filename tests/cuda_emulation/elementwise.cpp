@@ -127,6 +127,13 @@ void patch_norm(int N, int G, int CG, const Window& w, float eps_inside, float e
       {dv.data(), given.data(), planar(t, out_plane, G).data(), rows, G, CG, w, dtype_of<T>, plane, false},
       nullptr));
   expect(what + " dx alone", interleaved(dv, plane, G * CG), alone);
+  if (planes) return;
+  auto root = normal<float>(rows, 4);
+  root[0] = 0;  // of a zero row
+  for (size_t i = 0; i < alone.size(); ++i) alone[i] *= i / CG == 0 ? 0 : 1. / root[i / CG];
+  expect_success(patch_norm_bwd<float>(
+      {dv.data(), x.data(), t.data(), rows, G, CG, w, dtype_of<T>, 0, false, root.data()}, nullptr));
+  expect(what + " dx of a divided x", dv, alone);
 }
 
 // The backward of rows of which each has as many gradients as `grad` has times their outputs.
@@ -228,22 +235,25 @@ void scale(int rows, int G, int OG, int max_out, const Exponents& b, bool factor
     expect(what + " db", std::vector<float>{float(db_found)}, {db_sum}, 1e-6 * db_terms / std::abs(db_sum));
 }
 
-// The second derivative, and the backward that takes its dl and dn on; `attached`: there are these.
+// The second derivative, and the backward that takes its dl and dn on; `attached`: there are these. `rooted`:
+// the root of n is given, and the backward leaves the division by it out.
 template <typename T, typename O>
 void scale_second(int rows, int G, int OG, int max_out, const Exponents& b, bool factors, bool frozen,
-                  bool attached, int plane = 0) {
+                  bool attached, int plane = 0, bool rooted = false) {
   const Formula<float> formula = b.formula();
   const std::string what = std::string("scale second ") + name_of<T> + " " + name_of<O> + " " +
                            std::to_string(rows) + "x" + std::to_string(G) + "x" + std::to_string(OG) + "/" +
                            std::to_string(max_out) + " " + b.name() + (factors ? " alpha" : "") +
                            (frozen ? " frozen" : "") + (attached ? "" : " detached") +
-                           (plane > 0 ? " plane " + std::to_string(plane) : "");
+                           (rooted ? " rooted" : "") + (plane > 0 ? " plane " + std::to_string(plane) : "");
   const int outputs = rows * OG, filters = G * OG * max_out;
   const auto z = normal<T>(size_t(outputs) * max_out, 1);
   const auto alpha = normal<float>(filters, 2), m = normal<float>(rows, 3), more = normal<float>(rows, 8);
   auto n = normal<float>(rows, 4);
   for (float& v : n) v = std::abs(v) + 0.5f;
   n[0] = 0;  // a zero patch
+  auto root = n;
+  for (int row = 0; rooted && row < rows; ++row) root[row] *= 1 + row % 3;
   const auto grad = normal<O>(outputs, 5), y = normal<O>(outputs, 6), dl_given = normal<O>(outputs, 7);
   std::vector<uint8_t> winner(max_out > 1 ? outputs : 0);
   for (size_t o = 0; o < winner.size(); ++o) winner[o] = uint8_t(o * 7 % max_out);
@@ -255,7 +265,7 @@ void scale_second(int rows, int G, int OG, int max_out, const Exponents& b, bool
   for (int o = 0; o < outputs; ++o) {
     const int row = o / OG;
     const Slopes d = slopes(formula, to_float(y[o]), n[row], b.constants(frozen));
-    const double r = n[row] == 0 ? 0 : 1. / n[row], rm = frozen ? 0 : r * m[row];
+    const double r = n[row] == 0 ? 0 : 1. / root[row], rm = frozen ? 0 : r * m[row];
     const double g = to_float(grad[o]), p = double(to_float(z[of_z(o)])) * factor(o);
     dgrad[o] = d.l * p + d.n * rm;
     dl[o] = g * d.bend * (p - d.cosine * rm);
@@ -263,7 +273,7 @@ void scale_second(int rows, int G, int OG, int max_out, const Exponents& b, bool
     t[row] += r * g * d.n;
     u[of_z(o)] = g * d.l * factor(o);
     joined[of_z(o)] = (g * d.l + to_float(dl_given[o])) * factor(o);
-    both[row] += r * (g * d.n + (o % OG == 0 ? more[row] : 0));
+    both[row] += (rooted ? 1 : r) * (g * d.n + (o % OG == 0 ? more[row] : 0));
   }
   const auto given_grad = planar(grad, plane, G * OG), given_y = planar(y, plane, G * OG);
   const auto given_winner = planar(winner, plane, G * OG);
@@ -280,6 +290,7 @@ void scale_second(int rows, int G, int OG, int max_out, const Exponents& b, bool
   if (attached) second.dl = found_dl.data(), second.dn = found_dn.data(), second.t = found_t.data();
   second.rows = rows, second.G = G, second.OG = OG, second.max_out = max_out, second.frozen = frozen;
   second.formula = formula, second.dtype = dtype_of<T>, second.out_dtype = dtype_of<O>, second.plane = plane;
+  if (rooted) second.root = root.data();
   expect_success(bcos::transform::cuda::scale_second(second, nullptr));
   expect(what + " dgrad", interleaved(found_dgrad, plane, G * OG), dgrad);
   expect(what + " u", interleaved(found_u, plane, filters), u);
@@ -292,7 +303,7 @@ void scale_second(int rows, int G, int OG, int max_out, const Exponents& b, bool
   const auto given_dn = planar(more, plane, G);
   auto p = scale_backward(given_grad, given_y, given_winner, given_n, factors ? &alpha : nullptr, found_u,
                           found_t, rows, G, OG, max_out, frozen, formula, plane);
-  p.dl = given_dl.data(), p.dn = given_dn.data();
+  p.dl = given_dl.data(), p.dn = given_dn.data(), p.of_n = rooted;
   expect_success(scale_bwd(p, nullptr));
   expect(what + " joined u", interleaved(found_u, plane, filters), joined);
   expect(what + " joined t", interleaved(found_t, plane, G), both, 3e-6);
@@ -350,6 +361,7 @@ int main() {
     scale<T, T>(5, 5, 600, 1, {2}, false, true);
     for (const Exponents b : {Exponents{2}, kTwoOfL, {1.5f}, {2.5f}}) {
       scale_second<T, T>(37, 1, 24, 1, b, true, false, true);
+      scale_second<T, T>(37, 1, 24, 1, b, true, false, true, 0, true);
       scale_second<T, float>(6, 2, 7, 3, b, true, false, true);
       scale_second<T, float>(33, 3, 16, 2, b, false, true, true);
       scale_second<T, T>(5, 5, 600, 1, b, false, true, false);

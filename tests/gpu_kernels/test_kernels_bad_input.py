@@ -90,6 +90,17 @@ if "cuda" in BACKENDS:
             with pytest.raises(ValueError, match=message):
                 cuda.kernels.transform_backward(**{**call, **saved, **joined, **changed})
 
+    def test_what_divides_x():
+        given = arguments(x=torch.randn(4, 6, device=DEVICE), weight=torch.randn(8, 6, device=DEVICE))
+        given["spec"] = spec(stride=(), padding=(), dilation=(), norm_eps=(0.0, 1e-12))
+        y, n, l, winner = cuda.kernels.transform_forward(**given)  # noqa: E741
+        call = {key: given[key] for key in ("x", "weight", "b", "spec")}
+        call |= {"grad": y, "y": y, "n": n, "l": l, "winner": winner, "dn": None, "dl": None, "map": None}
+        call |= {"needs": [True, True, False, False], **SERVED, "divides_x": True}
+        with pytest.raises(ValueError, match="candidate is 'one-pass', allowed: 'vendor' to divide x"):
+            cuda.kernels.transform_backward(**call, frozen=False)
+        assert cuda.kernels.transform_backward(**call, frozen=True)[0].shape == given["x"].shape
+
     def test_what_a_second_derivative_takes():
         given = arguments()
         y, n, l, winner = cuda.kernels.transform_forward(**given)  # noqa: E741
@@ -104,6 +115,7 @@ if "cuda" in BACKENDS:
             ({"needs": [True]}, "needs has 1 values, allowed: 2"),
             ({"spec": spec(b=None)}, "spec has b=None, allowed: a number"),
             ({"candidate": "one-pass"}, "candidate is 'one-pass', allowed: one with second derivatives"),
+            ({"divides_x": True}, "divides_x is True, allowed: False for a convolution, and for a norm_eps"),
             ({"n": n[:, :, 1:]}, "n has shape .* allowed: "),
         ):
             with pytest.raises(ValueError, match=message):

@@ -32,7 +32,9 @@ def _kernels(call: Call, direction: str) -> Iterator[Kernel]:
     yield Kernel(s.grad + s.z + t)
     yield Kernel(s.z + s.w + s.x, s.flops, own=False)
     if s.pooled(call, direction):
-        yield Kernel(t + 3 * s.x)
+        if call.divides_x:
+            yield Kernel(s.x + t)
+        yield Kernel(t + call.divides_x * t + 3 * s.x)
     if direction == "training":
         yield Kernel(s.z + s.seen + s.w, s.flops, own=False)
         yield Kernel(2 * s.w)

@@ -112,8 +112,9 @@ def second(
         weights = weight_norm.prepare(call, weight)
         unfrozen = attached and not frozen
         value, n = _output_or_linear(call, saved), _norm(call, x, saved)
-        z, m = vendor.product(call, v, weights.operand), patch_norm.products(call, x, v) if unfrozen else None
-        dgrad, u, dn, dl, t = scale_second.second(call, grad, value, saved.winner, z, n, m, weights, attached)
+        root, m = (patch_norm.roots(call, x), patch_norm.products(call, x, v)) if unfrozen else (None, None)
+        z = vendor.product(call, v, weights.operand)
+        dgrad, u, dn, dl, t = scale_second.second(call, grad, value, saved.winner, z, n, root, m, weights, attached)
         dx = patch_norm.gradient(call, v, t) if unfrozen and wanted[0] else None
         dweight = None
         if wanted[1]:

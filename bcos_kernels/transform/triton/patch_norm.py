@@ -10,13 +10,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...core.call import changed
 from ...gpu.functions import pixel, sums_of
 from ...gpu.launch import launch
 from ...gpu.rounding import cast
 from ...gpu.sizes import cdiv
 from ..call import Call
 from .arguments import PIXEL, Plane, across, image, plane, row_tile
-from .formula import root_norm
+from .formula import root_gradient, root_norm
 from .window import pooled_norm_gradient
 
 
@@ -68,12 +69,15 @@ def patch_norm_fwd_kernel(
 
 @triton.jit
 def patch_norm_bwd_kernel(
-    dx_ptr, x_ptr, t_ptr, rows, H, W, OH, OW, CG, G: tl.constexpr,
+    dx_ptr, x_ptr, t_ptr, root_ptr, rows, H, W, OH, OW, CG, G: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr, ADD: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """dx = x · poolᵀ(t), added to what dx holds if ``ADD``; dx, x [N, H, W, G·CG], t [N, OH, OW, G]."""
+    """dx = x · poolᵀ(t), added to what dx holds if ``ADD``; dx, x [N, H, W, G·CG], t [N, OH, OW, G].
+
+    x is first divided by root [N, H, W, G], unless that is None.
+    """
     SUMS: tl.constexpr = sums_of(x_ptr.dtype.element_ty)
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = row < rows
@@ -86,6 +90,8 @@ def patch_norm_bwd_kernel(
         at = row.to(tl.int64)[:, None] * CG + c[None, :]
         mask = inside[:, None] & (c < CG)[None, :]
         x = tl.load(x_ptr + at, mask=mask, other=0.0).to(SUMS)
+        if root_ptr is not None:
+            x *= root_gradient(tl.load(root_ptr + row, mask=inside, other=1.0), 0.0, True)[:, None]
         dx = x * pooled[:, None]
         if ADD:
             dx += tl.load(dx_ptr + at, mask=mask, other=0.0).to(SUMS)
@@ -151,6 +157,14 @@ def norm(call: Call, x: Tensor, n: Tensor) -> Tensor | None:
     return _window_sums(call, squares(call, x), n, root=True)
 
 
+def roots(call: Call, x: Tensor) -> Tensor | None:
+    """n without the epsilon beside its root, where the call divides x by it; else None."""
+    if not call.divides_x:
+        return None
+    spec = changed(call.spec, norm_eps=(0.0, 0.0))
+    return norm(changed(call, spec=spec), x, x.new_empty(0))
+
+
 def products(call: Call, x: Tensor, v: Tensor) -> Tensor:
     """Σ x·v over each patch and group, in the order of n."""
     sums = _pixel_sums(call, x, v)
@@ -160,8 +174,8 @@ def products(call: Call, x: Tensor, v: Tensor) -> Tensor:
 
 
 def add_gradient(call: Call, dx: Tensor, x: Tensor, t: Tensor) -> None:
-    """Adds x · poolᵀ(t) to dx in place."""
-    _gradient(call, dx, x, t, add=True)
+    """Adds x · poolᵀ(t) to dx in place; or (x ÷ its norm) · t, where the call divides x."""
+    _gradient(call, dx, x, t, add=True, root=roots(call, x))
 
 
 def gradient(call: Call, x: Tensor, t: Tensor) -> Tensor:
@@ -171,11 +185,11 @@ def gradient(call: Call, x: Tensor, t: Tensor) -> Tensor:
     return dx
 
 
-def _gradient(call: Call, dx: Tensor, x: Tensor, t: Tensor, add: bool) -> None:
+def _gradient(call: Call, dx: Tensor, x: Tensor, t: Tensor, add: bool, root: Tensor | None = None) -> None:
     seen = plane(call)
     if not call.planar:
         t, seen = _spread(call, t), PIXEL
-    _multiply(call, seen, dx, x, t, call.group_channels, add)
+    _multiply(call, seen, dx, x, t, call.group_channels, add, root)
 
 
 def _spread(call: Call, t: Tensor) -> Tensor:
@@ -196,10 +210,10 @@ def _pooled(call: Call, seen: Plane, t: Tensor) -> Tensor:
     return out
 
 
-def _multiply(call: Call, seen: Plane, dx: Tensor, x: Tensor, t: Tensor, channels: int, add: bool) -> None:
+def _multiply(call: Call, seen: Plane, dx: Tensor, x: Tensor, t: Tensor, channels: int, add: bool, root=None) -> None:
     rows = x.numel() // channels
     m, n = row_tile(call, channels)
     launch(
-        patch_norm_bwd_kernel, (cdiv(rows, m),), dx, x, t, rows, *seen.sizes, channels,
+        patch_norm_bwd_kernel, (cdiv(rows, m),), dx, x, t, root, rows, *seen.sizes, channels,
         G=call.groups, **seen.window, ADD=add, BM=m, BN=n,
     )  # fmt: skip

@@ -64,15 +64,15 @@ def scale_bwd_kernel(
     rows, scales, OG, b_minus_1, cos_eps, eps_outside,
     G: tl.constexpr, MAX_OUT: tl.constexpr, POWER: tl.constexpr, TENSOR_B: tl.constexpr, EXACT_TWO: tl.constexpr,
     ALPHA: tl.constexpr, FROZEN: tl.constexpr, SAVED_L: tl.constexpr, JOINS: tl.constexpr, WITH_DB: tl.constexpr,
-    EXACT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    DIVIDES_X: tl.constexpr, EXACT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """u = ∂L/∂z [rows, OG·MAX_OUT], t = ∂L/∂n · dn/dx ÷ x [rows] and the program's part of ∂L/∂b.
 
     grad is [rows, OG]; winner and v (l with ``SAVED_L``, else y) are [scales, OG], and n is [scales]. They are those of
     ``scales`` rows, of which each has ``rows // scales`` gradients. With ``FROZEN`` s is a constant. With
     ``JOINS`` the gradients dl [rows, OG] and dn [rows] of a second derivative are added to those at l and n. t is
-    not written where it would be 0. map [4, G·OG], which may be None where v is y, is what grad still has to pass:
-    grad · map[0] + (y − map[2]) · map[1] + map[3].
+    not written where it would be 0; with ``DIVIDES_X`` it is ∂L/∂n. map [4, G·OG], which may be None where v is y, is
+    what grad still has to pass: grad · map[0] + (y − map[2]) · map[1] + map[3].
     """
     SUMS: tl.constexpr = sums_of(grad_ptr.dtype.element_ty)
     row = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -123,7 +123,9 @@ def scale_bwd_kernel(
     if JOINS:
         total += tl.load(dn_ptr + row, mask=known, other=0.0)
     if POWER != 1 and (JOINS or not FROZEN):
-        tl.store(t_ptr + row, total * root_gradient(n, eps_outside, EXACT), mask=known)
+        if not DIVIDES_X:
+            total *= root_gradient(n, eps_outside, EXACT)
+        tl.store(t_ptr + row, total, mask=known)
     if WITH_DB:
         tl.store(db_ptr + tl.program_id(0), tl.sum(db, axis=0))
 
@@ -166,6 +168,6 @@ def backward(
         grad, v, winner, n, weights.alpha, b, dl, dn, gradient_map, u, t, db,
         rows, scales, call.group_outputs, call.b_minus_1, call.cos_eps, call.norm_eps[1],
         G=call.groups, MAX_OUT=call.max_out, **formula(call), ALPHA=weights.alpha is not None, FROZEN=frozen,
-        SAVED_L=call.saves_linear, JOINS=joins, WITH_DB=with_db, BM=m, BN=columns,
+        SAVED_L=call.saves_linear, JOINS=joins, WITH_DB=with_db, DIVIDES_X=call.divides_x, BM=m, BN=columns,
     )  # fmt: skip
     return u, t, None if db is None else db.sum()

@@ -22,7 +22,7 @@ VALUES = 1024  # of a tile, beside which the registers hold five sums and factor
 
 @triton.jit
 def scale_second_kernel(
-    grad_ptr, v_ptr, winner_ptr, z_ptr, n_ptr, m_ptr, alpha_ptr, dgrad_ptr, u_ptr, dl_ptr, dn_ptr, t_ptr,
+    grad_ptr, v_ptr, winner_ptr, z_ptr, n_ptr, root_ptr, m_ptr, alpha_ptr, dgrad_ptr, u_ptr, dl_ptr, dn_ptr, t_ptr,
     rows, OG, b_minus_1, cos_eps, eps_outside,
     G: tl.constexpr, MAX_OUT: tl.constexpr, POWER: tl.constexpr, ALPHA: tl.constexpr, FROZEN: tl.constexpr,
     SAVED_L: tl.constexpr, ATTACHED: tl.constexpr, EXACT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -30,8 +30,8 @@ def scale_second_kernel(
     """dgrad [rows, OG] and u = grad·P·alpha at the winners [rows, OG·MAX_OUT], from z = v ⋆ w [rows, OG·MAX_OUT].
 
     Where the scale is ``ATTACHED`` also the gradients dl [rows, OG] and dn [rows], and t = r·Σ grad·Q [rows].
-    grad, winner and v (l with ``SAVED_L``, else y) are [rows, OG]; n and m are [rows]. With ``FROZEN`` the scale was a
-    constant of dx, and m is not read.
+    grad, winner and v (l with ``SAVED_L``, else y) are [rows, OG]; n, root and m are [rows]. With ``FROZEN`` the scale
+    was a constant of dx, and m is not read. root, n without eps_outside, may be None: it is then formed of n.
     """
     SUMS: tl.constexpr = sums_of(grad_ptr.dtype.element_ty)
     row = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -41,7 +41,10 @@ def scale_second_kernel(
     if POWER != 1:
         n = tl.load(n_ptr + row, mask=known, other=1.0)
     inv_n = safe_inverse(n, EXACT)[:, None]
-    r = root_gradient(n, eps_outside, EXACT)
+    if root_ptr is None:
+        r = root_gradient(n, eps_outside, EXACT)
+    else:
+        r = root_gradient(tl.load(root_ptr + row, mask=known, other=1.0), 0.0, EXACT)
     rm = tl.zeros((BM,), SUMS)
     if not FROZEN:
         rm = r * tl.load(m_ptr + row, mask=known, other=0.0)
@@ -89,10 +92,10 @@ def scale_second_kernel(
         tl.store(t_ptr + row, t, mask=known)
 
 
-def second(call: Call, grad: Tensor, v: Tensor | None, winner, z: Tensor, n, m, weights, attached: bool):
+def second(call: Call, grad: Tensor, v: Tensor | None, winner, z: Tensor, n, root, m, weights, attached: bool):
     """dgrad, u ``[N, F, OH, OW]``, dn, dl and t; the last three are None unless ``attached``.
 
-    v is l where that is saved, else y. m is None where the scale was a constant of dx.
+    v is l where that is saved, else y. root may be None. m is None where the scale was a constant of dx.
     """
     tile = row_tile(call, call.group_outputs, VALUES)
     rows = call.pixels * call.groups
@@ -104,7 +107,7 @@ def second(call: Call, grad: Tensor, v: Tensor | None, winner, z: Tensor, n, m, 
         dn, t = (image(call, call.groups, call.sums, grad) for _ in range(2))
     launch(
         scale_second_kernel, (cdiv(rows, tile[0]),),
-        grad, v, winner, z, n, m, weights.alpha, dgrad, u, dl, dn, t,
+        grad, v, winner, z, n, root, m, weights.alpha, dgrad, u, dl, dn, t,
         rows, call.group_outputs, call.b_minus_1, call.cos_eps, call.norm_eps[1],
         G=call.groups, MAX_OUT=call.max_out, POWER=call.power, ALPHA=weights.alpha is not None, FROZEN=m is None,
         SAVED_L=call.saves_linear, ATTACHED=attached, EXACT=call.exact, BM=tile[0], BN=tile[1],

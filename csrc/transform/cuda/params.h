@@ -102,7 +102,8 @@ struct BothNorms {
   Dtype dtype;  // of x and w
 };
 
-// dx += x * (sum of t over the outputs that read the pixel), in place
+// dx += x * (sum of t over the outputs that read the pixel), in place; x is divided by root first, where that
+// is given
 template <typename A>
 struct PatchNormBwd {
   void* dx;         // [N, H, W, G * CG]
@@ -110,9 +111,10 @@ struct PatchNormBwd {
   const A* t;       // [N, OH, OW, G]
   int rows, G, CG;  // rows of dx
   Window window;
-  Dtype dtype;      // of dx and x
-  int plane = 0;    // NCHW: H * W
-  bool add = true;  // else dx = instead of dx +=
+  Dtype dtype;              // of dx and x
+  int plane = 0;            // NCHW: H * W
+  bool add = true;          // else dx = instead of dx +=
+  const A* root = nullptr;  // [rows]; null, too, with planes
 };
 
 // y = transform(max over max_out of (alpha z + bias), n)
@@ -133,8 +135,8 @@ struct ScaleFwd {
   int plane = 0;     // NCHW: OH * OW
 };
 
-// u = dL/dz, t = dL/dn * dn/dx / x, and each block's share of dL/db. Given dl and dn, which a second
-// derivative returned, are added to the gradients of l and n.
+// u = dL/dz, t = dL/dn * dn/dx / x, or with `of_n` dL/dn, and each block's share of dL/db. Given dl and dn,
+// which a second derivative returned, are added to the gradients of l and n.
 template <typename A>
 struct ScaleBwd {
   const void* grad;       // [rows, OG]
@@ -157,6 +159,7 @@ struct ScaleBwd {
   // [4, G * OG], of_grad, of_y, mean and offset of each output, for b = 2: the gradient of y is then
   // grad of_grad + (y - mean) of_y + offset; null: it is grad.
   const A* map = nullptr;
+  bool of_n = false;
 };
 
 // The gradient of y at an output, of what stands in grad.
@@ -185,9 +188,10 @@ struct ScaleSecond {
   int rows, G, OG, max_out;
   bool frozen;  // the scale was a constant of dx
   Formula<A> formula;
-  Dtype dtype;      // of z and u
-  Dtype out_dtype;  // of grad, y, dgrad and dl: as z, or fp32
-  int plane = 0;    // NCHW: OH * OW
+  Dtype dtype;              // of z and u
+  Dtype out_dtype;          // of grad, y, dgrad and dl: as z, or fp32
+  int plane = 0;            // NCHW: OH * OW
+  const A* root = nullptr;  // as n: n without eps_outside; null: it is formed of n
 };
 
 // Sizes of a convolution. Narrow groups share a tile with their neighbours, in the gradients where u is

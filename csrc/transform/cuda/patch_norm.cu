@@ -72,6 +72,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   pooled = lane_sum(pooled, lanes);
   if (!inside) return;
+  const A inverse = p.root != nullptr ? safe_inverse(p.root[row]) : A(1);
   const T* x = static_cast<const T*>(p.x) + row * p.CG;
   T* dx = static_cast<T*>(p.dx) + row * p.CG;
   for (int c = lane * kVector<T>; c < p.CG; c += lanes * kVector<T>) {
@@ -80,13 +81,13 @@ __global__ void __launch_bounds__(kThreads)
       load(values, x, c, true);
       if (p.add) load(sums, dx, c, true);
 #pragma unroll
-      for (int i = 0; i < kVector<T>; ++i) sums[i] += values[i] * pooled;
+      for (int i = 0; i < kVector<T>; ++i) sums[i] += values[i] * inverse * pooled;
       store(dx, c, sums, true);
     } else {
 #pragma unroll
       for (int i = 0; i < kVector<T>; ++i)
         if (within(c + i, p.CG))
-          dx[c + i] = rounded<T>((p.add ? widened(dx[c + i]) : A(0)) + widened(x[c + i]) * pooled);
+          dx[c + i] = rounded<T>((p.add ? widened(dx[c + i]) : A(0)) + widened(x[c + i]) * inverse * pooled);
     }
   }
 }

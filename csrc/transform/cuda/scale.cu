@@ -91,7 +91,8 @@ __global__ void __launch_bounds__(kThreads<PLANES>, PLANES           ? 2
     A more[Values::kRows] = {};
     if (p.dn != nullptr) load(more, p.dn, walk.row, true);
 #pragma unroll
-    for (int r = 0; r < Values::kRows; ++r) total[r] = (total[r] + more[r]) * root_gradient(n[r], k);
+    for (int r = 0; r < Values::kRows; ++r)
+      total[r] = (total[r] + more[r]) * (p.of_n ? A(1) : root_gradient(n[r], k));
     store(p.t, walk.row, total, true);
   }
   if (p.db != nullptr) {

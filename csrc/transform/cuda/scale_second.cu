@@ -16,15 +16,18 @@ __global__ void __launch_bounds__(kThreads<PLANES>, PLANES           ? 2
   const Walk<PLANES, V> walk(p.rows, p.plane, slices);
   const Constants<A> k = constants(p.formula, p.frozen);
   const T* z = static_cast<const T*>(p.z);
-  A n[Values::kRows] = {}, inv_n[Values::kRows], rm[Values::kRows] = {};
+  A n[Values::kRows] = {}, root[Values::kRows], inv_n[Values::kRows], rm[Values::kRows] = {};
   A dn[Values::kRows] = {}, t[Values::kRows] = {};
   if (walk.inside && p.formula.power != Power::One) load(n, p.n, walk.row, true);
   if (walk.inside && p.m != nullptr) load(rm, p.m, walk.row, true);
 #pragma unroll
   for (int r = 0; r < Values::kRows; ++r) {
     inv_n[r] = safe_inverse(n[r]);
-    rm[r] *= root_gradient(n[r], k);
+    root[r] = root_of(n[r], k);
   }
+  if (walk.inside && p.root != nullptr) load(root, p.root, walk.row, true);
+#pragma unroll
+  for (int r = 0; r < Values::kRows; ++r) rm[r] *= safe_inverse(root[r]);
   by_power(p.formula.power, [&](auto power) {
     constexpr Power P = decltype(power)::value;
     for (int o = walk.slice * Values::kOutputs; walk.inside && o < p.OG; o += slices * Values::kOutputs) {
@@ -63,7 +66,7 @@ __global__ void __launch_bounds__(kThreads<PLANES>, PLANES           ? 2
   if (!walk.inside || walk.slice != 0) return;
 #pragma unroll
   for (int r = 0; r < Values::kRows; ++r) {
-    t[r] *= root_gradient(n[r], k);
+    t[r] *= safe_inverse(root[r]);
     dn[r] -= rm[r] * t[r];
   }
   store(p.dn, walk.row, dn, true);

@@ -11,7 +11,8 @@ inline void bind(pybind11::module_ m) {
   using namespace pybind11::literals;
   using unlocked = pybind11::call_guard<pybind11::gil_scoped_release>;
   check_names(candidates());
-  bind_directions<Cuda, const std::string&, bool, bool>(m, "candidate"_a, "large"_a, "tf32"_a);
+  bind_directions<Cuda, const std::string&, bool, bool, bool>(m, "candidate"_a, "large"_a, "tf32"_a,
+                                                              "divides_x"_a = false);
   m.def("candidates", &candidate_names);
   pybind11::enum_<Step>(m, "Step", "What a graph of cuDNN computes of a transform.")
       .value("forward", Step::Forward)

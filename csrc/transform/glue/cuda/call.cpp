@@ -5,8 +5,8 @@
 
 namespace bcos::transform::glue::cuda {
 
-DeviceCall::DeviceCall(const Call& call, bool planes, bool large, bool tf32)
-    : Call(call), planes(planes), large(large), tf32(tf32) {
+DeviceCall::DeviceCall(const Call& call, bool planes, bool large, bool tf32, bool divides_x)
+    : Call(call), planes(planes), large(large), tf32(tf32), divides_x(divides_x) {
   narrow("the number of input pixels times groups", rows * in_pixels() * spec.groups);
   narrow("the number of output pixels times groups", rows * pixels() * spec.groups);
 }

@@ -20,8 +20,11 @@ struct DeviceCall : Call {
   bool planes;  // images are NCHW, as the vendor's products take contiguous tensors; else they are NHWC
   bool large;   // the larger tile of the products
   bool tf32;    // products of fp32 may round their operands
+  // A backward divides x by its norm before it multiplies it by dL/dn. Beside a bias l may be far larger than
+  // a tiny n, and dL/dn divided by that norm then exceeds fp32, although the gradient of x does not.
+  bool divides_x;
 
-  DeviceCall(const Call& call, bool planes, bool large, bool tf32);
+  DeviceCall(const Call& call, bool planes, bool large, bool tf32, bool divides_x = false);
 
   at::ScalarType sums() const { return accumulate_type(dtype); }
   int64_t pixels() const { return images * out_plane(); }

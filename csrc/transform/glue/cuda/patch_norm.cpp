@@ -99,7 +99,7 @@ struct Images {
 };
 
 void multiply(const DeviceCall& call, const Images& images, const at::Tensor& x, const at::Tensor& t,
-              const at::Tensor& dx, bool add) {
+              const at::Tensor& dx, bool add, const at::Tensor& root = {}) {
   by_sums(call.dtype, [&](auto sums) {
     using A = typename decltype(sums)::type;
     kernels::PatchNormBwd<A> k{};
@@ -113,6 +113,7 @@ void multiply(const DeviceCall& call, const Images& images, const at::Tensor& x,
     k.dtype = dtype_of(x);
     k.plane = call.planes ? int(images.plane.rows.in * images.plane.columns.in) : 0;
     k.add = add;
+    k.root = data<A>(root);
     launch("patch_norm_bwd", kernels::patch_norm_bwd<A>, k, call);
   });
 }
@@ -126,11 +127,13 @@ at::Tensor spread_planes(const DeviceCall& call, const Plane& plane, const at::T
   return sums;
 }
 
-// Into dx goes x * (sum of t over the outputs that read the pixel), or with `add` it is added.
-void pool(const DeviceCall& call, const at::Tensor& x, const at::Tensor& t, const at::Tensor& dx, bool add) {
+// Into dx goes x * (sum of t over the outputs that read the pixel), or with `add` it is added. Where root is
+// defined, the window is one pixel.
+void pool(const DeviceCall& call, const at::Tensor& x, const at::Tensor& t, const at::Tensor& dx, bool add,
+          const at::Tensor& root = {}) {
   const auto& w = call.window;
   Images images{w.plane, call.spec.groups, call.group_channels()};
-  if (w.is_plane() && !w.bordered) return multiply(call, images, x, t, dx, add);
+  if (w.is_plane() && !w.bordered) return multiply(call, images, x, t, dx, add, root);
   const auto sums = spread_planes(call, w.plane, w.is_plane() ? t : spread_planes(call, w.across(), t));
   clear_border(call, sums);
   const int64_t pixels = call.in_plane();
@@ -170,6 +173,13 @@ at::Tensor norm(const DeviceCall& call, const at::Tensor& x, const at::Tensor& s
   return n;
 }
 
+at::Tensor roots(const DeviceCall& call, const at::Tensor& x) {
+  if (!call.divides_x) return {};
+  auto alone = call;
+  alone.spec.eps_outside = 0;
+  return norm(alone, x, {});
+}
+
 at::Tensor patch_products(const DeviceCall& call, const at::Tensor& x, const at::Tensor& v) {
   const auto sums = new_sums({call.in_pixels(), call.spec.groups}, x);
   sum_products(call, x, v, sums, false);
@@ -195,7 +205,7 @@ at::Tensor norm_gradient(const DeviceCall& call, const at::Tensor& x, const at::
 
 void add_norm_gradient(const DeviceCall& call, const at::Tensor& x, const at::Tensor& t,
                        const at::Tensor& dx) {
-  pool(call, x, t, dx, true);
+  pool(call, x, t, dx, true, roots(call, x));
 }
 
 }  // namespace bcos::transform::glue::cuda

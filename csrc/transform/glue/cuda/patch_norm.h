@@ -11,6 +11,9 @@ at::Tensor squares(const DeviceCall& call, const at::Tensor& x);
 // n, written to `saved` where that is defined; undefined for b = 1.
 at::Tensor norm(const DeviceCall& call, const at::Tensor& x, const at::Tensor& saved);
 
+// n without the epsilon beside its root, where the call divides x by it; else undefined.
+at::Tensor roots(const DeviceCall& call, const at::Tensor& x);
+
 // Forms new weights, and n as `norm` does: in one launch where one kernel does both.
 at::Tensor form_with_norm(const DeviceCall& call, const Weights& weights, const at::Tensor& x,
                           const at::Tensor& saved);
@@ -25,7 +28,8 @@ at::Tensor pooled(const DeviceCall& call, const at::Tensor& t);
 // x * (sum of t over the outputs that read the pixel)
 at::Tensor norm_gradient(const DeviceCall& call, const at::Tensor& x, const at::Tensor& t);
 
-// dx += x * (sum of t over the outputs that read the pixel), in place
+// dx += x * (sum of t over the outputs that read the pixel), in place; x is divided by its norm first, where
+// the call divides x
 void add_norm_gradient(const DeviceCall& call, const at::Tensor& x, const at::Tensor& t,
                        const at::Tensor& dx);
 

@@ -53,6 +53,7 @@ ScaleGradients scale_backward(const BackwardCall& c) {
     k.dl = data(c.saved.dl);
     k.dn = data<A>(c.saved.dn);
     k.map = data<A>(c.saved.map);
+    k.of_n = call.divides_x;
     at::Tensor db;
     if (c.needs.b) {
       db = new_sums({kernels::scale_bwd_blocks(k)}, x);
@@ -64,8 +65,7 @@ ScaleGradients scale_backward(const BackwardCall& c) {
   return out;
 }
 
-ScaleGradients scale_second(const SecondCall& c, const at::Tensor& z, const at::Tensor& n,
-                            const at::Tensor& m, SecondParts& out) {
+ScaleGradients scale_second(const SecondCall& c, const at::Tensor& z, const Norms& norms, SecondParts& out) {
   const auto& call = c.call;
   const auto& saved = c.saved;
   ScaleGradients found{call.image(call.filters, call.dtype, c.v), {}, {}};
@@ -81,8 +81,9 @@ ScaleGradients scale_second(const SecondCall& c, const at::Tensor& z, const at::
     k.v = data(call.saves_l() ? saved.l : saved.y);
     k.winner = data<uint8_t>(saved.winner);
     k.z = data(z);
-    k.n = data<A>(n);
-    k.m = data<A>(m);
+    k.n = data<A>(norms.n);
+    k.root = data<A>(norms.root);
+    k.m = data<A>(norms.m);
     k.alpha = data<A>(c.weights.alpha);
     k.dgrad = mutable_data(out.grad);
     k.u = mutable_data(found.u);

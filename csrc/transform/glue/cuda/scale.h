@@ -41,9 +41,13 @@ struct ScaleGradients {
 // Forms the norm again where it was not saved.
 ScaleGradients scale_backward(const BackwardCall& c);
 
-// z = v * w, the norm n and the sums m of x v over every patch -> u and t; the gradients of grad, n and l are
-// written into `out`. m is undefined where the scale was a constant of dx.
-ScaleGradients scale_second(const SecondCall& c, const at::Tensor& z, const at::Tensor& n,
-                            const at::Tensor& m, SecondParts& out);
+// What a second derivative takes of every patch: the norm, its root, and the sum m of x v. root is undefined
+// where it is formed of n, and m where the scale was a constant of dx.
+struct Norms {
+  at::Tensor n, root = {}, m = {};
+};
+
+// z = v * w and the norms -> u and t; the gradients of grad, n and l are written into `out`.
+ScaleGradients scale_second(const SecondCall& c, const at::Tensor& z, const Norms& norms, SecondParts& out);
 
 }  // namespace bcos::transform::glue::cuda

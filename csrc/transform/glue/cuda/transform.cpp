@@ -40,17 +40,26 @@ Saved images_of(const DeviceCall& call, const Saved& given) {
 
 }  // namespace
 
-Cuda::Cuda(const std::string& name, bool large, bool tf32)
-    : candidate(candidate_of(name)), large(large), tf32(tf32), takes_rows(candidate.takes_rows) {}
+Cuda::Cuda(const std::string& name, bool large, bool tf32, bool divides_x)
+    : candidate(candidate_of(name)),
+      large(large),
+      tf32(tf32),
+      divides_x(divides_x),
+      takes_rows(candidate.takes_rows) {}
 
 DeviceCall Cuda::on_device(const Call& call, const at::Tensor& x, const at::Tensor& weight) const {
   TORCH_CHECK_VALUE(candidate.takes_axes || (call.window.is_plane() && !call.window.bordered),
                     "candidate is '", candidate.name, "', allowed: 'vendor' for three axes or a border");
   TORCH_CHECK_VALUE(candidate.takes_double || call.dtype != at::kDouble, "candidate is '", candidate.name,
                     "', allowed: 'vendor' for an x of double");
+  TORCH_CHECK_VALUE(
+      !divides_x || (call.spec.linear && call.spec.eps_inside == 0),
+      "divides_x is True, allowed: False for a convolution, and for a norm_eps[0] other than 0");
+  TORCH_CHECK_VALUE(!divides_x || call.frozen || candidate.second != nullptr, "candidate is '",
+                    candidate.name, "', allowed: 'vendor' to divide x");
   const bool planes =
       candidate.takes_planes && !call.spec.linear && lies_in_planes(x) && lies_in_planes(weight);
-  return {call, planes, large, tf32};
+  return {call, planes, large, tf32, divides_x};
 }
 
 void Cuda::check_second() const {

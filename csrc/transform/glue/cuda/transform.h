@@ -10,9 +10,10 @@ struct Cuda {
   const Candidate& candidate;
   bool large;  // the larger tile of the products
   bool tf32;   // products of fp32 may round their operands
+  bool divides_x;
   bool takes_rows;
 
-  Cuda(const std::string& name, bool large, bool tf32);
+  Cuda(const std::string& name, bool large, bool tf32, bool divides_x);
 
   Call make_call(const Spec& spec, const Inputs& inputs) const;
   Outputs forward(const Call& sizes, const Inputs& inputs) const;

@@ -30,10 +30,10 @@ Parts backward(const BackwardCall& c) {
 SecondParts second(const SecondCall& c) {
   const auto& call = c.call;
   const auto& x = c.saved.x;
-  const auto n = c.saved.n.defined() ? c.saved.n : norm(call, x, {});
-  const auto m = call.norm_gradient() ? patch_products(call, x, c.v) : at::Tensor();
+  Norms norms{c.saved.n.defined() ? c.saved.n : norm(call, x, {})};
+  if (call.norm_gradient()) norms.root = roots(call, x), norms.m = patch_products(call, x, c.v);
   SecondParts out;
-  const auto [u, t, unused] = scale_second(c, vendor_product(call, c.v, c.weights.operand), n, m, out);
+  const auto [u, t, unused] = scale_second(c, vendor_product(call, c.v, c.weights.operand), norms, out);
   if (c.needs.x && call.norm_gradient()) out.x = norm_gradient(call, c.v, t);
   out.partial = std::get<1>(vendor_gradients(call, u, c.v, c.weights.operand, false, c.needs.weight));
   return out;
