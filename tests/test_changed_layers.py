@@ -203,20 +203,6 @@ def test_a_complex_layer_runs_its_own_forward():
     assert "complex128, not of a floating-point dtype" in reason(layer)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_a_parametrized_weight(training):
-    """Spectral norm takes a step of its power iteration whenever the weight is read in training: bcos does twice."""
-    layer = M.BcosConv2d(6, 4, 3).double().train(training)
-    nn.utils.parametrizations.spectral_norm(layer.linear)
-    theirs = copy.deepcopy(layer)
-    bk.accelerate(layer)
-    for _ in range(3):
-        assert torch.allclose(layer(X), theirs(X), rtol=1e-12)
-        assert bk.report(layer).accelerated == (not training)
-    for ours, reference in zip(layer.buffers(), theirs.buffers(), strict=True):
-        assert torch.allclose(ours, reference, rtol=1e-12)
-
-
 def test_a_linear_part_that_the_code_does_not_read(families_published):
     layer = families.Minimal.BcosConv2d(6, 4, 3).double()
     layer.linear = families.UnitConv2d(6, 4, 3)

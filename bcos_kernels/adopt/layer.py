@@ -172,26 +172,29 @@ def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) ->
         return code.variant
     if code.convolves and x is not None and x.dim() != 4:
         return f"its input has {x.dim()} dimensions, and its norm expects 4"
-    return changed(module, layer, x) or unfitting(module, layer, code) or code.variant
+    weight = weight_of(module, layer, x)
+    return weight if isinstance(weight, str) else unfitting(module, layer, code, weight) or code.variant
 
 
-def changed(module: Theirs, layer: Theirs, x: Tensor | None) -> str | None:
-    """A reason against this call that does not depend on the layer's code: a hook, a parametrization or a dtype."""
-    if (reason := published.changed_parts(module, weighted=layer)) is not None:
+def weight_of(module: Theirs, layer: Theirs, x: Tensor | None) -> Tensor | str:
+    """The weight, read once, because reading a parametrized one computes it.
+
+    Or a reason against this call that does not depend on the layer's code: a hook, a parametrization or a dtype.
+    """
+    if (reason := published.changed_parts(module, weighted=layer) or published.changing(layer)) is not None:
         return reason
-    if layer.training and "parametrizations" in layer._modules:
-        return "its weight is parametrized: in training every read may change it"
-    tensor = held(layer, "weight") if x is None else x
+    weight = held(layer, "weight")
+    tensor = weight if x is None else x
     if not tensor.is_floating_point():
         return f"{'its weight' if x is None else 'its input'} is {tensor.dtype}, not of a floating-point dtype"
     if x is not None and (x.is_nested or x.layout != torch.strided):
         return f"its input is {'nested' if x.is_nested else f'of layout {x.layout}'}, not a dense tensor"
-    if x is not None and _torch.is_distributed((x, held(layer, "weight"))):
+    if x is not None and _torch.is_distributed((x, weight)):
         return "its input or its weight is a DTensor, which knows the operators of torch alone"
-    return None
+    return weight
 
 
-def unfitting(module: Theirs, layer: Theirs, code: Code) -> str | None:
+def unfitting(module: Theirs, layer: Theirs, code: Code, weight: Tensor) -> str | None:
     """What the instance holds that makes its published code compute something other than its variant."""
     method = None if code.slow_norm is None else getattr(module, "calc_patch_norms", None)
     slow = is_own_slow_norm(module, method, code.slow_norm)
@@ -215,7 +218,8 @@ def unfitting(module: Theirs, layer: Theirs, code: Code) -> str | None:
     if code.variant.exponents and not (type(module.b) in (int, float) and module.b in code.variant.exponents):
         return f"its b={module.b!r} is not one of {code.variant.exponents}: for others its code has another formula"
     usual = type(module.b) is int and module.b >= 1 and "clamping" not in code.reads
-    return (None if usual else unusual_exponent(module, code.reads)) or _sizes_differ(module, layer, code, slow)
+    reason = None if usual else unusual_exponent(module, code.reads, weight)
+    return reason or _sizes_differ(module, layer, code, slow, weight.shape)
 
 
 def is_own_slow_norm(module: Theirs, method, slow_norm) -> bool:
@@ -223,7 +227,7 @@ def is_own_slow_norm(module: Theirs, method, slow_norm) -> bool:
     return isinstance(method, MethodType) and method.__self__ is module and method.__func__ is slow_norm
 
 
-def unusual_exponent(module: Theirs, has: frozenset[str]) -> str | None:
+def unusual_exponent(module: Theirs, has: frozenset[str], weight: Tensor) -> str | None:
     """Why our kernels cannot take the layer's exponent; None where they can."""
     b = module.b
     if "b_loss" in has and type(module.b_loss) is not bool:
@@ -231,7 +235,7 @@ def unusual_exponent(module: Theirs, has: frozenset[str]) -> str | None:
     if isinstance(b, Tensor):
         if b.numel() != 1 or b.dim() > 1 or not b.is_floating_point():
             return "its b is not one floating-point value"
-        if b.dim() and b.dtype != held(module._modules.get("linear", module), "weight").dtype:
+        if b.dim() and b.dtype != weight.dtype:
             return f"its b of shape (1,) gives the output dtype {b.dtype}"
         return None
     if "clamping" in has and module.clamping:
@@ -244,28 +248,28 @@ def unusual_exponent(module: Theirs, has: frozenset[str]) -> str | None:
 _GEOMETRY = attrgetter(*GEOMETRY)
 
 
-def _sizes_differ(module: Theirs, layer: Theirs, code: Code, slow: bool) -> str | None:
+def _sizes_differ(module: Theirs, layer: Theirs, code: Code, slow: bool, shape: torch.Size) -> str | None:
     """:func:`_difference`, remembered for the sizes that were met before."""
     if torch.compiler.is_compiling():  # the compiled code does not check again
-        return _difference(module, layer, code, slow)
-    key = (code.sizes(module), held(layer, "weight").shape, _GEOMETRY(layer) if code.convolves else (), slow)
+        return _difference(module, layer, code, slow, shape)
+    key = (code.sizes(module), shape, _GEOMETRY(layer) if code.convolves else (), slow)
     try:
         return code.fitting[key]
     except KeyError:
-        return plans.keep(code.fitting, key, _difference(module, layer, code, slow))
+        return plans.keep(code.fitting, key, _difference(module, layer, code, slow, shape))
     except TypeError:  # a list among the sizes has no hash
-        return _difference(module, layer, code, slow)
+        return _difference(module, layer, code, slow, shape)
 
 
-def _difference(module: Theirs, layer: Theirs, code: Code, slow: bool) -> str | None:
+def _difference(module: Theirs, layer: Theirs, code: Code, slow: bool, shape: torch.Size) -> str | None:
     """Where an attribute that the layer's code reads contradicts its linear part; None if they agree."""
-    shape, reads = tuple(held(layer, "weight").shape), code.reads
+    reads = code.reads
     max_out = module.max_out if "max_out" in reads else 1
     if type(max_out) is not int or max_out < 1 or shape[0] % max_out:
         return f"its max_out={max_out!r} does not divide the {shape[0]} filters"
     expected: dict[str, object] = {"out_channels": shape[0] // max_out, "out_features": shape[0] // max_out}
     if isinstance(layer, nn.Conv2d):
-        kernel = shape[2:]
+        kernel = tuple(shape[2:])
         expected |= {"in_channels": shape[1] * layer.groups, "kernel_size": kernel, "patch_size": math.prod(kernel)}
         expected |= {"kssq": math.prod(kernel), "stride": layer.stride, "padding": layer.padding}
         expected |= {"groups": layer.groups, "dilation": layer.dilation}

@@ -55,14 +55,15 @@ _results: dict[tuple, Measured | str] = {}
 def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Variant | str:
     """The variant that was measured for the present state of the module; or why its own forward must run for x."""
     linear = layers.weighted(module)
-    if linear is not None and (reason := layers.changed(module, linear, x)) is not None:
-        return reason
+    weight: Any = None if linear is None else layers.weight_of(module, linear, x)
+    if isinstance(weight, str):
+        return weight
     found = measure(module)
     if isinstance(found, str):
         return found
     if x is not None and x.dim() not in found.ranks:
         return f"its formula was not confirmed for inputs of {x.dim()} dimensions"
-    return layers.unusual_exponent(module, found.variant.attributes) or found.variant
+    return layers.unusual_exponent(module, found.variant.attributes, weight) or found.variant
 
 
 def measure(module: Theirs) -> Measured | str:
