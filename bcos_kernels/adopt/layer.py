@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import _torch, extension, plans
+from ..core.checks import autocast_dtype
 from ..modules import COS_EPS, BcosLayer, clamped
 from ..transform import TRANSFORM, Call, functional, parts
 from ..transform.repeated import ASKED, HOOKS, held
@@ -54,6 +55,8 @@ def _arguments(module: Theirs, x: Tensor, variant: Variant, out_dtype=None, back
     geometry = (len(layer.kernel_size), *_CONVOLUTION(layer)) if isinstance(layer, _torch.Convolution) else ()
     max_out = module.max_out if "max_out" in has else 1
     weight_in_norm = "normalized_weights" in has and not module.normalized_weights
+    if out_dtype is None and "calc_patch_norms" in vars(module):
+        out_dtype = _dtype_with_slow_norm(x, b)
     options = (
         max_out, variant.normalize_weights, weight_in_norm, variant.norm_eps, variant.cos_eps, exact_two, out_dtype,
         backend,
@@ -100,6 +103,18 @@ def _kernels(module: Theirs, layer: Theirs, x: Tensor, code: Code, out_dtype, ba
         return None
     plan = functional.direct_plan(*_arguments(module, x, variant, out_dtype, backend))
     return None if plan is None else plan.kernels
+
+
+def _dtype_with_slow_norm(x: Tensor, b) -> torch.dtype | None:
+    """The output's dtype of a layer for dilated patches; None where it is that of other layers.
+
+    The layer's norm is a convolution, which autocast computes in half precision. Only powers on a GPU are in fp32 then,
+    and at b = 2 there is none.
+    """
+    if x.dtype == torch.float64 or (isinstance(b, Tensor) and b.dim()):
+        return None
+    has_power = isinstance(b, Tensor) or b != 2
+    return None if has_power and x.device.type != "cpu" else autocast_dtype(x.device.type)
 
 
 def _read_together(*names: str):
