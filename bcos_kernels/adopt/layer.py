@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import MutableMapping
-from numbers import Real
 from operator import attrgetter
 from types import MethodType
 from typing import Any
@@ -16,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import _torch, extension, plans
-from ..core.checks import autocast_dtype
+from ..core import _torch, checks, extension, plans
 from ..modules import COS_EPS, BcosLayer, clamped
 from ..transform import TRANSFORM, Call, functional, parts
 from ..transform.repeated import ASKED, HOOKS, held
@@ -114,7 +112,7 @@ def _dtype_with_slow_norm(x: Tensor, b) -> torch.dtype | None:
     if x.dtype == torch.float64 or (isinstance(b, Tensor) and b.dim()):
         return None
     has_power = isinstance(b, Tensor) or b != 2
-    return None if has_power and x.device.type != "cpu" else autocast_dtype(x.device.type)
+    return None if has_power and x.device.type != "cpu" else checks.autocast_dtype(x.device.type)
 
 
 def _read_together(*names: str):
@@ -257,7 +255,11 @@ def unusual_exponent(module: Theirs, has: frozenset[str], weight: Tensor) -> str
         return "its b is clamped but is not a tensor"
     if "b_loss" in has and module.b_loss:
         b = b + 2
-    return None if isinstance(b, Real) and 1 <= float(b) < math.inf else f"its b={b!r} is not a float of at least 1"
+    try:
+        checks.real("b", b, 1)
+    except (TypeError, ValueError):
+        return f"its b={b!r} is not a float of at least 1"
+    return None
 
 
 _GEOMETRY = attrgetter(*GEOMETRY)

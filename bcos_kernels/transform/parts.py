@@ -83,7 +83,7 @@ def by_parts(
     ``geometry`` and ``options`` are those of :func:`bcos_kernels.transform.functional.transform`.
     """
     max_out, _, _, norm_eps, cos_eps, exact_two, out_dtype, _ = options
-    exponent, _ = checks.exponent(b, x)
+    exponent = checks.exponent(b, x)
     products = linear(x)
     if out_dtype is None:
         low = autocast_dtype(x.device.type)
