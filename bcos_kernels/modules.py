@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from numbers import Real
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .core.checks import flag, integer
+from .core.checks import flag, integer, real
 from .functional import bcos_conv1d, bcos_conv2d, bcos_conv3d, bcos_linear
 from .transform import checks, parts
 from .transform.functional import transform
@@ -312,9 +311,9 @@ class BcosConv2dWithScale(BcosConv2d):
             dtype, b, max_out, **kwargs,
         )  # fmt: skip
         if scale is None:
-            divisor = _positive("scale_factor", scale_factor)
+            divisor = real("scale_factor", scale_factor, above=True)
             scale = math.sqrt(self.patch_size) * math.sqrt(in_channels) / divisor
-        elif _positive("scale", scale) == 1:
+        elif real("scale", scale, above=True) == 1:
             raise ValueError("scale=1.0: another scale is needed; BcosConv2d is the layer without a scale")
         self.scale = scale
 
@@ -391,12 +390,3 @@ def _exponent(b: float | Tensor) -> float | Tensor:
     """Returns ``b`` unchanged after checking it; the value of a tensor is not read."""
     checks.exponent(b, b if isinstance(b, Tensor) else torch.empty(0, device="cpu"))
     return b
-
-
-def _positive(name: str, value) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}={value!r}: a float is needed, not {type(value).__name__}")
-    number = float(value)
-    if not 0 < number < math.inf:
-        raise ValueError(f"{name}={value!r}: must be finite and above 0")
-    return number

@@ -159,6 +159,29 @@ def test_unit_filters_of_one_value_are_exact(make):
     budget.check()
 
 
+@pytest.mark.parametrize("b", [1, 1.5, 2, torch.tensor(2.0), torch.tensor([1.5])], ids=str)
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_for_dilated_patches_under_autocast(b, low, dtype):
+    """Its norm is a convolution, which autocast computes in half precision, and so is its output."""
+    budget = Budget()
+    for seed in range(9):
+        torch.manual_seed(seed)
+        layer = bcos.modules.BcosConv2d(6, 4, 3, dilation=2, padding=2, b=b)
+        x, found = normal(2, 6, 9, 8, seed=seed).to(dtype), []
+        ours = bk.accelerate(copy.deepcopy(layer))
+        for module, cast in ((ours, True), (layer, True), (copy.deepcopy(layer).double(), False)):
+            z = (x if cast else x.double()).requires_grad_()
+            with torch.autocast("cpu", low, enabled=cast):
+                y = [module(z) for _ in range(2)][1]  # whose dtype is found once, and kept
+            found.append([y, *grad(y, (z, module.linear.weight), normal(*y.shape, seed=seed + 99).to(y.dtype))])
+        assert bk.report(ours).accelerated == 1
+        for what, *results in zip(("y", "dx", "dw"), *found, strict=True):
+            assert results[0].dtype == results[1].dtype
+            budget.add(what, *results, low)
+    budget.check()
+
+
 @pytest.mark.parametrize("make", [
     lambda: bcos.modules.BcosLinear(33, 8, b=1), lambda: bcos.modules.BcosConv2d(33, 24, 3, padding=1, b=1),
     lambda: bcos.modules.BcosConv2d(32, 24, b=1), lambda: bcos.modules.BcosConv2d(32, 24, 3, b=1, groups=4),

@@ -54,6 +54,18 @@ def test_a_formula_is_found(name):
         assert_close(outcome(layer, x, explain), theirs[explain])
 
 
+@pytest.mark.parametrize("name", families.layers(2))
+def test_the_output_has_the_dtype_of_the_own_forward_under_autocast(name):
+    """Where the norm of the unknown code is a convolution, autocast computes all of it in half precision."""
+    layer = families.layers(1.5)[name].float()
+    x, found = example(layer).float(), []
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(layer(x).dtype)
+        measured(layer)
+    assert found[0] == found[1] and bk.report(layer).accelerated == 1
+
+
 def test_a_copy_without_dilation_has_the_usual_norm():
     """A layer's constructor assigns another norm for dilation to the instance; without dilation it must go."""
     with pytest.warns(UserWarning, match="dilation > 1"):

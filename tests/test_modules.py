@@ -136,6 +136,28 @@ def test_hooks_of_the_linear_part_run(name, args, options, detach):
         assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("size, groups", [((8, 6, 3, 3), 1), ((4, 6, 5, 5), 1), ((8, 3, 1, 1), 2)])
+def test_a_weight_of_another_size_than_the_layer_was_made_with(size, groups):
+    """It is what the layer computes with, whether a hook sees the call of the linear part or not."""
+    layer = bk.BcosConv2d(6, 2, 3, padding=1, max_out=2, groups=groups).double()
+    layer.linear.weight = nn.Parameter(torch.randn(size, dtype=torch.float64))
+    x = example(layer)
+    fused = layer(x)
+    layer.linear.register_forward_hook(lambda *_: None)
+    assert fused.shape[1] == size[0] // 2 and torch.allclose(layer(x), fused, rtol=1e-12)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize("make", [lambda: bk.BcosConv2d(6, 2, 3, max_out=2), lambda: bk.BcosLinear(6, 2, max_out=2)])
+def test_a_weight_that_max_out_does_not_divide(make, hooked):
+    layer = make()
+    layer.linear.weight = nn.Parameter(torch.randn(5, *layer.linear.weight.shape[1:]))
+    if hooked:
+        layer.linear.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"max_out=2 does not divide the (weight's 5 filters|5 outputs of the linear)"):
+        layer(example(layer).float())
+
+
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize(
     "make, shape",

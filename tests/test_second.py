@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from cases import IDS, Budget, bcos, error
 from second_checks import *  # noqa: F403  # the tests that all backends share
 from torch.autograd import grad
+from torch.utils._python_dispatch import BaseTorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import bcos_kernels as bk
@@ -107,6 +109,27 @@ def test_late_mode_toggled_between_the_orders(order):
         state["fixed_weights"] = bool(second)
         results.append(grad(dx.square().sum() + y.square().sum(), inputs))
     assert all(error(mine, yours) < 1e-12 for mine, yours in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("around", [nullcontext, BaseTorchDispatchMode])
+@pytest.mark.parametrize("first, second", [(False, False), (True, True), (None, None), (True, False), (False, True)])
+def test_a_bias_on_which_no_gradient_depends_has_none(around, first, second):
+    """As with the reference: zeros would count, for optimisers with weight decay and for DistributedDataParallel.
+
+    ``first`` and ``second`` are the late modes of the two backwards; without them the early mode is on.
+    """
+    x, *parameters = (torch.rand(size, dtype=torch.float64, requires_grad=True) for size in ((2, 4, 3, 3), 4, 4))
+    results = []
+    for backend in ("cpu", "reference"):
+        state = {"fixed_weights": False}
+        with around():
+            y = norm(x, *parameters, detach=True if first is None else state, backend=backend)
+            state["fixed_weights"] = first
+            (dx,) = grad(y.sum(), x, create_graph=True)
+            state["fixed_weights"] = second
+            results.append(grad(dx.square().sum(), parameters, allow_unused=True))
+    (mine, of_bias), (theirs, expected) = results
+    assert error(mine, theirs) < 1e-12 and of_bias is None and expected is None
 
 
 def test_a_freed_graph_is_torchs_own_error():

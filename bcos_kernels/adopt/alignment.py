@@ -114,10 +114,10 @@ def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) ->
     for part in (module, weights, sequence):
         if (reason := published.changed_parts(part)) is not None:
             return reason
-    if any(conv.training and "parametrizations" in conv._modules for conv in (projection, making)):
-        return "its weight is parametrized: in training every read may change it"
     return (
-        _kept(module)
+        published.changing(projection)
+        or published.changing(making)
+        or _kept(module)
         or _misfit(weights, projection, making)
         or (x is not None and _unusual(x, projection, making))
         or _with_norm(norm, code.variant, Found("", projection, making))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import MutableMapping
-from numbers import Real
 from operator import attrgetter
 from types import MethodType
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import _torch, extension, plans
+from ..core import _torch, checks, extension, plans
 from ..modules import COS_EPS, BcosLayer, clamped
 from ..transform import TRANSFORM, Call, functional, parts
 from ..transform.repeated import ASKED, HOOKS, held
@@ -54,6 +53,8 @@ def _arguments(module: Theirs, x: Tensor, variant: Variant, out_dtype=None, back
     geometry = (len(layer.kernel_size), *_CONVOLUTION(layer)) if isinstance(layer, _torch.Convolution) else ()
     max_out = module.max_out if "max_out" in has else 1
     weight_in_norm = "normalized_weights" in has and not module.normalized_weights
+    if out_dtype is None and "calc_patch_norms" in vars(module):
+        out_dtype = _dtype_with_slow_norm(x, b)
     options = (
         max_out, variant.normalize_weights, weight_in_norm, variant.norm_eps, variant.cos_eps, exact_two, out_dtype,
         backend,
@@ -100,6 +101,18 @@ def _kernels(module: Theirs, layer: Theirs, x: Tensor, code: Code, out_dtype, ba
         return None
     plan = functional.direct_plan(*_arguments(module, x, variant, out_dtype, backend))
     return None if plan is None else plan.kernels
+
+
+def _dtype_with_slow_norm(x: Tensor, b) -> torch.dtype | None:
+    """The output's dtype of a layer for dilated patches; None where it is that of other layers.
+
+    The layer's norm is a convolution, which autocast computes in half precision. Only powers on a GPU are in fp32 then,
+    and at b = 2 there is none.
+    """
+    if x.dtype == torch.float64 or (isinstance(b, Tensor) and b.dim()):
+        return None
+    has_power = isinstance(b, Tensor) or b != 2
+    return None if has_power and x.device.type != "cpu" else checks.autocast_dtype(x.device.type)
 
 
 def _read_together(*names: str):
@@ -172,26 +185,29 @@ def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) ->
         return code.variant
     if code.convolves and x is not None and x.dim() != 4:
         return f"its input has {x.dim()} dimensions, and its norm expects 4"
-    return changed(module, layer, x) or unfitting(module, layer, code) or code.variant
+    weight = weight_of(module, layer, x)
+    return weight if isinstance(weight, str) else unfitting(module, layer, code, weight) or code.variant
 
 
-def changed(module: Theirs, layer: Theirs, x: Tensor | None) -> str | None:
-    """A reason against this call that does not depend on the layer's code: a hook, a parametrization or a dtype."""
-    if (reason := published.changed_parts(module, weighted=layer)) is not None:
+def weight_of(module: Theirs, layer: Theirs, x: Tensor | None) -> Tensor | str:
+    """The weight, read once, because reading a parametrized one computes it.
+
+    Or a reason against this call that does not depend on the layer's code: a hook, a parametrization or a dtype.
+    """
+    if (reason := published.changed_parts(module, weighted=layer) or published.changing(layer)) is not None:
         return reason
-    if layer.training and "parametrizations" in layer._modules:
-        return "its weight is parametrized: in training every read may change it"
-    tensor = held(layer, "weight") if x is None else x
+    weight = held(layer, "weight")
+    tensor = weight if x is None else x
     if not tensor.is_floating_point():
         return f"{'its weight' if x is None else 'its input'} is {tensor.dtype}, not of a floating-point dtype"
     if x is not None and (x.is_nested or x.layout != torch.strided):
         return f"its input is {'nested' if x.is_nested else f'of layout {x.layout}'}, not a dense tensor"
-    if x is not None and _torch.is_distributed((x, held(layer, "weight"))):
+    if x is not None and _torch.is_distributed((x, weight)):
         return "its input or its weight is a DTensor, which knows the operators of torch alone"
-    return None
+    return weight
 
 
-def unfitting(module: Theirs, layer: Theirs, code: Code) -> str | None:
+def unfitting(module: Theirs, layer: Theirs, code: Code, weight: Tensor) -> str | None:
     """What the instance holds that makes its published code compute something other than its variant."""
     method = None if code.slow_norm is None else getattr(module, "calc_patch_norms", None)
     slow = is_own_slow_norm(module, method, code.slow_norm)
@@ -215,7 +231,8 @@ def unfitting(module: Theirs, layer: Theirs, code: Code) -> str | None:
     if code.variant.exponents and not (type(module.b) in (int, float) and module.b in code.variant.exponents):
         return f"its b={module.b!r} is not one of {code.variant.exponents}: for others its code has another formula"
     usual = type(module.b) is int and module.b >= 1 and "clamping" not in code.reads
-    return (None if usual else unusual_exponent(module, code.reads)) or _sizes_differ(module, layer, code, slow)
+    reason = None if usual else unusual_exponent(module, code.reads, weight)
+    return reason or _sizes_differ(module, layer, code, slow, weight.shape)
 
 
 def is_own_slow_norm(module: Theirs, method, slow_norm) -> bool:
@@ -223,7 +240,7 @@ def is_own_slow_norm(module: Theirs, method, slow_norm) -> bool:
     return isinstance(method, MethodType) and method.__self__ is module and method.__func__ is slow_norm
 
 
-def unusual_exponent(module: Theirs, has: frozenset[str]) -> str | None:
+def unusual_exponent(module: Theirs, has: frozenset[str], weight: Tensor) -> str | None:
     """Why our kernels cannot take the layer's exponent; None where they can."""
     b = module.b
     if "b_loss" in has and type(module.b_loss) is not bool:
@@ -231,41 +248,45 @@ def unusual_exponent(module: Theirs, has: frozenset[str]) -> str | None:
     if isinstance(b, Tensor):
         if b.numel() != 1 or b.dim() > 1 or not b.is_floating_point():
             return "its b is not one floating-point value"
-        if b.dim() and b.dtype != held(module._modules.get("linear", module), "weight").dtype:
+        if b.dim() and b.dtype != weight.dtype:
             return f"its b of shape (1,) gives the output dtype {b.dtype}"
         return None
     if "clamping" in has and module.clamping:
         return "its b is clamped but is not a tensor"
     if "b_loss" in has and module.b_loss:
         b = b + 2
-    return None if isinstance(b, Real) and 1 <= float(b) < math.inf else f"its b={b!r} is not a float of at least 1"
+    try:
+        checks.real("b", b, 1)
+    except (TypeError, ValueError):
+        return f"its b={b!r} is not a float of at least 1"
+    return None
 
 
 _GEOMETRY = attrgetter(*GEOMETRY)
 
 
-def _sizes_differ(module: Theirs, layer: Theirs, code: Code, slow: bool) -> str | None:
+def _sizes_differ(module: Theirs, layer: Theirs, code: Code, slow: bool, shape: torch.Size) -> str | None:
     """:func:`_difference`, remembered for the sizes that were met before."""
     if torch.compiler.is_compiling():  # the compiled code does not check again
-        return _difference(module, layer, code, slow)
-    key = (code.sizes(module), held(layer, "weight").shape, _GEOMETRY(layer) if code.convolves else (), slow)
+        return _difference(module, layer, code, slow, shape)
+    key = (code.sizes(module), shape, _GEOMETRY(layer) if code.convolves else (), slow)
     try:
         return code.fitting[key]
     except KeyError:
-        return plans.keep(code.fitting, key, _difference(module, layer, code, slow))
+        return plans.keep(code.fitting, key, _difference(module, layer, code, slow, shape))
     except TypeError:  # a list among the sizes has no hash
-        return _difference(module, layer, code, slow)
+        return _difference(module, layer, code, slow, shape)
 
 
-def _difference(module: Theirs, layer: Theirs, code: Code, slow: bool) -> str | None:
+def _difference(module: Theirs, layer: Theirs, code: Code, slow: bool, shape: torch.Size) -> str | None:
     """Where an attribute that the layer's code reads contradicts its linear part; None if they agree."""
-    shape, reads = tuple(held(layer, "weight").shape), code.reads
+    reads = code.reads
     max_out = module.max_out if "max_out" in reads else 1
     if type(max_out) is not int or max_out < 1 or shape[0] % max_out:
         return f"its max_out={max_out!r} does not divide the {shape[0]} filters"
     expected: dict[str, object] = {"out_channels": shape[0] // max_out, "out_features": shape[0] // max_out}
     if isinstance(layer, nn.Conv2d):
-        kernel = shape[2:]
+        kernel = tuple(shape[2:])
         expected |= {"in_channels": shape[1] * layer.groups, "kernel_size": kernel, "patch_size": math.prod(kernel)}
         expected |= {"kssq": math.prod(kernel), "stride": layer.stride, "padding": layer.padding}
         expected |= {"groups": layer.groups, "dilation": layer.dilation}

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..core import plans
+from ..core.checks import autocast_dtype
 from . import layer as layers
 from .layer_code import OPTIONAL, SLOW_NORM, Variant
 from .published import Theirs, published_mro, unreadable
@@ -47,6 +48,8 @@ class Measured(NamedTuple):
     variant: Variant
     ranks: frozenset[int]
     """The numbers of dimensions of the inputs for which the layer computes the variant."""
+    casts_alike: bool
+    """Whether under autocast the layer's outputs have the dtypes of the variant's."""
 
 
 _results: dict[tuple, Measured | str] = {}
@@ -55,14 +58,17 @@ _results: dict[tuple, Measured | str] = {}
 def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) -> Variant | str:
     """The variant that was measured for the present state of the module; or why its own forward must run for x."""
     linear = layers.weighted(module)
-    if linear is not None and (reason := layers.changed(module, linear, x)) is not None:
-        return reason
+    weight: Any = None if linear is None else layers.weight_of(module, linear, x)
+    if isinstance(weight, str):
+        return weight
     found = measure(module)
     if isinstance(found, str):
         return found
     if x is not None and x.dim() not in found.ranks:
         return f"its formula was not confirmed for inputs of {x.dim()} dimensions"
-    return layers.unusual_exponent(module, found.variant.attributes) or found.variant
+    if x is not None and not found.casts_alike and autocast_dtype(x.device.type) is not None:
+        return "under autocast its output has another dtype than its formula's"
+    return layers.unusual_exponent(module, found.variant.attributes, weight) or found.variant
 
 
 def measure(module: Theirs) -> Measured | str:
@@ -177,7 +183,19 @@ def _compare(module: Theirs, plain_geometry: bool) -> Measured | str:
                 ranks.add(x.dim())
         except Exception:  # the layer does not take inputs of this rank
             continue
-    return Measured(variants[0], frozenset(ranks))
+    for t in (first, *parameters):
+        t.data = t.data.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        casts_alike = _have_one_dtype(variants[0], _runs(module, twin, parameters, first))
+    return Measured(variants[0], frozenset(ranks), casts_alike)
+
+
+def _have_one_dtype(variant: Variant, runs: Iterator[tuple[str, Callable]]) -> bool:
+    """Whether the output of each run has the same dtype by the variant as by the layer's own forward."""
+    try:
+        return all(run(variant)[0].dtype == run(None)[0].dtype for _, run in runs)
+    except Exception:  # its own, which it shall raise itself
+        return False
 
 
 def _runs(module: Theirs, twin: Theirs, parameters: list[Tensor], x: Tensor) -> Iterator[tuple[str, Callable]]:
@@ -229,7 +247,7 @@ def _results_of(twin, x: Tensor, parameters: list[Tensor], frozen: bool, forward
     y = forward()
     if late:  # the backward reads the mode
         twin.dynamic_multiplication.state["fixed_weights"] = frozen
-    gradients = torch.autograd.grad(y, [x, *parameters], _numbers(y.shape, 0.7))
+    gradients = torch.autograd.grad(y, [x, *parameters], _numbers(y.shape, 0.7).to(y.dtype))
     return [y.detach(), gradients[0], *(g.reshape(1, -1) for g in gradients[1:])]
 
 

@@ -84,11 +84,8 @@ def find(module: Theirs, x: Tensor | None = None, backend: str | None = None) ->
     for name in code.own:
         if name in own:
             return f"its {name} was assigned on the instance"
-    if parts:
-        if (reason := published.changed_parts(module)) is not None:
-            return reason
-        if own["training"] and "parametrizations" in parts:
-            return "its weight is parametrized: in training every read may change it"
+    if parts and (reason := published.changed_parts(module) or published.changing(module)) is not None:
+        return reason
     if code.late:
         mode = parts["dynamic_multiplication"]
         if (reason := published.changed_mode(mode)) is not None:

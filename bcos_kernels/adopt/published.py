@@ -21,8 +21,8 @@ from . import fingerprint
 
 __all__ = [
     "CODES", "PARAMETRIZED", "TABLE", "Code", "Reading", "Theirs", "Unknown", "assigned", "changed_mode",
-    "changed_parts", "code", "finds_otherwise", "origin", "pair", "published_mro", "reads_code", "rows", "unreadable",
-    "watched",
+    "changed_parts", "changing", "code", "finds_otherwise", "origin", "pair", "published_mro", "reads_code", "rows",
+    "unreadable", "watched",
 ]  # fmt: skip
 
 Theirs = Any
@@ -163,6 +163,17 @@ def changed_parts(module: Theirs, names: Iterable[str] | None = None, weighted: 
         if _torch.has_hook(parts[name], parts[name] is weighted):
             return f"its .{name} has a hook"
     return None
+
+
+def changing(part: Theirs) -> str | None:
+    """Why the weight of a part must be read only by its own code, and as often as there; None where it need not."""
+    parametrizations = part._modules.get("parametrizations")
+    if parametrizations is None:
+        return None
+    steps = (step for chain in parametrizations.values() for one in chain for step in one.modules())
+    if not any(step.training for step in steps):
+        return None
+    return "its weight is parametrized: in training every read may change it"
 
 
 def assigned(module: Theirs, names: Iterable[str], part: str = "") -> str | None:

@@ -203,8 +203,9 @@ def _second(op: Op, spec, late: Late, frozen: bool, needs, grad: Tensor, inputs,
     """The vector-Jacobian product of the reference's vector-Jacobian product; every higher order is exact.
 
     ``grads`` are the gradients of those of the inputs. Returns the gradients of ``grad`` and of the inputs, and None
-    for those that are not ``wanted``.
+    for those that are not ``wanted``, or on which no gradient depends.
     """
+    wanted = (wanted[0], *op.without_added(wanted[1:]))
     grads = tuple(g if need else None for need, g in zip(needs, grads, strict=True))
     if all(g is None for g in grads):
         return (None,) * (1 + len(inputs))

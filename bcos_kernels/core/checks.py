@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "Described", "autocast_dtype", "check_dense", "check_model", "check_tensor", "described", "epsilon", "flag",
-    "integer", "late_mode", "out_dtype", "pair", "sizes", "without_autocast",
+    "Described", "autocast_dtype", "check_dense", "check_model", "check_tensor", "described", "flag", "integer",
+    "late_mode", "out_dtype", "pair", "real", "sizes", "without_autocast",
 ]  # fmt: skip
 
 
@@ -89,15 +89,13 @@ def pair(name: str, value, least: int) -> tuple[int, int]:
     return first, second
 
 
-def epsilon(name: str, value) -> float:
-    """The value as a finite float of at least 0."""
-    if type(value) is float and 0 <= value < math.inf:
-        return value
+def real(name: str, value, least: float = 0, above: bool = False, needed: str = "a float") -> float:
+    """The value as a finite float of at least ``least``, or ``above`` it; ``needed`` says what the argument may be."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}={value!r}: a float is needed, not {type(value).__name__}")
+        raise TypeError(f"{name}={value!r}: {needed} is needed, not {type(value).__name__}")
     number = float(value)
-    if not 0 <= number < math.inf:
-        raise ValueError(f"{name}={value!r}: must be finite and at least 0")
+    if not least <= number < math.inf or (above and number == least):
+        raise ValueError(f"{name}={value!r}: must be finite and {'above' if above else 'at least'} {least}")
     return number
 
 

@@ -42,6 +42,8 @@ class Op:
         batches: whether the first dimension of x is a batch of independent rows, so that vmap over x alone is one call
             of a larger batch.
         scaling: the inputs that shape the scale alone, and so have no gradient in a backward that freezes it.
+        added: the inputs that are only added to the first output: neither its gradients nor the intermediates depend on
+            them.
         returned: how many of the outputs the caller of a function gets; the rest is kept for the backward alone.
         second_in_parts: ``second_in_parts(derived, grad, inputs, spec, grads, wanted)`` forms the second derivative of
             the reference in parts that need less memory: the gradients of ``grad`` and of the inputs, None for those
@@ -67,6 +69,7 @@ class Op:
         fake: Callable[..., tuple],
         batches: bool = False,
         scaling: tuple[str, ...] = (),
+        added: tuple[str, ...] = (),
         returned: int = 1,
         second_in_parts: Callable[..., tuple] | None = None,
         flops: Callable[..., int] | None = None,
@@ -77,6 +80,7 @@ class Op:
         self.call, self.reference, self.fake, self.batches = call, reference, fake, batches
         self.returned, self.second_in_parts, self.flops = returned, second_in_parts, flops
         self.has_frozen_gradient = tuple(field not in scaling for field in inputs._fields)
+        self.is_added = tuple(field in added for field in inputs._fields)
         self.backends: dict[str, Backend] = {}
         self.candidates: list[Candidate] = []
         self.candidates_of = lru_cache(maxsize=64)(self._candidates_of)
@@ -320,6 +324,10 @@ class Op:
                 return candidate.second(v, grad, inputs, saved, call, frozen, wanted)
         return None
 
+    def without_added(self, needs) -> tuple[bool, ...]:
+        """The gradients that are needed and exist where the first output itself has no gradient."""
+        return tuple(need and not added for need, added in zip(needs, self.is_added, strict=True))
+
     def joined(
         self,
         grad: Tensor | None,
@@ -333,6 +341,8 @@ class Op:
         gradient_map=None,
     ) -> tuple:
         """A backward that also takes the gradients ``joined`` of the op's intermediates, from :meth:`second`."""
+        if grad is None:
+            needs = self.without_added(needs)
         candidate = next(c for c in self.candidates_of(backend) if c.second is not None)
         call = call.of_backward(needs)
         return candidate.backward(grad, inputs, saved, call, None, frozen, needs, joined, **_given(gradient_map))

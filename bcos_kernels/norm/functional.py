@@ -118,7 +118,7 @@ def _make_plan(x, weight, bias, mean, var, detach: bool, channels_last: bool, op
         "position" if over == TOKEN else over,
         groups,
         centered,
-        checks.epsilon("eps", eps),
+        checks.real("eps", eps),
         detach,
         checks.out_dtype(dtype, x.dtype) or y_dtype,
         paired,

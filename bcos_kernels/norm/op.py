@@ -26,6 +26,7 @@ NORM = op.Op(
     call=call.of,
     reference=reference.norm,
     fake=_fake,
+    added=("bias",),
     returned=3,
 )
 autograd.register(NORM)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from functools import reduce
-from numbers import Real
 
 import torch
 from torch import Tensor
 
-from ..core.checks import autocast_dtype, check_dense, described, epsilon, integer, sizes
+from ..core.checks import autocast_dtype, check_dense, described, integer, real, sizes
 
 __all__ = [
     "AXES", "PADDING_MODES", "channels", "convolution_geometry", "convolution_sizes", "exponent", "filters",
@@ -23,7 +21,7 @@ def norm_epsilons(value) -> tuple[float, float]:
     """``norm_eps`` as two floats, one of them above 0, because a zero patch would have no cosine otherwise."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise ValueError(f"norm_eps={value!r}: two floats are needed, (inside the root, added to the root)")
-    inside, outside = epsilon("norm_eps[0]", value[0]), epsilon("norm_eps[1]", value[1])
+    inside, outside = real("norm_eps[0]", value[0]), real("norm_eps[1]", value[1])
     if inside + outside == 0:
         raise ValueError(f"norm_eps={value!r}: one of the two must be above 0, or zero patches would divide by zero")
     return inside, outside
@@ -41,22 +39,15 @@ def result_dtype(low: torch.dtype | None, x: Tensor, b, weight: Tensor | None = 
     return reduce(torch.promote_types, (t.dtype for t in parts if t is not None), low or x.dtype)
 
 
-def exponent(b, x: Tensor) -> tuple[float | None, Tensor | None]:
-    """``b`` as ``(number, None)`` or ``(None, tensor)``; the value of a tensor is never read."""
+def exponent(b, x: Tensor) -> float | None:
+    """``b`` as a number; None for a tensor, whose value is never read."""
     if isinstance(b, Tensor):
         if b.numel() != 1 or not b.is_floating_point():
             raise ValueError(f"b: a tensor must hold one floating-point value, not shape {tuple(b.shape)} of {b.dtype}")
         if b.device != x.device:
             raise ValueError(f"b is on {b.device}, x on {x.device}: both must be on one device")
-        return None, b
-    if type(b) in (int, float) and 1 <= b < math.inf:
-        return float(b), None
-    if not isinstance(b, Real):
-        raise TypeError(f"b={b!r}: a float of at least 1 or a tensor is needed, not {type(b).__name__}")
-    number = float(b)
-    if not 1 <= number < math.inf:
-        raise ValueError(f"b={b!r}: must be finite and at least 1")
-    return number, None
+        return None
+    return real("b", b, 1, needed="a float of at least 1 or a tensor")
 
 
 def single_filters(max_out: int) -> None:

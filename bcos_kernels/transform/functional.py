@@ -15,7 +15,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from .. import tally
 from ..core import _torch, autograd, device, plans
 from ..core.candidate import REFERENCE
-from ..core.checks import autocast_dtype, epsilon, flag, late_mode, out_dtype, without_autocast
+from ..core.checks import autocast_dtype, flag, late_mode, out_dtype, real, without_autocast
 from . import checks, reference
 from .call import Call
 from .op import TRANSFORM
@@ -123,7 +123,7 @@ def _around(plan: Plan, x, weight, bias, b, late, geometry: tuple, options: tupl
 def _make_plan(x, weight, bias, b, detach: bool, geometry: tuple, options: tuple) -> Plan:
     """Checks every argument and chooses the backend."""
     max_out, normalize_weights, weight_in_norm, norm_eps, cos_eps, exact_two, given, backend = options
-    exponent, _ = checks.exponent(b, x)
+    exponent = checks.exponent(b, x)
     if geometry:
         checks.tensors(x, weight, bias, 2 + geometry[0])
         shape, weight_shape, padding, options_of_axes = _convolution(x, weight, geometry, exponent != 1)
@@ -151,7 +151,7 @@ def _make_plan(x, weight, bias, b, detach: bool, geometry: tuple, options: tuple
         b=exponent,
         unit=unit and not signs,
         norm_eps=norm_eps,
-        cos_eps=epsilon("cos_eps", cos_eps),
+        cos_eps=real("cos_eps", cos_eps),
         exact_two=flag("exact_two", exact_two),
         detach=detach,
         out_dtype=y_dtype,

@@ -59,9 +59,13 @@ def sized(layer: Any) -> Any:
 def patch_norms(x: Tensor, layer: Any) -> Tensor:
     """n = √(Σ_patch x² + 1e-6) of a B-cos convolution: ``[N, 1, ...]``; with groups ``[N, O, ...]``. N may lack."""
     conv, axes = sized(layer), layer.axes
-    kernel = sizes("kernel_size", conv.kernel_size, 1, axes)
-    shape = layer.out_channels, layer.in_channels // layer.groups, *kernel
-    weight = torch.empty(shape, device="meta") if conv is layer else conv.weight
+    if conv is layer:
+        kernel = sizes("kernel_size", conv.kernel_size, 1, axes)
+        shape = layer.out_channels * layer.max_out, layer.in_channels // layer.groups, *kernel
+        weight = torch.empty(shape, device="meta")
+    else:  # it may have another size than the layer was made with
+        weight = conv.weight
+    kernel, outputs = tuple(weight.shape[2:]), len(weight) // layer.max_out
     stride, pads, dilation, groups = checks.convolution_geometry(
         x, weight, axes, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
     )
@@ -70,7 +74,7 @@ def patch_norms(x: Tensor, layer: Any) -> Tensor:
     spec = Spec(stride=stride, padding=(0,) * axes, dilation=dilation, groups=groups)
     norms = reference.patch_norm(padded, kernel, spec).to(x.dtype)
     if groups > 1:
-        norms = norms.repeat_interleave(layer.out_channels // groups, 1)
+        norms = norms.repeat_interleave(outputs // groups, 1)
     return norms if batched else norms.squeeze(0)
 
 
@@ -83,8 +87,11 @@ def by_parts(
     ``geometry`` and ``options`` are those of :func:`bcos_kernels.transform.functional.transform`.
     """
     max_out, _, _, norm_eps, cos_eps, exact_two, out_dtype, _ = options
-    exponent, _ = checks.exponent(b, x)
+    exponent = checks.exponent(b, x)
     products = linear(x)
+    count = products.shape[-1 - (geometry[0] if geometry else 0)]
+    if count % max_out:
+        raise ValueError(f"max_out={max_out} does not divide the {count} outputs of the linear part")
     if out_dtype is None:
         low = autocast_dtype(x.device.type)
         out_dtype = products.dtype if exponent == 1 else checks.result_dtype(low, x, b)
