@@ -20,6 +20,8 @@ def plain():
     return nn.Linear(4, 4)
 def text():
     return "no module"
+def mistaken():
+    return nn.Linear(4, text().width)
 """
 BAD = {
     "": "arguments are required: <command>",
@@ -157,6 +159,25 @@ def test_every_command_is_among_them():
     named = {arguments.split()[0] for arguments in BAD if arguments}
     assert set(cli.COMMANDS) <= named
     assert {"bench report", "bench compare"} <= {" ".join(arguments.split()[:2]) for arguments in BAD}
+
+
+@pytest.mark.parametrize("argv", ["explain val --out o --model {}", "bench --input 1,4 --device cpu --module {}"])
+@pytest.mark.parametrize(
+    "code, words",
+    [
+        ("mine:mistaken", "AttributeError: 'str' object has no attribute 'width'"),
+        ("wrong:made", "ValueError: no such width"),
+        ("unread:made", "SyntaxError: '(' was never closed (unread.py, line 1)"),
+    ],
+)
+def test_an_error_of_the_users_code_is_told_with_its_traceback(argv, code, words, folder, capsys):
+    (folder / "wrong.py").write_text("raise ValueError('no such width')")
+    (folder / "unread.py").write_text("made = (")
+    assert status(argv.format(code)) == 2
+    *traced, told = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"bcos_kernels {argv.split()[0]}: ") and told.endswith(f" {code}: {words}")
+    name = code.partition(":")[0]
+    assert any(f'{name}.py", line' in line for line in traced)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
