@@ -163,8 +163,11 @@ def installing(extra: str) -> str:
 def refused(command: str, reason: Exception | str) -> int:
     """Says in one line on stderr why a command does not do what it was asked for; returns its exit status.
 
-    An error of the user's own code is shown with its traceback first.
+    An error of the user's own code is shown with its traceback first. That stdout was closed is no reason: its error is
+    raised again, and :func:`printable` ends the command.
     """
+    if isinstance(reason, BrokenPipeError):
+        raise reason
     if isinstance(reason, CodeError):
         traceback.print_exception(reason.__cause__)
     if isinstance(reason, ModuleNotFoundError) and reason.name in EXTRA:
