@@ -12,6 +12,7 @@ from PIL import Image
 
 from bcos_kernels import cli
 from bcos_kernels.cli import doctor, main
+from bcos_kernels.cli.bench import workloads
 
 MINE = """
 from torch import nn
@@ -209,6 +210,16 @@ def test_a_package_of_an_extra_that_is_not_installed_is_named(argv, tmp_path, mo
     monkeypatch.setitem(sys.modules, "bcos", None)
     assert main(argv.format(tmp_path, tmp_path / "out").split()) == 2
     assert NOT_THERE.format("bcos") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", ["explain val --hub simple_vit_ti_patch16_224 --out o", "bench --list --layers vit_s"])
+def test_the_package_that_a_transformer_needs_is_named(argv, monkeypatch, capsys):
+    """The entry points of ``bcos`` raise an error of their own without it."""
+    workloads._on_meta.cache_clear()
+    workloads._read.cache_clear()
+    monkeypatch.setitem(sys.modules, "einops", None)
+    assert status(argv) == 2
+    assert capsys.readouterr().err == f"bcos_kernels {argv.split()[0]}: {NOT_THERE.format('einops')}\n"
 
 
 @pytest.mark.slow
