@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ def import_reference() -> ModuleType:
     return importlib.import_module("bcos")
 
 
-def entry_point(name: str) -> Callable[..., torch.nn.Module]:
+def entry_point(name: str) -> Callable[..., Any]:
     """The function of ``bcos.models.pretrained`` with this name. Raises ImportError if it needs a missing package."""
     import_reference()
     if "vit" in name:
