@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .core.checks import check_tensor
+from .core.formula import accumulated
 from .explanation.result import averaged, check_smooth
 from .text import many
 
@@ -150,7 +151,8 @@ def grid_pointing(contributions: Tensor, smooth: int = 0) -> Tensor:
             none. The papers take 15.
 
     Returns:
-        ``[..., n²]``, from 0 to 1; 0 where no contribution is positive, NaN where one is NaN.
+        ``[..., n²]``, from 0 to 1, for half precision in float32; 0 where no contribution is positive, NaN where one
+        is NaN.
 
     Raises:
         TypeError: ``contributions`` is not a tensor.
@@ -163,7 +165,7 @@ def grid_pointing(contributions: Tensor, smooth: int = 0) -> Tensor:
     n = _side(count)
     if height % n or width % n:
         raise ValueError(f"contributions has shape {tuple(contributions.shape)}: {n} cells do not divide its sides")
-    positive = _smoothed(contributions.detach(), smooth).clamp(min=0)
+    positive = _positive(contributions, smooth)
     means = positive.reshape(*lead, count, n, height // n, n, width // n).mean((-3, -1))
     of_cells = means.transpose(-1, -2).flatten(-2)  # of each column its rows, as make_grid places images
     total = of_cells.sum(-1, keepdim=True)
@@ -190,8 +192,8 @@ def energy_pointing(
             get NaN.
 
     Returns:
-        ``[P]``, from 0 to 1; 0 where the positive contributions sum to less than 1e-7. ``torch.nanmean`` of it is model
-        guidance's figure.
+        ``[P]``, from 0 to 1, for half precision in float32; 0 where the positive contributions sum to less than 1e-7.
+        ``torch.nanmean`` of it is model guidance's figure.
 
     Raises:
         TypeError: ``contributions`` is not a tensor.
@@ -201,7 +203,7 @@ def energy_pointing(
     if contributions.dim() != 3 or len(boxes) != len(contributions):
         shape = tuple(contributions.shape)
         raise ValueError(f"contributions has shape {shape} and boxes {len(boxes)} lists: [P, H, W] and P are needed")
-    positive = _smoothed(contributions.detach(), smooth).clamp(min=0)
+    positive = _positive(contributions, smooth)
     inside = torch.zeros_like(positive, dtype=torch.bool)
     for mask, of_map in zip(inside, boxes, strict=True):
         for box in of_map:
@@ -252,9 +254,11 @@ def scaled_boxes(
     ]
 
 
-def _smoothed(maps: Tensor, smooth: int) -> Tensor:
+def _positive(maps: Tensor, smooth: int) -> Tensor:
+    """The positive values of the smoothed maps. Those of half precision become fp32: a sum in fp16 may be infinite."""
     check_smooth(smooth)
-    return averaged(maps, smooth) if smooth else maps
+    maps = accumulated(maps.detach())
+    return (averaged(maps, smooth) if smooth else maps).clamp(min=0)
 
 
 def _side(cells: int) -> int:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from bcos_kernels import cli
 from bcos_kernels.cli import doctor, main
+from bcos_kernels.cli.bench import workloads
 
 MINE = """
 from torch import nn
@@ -20,6 +21,8 @@ def plain():
     return nn.Linear(4, 4)
 def text():
     return "no module"
+def mistaken():
+    return nn.Linear(4, text().width)
 """
 BAD = {
     "": "arguments are required: <command>",
@@ -159,6 +162,25 @@ def test_every_command_is_among_them():
     assert {"bench report", "bench compare"} <= {" ".join(arguments.split()[:2]) for arguments in BAD}
 
 
+@pytest.mark.parametrize("argv", ["explain val --out o --model {}", "bench --input 1,4 --device cpu --module {}"])
+@pytest.mark.parametrize(
+    "code, words",
+    [
+        ("mine:mistaken", "AttributeError: 'str' object has no attribute 'width'"),
+        ("wrong:made", "ValueError: no such width"),
+        ("unread:made", "SyntaxError: '(' was never closed (unread.py, line 1)"),
+    ],
+)
+def test_an_error_of_the_users_code_is_told_with_its_traceback(argv, code, words, folder, capsys):
+    (folder / "wrong.py").write_text("raise ValueError('no such width')")
+    (folder / "unread.py").write_text("made = (")
+    assert status(argv.format(code)) == 2
+    *traced, told = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"bcos_kernels {argv.split()[0]}: ") and told.endswith(f" {code}: {words}")
+    name = code.partition(":")[0]
+    assert any(f'{name}.py", line' in line for line in traced)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("arguments", ["bench --device cuda", "tune --model mine:plain --input 1,4"])
 def test_without_a_gpu(arguments, capsys):
@@ -188,6 +210,16 @@ def test_a_package_of_an_extra_that_is_not_installed_is_named(argv, tmp_path, mo
     monkeypatch.setitem(sys.modules, "bcos", None)
     assert main(argv.format(tmp_path, tmp_path / "out").split()) == 2
     assert NOT_THERE.format("bcos") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", ["explain val --hub simple_vit_ti_patch16_224 --out o", "bench --list --layers vit_s"])
+def test_the_package_that_a_transformer_needs_is_named(argv, monkeypatch, capsys):
+    """The entry points of ``bcos`` raise an error of their own without it."""
+    workloads._on_meta.cache_clear()
+    workloads._read.cache_clear()
+    monkeypatch.setitem(sys.modules, "einops", None)
+    assert status(argv) == 2
+    assert capsys.readouterr().err == f"bcos_kernels {argv.split()[0]}: {NOT_THERE.format('einops')}\n"
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ def no_forward(module, args):
 
 BCOS = made("bcos")
 X = example("bcos")
+PARAMETER = nn.Parameter(torch.ones(3, 5))
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,7 @@ def test_bad_input_is_told_before_any_forward(call, error, words):
         (lambda m: bk.explain(m, X, output=lambda m, x: m(x)[:, 0]), ValueError, r"output has shape \(3,\)"),
         (lambda m: bk.explain(m, X, output=lambda m, x: m(x).detach()), ValueError, "has no graph"),
         (lambda m: bk.explain(m, X, output=lambda m, x: m(x.detach())), ValueError, "does not depend on the images"),
+        (lambda m: bk.explain(m, X, output=lambda m, x: PARAMETER), ValueError, "does not depend on the images"),
     ],
 )
 @pytest.mark.filterwarnings("error")

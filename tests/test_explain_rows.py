@@ -1,7 +1,8 @@
-"""``bk.explain``: directions that are trained, what a model may return, compiled models, and pictures."""
+"""``bk.explain``: trained directions, integers of NumPy, what a model may return, compiled models, and pictures."""
 
 from collections import OrderedDict, namedtuple
 
+import numpy as np
 import pytest
 import torch
 from test_explain import example, made
@@ -24,6 +25,17 @@ def test_the_graph_of_directions_is_kept():
     (expected,) = torch.autograd.grad(torch.einsum("tk,nkhw->nthw", again, rows).square().sum(), again)
     assert gradient.allclose(expected, rtol=1e-9)
     assert not bk.explain(model, x, directions).contributions.requires_grad
+
+
+def test_integers_of_numpy():
+    """As labels of files and counts of a configuration have them; torch has no minimum of the large unsigned dtypes."""
+    model, x = made("bcos"), example("bcos")
+    expected = bk.explain(model, x, [[0, 1], [4, 4], [1, 2]])
+    for dtype in (np.int64, np.uint8, np.uint16, np.uint32, np.uint64):
+        classes = expected.targets.numpy().astype(dtype)
+        found = bk.explain(model, x, classes, chunk=dtype(1))
+        assert torch.equal(found.targets, expected.targets)
+        assert torch.allclose(found.weights, expected.weights, rtol=1e-11)
 
 
 class Returning(torch.nn.Module):

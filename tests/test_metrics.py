@@ -164,6 +164,20 @@ def test_what_is_no_tensor_is_named(call, name):
         call(torch.ones(4, 4, 4).numpy())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [1.0, 1e-7])
+def test_maps_in_half_precision_have_the_shares_of_their_values(dtype, size):
+    """The sum of ones over 768 pixels squared is infinite in float16, and the means of small values are 0."""
+    maps = torch.full((4, 768, 768), size, dtype=dtype)
+    maps[:, 384:] *= 2
+    for smooth in (0, 5):
+        found = metrics.grid_pointing(maps, smooth)
+        assert torch.equal(found, metrics.grid_pointing(maps.float(), smooth))
+    shares = metrics.energy_pointing(maps, [[(0, 0, 384, 384)]] * 4)
+    assert torch.equal(shares, metrics.energy_pointing(maps.float(), [[(0, 0, 384, 384)]] * 4))
+    assert shares.allclose(torch.full((4,), 1 / 6))
+
+
 def test_what_is_not_a_number_is_not_0():
     maps = torch.rand(2, 4, 4, 4)
     maps[0, 1, 0, 0] = math.nan

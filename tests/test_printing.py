@@ -49,10 +49,11 @@ def test_report_prints_in_any_encoding(encoding, file, monkeypatch):
 
 
 @pytest.mark.slow
-def test_doctor_ends_quietly_where_its_reader_does():
+@pytest.mark.parametrize("argv", [["doctor"], ["bench", "--list"]])
+def test_a_command_ends_quietly_where_its_reader_does(argv):
     """``doctor | head -1``: the reader is gone before anything is printed."""
     reader, writer = os.pipe()
-    process = subprocess.Popen([*COMMAND, "doctor"], env=environment(), stdout=writer, stderr=subprocess.PIPE)
+    process = subprocess.Popen([*COMMAND, *argv], env=environment(), stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     os.close(reader)
     _, error = process.communicate()

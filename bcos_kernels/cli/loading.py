@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import adopt
-from ..compat import declare_torchvision_operators_when_needed, import_reference
+from ..compat import declare_torchvision_operators_when_needed, entry_point, import_reference
 from ..conversion import AddInverse
 from ..explanation.modes import has_explanation_mode
 from .terminal import add_factory, at_least, factory, module_of
@@ -80,7 +80,7 @@ def _built(options: argparse.Namespace) -> nn.Module:
         known = pretrained.list_available()
         if options.hub not in known:
             raise ValueError(f"--hub {options.hub}: allowed are {', '.join(known)}")
-        build = getattr(pretrained, options.hub)
+        build = entry_point(options.hub)
         arguments = {"pretrained": options.weights is None, **arguments}
     return module_of(_option(options), build, arguments)
 

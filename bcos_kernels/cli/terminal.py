@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -65,6 +66,14 @@ def add_factory(parser: Any, option: str, what: str) -> None:
     parser.add_argument("--factory-args", metavar="JSON", type=json_object, default={}, help=told)
 
 
+class CodeError(ValueError):
+    """The user's own code failed: its cause says where, and :func:`refused` shows it with its traceback."""
+
+    def __init__(self, source: str, error: Exception) -> None:
+        """``source`` is the option that names the code, and its value."""
+        super().__init__(f"{source}: {type(error).__name__}: {error}")
+
+
 def factory(option: str, name: str) -> Callable:
     """The callable ``factory`` of ``name``, which reads ``pkg.module:factory``.
 
@@ -72,6 +81,7 @@ def factory(option: str, name: str) -> Callable:
         ImportError: the module cannot be imported.
         ValueError: ``name`` reads otherwise, or the module has no such attribute.
         TypeError: the attribute cannot be called.
+        CodeError: the module raises another error.
 
     Each message begins with ``option``.
     """
@@ -85,6 +95,8 @@ def factory(option: str, name: str) -> Callable:
         found = importlib.import_module(module)
     except ImportError as error:
         raise ImportError(f"{option} {name}: {error}") from error
+    except Exception as error:
+        raise CodeError(f"{option} {name}", error) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise ValueError(f"{option} {name}: {module} has no {attribute}")
@@ -100,13 +112,18 @@ def module_of(source: str, build: Callable, arguments: dict[str, Any]) -> nn.Mod
     Raises:
         TypeError: it does not take these arguments, or returns no module. The message begins with ``source``, the
             option that names the callable, and its value.
+        ImportError, OSError: as the callable raises them; they name what is missing.
+        CodeError: the callable raises another error.
     """
     try:
         made = build(**arguments)
-    except TypeError as error:
-        if error.__traceback__ is None or error.__traceback__.tb_next is not None:  # it was raised within the callable
-            raise
-        raise TypeError(f"{source} with --factory-args {json.dumps(arguments)}: {error}") from error
+    except (ImportError, OSError):
+        raise
+    except Exception as error:
+        steps = traceback.extract_tb(error.__traceback__)
+        if isinstance(error, TypeError) and len(steps) == 1:  # the call itself, which the callable does not take
+            raise TypeError(f"{source} with --factory-args {json.dumps(arguments)}: {error}") from error
+        raise CodeError(source, error) from error
     if not isinstance(made, nn.Module):
         raise TypeError(f"{source} returned {type(made).__name__}, not a torch.nn.Module")
     return made
@@ -144,7 +161,15 @@ def installing(extra: str) -> str:
 
 
 def refused(command: str, reason: Exception | str) -> int:
-    """Says in one line on stderr why a command does not do what it was asked for; returns its exit status."""
+    """Says in one line on stderr why a command does not do what it was asked for; returns its exit status.
+
+    An error of the user's own code is shown with its traceback first. That stdout was closed is no reason: its error is
+    raised again, and :func:`printable` ends the command.
+    """
+    if isinstance(reason, BrokenPipeError):
+        raise reason
+    if isinstance(reason, CodeError):
+        traceback.print_exception(reason.__cause__)
     if isinstance(reason, ModuleNotFoundError) and reason.name in EXTRA:
         reason = f"needs {reason.name}, not installed here: {installing('explain')}"
     print(f"bcos_kernels {command}: {' '.join(str(reason).split())}", file=sys.stderr)

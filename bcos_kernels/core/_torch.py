@@ -219,7 +219,7 @@ def will_run(node) -> bool:
 
 def largest_gradient(y: Tensor, x: Tensor) -> int:
     """The bytes of the largest gradient that a backward from y to x alone passes on."""
-    first, last = y.grad_fn, torch.autograd.graph.get_gradient_edge(x).node
+    first, last = (torch.autograd.graph.get_gradient_edge(t).node for t in (y, x))
     before: dict[Any, list[Any]] = {first: []}
     left: list[Any] = [first]
     while left:

@@ -72,7 +72,8 @@ def explain(
     flag("create_graph", create_graph)
     flag("weights", weights)
     model = _torch.uncompiled(model)  # a compiled backward forms one row and has no derivative
-    _check(model, images, output, chunk, create_graph)
+    _check(model, images, output, create_graph)
+    chunk = None if chunk is None else integer("chunk", chunk, 1)
     chosen = parse(targets, len(images), create_graph)
     x = images if create_graph and images.requires_grad else images.detach()
     with torch.inference_mode(False), torch.enable_grad(), explanation_mode(model):
@@ -84,7 +85,7 @@ def explain(
     return Explanation(kept(x), kept(logits), rows.named, found.weights, found.contributions)
 
 
-def _check(model: Any, images: Any, output: Any, chunk: Any, create_graph: bool) -> None:
+def _check(model: Any, images: Any, output: Any, create_graph: bool) -> None:
     """Raises TypeError or ValueError for what can be wrong before the forward."""
     check_model(model)
     if not has_explanation_mode(model):
@@ -115,8 +116,6 @@ def _check(model: Any, images: Any, output: Any, chunk: Any, create_graph: bool)
             raise ValueError(f"output={output!r}: the model has no module of this name")
     elif output is not None and not callable(output):
         raise TypeError(f"output={output!r}: the name of a module, a function or None is needed")
-    if chunk is not None:
-        integer("chunk", chunk, 1)
 
 
 def _logits(model: nn.Module, x: Tensor, output: Output) -> Tensor:

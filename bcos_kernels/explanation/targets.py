@@ -146,7 +146,7 @@ def _classes(found: Tensor, images: int) -> Tensor:
     if found.dim() > 2 or (found.dim() and len(found) != images) or not found.numel():
         shape = tuple(found.shape)
         raise ValueError(f"targets has shape {shape}: for {images} images ({images},) and ({images}, T) are allowed")
+    found = found.long()  # the unsigned dtypes of more than 8 bits have no minimum in torch
     if int(found.min()) < 0:
         raise ValueError(f"targets: class {int(found.min())} is below 0")
-    found = found.long()
     return found.expand(images, 1) if found.dim() == 0 else found.view(images, -1)

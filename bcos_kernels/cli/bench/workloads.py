@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...compat import import_reference
+from ...compat import entry_point, import_reference
 from ...core.formats import channels_last
 from ...modules import BcosConv1d, BcosConv3d, BcosLayer
 from ...transform import Spec
@@ -231,10 +231,7 @@ class Norm(Workload):
 
 def network(model: str) -> nn.Module:
     """The reference's model with random weights; ``model`` is one of ``MODELS``."""
-    import_reference()
-    from bcos.models import pretrained
-
-    return getattr(pretrained, MODELS[model][0])(pretrained=False)
+    return entry_point(MODELS[model][0])(pretrained=False)
 
 
 def _pair(value) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ... import accelerate
+from ...compat import entry_point
 from ...text import aligned, many, progress
 from ..measure import ratio
 from .converting import HEIGHT, WIDTH, Fine, explain_photographs, fine_tune
@@ -84,14 +85,13 @@ def explain_digits(
 
 def explain_models(zoo: dict[str, str], seed: int, repeats: int, advance: Callable[[], None]) -> dict[str, Explained]:
     """Explanations of a photograph by each model of ``zoo`` with random weights, for their times and errors."""
-    from bcos.models import pretrained
     from PIL import Image
 
     photograph = Image.fromarray(next(iter(load_photographs().values())))
     explained: dict[str, Explained] = {}
     for name, entry in zoo.items():
         torch.manual_seed(seed)
-        model = getattr(pretrained, entry)(pretrained=False).eval().to(memory_format=torch.channels_last)
+        model = entry_point(entry)(pretrained=False).eval().to(memory_format=torch.channels_last)
         image = model.transform(photograph).unsqueeze(0).to(memory_format=torch.channels_last)
         explained[name] = explain((model, twin(model)), image, repeats, smooth=15)
         advance()
