@@ -53,6 +53,8 @@ def pytest_xdist_make_scheduler(config, log):
             return nodeid if file.endswith(APART) else file
 
         def _assign_work_unit(self, node) -> None:
+            if node not in self.registered_collections:  # in the place of one that died: it gets its tests later
+                return
             self.workqueue.move_to_end(min(self.workqueue, key=self._rank), last=False)
             super()._assign_work_unit(node)
 
