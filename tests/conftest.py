@@ -67,6 +67,18 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 @pytest.fixture
+def backend():
+    """The backend of tests that several backends share; on a GPU and its stand-ins theirs takes the place."""
+    return "cpu"
+
+
+@pytest.fixture
+def device():
+    """Where the tensors of these tests lie."""
+    return "cpu"
+
+
+@pytest.fixture
 def one_process(tmp_path):
     """A process group of this process alone.
 
