@@ -1,6 +1,7 @@
 """Results as a benchmark run stores them, made with the noise of real machines instead of being measured."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,12 @@ def result(seed=0, changed=None, noise=(0.05, 0.15), between=0.0, wander=0.0, ma
         "settings": {"batch": {"layers": 8, "models": 8}, "dtype": dtype, "memory_format": "channels_last"},
         "rates": RATES, "rows": rows,
     }  # fmt: skip
+
+
+@cache
+def made(gpu=False):
+    """A result of either machine, which is not to be changed."""
+    return result(machine=GPU if gpu else CPU, dtype="bf16" if gpu else "fp32")
 
 
 def stored(path: Path, document) -> str:

@@ -1,20 +1,14 @@
 """The pictures of ``bench report``: what they show stands where it was measured, and no two labels overlap."""
 
 import copy
-from functools import cache
 
 import numpy as np
 import pytest
-from made_results import CPU, GPU, result
+from made_results import made
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from bcos_kernels.cli.bench import plots, results, tables
-
-
-@cache
-def made(gpu=False):
-    return result(machine=GPU if gpu else CPU, dtype="bf16" if gpu else "fp32")
 
 
 def test_layers_are_drawn_at_their_ratios_on_a_log_axis():

@@ -6,13 +6,12 @@ import re
 import statistics
 import struct
 import sys
-from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from made_results import CPU, GPU, result, stored
+from made_results import made, stored
 
 from bcos_kernels.cli import main
 from bcos_kernels.cli.bench import console, page, plots, render, report, results, tables
@@ -24,11 +23,6 @@ PAGE = "top\n<!-- table -->\nold\n<!-- /table -->\nend\n"
 
 def run_report(*arguments) -> int:
     return main(["bench", "report", *map(str, arguments)])
-
-
-@cache
-def made(gpu=False):
-    return result(machine=GPU if gpu else CPU, dtype="bf16" if gpu else "fp32")
 
 
 @pytest.fixture

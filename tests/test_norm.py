@@ -13,16 +13,6 @@ from bcos_kernels.norm import Spec
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-@pytest.fixture
-def backend():
-    return "cpu"
-
-
-@pytest.fixture
-def device():
-    return "cpu"
-
-
 WAYS = ("batch", "batch_last", "batch_given", "all_last", "group", "group_last", "position", "position_last", "token")
 """A case of each way through the kernels."""
 centered_or_not = pytest.mark.parametrize("centered", [False, True], ids=["uncentered", "centered"])

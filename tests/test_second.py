@@ -28,16 +28,6 @@ CASE_NAMES = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def backend():
-    return "cpu"
-
-
-@pytest.fixture
-def device():
-    return "cpu"
-
-
 def penalty(layer, *inputs):
     (dx,) = grad(layer(*inputs).sin().sum(), inputs[0], create_graph=True)
     return dx.square().sum()

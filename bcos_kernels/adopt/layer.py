@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import MutableMapping
+from numbers import Real
 from operator import attrgetter
 from types import MethodType
 from typing import Any
@@ -255,11 +256,7 @@ def unusual_exponent(module: Theirs, has: frozenset[str], weight: Tensor) -> str
         return "its b is clamped but is not a tensor"
     if "b_loss" in has and module.b_loss:
         b = b + 2
-    try:
-        checks.real("b", b, 1)
-    except (TypeError, ValueError):
-        return f"its b={b!r} is not a float of at least 1"
-    return None
+    return None if isinstance(b, Real) and 1 <= float(b) < math.inf else f"its b={b!r} is not a float of at least 1"
 
 
 _GEOMETRY = attrgetter(*GEOMETRY)

@@ -47,7 +47,8 @@ def exponent(b, x: Tensor) -> float | None:
         if b.device != x.device:
             raise ValueError(f"b is on {b.device}, x on {x.device}: both must be on one device")
         return None
-    return real("b", b, 1, needed="a float of at least 1 or a tensor")
+    number = int(b) if isinstance(b, bool) else b  # the reference takes True for 1
+    return real("b", number, 1, needed="a float of at least 1 or a tensor")
 
 
 def single_filters(max_out: int) -> None:
