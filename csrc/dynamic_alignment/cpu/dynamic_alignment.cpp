@@ -123,7 +123,7 @@ struct Tile {
   }
 };
 
-// body(tile, index) for all tiles of [0, pixels), one after the other.
+// body() for each of tiles [first, last), to which the tile is moved.
 template <typename A, typename F>
 void over_tiles(Tile<A>& tile, int64_t first, int64_t last, F&& body) {
   for (int64_t i = first; i < last; i++) {

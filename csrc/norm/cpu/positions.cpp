@@ -67,8 +67,8 @@ BCOS_INLINE void row_backward(const RowBackward<T, U>& f, int64_t row, A* dgamma
     dx[c] = rounded<T>(A(grad[c]) * f.gamma[c] * k.of_grad + (A(x[c]) - mean) * k.of_x + k.offset);
 }
 
-// body(row, dgamma, dbeta) for every row, which adds to rows of channels; their sums join those of the share,
-// of which all_dbeta may be null.
+// body(row, dgamma, dbeta) for every row, which adds to rows of channels; their sums join those of the share.
+// Either of the latter may be null.
 template <typename A, typename F>
 BCOS_INLINE void with_sums(int64_t C, double* all_dgamma, double* all_dbeta, int64_t begin, int64_t end,
                            F&& body) {

@@ -30,8 +30,8 @@ template <typename T, typename U>
 struct DepthwiseForward {
   DepthwiseShape shape;
   const T* x;
-  const float *taps,
-      *bias;  // [lane block, rows * columns, lane] of alpha w, [lane block, lane], both aligned
+  const float* taps;  // alpha w as [lane block, rows * columns, lane], aligned
+  const float* bias;  // [lane block, lane], aligned
   U *y, *l;
   Constants<float> k;
 };

@@ -34,6 +34,10 @@ struct Taps {
   int64_t count, stride;
 };
 
+// out [pixels, channels] of one tile
+using Product = void (*)(const Taps& taps, const float* weights, float* out, int64_t channels,
+                         int64_t pixels);
+
 #if defined(BCOS_VECTORS)
 // out [pixels, channels]: add(begin, first, sums) adds up outputs [first, first + lanes of V) of kPixels
 // pixels from `begin` on. All pixels take the same outputs before the next ones, whose weights stay in cache.
@@ -102,9 +106,6 @@ void wide_product(const Taps& taps, const float* weights, float* out, int64_t ch
   });
 }
 
-using Product = void (*)(const Taps& taps, const float* weights, float* out, int64_t channels,
-                         int64_t pixels);
-
 Product product_of(int64_t width) {
   switch (width) {
     case 4:
@@ -119,8 +120,6 @@ Product product_of(int64_t width) {
   return nullptr;
 }
 #else
-using Product = void (*)(const Taps&, const float*, float*, int64_t, int64_t);
-
 Product product_of(int64_t) {
   return nullptr;
 }

@@ -183,9 +183,10 @@ BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryForm
       in_rows(some, begin, end, [](const auto& row, int64_t first, int64_t last) { run(row, first, last); });
     };
     const int64_t units = call.rows * outputs.units();
-    if (!needs.bias && !joins && !after.run)
+    const bool in_shares = needs.bias || joins || after.run;
+    if (!in_shares) {
       parallel(units, outputs.unit_size(), [&](int64_t begin, int64_t end) { of_rows(scale, begin, end); });
-    if (needs.bias || joins || after.run) {
+    } else {
       parallel_shares(shares, units, [&](int64_t share, int64_t begin, int64_t end) {
         auto mine = scale;
         Scratch<A> of_tile(needs.bias ? filters : 0);
