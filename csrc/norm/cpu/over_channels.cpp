@@ -20,7 +20,7 @@ Extent make_extent(const Call& call, bool channels_last) {
           one_image ? call.batch * call.positions : call.positions,
           call.channels,
           call.per_image() ? call.channels : 0,
-          channels_last ? (threads + images - 1) / std::max<int64_t>(1, images) : 1};
+          channels_last ? at::ceil_div(threads, std::max<int64_t>(1, images)) : 1};
 }
 
 // The statistics of a call: `sets` sets of channels, one for each image or one for all, in `groups` groups.

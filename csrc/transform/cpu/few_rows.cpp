@@ -28,7 +28,7 @@ constexpr int64_t kFilters = 32;  // of a block: they stay in the caches of one 
 // body(begin, end) with the filters of each block, in parallel
 template <typename F>
 void each_block(int64_t filters, int64_t work_each, F&& body) {
-  parallel((filters + kFilters - 1) / kFilters, kFilters * work_each, [&](int64_t begin, int64_t end) {
+  parallel(at::ceil_div(filters, kFilters), kFilters * work_each, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) body(i * kFilters, std::min(filters, (i + 1) * kFilters));
     RowGemm::release();
   });

@@ -189,7 +189,7 @@ NarrowGroups::NarrowGroups(const Call& call, const at::Tensor& weight, bool forw
 void NarrowGroups::run(const float* in, float* out, int64_t begin, int64_t end) const {
   const auto& [rows, columns] = window_;
   const auto taps = int64_t(steps_.size());
-  const int64_t pixels = end - begin, stride = (pixels + kPixels - 1) / kPixels * kPixels;
+  const int64_t pixels = end - begin, stride = at::round_up(pixels, kPixels);
   std::vector<const float*> at(taps * stride, padding_.const_data_ptr<float>());
   for (int64_t p = 0; p < pixels; p++) {
     const int64_t row = (begin + p) / columns.out, image = row / rows.out;

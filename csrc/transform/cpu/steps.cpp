@@ -33,7 +33,7 @@ constexpr int64_t kTiledWork = 1 << 10;  // a unit of a tiled pass holds a produ
 template <typename F>
 void in_tiles(int64_t begin, int64_t end, F&& body) {
   constexpr int64_t kBlock = 8, kBlocks = RowGemm::kRows / kBlock;
-  const int64_t blocks = (end - begin + kBlock - 1) / kBlock, tiles = (blocks + kBlocks - 1) / kBlocks;
+  const int64_t blocks = at::ceil_div(end - begin, kBlock), tiles = at::ceil_div(blocks, kBlocks);
   for (int64_t i = 0; i < tiles; i++)
     body(begin + blocks * i / tiles * kBlock, std::min(end, begin + blocks * (i + 1) / tiles * kBlock));
 }
