@@ -2,6 +2,7 @@
 
 import threading
 
+import programs
 import pytest
 import torch
 from cases import IDS, error
@@ -278,6 +279,37 @@ def test_several_threads_at_once():
     for thread in threads:
         thread.join()
     assert len(found) == 60 and all(torch.equal(each, expected) for each in found)
+
+
+LEAVES_BESIDE_A_BACKWARD = """
+import faulthandler, threading, time
+import torch
+from bcos_kernels import _C
+
+def forward(inputs):
+    return [inputs[0] * 2]
+
+def backward(grad, inputs, saved, needs, gradient_map):
+    runs.set()
+    time.sleep(1)  # the other thread leaves its map meanwhile
+    return [grad * 2]
+
+runs = threading.Event()
+x, grad = torch.ones(3, requires_grad=True), torch.ones(3)
+(y,) = _C.outputs_of(_C.kernels_started_by_python(forward, backward, backward, 1, 1, 1, False), (x,))
+thread = threading.Thread(target=torch.autograd.grad, args=(y, x, grad))
+faulthandler.dump_traceback_later(20, exit=True)
+thread.start()
+runs.wait()
+_C.leave(y, grad, torch.ones(4, 3), "")
+thread.join()
+"""
+
+
+def test_a_norm_leaves_its_map_beside_a_backward_that_needs_the_gil(tmp_path):
+    (tmp_path / "leaves.py").write_text(LEAVES_BESIDE_A_BACKWARD)
+    code, _, err = programs.outcome(programs.start("leaves.py", cwd=tmp_path))
+    assert code == 0, err
 
 
 def test_nothing_of_a_call_outlives_its_graph():

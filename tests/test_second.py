@@ -158,6 +158,9 @@ def test_the_extension_checks_its_tensors():
     ):
         with pytest.raises((ValueError, TypeError), match=words):
             _C.transform_backward(y, x, weight, None, *saved, dn, dl, None, spec, False, [True] * 4)
+    with pytest.raises(ValueError, match="dn and dl are tensors, allowed: None beside 2 gradients an image"):
+        rows, alone = torch.cat([y, y]), [True, False, False, False]
+        _C.transform_backward(rows, x, weight, None, *saved, n, y, None, spec, True, alone)
 
 
 class Guided(torch.nn.Module):

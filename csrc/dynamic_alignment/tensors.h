@@ -6,13 +6,16 @@
 namespace bcos::dynamic_alignment {
 
 struct Inputs {
-  at::Tensor x, h, weight;  // [N, C, H, W], [N, R, OH, OW], [P*O, R]: row p*O + o is of value p and output o
-  OptionalTensor bias;      // [P*O]
+  at::Tensor x;         // [N, C, H, W]
+  at::Tensor h;         // [N, R, OH, OW]
+  at::Tensor weight;    // [P*O, R]: row p*O + o is of value p and output o
+  OptionalTensor bias;  // [P*O]
 };
 
 struct Outputs {
-  at::Tensor y, norm,
-      l;  // [N, O, OH, OW], and [O, pixels] twice, in the type of sums; l is empty with detach
+  at::Tensor y;     // [N, O, OH, OW]
+  at::Tensor norm;  // [O, pixels], in the type of sums
+  at::Tensor l;     // as norm; empty with detach
 };
 
 // What a backward takes. Its gradient may be of several rows of the dynamic linear map, [rows*N, O, OH, OW].

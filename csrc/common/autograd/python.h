@@ -172,7 +172,8 @@ inline void bind_calls(pybind11::module_ m) {
   bind_fast<again>(m, "again");
   m.def("maker_of", &maker_of, "y"_a);
   m.def("has_hooks", &has_hooks, "y"_a);
-  m.def("leave", &leave, "y"_a, "grad"_a, "map"_a, "message"_a);
+  // it waits for a backward of y's node, which may need the GIL
+  m.def("leave", &leave, py::call_guard<py::gil_scoped_release>(), "y"_a, "grad"_a, "map"_a, "message"_a);
 }
 
 }  // namespace bcos

@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bitset>
 #include <mutex>
 #include <type_traits>
@@ -133,7 +134,7 @@ struct Node : autograd::CppNode<Recorded> {
   c10::VariableVersion version;  // of the first output, where the kernels save it
   uint32_t saved_version = 0;
   Present present;
-  bool differentiated = false;  // whether a backward was
+  std::atomic<bool> differentiated{false};  // whether a backward was; maker_of reads it in any thread
   std::optional<Left> left;
 
   std::string name() const override { return "bcos::Recorded"; }
@@ -162,7 +163,7 @@ struct Node : autograd::CppNode<Recorded> {
     const auto& grad = grads[0];
     const auto map = left ? left->taken(grad) : at::Tensor();
     left.reset();
-    differentiated |= grad.defined() && c10::GradMode::is_enabled();
+    if (grad.defined() && c10::GradMode::is_enabled()) differentiated = true;
     return gradients(ctx_, *kernels, {version, is_changed()}, present, grad, map);
   }
 

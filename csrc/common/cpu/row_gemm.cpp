@@ -1,6 +1,7 @@
 #include "common/cpu/row_gemm.h"
 
 #include <ATen/Context.h>
+#include <ATen/ceil_div.h>
 #include <ATen/native/CPUBlas.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -41,7 +42,8 @@ struct Operand {
 template <typename T>
 void product(int64_t rows, int64_t columns, int64_t terms, int64_t most, Operand<T> a, Operand<T> b, float* c,
              int64_t c_stride) {
-  const int64_t sums = (terms + most - 1) / most, length = ((terms + sums - 1) / sums + 7) / 8 * 8;
+  const int64_t sums = at::ceil_div(terms, most),
+                length = at::round_up<int64_t>(at::ceil_div(terms, sums), 8);
   for (int64_t k = 0; k < terms; k += length)
     blas::brgemm(rows, columns, std::min(length, terms - k), a.stride, b.stride, c_stride, k > 0, a.data + k,
                  b.data + k * b.stride, c, !std::is_same_v<T, float>);
@@ -95,7 +97,7 @@ RowGemm::RowGemm(const at::Tensor& weight, bool forward, const FilterStep& besid
   const auto words = int64_t(size_ * weight.itemsize() / sizeof(float));  // a word is a float or a pair
   const auto* w = static_cast<const float*>(weight.const_data_ptr());
   auto* to = static_cast<float*>(packed_.mutable_data_ptr());
-  parallel((filters_ + kColumns - 1) / kColumns, kColumns * words, [&](int64_t begin, int64_t end) {
+  parallel(at::ceil_div(filters_, kColumns), kColumns * words, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; block++) {
       const int64_t first = block * kColumns, columns = std::min(kColumns, filters_ - first);
       transpose(w + first * words, words, columns, words, to + first * words, columns);

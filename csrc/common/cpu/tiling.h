@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/Parallel.h>
+#include <ATen/ceil_div.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -18,7 +19,7 @@ struct Tiling {
   static constexpr int64_t kBlock = 1024;
 
   int64_t channels() const { return groups * per_group; }
-  int64_t blocks() const { return (pixels + kBlock - 1) / kBlock; }
+  int64_t blocks() const { return at::ceil_div(pixels, kBlock); }
   int64_t units() const { return channels_last ? batch * pixels : batch * groups * blocks(); }
   int64_t unit_size() const { return channels_last ? channels() : per_group * std::min(kBlock, pixels); }
 };
@@ -40,7 +41,10 @@ struct Block {
 // body(begin, end) over count units of work_each elements, in parallel where it pays.
 template <typename F>
 void parallel(int64_t count, int64_t work_each, F&& body) {
-  at::parallel_for(0, count, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, work_each)), body);
+  // A thread with fewer elements takes longer to wake up than to compute them. torch's own passes, which do
+  // less with an element, take twice as many.
+  constexpr int64_t kLeastElements = 16384;
+  at::parallel_for(0, count, std::max<int64_t>(1, kLeastElements / std::max<int64_t>(1, work_each)), body);
 }
 
 // body(share, begin, end) with one share for each thread's partial sums: the same split, so the same sum,

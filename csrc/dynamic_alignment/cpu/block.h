@@ -17,7 +17,7 @@ struct BlockForward {
   A *l, *sums;            // [outputs, pixels]
 };
 
-// l and sums -> norm and y: [outputs, pixels]; the norm replaces the sums, y replaces l where it is `y`.
+// l and sums -> y and norm, [outputs, pixels] of each. The norm takes the place of the sums; y may be l.
 template <typename A>
 struct Finish {
   Norm norm;

@@ -1,6 +1,7 @@
 #include "dynamic_alignment/cpu/dynamic_alignment.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/ceil_div.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
@@ -22,18 +23,14 @@ using bcos::cpu::pointer;
 // beside it; a tile has at most kPixels pixels and, unless there are many outputs, at least kFewest.
 constexpr int64_t kBlock = 1 << 16, kPixels = 256, kFewest = 32;
 
-int64_t up(int64_t value, int64_t unit) {
-  return (value + unit - 1) / unit;
-}
-
 // How the pixels are cut into tiles, and the values of a patch into blocks.
 struct Cut {
   int64_t pixels, values;
 
   Cut(const Call& call, int64_t shares) {
     const int64_t most = std::max(kFewest, std::min(kPixels, kBlock / call.outputs / 16 * 16));
-    pixels =
-        std::max<int64_t>(1, std::min({most, call.pixels(), std::max(kFewest, up(call.pixels(), shares))}));
+    pixels = std::max<int64_t>(
+        1, std::min({most, call.pixels(), std::max(kFewest, at::ceil_div(call.pixels(), shares))}));
     values = std::min(call.patch(), std::max<int64_t>(1, kBlock / (call.outputs * pixels)));
   }
 };
@@ -123,7 +120,7 @@ struct Tile {
   }
 };
 
-// body(tile, index) for all tiles of [0, pixels), one after the other.
+// body() for each of tiles [first, last), to which the tile is moved.
 template <typename A, typename F>
 void over_tiles(Tile<A>& tile, int64_t first, int64_t last, F&& body) {
   for (int64_t i = first; i < last; i++) {
@@ -148,7 +145,7 @@ Outputs forward_of(const Call& call, const Inputs& inputs) {
   A *to_y = y.mutable_data_ptr<A>(), *to_norms = norms.mutable_data_ptr<A>();
   A* to_l = call.spec.detach ? nullptr : all_l.mutable_data_ptr<A>();
   const Cut cut(call, at::get_num_threads());
-  at::parallel_for(0, up(pixels, cut.pixels), 1, [&](int64_t first, int64_t last) {
+  at::parallel_for(0, at::ceil_div(pixels, cut.pixels), 1, [&](int64_t first, int64_t last) {
     const PlainAten guard;  // threads do not inherit it
     Tile<A> tile(call, inputs, cut);
     std::vector<A> l(outputs * cut.pixels), sums(outputs * cut.pixels);
@@ -223,7 +220,7 @@ Gradients backward_of(const Call& call, const Inputs& inputs, const Saved& saved
     for (int64_t share = first_share; share < last_share; share++) {
       const int64_t from = call.channels * share / shares * call.taps();
       const int64_t to = call.channels * (share + 1) / shares * call.taps();
-      over_tiles(tile, 0, up(call.pixels(), cut.pixels), [&] {
+      over_tiles(tile, 0, at::ceil_div(call.pixels(), cut.pixels), [&] {
         const int64_t size = tile.size();
         upstream.start(call, saved, tile.begin, tile.end);
         tile.blocks(from, to, [&](int64_t first, int64_t last) {

@@ -13,18 +13,18 @@ namespace {
 // Rows whose terms are summed in single precision before the sums join those before them.
 constexpr int64_t kRunRows = 256;
 
-// Rows that give a first guess of each channel's mean.
-constexpr int64_t kGuessRows = 8;
+// Rows whose mean is each channel's first pivot.
+constexpr int64_t kPivotRows = 8;
 
 // `sums` is overwritten.
 template <typename T, typename A>
-BCOS_INLINE void guess_means(const T* x, int64_t rows, int64_t channels, A* near, double* sums) {
+BCOS_INLINE void first_pivots(const T* x, int64_t rows, int64_t channels, A* pivots, double* sums) {
   std::fill_n(sums, channels, 0.0);
-  const int64_t count = std::min(kGuessRows, rows);
+  const int64_t count = std::min(kPivotRows, rows);
   for (int64_t r = 0; r < count; r++)
 #pragma omp simd
     for (int64_t c = 0; c < channels; c++) sums[c] += double(x[r * channels + c]);
-  for (int64_t c = 0; c < channels; c++) near[c] = A(sums[c] / double(count));
+  for (int64_t c = 0; c < channels; c++) pivots[c] = A(sums[c] / double(count));
 }
 
 // Adds body(row) of `count` rows to two sums for every channel: body adds one row to the two that it is
@@ -42,7 +42,7 @@ BCOS_INLINE void add_rows(int64_t count, int64_t channels, A* first, A* second, 
 }
 
 template <typename T>
-BCOS_INLINE void part_moments(const Moments<T>& f, int64_t part) {
+BCOS_INLINE void part_moments(const PartMoments<T>& f, int64_t part) {
   using A = Accumulate<T>;
   const Extent& e = f.extent;
   const int64_t C = e.channels, first = e.part_begin(part), rows = e.part_end(part) - first;
@@ -50,8 +50,8 @@ BCOS_INLINE void part_moments(const Moments<T>& f, int64_t part) {
   double *mean = f.mean + part * C, *squares = f.squares + part * C;
   std::fill_n(squares, C, 0.0);
   Lines<A> sums(5 * C);
-  A *near = sums.data(), *distances = near + C, *squared = distances + C;
-  guess_means(x, rows, C, near, mean);
+  A *pivots = sums.data(), *distances = pivots + C, *squared = distances + C;
+  first_pivots(x, rows, C, pivots, mean);
   std::fill_n(mean, C, 0.0);
   for (int64_t begin = 0; begin < rows; begin += kRunRows) {
     const int64_t count = std::min(kRunRows, rows - begin);
@@ -61,15 +61,18 @@ BCOS_INLINE void part_moments(const Moments<T>& f, int64_t part) {
                const T* row = x + (begin + r) * C;
 #pragma omp simd
                for (int64_t c = 0; c < C; c++) {
-                 const A distance = A(row[c]) - near[c];
+                 const A distance = A(row[c]) - pivots[c];
                  distances[c] += distance;
                  squared[c] += distance * distance;
                }
              });
 #pragma omp simd
     for (int64_t c = 0; c < C; c++) {
-      join(double(begin), double(count), near[c], distances[c], squared[c], mean[c], squares[c]);
-      near[c] = A(mean[c]);
+      const auto all = with_run({mean[c], 0, squares[c]}, double(begin), double(count), pivots[c],
+                                distances[c], squared[c]);
+      mean[c] = all.mean;
+      squares[c] = all.squares;
+      pivots[c] = A(all.mean);
     }
   }
 }
@@ -150,13 +153,13 @@ BCOS_INLINE void scale(const Apply<T, U>& f, int64_t begin, int64_t end) {
 }  // namespace
 
 template <typename T>
-BCOS_CLONES void run(const Moments<T>& f, int64_t begin, int64_t end) {
+BCOS_CLONES void run(const PartMoments<T>& f, int64_t begin, int64_t end) {
   if (f.extent.channels_last) {
     for (int64_t part = begin; part < end; part++) part_moments(f, part);
     return;
   }
   for (int64_t plane = begin; plane < end; plane++) {
-    const Moment found = moment_of(f.x + plane * f.extent.rows, f.extent.rows);
+    const Moments<double> found = moments_along(f.x + plane * f.extent.rows, f.extent.rows);
     f.mean[plane] = found.mean;
     f.squares[plane] = found.squares;
   }
@@ -207,9 +210,9 @@ BCOS_CLONES void run(const InputGradient<T, U>& f, int64_t begin, int64_t end) {
       });
 }
 
-template void run(const Moments<float>&, int64_t, int64_t);
-template void run(const Moments<double>&, int64_t, int64_t);
-template void run(const Moments<BFloat16>&, int64_t, int64_t);
+template void run(const PartMoments<float>&, int64_t, int64_t);
+template void run(const PartMoments<double>&, int64_t, int64_t);
+template void run(const PartMoments<BFloat16>&, int64_t, int64_t);
 template void run(const Products<float, float>&, int64_t, int64_t);
 template void run(const Apply<float, float>&, int64_t, int64_t);
 template void run(const InputGradient<float, float>&, int64_t, int64_t);

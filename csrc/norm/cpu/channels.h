@@ -30,7 +30,7 @@ struct Extent {
 
 // The mean of every channel in every part, and the sum of the squared distances from it.
 template <typename T>
-struct Moments {
+struct PartMoments {
   const T* x;
   double *mean, *squares;  // [parts, channels]
   Extent extent;
@@ -74,7 +74,7 @@ struct InputGradient {
 
 // Units [begin, end) of a pass; the caller runs them in parallel.
 template <typename T>
-void run(const Moments<T>& pass, int64_t begin, int64_t end);
+void run(const PartMoments<T>& pass, int64_t begin, int64_t end);
 
 template <typename T, typename U>
 void run(const Products<T, U>& pass, int64_t begin, int64_t end);

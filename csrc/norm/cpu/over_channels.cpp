@@ -20,7 +20,7 @@ Extent make_extent(const Call& call, bool channels_last) {
           one_image ? call.batch * call.positions : call.positions,
           call.channels,
           call.per_image() ? call.channels : 0,
-          channels_last ? (threads + images - 1) / std::max<int64_t>(1, images) : 1};
+          channels_last ? at::ceil_div(threads, std::max<int64_t>(1, images)) : 1};
 }
 
 // The statistics of a call: `sets` sets of channels, one for each image or one for all, in `groups` groups.
@@ -58,7 +58,7 @@ void compute_statistics(const Groups& groups, const T* x, Accumulate<T>* mean, A
   const Extent& e = groups.extent;
   const int64_t C = e.channels, values = e.parts() * C;
   std::vector<double> found(2 * values);
-  const Moments<T> pass{x, found.data(), found.data() + values, e};
+  const PartMoments<T> pass{x, found.data(), found.data() + values, e};
   run_all(pass);
   const double count = double(groups.call.count());
   groups.each([&](int64_t set, int64_t group, int64_t first, int64_t last) {
@@ -80,12 +80,12 @@ void compute_statistics(const Groups& groups, const T* x, Accumulate<T>* mean, A
   });
 }
 
-// One value for every channel of every set.
+// What the passes read of every channel of every set: a row of values of each kind.
 template <typename A>
-struct Constants {
+struct ChannelConstants {
   Lines<A> values;
   int64_t size;
-  Constants(int64_t kinds, int64_t size) : values(kinds * size), size(size) {}
+  ChannelConstants(int64_t kinds, int64_t size) : values(kinds * size), size(size) {}
   A* operator[](int64_t kind) { return values.data() + kind * size; }
 };
 
@@ -101,7 +101,7 @@ at::Tensor normalized(const Groups& groups, const at::Tensor& x, const OptionalT
   const Call& call = groups.call;
   const Extent& e = groups.extent;
   const int64_t C = e.channels;
-  Constants<A> k(3, groups.sets() * C);
+  ChannelConstants<A> k(3, groups.sets() * C);
   const PerChannel<A> gamma(inputs.weight, 1, C), beta(inputs.bias, 0, C);
   const A *means = mean ? pointer<A>(*mean) : nullptr, *vars = pointer<A>(var);
   groups.each([&](int64_t set, int64_t group, int64_t first, int64_t last) {
@@ -160,7 +160,7 @@ Gradients gradients(const Groups& groups, const Saved& saved, const at::Tensor& 
   const int64_t C = e.channels;
   const PerChannel<A> gamma(saved.weight, 1, C);
   const A *means = pointer<A>(saved.mean), *vars = pointer<A>(saved.var);
-  Constants<A> k(6, groups.sets() * C);
+  ChannelConstants<A> k(6, groups.sets() * C);
   A *of_grad = k[0], *of_x = k[1], *mean = k[2], *offset = k[3], *shift = k[4], *r = k[5];
   groups.each([&](int64_t set, int64_t group, int64_t first, int64_t last) {
     for (int64_t c = first; c < last; c++) {
@@ -226,7 +226,7 @@ Second second_of(const Groups& groups, const Saved& saved, const at::Tensor& gra
   if (centered) compute_statistics<T>(groups, pointer<T>(v), means.data(), unused.data());
   const PerChannel<A> gamma(saved.weight, 1, C);
   const A* vars = pointer<A>(saved.var);
-  Constants<A> k(4, groups.sets() * C);
+  ChannelConstants<A> k(4, groups.sets() * C);
   A *shift = k[0], *r = k[1], *gain = k[2], *offset = k[3];
   groups.each([&](int64_t set, int64_t group, int64_t first, int64_t last) {
     for (int64_t c = first; c < last; c++) {

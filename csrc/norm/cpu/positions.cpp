@@ -37,7 +37,7 @@ BCOS_INLINE void row_second(const RowSecond<T, U>& f, int64_t row, A* dgamma, A*
   const int64_t C = f.channels;
   const U* grad = f.grad + row * C;
   const T* v = f.v + row * C;
-  const A r = inverse_std(f.var[row], f.eps), shift = f.centered ? A(moment_of(v, C).mean) : A(0);
+  const A r = inverse_std(f.var[row], f.eps), shift = f.centered ? A(moments_along(v, C).mean) : A(0);
   ProductSums sums;
   for (int64_t c = 0; c < C; c += kShortRun)
     add_run<true>(grad + c, v + c, f.gamma + c, shift, r, std::min(kShortRun, C - c), dgamma + c, dbeta + c,
@@ -67,8 +67,8 @@ BCOS_INLINE void row_backward(const RowBackward<T, U>& f, int64_t row, A* dgamma
     dx[c] = rounded<T>(A(grad[c]) * f.gamma[c] * k.of_grad + (A(x[c]) - mean) * k.of_x + k.offset);
 }
 
-// body(row, dgamma, dbeta) for every row, which adds to rows of channels; their sums join those of the share,
-// of which all_dbeta may be null.
+// body(row, dgamma, dbeta) for every row, which adds to rows of channels; their sums join those of the share.
+// Either of the latter may be null.
 template <typename A, typename F>
 BCOS_INLINE void with_sums(int64_t C, double* all_dgamma, double* all_dbeta, int64_t begin, int64_t end,
                            F&& body) {
@@ -94,7 +94,7 @@ BCOS_CLONES void run(const RowForward<T, U>& f, int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; r++) {
     const T* x = f.x + r * f.channels;
     U* y = f.y + r * f.channels;
-    const Moment row = moment_of(x, f.channels);
+    const Moments<double> row = moments_along(x, f.channels);
     f.mean[r] = A(row.mean);
     f.var[r] = A(row.squares / double(f.channels));
     const A gain = inverse_std(f.var[r], f.eps), shift = f.centered ? f.mean[r] : A(0);

@@ -11,15 +11,16 @@ namespace bcos::norm::cpu {
 
 using namespace bcos::cpu;
 
-// Joins `count` values, whose distances from `near` sum to `sum` and their squares to `squares`, to the
-// moments of the `before` values before them. The nearer `near` lies to their mean, the less cancels.
-BCOS_INLINE void join(double before, double count, double near, double sum, double squares, double& mean,
-                      double& all) {
-  const double inverse = 1 / count, rest = squares - sum * sum * inverse;
-  const norm::Moments<double> run{near + sum * inverse, 0, rest < 0 ? 0 : rest};  // a NaN stays one
-  const auto both = joined<double>({mean, 0, all}, before, run, count);
-  mean = both.mean;
-  all = both.squares;
+// The moments of `all`, of `before` values, and of `count` more, whose distances from `pivot` sum to `sum`
+// and the squares of these to `squares`. The nearer the pivot lies to their mean, the less cancels.
+// Moments::rest stays 0: a mean in double has digits enough without it.
+BCOS_INLINE Moments<double> with_run(const Moments<double>& all, double before, double count, double pivot,
+                                     double sum, double squares) {
+  const double inverse = 1 / count, around = squares - sum * sum * inverse;
+  const double mean = pivot + sum * inverse;
+  auto both = joined<double>(all, before, {mean, 0, around < 0 ? 0 : around}, count);  // a NaN stays one
+  both.rest = 0;
+  return both;
 }
 
 // Values that are summed in single precision before the sum joins those before it.
@@ -30,39 +31,35 @@ constexpr int64_t kShortRun = 2048;
 // whose terms are rounded to the same side again and again: the error of such a sum grows as the sum does.
 constexpr int64_t kShortSum = 512;
 
-// Values whose mean is the first guess at that of a run. A mean of this many is never so far from the run's
-// that much cancels: one far value moves the standard deviation too.
-constexpr int64_t kGuess = 16;
-
-struct Moment {
-  double mean = 0, squares = 0;  // the mean, and the sum of the squared distances from it
-};
+// Values whose mean is the pivot of a run. A mean of this many is never so far from the run's that much
+// cancels: one far value moves the standard deviation too.
+constexpr int64_t kPivotValues = 16;
 
 template <typename T>
-BCOS_INLINE Moment moment_of(const T* x, int64_t size) {
+BCOS_INLINE Moments<double> moments_along(const T* x, int64_t size) {
   using A = Accumulate<T>;
-  Moment all;
+  Moments<double> all{};
   for (int64_t begin = 0; begin < size; begin += kShortRun) {
     const int64_t count = std::min(kShortRun, size - begin);
     const T* run = x + begin;
-    const int64_t guessed = std::min(kGuess, count);
-    double guess = 0;
-    for (int64_t i = 0; i < guessed; i++) guess += double(run[i]);
-    const A near = A(guess / double(guessed));
+    const int64_t first_few = std::min(kPivotValues, count);
+    double total = 0;
+    for (int64_t i = 0; i < first_few; i++) total += double(run[i]);
+    const A pivot = A(total / double(first_few));
     double sum = 0, squares = 0;
     for (int64_t first = 0; first < count; first += kShortSum) {
       const int64_t last = std::min(first + kShortSum, count);
       A short_sum = 0, short_squares = 0;
 #pragma omp simd reduction(+ : short_sum, short_squares)
       for (int64_t i = first; i < last; i++) {
-        const A distance = A(run[i]) - near;
+        const A distance = A(run[i]) - pivot;
         short_sum += distance;
         short_squares += distance * distance;
       }
       sum += double(short_sum);
       squares += double(short_squares);
     }
-    join(double(begin), double(count), near, sum, squares, all.mean, all.squares);
+    all = with_run(all, double(begin), double(count), pivot, sum, squares);
   }
   return all;
 }

@@ -16,20 +16,16 @@ namespace {
 
 constexpr int64_t kMostColumns = 256;  // of a unit: its rows stay in the caches of one core
 
-// The size of equal parts, `count` of them where the last may be short.
-int64_t part(int64_t size, int64_t count) {
-  return (size + count - 1) / count;
-}
-
 DepthwiseShape make_shape(const Call& call, bool channels_last) {
   const auto& [rows, columns] = call.window.plane;
   DepthwiseShape s{channels_last, call.images,    rows.in, columns.in, call.channels,
                    rows.kernel,   columns.kernel, rows.in, columns.in, call.power};
-  s.band_columns = part(s.width, part(s.width, kMostColumns));
+  // parts of equal size, of which the last may be smaller
+  s.band_columns = at::ceil_div(s.width, at::ceil_div(s.width, kMostColumns));
   // every band forms what it shares with its neighbours again
   const int64_t most = std::max<int64_t>(1, s.height / (4 * s.rows)),
-                wanted = part(4 * at::get_num_threads(), s.units());
-  s.band_rows = part(s.height, std::min(most, wanted));
+                wanted = at::ceil_div<int64_t>(4 * at::get_num_threads(), s.units());
+  s.band_rows = at::ceil_div(s.height, std::min(most, wanted));
   return s;
 }
 

@@ -1,6 +1,8 @@
 // The two passes of depthwise convolution as their kernels see them.
 #pragma once
 
+#include <ATen/ceil_div.h>
+
 #include "common/cpu/types.h"
 #include "transform/formula.h"
 
@@ -20,9 +22,9 @@ struct DepthwiseShape {
   Power power;
 
   int64_t taps() const { return rows * columns; }
-  int64_t lane_blocks() const { return (channels + kLanes - 1) / kLanes; }
-  int64_t bands() const { return (height + band_rows - 1) / band_rows; }
-  int64_t column_bands() const { return (width + band_columns - 1) / band_columns; }
+  int64_t lane_blocks() const { return at::ceil_div(channels, kLanes); }
+  int64_t bands() const { return at::ceil_div(height, band_rows); }
+  int64_t column_bands() const { return at::ceil_div(width, band_columns); }
   int64_t units() const { return batch * lane_blocks() * bands() * column_bands(); }
 };
 
@@ -30,8 +32,8 @@ template <typename T, typename U>
 struct DepthwiseForward {
   DepthwiseShape shape;
   const T* x;
-  const float *taps,
-      *bias;  // [lane block, rows * columns, lane] of alpha w, [lane block, lane], both aligned
+  const float* taps;  // alpha w as [lane block, rows * columns, lane], aligned
+  const float* bias;  // [lane block, lane], aligned
   U *y, *l;
   Constants<float> k;
 };

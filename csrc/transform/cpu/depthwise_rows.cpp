@@ -34,7 +34,7 @@ BCOS_INLINE void correlate(const Product& p, int64_t begin, int64_t end, F&& bet
   constexpr bool amid = Lanes == kLanes;
   const int64_t height = p.in.count, turns = std::max<int64_t>(1, amid ? height : count);
   const auto some = [&]() BCOS_INLINE_BODY {
-    for (int64_t n = 0; n < (kStep + turns - 1) / turns && begin < end; n++) between(begin++);
+    for (int64_t n = 0; n < at::ceil_div(kStep, turns) && begin < end; n++) between(begin++);
   };
   for (int64_t w = 0; w < p.width; w += kStep)
     for (int64_t part = 0; part < count; part++) {

@@ -18,17 +18,18 @@ using namespace bcos::cpu;
 namespace {
 
 constexpr int64_t kMostRows = 64;
-// From so many rows on RowGemm, whose columns they are, is faster than sums of our own, and than the vendor's
-// product where it forms the gradient of the weight.
-constexpr int64_t kGemmRows = 16, kGradientRows = 4;
-// Its sums have more terms, and more error, than the vendor's product of fewer filters than these.
+// With so many rows RowGemm, whose columns they are, is faster than sums of our own ...
+constexpr int64_t kGemmRows = 16;
+// ... and, for the gradient of the weight, faster than the vendor's product.
+constexpr int64_t kGradientRows = 4;
+// With fewer filters RowGemm's sums are longer than the vendor's, and have more error: they are our own.
 constexpr int64_t kGemmFilters = 16;
 constexpr int64_t kFilters = 32;  // of a block: they stay in the caches of one core
 
 // body(begin, end) with the filters of each block, in parallel
 template <typename F>
 void each_block(int64_t filters, int64_t work_each, F&& body) {
-  parallel((filters + kFilters - 1) / kFilters, kFilters * work_each, [&](int64_t begin, int64_t end) {
+  parallel(at::ceil_div(filters, kFilters), kFilters * work_each, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) body(i * kFilters, std::min(filters, (i + 1) * kFilters));
     RowGemm::release();
   });

@@ -34,6 +34,10 @@ struct Taps {
   int64_t count, stride;
 };
 
+// out [pixels, channels] of one tile
+using Product = void (*)(const Taps& taps, const float* weights, float* out, int64_t channels,
+                         int64_t pixels);
+
 #if defined(BCOS_VECTORS)
 // out [pixels, channels]: add(begin, first, sums) adds up outputs [first, first + lanes of V) of kPixels
 // pixels from `begin` on. All pixels take the same outputs before the next ones, whose weights stay in cache.
@@ -102,9 +106,6 @@ void wide_product(const Taps& taps, const float* weights, float* out, int64_t ch
   });
 }
 
-using Product = void (*)(const Taps& taps, const float* weights, float* out, int64_t channels,
-                         int64_t pixels);
-
 Product product_of(int64_t width) {
   switch (width) {
     case 4:
@@ -119,8 +120,6 @@ Product product_of(int64_t width) {
   return nullptr;
 }
 #else
-using Product = void (*)(const Taps&, const float*, float*, int64_t, int64_t);
-
 Product product_of(int64_t) {
   return nullptr;
 }
@@ -190,7 +189,7 @@ NarrowGroups::NarrowGroups(const Call& call, const at::Tensor& weight, bool forw
 void NarrowGroups::run(const float* in, float* out, int64_t begin, int64_t end) const {
   const auto& [rows, columns] = window_;
   const auto taps = int64_t(steps_.size());
-  const int64_t pixels = end - begin, stride = (pixels + kPixels - 1) / kPixels * kPixels;
+  const int64_t pixels = end - begin, stride = at::round_up(pixels, kPixels);
   std::vector<const float*> at(taps * stride, padding_.const_data_ptr<float>());
   for (int64_t p = 0; p < pixels; p++) {
     const int64_t row = (begin + p) / columns.out, image = row / rows.out;

@@ -81,8 +81,8 @@ BCOS_CLONES void sum_squares(const T* x, Accumulate<T>* q, const Tiling& t, int6
 struct Inside {
   int64_t first, last;
   Inside(int64_t offset, int64_t stride, int64_t in, int64_t out) {
-    first = offset >= 0 ? 0 : (-offset + stride - 1) / stride;
-    last = offset >= in ? 0 : std::min(out, (in - offset + stride - 1) / stride);
+    first = offset >= 0 ? 0 : at::ceil_div(-offset, stride);
+    last = offset >= in ? 0 : std::min(out, at::ceil_div(in - offset, stride));
   }
 };
 

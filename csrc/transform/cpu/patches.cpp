@@ -128,7 +128,7 @@ at::Tensor patches_dgrad(const Call& call, const at::Tensor& u, const at::Tensor
   const float* in = u.const_data_ptr<float>();
   const int64_t images = dx.size(0), line = columns.in * call.channels;
   // bands of rows of dx, of which each needs a few rows of u more than it has itself
-  const int64_t wanted = (2 * at::get_num_threads() + images - 1) / images,
+  const int64_t wanted = at::ceil_div<int64_t>(2 * at::get_num_threads(), images),
                 bands = std::max<int64_t>(1, std::min(wanted, rows.in / (4 * rows.kernel)));
   at::parallel_for(0, images * bands, 1, [&](int64_t begin, int64_t end) {
     float* patches = room + at::get_thread_num() * scratch.size(1);

@@ -109,8 +109,11 @@ bool needs_double(const Call& call, const Saved& saved) {
   // at b = 2 |l| = sqrt(|y| n), which is not known where y is below the normal numbers
   const auto l = saved.l.defined() ? v : at::mul(at::where(at::lt(v, least_y), 0, v).sqrt(), n.sqrt());
   const double outside = call.spec.eps_outside;
+  // r has lost digits where n is below 16 eps_outside. That matters where |l| is far above r, which takes a
+  // bias or long filters.
   const auto lost = at::logical_and(at::lt(n, 16 * outside), at::gt(l, at::mul(at::sub(n, outside), 16)));
-  // dL/dn is about a power of the cosine, and a second derivative divides it by n once more
+  // dL/dn is about a power of the cosine, and a second derivative divides it by n once more. 1e30 leaves
+  // eight of float's powers of ten to the gradient that it is multiplied by.
   const auto exceeds = at::gt(at::pow(at::div(l, n), call.b), at::mul(n.square(), 1e30));
   return at::any(at::logical_or(lost, exceeds)).item<bool>();
 }

@@ -34,9 +34,10 @@ using BitsOf = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
 template <bool PerNorm_, bool PerFilter_>
 struct Row {
   static constexpr bool PerNorm = PerNorm_, PerFilter = PerFilter_;
-  int64_t y, n, filter, size;  // the first output, its norm and its filter, and how many outputs
-  int64_t z, z_stride,
-      filter_stride;  // the first product, and how far those of outputs and of filters lie apart
+  int64_t y, n, filter;             // the first output, its norm and its filter
+  int64_t size;                     // how many outputs
+  int64_t z;                        // the first product
+  int64_t z_stride, filter_stride;  // how far the products of outputs lie apart, and those of filters
 };
 
 // The rows of a pass with max_out M: all channels of a channels_last pixel, each with a norm of its own ...
@@ -191,7 +192,11 @@ BCOS_INLINE void add_to_winners(A* dbias, const uint8_t* winner, int64_t max_out
 }
 
 // What a backward does beside forming u and t.
-enum class Beside { Nothing, Bias, Map };  // adds up dbias, or forms the gradient of y first
+enum class Beside {
+  Nothing,
+  Bias,  // adds up dbias
+  Map,   // forms the gradient of y from its map first
+};
 
 // Returns the row's sum of grad * dy/dn, or adds each element's to t (PerNorm).
 template <Power P, bool Max, Beside B, typename R, typename T, typename U, typename A>

@@ -33,7 +33,7 @@ constexpr int64_t kTiledWork = 1 << 10;  // a unit of a tiled pass holds a produ
 template <typename F>
 void in_tiles(int64_t begin, int64_t end, F&& body) {
   constexpr int64_t kBlock = 8, kBlocks = RowGemm::kRows / kBlock;
-  const int64_t blocks = (end - begin + kBlock - 1) / kBlock, tiles = (blocks + kBlocks - 1) / kBlocks;
+  const int64_t blocks = at::ceil_div(end - begin, kBlock), tiles = at::ceil_div(blocks, kBlocks);
   for (int64_t i = 0; i < tiles; i++)
     body(begin + blocks * i / tiles * kBlock, std::min(end, begin + blocks * (i + 1) / tiles * kBlock));
 }
@@ -183,9 +183,10 @@ BackwardPass start_backward(const Call& call, const Saved& saved, at::MemoryForm
       in_rows(some, begin, end, [](const auto& row, int64_t first, int64_t last) { run(row, first, last); });
     };
     const int64_t units = call.rows * outputs.units();
-    if (!needs.bias && !joins && !after.run)
+    const bool in_shares = needs.bias || joins || after.run;
+    if (!in_shares) {
       parallel(units, outputs.unit_size(), [&](int64_t begin, int64_t end) { of_rows(scale, begin, end); });
-    if (needs.bias || joins || after.run) {
+    } else {
       parallel_shares(shares, units, [&](int64_t share, int64_t begin, int64_t end) {
         auto mine = scale;
         Scratch<A> of_tile(needs.bias ? filters : 0);

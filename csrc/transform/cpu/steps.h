@@ -48,7 +48,7 @@ Saved in_format(Saved saved, at::MemoryFormat format);
 // each image are formed at once, both hold Call::rows times as many images.
 struct BackwardPass {
   at::Tensor u;    // grad * dy/dl * alpha, shaped and typed as z
-  c10::DataPtr t;  // as the values of n: coefficient of x in dx, per patch; null where n has no gradient
+  c10::DataPtr t;  // as the values of n: coefficient of x in dx, per patch; null where it is not formed
 };
 // Units [begin, end) while they are in cache: their u is in pass.u from row `u_row` on. Each share is one
 // thread's.

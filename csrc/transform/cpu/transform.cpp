@@ -6,8 +6,6 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 
-#include <vector>
-
 #include "common/cpu/empty.h"
 #include "common/cpu/row_gemm.h"
 #include "common/layout.h"
@@ -230,9 +228,7 @@ void replace_lost(Outputs& out, const Outputs& again) {
 
 // d at w/|w| as a gradient at w
 at::Tensor through_norm(const Call& call, const at::Tensor& weight, const at::Tensor& d) {
-  std::vector<int64_t> shape(weight.dim(), 1);
-  shape[0] = -1;
-  return finish_weight_gradient(call, weight, at::mul(d, filter_alpha(weight, true).view(shape)));
+  return finish_weight_gradient(call, weight, times_alpha(d, weight));
 }
 
 // derivative(call, saved), with filters that are divided where the forward divided them

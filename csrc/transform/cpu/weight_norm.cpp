@@ -4,6 +4,7 @@
 #include <ATen/ops/mul.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "common/cpu/empty.h"
 #include "common/cpu/sums.h"
@@ -54,62 +55,42 @@ A alpha_of(A squares) {
   return A(safe_inverse(std::sqrt(double(squares))));
 }
 
-at::Tensor empty_sums(const at::Tensor& weight) {
-  return empty({weight.size(0)}, weight.options().dtype(accumulate_type(weight.scalar_type())));
-}
-
-// out = finish(<w, w>) of each filter
-template <typename A, typename F>
-void of_squares(const at::Tensor& weight, A* out, F&& finish) {
-  const int64_t filters = weight.size(0), size = weight.numel() / filters;
-  with_values<A>(weight, [&](const auto* w) {
-    parallel(filters, size, [&](int64_t begin, int64_t end) {
-      squares(w, out, begin, end, size);
-      for (int64_t i = begin; i < end; i++) out[i] = finish(out[i]);
-    });
-  });
-}
-
 }  // namespace
 
-at::Tensor weight_norm(const at::Tensor& weight) {
-  const auto out = empty_sums(weight);
-  with_type(out.scalar_type(), [&](auto zero) {
-    using A = Accumulate<decltype(zero)>;
-    of_squares(weight, out.mutable_data_ptr<A>(), [](A squares) { return std::sqrt(squares); });
+template <typename A>
+void filter_alpha(const at::Tensor& weight, bool unit, int64_t begin, int64_t end, A* alpha) {
+  if (!unit) return std::fill(alpha + begin, alpha + end, A(1));
+  with_values<A>(weight, [&](const auto* w) {
+    squares(w, alpha, begin, end, weight.numel() / weight.size(0));
+    for (int64_t o = begin; o < end; o++) alpha[o] = alpha_of(alpha[o]);
   });
-  return out;
 }
+template void filter_alpha(const at::Tensor&, bool, int64_t, int64_t, float*);
 
 template <typename A>
 void filter_alpha(const at::Tensor& weight, bool unit, A* alpha) {
-  if (unit) return of_squares(weight, alpha, [](A squares) { return alpha_of(squares); });
-  std::fill_n(alpha, weight.size(0), A(1));
+  const int64_t filters = weight.size(0), work = unit ? weight.numel() / filters : 1;
+  parallel(filters, work, [&](int64_t begin, int64_t end) { filter_alpha(weight, unit, begin, end, alpha); });
 }
 template void filter_alpha(const at::Tensor&, bool, float*);
 template void filter_alpha(const at::Tensor&, bool, double*);
 
 at::Tensor filter_alpha(const at::Tensor& weight, bool unit) {
-  const auto out = empty_sums(weight);
+  const auto out = empty({weight.size(0)}, weight.options().dtype(accumulate_type(weight.scalar_type())));
   with_type(out.scalar_type(), [&](auto zero) {
     filter_alpha(weight, unit, out.mutable_data_ptr<Accumulate<decltype(zero)>>());
   });
   return out;
 }
 
-void filter_alpha(const at::Tensor& weight, bool unit, int64_t begin, int64_t end, float* alpha) {
-  if (!unit) return std::fill(alpha + begin, alpha + end, 1.f);
-  with_values<float>(weight, [&](const auto* w) {
-    squares(w, alpha, begin, end, weight.numel() / weight.size(0));
-    for (int64_t i = begin; i < end; i++) alpha[i] = alpha_of(alpha[i]);
-  });
+at::Tensor times_alpha(const at::Tensor& d, const at::Tensor& weight) {
+  std::vector<int64_t> of_filter(weight.dim(), 1);
+  of_filter[0] = -1;
+  return at::mul(d, filter_alpha(weight, true).view(of_filter));
 }
 
 at::Tensor unit_weight(const at::Tensor& weight) {
-  const auto alpha = filter_alpha(weight, true);
-  auto shape = std::vector<int64_t>(weight.dim(), 1);
-  shape[0] = -1;
-  return at::mul(weight.to(alpha.scalar_type()), alpha.view(shape)).to(weight.scalar_type());
+  return times_alpha(weight, weight).to(weight.scalar_type());
 }
 
 void weight_norm_backward(const at::Tensor& weight, at::Tensor& d) {

@@ -1,12 +1,9 @@
-// |w| of each filter, and the gradient through w/|w|.
+// 1/|w| of each filter, filters divided by their norms, and the gradient through that.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 namespace bcos::transform::cpu {
-
-// weight [filters, ...] -> |w| [filters], fp32 (fp64 for double)
-at::Tensor weight_norm(const at::Tensor& weight);
 
 // alpha of each filter, in the type of sums: 1/|w|, 0 for a zero filter; ones where filters are not
 // normalised
@@ -14,8 +11,12 @@ at::Tensor filter_alpha(const at::Tensor& weight, bool unit);
 template <typename A>
 void filter_alpha(const at::Tensor& weight, bool unit, A* alpha);
 
-// The same for filters [begin, end), on the calling thread; not of fp64
-void filter_alpha(const at::Tensor& weight, bool unit, int64_t begin, int64_t end, float* alpha);
+// The same for filters [begin, end), on the calling thread
+template <typename A>
+void filter_alpha(const at::Tensor& weight, bool unit, int64_t begin, int64_t end, A* alpha);
+
+// d, shaped as the weight, times alpha of each filter, in the type of sums
+at::Tensor times_alpha(const at::Tensor& d, const at::Tensor& weight);
 
 // w/|w|, 0 for a zero filter, in the weight's dtype
 at::Tensor unit_weight(const at::Tensor& weight);

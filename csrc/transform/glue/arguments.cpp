@@ -90,6 +90,8 @@ void set_joined(const Call& call, const OptionalTensor& dn, const OptionalTensor
   if (!dn && !dl) return;
   TORCH_CHECK_VALUE(call.has_norm(), "dn or dl is a tensor, allowed: None, because b = 1 has no scale");
   TORCH_CHECK_VALUE(dn && dl, "one of dn and dl is None, allowed: both or none");
+  TORCH_CHECK_VALUE(call.rows == 1, "dn and dl are tensors, allowed: None beside ", call.rows,
+                    " gradients an image");
   check_exactly(saved.x, "dn", *dn, call.n_shape(), accumulate_type(call.dtype));
   check_exactly(saved.x, "dl", *dl, call.y_shape(), call.spec.out_dtype);
   saved.dn = *dn;
