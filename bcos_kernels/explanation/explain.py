@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import _torch
-from ..core.checks import check_model, flag, integer
+from ..core.checks import check_model, flag, in_training, integer
 from . import passes
 from .modes import explanation_mode, has_explanation_mode
 from .result import Explanation
@@ -92,7 +92,7 @@ def _check(model: Any, images: Any, output: Any, create_graph: bool) -> None:
         raise ValueError(f"model: {type(model).__name__} has no B-cos layers, and only these have an explanation mode")
     for name, module in model.named_modules():
         where = f"its module {name!r} is" if name else "it is"
-        if module.training and not create_graph:
+        if in_training(module) and not create_graph:
             raise ValueError(f"model: {where} in training mode: call model.eval() first")
         if create_graph and (wrapper := _torch.wrapper_without_second_backward(module)):
             raise ValueError(
