@@ -287,6 +287,9 @@ def test_the_simple_vit_of_bcos():
     every = torch.stack([model.linear_head(tokens[:, i]) for i in range(16)])
     assert torch.allclose(converted(six()), every.mean(0) - math.log(6), rtol=1e-12)
     assert torch.equal(pickle.loads(pickle.dumps(converted))(six()), converted(six()))
+    assert model.to_patch_embedding.rearrage.training  # as each copy of a layer of einops is
+    explained = bk.explain(converted, six(), 3).weights
+    assert torch.allclose(bk.explain(bk.fold(converted), six(), 3).weights, explained, rtol=1e-12)
 
 
 @pytest.mark.slow

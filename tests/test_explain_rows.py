@@ -38,6 +38,25 @@ def test_integers_of_numpy():
         assert torch.allclose(found.weights, expected.weights, rtol=1e-11)
 
 
+@pytest.mark.parametrize("tokens", [False, True])
+def test_positions_in_half_precision_are_summed_in_float32(tokens):
+    """The largest of sums that are infinite in float16 would be the first one."""
+    model, x = made("bcos").float(), example("bcos").float()
+
+    def features(dtype):
+        def output(model, x):
+            y = 2e4 * model[0](x).to(dtype)
+            return y.flatten(2).mT if tokens else y
+
+        return output
+
+    half, single = (bk.explain(model, x, output=features(dtype)) for dtype in (torch.float16, torch.float32))
+    assert single.logits.amax() > torch.finfo(torch.float16).max > features(torch.float32)(model, x).amax()
+    assert half.logits.dtype == torch.float32 and half.logits.allclose(single.logits, rtol=1e-2, atol=1e2)
+    assert torch.equal(half.targets, single.targets)
+    assert half.weights.allclose(single.weights, rtol=1e-2)
+
+
 class Returning(torch.nn.Module):
     def __init__(self, model, make):
         super().__init__()

@@ -1,8 +1,9 @@
 """``fold`` folds a norm into a layer only where nothing but the norm can see the layer's output."""
 
+import einops
 import pytest
 import torch
-from test_fold import NORM, M, differences
+from test_fold import NORM, M, differences, ready
 from torch import nn
 
 import bcos_kernels as bk
@@ -184,3 +185,29 @@ def test_more_ways_to_call_a_forward_than_are_followed():
 
     with pytest.raises(ValueError, match="can be given or left out in 32 ways, more than 16"):
         bk.fold(made(Many))
+
+
+@pytest.mark.parametrize("stem", [None, [8, 8]])
+@pytest.mark.filterwarnings("ignore:You are trying")
+def test_the_layers_of_transformers_whose_forwards_call_einops(stem):
+    from bcos.models.vit import SimpleViT
+
+    bare = M.norms.NoBias(M.norms.DetachableLayerNorm)
+    sizes = {"image_size": 24, "patch_size": 6, "num_classes": 5, "dim": 16, "depth": 2, "heads": 2, "mlp_dim": 12}
+    kinds = {"linear_layer": M.BcosLinear, "conv2d_layer": M.BcosConv2d, "norm_layer": bare, "norm2d_layer": NORM}
+    model = ready(nn.Sequential(SimpleViT(**sizes, **kinds, act_layer=nn.Identity, conv_stem=stem)))
+    folded = bk.fold(bk.accelerate(model))
+    assert max(differences(folded, model, torch.rand(2, 6, 24, 24, dtype=torch.float64))) < 1e-11
+    found = {(row.class_name, row.became) for row in folded.folding.rows}
+    of_stem = {("BcosConv2d", "BcosConv2d"), ("BatchNormUncentered2d", "FoldedNorm")} if stem else set()
+    assert found == of_stem | {("BcosLinear", "BcosLinear"), ("DetachableLayerNorm", None)}
+
+
+def test_a_value_that_einops_reads_besides_the_norm():
+    class Beside(Pair):
+        def forward(self, x):
+            y = self.layer(x)
+            return self.other(self.norm(y) + einops.rearrange(y, "n c h w -> n c w h"))
+
+    model = made(Beside)
+    assert reasons(bk.fold(model), model) == [UNKNOWN]

@@ -17,7 +17,7 @@ from ..adopt import layer as layers
 from ..adopt import norm as norms
 from ..adopt.accelerate import plan_of
 from ..core import _torch
-from ..core.checks import check_model
+from ..core.checks import check_model, in_training
 from ..modules import COS_EPS, BcosConv1d, BcosConv2d, BcosConv3d, BcosLayer, BcosLinear, Detachable
 from ..transform.reference import unit_weight
 from .readers import Readers, is_layer, is_norm
@@ -52,7 +52,7 @@ def fold(model: nn.Module) -> nn.Module:
     """
     check_model(model)
     for name, module in model.named_modules():
-        if module.training:
+        if in_training(module):
             raise ValueError(f"model: {name or type(model).__name__} is in training mode: call model.eval() first")
         for held, value in vars(module).items():
             if isinstance(value, Tensor) and not value.is_leaf:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import gc
 import inspect
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import product
@@ -107,11 +108,12 @@ class _Trace(fx.Tracer):
     """What one call of a forward does. Modules with an explanation mode, with hooks and in ``opaque`` are not entered.
 
     ``opaque`` holds the names of other modules that are not entered, with the error of their forward; the trace adds
-    those that have hooks, which would be run, with None.
+    those that have hooks, which would be run, with None. Functions of einops and math are recorded as calls.
     """
 
     def __init__(self, opaque: dict[str, Exception | None]) -> None:
-        super().__init__()
+        recorded = tuple(sys.modules[name] for name in ("math", "einops") if name in sys.modules)
+        super().__init__(autowrap_modules=recorded)  # type: ignore[arg-type]  # torch declares a tuple of one
         self.opaque = opaque
         self.failed: str | None = None
         """The innermost module whose forward could not be traced."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "Described", "autocast_dtype", "check_dense", "check_model", "check_tensor", "described", "flag", "integer",
-    "late_mode", "out_dtype", "pair", "real", "sizes", "without_autocast",
+    "Described", "autocast_dtype", "check_dense", "check_model", "check_tensor", "described", "flag", "in_training",
+    "integer", "late_mode", "out_dtype", "pair", "real", "sizes", "without_autocast",
 ]  # fmt: skip
 
 
@@ -55,6 +55,14 @@ def check_model(model: Any) -> None:
     """Raises TypeError if ``model`` is not a module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={model!r}: a torch.nn.Module is needed, not {type(model).__name__}")
+
+
+def in_training(module: nn.Module) -> bool:
+    """Whether the module computes what it does in training.
+
+    Layers of einops compute the same in either mode, and those of a copy or a pickle are in training mode.
+    """
+    return module.training and not type(module).__module__.startswith("einops.")
 
 
 def integer(name: str, value: Any, least: int) -> int:

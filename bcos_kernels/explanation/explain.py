@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import _torch
-from ..core.checks import check_model, flag, integer
+from ..core.checks import check_model, flag, in_training, integer
 from . import passes
 from .modes import explanation_mode, has_explanation_mode
 from .result import Explanation
@@ -52,8 +52,8 @@ def explain(
             - floats ``[T, K]``: directions d, whose rows are those of ``d · logits``, such as embeddings of texts.
         output: what is explained in place of ``model(images)``: the name of a module, for its output; or a function
             ``output(model, images)``. A result ``[N, K, ...]`` is summed over its positions, one ``[N, L, K]`` over its
-            tokens, and ``targets`` counts its K channels. Of a result that has ``logits``, as an attribute or in a
-            dict, these are taken.
+            tokens, in float32 where it has half precision, and ``targets`` counts its K channels. Of a result that has
+            ``logits``, as an attribute or in a dict, these are taken.
         create_graph: whether the result can be differentiated, for losses on explanations. A model of the late mode
             is then differentiated through its scales as well, and the result depends on directions, too.
         chunk: how many rows of every image one backward forms. None takes as many as are fast and fit into memory.
@@ -92,7 +92,7 @@ def _check(model: Any, images: Any, output: Any, create_graph: bool) -> None:
         raise ValueError(f"model: {type(model).__name__} has no B-cos layers, and only these have an explanation mode")
     for name, module in model.named_modules():
         where = f"its module {name!r} is" if name else "it is"
-        if module.training and not create_graph:
+        if in_training(module) and not create_graph:
             raise ValueError(f"model: {where} in training mode: call model.eval() first")
         if create_graph and (wrapper := _torch.wrapper_without_second_backward(module)):
             raise ValueError(
@@ -134,7 +134,10 @@ def _logits(model: nn.Module, x: Tensor, output: Output) -> Tensor:
         raise ValueError(f"the explained output has shape {shape}: for {len(x)} images [{len(x)}, K, ...] is needed")
     if not found.requires_grad:
         raise ValueError("the explained output has no graph: it was computed without gradients, or is detached")
-    return found if found.dim() == 2 else found.sum(1) if found.dim() == 3 else found.flatten(2).sum(2)
+    if found.dim() == 2:
+        return found
+    dtype = torch.promote_types(found.dtype, torch.float32)  # a sum of many positions in fp16 may be infinite
+    return found.sum(1, dtype=dtype) if found.dim() == 3 else found.flatten(2).sum(2, dtype=dtype)
 
 
 def _of_module(model: nn.Module, x: Tensor, name: str) -> Any:

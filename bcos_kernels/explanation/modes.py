@@ -21,11 +21,10 @@ FROZEN = "fixed_weights"
 class _Context:
     """One use of :func:`explanation_mode` of a model that has not ended."""
 
-    def __init__(self, own: ExitStack) -> None:
-        self.own = own
-        """What brings back what this one found."""
-        self.inherited: ExitStack | None = None
-        """The same of an earlier one that has ended, and left this to the one that was entered after it."""
+    def __init__(self) -> None:
+        self.steps: list[Callable[[], object]] = []
+        """What brings back what this one found, and then what earlier ones found that have ended and left it to this.
+        Each step may be done again."""
 
 
 _lock = threading.RLock()
@@ -46,23 +45,42 @@ def explanation_mode(model: nn.Module) -> Iterator[None]:
     Args:
         model: a module, accelerated or not.
     """
+    context = _Context()
+    try:
+        _enter(model, context)
+        yield
+    finally:
+        try:
+            _leave(model, context)
+        except BaseException:  # an interrupt, with some of the modes brought back
+            _leave(model, context)
+            raise
+
+
+def _enter(model: nn.Module, context: _Context) -> None:
+    """Turns the modes on, unless they are on already."""
     with _lock:
         contexts = _contexts.setdefault(model, [])
         found_on = bool(contexts) and _is_on(model)  # nothing is switched then, because other threads may be computing
-        context = _Context(ExitStack() if found_on else _switched_on(model))
         contexts.append(context)
-    try:
-        yield
-    finally:
-        with _lock:
-            number = contexts.index(context)
-            del contexts[number]
-            if number < len(contexts):
-                contexts[number].inherited = context.inherited or context.own
-            else:
-                context.own.close()
-                if context.inherited is not None:
-                    context.inherited.close()
+        if not found_on:
+            _switch_on(model, context)
+
+
+def _leave(model: nn.Module, context: _Context) -> None:
+    """Brings back what was found, or leaves that to the context that was entered next; again without effect."""
+    with _lock:
+        contexts = _contexts.get(model, [])
+        if context not in contexts:
+            return
+        following = contexts[contexts.index(context) + 1 :]
+        if following:
+            following[0].steps = following[0].steps + context.steps
+        else:
+            with ExitStack() as steps:  # the others are done as well if one raises an error
+                for step in reversed(context.steps):
+                    steps.callback(step)
+        contexts.remove(context)
 
 
 def _is_on(model: nn.Module) -> bool:
@@ -73,20 +91,19 @@ def _is_on(model: nn.Module) -> bool:
     return all(modes) and all(state[FROZEN] for state in states if FROZEN in state)
 
 
-def _switched_on(model: nn.Module) -> ExitStack:
-    """Turns the modes on; the stack that is returned brings back what was before."""
+def _switch_on(model: nn.Module, context: _Context) -> None:
+    """Turns the modes on, after the context has got the steps that bring back what was before."""
     modules: list[Any] = list(model.modules())
     switches = [(module, switch) for module in modules if (switch := _switch(module)) is not None]
-    with ExitStack() as before:
-        for module in modules:
-            for undo in _recorded(module):
-                before.callback(undo)
-        for module, switch in switches:  # undone first, because it may switch modules within this one, too
-            if not _recorded(module):
-                before.callback(switch, bool(getattr(module, "is_in_explanation_mode", False)))
-        for _, switch in switches:
-            switch(True)
-        return before.pop_all()
+    recorded = {module: _recorded(module) for module in modules}
+    context.steps = [
+        partial(switch, bool(getattr(module, "is_in_explanation_mode", False)))
+        for module, switch in reversed(switches)
+        if not recorded[module]
+    ]  # come first, because they may switch modules within theirs, too
+    context.steps += [step for module in modules for step in recorded[module]]
+    for _, switch in switches:
+        switch(True)
 
 
 def has_explanation_mode(model: nn.Module) -> bool:
