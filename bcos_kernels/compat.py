@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import torch
 
-__all__ = ["declare_torchvision_operators_when_needed", "entry_point", "import_reference"]
+__all__ = ["declare_torchvision_operators_when_needed", "import_reference"]
 
 OPERATORS = ("nms", "qnms")
 
@@ -19,14 +17,6 @@ def import_reference() -> ModuleType:
     """The package ``bcos``. Raises ImportError if it is not installed, or torchvision, which it needs."""
     declare_torchvision_operators_when_needed()
     return importlib.import_module("bcos")
-
-
-def entry_point(name: str) -> Callable[..., Any]:
-    """The function of ``bcos.models.pretrained`` with this name. Raises ImportError if it needs a missing package."""
-    import_reference()
-    if "vit" in name:
-        importlib.import_module("einops")  # without it the function would raise an error of another class
-    return getattr(importlib.import_module("bcos.models.pretrained"), name)
 
 
 def declare_torchvision_operators_when_needed() -> None:

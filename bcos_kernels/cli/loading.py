@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import adopt
-from ..compat import declare_torchvision_operators_when_needed, entry_point, import_reference
+from ..compat import declare_torchvision_operators_when_needed, import_reference
 from ..conversion import AddInverse
 from ..explanation.modes import has_explanation_mode
-from .terminal import add_factory, at_least, factory, module_of
+from .terminal import add_factory, at_least, entry_point, factory, module_of
 
 __all__ = ["configure", "check", "device", "load_model", "logits", "stacked", "transform_of"]
 

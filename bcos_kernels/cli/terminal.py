@@ -20,8 +20,8 @@ from torch import nn
 from .. import compat
 
 __all__ = [
-    "DTYPES", "EXTRA", "add_factory", "at_least", "draft_of", "factory", "installing", "json_object", "module_of",
-    "printable", "refused", "shape", "unwritable",
+    "DTYPES", "EXTRA", "add_factory", "at_least", "draft_of", "entry_point", "factory", "installing", "json_object",
+    "module_of", "printable", "refused", "shape", "unwritable",
 ]  # fmt: skip
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -104,6 +104,14 @@ def factory(option: str, name: str) -> Callable:
     if not callable(found):
         raise TypeError(f"{option} {name}: {attribute} is {type(found).__name__}, not callable")
     return found
+
+
+def entry_point(name: str) -> Callable[..., Any]:
+    """The function of ``bcos.models.pretrained`` with this name. Raises ImportError if it needs a missing package."""
+    compat.import_reference()
+    if "vit" in name:
+        importlib.import_module("einops")  # without it the function would raise an error of another class
+    return getattr(importlib.import_module("bcos.models.pretrained"), name)
 
 
 def module_of(source: str, build: Callable, arguments: dict[str, Any]) -> nn.Module:

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...compat import entry_point, import_reference
+from ...compat import import_reference
 from ...core.formats import channels_last
 from ...modules import BcosConv1d, BcosConv3d, BcosLayer
 from ...transform import Spec
+from ..terminal import entry_point
 
 __all__ = ["IMAGE", "MODELS", "OF_AXES", "TRANSFORMERS", "Layer", "Norm", "Workload", "network", "workloads"]
 

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ... import accelerate
-from ...compat import entry_point
 from ...text import aligned, many, progress
 from ..measure import ratio
+from ..terminal import entry_point
 from .converting import HEIGHT, WIDTH, Fine, explain_photographs, fine_tune
 from .explaining import Explained, explain, summary
 from .images import Digits, load_digits, load_photographs
