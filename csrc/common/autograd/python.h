@@ -4,7 +4,7 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include "common/autograd/memory.h"
+#include "common/autograd/last_call.h"
 #include "common/autograd/recorded.h"
 
 namespace bcos {
@@ -140,7 +140,7 @@ inline pybind11::object repeated(Arguments arguments) {
   if (!plan) return key;
   if (plan == Py_None) return pybind11::none();
   const auto kernels = held_kernels(plan);
-  remember(of_key[3], Memory(of_key[3], arguments[1], of_key, kernels));
+  remember(of_key[3], LastCall(of_key[3], arguments[1], of_key, kernels));
   return first_output(kernels, of_key[2], arguments[count - 2], arguments[count - 1]);
 }
 
@@ -149,8 +149,8 @@ inline pybind11::object repeated(Arguments arguments) {
 inline pybind11::object again(Arguments arguments) {
   TORCH_CHECK_TYPE(arguments.size() == 2, "a module and an input are needed");
   static PyObject* const kNames = Py_BuildValue("(ss)", "weight", "bias");
-  const auto found = memories().find(arguments[0]);
-  if (found == memories().end()) return pybind11::none();
+  const auto found = last_calls().find(arguments[0]);
+  if (found == last_calls().end()) return pybind11::none();
   const Places places(arguments[0]);
   const auto kernels = found->second.kernels(places, arguments[1]);
   return kernels ? first_output(kernels, arguments[1], places[2], kNames) : pybind11::none();

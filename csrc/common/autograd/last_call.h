@@ -59,14 +59,14 @@ class Places {
   std::array<PyObject*, 3> places_{};
 };
 
-class Memory {
+class LastCall {
  public:
-  Memory() = default;
+  LastCall() = default;
 
   // Of a call of `module`: three lists, as are_held takes them, or None; the arguments of its key; and the
   // kernels that served it. The module and its parts are not owned: another one has the same key only where
   // it reads alike.
-  Memory(PyObject* module, PyObject* watched, Arguments call, std::shared_ptr<Kernels> kernels)
+  LastCall(PyObject* module, PyObject* watched, Arguments call, std::shared_ptr<Kernels> kernels)
       : watched_(own(watched)), kernels_(std::move(kernels)) {
     const Places places(module);
     for (size_t i = 0; i < call.size(); i++) {
@@ -85,7 +85,7 @@ class Memory {
     Key key(true);
     if (text_.empty() || !add(key, places, x) || key.text() != text_) return nullptr;
     auto found = kernels_;
-    const auto watched = watched_;  // to look there may run code that replaces this memory
+    const auto watched = watched_;  // to look there may run code that replaces this object
     return !watched || are_all_held({PySequence_Fast_ITEMS(watched.ptr()), 3}) ? found : nullptr;
   }
 
@@ -112,16 +112,17 @@ class Memory {
 };
 
 // That of each module
-inline std::unordered_map<PyObject*, Memory>& memories() {
-  static auto& all = *new std::unordered_map<PyObject*, Memory>;  // Python may end before it
+inline std::unordered_map<PyObject*, LastCall>& last_calls() {
+  static auto& all = *new std::unordered_map<PyObject*, LastCall>;  // Python may end before it
   return all;
 }
 
-inline void remember(PyObject* module, Memory memory) {
+inline void remember(PyObject* module, LastCall call) {
   constexpr size_t kMost = 4096;
-  std::unordered_map<PyObject*, Memory> displaced;  // to destroy it may run code that remembers another call
-  if (memories().size() >= kMost) displaced.swap(memories());
-  std::swap(memories()[module], memory);
+  // To destroy one may run code that remembers another.
+  std::unordered_map<PyObject*, LastCall> displaced;
+  if (last_calls().size() >= kMost) displaced.swap(last_calls());
+  std::swap(last_calls()[module], call);
 }
 
 }  // namespace bcos
