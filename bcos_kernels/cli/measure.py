@@ -90,7 +90,7 @@ def saved_bytes(call: Callable[[], object], excluded: Iterable[Tensor] = ()) -> 
         if tensor.layout == torch.strided:
             storage = tensor.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output itself would hold the graph that holds it, which nothing frees
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = call()  # alive until the sum is taken: the address of a freed storage could be used again
