@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,7 +15,7 @@ from torch import Tensor
 
 __all__ = [
     "flushing_subnormals", "geomean", "interleave", "keep_pages_warm", "ratio", "release_pages", "saved_bytes",
-    "summarise", "wall_clock",
+    "summarise", "uncollected", "wall_clock",
 ]  # fmt: skip
 
 Name = TypeVar("Name")
@@ -117,6 +118,18 @@ def release_pages() -> None:
     """Returns the pages that :func:`keep_pages_warm` keeps to the system: over a long run they would add up."""
     with suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Within the context Python collects no garbage: what is freed there was in use there."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager
