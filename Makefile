@@ -102,7 +102,7 @@ cuda: ## the wheel built and imported against torch's CUDA build, without a GPU;
 	build/cuda-$(CUDA_TORCH)/bin/python -m pip install --quiet torch==$(CUDA_TORCH) 'setuptools>=77,<82' wheel ninja numpy
 	build/cuda-$(CUDA_TORCH)/bin/python .ci/wheel.py --check
 
-rehearse: ## tests of a GPU without one: torch's CUDA build in front of a stand-in, computed by the CPU; downloads gigabytes (CUDA_TORCH=2.11.0)
+rehearse: ## what a GPU is asked, without one: torch's CUDA build in front of a stand-in, computed by the CPU; downloads gigabytes (CUDA_TORCH=2.11.0)
 	python3 .ci/rehearse.py $(CUDA_TORCH) $(ARGS)
 
 clean: ## removes what was built, keeps .venv

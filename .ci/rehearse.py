@@ -1,8 +1,10 @@
-"""The tests of a GPU without one, on torch's CUDA build: ``python3 .ci/rehearse.py 2.11.0 [pytest's arguments]``.
+"""What a GPU is asked, without one, on torch's CUDA build: ``python3 .ci/rehearse.py 2.11.0 [pytest's arguments]``.
 
-Torch's operators are computed by its CPU kernels, and ours in the emulation of a thread block or in Triton's
-interpreter (``tests/runtime``). Everything is in ``build/rehearsal-VERSION``, as ``other_torch.py`` has it. A ``-k``
-among the arguments takes the place of what is left out here.
+First the commands that measure, at full size, with kernels that compute nothing: their times mean nothing, but what
+fails around the kernels fails here, too. Then the tests: torch's operators are computed by its CPU kernels, and ours in
+the emulation of a thread block or in Triton's interpreter (``tests/runtime``). Everything is in
+``build/rehearsal-VERSION``, as ``other_torch.py`` has it. With arguments there are tests alone; a ``-k`` among them
+takes the place of what is left out here.
 """
 
 from __future__ import annotations
@@ -19,13 +21,19 @@ LEFT_OUT = (
     "replicas",  # NCCL would compute
     "tf32_only and vendor",  # a CPU does not round to tf32
     "scaled_inputs and conv1x1 and fp32",  # a CPU adds up 1024 products in another order than a GPU
-    "replays and -graph]",  # the stand-in for cuDNN is not recorded in a CUDA graph
-    "triton and (captured or threads)",  # nor is Triton's interpreter, which serves one thread alone
+    "triton and (captured or threads)",  # Triton's interpreter is not recorded in a CUDA graph, and serves one thread
+)
+COMMANDS = (
+    "benchmarks.decisions --seconds 300",
+    "benchmarks.gpu fast --no-build --seconds 120 --processes 2",
+    "bcos_kernels bench --device cuda --no-layers --models resnet50 vit_s convnext_t --seconds 0 --limit 6 "
+    "--processes 2 --measures inference training explanation --contenders plain reference ours",
 )
 KINDS = {
     "cuda": ("tests/gpu", {}),
     "triton": ("tests/gpu/test_gpu_devices.py", {"TRITON_INTERPRET": "1"}),  # which takes long, and cannot be captured
 }
+IDLE = {"BCOS_TEST_IDLE": "1", "BCOS_TEST_GPUS": "1"}
 
 
 def main(arguments: list[str]) -> int:
@@ -44,11 +52,14 @@ def main(arguments: list[str]) -> int:
         "OMP_NUM_THREADS": "1",
     }
     codes = []
+    for command in () if options else COMMANDS:
+        print(f"$ python -m {command}", flush=True)
+        codes.append(subprocess.run([python, "-m", *command.split()], cwd=copy, env=variables | IDLE).returncode)
     for kind, (place, more) in KINDS.items():
         served = " and not ".join([kind, *(f"({names})" for names in LEFT_OUT)])
         command = [python, "-m", "pytest", "-q", "-n", "2", "-m", "gpu", place, "-k", served, *options]
         codes.append(subprocess.run(command, cwd=copy, env=variables | more).returncode)
-    return max(codes)
+    return int(any(codes))  # which are negative where a process was killed
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -142,10 +143,11 @@ def main(argv: list[str] | None = None) -> int:
 def report(result: dict, found: Iterable[dict], wanted: int, out: Path | None) -> int:
     """Stores the rows as they come and prints the table; the exit status of :func:`main`."""
     rows: list[dict] = []
-    for row in found:
-        rows.append(row)
-        if out is not None:
-            store(result | {"rows": rows, "complete": len(rows) == wanted}, out)
+    with suppress(KeyboardInterrupt):  # of whoever has no more time: the rows before are worth their table
+        for row in found:
+            rows.append(row)
+            if out is not None:
+                store(result | {"rows": rows, "complete": len(rows) == wanted}, out)
     print(table(rows))
     if len(rows) < wanted:
         print(f"{len(rows)} of {wanted} in time")

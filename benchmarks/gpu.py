@@ -49,7 +49,7 @@ BUILD, SMALL, SMALL_OF_TRITON, DECISIONS, TESTS, TABLE = 240.0, 60.0, 150.0, 90.
 TUNE, MODELS, NETWORKS = 110.0, 160.0, 80.0
 """The most seconds of each part; the last part of a call takes all the time that is left."""
 CLOSING = 10.0  # seconds for writing the last files
-SHOWN = 60  # lines of a log, and failures, on the page; the files hold all
+SHOWN = 60  # lines of a log, and kinds of failures, on the page; the files hold all
 
 
 # ------------------------------------------------------------------------------------------------ surroundings
@@ -228,25 +228,31 @@ def tests(job: Job, seconds: float, chosen: str, name: str) -> None:
         job.write(page_of(found))
 
     found = shares.run(seconds, job.processes, arguments, job.environment, store)
-    red = [test for test, told in found["tests"].items() if told["outcome"] == "failed"]
     job.tell(page_of(found))
-    job.failed += [*red, *found["crashed"]]
+    job.failed += [f"{_and_others(names)}: {error}" for error, names in shares.failures(found)] + found["crashed"]
     if not found["tests"] and not found["crashed"]:
         in_time = time.monotonic() - start < seconds
         (job.fail if in_time else job.tell)(f"{name}: no test was collected within {seconds:.0f} s")
 
 
 def page_of(found: dict) -> str:
-    """The tests in words: the summary, each failure with its text, and what was not run."""
-    told = found["tests"].items()
+    """The tests in words: the summary, a failure of each kind with its text, and what was not run."""
+    told = found["tests"]
     parts = [shares.summary(found), *found["crashed"]]
-    red = [(name, test) for name, test in told if test["outcome"] == "failed"][:SHOWN]
-    for name, test in red:
+    for _, names in shares.failures(found)[:SHOWN]:
+        test = told[names[0]]
         output = (f"{heading}:\n{written}" for heading, written in test["output"])
-        parts.append("\n".join([f"FAILED {name}", test["text"], *output]))
-    left = [name for name, test in told if test["outcome"] == "not run"]
-    parts += ["\n".join(f"not run: {name}" for name in left)] if left else []
+        parts.append("\n".join([f"FAILED {_and_others(names)}", test["text"], *output]))
+    left = [name for name, test in told.items() if test["outcome"] == "not run"]
+    if len(left) > SHOWN:
+        parts.append(f"not run: {len(left)} tests, which the file of the tests names")
+    elif left:
+        parts.append("\n".join(f"not run: {name}" for name in left))
     return "\n\n".join(parts)
+
+
+def _and_others(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def bench(job: Job, seconds: float, name: str, *options: str) -> None:
@@ -352,7 +358,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.call in calls:
         calls[arguments.call](job)
     shown = "\n".join(f"- {text}" for text in job.failed[:SHOWN])
-    job.tell(f"{len(job.failed)} failed:\n{shown}" if job.failed else "nothing failed")
+    job.tell(f"what failed:\n{shown}" if job.failed else "nothing failed")
     return int(bool(job.failed))
 
 

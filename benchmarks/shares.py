@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from bcos_kernels.cli.bench.tables import Table
 
 from . import recorder
 
-__all__ = ["Share", "merged", "run", "stopped", "summary"]
+__all__ = ["Share", "failures", "merged", "run", "stopped", "summary"]
 
 GRACE = 15.0  # seconds from an interrupt to the end of a process
 LONGEST = 150.0
@@ -30,6 +31,7 @@ RESTARTS = 12  # of a share; a GPU that is lost more often has shown enough
 POLL, STORE = 0.3, 2.0
 ENDED = (0, 1, 5)  # pytest: all passed, some failed, nothing to do
 OUTCOMES = ("passed", "failed", "skipped", "not run")
+ERROR = 300  # characters of an error
 
 
 class Share:
@@ -182,3 +184,20 @@ def summary(found: dict) -> str:
     reasons = sorted({test["text"] for test in found["tests"].values() if test["outcome"] == "skipped"})
     table = Table(("tests", *OUTCOMES), lines, frozenset(range(1, 1 + len(OUTCOMES)))).markdown()
     return "\n".join([table, "", *(f"- skipped: {reason}" for reason in reasons)])
+
+
+def failures(found: dict) -> list[tuple[str, list[str]]]:
+    """Each error with the tests that it failed, the most frequent first; errors differ in more than their numbers."""
+    alike: dict[str, tuple[str, list[str]]] = {}
+    for name, test in found["tests"].items():
+        if test["outcome"] == "failed":
+            error = _error(test["text"])
+            alike.setdefault(re.sub(r"\d[\d.]*(e[+-]?\d+)?", "0", error), (error, []))[1].append(name)
+    return sorted(alike.values(), key=lambda kind: -len(kind[1]))
+
+
+def _error(text: str) -> str:
+    """The line of a failure that says what went wrong: pytest's first one of an error, or else the first of all."""
+    lines = text.strip().splitlines() or [""]
+    told = (line[1:].strip() for line in lines if re.match(r"E\s", line))
+    return next(told, lines[0])[:ERROR]

@@ -1,6 +1,7 @@
 """The parts of ``bench``: workloads, paired timing, the parity gate, memory, and whole models."""
 
 import copy
+import gc
 import re
 import time
 from contextlib import contextmanager
@@ -121,6 +122,13 @@ def test_peak_is_the_most_that_is_held_at_once():
         return torch.empty(500, 1000), torch.empty(250, 1000)
 
     assert Cpu().peak(call) == 4_000_000
+
+
+def test_python_collects_nothing_while_a_peak_is_measured():
+    """Cycles of an earlier row would be freed within the call, and their memory taken from what the call holds."""
+    collecting = []
+    Cpu().peak(lambda: collecting.append(gc.isenabled()))
+    assert collecting == [False] and gc.isenabled()
 
 
 def test_a_stack_saves_what_its_layers_keep():

@@ -1,7 +1,9 @@
 """The demo at its smallest: it runs, measures, draws, and says in one line what is missing."""
 
 import copy
+import gc
 import sys
+import weakref
 
 import pytest
 import torch
@@ -62,6 +64,20 @@ def test_saved_bytes_counts_each_storage_once_and_leaves_parameters_out():
     assert measure.saved_bytes(lambda: (x @ w) + (x @ w)) == 4 * 8 * 4
     assert measure.saved_bytes(lambda: (x * w[0]) @ w) == 4 * (8 * 4 + 8 * 4 + 4 * 4)
     assert measure.saved_bytes(lambda: (x * w[0]) @ w, [w]) == 4 * (8 * 4 + 8 * 4)
+
+
+def test_saved_bytes_frees_the_graph_that_it_looks_at():
+    """Of every model and layer that bench measured, all that autograd kept stayed in memory, to its end."""
+    x, found = torch.randn(8, 4, requires_grad=True), []
+
+    def call() -> torch.Tensor:
+        y = x.exp()  # whose backward reads y
+        found.append(weakref.ref(y))
+        return y
+
+    measure.saved_bytes(call)
+    gc.collect()
+    assert found[0]() is None
 
 
 def test_explanation_error_sees_other_weights():

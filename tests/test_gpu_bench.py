@@ -239,6 +239,27 @@ def test_where_every_test_fails_the_file_stays_small(suite, monkeypatch):
     texts = [test["text"] + "".join(written for _, written in test["output"]) for test in found["tests"].values()]
     assert len(texts) == 200 and all("ValueError" in text for text in texts) and len(texts[0]) > 9_000
     assert sum(map(len, texts)) < 500_000
+    assert len(gpu.page_of(found)) < 30_000
+
+
+def test_failures_of_one_error_are_told_as_one():
+    """A page of thousands of tests is read from its end, in a minute: what went wrong there, and how often?"""
+
+    def told(outcome: str, text: str = "") -> dict:
+        return {"outcome": outcome, "seconds": 0.0, "text": text, "output": []}
+
+    wrong = "    def check():\nE       AssertionError: y: error {} against float64\n\ncases.py:7: AssertionError"
+    tests = {f"f.py::test[{i}]": told("failed", wrong.format(error)) for i, error in enumerate(("1e-3", "0.25", "7"))}
+    tests["f.py::lost"] = told("failed", "after it the GPU was lost: illegal address\nand so on")
+    tests |= {f"f.py::test[{i}]": told("not run") for i in range(10, 90)} | {"f.py::green": told("passed")}
+    found = {"tests": tests, "crashed": []}
+    assert shares.failures(found) == [
+        ("AssertionError: y: error 1e-3 against float64", [f"f.py::test[{i}]" for i in range(3)]),
+        ("after it the GPU was lost: illegal address", ["f.py::lost"]),
+    ]
+    page = gpu.page_of(found)
+    assert "FAILED f.py::test[0] and 2 more\n    def check" in page and "FAILED f.py::lost\nafter it" in page
+    assert page.count("not run: ") == 1 and page.endswith("not run: 80 tests, which the file of the tests names")
 
 
 @pytest.mark.slow
@@ -302,7 +323,7 @@ def test_the_first_call_from_its_first_part_to_its_last(suite, tmp_path):
         "ours ÷",
     ):
         assert part in page and part in printed
-    assert process.returncode == 1 and "test_red" in page.rpartition("2 failed:")[2], page
+    assert process.returncode == 1 and "test_red: assert 1 == 2" in page.rpartition("what failed:")[2], page
     assert "no CUDA kernels" in page or torch.version.cuda
     assert read(tmp_path / "gpu_first.json")["rows"] and json.loads((tmp_path / "gpu_tests.json").read_text())["tests"]
 

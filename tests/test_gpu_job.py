@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bcos_kernels.cli.bench import stored
-from benchmarks import gpu
+from benchmarks import decisions, gpu
 
 
 @pytest.fixture
@@ -99,6 +99,21 @@ def test_time_that_is_used_up_in_a_benchmark_is_no_failure(job, monkeypatch):
     monkeypatch.setattr(gpu, "BENCH", ("--device=cpu", "--seconds=0", "--models", "vit_s", "--no-models"))
     gpu.bench(job, 3.0, "gpu_layers")
     assert job.failed == [] and "bench, gpu_layers: no row in 3 s" in job.page.read_text()
+
+
+def test_decisions_that_are_stopped_tell_what_they_found(capsys):
+    """A compiler may take all the time of a row; the rows before it are told all the same."""
+
+    def rows():
+        yield {
+            "layer": "tiny", "direction": "forward", "plain": 2e-6, "ways": {"vendor": 3e-6}, "fastest": "vendor",
+            "predicted": "graph", "refused": {},
+        }  # fmt: skip
+        raise KeyboardInterrupt
+
+    assert decisions.report({}, rows(), 24, None) == 0
+    printed = capsys.readouterr().out
+    assert "tiny" in printed and "1.50" in printed and printed.endswith("1 of 24 in time\n")
 
 
 def test_the_processes_share_one_cache_and_do_not_crowd_the_cores(job):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,7 +15,7 @@ from torch import Tensor
 
 __all__ = [
     "flushing_subnormals", "geomean", "interleave", "keep_pages_warm", "ratio", "release_pages", "saved_bytes",
-    "summarise", "wall_clock",
+    "summarise", "uncollected", "wall_clock",
 ]  # fmt: skip
 
 Name = TypeVar("Name")
@@ -90,7 +91,7 @@ def saved_bytes(call: Callable[[], object], excluded: Iterable[Tensor] = ()) -> 
         if tensor.layout == torch.strided:
             storage = tensor.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output itself would hold the graph that holds it, which nothing frees
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = call()  # alive until the sum is taken: the address of a freed storage could be used again
@@ -117,6 +118,18 @@ def release_pages() -> None:
     """Returns the pages that :func:`keep_pages_warm` keeps to the system: over a long run they would add up."""
     with suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Within the context Python collects no garbage: what is freed there was in use there."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

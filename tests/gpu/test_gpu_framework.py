@@ -7,6 +7,7 @@ from on_gpu import SMALL, exact, run, tensors
 from torch.autograd import grad
 
 import bcos_kernels as bk
+from bcos_kernels.cli.bench.devices import Gpu
 from bcos_kernels.cli.measure import saved_bytes
 
 NAMES = ["conv3x3", "strided_b1.5", "depthwise", "max_out", "linear"]
@@ -124,3 +125,18 @@ def test_saved_bytes_are_those_of_a_plain_stack(kind, dtype):
         return saved_bytes(stack, excluded)
 
     assert kept(ours) <= 1.05 * kept(plain)
+
+
+def test_the_peak_of_a_call_is_the_same_each_time(monkeypatch):
+    """What autograd's thread still holds of the call before is freed within this one: a peak would be too small."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # which a Gpu sets
+    norm = torch.nn.BatchNorm2d(64).cuda()
+    x = torch.randn(16, 64, 56, 56, device="cuda", requires_grad=True)
+
+    def call():
+        y = norm(x)
+        return y.detach(), *grad(y, x, torch.ones_like(y))
+
+    call()
+    device = Gpu()
+    assert len({device.peak(call) for _ in range(50)}) == 1

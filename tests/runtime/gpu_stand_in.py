@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
+from importlib import import_module
 
 import gpu_stand_in_operators as native
 import torch
@@ -45,12 +46,8 @@ def _silent():
         os.close(before)
 
 
-def _fused_attention(*arguments, **options) -> int:
-    return 0  # none of the fused ones, which are CUDA's alone: the formula
-
-
 def _batch_norm(x, weight, bias, mean, var, training: bool, momentum: float, eps: float):
-    hosts = (None if t is None else native.on_host(t) for t in (x, weight, bias, mean, var))
+    hosts = (None if t is None else native.operand(t) for t in (x, weight, bias, mean, var))
     results = torch.ops.aten.native_batch_norm(*hosts, training, momentum, eps)
     reserve = torch.empty(0, dtype=torch.uint8, device=x.device)
     return *(native.on_gpu(t, x.get_device()) for t in results), reserve
@@ -58,7 +55,7 @@ def _batch_norm(x, weight, bias, mean, var, training: bool, momentum: float, eps
 
 def _batch_norm_backward(x, grad, weight, mean, var, save_mean, save_var, eps: float, reserve):
     given = grad, x, weight, mean, var, save_mean, save_var
-    hosts = (None if t is None else native.on_host(t) for t in given)
+    hosts = (None if t is None else native.operand(t) for t in given)
     results = torch.ops.aten.native_batch_norm_backward(*hosts, True, eps, [True] * 3)
     return tuple(native.on_gpu(t, x.get_device()) for t in results)
 
@@ -72,18 +69,21 @@ def _compiled_eagerly(compile_):
 
 def install() -> None:
     torch.cuda.init()
+    if "BCOS_TEST_IDLE" in os.environ:
+        import_module("torch._meta_registrations")  # the shapes of results, of which nothing is computed
     somewhere = _registered("CPU") | _registered("CompositeExplicitAutograd")
     names = (_registered("CUDA") & somewhere) - set(OF_MEMORY) | set(OF_EVERY_DEVICE)
     with _silent(), warnings.catch_warnings():
         native.install(sorted(names))
         warnings.simplefilter("ignore")
         for name, function in {
-            "_fused_sdp_choice": _fused_attention,
             "cudnn_batch_norm": _batch_norm,
             "cudnn_batch_norm_backward": _batch_norm_backward,
         }.items():
             _ALONE.impl(name, function, "CUDA")
     torch.compile = _compiled_eagerly(torch.compile)
+    for attention in "cudnn", "flash", "mem_efficient":  # which are CUDA's alone: the formula takes their place
+        getattr(torch.backends.cuda, f"enable_{attention}_sdp")(False)
 
 
 _ALONE = torch.library.Library("aten", "IMPL")

@@ -1,4 +1,6 @@
 // The memory of the stand-in: blocks of the host's, each of which knows its GPU.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -10,12 +12,18 @@ namespace {
 
 constexpr size_t kAligned = 512;
 
-Block* block_of(const void* address) {
-  const std::lock_guard lock(state.mutex);
+// The block of an address, with its start; null for an address that is in none.
+std::pair<char* const, Block>* found_at(const void* address) {
   auto found = state.blocks.upper_bound(const_cast<char*>(static_cast<const char*>(address)));
   if (found == state.blocks.begin()) return nullptr;
   --found;
-  return address < found->first + found->second.size ? &found->second : nullptr;
+  return address < found->first + found->second.size ? &*found : nullptr;
+}
+
+Block* block_of(const void* address) {
+  const std::lock_guard lock(state.mutex);
+  auto* const found = found_at(address);
+  return found == nullptr ? nullptr : &found->second;
 }
 
 bool is_within(const void* address, size_t bytes) {
@@ -24,14 +32,21 @@ bool is_within(const void* address, size_t bytes) {
   return block_of(address) == block_of(static_cast<const char*>(address) + bytes - 1);
 }
 
+// Memory of zeros, of which the host provides what is written.
+void* reserved(size_t size) {
+  constexpr int kOptions = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  void* const found = mmap(nullptr, size, PROT_READ | PROT_WRITE, kOptions, -1, 0);
+  return found == MAP_FAILED ? nullptr : found;
+}
+
 cudaError_t allocate(void** address, size_t size, bool on_host) {
   const std::lock_guard lock(state.mutex);
   size = (std::max<size_t>(size, 1) + kAligned - 1) / kAligned * kAligned;
   if (!on_host && state.used[device] + size > kMemory)
     return fail(cudaErrorMemoryAllocation, "out of memory");
-  *address = std::aligned_alloc(kAligned, size);
+  *address = idle() ? reserved(size) : std::aligned_alloc(kAligned, size);
   if (*address == nullptr) return fail(cudaErrorMemoryAllocation, "the host is out of memory");
-  std::memset(*address, 0xff, size);
+  if (!idle()) std::memset(*address, 0xff, size);
   state.blocks[static_cast<char*>(*address)] = {size, device, on_host};
   state.touched[device] = true;
   if (!on_host) state.used[device] += size;
@@ -45,8 +60,11 @@ cudaError_t release(void* address) {
   if (found == state.blocks.end())
     return fail(cudaErrorInvalidValue, "memory is freed that was not allocated");
   if (!found->second.on_host) state.used[found->second.device] -= found->second.size;
+  if (idle())
+    munmap(address, found->second.size);
+  else
+    std::free(address);
   state.blocks.erase(found);
-  std::free(address);
   return cudaSuccess;
 }
 
@@ -55,7 +73,7 @@ cudaError_t enqueue(cudaStream_t stream, std::function<void()> work) {
   const std::lock_guard lock(runtime::computing());
   if (runtime::is_captured(stream)) runtime::record(stream, work);
   if (last == cudaErrorStreamCaptureImplicit) return last;
-  work();
+  if (!idle()) work();
   return cudaSuccess;
 }
 
@@ -77,6 +95,14 @@ cudaError_t set(void* to, int value, size_t bytes, cudaStream_t stream) {
 }  // namespace runtime
 
 using namespace runtime;
+
+// The bytes from an address to the end of its block, 0 where it is in none: for the stand-in for the driver.
+extern "C" EXPORT size_t stand_in_memory(uint64_t address) {
+  const std::lock_guard lock(state.mutex);
+  const auto* const from = reinterpret_cast<const char*>(address);
+  const auto* const found = found_at(from);
+  return found == nullptr ? 0 : found->first + found->second.size - from;
+}
 
 API cudaMalloc(void** address, size_t size) {
   if (const auto error = unless_captured("cudaMalloc")) return error;

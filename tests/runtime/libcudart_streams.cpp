@@ -26,6 +26,14 @@ void record(cudaStream_t stream, std::function<void()> work) {
 
 using namespace runtime;
 
+// For the stand-in for cuDNN: does this now, and again when a graph is launched.
+extern "C" EXPORT void stand_in_enqueue(cudaStream_t stream, const std::function<void()>& work) {
+  if (idle()) return;
+  const std::lock_guard lock(computing());
+  if (is_captured(stream)) record(stream, work);
+  work();
+}
+
 API cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int priority) {
   const std::lock_guard lock(state.mutex);
   state.streams.push_back(std::make_unique<Stream>(Stream{priority, nullptr}));
@@ -104,7 +112,7 @@ API cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode asked) {
   graph->forbids = asked != cudaStreamCaptureModeRelaxed;
   state.forbidding += graph->forbids;
   for (const auto& [address, block] : state.blocks)
-    graph->before.emplace_back(address, std::vector(address, address + block.size));
+    if (!idle()) graph->before.emplace_back(address, std::vector(address, address + block.size));
   return cudaSuccess;
 }
 

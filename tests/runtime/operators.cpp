@@ -6,12 +6,16 @@
 #include <torch/extension.h>
 #include <torch/library.h>
 
+#include <set>
+
 #include "runtime.h"
 
 namespace {
 
 using c10::IValue;
 using Values = std::vector<IValue>;
+
+constexpr int64_t kFew = 16;
 
 // A tensor of the CPU with the memory of one of a GPU, which it does not keep.
 at::Tensor on_host(const at::Tensor& t) {
@@ -24,10 +28,20 @@ at::Tensor on_host(const at::Tensor& t) {
   return found;
 }
 
+// The same without memory, where operators compute nothing but the shapes of their results.
+at::Tensor without_memory(const at::Tensor& t) {
+  if (!t.defined() || !t.is_cuda()) return t;
+  return at::empty_strided(t.sizes(), t.strides(), t.options().device(c10::kMeta));
+}
+
+at::Tensor operand(const at::Tensor& t) {
+  return runtime::idle() ? without_memory(t) : on_host(t);
+}
+
 at::Tensor on_gpu(const at::Tensor& t, c10::Device device) {
   if (!t.defined()) return t;
   const auto made = at::empty_strided(t.sizes(), t.strides(), t.options().device(device));
-  on_host(made).copy_(t);
+  if (!t.is_meta()) on_host(made).copy_(t);
   return made;
 }
 
@@ -49,10 +63,18 @@ IValue mapped(const IValue& value, F f) {
   return value;
 }
 
-IValue argument_on_host(const IValue& value) {
-  if (value.isDevice()) return c10::Device(c10::kCPU);
+IValue argument_of(const IValue& value, bool computes) {
+  if (value.isDevice()) return c10::Device(computes ? c10::kCPU : c10::kMeta);
   if (value.isGenerator()) return {};  // of a GPU; the CPU's default one serves all
-  return mapped(value, on_host);
+  return mapped(value, computes ? on_host : without_memory);
+}
+
+// Whether an operator computes even where kernels do not: up to kFew values are written, copied and read.
+bool is_of_few_values(const c10::OperatorHandle& op, const Values& arguments) {
+  static const std::set<std::string> names = {"aten::_local_scalar_dense", "aten::copy_", "aten::fill_",
+                                              "aten::zero_"};
+  const at::Tensor& t = arguments[0].isTensor() ? arguments[0].toTensor() : at::Tensor();
+  return t.defined() && t.numel() <= kFew && names.count(op.schema().name()) > 0;
 }
 
 c10::Device device_of(const Values& arguments) {
@@ -63,6 +85,25 @@ c10::Device device_of(const Values& arguments) {
       return t;
     });
   return found.value_or(c10::Device(c10::kCUDA, c10::cuda::current_device()));
+}
+
+// The results of a convolution in the memory format that cuDNN would choose, which shapes alone do not tell.
+void take_format(const Values& arguments, Values& results) {
+  const auto format = [](const IValue& value) { return value.toTensor().suggest_memory_format(); };
+  const auto last = at::MemoryFormat::ChannelsLast;
+  if (format(arguments[0]) != last && format(arguments[1]) != last) return;
+  for (IValue& result : results) {
+    const at::Tensor t = result.toTensor();
+    if (t.defined() && t.dim() == 4) result = t.contiguous(last);
+  }
+}
+
+// The tensor whose strides a result has that was given for a result alone. Where nothing is computed, the
+// result itself has lost the order of its axes.
+at::Tensor order_of(const IValue& first, const at::Tensor& result) {
+  if (!result.is_meta() || !first.isTensor()) return result;
+  const at::Tensor t = first.toTensor();
+  return t.sizes() == result.sizes() && t.is_non_overlapping_and_dense() ? t : result;
 }
 
 bool is_written(const c10::Argument& argument) {
@@ -107,13 +148,20 @@ void run(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const Values given(stack->end() - schema.arguments().size(), stack->end());
   stack->resize(stack->size() - given.size());
   const c10::Device device = device_of(given);
+  const bool computes = !runtime::idle() || is_of_few_values(op, given);
   Values arguments;
-  for (const IValue& value : given) arguments.push_back(argument_on_host(value));
+  for (const IValue& value : given) arguments.push_back(argument_of(value, computes));
+  if (!computes && op.schema().name() == "aten::copy_" && given[0].toTensor().is_cpu()) {
+    stack->push_back(given[0].toTensor().zero_());
+    return;
+  }
 
-  const std::lock_guard lock(runtime::computing());
+  std::unique_lock lock(runtime::computing(), std::defer_lock);
+  if (!runtime::idle()) lock.lock();
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream(device.index());
   const bool captured = runtime::is_captured(stream);
-  const Values results = computed(op, arguments);
+  Values results = computed(op, arguments);
+  if (!computes && schema.name().rfind("aten::convolution", 0) == 0) take_format(arguments, results);
   Values targets;  // where the results are, on the host
   for (size_t i = 0; i < results.size(); ++i) {
     const int written = written_argument(schema, schema.returns()[i]);
@@ -125,12 +173,14 @@ void run(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     stack->push_back(given[written]);
     targets.emplace_back();
     if (schema.arguments()[written].kwarg_only() && given[written].isTensor()) {
-      given[written].toTensor().resize_(results[i].toTensor().sizes());
-      targets.back() = on_host(given[written].toTensor());
-      store(targets.back(), results[i]);
+      const at::Tensor &out = given[written].toTensor(), &result = results[i].toTensor();
+      if (out.sizes() != result.sizes())  // torch's iterators keep the order of the axes
+        out.resize_(result.sizes()).as_strided_(result.sizes(), order_of(given[0], result).strides());
+      targets.back() = on_host(out);
+      if (computes) store(targets.back(), results[i]);
     }
   }
-  if (!captured) return;
+  if (!captured || runtime::idle()) return;
   runtime::record(stream, [op, arguments, targets] {
     const Values again = computed(op, arguments);
     for (size_t i = 0; i < again.size(); ++i) store(targets[i], again[i]);
@@ -150,6 +200,6 @@ void install(const std::vector<std::string>& names) {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("install", &install);
-  m.def("on_host", &on_host);
+  m.def("operand", &operand);
   m.def("on_gpu", [](const at::Tensor& t, int index) { return on_gpu(t, c10::Device(c10::kCUDA, index)); });
 }

@@ -13,6 +13,10 @@ namespace runtime {
 // Held while something computes: the emulator of thread blocks runs one kernel at a time.
 EXPORT std::recursive_mutex& computing();
 
+// Whether kernels compute nothing, and memory that nobody has written reads 0: `BCOS_TEST_IDLE` says so. What
+// is rehearsed then is everything around them, at any size.
+EXPORT bool idle();
+
 // Whether what runs on this stream belongs to a CUDA graph. Work on any other stream is an error during a
 // capture that forbids it, which the next call of cudaGetLastError returns.
 EXPORT bool is_captured(cudaStream_t stream);

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ...core import _torch
-from ..measure import wall_clock
+from ..measure import uncollected, wall_clock
 
 __all__ = ["Cpu", "DeviceLost", "Gpu", "machine", "opened"]
 
@@ -58,7 +58,7 @@ class Cpu:
 
     def peak(self, call: Callable[[], object]) -> int:
         """The most bytes of PyTorch's allocator that ``call`` holds at once, beside those held before it."""
-        with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        with torch.autograd.profiler.profile(profile_memory=True) as profile, uncollected():
             call()
         events = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
         events.sort(key=lambda event: event.start_ns())
@@ -134,10 +134,13 @@ class Gpu(Cpu):
         return self.start.elapsed_time(self.end) / 1e3
 
     def peak(self, call: Callable[[], object]) -> int:
+        # autograd's thread of this device may still hold tensors of the last backward, until it begins another one
+        torch.zeros(1, device="cuda", requires_grad=True).sum().backward()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        call()
+        with uncollected():
+            call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
 
