@@ -260,7 +260,7 @@ def test_an_exponent_of_true_is_one():
     theirs.load_state_dict(ours.state_dict())
     assert error(ours(x), theirs(x)) < 1e-6
     assert bk.BcosLinear(3, 2, b=True)(torch.randn(4, 3)).shape == (4, 2)
-    with pytest.raises(ValueError, match="b=False"):
+    with pytest.raises(TypeError, match="b=False: a float of at least 1"):
         IDS["conv3x3"](x, weight, b=False)
 
 

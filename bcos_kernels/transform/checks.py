@@ -47,8 +47,9 @@ def exponent(b, x: Tensor) -> float | None:
         if b.device != x.device:
             raise ValueError(f"b is on {b.device}, x on {x.device}: both must be on one device")
         return None
-    number = int(b) if isinstance(b, bool) else b  # the reference takes True for 1
-    return real("b", number, 1, needed="a float of at least 1 or a tensor")
+    if b is True:  # which the reference takes for 1
+        return 1.0
+    return real("b", b, 1, needed="a float of at least 1 or a tensor")
 
 
 def single_filters(max_out: int) -> None:

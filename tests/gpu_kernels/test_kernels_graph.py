@@ -104,7 +104,9 @@ SERVED = [
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"b": 1.5}, {"b": 2.5, "cos_eps": 0.0}, {"bias": True}, {"unit": False}], ids=str
+    "options",
+    [{}, {"b": 1.5}, {"b": 2.5, "cos_eps": 0.0}, {"bias": True, "norm_eps": (1e-6, 0.0)}, {"unit": False}],
+    ids=str,
 )
 @pytest.mark.parametrize("shapes, direction", SERVED, ids=str)
 def test_each_is_one_run_of_a_plan(shapes, direction, options, cudnn):
